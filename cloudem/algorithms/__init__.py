@@ -1,0 +1,1 @@
+"""One batch at a time, arrays in and arrays out."""

@@ -1,0 +1,1 @@
+"""Where arrays live and which twin of a kernel runs."""

@@ -1,0 +1,1 @@
+"""Files and stores: Zarr, MRC, STAR, cryoSPARC."""

@@ -1,0 +1,1 @@
+"""Plain NumPy references of every kernel; the compiled twins are in ``_numba`` and ``_cupy``."""

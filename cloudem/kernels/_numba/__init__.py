@@ -1,0 +1,1 @@
+"""numba twins of the kernels, for the CPU."""

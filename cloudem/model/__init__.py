@@ -1,0 +1,1 @@
+"""Optics, particles, poses, symmetry and volumes: the nouns."""
