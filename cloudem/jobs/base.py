@@ -1,0 +1,257 @@
+"""What a job is: one declaration from which command line, checks, plan and provenance follow.
+
+A job states its parameters once, as fields::
+
+    class Mask(Job):
+        name: ClassVar[str] = "mask"
+        summary: ClassVar[str] = "Make a soft solvent mask from a map."
+        examples: ClassVar[tuple[str, ...]] = ("cloudem mask map.mrc --out mask",)
+
+        map: str = parameter(meaning="map to make the mask from, an MRC file", positional=True)
+        edge_A: float = parameter(10.0, meaning="width of the soft edge", gt=0)
+
+The unit is part of the name (``edge_A``, ``angle_deg``, ``cs_mm``), so that it is the same in Python, on the command
+line (``--edge-A``), in a job file and in the record of the result. A module that declares a job imports what is heavy
+(numba, zarr, …) inside ``run`` and ``project``, because ``cloudem --help`` imports all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from cloudem import __version__
+from cloudem.errors import CloudemError, ParameterError
+
+if TYPE_CHECKING:
+    from cloudem.execution.executor import Executor
+    from cloudem.jobs.progress import Progress
+
+JOBS: dict[str, str] = {
+    "import": "cloudem.jobs.import_particles:ImportParticles",
+    "export": "cloudem.jobs.export:Export",
+    "refine3d": "cloudem.jobs.refine3d:Refine3D",
+    "reconstruct": "cloudem.jobs.reconstruct:Reconstruct",
+    "postprocess": "cloudem.jobs.postprocess:Postprocess",
+    "mask": "cloudem.jobs.mask:Mask",
+    "simulate": "cloudem.jobs.simulate:Simulate",
+    "report": "cloudem.jobs.report:Report",
+}
+"""Name of each job and where its declaration is; imported when asked for."""
+
+UNITS: dict[str, str] = {
+    "A": "Å",
+    "A2": "Å²",
+    "deg": "°",
+    "mm": "mm",
+    "kV": "kV",
+    "px": "px",
+    "s": "s",
+    "GiB": "GiB",
+    "e_per_A2": "e/Å²",
+    "e_per_A3": "e/Å³",
+}
+"""Ending of a parameter's name -> unit as people write it."""
+
+RECORDED_PACKAGES = (
+    "numpy",
+    "scipy",
+    "numba",
+    "zarr",
+    "obstore",
+    "mrcfile",
+    "gemmi",
+    "dask",
+    "distributed",
+    "pydantic",
+)
+
+
+def parameter(
+    default: Any = PydanticUndefined,
+    *,
+    meaning: str,
+    positional: bool = False,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> Any:
+    """Declare one parameter of a job.
+
+    Parameters
+    ----------
+    default
+        Value where none is given; left out, the parameter is required.
+    meaning
+        What it is, in a few words, without the unit (the name has it) and without the default.
+    positional
+        Whether it is given without an option's name on the command line; ``tuple[str, ...]`` takes several.
+    gt, ge, lt, le
+        Bounds of a number.
+    """
+    return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra={"positional": positional})
+
+
+def unit_of(name: str) -> str:
+    """Return the unit that a parameter's name ends in, as people write it; empty where it has none."""
+    endings = [ending for ending in UNITS if name.endswith(f"_{ending}")]
+    return UNITS[max(endings, key=len)] if endings else ""
+
+
+def option_of(name: str) -> str:
+    """Return the command-line option of a parameter: ``diameter_A`` -> ``--diameter-A``."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a job will need, known from shapes and parameters before it runs.
+
+    Attributes
+    ----------
+    peak_bytes
+        Highest memory of all processes on one machine, bytes.
+    disk_bytes
+        What the results will take, bytes.
+    notes
+        Further lines for whoever plans the run: counts, sizes, assumptions.
+    wall_s
+        Expected duration in seconds; None where it is not known.
+    """
+
+    peak_bytes: int
+    disk_bytes: int
+    notes: tuple[str, ...] = ()
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running job is given.
+
+    Attributes
+    ----------
+    executor
+        Runs ``map`` and ``accumulate``.
+    progress
+        Stages, iterations and their timings; shown live on a terminal.
+    log
+        Information and warnings go to the screen and to ``OUT/log.txt``, debug lines to the file alone.
+    url
+        Where the results go.
+    """
+
+    executor: Executor
+    progress: Progress
+    log: logging.Logger
+    url: str
+
+
+class Job(BaseModel):
+    """A job's declaration: parameters as fields, ``project`` and ``run``.
+
+    Constructing one with values that it cannot use raises `ParameterError` with one line. A validator of a job raises
+    `ParameterError` itself where the line should be its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+    keeps_log: ClassVar[bool] = True
+    """Whether ``OUT`` is a folder that gets a ``log.txt``."""
+
+    out: str = parameter(meaning="folder of the results")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ParameterError(_one_line(type(self), error)) from None
+
+    def project(self) -> Projection:
+        """Return what the job will need; jobs that stay small need not state it."""
+        return Projection(peak_bytes=0, disk_bytes=0)
+
+    def run(self, context: Context) -> None:
+        """Do the work and write the results to ``context.url``."""
+        raise NotImplementedError(f"{type(self).__name__} declares no run()")
+
+
+def find_job(name: str) -> type[Job]:
+    """Return the declaration of the job called ``name``.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such job.
+    """
+    if name not in JOBS:
+        raise ParameterError(f"there is no job {name!r}{_did_you_mean(name, JOBS)}; jobs are {', '.join(JOBS)}")
+    module, _, attribute = JOBS[name].partition(":")
+    declaration = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(declaration, type) and issubclass(declaration, Job)):
+        raise TypeError(f"{JOBS[name]} is not a Job")
+    return declaration
+
+
+def job_record(job: Job) -> dict[str, Any]:
+    """Return the provenance of a job's results: its parameters, versions, machine and date, ready for JSON."""
+    return {
+        "job": job.name,
+        "parameters": job.model_dump(mode="json"),
+        "versions": {"cloudem": __version__, "python": platform.python_version(), **_versions(RECORDED_PACKAGES)},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _one_line(declaration: type[Job], error: ValidationError) -> str:
+    return "; ".join(_describe(declaration, detail) for detail in error.errors())
+
+
+def _describe(declaration: type[Job], detail: ErrorDetails) -> str:
+    """Say of one wrong parameter which it is, what came and what was needed."""
+    original = detail.get("ctx", {}).get("error")
+    if isinstance(original, CloudemError):
+        return str(original)
+    if not detail["loc"]:
+        return f"{declaration.name}: {detail['msg'].removeprefix('Value error, ')}"
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return f"{declaration.name} has no parameter {name!r}{_did_you_mean(name, declaration.model_fields)}"
+    field = declaration.model_fields[name]
+    if detail["type"] == "missing":
+        return f"{declaration.name} needs {option_of(name)}: {field.description}"
+    unit = unit_of(name)
+    needed = detail["msg"].removeprefix("Value error, ").replace("Input should be", "needs").replace("'", "")
+    unit = f", in {unit}" if unit else ""
+    return f"{option_of(name)}: got {detail['input']!r}, {needed}{unit} ({field.description})"
