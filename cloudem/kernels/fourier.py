@@ -1,0 +1,142 @@
+"""Fourier transforms with the origin at the box centre, and the half disc on which images are compared.
+
+Signs, axes and normalisation are those of :mod:`cloudem.conventions`. Boxes are even.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+Float = NDArray[np.floating[Any]]
+Complex = NDArray[np.complexfloating[Any, Any]]
+Int32 = NDArray[np.int32]
+
+
+class HalfDisc(NamedTuple):
+    """Fourier pixels of one half of a disc, sorted by shell: kx, ky and shell, each of shape (p,), in cycles per box.
+
+    ``kx >= 0``; of the line ``kx == 0`` only ``ky > 0``; the origin is left out. The other half follows from Friedel's
+    law, so that sums over the half disc count every independent coefficient once.
+    """
+
+    kx: Int32
+    ky: Int32
+    shell: Int32
+
+
+def half_disc(box: int, k_max: int) -> HalfDisc:
+    """Return the half disc of all pixels whose shell ``round(|k|)`` is at most ``k_max``.
+
+    ``k_max`` is at most ``box // 2 - 1``: pixels at Nyquist have no sign.
+    """
+    if not 0 < k_max < box // 2:
+        raise ValueError(f"frequency limit {k_max} for a box of {box}: needs 1 to {box // 2 - 1}")
+    ky, kx = np.mgrid[-k_max : k_max + 1, 0 : k_max + 1].astype(np.int32)
+    shell = np.rint(np.hypot(kx, ky)).astype(np.int32)
+    keep = (shell <= k_max) & ((kx > 0) | (ky > 0))
+    kx, ky, shell = kx[keep], ky[keep], shell[keep]
+    order = np.argsort(shell, kind="stable")
+    return HalfDisc(kx[order], ky[order], shell[order])
+
+
+def disc_size(disc: HalfDisc, k_max: int) -> int:
+    """Return how many leading pixels of the half disc lie in shells up to ``k_max``."""
+    return int(np.searchsorted(disc.shell, k_max, side="right"))
+
+
+def _centre(transform: Complex, axes: int) -> Complex:
+    """Move the origin between corner and centre: multiply by (-1)^(kx + ky + …), in place."""
+    for axis in range(-axes, 0):
+        index: list[Any] = [slice(None)] * transform.ndim
+        index[axis] = slice(1, None, 2)
+        transform[tuple(index)] *= -1
+    return transform
+
+
+def fourier_images(images: Float) -> Complex:
+    """Transform real images.
+
+    Parameters
+    ----------
+    images
+        Shape (b, n, n), n even.
+
+    Returns
+    -------
+    Shape (b, n, n // 2 + 1), complex of the same precision, ky in FFT order; unnormalised, origin at the box centre.
+    """
+    transform: Complex = scipy.fft.rfft2(images)
+    # (-1)^k is the shift by n/2, whatever n/2 is: exp(-2 pi i k (n/2) / n)
+    return _centre(transform, 2)
+
+
+def real_images(transforms: Complex) -> Float:
+    """Invert :func:`fourier_images`: (b, n, n // 2 + 1) to (b, n, n)."""
+    n = transforms.shape[-2]
+    images: Float = scipy.fft.irfft2(_centre(transforms.copy(), 2), s=(n, n))
+    return images
+
+
+def sample_half_disc(transforms: Complex, disc: HalfDisc) -> Complex:
+    """Return the coefficients of :func:`fourier_images` on a half disc: (b, n, n // 2 + 1) to (b, p)."""
+    n, half = transforms.shape[-2:]
+    flat = transforms.reshape(len(transforms), -1)
+    sampled: Complex = np.take(flat, (disc.ky % n) * half + disc.kx, axis=1)
+    return sampled
+
+
+def fill_half_disc(values: Complex, disc: HalfDisc, box: int) -> Complex:
+    """Put half-disc coefficients back: (b, p) to (b, n, n // 2 + 1), zero elsewhere; adjoint of the sampling."""
+    half = box // 2 + 1
+    transforms = np.zeros((len(values), box * half), values.dtype)
+    transforms[:, (disc.ky % box) * half + disc.kx] = values
+    on_axis = disc.kx == 0
+    transforms[:, (-disc.ky[on_axis] % box) * half] = values[:, on_axis].conj()
+    return transforms.reshape(len(values), box, half)
+
+
+def fourier_volume(volume: Float, padding: int = 1) -> Complex:
+    """Transform a real volume, zero-padded about its centre.
+
+    Parameters
+    ----------
+    volume
+        Shape (n, n, n), n even.
+    padding
+        Factor by which the box is enlarged.
+
+    Returns
+    -------
+    Shape (m, m, m // 2 + 1) with m = padding · n; kz, ky in FFT order; unnormalised, origin at the box centre.
+    """
+    n = volume.shape[0]
+    m = n * padding
+    if padding > 1:
+        padded = np.zeros((m, m, m), volume.dtype)
+        low = m // 2 - n // 2
+        padded[low : low + n, low : low + n, low : low + n] = volume
+        volume = padded
+    transform: Complex = scipy.fft.rfftn(volume)
+    return _centre(transform, 3)
+
+
+def real_volume(transform: Complex, box: int | None = None) -> Float:
+    """Invert :func:`fourier_volume` and crop to ``box`` about the centre; overwrites its input."""
+    m = transform.shape[0]
+    volume: Float = scipy.fft.irfftn(_centre(transform, 3), s=(m, m, m), overwrite_x=True)
+    if box is None or box == m:
+        return volume
+    low = m // 2 - box // 2
+    return np.ascontiguousarray(volume[low : low + box, low : low + box, low : low + box])
+
+
+def shell_index(box: int) -> Int32:
+    """Return ``round(|k|)`` for the layout of :func:`fourier_volume` without padding: (n, n, n // 2 + 1)."""
+    full = np.fft.fftfreq(box, 1 / box)
+    half = np.arange(box // 2 + 1)
+    squared = full[:, None, None] ** 2 + full[None, :, None] ** 2 + half[None, None, :] ** 2
+    return np.rint(np.sqrt(squared)).astype(np.int32)

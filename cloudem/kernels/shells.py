@@ -1,0 +1,71 @@
+"""Sums over Fourier shells, and the Fourier shell correlation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.kernels.fourier import fourier_volume, shell_index
+
+Float64 = NDArray[np.float64]
+
+
+def shell_sums(values: NDArray[Any], shells: NDArray[np.int32], count: int) -> Float64:
+    """Sum values over shells.
+
+    Parameters
+    ----------
+    values
+        Real, shape (..., p): summed over the last axis.
+    shells
+        Shape (p,): shell of each pixel; those of ``count`` and above are left out.
+    count
+        Number of shells.
+
+    Returns
+    -------
+    Shape (..., count), float64.
+    """
+    keep = shells < count
+    flat = values.reshape(-1, values.shape[-1])[:, keep]
+    sums = [np.bincount(shells[keep], row, minlength=count) for row in flat]
+    return np.asarray(sums, np.float64).reshape(*values.shape[:-1], count)
+
+
+def correlation(cross: Float64, power_a: Float64, power_b: Float64) -> Float64:
+    """Return ``cross / sqrt(power_a power_b)``, 0 where either map has no power."""
+    scale = np.sqrt(np.maximum(power_a, 0) * np.maximum(power_b, 0))
+    return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+
+
+def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
+    """Return the Fourier shell correlation of two real volumes.
+
+    Source: Harauz & van Heel 1986, Optik 73, 146. ``FSC(s) = Re sum a b* / sqrt(sum |a|^2 sum |b|^2)`` over the voxels
+    of shell s, each Friedel pair counted twice as in the full sphere.
+
+    Parameters
+    ----------
+    a, b
+        Shape (n, n, n), n even.
+
+    Returns
+    -------
+    Shape (n // 2 + 1,), float64; index s is the shell at s / (n · pixel_size). A shell without power gives 0.
+    """
+    n = a.shape[0]
+    shells = shell_index(n)
+    weight = np.full(n // 2 + 1, 2.0)
+    weight[[0, -1]] = 1.0
+    fa, fb = fourier_volume(a), fourier_volume(b)
+    flat = shells.ravel()
+    count = n // 2 + 1
+
+    def total(values: NDArray[Any]) -> Float64:
+        summed: Float64 = np.bincount(flat, (values * weight).ravel(), minlength=count)[:count]
+        return summed
+
+    cross = total(fa.real * fb.real + fa.imag * fb.imag)
+    return correlation(cross, total(fa.real**2 + fa.imag**2), total(fb.real**2 + fb.imag**2))

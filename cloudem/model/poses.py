@@ -1,0 +1,87 @@
+"""Rotations as matrices, RELION Euler angles and rotation vectors. Definitions: :mod:`cloudem.conventions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
+
+Float64 = NDArray[np.float64]
+
+
+def euler_to_matrix(rot: ArrayLike, tilt: ArrayLike, psi: ArrayLike) -> Float64:
+    """Return the matrices (..., 3, 3) that take map to image coordinates; angles in radians."""
+    a, b, g = np.broadcast_arrays(*(np.asarray(angle, np.float64) for angle in (rot, tilt, psi)))
+    ca, sa, cb, sb, cg, sg = np.cos(a), np.sin(a), np.cos(b), np.sin(b), np.cos(g), np.sin(g)
+    rows = [
+        [cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb],
+        [-sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb],
+        [sb * ca, sb * sa, cb],
+    ]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def matrix_to_euler(matrix: NDArray[Any]) -> tuple[Float64, Float64, Float64]:
+    """Return rot, tilt, psi in radians, tilt in [0, pi]; at the poles all in-plane rotation goes to psi."""
+    m = np.asarray(matrix, np.float64)
+    tilt = np.arctan2(np.hypot(m[..., 2, 0], m[..., 2, 1]), m[..., 2, 2])
+    pole = np.hypot(m[..., 2, 0], m[..., 2, 1]) < 1e-9
+    rot = np.where(pole, 0.0, np.arctan2(m[..., 2, 1], m[..., 2, 0]))
+    psi = np.arctan2(m[..., 1, 2], -m[..., 0, 2])
+    # at tilt 0 the matrix is Rz(psi); at tilt pi it is Rz(psi) diag(-1, 1, -1)
+    at_pole = np.where(m[..., 2, 2] > 0, np.arctan2(m[..., 0, 1], m[..., 0, 0]), np.arctan2(m[..., 0, 1], m[..., 1, 1]))
+    return rot, tilt, np.where(pole, at_pole, psi)
+
+
+def rotate(matrix: NDArray[Any], omega: NDArray[Any]) -> Float64:
+    """Turn poses by rotation vectors given in the image frame.
+
+    Parameters
+    ----------
+    matrix
+        Shape (..., 3, 3).
+    omega
+        Shape (..., 3), radians. The Fourier pixel κ then samples the map at ``A^T exp([omega]×) κ``.
+
+    Returns
+    -------
+    ``exp([omega]×)^T A``, shape (..., 3, 3).
+    """
+    flat = np.reshape(omega, (-1, 3))
+    turn = Rotation.from_rotvec(flat).as_matrix().reshape(*np.shape(omega)[:-1], 3, 3)
+    return np.asarray(np.swapaxes(turn, -1, -2) @ matrix, np.float64)
+
+
+def angle_between(a: NDArray[Any], b: NDArray[Any]) -> Float64:
+    """Return the angle in radians of the rotation between poses (..., 3, 3)."""
+    # the Frobenius norm |a - b|^2 = 8 sin^2(angle / 2) keeps its accuracy for small angles, the trace does not
+    distance = np.sqrt(np.sum((np.asarray(a, np.float64) - b) ** 2, axis=(-1, -2)))
+    return np.asarray(2 * np.arcsin(np.minimum(distance / np.sqrt(8.0), 1.0)), np.float64)
+
+
+def sphere_directions(step: float) -> Float64:
+    """Return nearly uniform directions on one hemisphere; with their opposites they cover the sphere.
+
+    A Fibonacci lattice (González 2010, 10.1007/s11004-009-9257-x).
+
+    Parameters
+    ----------
+    step
+        Wanted distance between neighbours, radians.
+
+    Returns
+    -------
+    Unit vectors (d, 3), z > 0.
+    """
+    count = max(4, int(np.ceil(4 * np.pi / step**2 / 2)))
+    z = 1 - (np.arange(count) + 0.5) / count
+    azimuth = np.arange(count) * np.pi * (3 - np.sqrt(5.0))
+    r = np.sqrt(1 - z * z)
+    return np.stack([r * np.cos(azimuth), r * np.sin(azimuth), z], axis=1)
+
+
+def random_rotations(count: int, rng: np.random.Generator) -> Float64:
+    """Return uniformly distributed rotations, shape (count, 3, 3)."""
+    return np.asarray(Rotation.random(count, rng=rng).as_matrix(), np.float64)
