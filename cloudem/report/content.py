@@ -1,0 +1,145 @@
+"""What a report shows, as plain data; whatever is absent leaves its section out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import ParameterError
+
+FSC_NAMES = ("unmasked", "masked", "phase_randomised", "corrected", "truth")
+"""Curves that a report knows how to label. ``truth`` is the map against a known structure."""
+
+
+class Iteration(NamedTuple):
+    """One row of the history of a refinement; NaN where a figure is not known."""
+
+    iteration: int
+    resolution_A: float
+    limit_A: float
+    """Resolution up to which images were compared with the reference."""
+    moving_share: float
+    """Share of particles, 0 to 1, whose pose still changed."""
+    images_per_s: float
+    seconds: float
+
+
+class Stage(NamedTuple):
+    """What one stage of a job took; NaN (0 for ``peak_bytes``) where it was not measured."""
+
+    name: str
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+class Parameter(NamedTuple):
+    """One parameter of a job as its user would read it."""
+
+    value: Any
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """Everything that a report can show about one refinement, reconstruction or post-processing.
+
+    Parameters
+    ----------
+    title : str
+    map, mask : (n, n, n) float array, optional
+        The final (sharpened) map, indexed [z, y, x], and the mask, 0 to 1, that its FSC was computed with.
+    pixel_size : float
+        Å.
+    symmetry : str
+        Point group, for example ``"O"``.
+    symmetry_operators : (g, 3, 3) float array, optional
+        Its rotation matrices; with them the distribution of views includes the equivalent ones.
+    fsc : mapping of name to (n // 2 + 1,) float array
+        Names are those of `FSC_NAMES`; the index is the Fourier shell.
+    resolution_A : float, optional
+        Resolution that the job states (FSC 0.143). Without it, it is read off the best curve given.
+    b_factor : float, optional
+        B-factor, Å², that the map was sharpened with (negative sharpens).
+    rot, tilt : (p,) float array, optional
+        Euler angles in radians.
+    half_set : (p,) int array, optional
+        1 or 2; 0 means not assigned.
+    defocus_u, defocus_v, shift_x, shift_y : (p,) float array, optional
+        Å.
+    particle_count : int, optional
+        Only needed where no column of particles is given.
+    command, created : str
+        The command line, and when it was run.
+    notes : sequence of str
+        Remarks that are not warnings.
+
+    Raises
+    ------
+    ParameterError
+        If arrays do not fit together, or a curve has an unknown name.
+    """
+
+    title: str
+    map: NDArray[np.floating[Any]] | None = None
+    mask: NDArray[np.floating[Any]] | None = None
+    pixel_size: float | None = None
+    symmetry: str = ""
+    symmetry_operators: NDArray[np.floating[Any]] | None = None
+    fsc: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    resolution_A: float | None = None
+    b_factor: float | None = None
+    iterations: Sequence[Iteration] = ()
+    rot: NDArray[np.floating[Any]] | None = None
+    tilt: NDArray[np.floating[Any]] | None = None
+    half_set: NDArray[np.integer[Any]] | None = None
+    defocus_u: NDArray[np.floating[Any]] | None = None
+    defocus_v: NDArray[np.floating[Any]] | None = None
+    shift_x: NDArray[np.floating[Any]] | None = None
+    shift_y: NDArray[np.floating[Any]] | None = None
+    particle_count: int | None = None
+    stages: Sequence[Stage] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    command: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could only be drawn wrongly."""
+        if unknown := sorted(set(self.fsc) - set(FSC_NAMES)):
+            raise ParameterError(f"FSC curve {unknown[0]!r} is not known to the report; use {', '.join(FSC_NAMES)}")
+        if len({len(curve) for curve in self.fsc.values()}) > 1:
+            raise ParameterError("FSC curves of one report must have the same number of shells")
+        if self.fsc and self.pixel_size is None:
+            raise ParameterError("FSC curves need the pixel size in Å; pass pixel_size")
+        if self.map is not None and (self.map.ndim != 3 or len(set(self.map.shape)) != 1):
+            raise ParameterError(f"the map has shape {self.map.shape}; a report needs a cube (n, n, n)")
+        if self.mask is not None and self.map is not None and self.mask.shape != self.map.shape:
+            raise ParameterError(f"the mask has shape {self.mask.shape}, the map {self.map.shape}; they must be equal")
+        for one, other in (("rot", "tilt"), ("defocus_u", "defocus_v"), ("shift_x", "shift_y")):
+            first, second = getattr(self, one), getattr(self, other)
+            if (first is None) != (second is None) or (first is not None and len(first) != len(second)):
+                raise ParameterError(f"{one} and {other} go together: give both, of the same length, or neither")
+
+    @property
+    def box(self) -> int | None:
+        """Box size in pixels, from the map or else from the curves."""
+        if self.map is not None:
+            return int(self.map.shape[0])
+        lengths = [len(curve) for curve in self.fsc.values()]
+        return 2 * (lengths[0] - 1) if lengths else None
+
+    @property
+    def particles(self) -> int | None:
+        """Number of particles, from whichever column tells it."""
+        if self.particle_count is not None:
+            return self.particle_count
+        columns = (self.rot, self.half_set, self.defocus_u, self.shift_x)
+        return next((len(column) for column in columns if column is not None), None)

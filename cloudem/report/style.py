@@ -1,0 +1,134 @@
+"""Colours, type and sizes shared by the page and its figures, and the one way a figure becomes SVG."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#1f2933"
+FAINT = "#6b7785"
+RULE = "#d8dee5"
+# Blue, vermilion and green of Okabe & Ito: distinct for colour-blind readers and, by lightness, in grey print.
+BLUE = "#0072b2"
+VERMILION = "#d55e00"
+GREEN = "#009e73"
+GREY = "#8d99a6"
+PALE_BLUE = "#9cc3dc"
+
+_SETTINGS = {
+    "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
+    "svg.hashsalt": "cloudem",  # equal content gives equal bytes
+    "text.parse_math": False,
+    "font.size": 12,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ecf0",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 11.5,
+    "lines.solid_capstyle": "round",
+}
+# Settings of matplotlib are global to the process; reports rendered at the same time must take turns.
+_LOCK = threading.Lock()
+
+
+def draw_svg(width: int, height: int, draw: Callable[[Figure], None], label: str) -> str:
+    """Draw one figure and return it as an ``<svg>`` element without any address in it.
+
+    Parameters
+    ----------
+    width, height : int
+        Size in CSS pixels at which lines and type have their nominal size.
+    draw : callable
+        Fills the empty figure.
+    label : str
+        What the figure shows, in words, for readers who cannot see it. Trusted text.
+    """
+    buffer = io.StringIO()
+    with _LOCK, mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
+        draw(figure)
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, dpi=144, metadata=nothing)
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :].replace("xlink:href", "href")
+    head = f'<svg class="plot" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" style="width:{width}px">'
+    return head + body.strip()
+
+
+def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
+    """Name the axes, with the title set left and plain as in print."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=10)
+    axes.tick_params(length=3)
+
+
+CSS = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f4f6f8; color: #1f2933; line-height: 1.5;
+  font: 15px/1.5 "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif; }
+main { width: 1100px; margin: 24px auto; padding: 44px 50px 36px; background: #fff;
+  border: 1px solid #d8dee5; border-radius: 6px; }
+h1 { font-size: 30px; line-height: 1.2; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 20px; font-weight: 600; margin: 44px 0 14px; padding-top: 14px; border-top: 1px solid #d8dee5; }
+p { margin: 6px 0; max-width: 800px; }
+.quiet { color: #6b7785; font-size: 13.5px; }
+.tiles { display: flex; margin: 24px 0 4px; border: 1px solid #d8dee5; border-radius: 6px; }
+.tile { flex: 1 1 0; padding: 14px 16px 12px; border-left: 1px solid #d8dee5; min-width: 0; }
+.tile:first-child { border-left: 0; flex-grow: 1.25; background: #eef5fa; border-radius: 6px 0 0 6px; }
+.tile b { display: block; font-size: 24px; font-weight: 600; line-height: 1.25; white-space: nowrap; }
+.tile:first-child b { color: #005a8d; font-size: 28px; line-height: 1.1; }
+.tile span { display: block; font-size: 12.5px; line-height: 1.35; color: #52606d; margin-top: 3px; }
+.warnings { margin: 20px 0 0; padding: 12px 18px; background: #fff4e5; border-left: 5px solid #d55e00;
+  border-radius: 3px; }
+.warnings b { color: #a34700; }
+.warnings ul, .notes { margin: 4px 0 2px; padding-left: 20px; }
+.warnings li, .notes li { overflow-wrap: anywhere; }
+.row { display: flex; gap: 24px; justify-content: space-between; align-items: flex-start; }
+.row + .row { margin-top: 18px; }
+figure { margin: 0; break-inside: avoid; }
+figcaption { font-size: 13px; color: #52606d; margin-top: 4px; line-height: 1.4; }
+svg { display: block; height: auto; max-width: 100%; }
+svg.plot text { font-family: "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif !important; }
+svg image { image-rendering: auto !important; }
+.panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px 14px; }
+.panels svg { width: 100%; border-radius: 3px; }
+table { border-collapse: collapse; font-size: 13.5px; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; color: #52606d; border-bottom: 1.5px solid #9aa5b1; padding: 4px 10px 4px 0; }
+td { border-bottom: 1px solid #e4e8ec; padding: 4px 10px 4px 0; vertical-align: top; overflow-wrap: anywhere; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+td.name { white-space: nowrap; font-weight: 500; }
+td.bar { width: 30%; vertical-align: middle; }
+td.bar i { display: block; height: 11px; background: #0072b2; border-radius: 1px; min-width: 1px; }
+td.bar i + i { background: #9cc3dc; margin-top: 2px; height: 5px; }
+tr.total td { font-weight: 600; border-bottom: 0; border-top: 1.5px solid #9aa5b1; }
+pre { background: #f4f6f8; padding: 10px 14px; border-radius: 4px; font-size: 13px; white-space: pre-wrap;
+  overflow-wrap: anywhere; margin: 8px 0; }
+.swatch { display: inline-block; width: 22px; height: 0; border-top: 3px solid; vertical-align: middle;
+  margin-right: 8px; }
+footer { margin-top: 40px; padding-top: 12px; border-top: 1px solid #d8dee5; }
+@page { size: A4; margin: 12mm; }
+@media print {
+  body { background: #fff; } main { margin: 0; padding: 0; border: 0; width: 100%; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  h2 { break-after: avoid; } tr, .tiles, .warnings, .panels { break-inside: avoid; }
+}
+"""

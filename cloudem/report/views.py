@@ -1,0 +1,154 @@
+"""Distribution of view directions over the sphere of the map."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from cloudem.report.style import FAINT, INK, draw_svg
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+
+_GRID = 3000
+"""Points on the sphere at which density is kept: 3.7 degrees apart, finer than the smoothing."""
+_SMOOTHING = np.deg2rad(5.0)
+
+
+class ViewDensity(NamedTuple):
+    """Density of views on the sphere.
+
+    Parameters
+    ----------
+    directions : (m, 3) float array
+        Evenly spread unit vectors in map coordinates.
+    density : (m,) float array
+        Views per area relative to the mean over the sphere.
+    least_sampled : float
+        Sampling of the worst direction of Fourier space relative to the mean: 1 for evenly spread views, 0 for a
+        missing cone.
+    """
+
+    directions: Array
+    density: Array
+    least_sampled: float
+
+
+def view_directions(rot: Array, tilt: Array) -> Array:
+    """View direction in map coordinates, the third row of the rotation matrix (p, 3), of angles in radians."""
+    return np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], axis=-1)
+
+
+def _even_directions(count: int) -> Array:
+    """Spread directions evenly: Fibonacci lattice, equal area per point (González 2010, 10.1007/s11004-009-9257-x)."""
+    index = np.arange(count) + 0.5
+    z = 1 - 2 * index / count
+    longitude = np.pi * (1 + np.sqrt(5)) * index
+    radius = np.sqrt(1 - z**2)
+    return np.stack([radius * np.cos(longitude), radius * np.sin(longitude), z], axis=-1)
+
+
+def view_density(rot: Array, tilt: Array, operators: Array | None = None) -> ViewDensity:
+    """Smooth the directions of views, and those equivalent by symmetry, to a density on the sphere.
+
+    Parameters
+    ----------
+    rot, tilt : (p,) float array
+        Radians; particles whose angles are not finite are left out.
+    operators : (g, 3, 3) float array, optional
+        Rotations that leave the map unchanged.
+
+    Notes
+    -----
+    A view along d samples the Fourier plane perpendicular to d, so the sampling of a direction is the density of
+    views on the great circle around it (as in Baldwin & Lyumkis 2020, 10.1016/j.pbiomolbio.2019.09.002).
+    """
+    grid = _even_directions(_GRID)
+    known = np.isfinite(rot) & np.isfinite(tilt)
+    if not known.any():
+        return ViewDensity(grid, np.full(_GRID, np.nan), float("nan"))
+    directions = view_directions(np.asarray(rot)[known], np.asarray(tilt)[known])
+    _, nearest = cKDTree(grid).query(directions)
+    counts = np.bincount(nearest, minlength=_GRID).astype(float)
+    occupied = np.flatnonzero(counts)
+    points, weights = grid[occupied], counts[occupied]
+    if operators is not None:
+        points = np.einsum("pi,gij->gpj", points, np.asarray(operators, dtype=float)).reshape(-1, 3)
+        weights = np.tile(weights, len(operators))
+        _, nearest = cKDTree(grid).query(points)
+        counts = np.bincount(nearest, weights=weights, minlength=_GRID)
+    cosine = (grid @ grid.T).astype(np.float32)
+    density = np.exp((cosine - 1) / np.float32(_SMOOTHING**2)) @ counts.astype(np.float32)
+    sampling = np.exp(-0.5 * (cosine / np.float32(_SMOOTHING)) ** 2) @ counts.astype(np.float32)
+    return ViewDensity(
+        grid, density.astype(float) / float(density.mean()), float(sampling.min()) / float(sampling.mean())
+    )
+
+
+def _mollweide(longitude: Array, latitude: Array) -> tuple[Array, Array]:
+    """Project to the plane, equal-area, onto an ellipse of half-axes 2 and 1 (Snyder 1987, USGS PP 1395, p. 251)."""
+    theta = np.array(latitude, dtype=float)
+    for _ in range(60):
+        slope = np.maximum(2 + 2 * np.cos(2 * theta), 1e-9)
+        theta = theta - (2 * theta + np.sin(2 * theta) - np.pi * np.sin(latitude)) / slope
+    return 2 / np.pi * longitude * np.cos(theta), np.sin(theta)
+
+
+def _raster(views: ViewDensity, width: int, height: int) -> Array:
+    """Density (height, width) over the Mollweide ellipse, bottom row first."""
+    x, y = np.meshgrid(
+        (np.arange(width) + 0.5) / width * 4 - 2, (np.arange(height) + 0.5) / height * 2 - 1, indexing="xy"
+    )
+    theta = np.arcsin(y)
+    latitude = np.arcsin(np.clip((2 * theta + np.sin(2 * theta)) / np.pi, -1, 1))
+    # Beyond the ellipse the edge is repeated, so that smoothing for display does not fade it.
+    longitude = np.clip(np.pi * x / (2 * np.cos(theta)), -np.pi, np.pi)
+    towards = np.stack(
+        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=-1
+    )
+    distance, nearest = cKDTree(views.directions).query(towards, k=3)
+    weight = 1 / (distance**2 + 1e-4)
+    return np.asarray((views.density[nearest] * weight).sum(-1) / weight.sum(-1))
+
+
+def views_figure(views: ViewDensity, width: int = 620, height: int = 350) -> str:
+    """Draw the density of views as a Mollweide map; the map's z axis is up, its x axis in the middle."""
+    image = _raster(views, 240, 120)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((8 / width, 26 / height, 1 - 100 / width, 1 - 48 / height))
+        limit = max(2.0, float(np.nanpercentile(views.density, 99.8)))
+        shown = axes.imshow(
+            image, origin="lower", extent=(-2, 2, -1, 1), cmap="Blues", vmin=0, vmax=limit, interpolation="bilinear"
+        )
+        ellipse = Ellipse((0, 0), 4, 2, fill=False, edgecolor=FAINT, lw=1.0, transform=axes.transData)
+        shown.set_clip_path(ellipse)
+        axes.add_patch(ellipse)
+        line = np.linspace(-1, 1, 61)
+        faint = {"color": INK, "lw": 0.5, "alpha": 0.28}
+        for degrees in (-120, -60, 0, 60, 120):
+            axes.plot(*_mollweide(np.deg2rad(np.full(61, float(degrees))), line * np.pi / 2), **faint)
+        for degrees in (-60, -30, 0, 30, 60):
+            axes.plot(*_mollweide(line * np.pi, np.deg2rad(np.full(61, float(degrees)))), **faint)
+        for degrees in (0, 30, 60, 120, 150, 180):
+            x, y = _mollweide(np.array([-np.pi]), np.deg2rad(np.array([90.0 - degrees])))
+            axes.text(
+                float(x[0]) - 0.03, float(y[0]), f"{degrees}°", ha="right", va="center", fontsize=11, color=FAINT
+            )
+        axes.text(0, -1.04, "rot 0°", ha="center", va="top", fontsize=11, color=FAINT)
+        axes.text(0, 1.03, "tilt 0°", ha="center", va="bottom", fontsize=11, color=FAINT)
+        axes.set_xlim(-2.15, 2.02)
+        axes.set_ylim(-1.1, 1.1)
+        axes.set_axis_off()
+        scale = figure.add_axes((1 - 76 / width, 0.22, 12 / width, 0.56))
+        bar = figure.colorbar(shown, cax=scale)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.tick_params(length=3)
+        bar.ax.grid(visible=False)
+        bar.set_label("views relative to even", fontsize=11.5)
+
+    return draw_svg(width, height, draw, "Distribution of view directions")
