@@ -132,7 +132,7 @@ class Particles:
         if len(set(lengths.values())) > 1:
             raise InconsistentDataError(f"columns have different lengths: {lengths}")
         group = self.columns.get("optics_group")
-        if group is not None and len(group) and not (0 <= group.min() and group.max() < len(self.optics)):
+        if group is not None and len(group) and not (group.min() >= 0 and group.max() < len(self.optics)):
             raise InconsistentDataError(
                 f"optics_group runs from {group.min()} to {group.max()}, but there are {len(self.optics)} groups"
             )

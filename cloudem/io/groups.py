@@ -1,0 +1,254 @@
+"""Groups of arrays with attributes: how results and tables are kept, safe at any kill.
+
+A group at ``path`` is a Zarr v3 group. Its arrays lie in a generation of their own, ``path/arrays-<number>``, and the
+group's ``zarr.json``, which names the generation, is written last, as one object. Writing a group again writes the next
+generation beside the old one, replaces ``zarr.json``, and only then deletes the old one: whoever reads sees the old
+group or the new one, never a mixture, whenever the writer was killed. One writer per group.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from obstore.store import LocalStore
+
+from cloudem.errors import FormatError, ParameterError, StorageError
+from cloudem.io.location import delete_all, folder_of, folders, get, object_store, put, storage_errors, zarr_store
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.particles import COLUMNS, TEXT, Particles
+
+_MARKER = "cloudem_group"
+_GENERATION = re.compile(r"arrays-(\d+)")
+_CHUNK_BYTES = 256 * 2**20
+
+
+def write_group(
+    url: str | os.PathLike[str], path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> None:
+    """Write a group, or replace it with a new one.
+
+    Parameters
+    ----------
+    url
+        Folder of the store; made when it is not there.
+    path
+        Path of the group in it; ``""`` is the root. Groups below it are left alone.
+    arrays
+        Name to array: numbers, booleans or text.
+    attributes
+        Anything that JSON holds; NumPy scalars and arrays become numbers and lists.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission.
+    """
+    with storage_errors(url):
+        store = object_store(url, create=True)
+        current = _read_marker(store, path)
+        number = 1 + (0 if current is None else int(_GENERATION.fullmatch(current["generation"])[1]))  # type: ignore[index]
+        generation = f"arrays-{number}"
+        _delete_generations(store, path, keep=None if current is None else current["generation"])
+        _write_parents(store, path)
+        put(store, _join(path, generation, "zarr.json"), _group_document({}))
+        keys = {name: _key(name) for name in arrays}
+        target = zarr_store(url)
+        for name, values in arrays.items():
+            _write_array(target, _join(path, generation, keys[name]), values)
+        marker = {"generation": generation, "arrays": keys}
+        put(store, _join(path, "zarr.json"), _group_document({**_plain(attributes), _MARKER: marker}))
+        _delete_generations(store, path, keep=generation)
+
+
+def read_group(url: str | os.PathLike[str], path: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and attributes of a group.
+
+    Raises
+    ------
+    StorageError
+        There is no such group, or it was never finished.
+    """
+    with storage_errors(url):
+        store = object_store(url)
+        document = _read_document(store, path)
+        marker = None if document is None else document["attributes"].get(_MARKER)
+        if document is None or marker is None:
+            place = _join(os.fspath(url), path)
+            raise StorageError(f"{place} holds no finished result; run the job that makes it, or check the path")
+        source = zarr_store(url)
+        arrays = {
+            name: _read_array(source, _join(path, marker["generation"], key)) for name, key in marker["arrays"].items()
+        }
+    return arrays, {name: value for name, value in document["attributes"].items() if name != _MARKER}
+
+
+def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | None:
+    """Return the attributes of a group alone, or None where there is no finished group."""
+    if not folder_of(url).is_dir():
+        return None
+    with storage_errors(url):
+        document = _read_document(object_store(url), path)
+    if document is None or _MARKER not in document["attributes"]:
+        return None
+    return {name: value for name, value in document["attributes"].items() if name != _MARKER}
+
+
+def has_group(url: str | os.PathLike[str], path: str) -> bool:
+    """Say whether a finished group is there."""
+    return read_attributes(url, path) is not None
+
+
+def list_groups(url: str | os.PathLike[str], path: str) -> list[str]:
+    """Return the names of the finished groups right under `path`, sorted."""
+    if not folder_of(url).is_dir():
+        return []
+    with storage_errors(url):
+        store = object_store(url)
+        return [name for name in folders(store, path) if _read_marker(store, _join(path, name)) is not None]
+
+
+def delete_group(url: str | os.PathLike[str], path: str) -> None:
+    """Delete a group and everything under it; nothing happens where there is none."""
+    if not path:
+        raise ParameterError("the root of a store is not deleted as a group; remove the folder")
+    if not folder_of(url).is_dir():
+        return
+    with storage_errors(url):
+        store = object_store(url)
+        if get(store, _join(path, "zarr.json")) is not None:
+            store.delete(_join(path, "zarr.json"))
+        delete_all(store, path)
+
+
+def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return a particle table as arrays and attributes for `write_group`."""
+    optics = [
+        {
+            "name": group.name,
+            "voltage_kV": group.voltage,
+            "spherical_aberration_A": group.spherical_aberration,
+            "amplitude_contrast": group.amplitude_contrast,
+            "extra": dict(group.extra),
+        }
+        for group in particles.optics
+    ]
+    meanings = {
+        name: {"unit": COLUMNS[name].unit, "meaning": COLUMNS[name].meaning}
+        if name in COLUMNS
+        else {"unit": "", "meaning": "carried as text from the source, not used"}
+        for name in particles.columns
+    }
+    return dict(particles.columns), {"optics": optics, "columns": meanings}
+
+
+def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
+    """Return the particle table that `particles_to_arrays` took apart; other attributes do not matter."""
+    try:
+        optics = tuple(
+            OpticsGroup(
+                group["name"],
+                float(group["voltage_kV"]),
+                float(group["spherical_aberration_A"]),
+                float(group["amplitude_contrast"]),
+                dict(group["extra"]),
+            )
+            for group in attributes["optics"]
+        )
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"the stored particle table has no usable optics groups ({error}); import again") from error
+    return Particles(optics, {name: arrays[name] for name in attributes["columns"]})
+
+
+def _write_array(store: Any, key: str, values: NDArray[Any]) -> None:
+    array = np.asarray(values)
+    attributes: dict[str, Any] = {}
+    if array.dtype.kind in "UTO":
+        array, attributes = _encode_text(array), {"encoding": "utf-8, padded with zeros"}
+    rows = max(1, _CHUNK_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
+    chunks = tuple(max(1, min(size, rows) if axis == 0 else size) for axis, size in enumerate(array.shape))
+    # Floating point noise does not shrink; everything else does.
+    compressors = None if array.dtype.kind in "fc" else "auto"
+    target = zarr.create_array(
+        store, name=key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=compressors,
+        filters=None, attributes=attributes, zarr_format=3,
+    )  # fmt: skip
+    if array.size:
+        target[...] = array
+
+
+def _read_array(store: Any, key: str) -> NDArray[Any]:
+    source = zarr.open_array(store, path=key, mode="r", zarr_format=3)
+    array = np.asarray(source[...])
+    return _decode_text(array) if "encoding" in source.attrs else array
+
+
+def _encode_text(array: NDArray[Any]) -> NDArray[np.uint8]:
+    flat = np.array([str(value).encode() for value in array.ravel()], dtype=np.bytes_)
+    width = max(1, flat.itemsize)
+    return flat.astype(f"S{width}").view(np.uint8).reshape(*array.shape, width)
+
+
+def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
+    flat = np.ascontiguousarray(array).reshape(-1).view(f"S{array.shape[-1]}")
+    return flat.astype(TEXT).reshape(array.shape[:-1])
+
+
+def _read_document(store: LocalStore, path: str) -> dict[str, Any] | None:
+    raw = get(store, _join(path, "zarr.json"))
+    if raw is None:
+        return None
+    try:
+        document: dict[str, Any] = json.loads(raw)
+        return {**document, "attributes": dict(document.get("attributes", {}))}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{_join(path, 'zarr.json')} is not Zarr v3 metadata; check the path") from error
+
+
+def _read_marker(store: LocalStore, path: str) -> dict[str, Any] | None:
+    document = _read_document(store, path)
+    return None if document is None else document["attributes"].get(_MARKER)
+
+
+def _write_parents(store: LocalStore, path: str) -> None:
+    """Make the groups above `path`, so that any Zarr reader can walk down to it."""
+    parts = path.split("/") if path else []
+    for depth in range(len(parts)):
+        key = _join(*parts[:depth], "zarr.json")
+        if get(store, key) is None:
+            put(store, key, _group_document({}))
+
+
+def _delete_generations(store: LocalStore, path: str, keep: str | None) -> None:
+    for name in folders(store, path):
+        if _GENERATION.fullmatch(name) and name != keep:
+            delete_all(store, _join(path, name))
+
+
+def _group_document(attributes: Mapping[str, Any]) -> bytes:
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=2).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with NumPy's types replaced by those that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _key(name: str) -> str:
+    """Return a name that is safe as part of a key, whatever the source called the column."""
+    safe = "".join(c if re.fullmatch(r"[A-Za-z0-9_:-]", c) else "".join(f"={b:02X}" for b in c.encode()) for c in name)
+    return safe or "="

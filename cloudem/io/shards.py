@@ -1,0 +1,187 @@
+"""Stacks of images as Zarr v3 shards: written in order, read through memory maps.
+
+A shard is what the ``sharding_indexed`` codec of Zarr v3 says it is: the chunks, then for each chunk its offset and
+length (two little-endian uint64), then the CRC-32C of that index. Chunks that are stored in order and not compressed
+make a shard one plain array followed by its index, and that is how they are written here; the reader verifies it from
+each index before it maps the file, and leaves any other order or compression to zarr.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import FormatError, StorageError
+
+CHUNK_IMAGES = 16
+"""Images in a chunk."""
+
+SHARD_IMAGES = 1024
+"""Images in a shard, unless that is more than `SHARD_BYTES`."""
+
+SHARD_BYTES = 64 * 2**20
+"""Bytes in a shard at most: one is held in memory while it is written."""
+
+_MAPS_KEPT = 4096
+"""Memory maps kept open in a process; each costs address space, no file descriptor."""
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """How a stack of images lies in shards.
+
+    Parameters
+    ----------
+    count, box
+        The stack has shape ``(count, box, box)``.
+    dtype
+        ``"float16"`` or ``"float32"``.
+    chunk, shard
+        Images in a chunk and in a shard.
+    """
+
+    count: int
+    box: int
+    dtype: str
+    chunk: int
+    shard: int
+
+    @classmethod
+    def choose(cls, count: int, box: int, dtype: str) -> "StackLayout":
+        """Return the layout for a stack: shards of up to 1,024 images or 64 MiB."""
+        image_bytes = box * box * np.dtype(dtype).itemsize
+        most = max(1, SHARD_BYTES // image_bytes // CHUNK_IMAGES) * CHUNK_IMAGES
+        needed = -(-count // CHUNK_IMAGES) * CHUNK_IMAGES
+        return cls(count, box, dtype, CHUNK_IMAGES, min(SHARD_IMAGES, most, max(needed, CHUNK_IMAGES)))
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.count // self.shard)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes in a chunk."""
+        return self.chunk * self.box * self.box * np.dtype(self.dtype).itemsize
+
+    def metadata(self, attributes: Mapping[str, Any]) -> bytes:
+        """Return the ``zarr.json`` of the array."""
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        sharding = {
+            "chunk_shape": [self.chunk, self.box, self.box],
+            "codecs": [little],
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        document = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.count, self.box, self.box],
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard, self.box, self.box]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": dict(attributes),
+            "storage_transformers": [],
+            "dimension_names": ["particle", "y", "x"],
+        }
+        return json.dumps(document, indent=2).encode()
+
+    def index(self) -> bytes:
+        """Return the index of a shard whose chunks lie in order, with its checksum."""
+        entries = np.empty((self.shard // self.chunk, 2), dtype="<u8")
+        entries[:, 0] = np.arange(len(entries), dtype="<u8") * np.uint64(self.chunk_bytes)
+        entries[:, 1] = self.chunk_bytes
+        raw = entries.tobytes()
+        return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
+
+    def encode(self, images: NDArray[np.floating[Any]]) -> bytes:
+        """Return the bytes of a shard of at most `shard` images; what is missing to a whole shard is zero."""
+        whole = np.zeros((self.shard, self.box, self.box), dtype=np.dtype(self.dtype).newbyteorder("<"))
+        whole[: len(images)] = images
+        return whole.tobytes() + self.index()
+
+
+def parse_layout(document: Mapping[str, Any]) -> StackLayout | None:
+    """Return the layout that a ``zarr.json`` describes, or None where only zarr can read it.
+
+    Raises
+    ------
+    FormatError
+        It is not a stack of square images of floating point numbers.
+    """
+    shape, dtype = document.get("shape", []), document.get("data_type")
+    if len(shape) != 3 or shape[1] != shape[2] or dtype not in ("float16", "float32"):
+        raise FormatError(
+            f"images of shape {shape} and type {dtype} were found where (n, box, box) of float16 or float32 is needed; "
+            "import the particles again"
+        )
+    try:
+        (outer,) = document["codecs"]
+        sharding = outer["configuration"]
+        layout = StackLayout(
+            shape[0], shape[1], dtype, sharding["chunk_shape"][0],
+            document["chunk_grid"]["configuration"]["chunk_shape"][0],
+        )  # fmt: skip
+        same = json.loads(layout.metadata({}))
+        plain = all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding"))
+    except (KeyError, ValueError, TypeError, IndexError):
+        return None
+    return layout if plain else None
+
+
+class ShardMaps:
+    """The memory maps of this process, by file; the least recently used one is dropped first."""
+
+    def __init__(self, kept: int = _MAPS_KEPT) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._maps: OrderedDict[tuple[str, int, int], NDArray[Any] | None] = OrderedDict()
+
+    def open(self, path: Path, layout: StackLayout) -> NDArray[Any] | None:
+        """Return the images of a shard, ``(shard, box * box)``, mapped; None where its chunks are not in order.
+
+        Raises
+        ------
+        StorageError
+            The file is missing, too short, or its index does not match its checksum.
+        """
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise StorageError(f"{path} is missing: the particle store is incomplete; import again") from error
+        key = (str(path), status.st_ino, status.st_mtime_ns)
+        with self._lock:
+            if key in self._maps:
+                self._maps.move_to_end(key)
+                return self._maps[key]
+        mapped = _map_shard(path, status.st_size, layout)
+        with self._lock:
+            self._maps[key] = mapped
+            while len(self._maps) > self._kept:
+                self._maps.popitem(last=False)
+        return mapped
+
+
+def _map_shard(path: Path, size: int, layout: StackLayout) -> NDArray[Any] | None:
+    index = layout.index()
+    if size < len(index):
+        raise StorageError(f"{path} has {size} bytes, its index alone needs {len(index)}; import again")
+    with path.open("rb") as file:
+        file.seek(size - len(index))
+        found = file.read()
+    if int(google_crc32c.value(found[:-4])) != int.from_bytes(found[-4:], "little"):
+        raise StorageError(f"{path} is damaged: the checksum of its index does not match; import again")
+    if found != index or size != layout.shard // layout.chunk * layout.chunk_bytes + len(index):
+        return None
+    dtype = np.dtype(layout.dtype).newbyteorder("<")
+    mapped = np.memmap(path, dtype=dtype, mode="r", shape=(layout.shard, layout.box * layout.box))
+    return mapped.view(np.ndarray)
