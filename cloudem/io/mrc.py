@@ -1,0 +1,256 @@
+"""MRC files: volumes and stacks of images (Cheng et al. 2015, 10.1016/j.jsb.2015.04.002, MRC2014).
+
+Modes 0, 1, 2, 6 and 12 of either byte order are read; mode 2, little-endian, is written. Sizes in the header are held
+against the size of the file before anything is allocated.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
+from cloudem.io.location import storage_errors
+
+_HEADER_BYTES = 1024
+_MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
+_IMOD_STAMP = 1146047817
+
+
+class Volume(NamedTuple):
+    """A cubic map.
+
+    Parameters
+    ----------
+    data
+        Shape ``(n, n, n)``, float32, indexed ``[z, y, x]``.
+    pixel_size
+        Å per voxel.
+    """
+
+    data: NDArray[np.float32]
+    pixel_size: float
+
+
+@dataclass(frozen=True)
+class MrcHeader:
+    """What the header of an MRC file says, checked against the file.
+
+    Parameters
+    ----------
+    shape
+        Sections, rows, columns.
+    dtype
+        Type of the values, with byte order.
+    offset
+        Where the data begin, in bytes.
+    pixel_size
+        Å per pixel along the columns; 0 where the file does not say.
+    axes
+        Which of x, y, z (1, 2, 3) the columns, rows and sections run along.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    offset: int
+    pixel_size: float
+    axes: tuple[int, int, int]
+
+
+def read_header(path: str | os.PathLike[str]) -> MrcHeader:
+    """Read and check the header of an MRC file.
+
+    Raises
+    ------
+    MissingInputError
+        No such file.
+    FormatError
+        Not an MRC file, a mode that is not read, or a file shorter than its header promises.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist; check the path")
+    with storage_errors(path), path.open("rb") as file:
+        raw = file.read(_HEADER_BYTES)
+        size = file.seek(0, os.SEEK_END)
+    if len(raw) < _HEADER_BYTES:
+        raise FormatError(f"{path} has {size} bytes, less than the 1024 of an MRC header; copy or make it again")
+    order = _byte_order(raw, path)
+    columns, rows, sections, mode = (int(v) for v in np.frombuffer(raw, order + "i4", 4))
+    if mode not in _MODES:
+        named = f"mode {mode} ({_MODE_NAMES.get(mode, 'unknown')})"
+        raise FormatError(f"{path} has {named}; modes 0, 1, 2, 6 and 12 are read: convert it to 32-bit real numbers")
+    if min(columns, rows, sections) < 1:
+        raise FormatError(f"{path} claims {columns} x {rows} x {sections} pixels: it is damaged or not an MRC file")
+    extended = int(np.frombuffer(raw, order + "i4", 1, 92)[0])
+    dtype = _dtype(raw, order, mode)
+    if extended < 0:
+        raise FormatError(f"{path} claims an extended header of {extended} bytes: it is damaged or not an MRC file")
+    needed = _HEADER_BYTES + extended + columns * rows * sections * dtype.itemsize
+    if size < needed:
+        raise FormatError(
+            f"{path} is truncated: it has {size} bytes, {sections} x {rows} x {columns} of mode {mode} need {needed}; "
+            "copy or make it again"
+        )
+    sampling = int(np.frombuffer(raw, order + "i4", 1, 28)[0])
+    cell = float(np.frombuffer(raw, order + "f4", 1, 40)[0])
+    pixel_size = cell / sampling if sampling > 0 and np.isfinite(cell) and cell > 0 else 0.0
+    axes = tuple(int(v) for v in np.frombuffer(raw, order + "i4", 3, 64))
+    if sorted(axes) != [1, 2, 3]:
+        axes = (1, 2, 3)
+    return MrcHeader((sections, rows, columns), dtype, _HEADER_BYTES + extended, pixel_size, axes)  # type: ignore[arg-type]
+
+
+def map_stack(path: str | os.PathLike[str]) -> tuple[NDArray[Any], MrcHeader]:
+    """Map the images of a stack into memory, ``(sections, rows, columns)`` in the type of the file.
+
+    Raises
+    ------
+    MissingInputError, FormatError
+        As `read_header`.
+    """
+    header = read_header(path)
+    with storage_errors(path):
+        mapped = np.memmap(path, dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape)
+    return mapped.view(np.ndarray), header
+
+
+def read_volume(path: str | os.PathLike[str], pixel_size: float | None = None) -> Volume:
+    """Read a cubic map.
+
+    Parameters
+    ----------
+    path
+        MRC file; its axes may run in any order.
+    pixel_size
+        Å per voxel, instead of what the file says.
+
+    Raises
+    ------
+    MissingInputError, FormatError
+        As `read_header`; also values that are not finite, or no pixel size.
+    InconsistentDataError
+        The map is not a cube.
+    """
+    stack, header = map_stack(path)
+    if len(set(header.shape)) != 1:
+        sections, rows, columns = header.shape
+        raise InconsistentDataError(f"{path} has {columns} x {rows} x {sections} voxels, a cube is needed: pad or crop")
+    if pixel_size is None:
+        pixel_size = header.pixel_size
+    if not pixel_size > 0:
+        raise FormatError(
+            f"{path} states no pixel size in its header; write one there (e.g. with relion_image_handler)"
+        )
+    # The array's axes are sections, rows, columns; find those that run along z, y, x.
+    along = header.axes[::-1]
+    data = np.ascontiguousarray(stack.transpose([along.index(3), along.index(2), along.index(1)]), dtype=np.float32)
+    if not np.isfinite(data).all():
+        raise FormatError(f"{path} holds NaN or infinite values; make it again")
+    return Volume(data, pixel_size)
+
+
+def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float) -> None:
+    """Write a map ``(n, n, n)`` as MRC mode 2; the file appears when it is whole.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission.
+    """
+    _write(path, [np.asarray(data, dtype=np.float32)], len(data), pixel_size, is_volume=True)
+
+
+def write_stack(path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float) -> None:
+    """Write images ``(b, n, n)``, batch by batch, as an MRC stack of mode 2; the file appears when it is whole.
+
+    Raises
+    ------
+    InconsistentDataError
+        Not `count` images came.
+    StorageError
+        Disk full, no permission.
+    """
+    _write(path, batches, count, pixel_size, is_volume=False)
+
+
+def _write(
+    path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float, *, is_volume: bool
+) -> None:
+    final = Path(path)
+    partial = final.with_name(final.name + ".partial")
+    with storage_errors(path):
+        try:
+            with partial.open("wb") as file:
+                _write_sections(file, batches, count, pixel_size, is_volume)
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _write_sections(
+    file: BinaryIO, batches: Iterable[NDArray[Any]], count: int, pixel_size: float, is_volume: bool
+) -> None:
+    file.write(bytes(_HEADER_BYTES))
+    written, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    shape = (0, 0)
+    for batch in batches:
+        data = np.ascontiguousarray(batch, dtype="<f4")
+        file.write(data.data if data.size else b"")
+        written, shape = written + len(data), (data.shape[1], data.shape[2])
+        total += float(data.sum(dtype=np.float64))
+        squares += float(np.vdot(data, data))
+        low, high = min(low, float(data.min(initial=low))), max(high, float(data.max(initial=high)))
+    if written != count:
+        raise InconsistentDataError(f"{written} images came for a stack of {count}")
+    mean = total / (count * shape[0] * shape[1])
+    deviation = max(0.0, squares / (count * shape[0] * shape[1]) - mean * mean) ** 0.5
+    file.seek(0)
+    file.write(_header((count, *shape), pixel_size, (low, high, mean, deviation), is_volume))
+
+
+def _header(
+    shape: tuple[int, int, int], pixel_size: float, statistics: tuple[float, float, float, float], is_volume: bool
+) -> bytes:
+    """Return the header of mode 2; a stack has one section per unit cell and space group 0, a volume space group 1."""
+    sections, rows, columns = shape
+    cell_sections = sections if is_volume else 1
+    low, high, mean, deviation = statistics
+    words = np.zeros(256, dtype="<i4")
+    floats = words.view("<f4")
+    words[:4] = columns, rows, sections, 2
+    words[7:10] = columns, rows, cell_sections
+    floats[10:13] = columns * pixel_size, rows * pixel_size, cell_sections * pixel_size
+    floats[13:16] = 90
+    words[16:19] = 1, 2, 3
+    floats[19:22] = low, high, mean
+    words[22] = 1 if is_volume else 0
+    words[27] = 20141
+    floats[54] = deviation
+    raw = bytearray(words.tobytes())
+    raw[208:216] = b"MAP \x44\x44\x00\x00"
+    return bytes(raw)
+
+
+def _byte_order(raw: bytes, path: Path) -> str:
+    """Return the byte order, from the machine stamp or, where that says nothing, from what makes the mode small."""
+    stamp = raw[212]
+    if stamp in (0x44, 0x11):
+        return "<" if stamp == 0x44 else ">"
+    for order in "<>":
+        if 0 <= int(np.frombuffer(raw, order + "i4", 1, 12)[0]) < 128:
+            return order
+    raise FormatError(f"{path} is not an MRC file: neither byte order gives its header a sense")
+
+
+def _dtype(raw: bytes, order: str, mode: int) -> np.dtype[Any]:
+    """Return the type of the values; old IMOD files of mode 0 hold unsigned bytes, and say so by a flag."""
+    stamp, flags = (int(v) for v in np.frombuffer(raw, order + "i4", 2, 152))
+    if mode == 0 and stamp == _IMOD_STAMP and not flags & 1:
+        return np.dtype("u1")
+    return np.dtype(_MODES[mode]).newbyteorder(order)
