@@ -1,0 +1,182 @@
+"""Soft masks: spheres, discs, and the molecule's own outline found in a map."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cloudem.algorithms.resolution import low_pass
+from cloudem.errors import ParameterError
+
+HISTOGRAM_BINS = 512
+"""Bins of the density histogram that Otsu's threshold is taken from."""
+
+SOLVENT_SIGMAS = 3.0
+"""How far above the solvent's mode density begins, in standard deviations of the solvent."""
+
+LOWEST_FRACTION = 0.25
+"""Lowest threshold, as a fraction of the way from the solvent's mode to Otsu's threshold."""
+
+COARSER = 1.5
+"""Step of the low-pass filter's resolution when a map is too noisy."""
+
+COMPONENT_FRACTION = 0.05
+"""Connected pieces smaller than this fraction of the largest are noise."""
+
+
+def raised_cosine(distance: NDArray[np.floating], edge: float) -> NDArray[np.float32]:
+    """Return 1 where distance <= 0, 0 where distance >= edge, and half a cosine between; units of both alike."""
+    fraction = np.clip(distance / max(edge, 1e-6), 0.0, 1.0)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * fraction), np.float32)
+
+
+def soft_sphere(box: int, radius_px: float, edge_px: float) -> NDArray[np.float32]:
+    """Return a sphere about the origin voxel that falls from 1 at `radius_px` to 0 at ``radius_px + edge_px``.
+
+    Shape (box, box, box) float32.
+    """
+    axis2 = (np.arange(box, dtype=np.float32) - box // 2) ** 2
+    radius = np.sqrt(axis2[:, None, None] + axis2[None, :, None] + axis2)
+    return raised_cosine(radius - np.float32(radius_px), edge_px)
+
+
+def soft_circle(box: int, radius_px: float, edge_px: float) -> NDArray[np.float32]:
+    """Return a disc about the origin pixel that falls from 1 at `radius_px` to 0 at ``radius_px + edge_px``.
+
+    Shape (box, box) float32.
+    """
+    axis2 = (np.arange(box, dtype=np.float32) - box // 2) ** 2
+    return raised_cosine(np.sqrt(axis2[:, None] + axis2) - np.float32(radius_px), edge_px)
+
+
+def otsu_threshold(values: NDArray[np.floating]) -> float:
+    """Return the threshold that separates two classes with the least variance inside them (Otsu 1979).
+
+    Source: 10.1109/TSMC.1979.4310076.
+    """
+    count, edges = np.histogram(values, HISTOGRAM_BINS)
+    centre = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(count), count.sum()
+    sum_below = np.cumsum(count * centre)
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = sum_below / below - (sum_below[-1] - sum_below) / above
+    between = np.where((below > 0) & (above > 0), below * above * difference**2, 0.0)
+    return float(edges[1 + int(np.argmax(between))])
+
+
+def density_threshold(density: NDArray[np.floating]) -> tuple[float, bool]:
+    """Return a threshold between solvent and molecule that rather takes in solvent than cuts density.
+
+    Otsu's threshold lies half-way between the two, which would cut the weak outer parts. It is therefore lowered as far
+    as the solvent allows: to `SOLVENT_SIGMAS` standard deviations above its mode, though not below `LOWEST_FRACTION` of
+    the way up, where a clean map's ripples begin. The standard deviation is that of the values below the mode, which
+    hold no density.
+
+    Parameters
+    ----------
+    density
+        Voxels of a low-passed map inside the particle's sphere, any shape.
+
+    Returns
+    -------
+        The threshold, and whether the solvent's noise stays below it. Where it does not, the threshold is Otsu's.
+
+    Raises
+    ------
+    ParameterError
+        All values are equal.
+    """
+    values = density.ravel()
+    if np.ptp(values) == 0:
+        raise ParameterError("the map is constant inside the particle's sphere, so it has no outline; give another map")
+    otsu = otsu_threshold(values)
+    solvent = values[values < otsu]
+    count, edges = np.histogram(solvent, HISTOGRAM_BINS // 4)
+    peak = int(np.argmax(ndimage.gaussian_filter1d(count.astype(np.float64), 2.0)))
+    mode = (edges[peak] + edges[peak + 1]) / 2
+    low = solvent[solvent <= mode]
+    sigma = float(np.sqrt(np.mean((low - mode) ** 2))) if low.size else 0.0
+    noise = mode + SOLVENT_SIGMAS * sigma
+    return float(np.clip(noise, mode + LOWEST_FRACTION * (otsu - mode), otsu)), bool(noise < otsu)
+
+
+def estimate_mask(
+    volume: NDArray[np.float32],
+    pixel_size: float,
+    *,
+    diameter: float | None = None,
+    low_pass_resolution: float = 15.0,
+    threshold: float | None = None,
+    extend: float = 6.0,
+    edge: float = 10.0,
+) -> NDArray[np.float32]:
+    """Find a molecule's outline in a noisy map and return it as a soft mask.
+
+    Low-pass filter, threshold (:func:`density_threshold`), keep the largest connected pieces, fill the cavities, extend
+    outward, and add a raised-cosine edge. Deterministic; prefers too much solvent to cut density.
+
+    Parameters
+    ----------
+    volume
+        (n, n, n) float32, protein positive; for instance the mean of two half-maps.
+    pixel_size
+        Å.
+    diameter
+        Of the sphere that holds the particle, Å; the mask's core stays inside. The whole box's sphere if None.
+    low_pass_resolution
+        Å; never finer than Nyquist. A map too noisy to tell solvent from molecule is filtered further, in steps of
+        `COARSER`, to a quarter of the box at most.
+    threshold
+        Density at which the low-passed map counts as molecule; from the data if None.
+    extend, edge
+        Å: by how much the outline grows, and the width over which the mask then falls to 0.
+
+    Returns
+    -------
+        (n, n, n) float32 in 0..1.
+
+    Raises
+    ------
+    ParameterError
+        No voxel is above the threshold, the map is constant or holds NaN.
+    """
+    box = volume.shape[0]
+    if not np.isfinite(volume).all():
+        raise ParameterError("the map holds NaN or infinite voxels, so no mask can be found in it; give another map")
+    inside = soft_sphere(box, _core_radius(box, pixel_size, diameter), 0.0) > 0.5
+    resolution = max(low_pass_resolution, 2 * pixel_size)
+    smooth = low_pass(volume, pixel_size, resolution)
+    level, clear = density_threshold(smooth[inside]) if threshold is None else (threshold, True)
+    while not clear and resolution * COARSER < box * pixel_size / 4:
+        resolution *= COARSER
+        smooth = low_pass(volume, pixel_size, resolution)
+        level, clear = density_threshold(smooth[inside])
+    solid = inside & (smooth > level)
+    if not solid.any():
+        highest = float(smooth[inside].max())
+        raise ParameterError(
+            f"no voxel of the map low-passed to {resolution:g} Å is above {level:g} (its highest is "
+            f"{highest:.4g}); give a lower threshold, or leave it out to have it found"
+        )
+    solid = ndimage.binary_fill_holes(_large_components(solid))
+    # distance in voxels from the outline's nearest voxel centre
+    distance = ndimage.distance_transform_edt(~solid)
+    mask = raised_cosine(distance - extend / pixel_size, edge / pixel_size)
+    # the mask must reach 0 inside the box: density does not go round its walls
+    return mask * soft_sphere(box, box / 2 - 3.0, 2.0)
+
+
+def _core_radius(box: int, pixel_size: float, diameter: float | None) -> float:
+    if diameter is None:
+        return box / 2 - 3.0
+    return min(diameter / (2 * pixel_size), box / 2 - 3.0)
+
+
+def _large_components(solid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    labels, number = ndimage.label(solid)
+    if number < 2:
+        return solid
+    size = np.bincount(labels.ravel())
+    size[0] = 0
+    keep = size >= COMPONENT_FRACTION * size.max()
+    return np.asarray(keep[labels])

@@ -1,0 +1,289 @@
+"""Resolution of two half-maps, and the sharpened map that the resolution allows.
+
+Gold-standard FSC with the effect of the mask removed by phase randomisation (Chen et al. 2013,
+10.1016/j.ultramic.2013.06.004); B-factor from the Guinier plot and figure-of-merit weighting (Rosenthal & Henderson
+2003, 10.1016/j.jmb.2003.07.013). Curves are indexed by Fourier shell, 0 to n // 2.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from cloudem.conventions import FSC_THRESHOLD
+from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.kernels.shells import fourier_shell_correlation
+
+RANDOMISE_BELOW = 0.8
+"""Phases are randomised from the first shell whose unmasked FSC falls below this (the rule of RELION)."""
+
+RANDOMISE_MARGIN = 2
+"""Shells after that one which still show the seam between kept and randomised phases; they are left uncorrected."""
+
+GUINIER_LOW_A = 10.0
+"""The Guinier plot of a protein is straight only beyond about 10 Å (Rosenthal & Henderson 2003)."""
+
+GUINIER_LOWEST_A = 20.0
+"""The fit may start this low when too few shells lie between 10 Å and the resolution."""
+
+GUINIER_SHELLS = 6
+"""Fewest shells to fit a line through."""
+
+
+class FscCurves(NamedTuple):
+    """FSC between two half-maps, each curve of shape (n // 2 + 1,) float64."""
+
+    unmasked: NDArray[np.float64]
+    masked: NDArray[np.float64]
+    phase_randomised: NDArray[np.float64]
+    corrected: NDArray[np.float64]
+    randomise_from: int
+    """First shell whose phases were randomised; n // 2 + 1 if none was."""
+
+
+class GuinierFit(NamedTuple):
+    """Line through ln(amplitude) against 1/d²."""
+
+    b_factor: float
+    """B in Å² of the map's fall-off ``exp(-B / (4 d²))``; sharpening multiplies with the inverse. 0 without a fit."""
+    correlation: float
+    """Pearson correlation of the fitted points."""
+    shells: tuple[int, int]
+    """First shell fitted, and the one after the last; equal when too few shells could be fitted."""
+
+
+def frequency_radius(box: int) -> NDArray[np.float32]:
+    """Return ``|k|`` of each coefficient of an rfftn of a (box, box, box) volume, shape (box, box, box // 2 + 1)."""
+    k2 = np.fft.fftfreq(box, 1 / box).astype(np.float32) ** 2
+    half = np.arange(box // 2 + 1, dtype=np.float32) ** 2
+    return np.asarray(np.sqrt(k2[:, None, None] + k2[None, :, None] + half))
+
+
+def multiply_shells(volume: NDArray[np.float32], curve: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Multiply a volume's transform with a radial curve, linear between shells and zero beyond the last one.
+
+    Parameters
+    ----------
+    volume
+        (n, n, n) float32.
+    curve
+        (n // 2 + 1,), the factor at ``|k|`` = 0, 1, ….
+
+    Returns
+    -------
+        (n, n, n) float32.
+    """
+    box = volume.shape[0]
+    if curve.shape != (box // 2 + 1,):
+        raise ParameterError(f"a filter curve for box {box} has {box // 2 + 1} shells, not {curve.shape[0]}")
+    radius = frequency_radius(box)
+    factor = np.interp(radius, np.arange(curve.size), curve, right=0.0).astype(np.float32)
+    transform = fft.rfftn(np.asarray(volume, np.float32))
+    transform *= factor
+    return np.asarray(fft.irfftn(transform, s=volume.shape, overwrite_x=True), np.float32)
+
+
+def low_pass_curve(box: int, pixel_size: float, resolution: float, edge: float = 2.0) -> NDArray[np.float64]:
+    """Return a low-pass filter with a raised-cosine edge, centred on the resolution.
+
+    Parameters
+    ----------
+    box, pixel_size
+        Voxels, Å.
+    resolution
+        Where the filter has fallen to one half, Å.
+    edge
+        Width of the edge, shells.
+    """
+    shell = np.arange(box // 2 + 1)
+    cut = box * pixel_size / resolution
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * np.clip((shell - cut) / max(edge, 1e-6) + 0.5, 0, 1)))
+
+
+def low_pass(
+    volume: NDArray[np.float32], pixel_size: float, resolution: float, edge: float = 2.0
+) -> NDArray[np.float32]:
+    """Filter an (n, n, n) volume to a resolution in Å; `edge` is the width of the soft edge in shells."""
+    return multiply_shells(volume, low_pass_curve(volume.shape[0], pixel_size, resolution, edge))
+
+
+def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -> NDArray[np.float32]:
+    """Give the Fourier coefficients from a shell on random phases; amplitudes stay.
+
+    The phases are those of white Gaussian noise, so that they obey the Hermitian symmetry of real data everywhere.
+
+    Parameters
+    ----------
+    volume
+        (n, n, n) float32.
+    first_shell
+        First shell, ``round(|k|)``, to lose its phases.
+    seed
+        Seed of the noise.
+    """
+    box = volume.shape[0]
+    noise = np.random.default_rng(seed).standard_normal(volume.shape, np.float32)
+    phase = fft.rfftn(noise, overwrite_x=True)
+    del noise
+    phase /= np.maximum(np.abs(phase), np.float32(1e-30))
+    transform = fft.rfftn(np.asarray(volume, np.float32))
+    beyond = frequency_radius(box) >= first_shell - 0.5
+    transform[beyond] = np.abs(transform[beyond]) * phase[beyond]
+    return np.asarray(fft.irfftn(transform, s=volume.shape, overwrite_x=True), np.float32)
+
+
+def masked_fsc(
+    half1: NDArray[np.float32], half2: NDArray[np.float32], mask: NDArray[np.float32] | None, seed: int = 0
+) -> FscCurves:
+    """Compute the FSC of two half-maps without mask, with mask, and with the mask's own contribution taken out.
+
+    ``corrected = (masked - randomised) / (1 - randomised)`` from two shells after `randomise_from` on, where both
+    half-maps have lost their phases and all correlation that remains is the mask's; never below 0 where the mask alone
+    correlates better (Chen et al. 2013).
+
+    Parameters
+    ----------
+    half1, half2
+        (n, n, n) float32, independent half-maps.
+    mask
+        (n, n, n) float32 in 0..1, or None: masked and corrected curve are then the unmasked one.
+    seed
+        Seed of the random phases; the two half-maps draw different ones.
+
+    Raises
+    ------
+    InconsistentDataError
+        The volumes have different shapes or contain NaN.
+    """
+    for name, volume in (("half-map 1", half1), ("half-map 2", half2), ("mask", mask)):
+        if volume is None:
+            continue
+        if volume.shape != half1.shape:
+            raise InconsistentDataError(
+                f"{name} has the shape {volume.shape}, half-map 1 {half1.shape}; give volumes of one box"
+            )
+        if not np.isfinite(volume).all():
+            raise InconsistentDataError(f"{name} holds NaN or infinite voxels; an FSC needs finite ones")
+    unmasked = fourier_shell_correlation(half1, half2)
+    first = _randomise_from(unmasked)
+    if mask is None:
+        return FscCurves(unmasked, unmasked.copy(), np.zeros_like(unmasked), unmasked.copy(), first)
+    masked = fourier_shell_correlation(half1 * mask, half2 * mask)
+    seeds = np.random.SeedSequence(seed).generate_state(2)
+    randomised = fourier_shell_correlation(
+        randomise_phases(half1, first, int(seeds[0])) * mask, randomise_phases(half2, first, int(seeds[1])) * mask
+    )
+    return FscCurves(unmasked, masked, randomised, _correct(masked, randomised, first + RANDOMISE_MARGIN), first)
+
+
+def _randomise_from(unmasked: NDArray[np.float64]) -> int:
+    low = np.flatnonzero(unmasked[1:] < RANDOMISE_BELOW)
+    return int(low[0]) + 1 if low.size else unmasked.size
+
+
+def _correct(masked: NDArray[np.float64], randomised: NDArray[np.float64], first: int) -> NDArray[np.float64]:
+    corrected = masked.copy()
+    top, noise = masked[first:], randomised[first:]
+    corrected[first:] = np.where(noise < top, (top - noise) / np.maximum(1 - noise, 1e-6), 0.0)
+    return corrected
+
+
+def resolution_at(fsc: NDArray[np.float64], box: int, pixel_size: float, threshold: float = FSC_THRESHOLD) -> float:
+    """Return the resolution in Å at which an FSC curve first falls below a threshold.
+
+    Interpolated linearly between the two shells. 2 `pixel_size` if the curve never falls below; ``box * pixel_size``
+    (shell 1) if it is below from the start. NaN counts as no correlation.
+    """
+    curve = np.nan_to_num(np.asarray(fsc, np.float64), nan=0.0)
+    below = np.flatnonzero(curve[1:] < threshold)
+    if below.size == 0:
+        return 2.0 * pixel_size
+    shell = int(below[0]) + 1
+    if shell == 1:
+        return box * pixel_size
+    last, here = curve[shell - 1], curve[shell]
+    return float(box * pixel_size / (shell - 1 + (last - threshold) / (last - here)))
+
+
+def fsc_weight(fsc: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``sqrt(2 FSC / (1 + FSC))``, the expected correlation of the full map with the truth, 0 where FSC <= 0."""
+    positive = np.clip(np.nan_to_num(fsc, nan=0.0), 0.0, 1.0)
+    return np.asarray(np.sqrt(2 * positive / (1 + positive)))
+
+
+def shell_amplitudes(volume: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean amplitude of the unnormalised transform in each shell, (n // 2 + 1,) float64."""
+    box = volume.shape[0]
+    shell = np.rint(frequency_radius(box)).astype(np.int32).ravel()
+    amplitude = np.abs(fft.rfftn(np.asarray(volume, np.float32))).ravel()
+    count = np.bincount(shell)[: box // 2 + 1]
+    return np.asarray(np.bincount(shell, amplitude)[: box // 2 + 1] / count)
+
+
+def b_factor(
+    volume: NDArray[np.float32],
+    fsc: NDArray[np.float64],
+    pixel_size: float,
+    resolution: float,
+    low_resolution: float = GUINIER_LOW_A,
+) -> GuinierFit:
+    """Fit the Guinier plot of a map between `low_resolution` and `resolution`.
+
+    Amplitudes are FSC-weighted first, so that the line follows the signal and not the noise. If fewer than
+    `GUINIER_SHELLS` shells lie in the range, it begins at a lower resolution, at most at `GUINIER_LOWEST_A`; a map
+    that does not even reach that gets B = 0. Give the map within the mask for which the FSC was computed.
+
+    Parameters
+    ----------
+    volume
+        (n, n, n) float32, mean of the half-maps (masked).
+    fsc
+        (n // 2 + 1,), corrected FSC.
+    pixel_size, resolution, low_resolution
+        Å.
+    """
+    extent = volume.shape[0] * pixel_size
+    stop = min(int(extent / resolution), volume.shape[0] // 2) + 1
+    start = min(int(np.ceil(extent / low_resolution)), stop - GUINIER_SHELLS)
+    start = max(start, int(np.ceil(extent / max(GUINIER_LOWEST_A, low_resolution))), 1)
+    amplitude = shell_amplitudes(volume) * fsc_weight(fsc)
+    shells = np.arange(start, max(stop, start))
+    shells = shells[amplitude[shells] > 0]
+    if shells.size < GUINIER_SHELLS:
+        return GuinierFit(0.0, 0.0, (start, start))
+    inverse_d2, logarithm = (shells / extent) ** 2, np.log(amplitude[shells])
+    slope = np.polyfit(inverse_d2 - inverse_d2.mean(), logarithm, 1)[0]
+    spread = float(np.ptp(logarithm))
+    correlation = float(np.corrcoef(inverse_d2, logarithm)[0, 1]) if spread > 0 else 0.0
+    return GuinierFit(float(-4 * slope), correlation, (start, stop))
+
+
+def sharpen(
+    volume: NDArray[np.float32],
+    fsc: NDArray[np.float64],
+    pixel_size: float,
+    resolution: float,
+    b_factor: float = 0.0,
+    edge: float = 2.0,
+) -> NDArray[np.float32]:
+    """Return the map to look at: FSC-weighted, its fall-off of `b_factor` Å² undone, filtered to `resolution` Å.
+
+    Parameters
+    ----------
+    volume
+        (n, n, n) float32, mean of the half-maps.
+    fsc
+        (n // 2 + 1,), corrected FSC.
+    pixel_size, resolution
+        Å.
+    b_factor
+        Positive sharpens: coefficients are multiplied with ``exp(b_factor / (4 d²))``.
+    edge
+        Width of the low-pass filter's soft edge, shells.
+    """
+    box = volume.shape[0]
+    inverse_d = np.arange(box // 2 + 1) / (box * pixel_size)
+    curve = low_pass_curve(box, pixel_size, resolution, edge) * fsc_weight(fsc)
+    # The exponent is bounded so that a filtered-out shell cannot overflow to inf * 0.
+    return multiply_shells(volume, curve * np.exp(np.minimum(b_factor * inverse_d**2 / 4, 80.0)))
