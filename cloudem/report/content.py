@@ -16,11 +16,11 @@ FSC_NAMES = ("unmasked", "masked", "phase_randomised", "corrected", "truth")
 
 
 class Iteration(NamedTuple):
-    """One row of the history of a refinement; NaN where a figure is not known."""
+    """One row of the history of a refinement, resolutions in Å; NaN where a figure is not known."""
 
     iteration: int
-    resolution_A: float
-    limit_A: float
+    resolution: float
+    limit: float
     """Resolution up to which images were compared with the reference."""
     moving_share: float
     """Share of particles, 0 to 1, whose pose still changed."""
@@ -62,8 +62,8 @@ class ReportContent:
         Its rotation matrices; with them the distribution of views includes the equivalent ones.
     fsc : mapping of name to (n // 2 + 1,) float array
         Names are those of `FSC_NAMES`; the index is the Fourier shell.
-    resolution_A : float, optional
-        Resolution that the job states (FSC 0.143). Without it, it is read off the best curve given.
+    resolution : float, optional
+        Resolution in Å that the job states (FSC 0.143). Without it, it is read off the best curve given.
     b_factor : float, optional
         B-factor, Å², that the map was sharpened with (negative sharpens).
     rot, tilt : (p,) float array, optional
@@ -74,6 +74,8 @@ class ReportContent:
         Å.
     particle_count : int, optional
         Only needed where no column of particles is given.
+    wall_s, cpu_s : float, optional
+        Seconds for the whole job; without them, the sum over ``stages``.
     command, created : str
         The command line, and when it was run.
     notes : sequence of str
@@ -92,7 +94,7 @@ class ReportContent:
     symmetry: str = ""
     symmetry_operators: NDArray[np.floating[Any]] | None = None
     fsc: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
-    resolution_A: float | None = None
+    resolution: float | None = None
     b_factor: float | None = None
     iterations: Sequence[Iteration] = ()
     rot: NDArray[np.floating[Any]] | None = None
@@ -104,6 +106,8 @@ class ReportContent:
     shift_y: NDArray[np.floating[Any]] | None = None
     particle_count: int | None = None
     stages: Sequence[Stage] = ()
+    wall_s: float | None = None
+    cpu_s: float | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()

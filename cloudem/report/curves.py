@@ -38,28 +38,38 @@ CURVES = {
 STATED_BY = ("corrected", "masked", "unmasked")
 """Curves that may state the resolution, best first."""
 
+_LEGEND_ORDER = ("corrected", "masked", "unmasked", "phase_randomised", "truth")
+_LEGEND: dict[str, Any] = {
+    "fontsize": 11,
+    "columnspacing": 1.2,
+    "handlelength": 2.2,
+    "handletextpad": 0.5,
+    "labelspacing": 0.35,
+    "borderaxespad": 0.1,
+    "borderpad": 0.1,
+}
+# The two figures of resolution stand side by side: same height, axes at the same level.
+_HEIGHT = 410
+_FOOT = 50 / _HEIGHT
+_TOP = 1 - 92 / _HEIGHT
+
 _NICE_RESOLUTIONS = (100, 50, 40, 30, 20, 15, 10, 8, 6, 5, 4, 3.5, 3, 2.5, 2, 1.8, 1.6, 1.4, 1.2, 1.0)
 
 
-def crossing_A(curve: Array, pixel_size: float, threshold: float) -> float:
+def crossing(curve: Array, pixel_size: float, threshold: float) -> float:
     """Resolution in Å at which an FSC curve first falls below a threshold.
 
-    Linear between shells, in 1/Å; NaN where the curve never falls below. Shells whose value is not finite are passed
-    over.
+    Linear between shells, in 1/Å; NaN where the curve never falls below. A value that is not finite counts as no
+    correlation.
     """
-    shells = np.flatnonzero(np.isfinite(curve))
-    shells = shells[shells > 0]
-    values = curve[shells]
-    below = np.flatnonzero(values < threshold)
+    values = np.nan_to_num(np.asarray(curve, dtype=float), nan=0.0, posinf=0.0, neginf=0.0)
+    below = np.flatnonzero(values[1:] < threshold)
     if below.size == 0:
         return float("nan")
-    last = int(below[0])
-    if last == 0:
-        shell = float(shells[0])
-    else:
-        upper, lower = float(values[last - 1]), float(values[last])
-        step = (upper - threshold) / (upper - lower)
-        shell = float(shells[last - 1]) + step * float(shells[last] - shells[last - 1])
+    shell = float(below[0]) + 1
+    if shell > 1:
+        upper, lower = values[below[0]], values[below[0] + 1]
+        shell += float((upper - threshold) / (upper - lower)) - 1
     return 2 * (len(curve) - 1) * pixel_size / shell
 
 
@@ -73,121 +83,105 @@ def _resolution_ticks(lowest: float, highest: float, least_gap: float) -> list[f
     return ticks
 
 
-def fsc_figure(
-    fsc: Mapping[str, Array], pixel_size: float, resolution_A: float | None, width: int = 640, height: int = 400
-) -> str:
+def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | None, width: int = 600) -> str:
     """Draw FSC curves over spatial frequency with both thresholds and the resolution marked."""
     shells = len(next(iter(fsc.values())))
     frequency = np.arange(shells) / (2 * (shells - 1) * pixel_size)
     nyquist = float(frequency[-1])
+    curves = {name: np.where(np.isfinite(fsc[name]), fsc[name], np.nan) for name in CURVES if name in fsc}
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((60 / width, 52 / height, 1 - 84 / width, 1 - 128 / height))
-        for name, style in CURVES.items():
-            if name in fsc:
-                curve = np.where(np.isfinite(fsc[name]), fsc[name], np.nan)
-                axes.plot(
-                    frequency[1:], curve[1:], color=style.colour, ls=style.dash, lw=style.width, label=style.label
-                )
-        lowest = min((float(np.nanmin(c[1:])) for c in fsc.values() if np.isfinite(c[1:]).any()), default=0.0)
+        axes = figure.add_axes((56 / width, _FOOT, 1 - 94 / width, _TOP - _FOOT))
+        lines = {}
+        for name, curve in curves.items():
+            style = CURVES[name]
+            lines[name] = axes.plot(frequency[1:], curve[1:], color=style.colour, ls=style.dash, lw=style.width)[0]
+        lowest = min((float(np.nanmin(c[1:])) for c in curves.values() if np.isfinite(c[1:]).any()), default=0.0)
         axes.set_xlim(0, nyquist)
-        axes.set_ylim(max(-1.0, min(-0.05, lowest - 0.03)), 1.03)
+        axes.set_ylim(max(-1.0, min(-0.05, lowest - 0.03)), 1.04)
         axes.set_yticks(np.arange(0, 1.01, 0.2))
         for threshold in (FSC_HALF, FSC_THRESHOLD):
             axes.axhline(threshold, color=INK, lw=0.8, ls=(0, (4, 3)))
-            axes.text(nyquist * 0.997, threshold + 0.012, f"{threshold:g}", ha="right", va="bottom", fontsize=11)
+            axes.text(1.008 * nyquist, threshold, f"{threshold:g}", va="center", fontsize=11)
         axes.axhline(0, color=FAINT, lw=0.8)
-        _mark_crossings(axes, fsc, pixel_size, resolution_A)
+        _mark_crossings(axes, curves, pixel_size, resolution)
         label_axes(axes, "spatial frequency (1/Å)", "Fourier shell correlation")
-        top = axes.twiny()
-        ticks = _resolution_ticks(0.02 * nyquist, nyquist, 0.055 * nyquist)
-        top.set_xlim(0, nyquist)
-        top.set_xticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
-        top.set_xlabel("resolution (Å)")
-        top.tick_params(length=3)
-        top.spines["top"].set_visible(True)
-        top.grid(visible=False)
-        order = [name for name in ("corrected", "masked", "phase_randomised", "unmasked", "truth") if name in fsc]
-        handles = dict(zip([n for n in CURVES if n in fsc], axes.lines, strict=False))
+        _resolution_axis(axes, nyquist)
+        order = [name for name in _LEGEND_ORDER if name in lines]
         figure.legend(
-            [handles[n] for n in order],
-            [CURVES[n].label for n in order],
+            [lines[name] for name in order],
+            [CURVES[name].label for name in order],
             loc="upper left",
-            bbox_to_anchor=(50 / width, 1.0),
-            ncols=len(order),
-            columnspacing=1.3,
-            handlelength=2.0,
-            handletextpad=0.5,
-            borderaxespad=0.1,
-            borderpad=0.1,
-            fontsize=11,
+            bbox_to_anchor=(48 / width, 1.0),
+            ncols=3,
+            **_LEGEND,
         )
 
-    return draw_svg(width, height, draw, "Fourier shell correlation curves")
+    return draw_svg(width, _HEIGHT, draw, "Fourier shell correlation curves")
 
 
-def _mark_crossings(axes: Axes, fsc: Mapping[str, Array], pixel_size: float, resolution_A: float | None) -> None:
-    """Mark where the curve that states the resolution meets 0.143, and where it or the truth curve meets 0.5."""
-    stated = next((name for name in STATED_BY if name in fsc), None)
+def _resolution_axis(axes: Axes, nyquist: float) -> None:
+    """Put a second axis in Å on top of one in 1/Å."""
+    top = axes.twiny()
+    ticks = _resolution_ticks(0.02 * nyquist, nyquist, 0.055 * nyquist)
+    top.set_xlim(0, nyquist)
+    top.set_xticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+    top.set_xlabel("resolution (Å)")
+    top.tick_params(length=3)
+    top.spines["top"].set_visible(True)
+    top.grid(visible=False)
+
+
+def _mark_crossings(axes: Axes, curves: Mapping[str, Array], pixel_size: float, resolution: float | None) -> None:
+    """Mark where the curve that states the resolution meets both thresholds, and the curve against the truth 0.5."""
+    stated = next((name for name in STATED_BY if name in curves), None)
     marks: list[tuple[str, float, float]] = []
     if stated is not None:
-        at = crossing_A(fsc[stated], pixel_size, FSC_THRESHOLD)
-        marks.append((stated, FSC_THRESHOLD, resolution_A if resolution_A is not None else at))
-        marks.append((stated, FSC_HALF, crossing_A(fsc[stated], pixel_size, FSC_HALF)))
-    if "truth" in fsc:
-        marks.append(("truth", FSC_HALF, crossing_A(fsc["truth"], pixel_size, FSC_HALF)))
-    nyquist = axes.get_xlim()[1]
+        at = crossing(curves[stated], pixel_size, FSC_THRESHOLD) if resolution is None else resolution
+        marks.append((stated, FSC_THRESHOLD, at))
+        marks.append((stated, FSC_HALF, crossing(curves[stated], pixel_size, FSC_HALF)))
+    if "truth" in curves:
+        marks.append(("truth", FSC_HALF, crossing(curves["truth"], pixel_size, FSC_HALF)))
+    bottom, nyquist = axes.get_ylim()[0], axes.get_xlim()[1]
+    handles, labels = [], []
     for name, threshold, resolution in marks:
         if not np.isfinite(resolution) or resolution <= 0 or 1 / resolution > nyquist * 1.001:
             continue
         x, colour = 1 / resolution, CURVES[name].colour
-        if threshold == FSC_THRESHOLD:
-            axes.plot([x, x], [axes.get_ylim()[0], threshold], color=colour, lw=0.9)
-        axes.plot([x], [threshold], "o", ms=5.5, color=colour, mec="white", mew=1.0, zorder=5)
-        # The truth curve is labelled below left, all others above right, so that the two at 0.5 do not collide; near
-        # the right edge, where the figure of the threshold stands, a label moves to the left of its point.
-        left = name == "truth" or x > 0.82 * nyquist
-        axes.annotate(
-            f"{resolution:.2f} Å",
-            (x, threshold),
-            xytext=(-8 if left else 8, -6 if name == "truth" else 6),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="top" if name == "truth" else "bottom",
-            fontsize=12,
-            fontweight="bold",
-            color=colour,
+        axes.plot([x, x], [bottom, threshold], color=colour, lw=0.8, alpha=0.7)
+        shape = "o" if threshold == FSC_THRESHOLD else "s" if name == stated else "D"
+        handles += axes.plot([x], [threshold], shape, ms=7, color=colour, mec="white", mew=1.0, zorder=5)
+        labels.append(f"{resolution:.2f} Å at {threshold:g}" + (" against the truth" if name == "truth" else ""))
+    if handles:
+        # Beyond the fall of the curves the upper right is free, before it the space between the two thresholds.
+        early = 1 / min(r for _, _, r in marks if np.isfinite(r)) < 0.6 * nyquist
+        place: dict[str, Any] = (
+            {"loc": "upper right"} if early else {"loc": "lower left", "bbox_to_anchor": (0.0, 0.19)}
         )
+        box = axes.legend(handles, labels, fontsize=13, handletextpad=0.3, borderaxespad=0.6, **place)
+        box.get_texts()[0].set_fontweight("bold")
 
 
-def iterations_figure(iterations: Sequence[Iteration], width: int = 490, height: int = 400) -> str:
+def iterations_figure(iterations: Sequence[Iteration], width: int = 376) -> str:
     """Draw resolution and frequency limit, and below them the share of moving poses, by iteration."""
-    rows = np.array([(r.iteration, r.resolution_A, r.limit_A, r.moving_share) for r in iterations], dtype=float)
+    rows = np.array([(r.iteration, r.resolution, r.limit, r.moving_share) for r in iterations], dtype=float)
     number, moving = rows[:, 0], rows[:, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        frequencies = np.where(rows[:, 1:3] > 0, 1 / rows[:, 1:3], np.nan)
-    frequencies = np.where(np.isfinite(frequencies), frequencies, np.nan)
+    frequencies = np.full((len(rows), 2), np.nan)
+    np.divide(1.0, rows[:, 1:3], out=frequencies, where=rows[:, 1:3] > 0)
     has_moving = bool(np.isfinite(moving).any())
 
     def draw(figure: Figure) -> None:
-        foot = 52 / height
-        split = foot + 100 / height if has_moving else foot
-        axes = figure.add_axes((52 / width, split, 1 - 68 / width, 1 - 30 / height - split))
-        style = {"marker": "o", "ms": 4.5, "mec": "white", "mew": 0.8}
-        axes.plot(number, frequencies[:, 1], color=GREY, ls=(0, (5, 2)), lw=1.6, label="limit of alignment", **style)
-        axes.plot(number, frequencies[:, 0], color="#00507f", lw=2.2, label="resolution (FSC 0.143)", **style)
-        if np.isfinite(frequencies).any():
-            low, high = float(np.nanmin(frequencies)), float(np.nanmax(frequencies))
-            pad = 0.08 * (high - low) or 0.1 * high
-            axes.set_ylim(max(low - pad, 0.3 * low), high + pad)
-            bottom, top = axes.get_ylim()
-            ticks = _resolution_ticks(bottom, top, 0.07 * (top - bottom))
-            axes.set_yticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+        left, across = 62 / width, 1 - 70 / width
+        bottom = _FOOT + 96 / _HEIGHT if has_moving else _FOOT
+        axes = figure.add_axes((left, bottom, across, _TOP - bottom))
+        _draw_resolution(axes, number, frequencies)
         label_axes(axes, "" if has_moving else "iteration", "resolution (Å)")
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.0, fontsize=11)
+        figure.legend(
+            handles=list(axes.lines), loc="lower left", bbox_to_anchor=(54 / width, _TOP + 6 / _HEIGHT), **_LEGEND
+        )
         panels = [axes]
         if has_moving:
-            lower = figure.add_axes((52 / width, foot, 1 - 68 / width, 70 / height))
+            lower = figure.add_axes((left, _FOOT, across, 68 / _HEIGHT))
             lower.bar(number, moving, width=0.62, color=PALE_BLUE)
             lower.set_ylim(0, 1)
             lower.set_yticks([0, 0.5, 1])
@@ -198,8 +192,24 @@ def iterations_figure(iterations: Sequence[Iteration], width: int = 490, height:
         for panel in panels:
             panel.set_xlim(number.min() - 0.6, number.max() + 0.6)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.align_ylabels(panels)
 
-    return draw_svg(width, height, draw, "Resolution by iteration")
+    return draw_svg(width, _HEIGHT, draw, "Resolution by iteration")
+
+
+def _draw_resolution(axes: Axes, number: Array, frequencies: Array) -> None:
+    """Draw resolution and limit over a scale that is even in 1/Å and labelled in Å."""
+    marker: dict[str, Any] = {"marker": "o", "ms": 5, "mec": "white", "mew": 0.8}
+    resolution = CURVES["corrected"].colour
+    axes.plot(number, frequencies[:, 0], color=resolution, lw=2.2, label="resolution (FSC 0.143)", zorder=3, **marker)
+    axes.plot(number, frequencies[:, 1], color=GREY, ls=(0, (5, 2)), lw=1.6, label="limit of alignment", **marker)
+    if np.isfinite(frequencies).any():
+        low, high = float(np.nanmin(frequencies)), float(np.nanmax(frequencies))
+        pad = 0.08 * (high - low) or 0.1 * high
+        axes.set_ylim(max(low - pad, 0.3 * low), high + pad)
+        bottom, top = axes.get_ylim()
+        ticks = _resolution_ticks(bottom, top, 0.07 * (top - bottom)) or [round(1 / high, 2)]
+        axes.set_yticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
 
 
 def histogram(values: Array, x: str, title: str, width: int = 320, height: int = 240) -> str:
@@ -234,6 +244,7 @@ def histogram(values: Array, x: str, title: str, width: int = 320, height: int =
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(visible=False, axis="x")
         label_axes(axes, x, "particles")
+        axes.xaxis.set_label_coords(0.5, -24 / (height - 90))  # one level in all histograms, whatever the letters
         figure.text(52 / width, 1 - 4 / height, title, fontsize=12.5, fontweight="bold", va="top")
 
     return draw_svg(width, height, draw, title)

@@ -13,7 +13,7 @@ from cloudem.report.content import Parameter, ReportContent, Stage
 from cloudem.report.curves import (
     CURVES,
     STATED_BY,
-    crossing_A,
+    crossing,
     fsc_figure,
     histogram,
     iterations_figure,
@@ -78,9 +78,8 @@ def _tiles(content: ReportContent) -> list[tuple[str, str]]:
         tiles.append((escape(content.symmetry), "symmetry"))
     if content.b_factor is not None and np.isfinite(content.b_factor):
         tiles.append((f"{content.b_factor:.0f} Å²".replace("-", "\N{MINUS SIGN}"), "B-factor of sharpening"))
-    wall = _total(stage.wall_s for stage in content.stages)
+    wall, cpu = _whole_time(content)
     if wall is not None:
-        cpu = _total(stage.cpu_s for stage in content.stages)
         tiles.append((_duration(wall), "total time" + (f" ({_duration(cpu)} CPU)" if cpu is not None else "")))
     return tiles
 
@@ -89,14 +88,14 @@ def _stated_resolution(content: ReportContent) -> tuple[str, str] | None:
     name = next((name for name in STATED_BY if name in content.fsc), None)
     how = f", {CURVES[name].label}" if name else ""
     caption = f"resolution at FSC {FSC_THRESHOLD:g}{how}"
-    if content.resolution_A is not None and np.isfinite(content.resolution_A):
-        return f"{content.resolution_A:.2f} Å", caption
+    if content.resolution is not None and np.isfinite(content.resolution):
+        return f"{content.resolution:.2f} Å", caption
     if name is None or content.pixel_size is None:
         return None
     curve = content.fsc[name]
     if not np.isfinite(curve[1:]).any():
         return None
-    value = crossing_A(curve, content.pixel_size, FSC_THRESHOLD)
+    value = crossing(curve, content.pixel_size, FSC_THRESHOLD)
     if np.isfinite(value):
         return f"{value:.2f} Å", caption
     return f"{2 * content.pixel_size:.2f} Å", f"Nyquist limit; the FSC never falls to {FSC_THRESHOLD:g}"
@@ -130,9 +129,9 @@ def _map(content: ReportContent) -> str:
 def _resolution(content: ReportContent) -> str:
     figures = []
     if content.fsc and content.pixel_size is not None:
-        figures.append((600, fsc_figure(content.fsc, content.pixel_size, content.resolution_A, 600)))
+        figures.append((600, fsc_figure(content.fsc, content.pixel_size, content.resolution)))
     if content.iterations:
-        figures.append((376, iterations_figure(content.iterations, 376)))
+        figures.append((376, iterations_figure(content.iterations)))
     if not figures:
         return ""
     return f"<section><h2>Resolution</h2>{_row(figures)}{_fsc_table(content)}</section>"
@@ -148,7 +147,7 @@ def _fsc_table(content: ReportContent) -> str:
         style, curve = CURVES[name], content.fsc[name]
         cells = []
         for threshold in (FSC_HALF, FSC_THRESHOLD):
-            at = crossing_A(curve, content.pixel_size, threshold)
+            at = crossing(curve, content.pixel_size, threshold)
             if not np.isfinite(curve[1:]).any():
                 cells.append("unknown")
             else:
@@ -169,10 +168,13 @@ def _particles(content: ReportContent) -> str:
     if content.rot is not None and content.tilt is not None and len(content.rot):
         views = view_density(content.rot, content.tilt, content.symmetry_operators)
         if np.isfinite(views.least_sampled):
-            facts.append(("least sampled direction of Fourier space", f"{views.least_sampled:.2f} of the mean"))
+            facts.append(("sampling of Fourier space, worst direction", f"{100 * views.least_sampled:.0f} % of mean"))
             equivalent = ", equivalent ones included" if content.symmetry_operators is not None else ""
             figure = views_figure(views)
-            caption = f"View directions in map coordinates{equivalent}: equal-area map, tilt downwards from the z axis."
+            caption = (
+                f"View directions in map coordinates{equivalent}; equal-area map, smoothed over "
+                f"{np.rad2deg(views.smoothing):.0f}°."
+            )
             parts.append(_row([(620, figure, caption), (350, _facts_table(facts))]))
             facts = []
     if facts:
@@ -218,15 +220,16 @@ def _cost(content: ReportContent) -> str:
     longest = max((stage.wall_s for stage in content.stages if np.isfinite(stage.wall_s)), default=0.0) or 1.0
     most = max(stage.peak_bytes for stage in content.stages) or 1
     rows = "".join(_stage_row(stage, longest, most) for stage in content.stages)
-    wall, cpu = _total(s.wall_s for s in content.stages), _total(s.cpu_s for s in content.stages)
+    wall, cpu = _whole_time(content)
     peak = max(stage.peak_bytes for stage in content.stages)
     total = (
         f'<tr class="total"><td>total</td><td></td><td class="n">{_duration(wall)}</td><td class="n">{_duration(cpu)}'
         f'</td><td class="n">{_size(peak)}</td></tr>'
     )
     return (
-        '<section><h2>Time and memory</h2><table><tr><th>stage</th><th>wall time, with peak memory below</th>'
-        f'<th class="n">wall</th><th class="n">CPU</th><th class="n">peak memory</th></tr>{rows}{total}</table></section>'
+        "<section><h2>Time and memory</h2><table><tr><th>stage</th><th>wall time, with peak memory below</th>"
+        f'<th class="n">wall</th><th class="n">CPU</th><th class="n">peak memory</th></tr>'
+        f"{rows}{total}</table></section>"
     )
 
 
@@ -246,8 +249,8 @@ def _iterations(content: ReportContent) -> str:
     if not content.iterations:
         return ""
     rows = "".join(
-        f'<tr><td>{row.iteration}</td><td class="n">{_number(row.resolution_A, ".2f")}</td>'
-        f'<td class="n">{_number(row.limit_A, ".2f")}</td><td class="n">{_number(100 * row.moving_share, ".1f")}</td>'
+        f'<tr><td>{row.iteration}</td><td class="n">{_number(row.resolution, ".2f")}</td>'
+        f'<td class="n">{_number(row.limit, ".2f")}</td><td class="n">{_number(100 * row.moving_share, ".1f")}</td>'
         f'<td class="n">{_number(row.images_per_s, ",.0f")}</td><td class="n">{_number(row.seconds, ",.1f")}</td></tr>'
         for row in content.iterations
     )
@@ -309,6 +312,13 @@ def _value(parameter: Parameter) -> str:
 def _finite(values: Any) -> Any:
     array = np.asarray(values, dtype=float)
     return array[np.isfinite(array)]
+
+
+def _whole_time(content: ReportContent) -> tuple[float | None, float | None]:
+    """Wall and CPU seconds of the whole job, where known."""
+    wall = content.wall_s if content.wall_s is not None else _total(stage.wall_s for stage in content.stages)
+    cpu = content.cpu_s if content.cpu_s is not None else _total(stage.cpu_s for stage in content.stages)
+    return wall, cpu
 
 
 def _total(values: Iterable[float]) -> float | None:

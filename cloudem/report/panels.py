@@ -53,7 +53,9 @@ def _panel(image: Array, low: float, high: float, pixel_size: float | None, outl
     scaled = (np.flipud(image) - low) * np.float32(255 / (high - low))
     picture = Image.fromarray(scaled.astype(np.float32)).resize((_RASTER, _RASTER), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(np.rint(np.asarray(picture)), 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.clip(np.rint(np.asarray(picture)), 0, 255).astype(np.uint8)).save(
+        buffer, "PNG", compress_level=4
+    )
     data = base64.b64encode(buffer.getvalue()).decode()
     parts = [
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {n} {n}">',

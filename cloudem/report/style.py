@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ GREEN = "#009e73"
 GREY = "#8d99a6"
 PALE_BLUE = "#9cc3dc"
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: it takes the page's font and can be searched
     "svg.hashsalt": "cloudem",  # equal content gives equal bytes
     "text.parse_math": False,

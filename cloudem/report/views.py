@@ -14,9 +14,10 @@ from cloudem.report.style import FAINT, INK, draw_svg
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
-_GRID = 3000
-"""Points on the sphere at which density is kept: 3.7 degrees apart, finer than the smoothing."""
-_SMOOTHING = np.deg2rad(5.0)
+_GRID = 2000
+"""Points on the sphere at which density is kept: 4.5 degrees apart."""
+_VIEWS_PER_SPOT = 64
+"""Views that fall on the area smoothed over if they are spread evenly: chance then varies density by an eighth."""
 
 
 class ViewDensity(NamedTuple):
@@ -28,6 +29,8 @@ class ViewDensity(NamedTuple):
         Evenly spread unit vectors in map coordinates.
     density : (m,) float array
         Views per area relative to the mean over the sphere.
+    smoothing : float
+        Radius, radians, over which views were smoothed; the fewer there are, the larger.
     least_sampled : float
         Sampling of the worst direction of Fourier space relative to the mean: 1 for evenly spread views, 0 for a
         missing cone.
@@ -35,6 +38,7 @@ class ViewDensity(NamedTuple):
 
     directions: Array
     density: Array
+    smoothing: float
     least_sampled: float
 
 
@@ -67,26 +71,24 @@ def view_density(rot: Array, tilt: Array, operators: Array | None = None) -> Vie
     A view along d samples the Fourier plane perpendicular to d, so the sampling of a direction is the density of
     views on the great circle around it (as in Baldwin & Lyumkis 2020, 10.1016/j.pbiomolbio.2019.09.002).
     """
-    grid = _even_directions(_GRID)
+    grid = _even_directions(_GRID).astype(np.float32)
     known = np.isfinite(rot) & np.isfinite(tilt)
     if not known.any():
-        return ViewDensity(grid, np.full(_GRID, np.nan), float("nan"))
-    directions = view_directions(np.asarray(rot)[known], np.asarray(tilt)[known])
-    _, nearest = cKDTree(grid).query(directions)
-    counts = np.bincount(nearest, minlength=_GRID).astype(float)
-    occupied = np.flatnonzero(counts)
-    points, weights = grid[occupied], counts[occupied]
+        return ViewDensity(grid, np.full(_GRID, np.nan), float("nan"), float("nan"))
+    tree = cKDTree(grid)
+    _, nearest = tree.query(view_directions(np.asarray(rot)[known], np.asarray(tilt)[known]))
+    counts = np.bincount(nearest, minlength=_GRID)
     if operators is not None:
-        points = np.einsum("pi,gij->gpj", points, np.asarray(operators, dtype=float)).reshape(-1, 3)
-        weights = np.tile(weights, len(operators))
-        _, nearest = cKDTree(grid).query(points)
-        counts = np.bincount(nearest, weights=weights, minlength=_GRID)
-    cosine = (grid @ grid.T).astype(np.float32)
-    density = np.exp((cosine - 1) / np.float32(_SMOOTHING**2)) @ counts.astype(np.float32)
-    sampling = np.exp(-0.5 * (cosine / np.float32(_SMOOTHING)) ** 2) @ counts.astype(np.float32)
-    return ViewDensity(
-        grid, density.astype(float) / float(density.mean()), float(sampling.min()) / float(sampling.mean())
-    )
+        occupied = np.flatnonzero(counts)
+        equivalent = np.einsum("pi,gij->gpj", grid[occupied], np.asarray(operators, dtype=np.float32)).reshape(-1, 3)
+        weights = np.tile(counts[occupied], len(operators))
+        counts = np.bincount(tree.query(equivalent)[1], weights=weights, minlength=_GRID)
+    smoothing = float(np.clip(np.sqrt(_VIEWS_PER_SPOT / counts.sum()), np.deg2rad(4), np.deg2rad(15)))
+    counts = counts.astype(np.float32)
+    cosine = grid @ grid.T
+    density = np.exp((cosine - 1) / np.float32(smoothing**2)) @ counts
+    sampling = np.exp(-0.5 * (cosine / np.float32(smoothing)) ** 2) @ counts
+    return ViewDensity(grid, density / density.mean(), smoothing, float(sampling.min() / sampling.mean()))
 
 
 def _mollweide(longitude: Array, latitude: Array) -> tuple[Array, Array]:
@@ -111,16 +113,16 @@ def _raster(views: ViewDensity, width: int, height: int) -> Array:
         [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=-1
     )
     distance, nearest = cKDTree(views.directions).query(towards, k=3)
-    weight = 1 / (distance**2 + 1e-4)
+    weight = 1 / (np.asarray(distance) ** 2 + 1e-4)
     return np.asarray((views.density[nearest] * weight).sum(-1) / weight.sum(-1))
 
 
-def views_figure(views: ViewDensity, width: int = 620, height: int = 350) -> str:
+def views_figure(views: ViewDensity, width: int = 620, height: int = 290) -> str:
     """Draw the density of views as a Mollweide map; the map's z axis is up, its x axis in the middle."""
     image = _raster(views, 240, 120)
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_axes((8 / width, 26 / height, 1 - 100 / width, 1 - 48 / height))
+        axes = figure.add_axes((4 / width, 4 / height, 1 - 84 / width, 1 - 8 / height))
         limit = max(2.0, float(np.nanpercentile(views.density, 99.8)))
         shown = axes.imshow(
             image, origin="lower", extent=(-2, 2, -1, 1), cmap="Blues", vmin=0, vmax=limit, interpolation="bilinear"
@@ -129,24 +131,26 @@ def views_figure(views: ViewDensity, width: int = 620, height: int = 350) -> str
         shown.set_clip_path(ellipse)
         axes.add_patch(ellipse)
         line = np.linspace(-1, 1, 61)
-        faint = {"color": INK, "lw": 0.5, "alpha": 0.28}
+        faint: dict[str, Any] = {"color": INK, "lw": 0.5, "alpha": 0.28}
         for degrees in (-120, -60, 0, 60, 120):
             axes.plot(*_mollweide(np.deg2rad(np.full(61, float(degrees))), line * np.pi / 2), **faint)
         for degrees in (-60, -30, 0, 30, 60):
             axes.plot(*_mollweide(line * np.pi, np.deg2rad(np.full(61, float(degrees)))), **faint)
-        for degrees in (0, 30, 60, 120, 150, 180):
+        for degrees in (30, 60, 120, 150):
             x, y = _mollweide(np.array([-np.pi]), np.deg2rad(np.array([90.0 - degrees])))
-            axes.text(
-                float(x[0]) - 0.03, float(y[0]), f"{degrees}°", ha="right", va="center", fontsize=11, color=FAINT
-            )
-        axes.text(0, -1.04, "rot 0°", ha="center", va="top", fontsize=11, color=FAINT)
+            axes.text(float(x[0]) - 0.03, float(y[0]), f"{degrees}°", ha="right", va="center", fontsize=11, color=FAINT)
         axes.text(0, 1.03, "tilt 0°", ha="center", va="bottom", fontsize=11, color=FAINT)
-        axes.set_xlim(-2.15, 2.02)
-        axes.set_ylim(-1.1, 1.1)
+        axes.text(0, -1.04, "tilt 180°", ha="center", va="top", fontsize=11, color=FAINT)
+        axes.text(-2.03, 0, "rot −180°", ha="right", va="center", fontsize=11, color=FAINT)
+        for degrees in (-120, -60, 0, 60, 120):
+            name = "rot 0°" if degrees == 0 else f"{degrees}°".replace("-", "−")
+            axes.text(degrees / 90 + 0.02, -0.02, name, ha="left", va="top", fontsize=10, color=INK)
+        axes.set_xlim(-2.38, 2.03)
+        axes.set_ylim(-1.14, 1.14)
         axes.set_axis_off()
-        scale = figure.add_axes((1 - 76 / width, 0.22, 12 / width, 0.56))
+        scale = figure.add_axes((1 - 64 / width, 0.2, 12 / width, 0.6))
         bar = figure.colorbar(shown, cax=scale)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=3)
         bar.ax.grid(visible=False)
         bar.set_label("views relative to even", fontsize=11.5)
