@@ -1,8 +1,13 @@
 """Fourier slices: extract them from a volume, insert them into one, and differentiate a score along the way.
 
-The padded half-volume of these kernels has shape (2 m + 1, 2 m + 1, m + 1), axes [kz, ky, kx], the origin at
-[m, m, 0], and ``m >= padding · k_max + 1``; a voxel is 1 / (padding · box) of a cycle per pixel. Interpolation is
-trilinear: a volume must have been divided by the interpolation's transform (:func:`gridding`) in real space.
+Layout of the padded half-volume: shape (2 m + 1, 2 m + 1, m + 2), axes [kz, ky, kx], the origin at [m, m, 1]; the
+column kx = -1 repeats Friedel mates so that a window never leaves the array. One voxel is ``1 / padding`` cycles per
+box, ``m`` comes from :func:`half_width`.
+
+Interpolation uses four voxels along each axis, weighted by a Kaiser-Bessel window written as a polynomial of sixth
+degree on each of its four unit intervals. At padding 1.5 it is more accurate than trilinear interpolation at
+padding 2 (measured in ``benchmarks/kernels``), and the volume is 2.4 times smaller, so that a slice stays in the
+second-level cache: that, and whole rows of a window fitting one vector register, is where the speed comes from.
 
 A pose is the matrix A (map to image) and the shift t in pixels: ``X(k) = exp(-2 pi i k.t / n) C(k) V(A^T k)``.
 """
@@ -12,6 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.fft
+import scipy.special
+from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
@@ -20,14 +28,115 @@ Float = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
 Int32 = NDArray[np.int32]
 
+PADDING = 1.5
+"""Smallest oversampling of a Fourier volume; :func:`padded_box` rounds it up to a size with small factors."""
 
-def gridding(box: int, padding: int) -> NDArray[np.float64]:
-    """Return the transform of the trilinear kernel, sinc²(x) sinc²(y) sinc²(z) over a box: (n, n, n)."""
-    line = np.sinc((np.arange(box) - box // 2) / (box * padding)) ** 2
-    return np.asarray(line[:, None, None] * line[None, :, None] * line[None, None, :])
+WINDOW = 4
+"""Voxels along each axis that a sample touches."""
 
 
-def _positions(rotations: Float, kx: Int32, ky: Int32, padding: int) -> tuple[Float, NDArray[np.bool_]]:
+def _window_polynomials() -> NDArray[np.float64]:
+    """Return the window's coefficients, shape (4, 7): row j, column d is the factor of f^d for the voxel j - 1.
+
+    Kaiser-Bessel with the shape of Beatty et al. 2005, 10.1109/TMI.2005.848376, for an oversampling of 1.5, scaled to
+    unit integral. f in [0, 1) is the distance from the voxel below.
+    """
+    beta = np.pi * np.sqrt((WINDOW / PADDING) ** 2 * (PADDING - 0.5) ** 2 - 0.8)
+    f = chebyshev.chebpts1(200) / 2 + 0.5
+    rows = []
+    for j in range(WINDOW):
+        inside = np.maximum(1 - ((f + 1 - j) / (WINDOW / 2)) ** 2, 0)
+        rows.append(Polynomial.fit(f, scipy.special.i0(beta * np.sqrt(inside)), 6, domain=[0, 1], window=[0, 1]).coef)
+    coefficients = np.array(rows)
+    return np.asarray(coefficients / np.sum(coefficients / np.arange(1, 8)))
+
+
+POLYNOMIALS = _window_polynomials()
+
+
+def window(f: Float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the four weights for fractions f in [0, 1), and their derivatives by f: two arrays (4, *f.shape)."""
+    weights = np.array([Polynomial(row)(f) for row in POLYNOMIALS])
+    return weights, np.array([Polynomial(row).deriv()(f) for row in POLYNOMIALS])
+
+
+def padded_box(box: int) -> int:
+    """Return the even edge of the padded volume, at least 1.5 boxes, that transforms fast."""
+    size = int(np.ceil(box * PADDING))
+    while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
+        size += 1
+    return size
+
+
+def half_width(k_max: int, padding: float) -> int:
+    """Return m of the padded half-volume for samples in shells up to ``k_max`` (``|k| < k_max + 1/2``)."""
+    return int(np.ceil(padding * (k_max + 0.5))) + WINDOW // 2
+
+
+def gridding(box: int, padded: int) -> NDArray[np.float64]:
+    """Return the transform of the window along one axis of the box, (n,): a volume is divided by it on each axis."""
+    position = (np.arange(box) - box // 2) / padded
+    nodes, quadrature = np.polynomial.legendre.leggauss(24)
+    f = (nodes + 1) / 2
+    weights, _ = window(f)
+    line = np.zeros(box)
+    for j in range(WINDOW):
+        line += np.cos(2 * np.pi * position[:, None] * (f + 1 - j)) @ (weights[j] * quadrature / 2)
+    return line
+
+
+def correct_gridding(volume: Float, padded: int) -> NDArray[Any]:
+    """Divide a volume (n, n, n) by the window's transform."""
+    line = (1 / gridding(volume.shape[0], padded)).astype(volume.dtype)
+    return np.asarray(volume * line[:, None, None] * line[None, :, None] * line[None, None, :])
+
+
+def crop_volume(transform: Complex, box: int, k_max: int) -> NDArray[np.complex64]:
+    """Cut the padded half-volume for shells up to ``k_max`` out of a transform.
+
+    Parameters
+    ----------
+    transform
+        :func:`cloudem.kernels.fourier.fourier_volume` of the padded box, (m, m, m // 2 + 1).
+    box
+        Edge of the images in pixels: the padding is ``m / box``.
+    k_max
+        Highest shell, cycles per box.
+
+    Returns
+    -------
+    Complex64 array in the layout above; voxels beyond the transform are zero.
+    """
+    size = transform.shape[0]
+    m = half_width(k_max, size / box)
+    half = min(m, size // 2 - 1)
+    out = np.zeros((2 * m + 1, 2 * m + 1, m + 2), np.complex64)
+    rows = np.arange(-half, half + 1)
+    inner = out[m - half : m + half + 1, m - half : m + half + 1]
+    inner[:, :, 1 : half + 2] = transform[np.ix_(rows % size, rows % size, np.arange(half + 1))]
+    out[:, :, 0] = out[::-1, ::-1, 2].conj()
+    return out
+
+
+def place_volume(cropped: Complex, padded: int) -> Complex:
+    """Put a padded half-volume back into a transform of edge ``padded``: the inverse of :func:`crop_volume`."""
+    m = cropped.shape[2] - 2
+    half = min(m, padded // 2 - 1)
+    rows = np.arange(-half, half + 1) % padded
+    transform = np.zeros((padded, padded, padded // 2 + 1), cropped.dtype)
+    inner = cropped[m - half : m + half + 1, m - half : m + half + 1, 1 : half + 2]
+    transform[np.ix_(rows, rows, np.arange(half + 1))] = inner
+    return transform
+
+
+def complete_friedel(sums: NDArray[Any]) -> None:
+    """Add the Friedel mates that an accumulator misses along kx = 0 and kx = 1, and empty its column kx = -1."""
+    sums[:, :, 2] += sums[::-1, ::-1, 0].conj()
+    sums[:, :, 1] += sums[::-1, ::-1, 1].conj()
+    sums[:, :, 0] = 0
+
+
+def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:
     """Return padded map frequencies (b, p, 3) as x, y, z with x >= 0, and where Friedel's law was used."""
     plane = np.stack([kx, ky], axis=-1).astype(np.float64) * padding
     position = plane @ rotations[:, :2, :]
@@ -35,25 +144,23 @@ def _positions(rotations: Float, kx: Int32, ky: Int32, padding: int) -> tuple[Fl
     return np.where(flipped[..., None], -position, position), flipped
 
 
-def _corners(position: Float, m: int) -> tuple[NDArray[np.int64], Float, Float]:
-    """Return flat voxel indices (8, b, p), trilinear weights (8, b, p) and their gradients (8, b, p, 3)."""
+def _taps(position: Float, m: int) -> list[tuple[NDArray[np.int64], Float, Float]]:
+    """Return for each of the 64 voxels its flat index (b, p), weight (b, p) and the weight's gradient (b, p, 3)."""
     base = np.floor(position).astype(np.int64)
-    f = position - base
-    indices, weights, gradients = [], [], []
-    for dz in (0, 1):
-        for dy in (0, 1):
-            for dx in (0, 1):
-                x, y, z = base[..., 0] + dx, base[..., 1] + dy + m, base[..., 2] + dz + m
-                wx, wy, wz = (f[..., i] if d else 1 - f[..., i] for i, d in enumerate((dx, dy, dz)))
-                indices.append((z * (2 * m + 1) + y) * (m + 1) + x)
-                weights.append(wx * wy * wz)
-                sx, sy, sz = (2 * d - 1 for d in (dx, dy, dz))
-                gradients.append(np.stack([sx * wy * wz, sy * wx * wz, sz * wx * wy], axis=-1))
-    return np.array(indices), np.array(weights), np.array(gradients)
+    w, d = window(position - base)  # (4, b, p, 3)
+    taps = []
+    for k in range(WINDOW):
+        for j in range(WINDOW):
+            for i in range(WINDOW):
+                x, y, z = base[..., 0] + i, base[..., 1] + j - 1 + m, base[..., 2] + k - 1 + m
+                wx, wy, wz = w[i, ..., 0], w[j, ..., 1], w[k, ..., 2]
+                slope = [d[i, ..., 0] * wy * wz, wx * d[j, ..., 1] * wz, wx * wy * d[k, ..., 2]]
+                taps.append(((z * (2 * m + 1) + y) * (m + 2) + x, wx * wy * wz, np.stack(slope, axis=-1)))
+    return taps
 
 
 @kernel
-def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: int) -> NDArray[np.complex64]:
+def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: float) -> NDArray[np.complex64]:
     """Extract Fourier slices.
 
     Parameters
@@ -65,16 +172,16 @@ def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: in
     kx, ky
         Shape (p,), int32, cycles per box.
     padding
-        Oversampling of the volume.
+        Voxels per cycle per box.
 
     Returns
     -------
     Shape (b, p), complex64. Tolerance against float64: 2e-6 of the largest voxel.
     """
     position, flipped = _positions(rotations, kx, ky, padding)
-    index, weight, _ = _corners(position, volume.shape[2] - 1)
-    value = np.sum(volume.ravel()[index] * weight, axis=0)
-    return np.where(flipped, value.conj(), value).astype(np.complex64)
+    flat = volume.ravel()
+    value = sum(flat[index] * weight for index, weight, _ in _taps(position, volume.shape[2] - 2))
+    return np.where(flipped, np.conj(value), value).astype(np.complex64)
 
 
 @kernel
@@ -89,7 +196,7 @@ def insert(
     denominators: NDArray[np.float32],
     kx: Int32,
     ky: Int32,
-    padding: int,
+    padding: float,
     box: int,
 ) -> None:
     """Add weighted slices to an accumulator, in place: the adjoint of :func:`extract`.
@@ -109,25 +216,16 @@ def insert(
 
     Notes
     -----
-    Only the half kx >= 0 is stored: the plane kx = 0 misses its Friedel mates until
-    :func:`complete_friedel` has added them.
+    :func:`complete_friedel` must be called once after the last insertion.
     """
-    m = sums.shape[2] - 1
     position, flipped = _positions(rotations, kx, ky, padding)
-    index, corner, _ = _corners(position, m)
     phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
     value = numerators[images] * phase * pose_weights[:, None]
     value = np.where(flipped, value.conj(), value)
     weight = denominators[images] * pose_weights[:, None]
-    for i, c in zip(index, corner, strict=True):
-        np.add.at(sums.reshape(-1), i, (c * value).astype(np.complex64))
-        np.add.at(weights.reshape(-1), i, (c * weight).astype(np.float32))
-
-
-def complete_friedel(sums: NDArray[Any], weights: NDArray[Any]) -> None:
-    """Add to the plane kx = 0 of an accumulator its Friedel mates, in place."""
-    sums[:, :, 0] += sums[::-1, ::-1, 0].conj()
-    weights[:, :, 0] += weights[::-1, ::-1, 0].copy()
+    for index, tap, _ in _taps(position, sums.shape[2] - 2):
+        np.add.at(sums.reshape(-1), index, (tap * value).astype(np.complex64))
+        np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
 
 
 @kernel
@@ -140,7 +238,7 @@ def score_derivatives(
     denominators: NDArray[np.float32],
     kx: Int32,
     ky: Int32,
-    padding: int,
+    padding: float,
     box: int,
 ) -> NDArray[np.float64]:
     """Return the score of each pose with its gradient and Gauss-Newton matrix.
@@ -157,13 +255,16 @@ def score_derivatives(
     Returns
     -------
     Shape (c, 22), float64: N, D, the gradient (ωx, ωy, ωz, tx, ty), and the upper triangle of the 5 × 5 matrix
-    ``sum Q Re(∂a M ∂b M*)``, row by row, where M is the shifted slice. Tolerance against float64: 1e-4 of D.
+    ``sum Q Re(∂a M ∂b M*)``, row by row, where M is the shifted slice. Tolerance against float64: 1e-4 of the
+    largest entry of each column.
     """
     position, flipped = _positions(rotations, kx, ky, padding)
-    index, corner, slope = _corners(position, volume.shape[2] - 1)
-    voxels = volume.ravel().astype(np.complex128)[index]
-    value = np.sum(voxels * corner, axis=0)
-    gradient = np.sum(voxels[..., None] * slope, axis=0)
+    flat = volume.ravel().astype(np.complex128)
+    value = np.zeros(position.shape[:2], np.complex128)
+    gradient = np.zeros(position.shape, np.complex128)
+    for index, tap, slope in _taps(position, volume.shape[2] - 2):
+        value += flat[index] * tap
+        gradient += flat[index][..., None] * slope
     gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated
     value = np.where(flipped, value.conj(), value)
     gradient = np.where(flipped[..., None], gradient.conj(), gradient)
@@ -182,29 +283,3 @@ def score_derivatives(
     pairs = [(a, b) for a in range(5) for b in range(a, 5)]
     out[:, 7:] = np.stack([np.sum(q * (slopes[a] * slopes[b].conj()).real, axis=-1) for a, b in pairs], axis=1)
     return out
-
-
-def crop_volume(transform: Complex, k_max: int, padding: int) -> NDArray[np.complex64]:
-    """Cut the padded half-volume for shells up to ``k_max`` out of :func:`cloudem.kernels.fourier.fourier_volume`.
-
-    Parameters
-    ----------
-    transform
-        Shape (p n, p n, p n // 2 + 1).
-    k_max
-        Highest shell, cycles per box.
-    padding
-        The p of the transform.
-
-    Returns
-    -------
-    Shape (2 m + 1, 2 m + 1, m + 1), m from :func:`half_width`, complex64, read by the kernels above.
-    """
-    m = half_width(k_max, padding)
-    rows = np.arange(-m, m + 1) % transform.shape[0]
-    return np.ascontiguousarray(transform[np.ix_(rows, rows, np.arange(m + 1))], np.complex64)
-
-
-def half_width(k_max: int, padding: int) -> int:
-    """Return the m of the padded half-volume for shells up to ``k_max`` (``|k| < k_max + 1/2``, and one to spare)."""
-    return padding * k_max + padding // 2 + 1
