@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ _HEADER_BYTES = 1024
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
+_ORDERS: tuple[Literal["<"], Literal[">"]] = ("<", ">")
 
 
 class Volume(NamedTuple):
@@ -237,18 +238,18 @@ def _header(
     return bytes(raw)
 
 
-def _byte_order(raw: bytes, path: Path) -> str:
+def _byte_order(raw: bytes, path: Path) -> Literal["<", ">"]:
     """Return the byte order, from the machine stamp or, where that says nothing, from what makes the mode small."""
     stamp = raw[212]
     if stamp in (0x44, 0x11):
         return "<" if stamp == 0x44 else ">"
-    for order in "<>":
+    for order in _ORDERS:
         if 0 <= int(np.frombuffer(raw, order + "i4", 1, 12)[0]) < 128:
             return order
     raise FormatError(f"{path} is not an MRC file: neither byte order gives its header a sense")
 
 
-def _dtype(raw: bytes, order: str, mode: int) -> np.dtype[Any]:
+def _dtype(raw: bytes, order: Literal["<", ">"], mode: int) -> np.dtype[Any]:
     """Return the type of the values; old IMOD files of mode 0 hold unsigned bytes, and say so by a flag."""
     stamp, flags = (int(v) for v in np.frombuffer(raw, order + "i4", 2, 152))
     if mode == 0 and stamp == _IMOD_STAMP and not flags & 1:
