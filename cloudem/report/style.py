@@ -128,7 +128,7 @@ pre { background: #f4f6f8; padding: 10px 14px; border-radius: 4px; font-size: 13
 footer { margin-top: 40px; padding-top: 12px; border-top: 1px solid #d8dee5; }
 @page { size: A4; margin: 12mm; }
 @media print {
-  body { background: #fff; } main { margin: 0; padding: 0; border: 0; width: 100%; }
+  body { background: #fff; } main { margin: 0; padding: 0; border: 0; width: 1000px; zoom: 0.7; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   h2 { break-after: avoid; } tr, .tiles, .warnings, .panels { break-inside: avoid; }
 }

@@ -1,0 +1,193 @@
+"""``cloudem report``: draw the page about a result again, from what is on disk.
+
+Jobs call `write_report` when their results are written, so that a report never shows anything that is not kept. Beside
+the record of the job (`cloudem.jobs.base.job_record`) in the attributes of the root group it reads the group
+``result``:
+
+==================  =====================================================================
+arrays              ``map``, ``mask``, and ``fsc_<name>`` for each curve
+``pixel_size_A``    pixel size
+``symmetry``        point group
+``resolution_A``    resolution that the job states
+``b_factor_A2``     B-factor of sharpening
+``iterations``      rows as given to `Progress.iteration`; else those in ``iterations/*``
+``stages``          timings (`StageTiming`) as mappings
+``wall_s, cpu_s``   of the whole job
+``particle_count``  where there is no group ``particles``
+``warnings, notes`` lists of text
+==================  =====================================================================
+
+and the columns of the group ``particles``. All but ``result`` itself may be absent.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic_core import PydanticUndefined
+
+from cloudem.errors import ParameterError, StorageError
+from cloudem.jobs.base import JOBS, Context, Job, find_job, option_of, parameter, unit_of
+
+if TYPE_CHECKING:
+    from cloudem.report.content import Iteration, Parameter, ReportContent, Stage
+
+REPORT_FILE = "report.html"
+
+
+class Report(Job):
+    """Declaration of ``cloudem report``."""
+
+    name: ClassVar[str] = "report"
+    summary: ClassVar[str] = "Draw the report of a result again from what is on disk."
+    examples: ClassVar[tuple[str, ...]] = ("cloudem report refine",)
+    keeps_log: ClassVar[bool] = False
+
+    out: str = parameter(meaning="folder of the results of a job; report.html is written there", positional=True)
+
+    def run(self, context: Context) -> None:
+        """Write ``report.html``."""
+        context.progress.message(f"report: {write_report(context.url)}")
+
+
+def write_report(url: str) -> str:
+    """Draw the report of the results under ``url`` and put it there as ``report.html``; return where it is.
+
+    Raises
+    ------
+    StorageError
+        If there is no finished result, or no room for the page.
+    """
+    from cloudem.io.location import object_store, put, storage_errors
+    from cloudem.report.page import render
+
+    page = render(content_of(url)).encode()
+    with storage_errors(url):
+        put(object_store(url), REPORT_FILE, page)
+    return f"{url.rstrip('/')}/{REPORT_FILE}"
+
+
+def content_of(url: str) -> ReportContent:
+    """Gather what a report shows from the groups under ``url``.
+
+    Raises
+    ------
+    StorageError
+        If there is no finished result.
+    """
+    from cloudem.io.groups import has_group, read_attributes, read_group
+    from cloudem.report.content import FSC_NAMES, ReportContent
+
+    if not has_group(url, "result"):
+        raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
+    arrays, result = read_group(url, "result")
+    record = read_attributes(url, "") or {}
+    job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
+    symmetry = str(result.get("symmetry") or "")
+    return ReportContent(
+        title=f"{job or 'result'}: {url.rstrip('/').rpartition('/')[2]}",
+        map=arrays.get("map"),
+        mask=arrays.get("mask"),
+        pixel_size=result.get("pixel_size_A"),
+        symmetry=symmetry,
+        symmetry_operators=_operators(symmetry),
+        fsc={name: arrays[f"fsc_{name}"] for name in FSC_NAMES if f"fsc_{name}" in arrays},
+        resolution=result.get("resolution_A"),
+        b_factor=result.get("b_factor_A2"),
+        iterations=_iterations(url, result),
+        particle_count=result.get("particle_count"),
+        stages=_stages(result.get("stages", ())),
+        wall_s=result.get("wall_s"),
+        cpu_s=result.get("cpu_s"),
+        parameters=_parameters(job, values),
+        versions={name: str(version) for name, version in record.get("versions", {}).items()},
+        warnings=[str(text) for text in result.get("warnings", ())],
+        notes=[str(text) for text in result.get("notes", ())],
+        command=command_line(job, values) if job in JOBS else "",
+        created=str(record.get("date", "")),
+        **_columns(url),
+    )
+
+
+def command_line(job: str, values: Mapping[str, Any]) -> str:
+    """Return the command that gives a job these parameters; those at their default are left out."""
+    fields = find_job(job).model_fields
+    positional, options = [], []
+    for name, stored in values.items():
+        value = tuple(stored) if isinstance(stored, list) else stored  # JSON has no tuples
+        if value is None or name not in fields or value == fields[name].default is not PydanticUndefined:
+            continue
+        extra = fields[name].json_schema_extra
+        option = option_of(name)
+        if isinstance(extra, dict) and extra.get("positional"):
+            positional += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+        elif isinstance(value, bool):
+            options.append(option if value else f"--no-{option.removeprefix('--')}")
+        else:
+            options += [option, str(value)]
+    return shlex.join(["cloudem", job, *positional, *options])
+
+
+def _operators(symmetry: str) -> Any:
+    """Rotations of the point group; None where it has only one or its name is not known."""
+    from cloudem.model.symmetry import operators
+
+    try:
+        group = operators(symmetry)
+    except ParameterError:  # the result of something else than cloudem: shown without equivalent views
+        return None
+    return group if len(group) > 1 else None
+
+
+def _columns(url: str) -> dict[str, Any]:
+    """Columns of the refined particles that a report draws."""
+    from cloudem.io.groups import has_group, read_group
+
+    if not has_group(url, "particles"):
+        return {}
+    arrays, _ = read_group(url, "particles")
+    columns = {name: arrays[name] for name in ("half_set",) if name in arrays}
+    for pair in (("rot", "tilt"), ("defocus_u", "defocus_v"), ("shift_x", "shift_y")):
+        if all(name in arrays for name in pair):
+            columns |= {name: arrays[name] for name in pair}
+    return columns
+
+
+def _iterations(url: str, result: Mapping[str, Any]) -> list[Iteration]:
+    from cloudem.io.groups import list_groups, read_attributes
+    from cloudem.report.content import Iteration
+
+    rows = result.get("iterations")
+    if rows is None:
+        kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
+        rows = [attributes["row"] for attributes in kept if "row" in attributes]
+    names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
+    return [Iteration(int(row["iteration"]), *(_number(row.get(name)) for name in names)) for row in rows]
+
+
+def _stages(rows: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    from cloudem.report.content import Stage
+
+    return [
+        Stage(
+            str(row["name"]), _number(row.get("wall_s")), _number(row.get("cpu_s")), int(row.get("peak_rss_bytes", 0))
+        )
+        for row in rows
+    ]
+
+
+def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Parameters with unit and meaning from the job's declaration."""
+    from cloudem.report.content import Parameter
+
+    fields = find_job(job).model_fields if job in JOBS else {}
+    return {
+        name: Parameter(value, unit_of(name), (fields[name].description or "") if name in fields else "")
+        for name, value in values.items()
+    }
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
