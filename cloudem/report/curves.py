@@ -53,7 +53,7 @@ _HEIGHT = 410
 _FOOT = 50 / _HEIGHT
 _TOP = 1 - 92 / _HEIGHT
 
-_NICE_RESOLUTIONS = (100, 50, 40, 30, 20, 15, 10, 8, 6, 5, 4, 3.5, 3, 2.5, 2, 1.8, 1.6, 1.4, 1.2, 1.0)
+_NICE_RESOLUTIONS = (100, 50, 40, 30, 25, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.8, 1.6, 1.4, 1.2, 1.0)
 
 
 def crossing(curve: Array, pixel_size: float, threshold: float) -> float:
@@ -111,8 +111,8 @@ def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | 
         figure.legend(
             [lines[name] for name in order],
             [CURVES[name].label for name in order],
-            loc="upper left",
-            bbox_to_anchor=(48 / width, 1.0),
+            loc="lower left",
+            bbox_to_anchor=(48 / width, _TOP + 46 / _HEIGHT),
             ncols=3,
             **_LEGEND,
         )

@@ -127,14 +127,15 @@ def _map(content: ReportContent) -> str:
 
 
 def _resolution(content: ReportContent) -> str:
-    figures = []
+    history = iterations_figure(content.iterations) if len(content.iterations) > 1 else ""
     if content.fsc and content.pixel_size is not None:
-        figures.append((600, fsc_figure(content.fsc, content.pixel_size, content.resolution)))
-    if content.iterations:
-        figures.append((376, iterations_figure(content.iterations)))
-    if not figures:
-        return ""
-    return f"<section><h2>Resolution</h2>{_row(figures)}{_fsc_table(content)}</section>"
+        curves, table = fsc_figure(content.fsc, content.pixel_size, content.resolution), _fsc_table(content)
+        body = _row([(600, curves), (376, history or table)])
+        if history:
+            body += f'<div style="width:560px;margin-top:14px">{table}</div>'
+    else:
+        body = history
+    return f"<section><h2>Resolution</h2>{body}</section>" if body else ""
 
 
 def _fsc_table(content: ReportContent) -> str:
@@ -142,7 +143,7 @@ def _fsc_table(content: ReportContent) -> str:
         return ""
     rows = []
     for name in reversed(CURVES):
-        if name not in content.fsc:
+        if name not in content.fsc or name == "phase_randomised":  # a control: where it falls is no resolution
             continue
         style, curve = CURVES[name], content.fsc[name]
         cells = []
@@ -157,8 +158,8 @@ def _fsc_table(content: ReportContent) -> str:
             f'<td class="n">{cells[0]}</td><td class="n">{cells[1]}</td></tr>'
         )
     return (
-        f'<table style="width:560px;margin-top:14px"><tr><th>FSC curve</th><th class="n">falls below {FSC_HALF:g} at'
-        f'</th><th class="n">below {FSC_THRESHOLD:g} at</th></tr>{"".join(rows)}</table>'
+        f'<table><tr><th>FSC falls below</th><th class="n">{FSC_HALF:g} at</th>'
+        f'<th class="n">{FSC_THRESHOLD:g} at</th></tr>{"".join(rows)}</table>'
     )
 
 

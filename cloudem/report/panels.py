@@ -31,8 +31,8 @@ def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = Non
     projections = [finite.sum(axis=axis) for axis, *_ in _VIEWS]
     outlines = [_outline(mask.take(middle, axis=axis)) if mask is not None else "" for axis, *_ in _VIEWS]
     panels = []
-    for images, paths, word in ((slices, outlines, "slice"), (projections, [""] * 3, "projection")):
-        low, high = _contrast(np.stack(images))
+    for images, paths, word, top in ((slices, outlines, "slice", 99.9), (projections, [""] * 3, "projection", 100.0)):
+        low, high = _contrast(np.stack(images), top)
         for image, path, (_, along, right, up) in zip(images, paths, _VIEWS, strict=True):
             where = f"Central slice across {along}" if word == "slice" else f"Projection along {along}"
             svg = _panel(image, low, high, pixel_size, path, where)
@@ -41,9 +41,9 @@ def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = Non
     return f'<div class="panels">{"".join(panels)}</div>'
 
 
-def _contrast(images: Array) -> tuple[float, float]:
-    """Grey-scale limits that a few extreme pixels cannot spoil."""
-    low, high = (float(value) for value in np.percentile(images, [0.5, 99.8]))
+def _contrast(images: Array, top: float) -> tuple[float, float]:
+    """Grey-scale limits, percentiles, that a few extreme pixels cannot spoil."""
+    low, high = (float(value) for value in np.percentile(images, [0.5, top]))
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
