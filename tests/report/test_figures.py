@@ -95,7 +95,7 @@ def test_panels_show_each_axis_to_the_right_and_up_as_captioned():
     size = images[0].shape[0]
 
     def bright(image: np.ndarray, right: float, down: float) -> bool:
-        return bool(image[int(down / 24 * size), int(right / 24 * size)] > 128)
+        return bool(image[int(down / 24 * size), int(right / 24 * size)] > 40)
 
     # (along, right, up): (z, x, y), (y, x, z), (x, y, z); the first image row is the top.
     for image in (images[0], images[3]):
