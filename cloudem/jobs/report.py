@@ -10,7 +10,7 @@ arrays              ``map``, ``mask``, and ``fsc_<name>`` for each curve
 ``symmetry``        point group
 ``resolution_A``    resolution that the job states
 ``b_factor_A2``     B-factor of sharpening
-``iterations``      rows as given to `Progress.iteration`; else those in ``iterations/*``
+``iterations``      rows as given to `Progress.iteration`, beside the ``row`` of each ``iterations/*``
 ``stages``          timings (`StageTiming`) as mappings
 ``wall_s, cpu_s``   of the whole job
 ``particle_count``  where there is no group ``particles``
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic_core import PydanticUndefined
@@ -32,6 +33,7 @@ from cloudem.errors import ParameterError, StorageError
 from cloudem.jobs.base import JOBS, Context, Job, find_job, option_of, parameter, unit_of
 
 if TYPE_CHECKING:
+    from cloudem.jobs.progress import Progress
     from cloudem.report.content import Iteration, Parameter, ReportContent, Stage
 
 REPORT_FILE = "report.html"
@@ -67,6 +69,15 @@ def write_report(url: str) -> str:
     with storage_errors(url):
         put(object_store(url), REPORT_FILE, page)
     return f"{url.rstrip('/')}/{REPORT_FILE}"
+
+
+def run_attributes(progress: Progress) -> dict[str, Any]:
+    """Return what a job's view kept, as attributes of the group ``result``: stages, iterations and warnings."""
+    return {
+        "stages": [asdict(timing) for timing in progress.timings()],
+        "iterations": progress.iterations(),
+        "warnings": progress.warnings(),
+    }
 
 
 def content_of(url: str) -> ReportContent:
@@ -159,12 +170,12 @@ def _iterations(url: str, result: Mapping[str, Any]) -> list[Iteration]:
     from cloudem.io.groups import list_groups, read_attributes
     from cloudem.report.content import Iteration
 
-    rows = result.get("iterations")
-    if rows is None:
-        kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
-        rows = [attributes["row"] for attributes in kept if "row" in attributes]
+    # A resumed job's view has seen only the last iterations; the checkpoints remember the others.
+    kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
+    rows = {row["iteration"]: row for row in [attributes["row"] for attributes in kept if "row" in attributes]}
+    rows |= {row["iteration"]: row for row in result.get("iterations", ())}
     names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
-    return [Iteration(int(row["iteration"]), *(_number(row.get(name)) for name in names)) for row in rows]
+    return [Iteration(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> list[Stage]:

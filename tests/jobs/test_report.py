@@ -13,7 +13,7 @@ from cloudem.execution.executor import SerialExecutor
 from cloudem.io.groups import write_group
 from cloudem.jobs.base import JOBS, Context, Job, job_record, parameter
 from cloudem.jobs.progress import SilentProgress
-from cloudem.jobs.report import Report, command_line, content_of, write_report
+from cloudem.jobs.report import Report, command_line, content_of, run_attributes, write_report
 
 
 class Toy(Job):
@@ -72,14 +72,24 @@ def test_report_shows_what_the_job_kept(tmp_path):
         assert words in page
 
 
-def test_iterations_come_from_checkpoints_where_the_result_has_none(tmp_path):
+def test_iterations_come_from_checkpoints_and_from_the_run_that_ended(tmp_path):
     url = str(tmp_path)
-    write_result(url)
+    progress = SilentProgress(logging.getLogger("test"))
+    with progress.stage("expectation", 3) as stage:
+        stage.advance(3)
+    progress.iteration({"iteration": 3, "resolution_A": 9.0, "limit_A": 8.0})
+    progress.iteration({"iteration": 4, "resolution_A": 8.5, "limit_A": 8.0})
+    progress.warning("dark")
+    write_result(url, **run_attributes(progress))
     for i in (1, 2, 3):
         row = {"iteration": i, "resolution_A": None, "limit_A": 30.0}
         write_group(url, f"iterations/{i:03d}", {}, {"row": row})
-    rows = content_of(url).iterations
-    assert [row.iteration for row in rows] == [1, 2, 3]
+    content = content_of(url)
+    rows = content.iterations
+    assert [row.iteration for row in rows] == [1, 2, 3, 4]
+    assert [row.resolution for row in rows[2:]] == [9.0, 8.5]
+    assert [stage.name for stage in content.stages] == ["expectation"]
+    assert list(content.warnings) == ["dark"]
     assert np.isnan(rows[0].resolution)
     assert rows[0].limit == 30.0
 
