@@ -207,7 +207,7 @@ def _usable(batch: NDArray[np.float32], source: SourceTable, start: int, summary
     constant = finite & (low == high)
     _leave_out(start + np.flatnonzero(~finite), NOT_FINITE, source, summary)
     _leave_out(start + np.flatnonzero(constant), CONSTANT, source, summary)
-    return finite & ~constant
+    return np.asarray(finite & ~constant)
 
 
 def _fits(

@@ -1,0 +1,190 @@
+"""From a particle store or the result of a job to files that RELION reads."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
+from cloudem.io.groups import has_group, particles_from_arrays, read_attributes, read_group
+from cloudem.io.location import folder_of, new_folder
+from cloudem.io.mrc import write_stack, write_volume
+from cloudem.io.relion import particles_to_blocks
+from cloudem.io.star import write_star
+from cloudem.io.store import ParticleStore, open_particles
+from cloudem.model.particles import TEXT, Particles
+
+STACK = "particles.mrcs"
+MAPS = ("half1", "half2", "map", "mask")
+"""Arrays of a result that become MRC files."""
+
+_BATCH_BYTES = 32 * 2**20
+_CURVES = {
+    "fsc_corrected": "rlnFourierShellCorrelationCorrected",
+    "fsc_unmasked": "rlnFourierShellCorrelationUnmaskedMaps",
+    "fsc_masked": "rlnFourierShellCorrelationMaskedMaps",
+    "fsc_phase_randomised": "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps",
+}
+
+
+def export(
+    url: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    stack: bool = False,
+    particles: str | os.PathLike[str] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Write what is under `url` as MRC, MRCS and STAR files into a new folder.
+
+    Parameters
+    ----------
+    url
+        A particle store, or the results of a job.
+    folder
+        The new folder.
+    stack
+        Of a result, write the images too; ``particles.star`` then refers to them instead of to the original stacks.
+    particles
+        The particle store that a result was made from, where it is no longer where the job found it.
+    on_progress
+        Called with the number of images written since the last call.
+
+    Returns
+    -------
+    names
+        The files written.
+
+    Raises
+    ------
+    MissingInputError, FormatError
+        There is nothing to export.
+    OutputExistsError, StorageError
+        The folder is there already; disk full.
+    """
+    if has_group(url, "result"):
+        with new_folder(folder) as partial:
+            return _export_result(os.fspath(url), partial, stack, particles, on_progress)
+    if not folder_of(url).exists():
+        raise MissingInputError(f"{os.fspath(url)} does not exist; give a particle store or the results of a job")
+    if folder_of(url).is_dir() and (read_attributes(url, "") or {}).get("kind") != "particles":
+        raise FormatError(f"{os.fspath(url)} holds no finished result and no particle store; run the job to its end")
+    store = open_particles(url)
+    with new_folder(folder) as partial:
+        return _export_particles(store, store.particles, partial, on_progress)
+
+
+def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return images as they were in the source, ``(b, n, n)``, but for the rounding of the store's type."""
+    images = store.read_images(indices)
+    std, mean = (particles.get(name, default)[indices] for name, default in (("image_std", 1.0), ("image_mean", 0.0)))
+    return images * std[:, None, None].astype(np.float32) + mean[:, None, None].astype(np.float32)
+
+
+def fsc_block(arrays: Mapping[str, NDArray[Any]], box: int, pixel_size: float) -> dict[str, NDArray[Any]]:
+    """Return the loop of an ``fsc.star``: one row for each shell, RELION's labels where it has them."""
+    curves = {name: values for name, values in arrays.items() if name.startswith("fsc_") and np.ndim(values) == 1}
+    shells = np.arange(max((len(values) for values in curves.values()), default=0))
+    frequency = shells / (box * pixel_size)
+    block = {
+        "rlnSpectralIndex": _text(str(shell) for shell in shells),
+        "rlnResolution": _text(f"{value:.6f}" for value in frequency),
+        "rlnAngstromResolution": _text(f"{1 / value:.6f}" if value else "999.000000" for value in frequency),
+    }
+    for name, values in curves.items():
+        label = _CURVES.get(name, "cloudem" + "".join(part.capitalize() for part in name.split("_")))
+        known = dict(enumerate(values.tolist()))
+        block[label] = _text(f"{known.get(int(shell), 0.0):.6f}" for shell in shells)
+    return block
+
+
+def _export_particles(
+    store: ParticleStore, particles: Particles, folder: Path, on_progress: Callable[[int], None] | None
+) -> list[str]:
+    """Write stack and table; the name of the original image becomes rlnImageOriginalName."""
+    batches = _source_batches(store, particles, on_progress)
+    write_stack(folder / STACK, batches, len(particles), store.pixel_size)
+    columns = dict(particles.columns)
+    if "image_name" in columns:
+        columns.setdefault("rln:rlnImageOriginalName", columns["image_name"])
+    columns["image_name"] = _text(f"{number + 1:06d}@{STACK}" for number in range(len(particles)))
+    _write_table(Particles(particles.optics, columns), folder, store.box, store.pixel_size)
+    return [STACK, "particles.star"]
+
+
+def _export_result(
+    url: str,
+    folder: Path,
+    stack: bool,
+    particles_url: str | os.PathLike[str] | None,
+    on_progress: Callable[[int], None] | None,
+) -> list[str]:
+    arrays, attributes = read_group(url, "result")
+    pixel_size = float(attributes.get("pixel_size_A") or 0)
+    maps = {name: arrays[name] for name in MAPS if name in arrays}
+    if not pixel_size or not maps:
+        raise FormatError(f"{url} holds a result without maps or without a pixel size; run the job again")
+    box = len(next(iter(maps.values())))
+    written = []
+    for name, volume in maps.items():
+        write_volume(folder / f"{name}.mrc", volume, pixel_size)
+        written.append(f"{name}.mrc")
+    if any(name.startswith("fsc_") for name in arrays):
+        write_star(folder / "fsc.star", {"fsc": fsc_block(arrays, box, pixel_size)})
+        written.append("fsc.star")
+    if has_group(url, "particles"):
+        refined = particles_from_arrays(*read_group(url, "particles"))
+        if stack or "image_name" not in refined:
+            store = _store_of(url, particles_url)
+            if len(store) != len(refined):
+                raise InconsistentDataError(
+                    f"{store.url} holds {len(store)} particles, {url} {len(refined)}; give the store that the job read"
+                )
+            written += _export_particles(store, _with_grey_values(refined, store), folder, on_progress)
+        else:
+            _write_table(refined, folder, box, pixel_size)
+            written.append("particles.star")
+    elif stack:
+        raise ParameterError(f"{url} holds no particles; leave out --stack")
+    return written
+
+
+def _store_of(url: str, particles_url: str | os.PathLike[str] | None) -> ParticleStore:
+    recorded = (read_attributes(url, "") or {}).get("parameters", {}).get("particles")
+    place = particles_url or recorded
+    if not place:
+        raise ParameterError(f"{url} does not say which particle store it was made from; give it with --particles")
+    try:
+        return open_particles(place)
+    except MissingInputError as error:
+        raise MissingInputError(
+            f"{place}, which {url} was made from, does not exist; give it with --particles"
+        ) from error
+
+
+def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
+    """Take the original grey values from the store; those of a result may have been dropped."""
+    kept = {name: store.particles[name] for name in ("image_mean", "image_std") if name in store.particles}
+    return refined.with_columns(**kept)
+
+
+def _write_table(particles: Particles, folder: Path, box: int, pixel_size: float) -> None:
+    write_star(folder / "particles.star", particles_to_blocks(particles, box=box, pixel_size=pixel_size))
+
+
+def _source_batches(
+    store: ParticleStore, particles: Particles, on_progress: Callable[[int], None] | None
+) -> Iterator[NDArray[np.float32]]:
+    step = max(1, _BATCH_BYTES // (4 * store.box * store.box))
+    for start in range(0, len(particles), step):
+        indices = np.arange(start, min(start + step, len(particles)), dtype=np.int64)
+        yield source_values(store, particles, indices)
+        if on_progress is not None:
+            on_progress(len(indices))
+
+
+def _text(values: Iterator[str]) -> NDArray[Any]:
+    return np.array(list(values), dtype=TEXT)

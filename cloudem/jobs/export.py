@@ -1,0 +1,34 @@
+"""``cloudem export``: a particle store or the result of a job becomes files for RELION and everyone else."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cloudem.jobs.base import Context, Job, parameter
+
+
+class Export(Job):
+    """Declaration of ``cloudem export``."""
+
+    name: ClassVar[str] = "export"
+    summary: ClassVar[str] = "Write a result or a particle store as MRC, MRCS and STAR files that RELION reads."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem export refine --out files",
+        "cloudem export particles.zarr --out files",
+    )
+    keeps_log: ClassVar[bool] = False
+
+    source: str = parameter(meaning="results of a job, or a particle store", positional=True)
+    out: str = parameter(meaning="new folder of the files")
+    stack: bool = parameter(False, meaning="of a result, write the images as well, with their original grey values")
+    particles: str | None = parameter(None, meaning="particle store of the result, if it was moved since")
+
+    def run(self, context: Context) -> None:
+        """Write the files."""
+        from cloudem.io.exporting import export
+
+        with context.progress.stage("export") as stage:
+            names = export(
+                self.source, context.url, stack=self.stack, particles=self.particles, on_progress=stage.advance
+            )
+        context.progress.message(f"wrote {', '.join(names)} into {context.url}")

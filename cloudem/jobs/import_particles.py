@@ -1,0 +1,98 @@
+"""``cloudem import``: particles of RELION or cryoSPARC become a particle store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cloudem.errors import FormatError
+from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+
+if TYPE_CHECKING:
+    from cloudem.io.sources import SourceTable
+
+_BASE_BYTES = 300 * 2**20
+"""Python with its libraries."""
+
+_BATCH_BYTES = 6 * 32 * 2**20 + 3 * 64 * 2**20
+"""A batch of images and what is made of it, and a shard on its way to the disk."""
+
+_ROW_BYTES = 2000
+"""A row of the table while it is read and written."""
+
+
+class ImportParticles(Job):
+    """Declaration of ``cloudem import``."""
+
+    name: ClassVar[str] = "import"
+    summary: ClassVar[str] = "Import particles from RELION (.star) or cryoSPARC (.cs) into a particle store."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem import particles.star --out particles.zarr",
+        "cloudem import J42/particles.cs --passthrough J42/passthrough_particles.cs --out particles.zarr",
+    )
+    keeps_log: ClassVar[bool] = False
+
+    particles: str = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
+    out: str = parameter(meaning="new particle store, a folder that does not exist yet")
+    diameter_A: float | None = parameter(
+        None,
+        meaning="diameter of the particle: what is outside is background and normalised; 0.9 of the box if none",
+        gt=0,
+    )
+    pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the file says", gt=0)
+    dtype: Literal["float16", "float32"] = parameter("float16", meaning="type of the stored images: float16 or float32")
+    keep_greyscale: bool = parameter(False, meaning="store the values as they are, not normalised, as float32")
+    invert_contrast: bool = parameter(False, meaning="turn the sign of images in which the protein is dark")
+    allow_no_ctf: bool = parameter(False, meaning="accept particles without defocus")
+    project_folder: str | None = parameter(
+        None, meaning="folder that the names of the stacks start from; if none, here, then beside the file and above it"
+    )
+    passthrough: str | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
+
+    def project(self) -> Projection:
+        """Return memory and disk, from the table and the header of its first stack."""
+        from cloudem.io.sources import SourceImages
+
+        source = self._source()
+        box = SourceImages(source, self.project_folder).box
+        count = len(source.particles)
+        size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
+        return Projection(
+            peak_bytes=_BASE_BYTES + _BATCH_BYTES + _ROW_BYTES * count,
+            disk_bytes=count * (box * box * size + 300),
+            notes=(f"{count} particles of {box} x {box} pixels in {len(source.stacks)} stacks",),
+        )
+
+    def run(self, context: Context) -> None:
+        """Import the particles and say what was left out."""
+        from cloudem.io.importing import import_particles
+
+        source = self._source()
+        with context.progress.stage("import", total=len(source.particles)) as stage:
+            summary = import_particles(
+                source,
+                context.url,
+                pixel_size=self.pixel_size_A,
+                diameter=self.diameter_A,
+                dtype=self.dtype,
+                keep_greyscale=self.keep_greyscale,
+                invert_contrast=self.invert_contrast,
+                project_folder=self.project_folder,
+                attributes=job_record(self),
+                on_progress=stage.advance,
+            )
+        for line in summary.lines():
+            context.progress.warning(line)
+        context.progress.message(f"{summary.imported} particles imported into {context.url}")
+
+    def _source(self) -> SourceTable:
+        from cloudem.io.cs import read_particles_cs
+        from cloudem.io.relion import read_particles_star
+
+        kind = Path(self.particles).suffix.lower()
+        if kind == ".cs":
+            others = () if self.passthrough is None else (self.passthrough,)
+            return read_particles_cs(self.particles, others, allow_no_ctf=self.allow_no_ctf)
+        if kind != ".star":
+            raise FormatError(f"{self.particles} is neither a .star nor a .cs file; give the table, not the images")
+        return read_particles_star(self.particles, allow_no_ctf=self.allow_no_ctf)
