@@ -17,18 +17,20 @@ line (``--edge-A``), in a job file and in the record of the result. A module tha
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
@@ -115,6 +117,16 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def is_positional(field: FieldInfo) -> bool:
+    """Return whether a parameter is given without an option's name on the command line."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
+
+
+def label_of(declaration: type[Declaration], name: str) -> str:
+    """Return how people give a parameter: ``--diameter-A``, or ``MAP`` if it is positional."""
+    return name.upper() if is_positional(declaration.model_fields[name]) else option_of(name)
+
+
 @dataclass(frozen=True)
 class Projection:
     """What a job will need, known from shapes and parameters before it runs.
@@ -159,28 +171,35 @@ class Context:
     url: str
 
 
-class Job(BaseModel):
-    """A job's declaration: parameters as fields, ``project`` and ``run``.
+class Declaration(BaseModel):
+    """Parameters as fields.
 
-    Constructing one with values that it cannot use raises `ParameterError` with one line. A validator of a job raises
+    Constructing one with values that it cannot use raises `ParameterError` with one line. A validator raises
     `ParameterError` itself where the line should be its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    examples: ClassVar[tuple[str, ...]] = ()
-    keeps_log: ClassVar[bool] = True
-    """Whether ``OUT`` is a folder that gets a ``log.txt``."""
-
-    out: str = parameter(meaning="folder of the results")
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ParameterError(_one_line(type(self), error)) from None
+
+
+class Job(Declaration):
+    """A job's declaration: parameters as fields, ``project`` and ``run``."""
+
+    summary: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+    keeps_log: ClassVar[bool] = True
+    """Whether ``OUT`` is a folder that gets a ``log.txt``."""
+    parallel: ClassVar[bool] = True
+    """Whether the executor is worth starting; a job of one short step runs on the serial one."""
+
+    out: str = parameter(meaning="folder of the results")
 
     def project(self) -> Projection:
         """Return what the job will need; jobs that stay small need not state it."""
@@ -213,20 +232,19 @@ def job_record(job: Job) -> dict[str, Any]:
     return {
         "job": job.name,
         "parameters": job.model_dump(mode="json"),
-        "versions": {"cloudem": __version__, "python": platform.python_version(), **_versions(RECORDED_PACKAGES)},
+        "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def versions() -> dict[str, str]:
+    """Return the versions of cloudem, of Python and of the packages that results may depend on."""
+    found = {"cloudem": __version__, "python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
@@ -234,11 +252,11 @@ def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _one_line(declaration: type[Job], error: ValidationError) -> str:
+def _one_line(declaration: type[Declaration], error: ValidationError) -> str:
     return "; ".join(_describe(declaration, detail) for detail in error.errors())
 
 
-def _describe(declaration: type[Job], detail: ErrorDetails) -> str:
+def _describe(declaration: type[Declaration], detail: ErrorDetails) -> str:
     """Say of one wrong parameter which it is, what came and what was needed."""
     original = detail.get("ctx", {}).get("error")
     if isinstance(original, CloudemError):
@@ -250,8 +268,8 @@ def _describe(declaration: type[Job], detail: ErrorDetails) -> str:
         return f"{declaration.name} has no parameter {name!r}{_did_you_mean(name, declaration.model_fields)}"
     field = declaration.model_fields[name]
     if detail["type"] == "missing":
-        return f"{declaration.name} needs {option_of(name)}: {field.description}"
+        return f"{declaration.name} needs {label_of(declaration, name)}: {field.description}"
     unit = unit_of(name)
     needed = detail["msg"].removeprefix("Value error, ").replace("Input should be", "needs").replace("'", "")
     unit = f", in {unit}" if unit else ""
-    return f"{option_of(name)}: got {detail['input']!r}, {needed}{unit} ({field.description})"
+    return f"{label_of(declaration, name)}: got {detail['input']!r}, {needed}{unit} ({field.description})"

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
 import psutil
+
+Value = float | int | str
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "iteration": ("iteration", "{:d}"),
+    "resolution_A": ("resolution", "{:.2f} Å"),
+    "limit_A": ("limit", "{:.2f} Å"),
+    "moving": ("moving", "{:.1%}"),
+    "images_per_s": ("images/s", "{:,.0f}"),
+    "seconds": ("time", "{:.1f} s"),
+}
+"""Names of values of an iteration -> heading and format."""
+
+DRAWN = {"drawn": True}
+"""Marks a line of the log that a view draws in its own way."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class Stage:
         self.total = total
         self.unit = unit
         self.done = 0
-        self.started = time.monotonic()
+        self._started = time.monotonic()
         self._view = view
 
     def advance(self, n: int = 1) -> None:
@@ -51,17 +68,35 @@ class Stage:
         self._view.show_advance(self)
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._started
+
+    @property
     def rate(self) -> float:
         """Units per second so far."""
-        return self.done / max(time.monotonic() - self.started, 1e-9)
+        return self.done / max(self.elapsed, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the end at the rate so far; None where that is not known."""
+        return (self.total - self.done) / self.rate if self.total and self.done else None
 
 
 class Progress(ABC):
-    """A view of a running job: stages with a bar, one row for each iteration, lines of text, timings."""
+    """A view of a running job: facts, stages with a bar, one row for each iteration, lines of text, timings."""
 
     def __init__(self, log: logging.Logger | None = None) -> None:
         self.log = log or logging.getLogger("cloudem")
         self._clock = _Clock()
+        self._iterations: list[dict[str, Value]] = []
+        self._warnings: list[str] = []
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """State what is being worked on, as names and values: ``{"particles": "2,000 of 96 px"}``."""
+        for name, value in facts.items():
+            self.log.info("%s: %s", name, value, extra=DRAWN)
+        self.show_facts(facts)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "images") -> Iterator[Stage]:
@@ -73,13 +108,15 @@ class Progress(ABC):
                 yield stage
         finally:
             self.show_end(stage)
+            self.log.debug("%s: %d %s in %.2f s", name, stage.done, unit, stage.elapsed)
 
-    def iteration(self, row: Mapping[str, float | int | str]) -> None:
-        """Add the row of a finished iteration; any names and values, the same names in every row of a job.
+    def iteration(self, row: Mapping[str, Value]) -> None:
+        """Add the row of a finished iteration: any names and values, the same names in every row of a job.
 
-        Names that are known get a title and a format: ``iteration``, ``resolution_A``, ``limit_A``,
-        ``images_per_s``, ``moving`` (a share, 0 to 1), ``seconds``.
+        Those in `COLUMNS` get a title and a format.
         """
+        self._iterations.append(dict(row))
+        self.log.info(", ".join(f"{titled(name)} {formatted(name, row[name])}" for name in row), extra=DRAWN)
         self.show_iteration(row)
 
     def message(self, text: str) -> None:
@@ -87,12 +124,25 @@ class Progress(ABC):
         self.log.info(text)
 
     def warning(self, text: str) -> None:
-        """Warn: on the screen and in the log."""
+        """Warn: on the screen, in the log, and for the report."""
+        self._warnings.append(text)
         self.log.warning(text)
 
     def timings(self) -> list[StageTiming]:
         """Return what each stage has cost so far, in the order in which they first ran."""
         return self._clock.timings()
+
+    def iterations(self) -> list[dict[str, Value]]:
+        """Return the rows of all iterations so far."""
+        return [dict(row) for row in self._iterations]
+
+    def warnings(self) -> list[str]:
+        """Return the text of all warnings so far."""
+        return list(self._warnings)
+
+    @abstractmethod
+    def show_facts(self, facts: Mapping[str, str]) -> None:
+        """Show what is being worked on."""
 
     @abstractmethod
     def show_stage(self, stage: Stage) -> None:
@@ -107,13 +157,16 @@ class Progress(ABC):
         """Show that a stage ends."""
 
     @abstractmethod
-    def show_iteration(self, row: Mapping[str, float | int | str]) -> None:
+    def show_iteration(self, row: Mapping[str, Value]) -> None:
         """Show a finished iteration."""
 
 
 @final
 class SilentProgress(Progress):
-    """Shows nothing, but measures: for tests and for use from Python."""
+    """Shows nothing, but keeps and measures: for tests and for use from Python."""
+
+    def show_facts(self, facts: Mapping[str, str]) -> None:
+        """Nothing."""
 
     def show_stage(self, stage: Stage) -> None:
         """Nothing."""
@@ -124,14 +177,37 @@ class SilentProgress(Progress):
     def show_end(self, stage: Stage) -> None:
         """Nothing."""
 
-    def show_iteration(self, row: Mapping[str, float | int | str]) -> None:
+    def show_iteration(self, row: Mapping[str, Value]) -> None:
         """Nothing."""
+
+
+def titled(name: str) -> str:
+    """Return the heading of a column."""
+    return COLUMNS[name][0] if name in COLUMNS else name.replace("_", " ")
+
+
+def formatted(name: str, value: Value) -> str:
+    """Return a cell as people read it."""
+    if isinstance(value, str):
+        return value
+    if name in COLUMNS:
+        return COLUMNS[name][1].format(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people read it: ``4.2 s``, ``3:07``, ``2:05:00``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Clock:
     """Wall time, CPU time and peak memory by stage; a stage inside another one counts in both."""
 
-    SAMPLE_S = 0.25
+    SAMPLE_S = 0.5
 
     def __init__(self) -> None:
         self._timings: dict[str, StageTiming] = {}
@@ -142,66 +218,50 @@ class _Clock:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        peak = _Peak(self._memory)
         wall, cpu = time.monotonic(), self._cpu()
-        peak.start()
+        over, peaks = threading.Event(), [0]
+        sampler = threading.Thread(target=self._sample, args=(over, peaks), name="cloudem-memory", daemon=True)
+        sampler.start()
         try:
             yield
         finally:
-            high = peak.stop()
+            over.set()
+            sampler.join()
             old = self._timings.get(name, StageTiming(name, 0.0, 0.0, 0))
             self._timings[name] = StageTiming(
                 name,
                 old.wall_s + time.monotonic() - wall,
                 old.cpu_s + max(self._cpu() - cpu, 0.0),
-                max(old.peak_rss_bytes, high),
+                max(old.peak_rss_bytes, peaks[0]),
             )
+
+    def _sample(self, over: threading.Event, peaks: list[int]) -> None:
+        """Note the highest memory until the stage is over; looking for children is dear, so not every time."""
+        family: list[psutil.Process] = []
+        for turn in itertools.count():
+            if turn % 10 == 0:
+                family = self._family()
+            peaks[0] = max(peaks[0], _memory(family))
+            if over.wait(self.SAMPLE_S):
+                peaks[0] = max(peaks[0], _memory(family))
+                return
 
     def _family(self) -> list[psutil.Process]:
         return [self._process, *self._process.children(recursive=True)]
 
     def _cpu(self) -> float:
-        """CPU seconds of this process and its living and reaped children."""
-        own = self._process.cpu_times()
-        total = own.user + own.system + own.children_user + own.children_system
-        for child in self._family()[1:]:
-            try:
-                times = child.cpu_times()
-            except psutil.Error:  # it has just ended, and is counted with its parent
-                continue
-            total += times.user + times.system
-        return float(total)
-
-    def _memory(self) -> int:
-        total = 0
+        """CPU seconds of this process and of its children, those that have ended included."""
+        total = 0.0
         for process in self._family():
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
+            with contextlib.suppress(psutil.Error):  # a child that has just ended is counted with its parent
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
         return total
 
 
-class _Peak:
-    """Samples memory in a thread of its own while a stage runs."""
-
-    def __init__(self, memory: Callable[[], int]) -> None:
-        self._memory = memory
-        self._stop = threading.Event()
-        self._high = 0
-        self._thread = threading.Thread(target=self._sample, name="cloudem-memory", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> int:
-        self._stop.set()
-        self._thread.join()
-        return self._high
-
-    def _sample(self) -> None:
-        while True:
-            self._high = max(self._high, self._memory())
-            if self._stop.wait(_Clock.SAMPLE_S):
-                self._high = max(self._high, self._memory())
-                return
+def _memory(family: list[psutil.Process]) -> int:
+    total = 0
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total

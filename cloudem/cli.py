@@ -1,0 +1,265 @@
+"""One generic command line over all jobs, derived from their declarations.
+
+Exit status: 0 if all went well; 1 with one line on standard error if not; 130 after Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, get_args, get_origin
+
+import click
+
+from cloudem.errors import CloudemError, MissingInputError, ParameterError
+from cloudem.jobs.base import JOBS, Declaration, Job, find_job, is_positional, option_of, parameter
+
+if TYPE_CHECKING:
+    import logging
+
+    from cloudem.execution.executor import Executor
+    from cloudem.jobs.progress import Progress
+
+INTERRUPTED = 130
+
+
+class RunOptions(Declaration):
+    """What every command takes besides the parameters of its job."""
+
+    name: ClassVar[str] = "cloudem"
+
+    dry_run: bool = parameter(False, meaning="show what would run, its memory and disk, and stop")
+    executor: Literal["dask", "serial"] = parameter("dask", meaning="what runs the work: all cores (or GPUs), or one")
+    threads: int | None = parameter(None, meaning="threads of each worker, by default one for each core", ge=1)
+    processes: bool = parameter(False, meaning="worker processes under a supervisor instead of threads")
+    workers: int | None = parameter(None, meaning="number of worker processes", ge=1)
+    scheduler: str | None = parameter(None, meaning="use a running Dask scheduler, as tcp://host:8786")
+    dashboard: bool = parameter(False, meaning="serve Dask's pages on http://127.0.0.1:8787")
+    debug: bool = parameter(False, meaning="show the traceback of an error")
+
+    def make_executor(self) -> Executor:
+        """Start what runs the work."""
+        if self.executor == "serial":
+            from cloudem.execution.executor import SerialExecutor
+
+            return SerialExecutor()
+        from cloudem.execution.dask import DaskExecutor
+
+        return DaskExecutor(
+            scheduler=self.scheduler,
+            processes=self.processes or self.workers is not None,
+            workers=self.workers,
+            threads=self.threads,
+            dashboard=self.dashboard,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with COMMANDS.make_context("cloudem", given) as context:
+            COMMANDS.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _stop(INTERRUPTED, "interrupted; run the same command again to resume")
+    except BrokenPipeError:  # whoever read our output has gone, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        _stop(1, describe_error(error))
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _stop(status: int, line: str) -> NoReturn:
+    print(f"cloudem: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def describe_error(error: Exception) -> str:
+    """Return what to tell the user about an error, in one line."""
+    if isinstance(error, CloudemError):
+        text = str(error)
+    elif isinstance(error, click.ClickException):
+        text = f"{error.format_message().rstrip('.?')}; see cloudem --help"
+    elif isinstance(error, MemoryError):
+        text = "out of memory; try fewer --threads, or a machine with more"
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+    else:
+        text = f"unexpected {type(error).__name__}: {error}; run again with --debug for where it came from"
+    return " ".join(text.split())
+
+
+class JobCommand(click.Command):
+    """The command of one job."""
+
+    def __init__(self, declaration: type[Job]) -> None:
+        self.declaration = declaration
+        super().__init__(
+            declaration.name,
+            params=[*_options(declaration), *_options(RunOptions)],
+            context_settings={"token_normalize_func": _normalise},
+            callback=self._call,
+        )
+
+    def _call(self, **given: Any) -> None:
+        values, options = _split(given)
+        _run([self.declaration(**values)], options)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print every parameter with unit, default and meaning, and the examples."""
+        from cloudem.help import print_job_help
+
+        print_job_help(self.declaration, RunOptions)
+
+
+class JobGroup(click.Group):
+    """All jobs by name; a declaration is imported when its job is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of jobs, then the others."""
+        return [*JOBS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a job."""
+        return JobCommand(find_job(cmd_name)) if cmd_name in JOBS else super().get_command(ctx, cmd_name)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the names and summaries of all commands."""
+        from cloudem.help import print_overview
+
+        others = {name: command.help or "" for name, command in self.commands.items()}
+        print_overview({name: find_job(name).summary for name in JOBS}, others)
+
+
+def read_job_file(path: str) -> list[Job]:
+    """Return the jobs that a TOML file declares: one at its top, or several as ``[[job]]``.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ParameterError
+        If it is no TOML, or names no job, or a job cannot use what it is given.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: no such file; give a job file, see cloudem run --help") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not TOML: {error}") from None
+    several = table.get("job")
+    if isinstance(several, list):
+        if len(table) > 1:
+            raise ParameterError(
+                f"{path}: beside [[job]] there is {', '.join(set(table) - {'job'})}; put it into a job"
+            )
+        return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in several]
+    return [_job_of(path, table, leave_out=("job",))]
+
+
+def _job_of(path: str, table: Mapping[str, Any], leave_out: Sequence[str]) -> Job:
+    name = table.get("job")
+    if not isinstance(name, str):
+        raise ParameterError(f'{path} names no job; start it with job = "refine3d", or [[job]] and name = "refine3d"')
+    try:
+        return find_job(name)(**{key: value for key, value in table.items() if key not in leave_out})
+    except ParameterError as error:
+        raise ParameterError(f"{path}: {error}") from None
+
+
+def _run(jobs: Sequence[Job], options: RunOptions) -> None:
+    """Plan the jobs, or run them one after the other; all are checked before the first begins."""
+    if options.dry_run:
+        from cloudem.help import print_plan
+
+        for job in jobs:
+            print_plan(job, job.project())
+        return
+    from cloudem.jobs.running import run_job
+
+    for job in jobs:
+        run_job(job, options.make_executor, _view)
+
+
+@contextmanager
+def _view(log: logging.Logger) -> Iterator[Progress]:
+    from cloudem.jobs.view import LiveProgress, PlainProgress
+
+    view: LiveProgress | PlainProgress = LiveProgress(log) if sys.stdout.isatty() else PlainProgress(log)
+    with closing(view):
+        yield view
+
+
+def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
+    """Part what was given on the command line into values of the job and options of the run."""
+    values = {name: value for name, value in given.items() if value is not None and value != ()}
+    options = {name: values.pop(name) for name in RunOptions.model_fields if name in values}
+    return values, RunOptions(**options)
+
+
+def _options(declaration: type[Declaration]) -> list[click.Parameter]:
+    """Derive arguments and options from fields; values stay text, the declaration itself reads and checks them."""
+    derived: list[click.Parameter] = []
+    for name, field in declaration.model_fields.items():
+        several, count = _length(field.annotation)
+        if is_positional(field):
+            derived.append(click.Argument([name], required=False, nargs=-1 if several else count))
+        elif field.annotation is bool:
+            option = option_of(name)
+            derived.append(click.Option([f"{option}/--no-{option[2:]}", name], default=None))
+        else:
+            derived.append(click.Option([option_of(name), name], multiple=several, nargs=count, default=None))
+    return derived
+
+
+def _length(annotation: Any) -> tuple[bool, int]:
+    """Return whether an option may be repeated, and how many values it takes each time."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is tuple:
+            parts = get_args(kind)
+            return (True, 1) if parts[-1] is Ellipsis else (False, len(parts))
+    return False, 1
+
+
+def _normalise(token: str) -> str:
+    return token.lower().replace("_", "-")
+
+
+COMMANDS = JobGroup("cloudem", no_args_is_help=True)
+
+
+class _FileCommand(click.Command):
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from cloudem.help import print_file_help
+
+        print_file_help(RunOptions)
+
+
+@COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *_options(RunOptions)])
+def _run_file(file: str, **given: Any) -> None:
+    """Run the job, or the jobs, that a TOML file declares."""
+    _run(read_job_file(file), _split(given)[1])
+
+
+@COMMANDS.command("version")
+def _version() -> None:
+    """Print the version of cloudem and of what it is built on."""
+    from cloudem.jobs.base import versions
+
+    for name, version in versions().items():
+        click.echo(f"{name} {version}")

@@ -1,0 +1,135 @@
+"""Running a job: memory checked first, a log beside the results, a view, and the executor open only meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from cloudem import __version__
+from cloudem.errors import CloudemError, OutOfMemoryError
+from cloudem.execution.executor import Executor, SerialExecutor
+from cloudem.jobs.base import Context, Job, Projection
+from cloudem.jobs.progress import Progress, SilentProgress, clock
+
+LOG_FILE = "log.txt"
+
+
+def run_job(
+    job: Job,
+    make_executor: Callable[[], Executor],
+    view: Callable[[logging.Logger], contextlib.AbstractContextManager[Progress]] | None = None,
+) -> Progress:
+    """Run a job from its check to its last line, and return what its view kept: timings, iterations, warnings.
+
+    Parameters
+    ----------
+    job
+        What to run.
+    make_executor
+        Starts the executor; called when the job is known to fit, so that a wrong input costs no start.
+    view
+        Opens the view on a logger; by default nothing is shown.
+
+    Raises
+    ------
+    CloudemError
+        Whatever the job raises on purpose; OutOfMemoryError if it cannot fit into this machine.
+    """
+    log = logging.getLogger("cloudem")
+    log.setLevel(logging.DEBUG)
+    with contextlib.ExitStack() as stack:
+        if job.keeps_log:
+            stack.enter_context(_log_file(log, job.out))
+        progress = stack.enter_context(view(log)) if view else SilentProgress(log)
+        started = time.monotonic()
+        try:
+            check_memory(job.project(), log)
+            with make_executor() if job.parallel else SerialExecutor() as executor:
+                progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
+                for name, value in job.model_dump().items():
+                    log.debug("parameter %s = %r", name, value)
+                job.run(Context(executor=executor, progress=progress, log=log, url=job.out))
+            log.info("%s finished in %s: %s", job.name, clock(time.monotonic() - started), job.out)
+        except KeyboardInterrupt:
+            log.debug("interrupted after %s", clock(time.monotonic() - started))
+            raise
+        except CloudemError as error:
+            log.debug("stopped: %s", error)
+            raise
+        except Exception:
+            log.debug("stopped by an unexpected error", exc_info=True)
+            raise
+    return progress
+
+
+def check_memory(projection: Projection, log: logging.Logger) -> None:
+    """Refuse what cannot fit into this machine's memory, and warn of what may not fit just now."""
+    total = min(psutil.virtual_memory().total, _container_limit())
+    if projection.peak_bytes > total:
+        raise OutOfMemoryError(
+            f"this needs {gib(projection.peak_bytes)} of memory and the machine has {gib(total)}; try a machine with"
+            " more, fewer --threads, or a smaller box (coarser pixels)"
+        )
+    if projection.peak_bytes > psutil.virtual_memory().available:
+        log.warning(
+            "this needs %s of memory, of which %s is free now",
+            gib(projection.peak_bytes),
+            gib(psutil.virtual_memory().available),
+        )
+
+
+def gib(size: float) -> str:
+    """Return a size as people read it."""
+    if size < 1 << 20:
+        return f"{size / (1 << 10):.1f} KiB"
+    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
+
+
+def _container_limit() -> int:
+    """Memory limit of the control group that this process runs in (version 2); very large where there is none."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return 1 << 62
+
+
+@contextmanager
+def _log_file(log: logging.Logger, folder: str) -> Iterator[None]:
+    handler = _LogFile(Path(folder.removeprefix("file://")) / LOG_FILE)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.Handler):
+    """Appends to a file as soon as its folder is there: a job that fails before it writes anything leaves nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.DEBUG)
+        self._path = path
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+        self._write()
+
+    def close(self) -> None:
+        self._write()
+        super().close()
+
+    def _write(self) -> None:
+        if not self._lines or not self._path.parent.is_dir():
+            return
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # a full disk stops the job
+            file.write("\n".join(self._lines) + "\n")
+            self._lines.clear()
