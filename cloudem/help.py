@@ -97,9 +97,8 @@ def _print_parameters(screen: Console, title: str, declaration: type[Declaration
     table.add_column(title, no_wrap=True)
     for heading in ("Unit", "Default", "Meaning"):
         table.add_column(heading)
-    for name, field in declaration.model_fields.items():
-        takes = _takes(field.annotation)
-        label = Text.assemble((name.upper() if is_positional(field) else option_of(name), "cyan"), f" {takes}".rstrip())
+    for name, field in sorted(declaration.model_fields.items(), key=_importance):
+        label = Text.assemble((label_of(declaration, name), "cyan"), f" {_takes(field.annotation)}".rstrip())
         default = Text("required", "bold") if field.is_required() else Text(_default(field.default))
         meaning = Text.assemble(field.description or "", (_bounds(field), "dim"))
         table.add_row(label, unit_of(name), default, meaning)
