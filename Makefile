@@ -1,0 +1,44 @@
+# `make demo` and `make test` need Python >= 3.11 with its venv module, and a C compiler; all else goes into .venv.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := demo
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	rm -rf $(DEMO)
+	$(BIN)/cloudem simulate --demo --out $(DEMO)/truth
+	$(BIN)/cloudem refine3d --particles $(DEMO)/truth/particles.zarr --reference $(DEMO)/truth/start.mrc \
+		--diameter-A 200 --out $(DEMO)/refine
+	$(BIN)/cloudem export $(DEMO)/refine --out $(DEMO)/files
+	@echo
+	@echo "map:    $(CURDIR)/$(DEMO)/files/map.mrc"
+	@echo "report: $(CURDIR)/$(DEMO)/refine/report.html"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv $(DEMO)
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "cloudem needs Python 3.11 or later as python3; set PYTHON=/path/to/it" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/installed
