@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cloudem.backend.kernel import kernel
 
@@ -24,7 +24,7 @@ def wavelength(voltage: float) -> float:
 
 @kernel
 def ctf_values(
-    kx: NDArray[np.int32], ky: NDArray[np.int32], terms: NDArray[np.float64], frequency_step: float
+    kx: NDArray[Any], ky: NDArray[Any], terms: NDArray[np.float64], frequency_step: float
 ) -> NDArray[np.float32]:
     """Evaluate the CTF from its phase polynomial.
 
@@ -51,43 +51,34 @@ def ctf_values(
     return values.astype(np.float32)
 
 
-def ctf(
-    kx: NDArray[np.int32],
-    ky: NDArray[np.int32],
-    pixel_size: float,
-    box: int,
+def ctf_terms(
     *,
-    voltage: float | Float,
-    spherical_aberration: float | Float,
-    amplitude_contrast: float | Float,
+    voltage: ArrayLike,
+    spherical_aberration: ArrayLike,
+    amplitude_contrast: ArrayLike,
     defocus_u: Float,
     defocus_v: Float,
     defocus_angle: Float,
-    phase_shift: Float | float = 0.0,
-    b_factor: Float | float = 0.0,
-    scale: Float | float = 1.0,
-) -> NDArray[np.float32]:
-    """Return the CTF of each image on a list of Fourier pixels.
+    phase_shift: ArrayLike = 0.0,
+    b_factor: ArrayLike = 0.0,
+) -> NDArray[np.float64]:
+    """Return the coefficients that :func:`ctf_values` reads, (b, 6).
 
     Source: Rohou & Grigorieff 2015, 10.1016/j.jsb.2015.08.008, with the signs of :mod:`cloudem.conventions` (positive
     defocus is underfocus, bright protein, ``C(0) = sin(asin(w) + phase_shift)`` is positive).
 
     Parameters
     ----------
-    kx, ky
-        Shape (p,), cycles per box.
-    pixel_size, box
-        Å, and pixels along an edge.
     voltage, spherical_aberration, amplitude_contrast
         kV, Å, fraction; scalars or (b,).
     defocus_u, defocus_v, defocus_angle
         Shape (b,): Å, Å, radians from the x axis to the direction of ``defocus_u``.
-    phase_shift, b_factor, scale
-        Radians, Å², factor; scalars or (b,).
+    phase_shift, b_factor
+        Radians, Å²; scalars or (b,).
 
-    Returns
-    -------
-    Shape (b, p), float32. Beam tilt and higher aberrations are left out: they are carried, not applied.
+    Notes
+    -----
+    Beam tilt and higher aberrations are left out: they are carried, not applied.
     """
     u, v, angle = (np.asarray(value, np.float64) for value in (defocus_u, defocus_v, defocus_angle))
     lam = np.vectorize(wavelength)(voltage)
@@ -99,7 +90,30 @@ def ctf(
     terms[:, 3] = -np.pi / 2 * np.asarray(spherical_aberration) * lam**3
     terms[:, 4] = np.asarray(phase_shift) + np.arcsin(amplitude_contrast)
     terms[:, 5] = b_factor
-    values = ctf_values(kx, ky, terms, 1 / (box * pixel_size))
+    return terms
+
+
+def ctf(
+    kx: NDArray[Any], ky: NDArray[Any], pixel_size: float, box: int, *, scale: ArrayLike = 1.0, **optics: Any
+) -> NDArray[np.float32]:
+    """Return the CTF of each image on a list of Fourier pixels.
+
+    Parameters
+    ----------
+    kx, ky
+        Shape (p,), cycles per box.
+    pixel_size, box
+        Å, and pixels along an edge.
+    scale
+        Factor, scalar or (b,).
+    **optics
+        The parameters of :func:`ctf_terms`.
+
+    Returns
+    -------
+    Shape (b, p), float32.
+    """
+    values = ctf_values(kx, ky, ctf_terms(**optics), 1 / (box * pixel_size))
     if np.ndim(scale) or scale != 1:
         values *= np.asarray(scale, np.float32).reshape(-1, 1)
     return values

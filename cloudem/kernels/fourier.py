@@ -17,10 +17,11 @@ Int32 = NDArray[np.int32]
 
 
 class HalfDisc(NamedTuple):
-    """Fourier pixels of one half of a disc, sorted by shell: kx, ky and shell, each of shape (p,), in cycles per box.
+    """Fourier pixels of one half of a disc, row by row: kx, ky and shell, each of shape (p,), in cycles per box.
 
     ``kx >= 0``; of the line ``kx == 0`` only ``ky > 0``; the origin is left out. The other half follows from Friedel's
-    law, so that sums over the half disc count every independent coefficient once.
+    law, so that sums over the half disc count every independent coefficient once. Rows are kept together because
+    neighbours then touch the same voxels of a volume.
     """
 
     kx: Int32
@@ -38,14 +39,7 @@ def half_disc(box: int, k_max: int) -> HalfDisc:
     ky, kx = np.mgrid[-k_max : k_max + 1, 0 : k_max + 1].astype(np.int32)
     shell = np.rint(np.hypot(kx, ky)).astype(np.int32)
     keep = (shell <= k_max) & ((kx > 0) | (ky > 0))
-    kx, ky, shell = kx[keep], ky[keep], shell[keep]
-    order = np.argsort(shell, kind="stable")
-    return HalfDisc(kx[order], ky[order], shell[order])
-
-
-def disc_size(disc: HalfDisc, k_max: int) -> int:
-    """Return how many leading pixels of the half disc lie in shells up to ``k_max``."""
-    return int(np.searchsorted(disc.shell, k_max, side="right"))
+    return HalfDisc(kx[keep], ky[keep], shell[keep])
 
 
 def _centre(transform: Complex, axes: int) -> Complex:

@@ -136,6 +136,49 @@ def complete_friedel(sums: NDArray[Any]) -> None:
     sums[:, :, 0] = 0
 
 
+def symmetrise(
+    sums: NDArray[np.complex64], weights: NDArray[np.float32], group: Float
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Return an accumulator summed over the operators (g, 3, 3) of a point group.
+
+    Operators that permute axes are exact; for the others the accumulator is interpolated, trilinearly, which its
+    oversampling allows.
+    """
+    m = sums.shape[2] - 2
+    full_rows = np.arange(-m, m + 1)
+    z, y, x = np.meshgrid(full_rows, full_rows, np.arange(m + 1), indexing="ij")
+    inside = x * x + y * y + z * z <= (m - 1) ** 2
+    points = np.stack([x[inside], y[inside], z[inside]], axis=-1).astype(np.float64)
+    both = np.stack([sums.real, sums.imag, weights], axis=-1)
+    total = np.zeros((len(points), 3), np.float32)
+    for operator in group:
+        total += _interpolate(both, points @ operator.T, m)
+    out, out_weights = np.zeros_like(sums), np.zeros_like(weights)
+    out[:, :, 1:][inside] = total[:, 0] + 1j * total[:, 1]
+    out_weights[:, :, 1:][inside] = total[:, 2]
+    out[:, :, 0], out_weights[:, :, 0] = out[::-1, ::-1, 2].conj(), out_weights[::-1, ::-1, 2]
+    return out, out_weights
+
+
+def _interpolate(both: NDArray[np.float32], position: Float, m: int) -> NDArray[np.float32]:
+    """Interpolate real part, imaginary part and weight (…, 3) trilinearly at positions (p, 3) as x, y, z."""
+    flipped = position[:, 0] < -1e-9
+    position = np.where(flipped[:, None], -position, position)
+    base = np.floor(position + 1e-9).astype(np.int64)
+    fraction = (position - base).astype(np.float32)
+    fraction[np.abs(fraction) < 1e-6] = 0
+    value = np.zeros((len(position), 3), np.float32)
+    for dz in (0, 1):
+        for dy in (0, 1):
+            for dx in (0, 1):
+                parts = [fraction[:, i] if d else 1 - fraction[:, i] for i, d in enumerate((dx, dy, dz))]
+                weight = parts[0] * parts[1] * parts[2]
+                index = (base[:, 2] + dz + m, base[:, 1] + dy + m, base[:, 0] + dx + 1)
+                value += weight[:, None] * both[index]
+    value[flipped, 1] *= -1
+    return value
+
+
 def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:
     """Return padded map frequencies (b, p, 3) as x, y, z with x >= 0, and where Friedel's law was used."""
     plane = np.stack([kx, ky], axis=-1).astype(np.float64) * padding

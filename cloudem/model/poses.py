@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
+from cloudem.model.symmetry import asymmetric_unit
+
 Float64 = NDArray[np.float64]
 
 
@@ -85,3 +87,23 @@ def sphere_directions(step: float) -> Float64:
 def random_rotations(count: int, rng: np.random.Generator) -> Float64:
     """Return uniformly distributed rotations, shape (count, 3, 3)."""
     return np.asarray(Rotation.random(count, rng=rng).as_matrix(), np.float64)
+
+
+def asymmetric_directions(step: float, group: NDArray[Any]) -> Float64:
+    """Return directions that, with their opposites and their images under a point group, cover the sphere.
+
+    Parameters
+    ----------
+    step
+        Wanted distance between neighbours, radians.
+    group
+        Symmetry operators (g, 3, 3).
+    """
+    directions = sphere_directions(step)
+    return directions[asymmetric_unit(directions, group)]
+
+
+def view_rotations(directions: NDArray[Any]) -> Float64:
+    """Return for each view direction (d, 3) the pose (d, 3, 3) whose third row it is, with psi = 0."""
+    x, y, z = np.moveaxis(np.asarray(directions, np.float64), -1, 0)
+    return euler_to_matrix(np.arctan2(y, x), np.arctan2(np.hypot(x, y), z), 0.0)

@@ -1,0 +1,255 @@
+"""Continuous refinement of rotation and shift, and the weights of the poses that compete for an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.kernels.fourier import HalfDisc
+from cloudem.kernels.slices import score_derivatives
+from cloudem.model.poses import angle_between, rotate
+
+Float64 = NDArray[np.float64]
+IntArray = NDArray[np.integer[Any]]
+
+DAMPING = 1e-3
+"""Levenberg-Marquardt damping to begin with, relative to the diagonal."""
+
+CONVERGED_GAIN = 0.02
+"""A pose is refined when the next step is predicted to gain less log-likelihood than this."""
+
+_ROWS, _COLUMNS = np.triu_indices(5)
+
+
+class Weighted(NamedTuple):
+    """Images made ready for scoring: C X / σ² (b, p) complex64, C² / σ² (b, p) float32, and their half disc."""
+
+    numerators: NDArray[np.complex64]
+    denominators: NDArray[np.float32]
+    disc: HalfDisc
+
+    def within(self, k_max: int) -> Weighted:
+        """Return the pixels of shells up to ``k_max``."""
+        keep = self.disc.shell <= k_max
+        if keep.all():
+            return self
+        disc = HalfDisc(*(np.ascontiguousarray(part[keep]) for part in self.disc))
+        pixels = np.flatnonzero(keep)
+        return Weighted(np.take(self.numerators, pixels, axis=1), np.take(self.denominators, pixels, axis=1), disc)
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Poses that compete for the images of a batch.
+
+    Attributes
+    ----------
+    images
+        Row of the batch that each pose belongs to, (c,) int32.
+    rotations, shifts
+        (c, 3, 3), and (c, 2) in pixels.
+    score
+        Log-likelihood up to a constant of the image, prior included, (c,).
+    precision
+        Gauss-Newton matrix of (ωx, ωy, ωz, tx, ty), (c, 5, 5): the inverse is the covariance of the pose.
+    numerator, norm
+        ``Re⟨X C / σ², S⟩`` and ``⟨C² / σ², |S|²⟩``, (c,).
+    """
+
+    images: NDArray[np.int32]
+    rotations: Float64
+    shifts: Float64
+    score: Float64
+    precision: Float64
+    numerator: Float64
+    norm: Float64
+
+    def take(self, index: NDArray[Any]) -> Poses:
+        """Return some of the poses."""
+        return Poses(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def start_poses(images: IntArray, rotations: Float64, shifts: Float64) -> Poses:
+    """Return poses that have not been scored yet."""
+    count = len(images)
+    empty = np.zeros(count)
+    return Poses(np.asarray(images, np.int32), rotations, shifts, empty, np.zeros((count, 5, 5)), empty, empty)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gaussian prior of the shift about zero: variance in pixels² (infinite for none)."""
+
+    shift_variance: float
+
+    def log(self, shifts: Float64) -> Float64:
+        """Return its logarithm up to a constant, (c,)."""
+        return np.asarray(-np.sum(shifts**2, axis=-1) / (2 * self.shift_variance))
+
+
+def evaluate(
+    volume: NDArray[np.complex64], padding: float, box: int, data: Weighted, poses: Poses, prior: Prior
+) -> tuple[Poses, Float64]:
+    """Score poses; return them with score and precision, and the gradient (c, 5)."""
+    disc = data.disc
+    sums = score_derivatives(
+        volume, poses.images, poses.rotations, poses.shifts, data.numerators, data.denominators,
+        disc.kx, disc.ky, padding, box,
+    )  # fmt: skip
+    gradient = sums[:, 2:7]
+    gradient[:, 3:] -= poses.shifts / prior.shift_variance
+    precision = np.empty((len(sums), 5, 5))
+    precision[:, _ROWS, _COLUMNS] = sums[:, 7:]
+    precision[:, _COLUMNS, _ROWS] = sums[:, 7:]
+    precision[:, [3, 4], [3, 4]] += 1 / prior.shift_variance
+    score = sums[:, 0] - sums[:, 1] / 2 + prior.log(poses.shifts)
+    return replace(poses, score=score, precision=precision, numerator=sums[:, 0], norm=sums[:, 1]), gradient
+
+
+def refine_poses(
+    volume: NDArray[np.complex64],
+    padding: float,
+    box: int,
+    data: Weighted,
+    poses: Poses,
+    prior: Prior,
+    *,
+    steps: int,
+    longest_turn: float,
+) -> Poses:
+    """Climb from each pose to the nearest maximum of the log-likelihood.
+
+    Levenberg-Marquardt with the Gauss-Newton matrix of the interpolated slice. A pose leaves the loop when its next
+    step promises less than :data:`CONVERGED_GAIN`.
+
+    Parameters
+    ----------
+    volume, padding, box
+        Reference, as for :func:`cloudem.kernels.slices.extract`.
+    data
+        The batch; all its shells are used.
+    poses
+        Where to start.
+    prior
+        Of the shifts.
+    steps
+        Most steps for each pose.
+    longest_turn
+        No single step turns further, radians; nor does it shift the particle's rim further.
+
+    Returns
+    -------
+    Poses with score and precision at the place reached.
+    """
+    order = _by_direction(poses.rotations)
+    data = data.within(int(data.disc.shell.max()))
+    current, gradient = evaluate(volume, padding, box, data, poses.take(order), prior)
+    damping = np.full(len(order), DAMPING)
+    active = np.arange(len(order))
+    for _ in range(steps):
+        here = current.take(active)
+        step, gain = _step(here.precision, gradient[active], damping[active], longest_turn)
+        moving = gain > CONVERGED_GAIN
+        if not moving.any():
+            break
+        active, here, step = active[moving], here.take(moving), step[moving]
+        tried = replace(here, rotations=rotate(here.rotations, step[:, :3]), shifts=here.shifts + step[:, 3:])
+        tried, slope = evaluate(volume, padding, box, data, tried, prior)
+        better = tried.score > here.score
+        won = active[better]
+        for name in current.__dataclass_fields__:
+            getattr(current, name)[won] = getattr(tried, name)[better]
+        gradient[won] = slope[better]
+        damping[active] = np.where(better, np.maximum(damping[active] / 10, 1e-4), damping[active] * 30)
+        active = active[damping[active] < 1e3]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return current.take(back)
+
+
+def _by_direction(rotations: Float64) -> IntArray:
+    """Order poses so that neighbours cut the volume in nearly the same plane, which is then still in the cache."""
+    view = rotations[:, 2] * np.where(rotations[:, 2, 2:] < 0, -1, 1)
+    sector = np.rint(np.arctan2(view[:, 1], view[:, 0]) / (np.pi / 18)).astype(int)
+    return np.lexsort((view[:, 2] * (1 - 2 * (sector % 2)), sector))
+
+
+def _step(precision: Float64, gradient: Float64, damping: Float64, longest_turn: float) -> tuple[Float64, Float64]:
+    """Return the damped Newton step (c, 5) and the gain in log-likelihood that the quadratic model promises, (c,)."""
+    diagonal = np.einsum("caa->ca", precision)
+    # a direction in which nothing changes (a sphere has no rotation) must not make the matrix singular
+    floor = 1e-6 * diagonal.max(axis=1, keepdims=True) + 1e-12
+    damped = precision + (damping[:, None] * diagonal + floor)[:, :, None] * np.eye(5)
+    step = np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+    turn = np.linalg.norm(step[:, :3], axis=1)
+    step *= np.minimum(1, longest_turn / np.maximum(turn, 1e-12))[:, None]
+    gain = np.einsum("ca,ca->c", gradient, step) - np.einsum("ca,cab,cb->c", step, precision, step) / 2
+    return step, gain
+
+
+def evidence(poses: Poses) -> Float64:
+    """Return the logarithm of the probability mass under each maximum, by Laplace's approximation, (c,)."""
+    floor = 1e-6 * np.einsum("caa->ca", poses.precision).max(axis=1) + 1e-12
+    _, log_determinant = np.linalg.slogdet(poses.precision + floor[:, None, None] * np.eye(5))
+    return poses.score - log_determinant / 2
+
+
+def compete(poses: Poses, *, apart: float, keep: int, least: float, group: Float64 | None = None) -> tuple[Poses, Float64]:
+    """Drop poses that reached the same maximum or are improbable; weight the rest.
+
+    Parameters
+    ----------
+    poses
+        Any number for each image.
+    apart
+        Poses closer than this, in radians and up to symmetry, are one.
+    keep
+        Most poses to keep for an image.
+    least
+        Least weight to keep.
+    group
+        Symmetry operators (g, 3, 3).
+
+    Returns
+    -------
+    The poses that remain, ordered by image and then from the most to the least probable, and their weights, which sum
+    to 1 for each image.
+    """
+    mass = evidence(poses)
+    order = np.lexsort((-mass, poses.images))
+    poses, mass = poses.take(order), mass[order]
+    first = np.flatnonzero(np.r_[True, np.diff(poses.images) > 0])
+    counts = np.diff(np.r_[first, len(order)])
+    best = np.repeat(mass[first], counts)
+    alive = mass > best + np.log(least)
+    rank = np.arange(len(order)) - np.repeat(first, counts)
+    for i in range(1, int(counts.max(initial=1))):
+        these = np.flatnonzero((rank == i) & alive)
+        for j in range(i):
+            before = these - i + j
+            same = alive[before] & (_apart(poses.rotations[these], poses.rotations[before], group) < apart)
+            alive[these[same]] = False
+    kept_before = np.cumsum(alive) - alive
+    alive &= kept_before - np.repeat(kept_before[first], counts) < keep
+    poses, mass, best = poses.take(alive), mass[alive], best[alive]
+    weight = np.exp(mass - best)
+    total = np.bincount(poses.images, weight)
+    return poses, weight / total[poses.images]
+
+
+def _apart(a: Float64, b: Float64, group: Float64 | None) -> Float64:
+    if group is None or len(group) == 1:
+        return angle_between(a, b)
+    return np.min([angle_between(a @ operator, b) for operator in group], axis=0)
+
+
+def limits(first: int, last: int) -> Sequence[int]:
+    """Return a rising sequence of frequency limits from ``first`` to ``last``, each about 1.5 times the one before."""
+    if last <= first:
+        return [last]
+    count = int(np.ceil(np.log(last / first) / np.log(1.5)))
+    return [round(first * (last / first) ** (i / count)) for i in range(1, count + 1)]

@@ -1,0 +1,128 @@
+"""From sums over slices to a map: symmetry, Wiener filter, gridding correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.mask import soft_sphere
+from cloudem.kernels.fourier import fourier_volume, real_volume
+from cloudem.kernels.slices import (
+    complete_friedel,
+    correct_gridding,
+    crop_volume,
+    half_width,
+    padded_box,
+    place_volume,
+    symmetrise,
+)
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+CORNER_EDGE = 3.0
+"""Width in pixels of the soft edge with which a map ends at half the box."""
+
+
+@dataclass
+class Sums:
+    """An accumulator: Σ γ C X / σ² and Σ γ C² / σ² in a padded half-volume (see :mod:`cloudem.kernels.slices`)."""
+
+    data: NDArray[np.complex64]
+    weight: NDArray[np.float32]
+
+
+def empty_sums(box: int, k_max: int) -> Sums:
+    """Return an accumulator for shells up to ``k_max``."""
+    m = half_width(k_max, padded_box(box) / box)
+    shape = (2 * m + 1, 2 * m + 1, m + 2)
+    return Sums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+
+
+def merge_sums(a: Sums, b: Sums) -> Sums:
+    """Add the second accumulator to the first, in place."""
+    a.data += b.data
+    a.weight += b.weight
+    return a
+
+
+def complete(sums: Sums, group: Float64) -> Sums:
+    """Add Friedel mates and symmetry mates; call once, after all insertions."""
+    complete_friedel(sums.data)
+    complete_friedel(sums.weight)
+    if len(group) == 1:
+        return sums
+    return Sums(*symmetrise(sums.data, sums.weight, group))
+
+
+def shells_of(sums: Sums, box: int) -> NDArray[np.int32]:
+    """Return the shell, in cycles per box, of every voxel of an accumulator."""
+    m = sums.data.shape[2] - 2
+    padding = padded_box(box) / box
+    full = (np.arange(-m, m + 1) / padding) ** 2
+    half = (np.arange(-1, m + 1) / padding) ** 2
+    return np.rint(np.sqrt(full[:, None, None] + full[None, :, None] + half)).astype(np.int32)
+
+
+def shell_weights(sums: Sums, box: int) -> Float64:
+    """Return the mean weight of each shell, (n // 2 + 1,)."""
+    count = box // 2 + 1
+    shells = shells_of(sums, box)[:, :, 1:].ravel()
+    total = np.bincount(shells, sums.weight[:, :, 1:].ravel(), minlength=count)[:count]
+    number = np.bincount(shells, minlength=count)[:count]
+    return np.asarray(total / np.maximum(number, 1))
+
+
+def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None) -> Float32:
+    """Return the map.
+
+    ``V = Σ C X / σ² / (Σ C² / σ² + 1 / τ²)``, with ``1 / τ²`` such that the mean weight of a shell is its
+    signal-to-noise ratio times that: ``1 / τ² = mean weight / SSNR``.
+
+    Parameters
+    ----------
+    sums
+        Completed (:func:`complete`).
+    box
+        Pixels.
+    ssnr
+        Spectral signal-to-noise ratio of the map, (n // 2 + 1,); None for no filter beyond a small constant.
+    k_max
+        Last shell of the map; beyond it is zero.
+
+    Returns
+    -------
+    Shape (n, n, n), float32.
+    """
+    shells = np.minimum(shells_of(sums, box), box // 2)
+    mean = shell_weights(sums, box)
+    floor = 1e-3 * mean + 1e-12 * max(mean.max(), 1e-30)
+    # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
+    regularise = floor if ssnr is None else np.maximum(mean / np.maximum(ssnr, 1e-6), floor)
+    if k_max is not None:
+        regularise = np.where(np.arange(box // 2 + 1) > k_max, np.inf, regularise)
+    padded = padded_box(box)
+    solved = sums.data / (sums.weight + regularise.astype(np.float32)[shells])
+    # the transform is that of the padded box: (n_padded / n)³ more voxels in the sum of its inverse
+    volume = real_volume(place_volume(solved, padded), box)
+    # corners that no circle of the images covers hold little but aliased noise
+    return np.asarray(correct_gridding(volume, padded) * soft_sphere(box, box / 2 - CORNER_EDGE, CORNER_EDGE), np.float32)
+
+
+def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:
+    """Return the padded half-volume of a map, for shells up to ``k_max``, ready for :func:`extract`."""
+    n = density.shape[0]
+    padded = padded_box(n)
+    enlarged = np.zeros((padded, padded, padded), np.float32)
+    low = padded // 2 - n // 2
+    enlarged[low : low + n, low : low + n, low : low + n] = correct_gridding(density, padded)
+    return crop_volume(fourier_volume(enlarged), n, k_max)
+
+
+def signal_to_noise(fsc: Float64) -> Float64:
+    """Return the spectral signal-to-noise ratio of a half-map from the correlation of two: FSC / (1 - FSC)."""
+    clipped = np.clip(fsc, 0.0, 0.9999)
+    return np.asarray(clipped / (1 - clipped))

@@ -1,0 +1,84 @@
+"""numba twins of :mod:`cloudem.kernels.polar`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+Array = NDArray[Any]
+
+
+def shift_samples(
+    real: Array, imaginary: Array, kx: Array, ky: Array, shifts: Array, box: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Twin of :func:`cloudem.kernels.polar.shift_samples`."""
+    out = np.empty((2, *shifts.shape[:2], len(kx)), np.float32)
+    scale = 2 * np.pi / box
+    fx, fy = (scale * kx).astype(np.float32), (scale * ky).astype(np.float32)
+    _shift_samples(real, imaginary, fx, fy, shifts.astype(np.float32), out)
+    return out[0], out[1]
+
+
+def best_rotations(
+    cos_even: Array, sin_even: Array, cos_odd: Array, sin_odd: Array, shifts: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Twin of :func:`cloudem.kernels.polar.best_rotations`."""
+    images, directions = cos_even.shape[2] // shifts, cos_even.shape[3]
+    score = np.full((images, 2, directions), -np.inf, np.float32)
+    code = np.zeros((images, 2, directions), np.int32)
+    _best_rotations(cos_even, sin_even, cos_odd, sin_odd, shifts, score, code)
+    return score, code
+
+
+@jit
+def _shift_samples(real: Any, imaginary: Any, fx: Any, fy: Any, shifts: Any, out: Any) -> None:
+    for i in range(real.shape[0]):
+        for t in range(shifts.shape[1]):
+            x, y = shifts[i, t, 0], shifts[i, t, 1]
+            for j in range(real.shape[1]):
+                angle = fx[j] * x + fy[j] * y
+                c, s = np.cos(angle), np.sin(angle)
+                out[0, i, t, j] = real[i, j] * c - imaginary[i, j] * s
+                out[1, i, t, j] = real[i, j] * s + imaginary[i, j] * c
+
+
+@jit
+def _best_rotations(
+    cos_even: Any, sin_even: Any, cos_odd: Any, sin_odd: Any, shifts: int, score: Any, code: Any
+) -> None:
+    count, directions = cos_even.shape[0], cos_even.shape[3]
+    for i in range(score.shape[0]):
+        for t in range(shifts):
+            row = i * shifts + t
+            for j in range(count):
+                base = np.int32((t * count + j) * 4)
+                for d in range(directions):
+                    c1, c2 = cos_even[j, 0, row, d], cos_even[j, 1, row, d]
+                    s1, s2 = sin_even[j, 0, row, d], sin_even[j, 1, row, d]
+                    c3, c4 = cos_odd[j, 0, row, d], cos_odd[j, 1, row, d]
+                    s3, s4 = sin_odd[j, 0, row, d], sin_odd[j, 1, row, d]
+                    ce, co, se, so = c1 + c2, c3 + c4, s1 - s2, s3 - s4
+                    a, b, p, m = ce + co, se + so, ce - co, se - so
+                    # cos and sin parts: ψ is a + b, -ψ is a - b, π + ψ is p + m, π - ψ is p - m
+                    first, second = a + abs(b), p + abs(m)
+                    best, where = first, np.int32(0) if b >= 0 else np.int32(1)
+                    other = np.int32(2) if m >= 0 else np.int32(3)
+                    where = where if first >= second else other
+                    best = max(first, second)
+                    better = best > score[i, 0, d]
+                    score[i, 0, d] = best if better else score[i, 0, d]
+                    code[i, 0, d] = base + where if better else code[i, 0, d]
+                    ce, co, se, so = c1 - c2, c4 - c3, s1 + s2, -s3 - s4
+                    a, b, p, m = ce + co, se + so, ce - co, se - so
+                    first, second = a + abs(b), p + abs(m)
+                    where = np.int32(0) if b >= 0 else np.int32(1)
+                    other = np.int32(2) if m >= 0 else np.int32(3)
+                    where = where if first >= second else other
+                    best = max(first, second)
+                    better = best > score[i, 1, d]
+                    score[i, 1, d] = best if better else score[i, 1, d]
+                    code[i, 1, d] = base + where if better else code[i, 1, d]
