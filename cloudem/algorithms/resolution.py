@@ -285,5 +285,5 @@ def sharpen(
     box = volume.shape[0]
     inverse_d = np.arange(box // 2 + 1) / (box * pixel_size)
     curve = low_pass_curve(box, pixel_size, resolution, edge) * fsc_weight(fsc)
-    # The exponent is bounded so that a filtered-out shell cannot overflow to inf * 0.
-    return multiply_shells(volume, curve * np.exp(np.minimum(b_factor * inverse_d**2 / 4, 80.0)))
+    # The exponent is bounded so that an absurd B-factor cannot overflow float32.
+    return multiply_shells(volume, curve * np.exp(np.minimum(b_factor * inverse_d**2 / 4, 40.0)))
