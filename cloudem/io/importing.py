@@ -88,7 +88,7 @@ def normalise(images: NDArray[np.float32], outside: NDArray[np.bool_]) -> Normal
     normalised
         Where the background alone is constant (noise-free or masked images) the deviation is that of the whole image.
     """
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), outside.size)
     pixels = flat[:, outside.reshape(-1)]
     mean = pixels.mean(axis=1, dtype=np.float64)
     std = pixels.std(axis=1, dtype=np.float64)

@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 from zarr.storage import ObjectStore
 
-from cloudem.errors import OutputExistsError, ParameterError, StorageError
+from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
 
 
 def folder_of(url: str | os.PathLike[str]) -> Path:
@@ -85,7 +85,7 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what the file system or the object store raises into `StorageError` with one line."""
     try:
         yield
-    except StorageError:
+    except CloudemError:
         raise
     except (OSError, BaseError) as error:
         place = os.fspath(url)

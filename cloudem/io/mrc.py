@@ -239,12 +239,13 @@ def _header(
 
 
 def _byte_order(raw: bytes, path: Path) -> Literal["<", ">"]:
-    """Return the byte order, from the machine stamp or, where that says nothing, from what makes the mode small."""
+    """Return the byte order, from the machine stamp or, where that says nothing, from what makes the numbers small."""
     stamp = raw[212]
     if stamp in (0x44, 0x11):
         return "<" if stamp == 0x44 else ">"
     for order in _ORDERS:
-        if 0 <= int(np.frombuffer(raw, order + "i4", 1, 12)[0]) < 128:
+        columns, _, _, mode = (int(v) for v in np.frombuffer(raw, order + "i4", 4))
+        if 0 < columns < 2**16 and 0 <= mode < 128:
             return order
     raise FormatError(f"{path} is not an MRC file: neither byte order gives its header a sense")
 

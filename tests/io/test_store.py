@@ -1,0 +1,195 @@
+import concurrent.futures
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloudem.errors import (
+    FormatError,
+    InconsistentDataError,
+    MissingInputError,
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+)
+from cloudem.io.half import gather
+from cloudem.io.shards import ShardMaps, StackLayout
+from cloudem.io.store import open_particles, write_particles
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.particles import TEXT, Particles
+
+OPTICS = (OpticsGroup("a", 300.0, 2.7e7, 0.1, {"rlnBeamTiltX": "0.1"}),)
+
+
+def table(count):
+    names = np.array([f"{i + 1}@s.mrcs" for i in range(count)], dtype=TEXT)
+    return Particles(OPTICS, {"optics_group": np.zeros(count, dtype=np.int32), "image_name": names})
+
+
+def stack(count, box=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, box, box), dtype=np.float32)
+
+
+def write(url, images, dtype="float16", step=7):
+    batches = (images[i : i + step] for i in range(0, len(images), step))
+    write_particles(url, table(len(images)), batches, box=images.shape[1], pixel_size=1.5, dtype=dtype)
+    return open_particles(url)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("count", [1, 16, 17, 1024, 2100])
+def test_images_and_table_come_back(tmp_path, dtype, count):
+    images = stack(count)
+    store = write(tmp_path / "p.zarr", images, dtype, step=100)
+    assert (len(store), store.box, store.pixel_size, store.dtype) == (count, 8, 1.5, dtype)
+    expected = images.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(store.read_images(np.arange(count)), expected)
+    assert store.particles.optics == OPTICS
+    assert store.particles["image_name"].tolist() == table(count)["image_name"].tolist()
+    wanted = np.random.default_rng(1).integers(0, count, 50)
+    np.testing.assert_array_equal(store.read_images(wanted), expected[wanted])
+    assert store.read_images([]).shape == (0, 8, 8)
+
+
+def test_zarr_reads_the_same(tmp_path):
+    store = write(tmp_path / "p.zarr", stack(1100))
+    images = zarr.open_group(tmp_path / "p.zarr", mode="r")["images"]
+    np.testing.assert_array_equal(images[...].astype(np.float32), store.read_images(np.arange(1100)))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "unsharded", "reversed"])
+def test_stores_laid_out_otherwise_are_read_through_zarr(tmp_path, codec):
+    images = stack(40).astype(np.float16)
+    write(tmp_path / "p.zarr", images.astype(np.float32))
+    if codec == "reversed":
+        path = tmp_path / "p.zarr" / "images" / "c" / "0" / "0" / "0"
+        layout = StackLayout.choose(40, 8, "float16")
+        raw, size = path.read_bytes(), layout.chunk_bytes
+        chunks = [raw[i * size : (i + 1) * size] for i in range(layout.shard // layout.chunk)]
+        entries = np.frombuffer(layout.index()[:-4], "<u8").reshape(-1, 2)[::-1].tobytes()
+        import google_crc32c
+
+        path.write_bytes(b"".join(chunks[::-1]) + entries + google_crc32c.value(entries).to_bytes(4, "little"))
+    else:
+        kind = {"shards": (32, 8, 8), "compressors": zarr.codecs.ZstdCodec()} if codec == "zstd" else {}
+        target = zarr.create_array(
+            tmp_path / "p.zarr", name="images", shape=images.shape, chunks=(16, 8, 8), dtype="float16",
+            overwrite=True, **({"compressors": None} | kind),
+        )  # fmt: skip
+        target[...] = images
+    wanted = [39, 3, 3, 17]
+    np.testing.assert_array_equal(open_particles(tmp_path / "p.zarr").read_images(wanted), images[wanted])
+
+
+def test_threads_and_pickle(tmp_path):
+    images = stack(300)
+    store = pickle.loads(pickle.dumps(write(tmp_path / "p.zarr", images, "float32")))
+    wanted = [np.random.default_rng(i).integers(0, 300, 64) for i in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for indices, got in zip(wanted, pool.map(store.read_images, wanted), strict=True):
+            np.testing.assert_array_equal(got, images[indices])
+    assert len(pickle.dumps(store)) < 500
+
+
+def test_a_store_rewritten_at_the_same_place_is_not_read_from_the_old_map(tmp_path):
+    import shutil
+
+    write(tmp_path / "p.zarr", stack(20, seed=1)).read_images([0])
+    shutil.rmtree(tmp_path / "p.zarr")
+    second = stack(20, seed=2).astype(np.float16)
+    np.testing.assert_array_equal(write(tmp_path / "p.zarr", second.astype(np.float32)).read_images([5]), second[[5]])
+
+
+def test_maps_are_bounded(tmp_path):
+    maps = ShardMaps(kept=2)
+    for i in range(4):
+        write(tmp_path / f"{i}", stack(5))
+        assert (
+            maps.open(tmp_path / f"{i}" / "images" / "c" / "0" / "0" / "0", StackLayout.choose(5, 8, "float16"))
+            is not None
+        )
+    assert len(maps._maps) == 2
+
+
+def test_shards_stay_within_their_bytes():
+    for box in (64, 128, 256, 512, 1024):
+        layout = StackLayout.choose(10**6, box, "float16")
+        assert layout.shard % layout.chunk == 0
+        assert layout.shard <= 1024
+        assert layout.shard * box * box * 2 <= 64 * 2**20 or layout.shard == layout.chunk
+    assert StackLayout.choose(3, 64, "float32").shard == 16
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
+def test_every_finite_half_is_widened_exactly(values):
+    source = np.array([values], dtype=np.float16)
+    out = np.empty((1, len(values)), dtype=np.float32)
+    gather(source, np.array([0]), np.array([0]), out)
+    np.testing.assert_array_equal(out, source.astype(np.float32))
+
+
+def test_what_cannot_be_stored_is_said_and_leaves_nothing(tmp_path):
+    images = stack(20)
+    cases = [
+        (images * np.float32(1e6), {}, ParameterError, "normalise"),
+        (np.where(images > 2, np.float32(np.nan), images), {"dtype": "float32"}, ParameterError, "cannot be stored"),
+        (images, {"dtype": "float64"}, ParameterError, "float16 or float32"),
+        (images[:, :7, :7], {}, ParameterError, "even box"),
+        (images[:10], {}, InconsistentDataError, "10 images were written"),
+        (images[:0], {}, InconsistentDataError, "0 images"),
+    ]
+    for given_images, options, error, words in cases:
+        with pytest.raises(error, match=words):
+            write_particles(
+                tmp_path / "p.zarr", table(20), [given_images], box=given_images.shape[1], pixel_size=1.0, **options
+            )
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ParameterError, match="pixel size"):
+        write_particles(tmp_path / "p.zarr", table(20), [images], box=8, pixel_size=0.0)
+    with pytest.raises(ParameterError, match="empty"):
+        write_particles(tmp_path / "p.zarr", table(0), [], box=8, pixel_size=1.0)
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path):
+    write(tmp_path / "p.zarr", stack(20))
+    with pytest.raises(OutputExistsError, match="exists already"):
+        write(tmp_path / "p.zarr", stack(30))
+    assert len(open_particles(tmp_path / "p.zarr")) == 20
+
+
+def test_leftovers_of_a_killed_run_do_not_matter(tmp_path):
+    (tmp_path / "p.zarr.partial" / "images").mkdir(parents=True)
+    assert len(write(tmp_path / "p.zarr", stack(20))) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["p.zarr"]
+
+
+def test_what_is_no_store_is_said(tmp_path):
+    (tmp_path / "file.star").write_text("x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingInputError, match="cloudem import"):
+        open_particles(tmp_path / "nowhere")
+    with pytest.raises(FormatError, match="is a file"):
+        open_particles(tmp_path / "file.star")
+    with pytest.raises(FormatError, match="no finished"):
+        open_particles(tmp_path / "empty")
+
+
+def test_damage_is_noticed(tmp_path):
+    store = write(tmp_path / "p.zarr", stack(20))
+    with pytest.raises(ParameterError, match="holds 0 to 19"):
+        store.read_images([20])
+    shard = tmp_path / "p.zarr" / "images" / "c" / "0" / "0" / "0"
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:-10] + b"\1" + raw[-9:])
+    with pytest.raises(StorageError, match="checksum"):
+        store.read_images([0])
+    shard.write_bytes(raw[:10])
+    with pytest.raises(StorageError, match="10 bytes"):
+        store.read_images([0])
+    shard.unlink()
+    with pytest.raises(StorageError, match="missing"):
+        store.read_images([0])
