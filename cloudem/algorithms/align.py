@@ -145,7 +145,7 @@ def refine_poses(
     -------
     Poses with score and precision at the place reached.
     """
-    order = _by_direction(poses.rotations)
+    order = by_direction(poses.rotations)
     data = data.within(int(data.disc.shell.max()))
     current, gradient = evaluate(volume, padding, box, data, poses.take(order), prior)
     damping = np.full(len(order), DAMPING)
@@ -171,7 +171,7 @@ def refine_poses(
     return current.take(back)
 
 
-def _by_direction(rotations: Float64) -> IntArray:
+def by_direction(rotations: Float64) -> IntArray:
     """Order poses so that neighbours cut the volume in nearly the same plane, which is then still in the cache."""
     view = rotations[:, 2] * np.where(rotations[:, 2, 2:] < 0, -1, 1)
     sector = np.rint(np.arctan2(view[:, 1], view[:, 0]) / (np.pi / 18)).astype(int)

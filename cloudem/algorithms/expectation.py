@@ -1,0 +1,343 @@
+"""The expectation step for one batch of images: weigh, search, refine, insert, and gather what the next step needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.align import (
+    Poses,
+    Prior,
+    Weighted,
+    by_direction,
+    compete,
+    limits,
+    refine_poses,
+    start_poses,
+)
+from cloudem.algorithms.mask import soft_circle
+from cloudem.algorithms.reconstruct import Sums
+from cloudem.algorithms.search import Hits, SearchGrid, poses, search, shift_grid
+from cloudem.kernels.ctf import ctf_values
+from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.shells import shell_sums
+from cloudem.kernels.slices import extract, insert, padded_box
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Complex64 = NDArray[np.complex64]
+
+LEAST_WEIGHT = 1e-3
+"""Poses less probable than this are not inserted."""
+
+HOPELESS = 1e-6
+"""Poses less probable than this at the search limit are not refined further."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an iteration does, the same for all batches and half-sets.
+
+    Attributes
+    ----------
+    box, pixel_size
+        Pixels, Å.
+    radius
+        Particle radius, pixels: images are masked beyond it for scoring.
+    k_score, k_insert
+        Highest shell that is scored, and that is inserted.
+    k_search, step
+        Highest shell of the grid search and distance between its directions in radians; 0 for no search.
+    shift_radius, shift_step
+        Of the shifts that the search tries, pixels.
+    candidates
+        Poses of each image that are refined after a search.
+    poses
+        Most poses of each image that are inserted.
+    first
+        The reference's scale is not to be trusted: the search fits a factor to each image and pose.
+    """
+
+    box: int
+    pixel_size: float
+    radius: float
+    k_score: int
+    k_insert: int
+    k_search: int
+    step: float
+    shift_radius: float
+    shift_step: float
+    candidates: int
+    poses: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a half-set knows: the reference, and the statistics of its noise and shifts.
+
+    Attributes
+    ----------
+    volume
+        Padded half-volume of the reference (:func:`cloudem.algorithms.reconstruct.reference_volume`).
+    grid
+        For the search; None where the plan has none.
+    sigma2
+        Noise variance by optics group and shell, (g, n // 2 + 1).
+    prior
+        Of the shifts.
+    group
+        Symmetry operators.
+    """
+
+    volume: Complex64
+    grid: SearchGrid | None
+    sigma2: Float64
+    prior: Prior
+    group: Float64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one half-set with what is known of each.
+
+    Attributes
+    ----------
+    images
+        (b, n, n) float32.
+    terms
+        Of the CTF's phase, (b, 6) (:func:`cloudem.kernels.ctf.ctf_terms`).
+    scale
+        Factor on the CTF, (b,).
+    optics_group
+        (b,).
+    poses
+        Poses so far, whose ``images`` count rows of this batch; None where nothing is known.
+    """
+
+    images: Float32
+    terms: Float64
+    scale: Float64
+    optics_group: NDArray[np.int32]
+    poses: Poses | None
+
+
+class Expected(NamedTuple):
+    """What a batch gives back, besides its slices.
+
+    Attributes
+    ----------
+    poses, weights
+        Poses that remain and their weights.
+    residual, count
+        ``sum |X - C S|²`` over the shells (g, n // 2 + 1), and the number of images by group, (g,).
+    """
+
+    poses: Poses
+    weights: Float64
+    residual: Float64
+    count: Float64
+
+
+class Spectra(NamedTuple):
+    """A batch in Fourier space: masked and whole images on the full half disc, their zero frequency, and the CTF."""
+
+    disc: HalfDisc
+    masked: Complex64
+    whole: Complex64
+    origin: Float32
+    ctf: Float32
+
+
+def spectra(batch: Batch, plan: Plan) -> Spectra:
+    """Transform a batch."""
+    disc = half_disc(plan.box, plan.box // 2 - 1)
+    edge = min(6.0, plan.box / 2 - plan.radius)
+    whole = sample_half_disc(fourier_images(batch.images), disc)
+    transforms = fourier_images(batch.images * soft_circle(plan.box, plan.radius, max(edge, 1.0)))
+    values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
+    values *= batch.scale.astype(np.float32)[:, None]
+    origin = np.ascontiguousarray(transforms[:, 0, 0].real)
+    return Spectra(disc, sample_half_disc(transforms, disc), whole, origin, values)
+
+
+def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_max: int) -> Weighted:
+    """Return C X / σ² and C² / σ² up to a shell; ``inverse`` is 1 / σ² by image and shell, (b, n // 2 + 1)."""
+    pixels = np.flatnonzero(disc.shell <= k_max)
+    part = HalfDisc(disc.kx[pixels], disc.ky[pixels], disc.shell[pixels])
+    weighted = np.take(ctf, pixels, axis=1)
+    squared = weighted * weighted
+    precision = inverse[:, part.shell]
+    weighted *= precision
+    squared *= precision
+    return Weighted(np.take(images, pixels, axis=1) * weighted, squared, part)
+
+
+def find(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: Model) -> tuple[Hits, Float64]:
+    """Search a batch; return the hits and the shifts (b, t, 2) that were tried."""
+    grid = model.grid
+    assert grid is not None  # noqa: S101 - the caller's plan has a search
+    rings = np.arange(1, plan.k_search + 1)
+    samples = sample_from(spectrum, spectrum.masked, grid.disc)
+    weight = ctf_values(grid.grid.kx, grid.grid.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
+    weight *= batch.scale.astype(np.float32)[:, None]
+    by_ring = weight.reshape(len(weight), plan.k_search, -1)
+    power = np.mean(by_ring**2, axis=-1) * inverse[:, rings]
+    by_ring *= inverse[:, rings, None]
+    tried = shift_grid(plan.shift_radius, plan.shift_step)
+    centre = best_shifts(batch)
+    shifts = centre[:, None] + tried
+    prior = np.zeros(shifts.shape[:2], np.float32)
+    if not plan.first:
+        prior = model.prior.log(shifts).astype(np.float32)
+    return search(grid, samples, spectrum.origin, weight, power, shifts, prior), shifts
+
+
+def best_shifts(batch: Batch) -> Float64:
+    """Return the most probable shift so far, (b, 2) pixels, 0 where none is known."""
+    shifts = np.zeros((len(batch.images), 2))
+    if batch.poses is not None:
+        # poses are ordered from the most to the least probable
+        shifts[batch.poses.images[::-1]] = batch.poses.shifts[::-1]
+    return shifts
+
+
+def sample_from(spectrum: Spectra, images: Complex64, disc: HalfDisc) -> Complex64:
+    """Return the coefficients on a smaller half disc."""
+    return np.take(images, np.flatnonzero(spectrum.disc.shell <= disc.shell.max()), axis=1)
+
+
+def candidates(hits: Hits, shifts: Float64, plan: Plan, model: Model) -> Poses:
+    """Choose the best directions of each image."""
+    grid = model.grid
+    assert grid is not None  # noqa: S101
+    score = hits.numerator - hits.norm[:, None] / 2
+    if plan.first:  # the best factor a >= 0 of a N - a² D / 2
+        score = np.maximum(hits.numerator, 0) ** 2 / (2 * np.maximum(hits.norm[:, None], 1e-30))
+    flat = score.reshape(len(score), -1)
+    keep = min(plan.candidates, flat.shape[1])
+    chosen = np.argpartition(flat, -keep, axis=1)[:, -keep:]
+    images = np.repeat(np.arange(len(flat)), keep)
+    side, direction = np.divmod(chosen.ravel(), hits.norm.shape[1])
+    return start_poses(images, *poses(grid, hits, images, side, direction, shifts))
+
+
+def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: Model) -> tuple[Poses, Float64]:
+    """Return the poses that remain for each image, and their weights."""
+    padding = padded_box(plan.box) / plan.box
+    data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+    turn = 1.5 / plan.radius / max(plan.k_score / plan.box, 1e-9) / 10
+    current = batch.poses
+    schedule = [plan.k_score]
+    if plan.k_search:
+        found = candidates(*find(batch, spectrum, inverse, plan, model), plan, model)
+        low = data.within(plan.k_search)
+        found = refine_poses(
+            model.volume, padding, plan.box, low, found, model.prior, steps=4, longest_turn=plan.step / 2
+        )
+        if current is not None:  # the pose so far competes
+            here = refine_poses(
+                model.volume, padding, plan.box, low, current, model.prior, steps=2, longest_turn=plan.step / 2
+            )
+            found = join(found, here)
+        current, _ = compete(found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group)
+        schedule = list(limits(plan.k_search, plan.k_score))
+    if current is None:
+        raise ValueError("an iteration without a search needs poses")
+    for k_max in schedule:
+        last = k_max == schedule[-1]
+        current = refine_poses(
+            model.volume, padding, plan.box, data.within(k_max), current, model.prior,
+            steps=5 if last else 3, longest_turn=turn * plan.k_score / k_max,
+        )  # fmt: skip
+    apart = 0.25 * plan.box / (plan.k_score * 2 * np.pi * plan.radius)
+    return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
+
+
+def join(a: Poses, b: Poses) -> Poses:
+    """Return the poses of both."""
+    parts = (np.concatenate([getattr(a, name), getattr(b, name)]) for name in a.__dataclass_fields__)
+    return Poses(*parts)
+
+
+def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
+    """Align a batch, add its slices to the accumulator, and return poses and noise.
+
+    Parameters
+    ----------
+    batch, plan, model
+        What came, what to do, what is known.
+    sums
+        Accumulator for shells up to ``plan.k_insert``, changed in place.
+    """
+    spectrum = spectra(batch, plan)
+    inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
+    found, weights = align(batch, spectrum, inverse, plan, model)
+    whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
+    add_slices(sums, whole, found, weights, plan.box)
+    residual, count = residual_power(batch, spectrum, found, weights, plan, model)
+    return Expected(found, weights, residual, count)
+
+
+def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:
+    """Insert weighted images, neighbours in direction one after the other, which keeps the accumulator in the cache."""
+    order = by_direction(found.rotations)
+    insert(
+        sums.data, sums.weight, found.images[order], found.rotations[order], found.shifts[order], weights[order],
+        data.numerators, data.denominators, data.disc.kx, data.disc.ky, padded_box(box) / box, box,
+    )  # fmt: skip
+
+
+def residual_power(
+    batch: Batch, spectrum: Spectra, found: Poses, weights: Float64, plan: Plan, model: Model
+) -> tuple[Float64, Float64]:
+    """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
+
+    Whole images are used, not masked ones, because the accumulator takes whole ones, and because with the noise of the
+    whole image the likelihood of a masked one is right: by Parseval it is that of the pixels inside the mask.
+    """
+    first = np.flatnonzero(np.r_[True, np.diff(found.images) > 0])
+    best = found.take(first)
+    disc = spectrum.disc
+    pixels = np.flatnonzero(disc.shell <= plan.k_score)
+    kx, ky = disc.kx[pixels], disc.ky[pixels]
+    slices = extract(model.volume, best.rotations, kx, ky, padded_box(plan.box) / plan.box)
+    angle = (-2 * np.pi / plan.box * (best.shifts[:, :1] * kx + best.shifts[:, 1:] * ky)).astype(np.float32)
+    slices *= np.exp(1j * angle)
+    residual = spectrum.whole[best.images]
+    residual[:, pixels] -= spectrum.ctf[best.images][:, pixels] * slices
+    groups = len(model.sigma2)
+    by_pixel = np.zeros((groups, residual.shape[1]))
+    power = residual.real**2 + residual.imag**2
+    membership = batch.optics_group[best.images]
+    for g in range(groups):
+        by_pixel[g] = power[membership == g].sum(axis=0, dtype=np.float64)
+    count = np.bincount(membership, minlength=groups).astype(np.float64)
+    return shell_sums(by_pixel, disc.shell, plan.box // 2 + 1), count
+
+
+def noise_variance(residual: Float64, count: Float64, box: int) -> Float64:
+    """Return σ² by group and shell from residual power; shells without pixels repeat the last, shell 0 the first."""
+    disc = half_disc(box, box // 2 - 1)
+    pixels = np.bincount(disc.shell, minlength=box // 2 + 1)
+    variance = residual / np.maximum(2 * pixels * np.maximum(count, 1)[:, None], 1)
+    variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
+    if np.any(count == 0):
+        variance[count == 0] = residual.sum(axis=0) / np.maximum(2 * pixels * count.sum(), 1)
+        variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
+    return np.maximum(variance, 1e-12 * variance.max())
+
+
+def power_spectrum(images: Float32, optics_group: NDArray[np.int32], groups: int) -> tuple[Float64, Float64]:
+    """Return ``sum |X|²`` by group and shell, and images by group: the residual of knowing nothing."""
+    box = images.shape[-1]
+    disc = half_disc(box, box // 2 - 1)
+    values = sample_half_disc(fourier_images(images), disc)
+    power = values.real**2 + values.imag**2
+    by_pixel = np.array([power[optics_group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
+    return shell_sums(by_pixel, disc.shell, box // 2 + 1), np.bincount(optics_group, minlength=groups).astype(float)
+
+
