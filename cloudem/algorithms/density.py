@@ -115,8 +115,8 @@ def _crop_frequencies(grid: NDArray[np.float32], box: int, pixel_size: float, bl
 def demo_molecule(diameter: float = 160.0, seed: int = 0) -> Atoms:
     """Build a globular molecule of alpha helices, without symmetry and of the density of protein.
 
-    Spherical domains of different sizes, each touching an earlier one, are filled with bundles of roughly parallel helices;
-    each residue has a backbone and a side chain of up to five atoms.
+    Spherical domains of different sizes, each touching an earlier one, are filled with bundles of roughly parallel
+    helices; each residue has a backbone and a side chain of up to five atoms.
 
     Parameters
     ----------

@@ -41,6 +41,11 @@ class FscCurves(NamedTuple):
     randomise_from: int
     """First shell whose phases were randomised; n // 2 + 1 if none was."""
 
+    def by_name(self) -> dict[str, NDArray[np.float64]]:
+        """Return the four curves as the arrays of a result: ``fsc_unmasked`` and so on."""
+        names = ("unmasked", "masked", "phase_randomised", "corrected")
+        return {f"fsc_{name}": getattr(self, name) for name in names}
+
 
 class GuinierFit(NamedTuple):
     """Line through ln(amplitude) against 1/d²."""
@@ -51,6 +56,19 @@ class GuinierFit(NamedTuple):
     """Pearson correlation of the fitted points."""
     shells: tuple[int, int]
     """First shell fitted, and the one after the last; equal when too few shells could be fitted."""
+
+
+class Postprocessed(NamedTuple):
+    """What :func:`postprocess` makes of two half-maps."""
+
+    map: NDArray[np.float32]
+    """(n, n, n), sharpened, FSC-weighted and filtered; not masked."""
+    fsc: FscCurves
+    resolution: float
+    """Å, where the corrected FSC falls below 0.143."""
+    fit: GuinierFit
+    b_factor: float
+    """The B-factor that the map was sharpened with, Å²: the fitted one unless another was asked for."""
 
 
 def frequency_radius(box: int) -> NDArray[np.float32]:
@@ -287,3 +305,34 @@ def sharpen(
     curve = low_pass_curve(box, pixel_size, resolution, edge) * fsc_weight(fsc)
     # The exponent is bounded so that an absurd B-factor cannot overflow float32.
     return multiply_shells(volume, curve * np.exp(np.minimum(b_factor * inverse_d**2 / 4, 40.0)))
+
+
+def postprocess(
+    half1: NDArray[np.float32],
+    half2: NDArray[np.float32],
+    mask: NDArray[np.float32] | None,
+    pixel_size: float,
+    *,
+    seed: int = 0,
+    b_factor_given: float | None = None,
+    low_resolution: float = GUINIER_LOW_A,
+) -> Postprocessed:
+    """Find the resolution of two half-maps and sharpen their mean.
+
+    Parameters
+    ----------
+    half1, half2, mask, seed
+        As for :func:`masked_fsc`.
+    pixel_size
+        Å.
+    b_factor_given
+        Sharpen with this B-factor, Å², instead of the fitted one. A fit that comes out negative does not sharpen.
+    low_resolution
+        Where the Guinier fit begins, Å.
+    """
+    curves = masked_fsc(half1, half2, mask, seed)
+    resolution = resolution_at(curves.corrected, half1.shape[0], pixel_size)
+    mean = (half1 + half2) / np.float32(2)
+    fit = b_factor(mean if mask is None else mean * mask, curves.corrected, pixel_size, resolution, low_resolution)
+    used = max(fit.b_factor, 0.0) if b_factor_given is None else b_factor_given
+    return Postprocessed(sharpen(mean, curves.corrected, pixel_size, resolution, used), curves, resolution, fit, used)

@@ -1,0 +1,74 @@
+"""``cloudem mask``: a soft solvent mask from a map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cloudem.errors import ParameterError
+from cloudem.jobs.base import Context, Job, Projection, parameter
+
+if TYPE_CHECKING:
+    from cloudem.io.mrc import Volume
+
+
+class Mask(Job):
+    """Declaration of ``cloudem mask``."""
+
+    name: ClassVar[str] = "mask"
+    summary: ClassVar[str] = "Make a soft solvent mask from a map."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem mask refine --out mask.mrc",
+        "cloudem mask map.mrc --threshold 0.02 --extend-A 4 --out mask.mrc",
+    )
+    keeps_log: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
+
+    map: str = parameter(meaning="map to find the outline in: an MRC file or the results of a job", positional=True)
+    out: str = parameter(meaning="the mask, an MRC file")
+    diameter_A: float | None = parameter(
+        None, meaning="diameter of the sphere that holds the particle; that of the whole box if none", gt=0
+    )
+    low_pass_A: float = parameter(15.0, meaning="resolution that the map is filtered to first", gt=0)
+    threshold: float | None = parameter(
+        None, meaning="density of the filtered map at which the molecule begins; found in the map if none"
+    )
+    extend_A: float = parameter(6.0, meaning="how far the outline is moved outward", ge=0)
+    edge_A: float = parameter(10.0, meaning="width of the soft edge outside that", ge=0)
+
+    def project(self) -> Projection:
+        """Return memory and disk, from the size of the map."""
+        voxels = self._map().data.size
+        return Projection(peak_bytes=40 * voxels, disk_bytes=4 * voxels)
+
+    def run(self, context: Context) -> None:
+        """Estimate the mask and write it."""
+        from cloudem.algorithms.mask import estimate_mask
+        from cloudem.io.mrc import write_volume
+
+        if Path(self.out).suffix.lower() not in (".mrc", ".map"):
+            raise ParameterError(f"--out is {self.out}; a mask is one MRC file, so give a name that ends in .mrc")
+        volume = self._map()
+        with context.progress.stage("mask"):
+            mask = estimate_mask(
+                volume.data,
+                volume.pixel_size,
+                diameter=self.diameter_A,
+                low_pass_resolution=self.low_pass_A,
+                threshold=self.threshold,
+                extend=self.extend_A,
+                edge=self.edge_A,
+            )
+        write_volume(self.out, mask, volume.pixel_size)
+        share = 100 * float(mask.mean())
+        context.progress.message(f"the mask takes {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
+
+    def _map(self) -> Volume:
+        from cloudem.io.groups import has_group
+        from cloudem.io.mrc import Volume, read_volume
+        from cloudem.jobs.postprocess import read_halves
+
+        if not Path(self.map).is_file() and has_group(self.map, "result"):
+            half1, half2, pixel_size = read_halves(self.map)
+            return Volume(0.5 * (half1 + half2), pixel_size)
+        return read_volume(self.map)

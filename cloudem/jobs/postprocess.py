@@ -1,0 +1,152 @@
+"""``cloudem postprocess``: resolution and sharpened map of two half-maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError
+from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cloudem.algorithms.resolution import Postprocessed
+
+
+class Postprocess(Job):
+    """Declaration of ``cloudem postprocess``."""
+
+    name: ClassVar[str] = "postprocess"
+    summary: ClassVar[str] = "Measure the resolution of two half-maps and sharpen their mean."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem postprocess --halves refine --mask mask.mrc --out post",
+        "cloudem postprocess --halves run_half1_unfil.mrc --half2 run_half2_unfil.mrc --out post",
+    )
+    parallel: ClassVar[bool] = False
+
+    halves: str = parameter(meaning="results of refine3d or reconstruct, or the MRC file of the first half-map")
+    half2: str | None = parameter(
+        None, meaning="MRC file of the second half-map; if none, the first one's name with half1 changed to half2"
+    )
+    mask: str | None = parameter(
+        None, meaning="soft mask, an MRC file of the same box; estimated from the mean of the half-maps if none"
+    )
+    pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the files say", gt=0)
+    b_factor_A2: float | None = parameter(
+        None, meaning="B-factor to sharpen with, positive sharpens; from the Guinier plot if none"
+    )
+    guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
+    seed: int = parameter(0, meaning="seed of the random phases", ge=0)
+
+    def project(self) -> Projection:
+        """Return memory and disk, from the size of the half-maps."""
+        voxels = read_halves(self.halves, self.half2, self.pixel_size_A)[0].size
+        return Projection(peak_bytes=60 * voxels, disk_bytes=8 * voxels)
+
+    def run(self, context: Context) -> None:
+        """Write the group ``result`` and the report."""
+        from cloudem.algorithms.resolution import postprocess
+        from cloudem.io.groups import read_attributes, write_group
+        from cloudem.jobs.report import run_attributes, write_report
+
+        other = (read_attributes(context.url, "") or {}).get("job", self.name)
+        if other != self.name:
+            raise OutputExistsError(f"{context.url} holds the results of {other}; give another --out")
+        half1, half2, pixel_size = read_halves(self.halves, self.half2, self.pixel_size_A)
+        mask = self._read_mask(half1, half2, pixel_size, context)
+        with context.progress.stage("postprocess"):
+            done = postprocess(
+                half1,
+                half2,
+                mask,
+                pixel_size,
+                seed=self.seed,
+                b_factor_given=self.b_factor_A2,
+                low_resolution=self.guinier_from_A,
+            )
+        self._say(done, context)
+        write_group(context.url, "", {}, {"kind": "result", **job_record(self)})
+        attributes = {
+            "pixel_size_A": pixel_size,
+            "resolution_A": done.resolution,
+            "b_factor_A2": done.b_factor,
+            "b_factor_fitted_A2": done.fit.b_factor,
+            "randomise_from_shell": done.fsc.randomise_from,
+            **run_attributes(context.progress),
+        }
+        write_group(context.url, "result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
+        context.progress.message(f"report: {write_report(context.url)}")
+
+    def _read_mask(
+        self, half1: NDArray[np.float32], half2: NDArray[np.float32], pixel_size: float, context: Context
+    ) -> NDArray[np.float32]:
+        from cloudem.algorithms.mask import estimate_mask
+        from cloudem.io.mrc import read_volume
+
+        if self.mask is None:
+            with context.progress.stage("mask"):
+                return estimate_mask(0.5 * (half1 + half2), pixel_size)
+        mask = read_volume(self.mask, pixel_size).data
+        if mask.shape != half1.shape:
+            raise InconsistentDataError(
+                f"the mask {self.mask} has a box of {mask.shape[0]} voxels, the half-maps {half1.shape[0]}; make one "
+                f"that fits: cloudem mask {self.halves} --out mask.mrc"
+            )
+        if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() <= 0:
+            raise InconsistentDataError(
+                f"the mask {self.mask} runs from {mask.min():.3g} to {mask.max():.3g}, a mask from 0 to 1; "
+                "give a mask, not a map"
+            )
+        return mask
+
+    def _say(self, done: Postprocessed, context: Context) -> None:
+        shells = done.fit.shells
+        fitted = f"{shells[1] - shells[0]} shells fitted" if shells[1] > shells[0] else "too few shells to fit"
+        given = "" if self.b_factor_A2 is None else f"; sharpened with {self.b_factor_A2:g} Å² as asked"
+        context.progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143)")
+        context.progress.message(f"B-factor {done.fit.b_factor:.0f} Å² ({fitted}){given}")
+        if done.fit.b_factor < 0 and self.b_factor_A2 is None:
+            context.progress.warning("the Guinier plot rises: the maps look sharpened already and were left so")
+
+
+def read_halves(
+    halves: str, half2: str | None = None, pixel_size: float | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Return two half-maps (n, n, n) and the pixel size in Å.
+
+    Parameters
+    ----------
+    halves
+        Results of a job, or the MRC file of the first half-map.
+    half2
+        The other MRC file; None to take its name from the first.
+    pixel_size
+        Å, instead of what the files say.
+
+    Raises
+    ------
+    MissingInputError, InconsistentDataError
+        There are no half-maps; they differ in box or pixel size.
+    """
+    from cloudem.io.groups import has_group, read_group
+    from cloudem.io.mrc import read_volume
+
+    if Path(halves).is_file():
+        if half2 is None and "half1" not in Path(halves).name:
+            raise MissingInputError(f"{halves} does not have half1 in its name; name the other half-map with --half2")
+        second = half2 or str(Path(halves).with_name(Path(halves).name.replace("half1", "half2")))
+        one, two = read_volume(halves, pixel_size), read_volume(second, pixel_size)
+        if one.data.shape != two.data.shape or abs(one.pixel_size / two.pixel_size - 1) > 1e-3:
+            raise InconsistentDataError(
+                f"{halves} has a box of {one.data.shape[0]} at {one.pixel_size:g} Å, {second} {two.data.shape[0]} at "
+                f"{two.pixel_size:g} Å; give the two half-maps of one reconstruction"
+            )
+        return one.data, two.data, one.pixel_size
+    if not Path(halves).exists():
+        raise MissingInputError(f"{halves} does not exist; give the results of refine3d, or a half-map as MRC file")
+    arrays, attributes = read_group(halves, "result") if has_group(halves, "result") else ({}, {})
+    if not {"half1", "half2"} <= arrays.keys():
+        raise MissingInputError(f"{halves} holds no half-maps; give the finished results of refine3d or reconstruct")
+    return arrays["half1"], arrays["half2"], pixel_size or float(attributes["pixel_size_A"])

@@ -1,0 +1,173 @@
+"""``cloudem simulate``: a density from an atomic model, and particles from a density."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+
+if TYPE_CHECKING:
+    from cloudem.algorithms.simulate import Recording
+    from cloudem.io.mrc import Volume
+
+DEMO_BOX, DEMO_PIXEL_A = 96, 2.5
+DENSITY_FILE, START_FILE, PARTICLES = "density.mrc", "start.mrc", "particles.zarr"
+
+
+class Simulate(Job):
+    """Declaration of ``cloudem simulate``."""
+
+    name: ClassVar[str] = "simulate"
+    summary: ClassVar[str] = "Make a density from an atomic model, and particles from a density."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem simulate --demo --blind --out demo",
+        "cloudem simulate --model 4v1w.cif --box-px 64 --pixel-size-A 3 --count 2500 --out apoferritin",
+        "cloudem simulate --density map.mrc --count 5000 --snr 0.05 --out particles",
+    )
+    parallel: ClassVar[bool] = False
+
+    out: str = parameter(
+        meaning=f"folder that gets {DENSITY_FILE} (the truth), {START_FILE} (low-passed) and {PARTICLES}"
+    )
+    model: str | None = parameter(None, meaning="atomic model, mmCIF or PDB")
+    density: str | None = parameter(None, meaning="density to project, an MRC file; protein positive")
+    demo: bool = parameter(False, meaning="use the built-in molecule: helices in a globule of 160 Å, no symmetry")
+    assembly: str | None = parameter(None, meaning="biological assembly of the model to build; as deposited if none")
+    box_px: int | None = parameter(None, meaning=f"box of the model's density, even; {DEMO_BOX} for the demo", gt=0)
+    pixel_size_A: float | None = parameter(
+        None, meaning=f"voxel of the density; {DEMO_PIXEL_A} for the demo, from the file for --density", gt=0
+    )
+    model_b_factor_A2: float | None = parameter(None, meaning="one B-factor for all atoms; their own if none", ge=0)
+    solvent: bool = parameter(True, meaning="the model stands in ice; otherwise in vacuum")
+    start_resolution_A: float = parameter(40.0, meaning="resolution of the start reference", gt=0)
+    count: int = parameter(2000, meaning="number of particles; 0 makes the densities only", ge=0)
+    seed: int = parameter(0, meaning="seed of molecule, poses and noise", ge=0)
+    blind: bool = parameter(False, meaning="leave poses and half-sets out; the truth is in the store's group truth")
+    shift_sigma_A: float = parameter(4.0, meaning="standard deviation of the shifts in x and y", ge=0)
+    defocus_min_A: float = parameter(10000.0, meaning="lowest defocus of a micrograph", ge=0)
+    defocus_max_A: float = parameter(25000.0, meaning="highest defocus of a micrograph", ge=0)
+    astigmatism_A: float = parameter(200.0, meaning="standard deviation of the astigmatism, defocus U - V", ge=0)
+    particles_per_micrograph: int = parameter(50, meaning="particles that share a defocus", gt=0)
+    voltage_kV: float = parameter(300.0, meaning="acceleration voltage", gt=0)
+    cs_mm: float = parameter(2.7, meaning="spherical aberration", ge=0)
+    amplitude_contrast: float = parameter(0.1, meaning="fraction of amplitude contrast", ge=0, le=1)
+    snr: float = parameter(0.05, meaning="variance of signal over variance of noise in the box; 0 for noise only", ge=0)
+    noise: bool = parameter(True, meaning="add noise; otherwise images are projections times CTF")
+    noise_ratio: float = parameter(
+        0.0, meaning="coloured noise: power 1 + ratio / (1 + (s length)²) at frequency s; 0 is white", ge=0
+    )
+    noise_length_A: float = parameter(40.0, meaning="the length in that", gt=0)
+    b_factor_A2: float = parameter(0.0, meaning="fall-off of the signal, exp(-B s² / 4)", ge=0)
+    dose_e_per_A2: float = parameter(0.0, meaning="exposure of dose-weighted images; 0 for no radiation damage", ge=0)
+    dtype: Literal["float16", "float32"] = parameter("float16", meaning="type of the stored images: float16 or float32")
+
+    def model_post_init(self, _: Any) -> None:
+        """Check what no single field can say."""
+        given = [name for name in ("model", "density", "demo") if getattr(self, name)]
+        if len(given) != 1:
+            got = " and ".join(f"--{name}" for name in given) or "none"
+            raise ParameterError(f"simulate needs exactly one of --model, --density and --demo, and got {got}")
+        if self.model and (self.box_px is None or self.pixel_size_A is None):
+            raise ParameterError("simulate --model needs --box-px and --pixel-size-A: the box of the density to make")
+        if self.density and self.box_px:
+            raise ParameterError("simulate --density takes the box from the file; leave out --box-px")
+        if self.defocus_min_A > self.defocus_max_A:
+            raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
+
+    def project(self) -> Projection:
+        """Return memory and disk from box and count."""
+        from cloudem.algorithms.simulate import simulation_bytes
+
+        box = self.box_px or DEMO_BOX
+        if self.density:
+            from cloudem.io.mrc import read_header
+
+            box = read_header(self.density).shape[-1]
+        size = {"float16": 2, "float32": 4}[self.dtype]
+        return Projection(
+            peak_bytes=simulation_bytes(box) + 300 * 2**20 + 40 * 200 * box * box,
+            disk_bytes=8 * box**3 + self.count * (size * box * box + 200),
+            notes=(f"{self.count} particles of {box} x {box} pixels",),
+        )
+
+    def run(self, context: Context) -> None:
+        """Write densities and particles."""
+        from cloudem.algorithms.resolution import low_pass
+        from cloudem.io.mrc import write_volume
+
+        folder = Path(context.url.removeprefix("file://"))
+        if (folder / PARTICLES).exists():
+            raise OutputExistsError(f"{folder / PARTICLES} is there already; remove it or give another --out")
+        with context.progress.stage("density"):
+            volume = self._density()
+            start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_volume(folder / DENSITY_FILE, volume.data, volume.pixel_size)
+        write_volume(folder / START_FILE, start, volume.pixel_size)
+        if self.count:
+            self._simulate(volume, folder / PARTICLES, context)
+
+    def _density(self) -> Volume:
+        from cloudem.algorithms.density import demo_molecule, density_of_atoms
+        from cloudem.io.atomic_model import read_atoms
+        from cloudem.io.mrc import Volume, read_volume
+
+        if self.density:
+            return read_volume(self.density, self.pixel_size_A)
+        atoms = read_atoms(self.model, self.assembly) if self.model else demo_molecule(seed=self.seed)
+        box, pixel_size = self.box_px or DEMO_BOX, self.pixel_size_A or DEMO_PIXEL_A
+        data = density_of_atoms(atoms, box, pixel_size, b_factor=self.model_b_factor_A2, solvent=self.solvent)
+        return Volume(data, pixel_size)
+
+    def _simulate(self, volume: Volume, url: Path, context: Context) -> None:
+        from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
+        from cloudem.io.groups import particles_to_arrays, write_group
+        from cloudem.io.store import write_particles
+
+        recording = self.recording()
+        truth = random_particles(self.count, recording, self.seed)
+        table = truth.without_columns((*POSE_COLUMNS, "half_set")) if self.blind else truth
+        with context.progress.stage("particles", total=self.count) as stage:
+            simulator = Simulator(volume.data, volume.pixel_size, truth, recording, self.seed)
+
+            def batches() -> Any:
+                for images in simulator.images():
+                    yield images
+                    stage.advance(len(images))
+
+            attributes = {**job_record(self), "density_scale": simulator.scale}
+            write_particles(
+                url,
+                table,
+                batches(),
+                box=simulator.box,
+                pixel_size=volume.pixel_size,
+                dtype=self.dtype,
+                attributes=attributes,
+            )
+        write_group(url, "truth", *particles_to_arrays(truth))
+        context.progress.message(
+            f"{self.count} particles of {simulator.box} px in {url}; the truth is in its group truth"
+        )
+
+    def recording(self) -> Recording:
+        """Return the parameters in cloudem's own units."""
+        from cloudem.algorithms.simulate import Recording
+
+        return Recording(
+            shift_sigma=self.shift_sigma_A,
+            defocus_min=self.defocus_min_A,
+            defocus_max=self.defocus_max_A,
+            astigmatism=self.astigmatism_A,
+            per_micrograph=self.particles_per_micrograph,
+            voltage=self.voltage_kV,
+            spherical_aberration=self.cs_mm * 1e7,
+            amplitude_contrast=self.amplitude_contrast,
+            snr=self.snr if self.noise else None,
+            noise_ratio=self.noise_ratio,
+            noise_length=self.noise_length_A,
+            b_factor=self.b_factor_A2,
+            dose=self.dose_e_per_A2,
+        )
