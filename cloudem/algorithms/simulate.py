@@ -152,7 +152,7 @@ class Simulator:
     seed
         Of the noise; image i has the same noise whatever is simulated beside it.
     padding
-        Oversampling of the volume's transform. At 2, coefficients are within 2e-3 of the strongest one of an exact projection.
+        Oversampling of the volume's transform; at 2, an image's coefficients are exact within 2e-3 of the strongest.
 
     Attributes
     ----------
