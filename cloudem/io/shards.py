@@ -103,11 +103,15 @@ class StackLayout:
         raw = entries.tobytes()
         return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
 
-    def encode(self, images: NDArray[np.floating[Any]]) -> bytes:
+    def encode(self, images: NDArray[np.floating[Any]]) -> memoryview:
         """Return the bytes of a shard of at most `shard` images; what is missing to a whole shard is zero."""
-        whole = np.zeros((self.shard, self.box, self.box), dtype=np.dtype(self.dtype).newbyteorder("<"))
-        whole[: len(images)] = images
-        return whole.tobytes() + self.index()
+        index = self.index()
+        stored = self.shard // self.chunk * self.chunk_bytes
+        raw = np.zeros(stored + len(index), dtype=np.uint8)
+        pixels = raw[:stored].view(np.dtype(self.dtype).newbyteorder("<"))
+        pixels.reshape(self.shard, self.box, self.box)[: len(images)] = images
+        raw[stored:] = np.frombuffer(index, dtype=np.uint8)
+        return raw.data
 
 
 def parse_layout(document: Mapping[str, Any]) -> StackLayout | None:

@@ -32,7 +32,7 @@ from cloudem.io.groups import (
     read_group,
     write_group,
 )
-from cloudem.io.half import gather
+from cloudem.io.half import gather, narrow
 from cloudem.io.location import folder_of, get, new_folder, object_store, put, storage_errors, zarr_store
 from cloudem.io.shards import ShardMaps, StackLayout, parse_layout
 from cloudem.model.particles import Particles
@@ -146,10 +146,8 @@ class ParticleStore:
             source = _MAPS.open(folder / str(shards[places[0]]) / "0" / "0", layout)
             if source is None:
                 self._read_through_zarr(wanted[places], places, out)
-            elif layout.dtype == "float16":
-                gather(source, rows[places], places, out)
             else:
-                out[places] = source[rows[places]]
+                gather(source, rows[places], places, out)
 
     def _read_through_zarr(
         self, wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
@@ -181,7 +179,7 @@ class ParticleWriter:
         self._store = object_store(folder)
         self._layout = layout
         self._pixel_size = pixel_size
-        self._waiting: list[NDArray[np.float32]] = []
+        self._waiting: list[NDArray[Any]] = []
         self._waiting_count = 0
         self._shards = 0
         self._finished = False
@@ -209,9 +207,13 @@ class ParticleWriter:
         box = self._layout.box
         if images.ndim != 3 or images.shape[1:] != (box, box):
             raise InconsistentDataError(f"images of shape {images.shape[1:]} were given to a store of box {box}")
-        with np.errstate(over="ignore"):
-            stored = images.astype(self._layout.dtype)
-        if not np.isfinite(stored).all():
+        if self._layout.dtype == "float16":
+            stored: NDArray[Any]
+            stored, fits = narrow(images)
+        else:
+            stored = np.array(images, dtype=np.float32)
+            fits = bool(np.isfinite(stored).all())
+        if not fits:
             raise ParameterError(
                 f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
                 "normalise them, or store float32"

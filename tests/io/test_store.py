@@ -15,7 +15,7 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
-from cloudem.io.half import gather
+from cloudem.io.half import gather, narrow
 from cloudem.io.shards import ShardMaps, StackLayout
 from cloudem.io.store import open_particles, write_particles
 from cloudem.model.optics import OpticsGroup
@@ -130,6 +130,26 @@ def test_every_finite_half_is_widened_exactly(values):
     out = np.empty((1, len(values)), dtype=np.float32)
     gather(source, np.array([0]), np.array([0]), out)
     np.testing.assert_array_equal(out, source.astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-65519, 65519, width=32), min_size=1, max_size=70))
+def test_rounding_to_half_is_that_of_numpy(values):
+    images = np.array(values, dtype=np.float32)
+    rounded, fits = narrow(images)
+    assert fits
+    np.testing.assert_array_equal(rounded.view(np.uint16), images.astype(np.float16).view(np.uint16))
+
+
+def test_ties_between_halves_go_to_even_and_what_does_not_fit_is_noticed():
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves[1:] + halves[:-1]) / 2
+    for images in (halves, -halves, ties, -ties, np.nextafter(ties, 0), np.nextafter(ties, 1e9)):
+        rounded, fits = narrow(images)
+        assert fits
+        np.testing.assert_array_equal(rounded, images.astype(np.float16))
+    for value in (65520, -1e30, np.inf, np.nan):
+        assert not narrow(np.array([1, value], dtype=np.float32))[1]
 
 
 def test_what_cannot_be_stored_is_said_and_leaves_nothing(tmp_path):
