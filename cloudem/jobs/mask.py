@@ -39,7 +39,7 @@ class Mask(Job):
     def project(self) -> Projection:
         """Return memory and disk, from the size of the map."""
         voxels = self._map().data.size
-        return Projection(peak_bytes=40 * voxels, disk_bytes=4 * voxels)
+        return Projection(peak_bytes=200 * 2**20 + 60 * voxels, disk_bytes=4 * voxels)
 
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""

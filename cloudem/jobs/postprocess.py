@@ -43,7 +43,7 @@ class Postprocess(Job):
     def project(self) -> Projection:
         """Return memory and disk, from the size of the half-maps."""
         voxels = read_halves(self.halves, self.half2, self.pixel_size_A)[0].size
-        return Projection(peak_bytes=60 * voxels, disk_bytes=8 * voxels)
+        return Projection(peak_bytes=250 * 2**20 + 70 * voxels, disk_bytes=8 * voxels)
 
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
