@@ -250,7 +250,8 @@ def b_factor(
 
     Amplitudes are FSC-weighted first, so that the line follows the signal and not the noise. If fewer than
     `GUINIER_SHELLS` shells lie in the range, it begins at a lower resolution, at most at `GUINIER_LOWEST_A`; a map
-    that does not even reach that gets B = 0. Give the map within the mask for which the FSC was computed.
+    that does not even reach that gets B = 0. Give the map within the mask for which the FSC was computed: the solvent's
+    noise would flatten the plot (simulated ribosome, 10 to 7.8 Å: 287 Å² with mask, 178 Å² without, truth 293 Å²).
 
     Parameters
     ----------
