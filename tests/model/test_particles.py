@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,12 @@ def test_every_column_has_a_meaning_and_labels_are_unique():
     assert all(meaning.meaning for meaning in COLUMNS.values())
     labels = [meaning.relion for meaning in COLUMNS.values() if meaning.relion]
     assert len(labels) == len(set(labels))
+
+
+def test_the_documentation_lists_every_column_as_it_is():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "particles.md").read_text()
+    for name, meaning in COLUMNS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert meaning.meaning in row
+        assert f"| {meaning.unit or '–'} |" in row
+        assert all(f"`{other}`" in row for other in (meaning.relion, meaning.cryosparc) if other)
