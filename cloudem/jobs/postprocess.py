@@ -35,7 +35,7 @@ class Postprocess(Job):
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the files say", gt=0)
     b_factor_A2: float | None = parameter(
-        None, meaning="B-factor to sharpen with, positive sharpens; from the Guinier plot if none"
+        None, meaning="B-factor to sharpen with, negative sharpens; from the Guinier plot if none"
     )
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
     seed: int = parameter(0, meaning="seed of the random phases", ge=0)
@@ -63,7 +63,7 @@ class Postprocess(Job):
                 mask,
                 pixel_size,
                 seed=self.seed,
-                b_factor_given=self.b_factor_A2,
+                b_factor_given=None if self.b_factor_A2 is None else -self.b_factor_A2,
                 low_resolution=self.guinier_from_A,
             )
         self._say(done, context)
@@ -71,8 +71,8 @@ class Postprocess(Job):
         attributes = {
             "pixel_size_A": pixel_size,
             "resolution_A": done.resolution,
-            "b_factor_A2": done.b_factor,
-            "b_factor_fitted_A2": done.fit.b_factor,
+            "b_factor_A2": -done.b_factor,
+            "b_factor_fitted_A2": -done.fit.b_factor,
             "randomise_from_shell": done.fsc.randomise_from,
             **run_attributes(context.progress),
         }
@@ -106,7 +106,7 @@ class Postprocess(Job):
         fitted = f"{shells[1] - shells[0]} shells fitted" if shells[1] > shells[0] else "too few shells to fit"
         given = "" if self.b_factor_A2 is None else f"; sharpened with {self.b_factor_A2:g} Å² as asked"
         context.progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143)")
-        context.progress.message(f"B-factor {done.fit.b_factor:.0f} Å² ({fitted}){given}")
+        context.progress.message(f"B-factor {-done.fit.b_factor:.0f} Å² ({fitted}){given}")
         if done.fit.b_factor < 0 and self.b_factor_A2 is None:
             context.progress.warning("the Guinier plot rises: the maps look sharpened already and were left so")
 

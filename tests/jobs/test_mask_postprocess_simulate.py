@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cloudem.algorithms.resolution import shell_amplitudes
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.groups import particles_from_arrays, read_attributes, read_group, write_group
@@ -66,9 +67,12 @@ def test_postprocess_of_mrc_files_and_of_a_result_are_the_same(halves, tmp_path)
 
 
 def test_postprocess_estimates_a_mask_and_takes_a_b_factor(halves, tmp_path):
-    run(Postprocess(halves=str(halves), b_factor_A2=50.0, out=str(tmp_path / "post")))
+    run(Postprocess(halves=str(halves), b_factor_A2=-50.0, out=str(tmp_path / "post")))
     arrays, attributes = read_group(tmp_path / "post", "result")
-    assert attributes["b_factor_A2"] == 50.0
+    assert attributes["b_factor_A2"] == -50.0
+    run(Postprocess(halves=str(halves), b_factor_A2=0.0, out=str(tmp_path / "plain")))
+    plain, _ = read_group(tmp_path / "plain", "result")
+    assert shell_amplitudes(arrays["map"])[10] > 1.05 * shell_amplitudes(plain["map"])[10] > 0
     assert 0.02 < arrays["mask"].mean() < 0.5
 
 
