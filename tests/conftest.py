@@ -1,0 +1,73 @@
+"""What tests of several rooms need: compiled twins, outside programs and data, reproducible properties."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from cloudem.backend.kernel import Kernel
+
+settings.register_profile("cloudem", derandomize=True, deadline=None, max_examples=15)
+settings.load_profile("cloudem")
+
+Twin = Callable[[Kernel[..., Any]], Callable[..., Any]]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data too large for the repository; the test is skipped where there is none."""
+    given = os.environ.get("CLOUDEM_TEST_DATA")
+    place = Path(given) if given else Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not place.is_dir():
+        pytest.skip(f"no shared data at {place}; CLOUDEM_TEST_DATA names another folder")
+    return place
+
+
+@pytest.fixture(params=["reference", "_numba", "_cupy"])
+def twin(request: pytest.FixtureRequest) -> Twin:
+    """A function that picks a kernel's twin, taking and returning NumPy arrays whatever the twin works on."""
+    family = request.param
+    if family == "_cupy":
+        cupy = _cupy()
+
+    def pick(kernel: Kernel[..., Any]) -> Callable[..., Any]:
+        if family == "reference":
+            return kernel.reference
+        chosen = kernel.twin(family)
+        if chosen is kernel.reference:
+            pytest.skip(f"{kernel.__name__} has no twin in {family}")
+        return _on_device(cupy, chosen) if family == "_cupy" else chosen
+
+    return pick
+
+
+def _cupy() -> Any:
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy is not installed")
+    cupy = importlib.import_module("cupy")
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no GPU: {error}")
+    if not found:
+        pytest.skip("no GPU")
+    return cupy
+
+
+def _on_device(cupy: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        moved = [cupy.asarray(value) if isinstance(value, np.ndarray) else value for value in args]
+        result = function(*moved)
+        for here, there in zip(args, moved, strict=True):  # kernels may write into their arguments
+            if isinstance(here, np.ndarray) and here.flags.writeable:
+                here[...] = cupy.asnumpy(there)
+        if isinstance(result, tuple):
+            return tuple(cupy.asnumpy(value) for value in result)
+        return None if result is None else cupy.asnumpy(result)
+
+    return run
