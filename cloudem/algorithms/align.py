@@ -80,6 +80,17 @@ def start_poses(images: IntArray, rotations: Float64, shifts: Float64) -> Poses:
     return Poses(np.asarray(images, np.int32), rotations, shifts, empty, np.zeros((count, 5, 5)), empty, empty)
 
 
+def join(a: Poses, b: Poses) -> Poses:
+    """Return the poses of both."""
+    parts = (np.concatenate([getattr(a, name), getattr(b, name)]) for name in a.__dataclass_fields__)
+    return Poses(*parts)
+
+
+def best_of(images: IntArray) -> IntArray:
+    """Return where each image's first pose is, which :func:`compete` makes the most probable one."""
+    return np.flatnonzero(np.r_[True, np.diff(images) != 0][: len(images)])
+
+
 @dataclass(frozen=True)
 class Prior:
     """Gaussian prior of the shift about zero: variance in pixels² (infinite for none)."""

@@ -12,8 +12,10 @@ from cloudem.algorithms.align import (
     Poses,
     Prior,
     Weighted,
+    best_of,
     by_direction,
     compete,
+    join,
     limits,
     refine_poses,
     start_poses,
@@ -257,12 +259,6 @@ def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: 
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
 
 
-def join(a: Poses, b: Poses) -> Poses:
-    """Return the poses of both."""
-    parts = (np.concatenate([getattr(a, name), getattr(b, name)]) for name in a.__dataclass_fields__)
-    return Poses(*parts)
-
-
 def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
     """Align a batch, add its slices to the accumulator, and return poses and noise.
 
@@ -278,7 +274,7 @@ def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
     found, weights = align(batch, spectrum, inverse, plan, model)
     whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
     add_slices(sums, whole, found, weights, plan.box)
-    residual, count = residual_power(batch, spectrum, found, weights, plan, model)
+    residual, count = residual_power(batch, spectrum, found, plan, model)
     return Expected(found, weights, residual, count)
 
 
@@ -292,15 +288,14 @@ def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: 
 
 
 def residual_power(
-    batch: Batch, spectrum: Spectra, found: Poses, weights: Float64, plan: Plan, model: Model
+    batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, model: Model
 ) -> tuple[Float64, Float64]:
     """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
 
     Whole images are used, not masked ones, because the accumulator takes whole ones, and because with the noise of the
     whole image the likelihood of a masked one is right: by Parseval it is that of the pixels inside the mask.
     """
-    first = np.flatnonzero(np.r_[True, np.diff(found.images) > 0])
-    best = found.take(first)
+    best = found.take(best_of(found.images))
     disc = spectrum.disc
     pixels = np.flatnonzero(disc.shell <= plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]
@@ -329,6 +324,42 @@ def noise_variance(residual: Float64, count: Float64, box: int) -> Float64:
         variance[count == 0] = residual.sum(axis=0) / np.maximum(2 * pixels * count.sum(), 1)
         variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
     return np.maximum(variance, 1e-12 * variance.max())
+
+
+def contrast(batch: Batch, plan: Plan, model: Model) -> Float64:
+    """Return how images match the reference with its own sign and with the opposite one.
+
+    Returns
+    -------
+    Shape (b, 4), the best hit of each image: likelihood ratio N² / 2D with the reference's sign, the same with the
+    opposite sign, and N and D of the former. The sum of N over that of D is the scale of the reference.
+    """
+    spectrum = spectra(batch, plan)
+    inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
+    opposite = spectrum._replace(masked=-spectrum.masked, origin=-spectrum.origin)
+    columns = []
+    for images in (spectrum, opposite):
+        hits, _ = find(batch, images, inverse, plan, model)
+        norm = np.maximum(hits.norm[:, None], 1e-30)
+        ratio = (np.maximum(hits.numerator, 0) ** 2 / (2 * norm)).reshape(len(hits.norm), -1)
+        best = ratio.argmax(axis=1)
+        rows = np.arange(len(best))
+        columns.append(ratio[rows, best])
+        if images is spectrum:
+            chosen = (hits.numerator.reshape(len(best), -1)[rows, best], hits.norm[rows, best % hits.norm.shape[1]])
+    return np.stack([*columns, *chosen], axis=1).astype(np.float64)
+
+
+def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> None:
+    """Insert a batch at the poses that it came with, each with weight 1 and noise of variance 1, in place."""
+    assert batch.poses is not None  # noqa: S101 - the job has checked the columns
+    box = batch.images.shape[-1]
+    disc = half_disc(box, k_max)
+    values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
+    values *= batch.scale.astype(np.float32)[:, None]
+    images = sample_half_disc(fourier_images(batch.images), disc)
+    data = Weighted(images * values, values * values, disc)
+    add_slices(sums, data, batch.poses, np.ones(len(batch.poses.images)), box)
 
 
 def power_spectrum(images: Float32, optics_group: NDArray[np.int32], groups: int) -> tuple[Float64, Float64]:

@@ -25,8 +25,10 @@ COMPONENT_FRACTION = 0.05
 
 def raised_cosine(distance: NDArray[np.floating], edge: float) -> NDArray[np.float32]:
     """Return 1 where distance <= 0, 0 where distance >= edge, and half a cosine between; units of both alike."""
-    fraction = np.clip(distance / max(edge, 1e-6), 0.0, 1.0)
-    return np.asarray(0.5 + 0.5 * np.cos(np.pi * fraction), np.float32)
+    falling = (distance > 0) & (distance < edge)
+    mask = (distance <= 0).astype(np.float32)
+    mask[falling] = 0.5 + 0.5 * np.cos(np.pi / max(edge, 1e-6) * distance[falling])
+    return mask
 
 
 def soft_sphere(box: int, radius_px: float, edge_px: float) -> NDArray[np.float32]:
@@ -158,7 +160,7 @@ def estimate_mask(
             f"no voxel of the map low-passed to {resolution:g} Å is above {level:g} (its highest is "
             f"{highest:.4g}); give a lower threshold, or leave it out to have it found"
         )
-    solid = ndimage.binary_fill_holes(_large_components(solid))
+    solid = _without_cavities(_large_components(solid))
     # distance in voxels from the outline's nearest voxel centre
     distance = ndimage.distance_transform_edt(~solid)
     mask = raised_cosine(distance - extend / pixel_size, edge / pixel_size)
@@ -180,3 +182,9 @@ def _large_components(solid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     size[0] = 0
     keep = size >= COMPONENT_FRACTION * size.max()
     return np.asarray(keep[labels])
+
+
+def _without_cavities(solid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill what the outside, the part that the box's corner belongs to, cannot reach."""
+    labels, _ = ndimage.label(~solid)
+    return np.asarray(labels != labels[0, 0, 0])

@@ -13,7 +13,9 @@ from scipy import fft
 
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.errors import InconsistentDataError, ParameterError
-from cloudem.kernels.shells import fourier_shell_correlation
+from cloudem.kernels.correlation import shell_products
+from cloudem.kernels.fourier import shell_index
+from cloudem.kernels.shells import correlation
 
 RANDOMISE_BELOW = 0.8
 """Phases are randomised from the first shell whose unmasked FSC falls below this (the rule of RELION)."""
@@ -129,8 +131,6 @@ def low_pass(
 def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -> NDArray[np.float32]:
     """Give the Fourier coefficients from a shell on random phases; amplitudes stay.
 
-    The phases are those of white Gaussian noise, so that they obey the Hermitian symmetry of real data everywhere.
-
     Parameters
     ----------
     volume
@@ -138,17 +138,25 @@ def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -
     first_shell
         First shell, ``round(|k|)``, to lose its phases.
     seed
-        Seed of the noise.
+        Seed of the phases.
     """
-    box = volume.shape[0]
-    noise = np.random.default_rng(seed).standard_normal(volume.shape, np.float32)
-    phase = fft.rfftn(noise, overwrite_x=True)
-    del noise
-    phase /= np.maximum(np.abs(phase), np.float32(1e-30))
-    transform = fft.rfftn(np.asarray(volume, np.float32))
-    beyond = frequency_radius(box) >= first_shell - 0.5
-    transform[beyond] = np.abs(transform[beyond]) * phase[beyond]
-    return np.asarray(fft.irfftn(transform, s=volume.shape, overwrite_x=True), np.float32)
+    return _turned(fft.rfftn(np.asarray(volume, np.float32)), first_shell, seed)
+
+
+def _turned(transform: NDArray[np.complex64], first_shell: int, seed: int) -> NDArray[np.float32]:
+    """Return the volume of a transform, which is overwritten, with random phases from a shell on."""
+    box = transform.shape[0]
+    beyond = shell_index(box) >= first_shell
+    turn = np.zeros(transform.shape, np.float32)
+    turn[beyond] = np.random.default_rng(seed).uniform(-np.pi, np.pi, np.count_nonzero(beyond)).astype(np.float32)
+    mate = -np.arange(box) % box
+    for plane in (turn[:, :, 0], turn[:, :, -1]):  # these planes hold their own Friedel mates
+        plane[...] = (plane - plane[np.ix_(mate, mate)]) / 2
+    turned = np.empty_like(transform)
+    np.cos(turn, out=turned.real)
+    np.sin(turn, out=turned.imag)
+    turned *= transform
+    return np.asarray(fft.irfftn(turned, s=(box,) * 3, overwrite_x=True), np.float32)
 
 
 def masked_fsc(
@@ -183,16 +191,20 @@ def masked_fsc(
             )
         if not np.isfinite(volume).all():
             raise InconsistentDataError(f"{name} holds NaN or infinite voxels; an FSC needs finite ones")
-    unmasked = fourier_shell_correlation(half1, half2)
+    transforms = [fft.rfftn(np.asarray(half, np.float32)) for half in (half1, half2)]
+    unmasked = _correlation(*transforms)
     first = _randomise_from(unmasked)
     if mask is None:
         return FscCurves(unmasked, unmasked.copy(), np.zeros_like(unmasked), unmasked.copy(), first)
-    masked = fourier_shell_correlation(half1 * mask, half2 * mask)
+    masked = _correlation(*(fft.rfftn(half * mask) for half in (half1, half2)))
     seeds = np.random.SeedSequence(seed).generate_state(2)
-    randomised = fourier_shell_correlation(
-        randomise_phases(half1, first, int(seeds[0])) * mask, randomise_phases(half2, first, int(seeds[1])) * mask
-    )
+    turned = [_turned(transforms.pop(0), first, int(one)) * mask for one in seeds]
+    randomised = _correlation(*(fft.rfftn(half, overwrite_x=True) for half in turned))
     return FscCurves(unmasked, masked, randomised, _correct(masked, randomised, first + RANDOMISE_MARGIN), first)
+
+
+def _correlation(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> NDArray[np.float64]:
+    return correlation(*shell_products(a, b))
 
 
 def _randomise_from(unmasked: NDArray[np.float64]) -> int:
@@ -233,7 +245,7 @@ def fsc_weight(fsc: NDArray[np.float64]) -> NDArray[np.float64]:
 def shell_amplitudes(volume: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the mean amplitude of the unnormalised transform in each shell, (n // 2 + 1,) float64."""
     box = volume.shape[0]
-    shell = np.rint(frequency_radius(box)).astype(np.int32).ravel()
+    shell = shell_index(box).ravel()
     amplitude = np.abs(fft.rfftn(np.asarray(volume, np.float32))).ravel()
     count = np.bincount(shell)[: box // 2 + 1]
     return np.asarray(np.bincount(shell, amplitude)[: box // 2 + 1] / count)

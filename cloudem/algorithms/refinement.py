@@ -1,0 +1,250 @@
+"""What a gold-standard refinement does next: pure decisions from what the last iteration showed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.expectation import Plan
+from cloudem.conventions import FSC_THRESHOLD
+
+Float64 = NDArray[np.float64]
+
+AHEAD = 2
+"""Shells beyond the resolution that are scored: the next iteration can only find what is looked at."""
+
+SEARCH_AGAIN = 0.03
+"""The grid search is repeated while it still brings more than this share of the images to another maximum."""
+
+MOST_SEARCHES = 5
+
+STILL = 0.25
+"""A pose moves if it changes by more than this fraction of its own standard error."""
+
+CONVERGED_MOVING = 0.2
+"""With the resolution at a standstill, converged when fewer poses than this share move."""
+
+MOST_STALLED = 3
+"""Iterations without better resolution after which it is converged whatever moves."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user fixed, in pixels and radians.
+
+    Attributes
+    ----------
+    box, pixel_size
+        Pixels, Å.
+    radius
+        Of the particle, pixels.
+    first_limit
+        Shell to which the reference is trusted at the start.
+    search_step
+        Finest distance between directions of the search, radians.
+    shift_range
+        Furthest shift from the box centre in the first search, pixels.
+    candidates, poses
+        Poses refined after a search, and most poses inserted, for each image.
+    last_limit
+        Highest shell ever scored.
+    most_iterations
+        Iterations after which it stops unconverged.
+    """
+
+    box: int
+    pixel_size: float
+    radius: float
+    first_limit: int
+    search_step: float
+    shift_range: float
+    candidates: int
+    poses: int
+    last_limit: int
+    most_iterations: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the refinement stands before an iteration.
+
+    Attributes
+    ----------
+    iteration
+        The one to come, from 1.
+    limit
+        Highest shell that it scores.
+    searches
+        Grid searches done.
+    search
+        Whether it searches.
+    best
+        Best resolution so far, shell (fractional).
+    stalled
+        Iterations since that improved.
+    final
+        It takes all shells, and is the last.
+    converged
+        The data decided that it be the last, not the count of iterations.
+    finished
+        There is no further iteration.
+    """
+
+    iteration: int
+    limit: int
+    searches: int = 0
+    search: bool = True
+    best: float = 0.0
+    stalled: int = 0
+    final: bool = False
+    converged: bool = False
+    finished: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return the state as plain numbers, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an iteration showed.
+
+    Attributes
+    ----------
+    fsc
+        Corrected FSC, (n // 2 + 1,).
+    moving
+        Share of the images whose pose moved by more than :data:`STILL` standard errors.
+    jumped
+        Share of the images that are now at another maximum.
+    """
+
+    fsc: Float64
+    moving: float
+    jumped: float
+
+
+def first_state(settings: Settings) -> State:
+    """Return the state before iteration 1."""
+    return State(iteration=1, limit=settings.first_limit, final=settings.most_iterations == 1)
+
+
+def resolution_shell(fsc: Float64) -> float:
+    """Return the shell (fractional) where the curve first falls below 0.143."""
+    below = np.flatnonzero(fsc[1:] < FSC_THRESHOLD)
+    if not len(below):
+        return float(len(fsc) - 1)
+    shell = int(below[0]) + 1
+    before, here = fsc[shell - 1], fsc[shell]
+    return float(shell - 1 + (before - FSC_THRESHOLD) / (before - here)) if before > here else float(shell - 1)
+
+
+def plan_of(state: State, settings: Settings) -> Plan:
+    """Return what the coming iteration does."""
+    last = settings.box // 2 - 1
+    step = float(np.clip(settings.box / state.limit / settings.radius, settings.search_step, 2 * settings.search_step))
+    k_search = 0
+    if state.search:
+        # half a step moves the rim by half the finest wavelength that such a grid can use
+        k_search = max(4, min(state.limit, int(settings.box / (settings.radius * settings.search_step))))
+    shift_step = 0.3 * settings.box / max(k_search, 1)
+    return Plan(
+        box=settings.box,
+        pixel_size=settings.pixel_size,
+        radius=settings.radius,
+        k_score=state.limit,
+        k_insert=last if state.final else min(last, int(1.4 * state.limit) + 5),
+        k_search=k_search,
+        step=step,
+        shift_radius=settings.shift_range if state.iteration == 1 else 1.01 * shift_step,
+        shift_step=shift_step,
+        candidates=settings.candidates,
+        poses=settings.poses,
+        first=state.iteration == 1,
+    )
+
+
+def next_state(state: State, settings: Settings, observed: Observed) -> State:
+    """Return the state before the next iteration; ``finished`` when there is none."""
+    if state.final:
+        return replace(state, finished=True)
+    shell = resolution_shell(observed.fsc)
+    better = shell > state.best + 0.25
+    best, stalled = (shell, 0) if better else (max(state.best, shell), state.stalled + 1)
+    searches = state.searches + state.search
+    search = state.search and searches < MOST_SEARCHES and (searches < 2 or observed.jumped > SEARCH_AGAIN)
+    limit = int(np.clip(round(shell) + AHEAD, settings.first_limit, min(2 * state.limit, settings.last_limit)))
+    still = stalled >= 1 and observed.moving < CONVERGED_MOVING
+    converged = not state.search and not search and (still or stalled >= MOST_STALLED)
+    took_all = plan_of(state, settings).k_insert == settings.box // 2 - 1
+    iteration = state.iteration + 1
+    final = (converged and not took_all) or iteration >= settings.most_iterations
+    return State(
+        iteration=iteration,
+        limit=max(limit, state.limit) if final else limit,
+        searches=searches,
+        search=search and not final,
+        best=best,
+        stalled=stalled,
+        final=final,
+        converged=converged,
+        finished=converged and took_all,
+    )
+
+
+def reference_snr(fsc: Float64) -> Float64:
+    """Return the signal-to-noise ratio by shell with which a half-map becomes a reference.
+
+    FSC / (1 - FSC), up to the resolution; the few shells beyond it are let in weakly, so that the correlation can grow
+    there, and nothing further.
+    """
+    clipped = np.clip(np.nan_to_num(fsc), 0.0, 0.9999)
+    ratio = clipped / (1 - clipped)
+    shell = np.arange(len(fsc))
+    end = resolution_shell(fsc)
+    ratio = np.where(shell > end, np.minimum(ratio, 0.1), ratio)
+    return np.where(shell > end + AHEAD + 1, 0.0, ratio)
+
+
+def share_moving(angle: Float64, shift: Float64, precision: Float64) -> float:
+    """Return the share of images whose pose moved by more than :data:`STILL` of its standard error.
+
+    Parameters
+    ----------
+    angle, shift
+        Changes since the last iteration, radians and pixels, (b,).
+    precision
+        Gauss-Newton matrices, (b, 5, 5).
+    """
+    floor = 1e-6 * np.einsum("baa->ba", precision).max(axis=1) + 1e-12
+    covariance = np.linalg.inv(precision + floor[:, None, None] * np.eye(5))
+    diagonal = np.maximum(np.einsum("baa->ba", covariance), 0)
+    turned = angle > STILL * np.sqrt(diagonal[:, :3].sum(axis=1))
+    moved = shift > STILL * np.sqrt(diagonal[:, 3:].sum(axis=1))
+    return float(np.mean(turned | moved))
+
+
+def intensity_scales(numerator: Float64, norm: Float64, group: NDArray[np.integer[Any]]) -> Float64:
+    """Return the factor on the CTF for each image, from all images of its group.
+
+    The least-squares factor ``sum N / sum D`` of a group over that of all images, drawn towards 1 as if it were known
+    to be 1 ± 0.1 beforehand.
+
+    Parameters
+    ----------
+    numerator, norm
+        ``Re⟨X C / σ², S⟩`` and ``⟨C² / σ², |S|²⟩`` with the present factor, (b,).
+    group
+        Number of the group (micrograph) of each image, from 0.
+
+    Returns
+    -------
+    Shape (b,): by what the present factors are to be multiplied.
+    """
+    prior = 1 / 0.1**2
+    mean = max(numerator.sum() / max(norm.sum(), 1e-30), 1e-6)
+    n, d = np.bincount(group, numerator), np.bincount(group, norm)
+    return np.asarray(np.clip((n / mean + prior) / (d + prior), 0.3, 3.0)[group])

@@ -1,0 +1,120 @@
+"""The particles as a job's tasks see them: images by index, with all that the CTF needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import ParameterError
+from cloudem.io.store import ParticleStore, open_particles
+from cloudem.kernels.ctf import ctf_terms
+from cloudem.model.particles import Particles
+
+BATCH = 250
+"""Images that a task holds in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A particle store with its CTF terms.
+
+    Attributes
+    ----------
+    store
+        Images.
+    particles
+        Table.
+    terms
+        (N, 6), :func:`cloudem.kernels.ctf.ctf_terms`.
+    ctf_scale
+        Factor on the CTF from the table, (N,).
+    optics_group
+        (N,).
+    """
+
+    store: ParticleStore
+    particles: Particles
+    terms: NDArray[np.float64]
+    ctf_scale: NDArray[np.float64]
+    optics_group: NDArray[np.int32]
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return images, (b, n, n) float32."""
+        return self.store.read_images(indices)
+
+
+def open_dataset(url: str) -> Dataset:
+    """Open a particle store for tasks.
+
+    Raises
+    ------
+    MissingColumnError
+        Without defocus columns.
+    """
+    store = open_particles(url)
+    particles = store.particles
+    particles.require("defocus_u", "defocus_v", "defocus_angle")
+    group = particles.get("optics_group", 0).astype(np.int32)
+    by_group = {
+        name: np.array([getattr(optics, name) for optics in particles.optics])[group]
+        for name in ("voltage", "spherical_aberration", "amplitude_contrast")
+    }
+    terms = ctf_terms(
+        **by_group,
+        defocus_u=particles["defocus_u"],
+        defocus_v=particles["defocus_v"],
+        defocus_angle=particles["defocus_angle"],
+        phase_shift=particles.get("phase_shift", 0.0),
+        b_factor=particles.get("ctf_b_factor", 0.0),
+    )
+    return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
+
+
+def half_sets(particles: Particles, seed: int) -> NDArray[np.int8]:
+    """Return the half-set of each particle: that of the table, or a random one where the table has none.
+
+    Raises
+    ------
+    ParameterError
+        If one half-set is empty.
+    """
+    halves = particles.get("half_set", 0).astype(np.int8)
+    unknown = np.flatnonzero((halves != 1) & (halves != 2))
+    if len(unknown):
+        shuffled = np.random.default_rng(seed).permutation(len(unknown))
+        halves = halves.copy()
+        halves[unknown] = 1 + shuffled % 2
+    for half in (1, 2):
+        if not np.any(halves == half):
+            raise ParameterError(
+                f"half-set {half} is empty among {len(halves)} particles; at least one in each is needed: "
+                "drop the column rlnRandomSubset to have half-sets drawn at random, or select more particles"
+            )
+    return halves
+
+
+def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Cut indices into consecutive groups of nearly equal length, none longer than ``size``.
+
+    Groups depend on the number of particles alone, never on that of the workers, so that sums come out the same to
+    the bit on any machine.
+    """
+    return np.array_split(indices, max(1, -(-len(indices) // size)))
+
+
+def batches(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the offset and the indices of each batch."""
+    for first in range(0, len(indices), BATCH):
+        yield first, indices[first : first + BATCH]
+
+
+def micrograph_numbers(particles: Particles) -> NDArray[np.int64]:
+    """Return a number for the micrograph of each particle, or its optics group where micrographs are not named."""
+    if "micrograph" in particles:
+        return np.asarray(np.unique(particles["micrograph"], return_inverse=True)[1], np.int64)
+    return particles.get("optics_group", 0).astype(np.int64)
+
+

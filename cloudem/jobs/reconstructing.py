@@ -1,0 +1,73 @@
+"""The run of ``cloudem reconstruct``."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.mask import estimate_mask, soft_sphere
+from cloudem.algorithms.reconstruct import complete, merge_sums, solve
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.execution.executor import Fold
+from cloudem.io.groups import has_group, read_attributes, write_group
+from cloudem.io.mrc import read_volume
+from cloudem.jobs.alignment import assemble, insert_group, keep, merge
+from cloudem.jobs.base import Context, job_record
+from cloudem.jobs.dataset import half_sets, open_dataset
+from cloudem.jobs.maps import fitted, soft_edge
+from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.jobs.refining import counter, tasks
+from cloudem.jobs.results import write_maps
+from cloudem.model.symmetry import operators
+
+
+def reconstruct(job: Reconstruct, context: Context) -> None:
+    """Insert all images at their poses, solve for both half-maps and the map, and write the result."""
+    started = time.monotonic()
+    group = operators(job.symmetry)
+    found = read_attributes(context.url, "")
+    if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
+        raise OutputExistsError(f"{context.url} holds results already; choose another --out")
+    dataset = open_dataset(job.particles)
+    dataset.particles.require("rot", "tilt", "psi")
+    box, pixel_size = dataset.store.box, dataset.store.pixel_size
+    last = box // 2 - 1
+    k_max = min(last, int(box * pixel_size / job.max_resolution_A)) if job.max_resolution_A else last
+    if k_max < 2:
+        raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
+    context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
+    halves = half_sets(dataset.particles, job.seed)
+    items = tasks(halves, job.group_size)
+    executor = context.executor
+    data = executor.share(open_dataset, job.particles)
+    with context.progress.stage("insert", len(halves)) as stage:
+        fold = Fold(partial(insert_group, k_max=k_max), merge, keep)
+        sums = executor.accumulate(fold, items, data, on_done=counter(stage, items))
+    with context.progress.stage("solve", 1, unit="maps"):
+        completed = [complete(assemble(sums, h, box, k_max), group) for h in (1, 2)]
+        maps = np.stack([solve(half, box, None, k_max) for half in completed])
+        whole = solve(merge_sums(*completed), box, None, k_max)
+        mask = solvent_mask(job, context, whole, pixel_size)
+    write_group(context.url, "", {}, {"kind": "result", **job_record(job)})
+    particles = dataset.particles.with_columns(half_set=halves)
+    wall = time.monotonic() - started
+    write_maps(context, maps, whole, mask, pixel_size, job.symmetry, job.seed, wall, particles)
+
+
+def solvent_mask(
+    job: Reconstruct, context: Context, whole: NDArray[np.float32], pixel_size: float
+) -> NDArray[np.float32]:
+    """Return the mask for the FSC: the user's, or one found in the map, or else the particle's sphere."""
+    box = whole.shape[0]
+    if job.mask is not None:
+        return fitted(read_volume(job.mask), "mask", box, pixel_size, context.progress).clip(0, 1)
+    diameter = job.diameter_A or 0.9 * box * pixel_size
+    try:
+        return estimate_mask(whole, pixel_size, diameter=diameter)
+    except ParameterError as error:
+        context.progress.warning(f"no mask could be found, the particle's sphere is taken: {error}")
+        radius = diameter / 2 / pixel_size
+        return soft_sphere(box, radius, soft_edge(box, radius))

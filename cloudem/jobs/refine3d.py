@@ -1,0 +1,73 @@
+"""``cloudem refine3d``: gold-standard refinement of poses and map from particles and a starting reference."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+from cloudem.jobs.base import Context, Job, Projection, parameter
+
+
+class Refine3D(Job):
+    """Declaration of ``cloudem refine3d``."""
+
+    name: ClassVar[str] = "refine3d"
+    summary: ClassVar[str] = "Refine poses and map from particles and a starting reference, in two independent halves."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry C1 --diameter-A 320 --out refine",
+        "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
+        " --initial-resolution-A 20 --out refine",
+    )
+
+    particles: str = parameter(meaning="particle store made by cloudem import")
+    reference: str = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
+    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
+    diameter_A: float = parameter(meaning="diameter of a circle that holds the particle", gt=0)
+    mask: str | None = parameter(None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent")
+    initial_resolution_A: float = parameter(40.0, meaning="resolution to which the reference is trusted", gt=0)
+    max_resolution_A: float = parameter(0.0, meaning="finest resolution ever scored; 0 for no limit but Nyquist", ge=0)
+    search_step_deg: float = parameter(7.5, meaning="finest distance between directions of the grid search", gt=0.5, le=30)
+    shift_range_A: float = parameter(
+        0.0, meaning="furthest shift from the box centre in the first search; 0 for 6 % of the diameter", ge=0
+    )
+    candidates: int = parameter(10, meaning="poses of each image refined after a search", ge=1, le=200)
+    poses: int = parameter(4, meaning="most poses of each image inserted, weighted by their probability", ge=1, le=64)
+    max_iterations: int = parameter(25, meaning="iterations after which it stops even if not converged", ge=1)
+    local: bool = parameter(False, meaning="start from the poses of the particle table instead of searching")
+    correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
+    ignore_contrast: bool = parameter(False, meaning="go on though the images look like the negative of the reference")
+    group_size: int = parameter(500, meaning="images of one task; a lost worker costs at most the tasks it held", ge=50)
+    seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
+    restart: bool = parameter(False, meaning="begin anew although there are results of an earlier run")
+
+    def project(self) -> Projection:
+        """Return memory and disk from box, particles and threads."""
+        return project_alignment(self.particles, self.group_size)
+
+    def run(self, context: Context) -> None:
+        """Refine until the data say that it has converged."""
+        from cloudem.jobs.refining import refine
+
+        refine(self, context)
+
+
+def project_alignment(particles: str, group_size: int) -> Projection:
+    """Return what aligning or inserting a store's particles needs, from its shapes."""
+    from cloudem.io.store import open_particles
+    from cloudem.jobs.dataset import BATCH
+    from cloudem.kernels.slices import half_width, padded_box
+
+    store = open_particles(particles)
+    box, count = store.box, len(store)
+    padded = padded_box(box)
+    m = half_width(box // 2 - 1, padded / box)
+    voxels = (2 * m + 1) ** 2 * (m + 2)
+    pixels = int(0.4 * box * box)
+    threads = os.cpu_count() or 1
+    # a task: images with their transforms, five complex arrays of half discs, one accumulator
+    per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels
+    # the client: sums of both halves, two references, padded volumes while solving
+    peak = 400_000_000 + threads * per_task + voxels * (2 * 12 + 2 * 8 + 12) + 16 * padded**3 + 800 * count
+    groups = -(-count // group_size)
+    note = f"{count:,} particles of {box} px, {groups} tasks for each pass"
+    return Projection(peak_bytes=peak, disk_bytes=40 * box**3 + 600 * count, notes=(note,))

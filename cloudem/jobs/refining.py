@@ -1,0 +1,458 @@
+"""The run of ``cloudem refine3d``: store, decisions and executor brought together.
+
+Everything that an iteration needs is in the group ``checkpoint``, and every iteration begins by reading it from there,
+so that a resumed run cannot differ from one that was never interrupted. Half-sets meet in one place only: the FSC,
+whose values set the frequency limit and the filter of both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.align import best_of
+from cloudem.algorithms.expectation import Plan, noise_variance
+from cloudem.algorithms.mask import estimate_mask, soft_sphere
+from cloudem.algorithms.reconstruct import complete, merge_sums, solve
+from cloudem.algorithms.refinement import (
+    Observed,
+    Settings,
+    State,
+    first_state,
+    intensity_scales,
+    next_state,
+    plan_of,
+    reference_snr,
+    share_moving,
+)
+from cloudem.algorithms.resolution import FscCurves, low_pass, masked_fsc, resolution_at
+from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
+from cloudem.execution.executor import Executor, Fold, Shared
+from cloudem.io.groups import delete_group, has_group, list_groups, read_attributes, write_group
+from cloudem.io.mrc import read_volume
+from cloudem.jobs.alignment import (
+    CHECKPOINT,
+    Checkpoint,
+    Found,
+    Item,
+    align_group,
+    assemble,
+    build_half,
+    contrast_of_group,
+    keep,
+    merge,
+    power_of_group,
+    read_checkpoint,
+)
+from cloudem.jobs.base import Context, job_record
+from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbers, open_dataset
+from cloudem.jobs.maps import fitted, soft_edge
+from cloudem.jobs.progress import Stage
+from cloudem.jobs.refine3d import Refine3D
+from cloudem.jobs.results import write_maps
+from cloudem.model.poses import angle_between, euler_to_matrix, matrix_to_euler
+from cloudem.model.symmetry import operators
+
+Float32 = NDArray[np.float32]
+
+CONTRAST_SAMPLE = 150
+"""Images of each half-set from which scale and contrast of the reference are judged."""
+
+SPHERE_UNTIL = 2
+"""Iterations in which the solvent mask is the sphere, because the maps are too coarse to outline a molecule."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same during a run."""
+
+    job: Refine3D
+    context: Context
+    dataset: Dataset
+    settings: Settings
+    mask: Float32 | None
+    group: NDArray[np.float64]
+
+    @property
+    def executor(self) -> Executor:
+        """Runs the tasks."""
+        return self.context.executor
+
+    @property
+    def url(self) -> str:
+        """Of the results."""
+        return self.context.url
+
+    @property
+    def sphere(self) -> Float32:
+        """The particle's sphere with a soft edge, (n, n, n)."""
+        return soft_sphere(self.settings.box, self.settings.radius, soft_edge(self.settings.box, self.settings.radius))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an iteration leaves.
+
+    Attributes
+    ----------
+    checkpoint
+        For the next.
+    observed
+        For the decision what that does.
+    halves
+        The unfiltered half-maps, (2, n, n, n).
+    whole
+        The unfiltered map of all particles.
+    masks
+        Of each half-set.
+    curves
+        FSC curves.
+    found
+        Poses and weights of both halves.
+    """
+
+    checkpoint: Checkpoint
+    observed: Observed
+    halves: Float32
+    whole: Float32
+    masks: Sequence[Float32]
+    curves: FscCurves
+    found: Sequence[Found]
+
+
+def refine(job: Refine3D, context: Context) -> None:
+    """Refine, or go on where an earlier run was interrupted, and write the result."""
+    group = operators(job.symmetry)
+    state = resumed(job, context.url)
+    dataset = open_dataset(job.particles)
+    settings = settings_of(job, dataset)
+    box, pixel_size = settings.box, settings.pixel_size
+    facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
+    context.progress.facts(facts)
+    mask = None
+    if job.mask is not None:
+        mask = fitted(read_volume(job.mask), "mask", box, pixel_size, context.progress).clip(0, 1)
+    run = Run(job, context, dataset, settings, mask, group)
+    started = time.monotonic()
+    if state is None:
+        state = begin(run)
+    else:
+        context.progress.message(f"resuming with iteration {state.iteration}")
+        for row in rows_before(run.url, state.iteration):
+            context.progress.iteration(row)
+    outcome = None
+    while not state.finished:
+        outcome, state = iterate(run, state)
+    if outcome is None:
+        raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
+    if not state.converged:
+        context.progress.warning(f"not converged after {job.max_iterations} iterations; raise --max-iterations")
+    finish(run, outcome, time.monotonic() - started)
+    delete_group(run.url, CHECKPOINT)
+
+
+def finish(run: Run, outcome: Outcome, wall: float) -> None:
+    """Write poses, maps and report."""
+    s, checkpoint = run.settings, outcome.checkpoint
+    poses = checkpoint.poses()
+    best = best_of(poses.images)
+    rot, tilt, psi = matrix_to_euler(poses.rotations[best])
+    score, weight = np.zeros(len(poses.images)), checkpoint.pose_weights
+    for part in outcome.found:
+        score[np.searchsorted(poses.images, part.poses.images)] = part.poses.score
+    refined = run.dataset.particles.with_columns(
+        rot=rot,
+        tilt=tilt,
+        psi=psi,
+        shift_x=poses.shifts[best, 0] * s.pixel_size,
+        shift_y=poses.shifts[best, 1] * s.pixel_size,
+        half_set=checkpoint.half_set,
+        intensity_scale=checkpoint.scale,
+        weight=weight[best],
+        score=score[best],
+    )
+    mask = np.maximum(*outcome.masks)
+    write_maps(
+        run.context, outcome.halves, outcome.whole, mask, s.pixel_size, run.job.symmetry, run.job.seed, wall, refined
+    )  # fmt: skip
+
+
+def resumed(job: Refine3D, url: str) -> State | None:
+    """Return the state that the last checkpoint left, or None to begin; never mix two runs."""
+    record = read_attributes(url, "")
+    if record is None:
+        return None
+    if job.restart:
+        for path in ("result", "particles", CHECKPOINT, *(f"iterations/{n}" for n in list_groups(url, "iterations"))):
+            delete_group(url, path)
+        return None
+    free = {"out", "restart", "max_iterations"}
+    mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
+    theirs = {k: v for k, v in record.get("parameters", {}).items() if k not in free}
+    if record.get("job") != job.name or mine != theirs:
+        changed = ", ".join(k for k in mine if mine[k] != theirs.get(k))
+        what = f"this job with other {changed}" if record.get("job") == job.name else "the results of another job"
+        raise OutputExistsError(f"{url} holds {what}; choose another --out, or --restart to replace it")
+    if has_group(url, "result"):
+        raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
+    attributes = read_attributes(url, CHECKPOINT) if has_group(url, CHECKPOINT) else None
+    return State(**attributes["state"]) if attributes else None
+
+
+def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
+    """Return the rows of the iterations in the store."""
+    found = (read_attributes(url, f"iterations/{name}") for name in sorted(list_groups(url, "iterations")))
+    return [a["row"] for a in found if a and a["row"]["iteration"] < iteration]
+
+
+def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
+    """Turn Å and degrees into pixels, shells and radians, and check them against the images."""
+    box, pixel_size = dataset.store.box, dataset.store.pixel_size
+    length = box * pixel_size
+    if job.diameter_A >= length:
+        raise ParameterError(
+            f"--diameter-A {job.diameter_A:g} does not fit into the images, {box} px of {pixel_size:.4g} Å = "
+            f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
+        )
+    last = box // 2 - 1
+    if job.max_resolution_A:
+        last = min(last, max(4, int(length / job.max_resolution_A)))
+    return Settings(
+        box=box,
+        pixel_size=pixel_size,
+        radius=job.diameter_A / 2 / pixel_size,
+        first_limit=int(np.clip(length / job.initial_resolution_A, 4, last)),
+        search_step=float(np.radians(job.search_step_deg)),
+        shift_range=(job.shift_range_A or 0.06 * job.diameter_A) / pixel_size,
+        candidates=job.candidates,
+        poses=job.poses,
+        last_limit=last,
+        most_iterations=job.max_iterations,
+    )
+
+
+def begin(run: Run) -> State:
+    """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
+    job, s, progress = run.job, run.settings, run.context.progress
+    density = fitted(read_volume(job.reference), "reference", s.box, s.pixel_size, progress)
+    density = low_pass(density, s.pixel_size, job.initial_resolution_A) * run.sphere
+    halves = half_sets(run.dataset.particles, job.seed)
+    items = tasks(halves, job.group_size)
+    with progress.stage("noise", len(halves)) as stage:
+        data = run.executor.share(open_dataset, job.particles)
+        power = run.executor.accumulate(Fold(power_of_group, merge, keep), items, data, on_done=counter(stage, items))
+    sigma2 = np.array([noise_variance(power[h][:, :-1], power[h][:, -1], s.box) for h in (1, 2)])
+    state = replace(first_state(s), search=not job.local)
+    start = Checkpoint(
+        references=np.stack([density, density]),
+        sigma2=sigma2,
+        shift_variance=np.full(2, s.shift_range**2),
+        half_set=halves,
+        scale=np.ones(len(halves)),
+        **(table_poses(run) if job.local else no_poses()),
+    )
+    write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
+    if not job.local:
+        save(run, start, state)
+        factor = np.float32(reference_scale(run, state))
+        start = replace(start, references=start.references * factor)
+    save(run, start, state)
+    return state
+
+
+def no_poses() -> dict[str, Any]:
+    """Return the empty pose arrays of a checkpoint."""
+    return {
+        "pose_images": np.zeros(0, np.int32),
+        "pose_rotations": np.zeros((0, 3, 3)),
+        "pose_shifts": np.zeros((0, 2)),
+        "pose_weights": np.zeros(0),
+        "pose_precision": np.zeros((0, 5, 5)),
+    }
+
+
+def table_poses(run: Run) -> dict[str, Any]:
+    """Return the poses of the particle table as the pose arrays of a checkpoint."""
+    table = run.dataset.particles
+    table.require("rot", "tilt", "psi")
+    shifts = np.stack([table.get("shift_x", 0.0), table.get("shift_y", 0.0)], axis=1) / run.settings.pixel_size
+    return {
+        "pose_images": np.arange(len(table), dtype=np.int32),
+        "pose_rotations": euler_to_matrix(table["rot"], table["tilt"], table["psi"]),
+        "pose_shifts": shifts,
+        "pose_weights": np.ones(len(table)),
+        "pose_precision": np.tile(np.eye(5), (len(table), 1, 1)),
+    }
+
+
+def tasks(half_set: NDArray[np.int8], size: int, most: int | None = None) -> list[Item]:
+    """Return the tasks of both half-sets in turn; ``most`` images of each."""
+    cut = [[Item(h, g) for g in groups_of(np.flatnonzero(half_set == h)[:most], size)] for h in (1, 2)]
+    longest = max(len(items) for items in cut)
+    return [items[i] for i in range(longest) for items in cut if i < len(items)]
+
+
+def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
+    """Return what tells a stage how many images a finished task held."""
+    return lambda index: stage.advance(len(items[index].indices))
+
+
+def save(run: Run, checkpoint: Checkpoint, state: State) -> None:
+    """Commit a checkpoint together with the state."""
+    write_group(run.url, CHECKPOINT, checkpoint.arrays(), {"state": state.record()})
+
+
+def share(run: Run, plan: Plan) -> tuple[Shared[Any], Shared[Any], Shared[Any]]:
+    """Share the particles and both half-sets' models with the tasks."""
+    first, second = (run.executor.share(build_half, run.url, h, plan, run.job.symmetry) for h in (1, 2))
+    return run.executor.share(open_dataset, run.job.particles), first, second
+
+
+def reference_scale(run: Run, state: State) -> float:
+    """Return the factor that puts the reference on the images' scale; refuse images of the opposite contrast."""
+    halves = read_checkpoint(run.url)[0].half_set
+    items = tasks(halves, run.job.group_size, CONTRAST_SAMPLE)
+    plan = plan_of(state, run.settings)
+    fold = Fold(partial(contrast_of_group, plan=plan), merge, keep)
+    with run.context.progress.stage("contrast", sum(len(item.indices) for item in items)) as stage:
+        found = run.executor.accumulate(fold, items, *share(run, plan), on_done=counter(stage, items))
+    own, opposite, numerator, norm = np.concatenate([rows for half in (1, 2) for rows in found[half]]).T
+    difference = own - opposite
+    error = difference.std() / np.sqrt(len(difference))
+    run.context.log.debug("likelihood of the reference over its negative: %.3g ± %.3g", difference.mean(), error)
+    if difference.mean() < -4 * error:
+        text = "the images match the negative of the reference: protein is dark in one of the two"
+        if not run.job.ignore_contrast:
+            raise InconsistentDataError(f"{text}; import the stack with --invert-contrast (or go on with --ignore-contrast)")
+        run.context.progress.warning(text)
+    return float(numerator.sum() / norm.sum()) if norm.sum() > 0 and numerator.sum() > 0 else 1.0
+
+
+def iterate(run: Run, state: State) -> tuple[Outcome, State]:
+    """Run one iteration and commit it."""
+    progress, began = run.context.progress, time.monotonic()
+    plan = plan_of(state, run.settings)
+    before, _ = read_checkpoint(run.url)
+    items = tasks(before.half_set, run.job.group_size)
+    with progress.stage("align", len(before.half_set)) as stage:
+        fold = Fold(partial(align_group, plan=plan), merge, keep)
+        sums = run.executor.accumulate(fold, items, *share(run, plan), on_done=counter(stage, items))
+    aligned = time.monotonic() - began
+    with progress.stage("solve", 1, unit="maps"):
+        outcome = solve_halves(run, state, plan, before, sums)
+    after = next_state(state, run.settings, outcome.observed)
+    length = run.settings.box * run.settings.pixel_size
+    row = {
+        "iteration": state.iteration,
+        "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
+        "limit_A": length / plan.k_score,
+        "images_per_s": len(before.half_set) / aligned,
+        "moving": outcome.observed.moving,
+        "seconds": time.monotonic() - began,
+    }
+    path = f"iterations/{state.iteration:03d}"
+    write_group(run.url, path, outcome.curves.by_name(), {"row": row, "state": state.record()})
+    progress.iteration(row)
+    if not after.finished:
+        save(run, outcome.checkpoint, after)
+    return outcome, after
+
+
+def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: Mapping[Any, Any]) -> Outcome:
+    """Turn the sums of an iteration into maps, FSC and the next checkpoint."""
+    s = run.settings
+    found = [sorted_found(sums["poses", h]) for h in (1, 2)]
+    complete_sums = [complete(assemble(sums, h, s.box, plan.k_insert), run.group) for h in (1, 2)]
+    halves = np.stack([solve(half, s.box, None, plan.k_insert) for half in complete_sums])
+    masks = [half_mask(run, state, half) for half in halves]
+    curves = within(masked_fsc(halves[0], halves[1], np.maximum(*masks), seed=run.job.seed), plan.k_insert)
+    snr = reference_snr(curves.corrected)
+    references = [solve(half, s.box, snr, plan.k_insert) * mask for half, mask in zip(complete_sums, masks, strict=True)]
+    noise = (sums["noise", h] for h in (1, 2))
+    # merging comes last because it overwrites the first half's sums; only the final map ever sees the result
+    whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
+    checkpoint = Checkpoint(
+        references=np.stack(references),
+        sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
+        shift_variance=np.array([shift_variance(part) for part in found]),
+        half_set=before.half_set,
+        scale=before.scale * scale_changes(run, before, found),
+        **pose_arrays(found),
+    )
+    return Outcome(checkpoint, observe(plan, before, found, curves.corrected), halves, whole, masks, curves, found)
+
+
+def within(curves: FscCurves, k_max: int) -> FscCurves:
+    """Return curves that are 0 beyond the last shell inserted, where the maps hold nothing but the mask's leakage."""
+    keep_shell = np.arange(len(curves.unmasked)) <= k_max
+    return FscCurves(*(curve * keep_shell for curve in curves[:4]), curves.randomise_from)
+
+
+def half_mask(run: Run, state: State, half: Float32) -> Float32:
+    """Return the mask of a half-set's reference: the user's, or found in that half-map alone."""
+    if run.mask is not None:
+        return run.mask
+    if state.iteration <= SPHERE_UNTIL:
+        return run.sphere
+    try:
+        return estimate_mask(half, run.settings.pixel_size, diameter=run.job.diameter_A)
+    except ParameterError as error:
+        run.context.log.debug("no mask found, the sphere is kept: %s", error)
+        return run.sphere
+
+
+def sorted_found(found: Found) -> Found:
+    """Return poses ordered by image, the most probable of each first."""
+    order = np.lexsort((-found.weights, found.poses.images))
+    return Found(found.poses.take(order), found.weights[order])
+
+
+def shift_variance(found: Found) -> float:
+    """Return the variance of the shifts along one axis, pixels², at least one pixel's."""
+    total = np.sum(found.weights[:, None] * found.poses.shifts**2)
+    return max(float(total / (2 * found.weights.sum())), 1.0)
+
+
+def scale_changes(run: Run, before: Checkpoint, found: Sequence[Found]) -> NDArray[np.float64]:
+    """Return the factor by which each image's intensity scale changes, found in its half-set alone."""
+    change = np.ones(len(before.half_set))
+    if run.job.correct_scale:
+        micrograph = micrograph_numbers(run.dataset.particles)
+        for part in found:
+            best = part.poses.take(best_of(part.poses.images))
+            change[best.images] = intensity_scales(best.numerator, best.norm, micrograph[best.images])
+    return change
+
+
+def pose_arrays(found: Sequence[Found]) -> dict[str, Any]:
+    """Return the pose arrays of a checkpoint, ordered by image."""
+    names = ("images", "rotations", "shifts", "precision")
+    joined = {f"pose_{name}": np.concatenate([getattr(f.poses, name) for f in found]) for name in names}
+    joined["pose_weights"] = np.concatenate([f.weights for f in found])
+    order = np.argsort(joined["pose_images"], kind="stable")
+    return {name: values[order] for name, values in joined.items()}
+
+
+def observe(plan: Plan, before: Checkpoint, found: Sequence[Found], fsc: NDArray[np.float64]) -> Observed:
+    """Compare the most probable poses with those before."""
+    if not len(before.pose_images):
+        return Observed(fsc, 1.0, 1.0)
+    old = before.poses()
+    old = old.take(best_of(old.images))
+    moving, jumped = [], []
+    for part in found:
+        new = part.poses.take(best_of(part.poses.images))
+        was = old.take(np.searchsorted(old.images, new.images))
+        angle = angle_between(new.rotations, was.rotations)
+        shift = np.linalg.norm(new.shifts - was.shifts, axis=1)
+        moving.append(share_moving(angle, shift, new.precision))
+        jumped.append(float(np.mean(angle > plan.step / 2)))
+    return Observed(fsc, float(np.mean(moving)), float(np.mean(jumped)))
+
+
