@@ -5,9 +5,12 @@ Exit status: 0 if all went well; 1 with one line on standard error if not; 130 a
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
 
 INTERRUPTED = 130
+
+PATIENCE_S = 2.0
+"""How long an interrupted command may take to clean up."""
+
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class RunOptions(Declaration):
@@ -63,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         with COMMANDS.make_context("cloudem", given) as context:
             COMMANDS.invoke(context)
@@ -70,23 +80,43 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _stop(INTERRUPTED, "interrupted; run the same command again to resume")
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if "--debug" in given:
             raise
-        _stop(1, describe_error(error))
+        print(f"cloudem: {describe_error(error)}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    """Stop what runs, and be gone soon in any case: a running task cannot be stopped, only left behind.
+
+    What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    timer = threading.Timer(PATIENCE_S, _leave)
+    timer.daemon = True
+    timer.start()
     raise KeyboardInterrupt
 
 
-def _stop(status: int, line: str) -> NoReturn:
-    print(f"cloudem: {line}", file=sys.stderr)
-    sys.exit(status)
+def _leave() -> NoReturn:
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), SHOW_CURSOR)
+    _say_interrupted()
+    os._exit(INTERRUPTED)
+
+
+@functools.cache
+def _say_interrupted() -> None:
+    """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
+    print("cloudem: interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def describe_error(error: Exception) -> str:
