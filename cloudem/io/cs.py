@@ -91,6 +91,8 @@ def read_particles_cs(
     box = _one_value(path, fields, "blob/shape", "box sizes")
     stacks, stack = np.unique(_text(fields["blob/path"]), return_inverse=True)
     section = _numbers(path, fields, "blob/idx").astype(np.int64)
+    if section.min() < 0:
+        raise FormatError(f"{path}: blob/idx is negative for {(section < 0).sum()} particles; write the file again")
     columns = _columns(path, fields, pixel_size)
     optics, columns["optics_group"] = _optics(path, fields, allow_no_ctf)
     names = [str(name).removeprefix(">") for name in stacks]

@@ -151,6 +151,13 @@ def numbers_of(path: Path, table: Mapping[str, NDArray[Any]], label: str) -> NDA
     return np.asarray(values, dtype=np.float64)
 
 
+def _whole(path: Path, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
+    values = numbers_of(path, table, label)
+    if len(values) and not ((abs(values) < 2**31) & (values == np.rint(values))).all():
+        raise FormatError(f"{path}: _{label} has values that are not whole numbers of the usual size; correct it")
+    return values.astype(np.int64)
+
+
 def _particle_block(path: Path, blocks: Mapping[str, StarTable]) -> StarTable:
     table = blocks.get("particles") or next((t for t in blocks.values() if "rlnImageName" in t), None)
     if table is None or "rlnImageName" not in table:
@@ -168,7 +175,7 @@ def _optics(path: Path, optics: StarTable | None, table: StarTable) -> tuple[Sta
         return _optics_from_rows(table)
     if "rlnOpticsGroup" not in optics:
         raise MissingColumnError(f"{path}: its optics table has no _rlnOpticsGroup; write the file again with RELION")
-    numbers = [int(value) for value in numbers_of(path, optics, "rlnOpticsGroup")]
+    numbers = _whole(path, optics, "rlnOpticsGroup")
     rows = len(table["rlnImageName"])
     if "rlnOpticsGroup" not in table:
         if len(numbers) > 1:
@@ -176,9 +183,9 @@ def _optics(path: Path, optics: StarTable | None, table: StarTable) -> tuple[Sta
                 f"{path} has {len(numbers)} optics groups, but its particles do not say which is theirs"
             )
         return optics, np.zeros(rows, dtype=np.int64)
-    wanted = numbers_of(path, table, "rlnOpticsGroup").astype(np.int64)
+    wanted = _whole(path, table, "rlnOpticsGroup")
     order = np.argsort(numbers)
-    place = np.searchsorted(np.array(numbers)[order], wanted).clip(max=len(numbers) - 1)
+    place = np.searchsorted(numbers[order], wanted).clip(max=len(numbers) - 1)
     group = order[place]
     unknown = np.setdiff1d(wanted, numbers)
     if len(unknown):
@@ -268,12 +275,13 @@ def _columns(path: Path, table: StarTable, pixel_size: float, in_optics: Sequenc
             if old_shift and not pixel_size:
                 raise MissingColumnError(f"{path} gives shifts in pixels, but no pixel size; add _rlnDetectorPixelSize")
             factor = COLUMNS[name].relion_factor * (pixel_size if old_shift else 1.0)
-            columns[name] = (numbers_of(path, table, label) * factor).astype(COLUMNS[name].dtype)
+            numbers = numbers_of(path, table, label) * factor
+            if name == "half_set" and not np.isin(numbers, (0, 1, 2)).all():
+                raise FormatError(f"{path}: _{label} has values other than 0, 1 and 2; correct it or remove the column")
+            columns[name] = numbers.astype(COLUMNS[name].dtype)
     if "defocus_u" in columns:
         columns.setdefault("defocus_v", columns["defocus_u"].copy())
         columns.setdefault("defocus_angle", np.zeros(len(columns["defocus_u"])))
-    if "half_set" in columns and not np.isin(columns["half_set"], (0, 1, 2)).all():
-        raise FormatError(f"{path}: _rlnRandomSubset has values other than 0, 1 and 2; correct it or remove the column")
     return columns
 
 

@@ -167,7 +167,7 @@ def split_image_names(names: Sequence[str], path: Path) -> tuple[tuple[str, ...]
         number, at, file = str(name).partition("@")
         if not at:
             number, file = "1", number
-        if not (number.isascii() and number.isdigit() and 0 < int(number) < 2**31 and file):
+        if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0 and file):
             raise FormatError(
                 f"{path}: image {row + 1} is called {name!r}, which is not number@stack with numbers from 1"
             )

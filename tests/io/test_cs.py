@@ -4,6 +4,11 @@ from scipy.spatial.transform import Rotation
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, MissingInputError, ParameterError
 from cloudem.io.cs import read_particles_cs
+from cloudem.io.exporting import export
+from cloudem.io.importing import import_particles
+from cloudem.io.mrc import map_stack, write_stack
+from cloudem.io.star import read_star
+from cloudem.io.store import open_particles
 from cloudem.model.poses import euler_to_matrix
 
 DTYPE = [
@@ -128,3 +133,20 @@ def test_bad_files_are_one_clear_line(tmp_path):
     with pytest.raises(MissingInputError):
         read_particles_cs(tmp_path / "none.cs")
     assert "defocus_u" not in read_particles_cs(save(path, rows()[names]), allow_no_ctf=True).particles
+
+
+def test_images_come_with_bright_protein_and_go_out_as_they_were(tmp_path):
+    images = np.random.default_rng(0).standard_normal((6, 16, 16)).astype(np.float32) + 7
+    (tmp_path / "J1").mkdir()
+    write_stack(tmp_path / "J1" / "a.mrc", [images[::2]], 3, 1.3)
+    write_stack(tmp_path / "J1" / "b.mrc", [images[1::2]], 3, 1.3)
+    (tmp_path / "J2").mkdir()
+    source = read_particles_cs(save(tmp_path / "J2" / "p.cs", rows()))
+    import_particles(source, tmp_path / "p.zarr", dtype="float32")
+    stored = open_particles(tmp_path / "p.zarr").read_images(np.arange(6))
+    assert all(np.corrcoef(a.ravel(), b.ravel())[0, 1] < -0.999 for a, b in zip(stored, images, strict=True))
+    export(tmp_path / "p.zarr", tmp_path / "files")
+    np.testing.assert_allclose(map_stack(tmp_path / "files" / "particles.mrcs")[0], images, atol=1e-5)
+    table = read_star(tmp_path / "files" / "particles.star")["particles"]
+    assert not any(label.startswith("cs:") for label in table)
+    assert table["rlnImageOriginalName"][1] == "000001@J1/b.mrc"

@@ -207,6 +207,15 @@ def test_a_full_disk_leaves_nothing(project, monkeypatch):
     assert not list(project.glob("p.zarr*"))
 
 
+def test_a_disk_that_is_really_full_leaves_nothing(project, small_disk):
+    write_stack(project / "Extract" / "a.mrcs", [np.random.default_rng(0).random((COUNT, 256, 256))], COUNT, 1.34)
+    path = project / "particles.star"
+    path.write_text(path.read_text().replace(" 16 2 ", " 256 2 "))
+    with pytest.raises(StorageError, match="disk is full"):
+        run(path, small_disk / "p.zarr")
+    assert list(small_disk.iterdir()) == []
+
+
 def test_an_interrupted_import_leaves_nothing(project):
     def interrupt(_):
         raise KeyboardInterrupt

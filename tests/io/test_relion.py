@@ -109,7 +109,11 @@ def test_one_optics_group_written_as_pairs(project):
         ("000004@", "x@", FormatError, "number@stack"),
         ("000004@", "0@", FormatError, "number@stack"),
         ("000004@", "99999999999999999999@", FormatError, "number@stack"),
+        ("000004@", "9" * 5000 + "@", FormatError, "number@stack"),
         (" 1 ", " 5 ", FormatError, "RandomSubset"),
+        (" 1 ", " 257 ", FormatError, "RandomSubset"),
+        ("gridB 7", "gridB 1e300", FormatError, "whole numbers"),
+        ("m0.mrc 7", "m0.mrc 7.5", FormatError, "whole numbers"),
     ],
 )
 def test_bad_tables_are_one_clear_line(edit_star, old, new, error, words):
