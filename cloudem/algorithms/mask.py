@@ -161,11 +161,21 @@ def estimate_mask(
             f"{highest:.4g}); give a lower threshold, or leave it out to have it found"
         )
     solid = _without_cavities(_large_components(solid))
-    # distance in voxels from the outline's nearest voxel centre
-    distance = ndimage.distance_transform_edt(~solid)
-    mask = raised_cosine(distance - extend / pixel_size, edge / pixel_size)
+    mask = _grown(solid, extend / pixel_size, edge / pixel_size)
     # the mask must reach 0 inside the box: density does not go round its walls
     return mask * soft_sphere(box, box / 2 - 3.0, 2.0)
+
+
+def _grown(solid: NDArray[np.bool_], extend: float, edge: float) -> NDArray[np.float32]:
+    """Extend a solid by some voxels and let it fall to 0 over some more; only its surroundings are computed."""
+    reach = int(np.ceil(extend + edge)) + 1
+    around = tuple(
+        slice(max(part.start - reach, 0), part.stop + reach) for part in ndimage.find_objects(solid.astype(np.int8))[0]
+    )
+    mask = np.zeros(solid.shape, np.float32)
+    # distances are those to the nearest voxel centre inside
+    mask[around] = raised_cosine(ndimage.distance_transform_edt(~solid[around]) - extend, edge)
+    return mask
 
 
 def _core_radius(box: int, pixel_size: float, diameter: float | None) -> float:

@@ -5,7 +5,7 @@ Gold-standard FSC with the effect of the mask removed by phase randomisation (Ch
 2003, 10.1016/j.jmb.2003.07.013). Curves are indexed by Fourier shell, 0 to n // 2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +143,7 @@ def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -
     return _turned(fft.rfftn(np.asarray(volume, np.float32)), first_shell, seed)
 
 
-def _turned(transform: NDArray[np.complex64], first_shell: int, seed: int) -> NDArray[np.float32]:
+def _turned(transform: NDArray[Any], first_shell: int, seed: int) -> NDArray[np.float32]:
     """Return the volume of a transform, which is overwritten, with random phases from a shell on."""
     box = transform.shape[0]
     beyond = shell_index(box) >= first_shell
@@ -203,7 +203,7 @@ def masked_fsc(
     return FscCurves(unmasked, masked, randomised, _correct(masked, randomised, first + RANDOMISE_MARGIN), first)
 
 
-def _correlation(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> NDArray[np.float64]:
+def _correlation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return correlation(*shell_products(a, b))
 
 
