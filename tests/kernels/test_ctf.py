@@ -96,7 +96,8 @@ def test_scale_and_optics_by_image() -> None:
     u = np.array([1e4, 2e4])
     both = ctf(
         DISC.kx, DISC.ky, PIXEL, BOX, voltage=np.array([300.0, 200.0]), spherical_aberration=np.array([2.7e7, 1e5]),
-        amplitude_contrast=np.array([0.1, 0.07]), defocus_u=u, defocus_v=u, defocus_angle=u * 0, scale=np.array([1, 0.5]),
+        amplitude_contrast=np.array([0.1, 0.07]), defocus_u=u, defocus_v=u, defocus_angle=0 * u,
+        scale=np.array([1, 0.5]),
     )  # fmt: skip
     second = ctf(
         DISC.kx, DISC.ky, PIXEL, BOX, voltage=200.0, spherical_aberration=1e5, amplitude_contrast=0.07,
