@@ -1,0 +1,41 @@
+"""The CuPy twins on a GPU where there is one, and always on the host's compiler."""
+
+import sys
+
+import pytest
+
+from cloudem.backend.arrays import why_no_gpu
+from cloudem.kernels import ctf, polar, slices
+from tests.gpu import emulation
+
+KERNELS = [
+    slices.extract, slices.insert, slices.score_derivatives,
+    polar.shift_samples, polar.best_rotations, ctf.ctf_values,
+]  # fmt: skip
+
+
+def forget_twins():
+    for name in [name for name in sys.modules if name.startswith("cloudem.kernels._cupy.")]:
+        del sys.modules[name]
+    for kernel in KERNELS:
+        kernel._twins.pop("_cupy", None)
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request, monkeypatch):
+    """CuPy; or what stands for it, with kernels compiled for the host."""
+    if request.param == "gpu":
+        reason = why_no_gpu()
+        if reason is not None:
+            pytest.skip(f"no GPU: {reason}")
+        import cupy
+
+        yield cupy
+        return
+    if emulation.COMPILER is None:
+        pytest.skip("no C++ compiler (g++) to compile the CUDA sources for the host")
+    forget_twins()
+    fake = emulation.module()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    yield fake
+    forget_twins()
