@@ -20,6 +20,10 @@ RISE, TURN = 1.5, np.deg2rad(100.0)
 ROD_SPACING = 9.8
 """Distance between the axes of packed helices, Å."""
 
+DEMO_B_FACTOR = 250.0
+"""B-factor of the demo molecule's atoms, Å²: 2,000 particles of 2.5 Å/px at a signal-to-noise ratio of 0.05 then reach
+about 6 Å, short of Nyquist."""
+
 BACKBONE = (("N", 1.55, -0.48, -0.90), ("C", 2.29, 0.0, 0.0), ("C", 1.66, 0.45, 1.08), ("O", 2.02, 0.40, 2.28))
 """Element, radius (Å), turn (rad) and height (Å) about the helix axis of N, C-alpha, C and O, rounded."""
 
@@ -145,7 +149,7 @@ def demo_molecule(diameter: float = 160.0, seed: int = 0) -> Atoms:
                 elements += atom_elements
     count = len(elements)
     ones = np.ones(count)
-    return Atoms(np.concatenate(positions), np.array(elements), ones, 60.0 * ones, ones)
+    return Atoms(np.concatenate(positions), np.array(elements), ones, DEMO_B_FACTOR * ones, ones)
 
 
 def _domains(radius: float, rng: np.random.Generator) -> list[tuple[NDArray[np.float64], float]]:
