@@ -20,7 +20,11 @@ DAMPING = 1e-3
 """Levenberg-Marquardt damping to begin with, relative to the diagonal."""
 
 CONVERGED_GAIN = 0.02
-"""A pose is refined when the next step is predicted to gain less log-likelihood than this."""
+"""A pose is refined when the next step promises to gain less log-likelihood than this."""
+
+TRUSTED_GAIN = 0.5
+"""A step that promises less than this, a move by one standard error, is taken without looking: so near the maximum the
+quadratic model is good, and looking would double the cost of an iteration in which little moves."""
 
 _ROWS, _COLUMNS = np.triu_indices(5)
 
@@ -135,7 +139,7 @@ def refine_poses(
     """Climb from each pose to the nearest maximum of the log-likelihood.
 
     Levenberg-Marquardt with the Gauss-Newton matrix of the interpolated slice. A pose leaves the loop when its next
-    step promises less than :data:`CONVERGED_GAIN`.
+    step promises less than :data:`CONVERGED_GAIN`; one that promises less than :data:`TRUSTED_GAIN` is its last.
 
     Parameters
     ----------
@@ -164,11 +168,19 @@ def refine_poses(
     for _ in range(steps):
         here = current.take(active)
         step, gain = _step(here.precision, gradient[active], damping[active], longest_turn)
-        moving = gain > CONVERGED_GAIN
+        tried = replace(
+            here,
+            rotations=rotate(here.rotations, step[:, :3]),
+            shifts=here.shifts + step[:, 3:],
+            score=here.score + gain,
+        )
+        near = (gain > CONVERGED_GAIN) & (gain <= TRUSTED_GAIN)
+        for name in ("rotations", "shifts", "score"):
+            getattr(current, name)[active[near]] = getattr(tried, name)[near]
+        moving = gain > TRUSTED_GAIN
         if not moving.any():
             break
-        active, here, step = active[moving], here.take(moving), step[moving]
-        tried = replace(here, rotations=rotate(here.rotations, step[:, :3]), shifts=here.shifts + step[:, 3:])
+        active, here, tried = active[moving], here.take(moving), tried.take(moving)
         tried, slope = evaluate(volume, padding, box, data, tried, prior)
         better = tried.score > here.score
         won = active[better]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,9 @@ Complex64 = NDArray[np.complex64]
 
 LEAST_WEIGHT = 1e-3
 """Poses less probable than this are not inserted."""
+
+NOISE_STRIDE = 4
+"""Every how many-th image the noise is measured on: a shell of radius k has pi k pixels in each, which is plenty."""
 
 HOPELESS = 1e-6
 """Poses less probable than this at the search limit are not refined further."""
@@ -116,6 +119,8 @@ class Batch:
         Factor on the CTF, (b,).
     optics_group
         (b,).
+    settled
+        Which images need no search any more, (b,): their last two searches led to the same maximum.
     poses
         Poses so far, whose ``images`` count rows of this batch; None where nothing is known.
     """
@@ -124,7 +129,19 @@ class Batch:
     terms: Float64
     scale: Float64
     optics_group: NDArray[np.int32]
+    settled: NDArray[np.bool_]
     poses: Poses | None
+
+    def rows(self, index: NDArray[np.int64]) -> Batch:
+        """Return some of the images, with the poses of these."""
+        poses = self.poses
+        if poses is not None:
+            place = np.full(len(self.images), -1, np.int32)
+            place[index] = np.arange(len(index))
+            poses = poses.take(place[poses.images] >= 0)
+            poses = replace(poses, images=place[poses.images])
+        parts = (self.images, self.terms, self.scale, self.optics_group, self.settled)
+        return Batch(*(part[index] for part in parts), poses)
 
 
 class Expected(NamedTuple):
@@ -152,6 +169,10 @@ class Spectra(NamedTuple):
     whole: Complex64
     origin: Float32
     ctf: Float32
+
+    def rows(self, index: NDArray[np.int64]) -> Spectra:
+        """Return some of the images."""
+        return Spectra(self.disc, self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
 
 
 def spectra(batch: Batch, plan: Plan) -> Spectra:
@@ -235,17 +256,7 @@ def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: 
     current = batch.poses
     schedule = [plan.k_score]
     if plan.k_search:
-        found = candidates(*find(batch, spectrum, inverse, plan, model), plan, model)
-        low = data.within(plan.k_search)
-        found = refine_poses(
-            model.volume, padding, plan.box, low, found, model.prior, steps=4, longest_turn=plan.step / 2
-        )
-        if current is not None:  # the pose so far competes
-            here = refine_poses(
-                model.volume, padding, plan.box, low, current, model.prior, steps=2, longest_turn=plan.step / 2
-            )
-            found = join(found, here)
-        current, _ = compete(found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group)
+        current = explore(batch, spectrum, inverse, data.within(plan.k_search), plan, model)
         schedule = list(limits(plan.k_search, plan.k_score))
     if current is None:
         raise ValueError("an iteration without a search needs poses")
@@ -278,6 +289,26 @@ def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
     return Expected(found, weights, residual, count)
 
 
+def explore(
+    batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model
+) -> Poses:
+    """Search the images that are not settled; return their candidates, refined at the search limit, and other poses."""
+    padding = padded_box(plan.box) / plan.box
+    found = batch.poses
+    unsettled = np.flatnonzero(~batch.settled)
+    if len(unsettled):
+        part = batch.rows(unsettled)
+        hits, shifts = find(part, spectrum.rows(unsettled), inverse[unsettled], plan, model)
+        chosen = candidates(hits, shifts, plan, model)
+        chosen = replace(chosen, images=unsettled[chosen.images].astype(np.int32))
+        found = chosen if found is None else join(found, chosen)  # the poses so far compete
+    assert found is not None  # noqa: S101 - an image without poses is never settled
+    found = refine_poses(
+        model.volume, padding, plan.box, data, found, model.prior, steps=4, longest_turn=plan.step / 2
+    )
+    return compete(found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group)[0]
+
+
 def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:
     """Insert weighted images, neighbours in direction one after the other, which keeps the accumulator in the cache."""
     order = by_direction(found.rotations)
@@ -292,10 +323,12 @@ def residual_power(
 ) -> tuple[Float64, Float64]:
     """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
 
+    Of every fourth image (:data:`NOISE_STRIDE`).
+
     Whole images are used, not masked ones, because the accumulator takes whole ones, and because with the noise of the
     whole image the likelihood of a masked one is right: by Parseval it is that of the pixels inside the mask.
     """
-    best = found.take(best_of(found.images))
+    best = found.take(best_of(found.images)[::NOISE_STRIDE])
     disc = spectrum.disc
     pixels = np.flatnonzero(disc.shell <= plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]

@@ -209,8 +209,8 @@ def reference_snr(fsc: Float64) -> Float64:
     return np.where(shell > end + AHEAD + 1, 0.0, ratio)
 
 
-def share_moving(angle: Float64, shift: Float64, precision: Float64) -> float:
-    """Return the share of images whose pose moved by more than :data:`STILL` of its standard error.
+def is_moving(angle: Float64, shift: Float64, precision: Float64) -> NDArray[np.bool_]:
+    """Return which poses moved by more than :data:`STILL` of its standard error.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def share_moving(angle: Float64, shift: Float64, precision: Float64) -> float:
     diagonal = np.maximum(np.einsum("baa->ba", covariance), 0)
     turned = angle > STILL * np.sqrt(diagonal[:, :3].sum(axis=1))
     moved = shift > STILL * np.sqrt(diagonal[:, 3:].sum(axis=1))
-    return float(np.mean(turned | moved))
+    return np.asarray(turned | moved)
 
 
 def intensity_scales(numerator: Float64, norm: Float64, group: NDArray[np.integer[Any]]) -> Float64:

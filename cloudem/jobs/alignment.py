@@ -47,11 +47,12 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Half:
-    """What a half-set knows before an iteration: its model, and poses and scale of each of its images so far."""
+    """What a half-set knows before an iteration: its model, and and of each image so far poses, scale, and whether it is settled."""
 
     model: Model
     poses: Poses | None
     scale: NDArray[np.float64]
+    settled: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Checkpoint:
         (2, g, n // 2 + 1).
     shift_variance
         (2,), pixels².
-    half_set, scale
-        (N,).
+    half_set, scale, settled
+        (N,); see :class:`cloudem.algorithms.expectation.Batch`.
     pose_images, pose_rotations, pose_shifts, pose_weights, pose_precision
         Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,), (c, 5, 5); empty at the start.
     """
@@ -77,6 +78,7 @@ class Checkpoint:
     shift_variance: NDArray[np.float64]
     half_set: NDArray[np.int8]
     scale: NDArray[np.float64]
+    settled: NDArray[np.bool_]
     pose_images: NDArray[np.int32]
     pose_rotations: NDArray[np.float64]
     pose_shifts: NDArray[np.float64]
@@ -116,7 +118,7 @@ def build_half(url: str, half: int, plan: Plan, symmetry: str) -> Half:
     if len(checkpoint.pose_images):
         mine = checkpoint.half_set[checkpoint.pose_images] == half
         poses = checkpoint.poses().take(mine)
-    return Half(model, poses, checkpoint.scale)
+    return Half(model, poses, checkpoint.scale, checkpoint.settled)
 
 
 def batch_of(dataset: Dataset, indices: NDArray[np.int64], half: Half) -> Batch:
@@ -127,7 +129,8 @@ def batch_of(dataset: Dataset, indices: NDArray[np.int64], half: Half) -> Batch:
         poses = half.poses.take(slice(start, stop))
         poses = replace(poses, images=np.searchsorted(indices, poses.images).astype(np.int32))
     scale = half.scale[indices] * dataset.ctf_scale[indices]
-    return Batch(dataset.images(indices), dataset.terms[indices], scale, dataset.optics_group[indices], poses)
+    table = (dataset.terms[indices], scale, dataset.optics_group[indices], half.settled[indices])
+    return Batch(dataset.images(indices), *table, poses)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,8 @@ def insert_group(item: Item, dataset: Dataset, k_max: int) -> Mapping[Hashable, 
         shifts = np.stack([table.get(name, 0.0)[indices] for name in ("shift_x", "shift_y")], axis=1) / pixel_size
         poses = start_poses(np.arange(len(indices)), rotations, shifts)
         scale = table.get("intensity_scale", 1.0)[indices] * dataset.ctf_scale[indices]
-        batch = Batch(dataset.images(indices), dataset.terms[indices], scale, dataset.optics_group[indices], poses)
+        settled = np.ones(len(indices), bool)
+        table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
+        batch = Batch(dataset.images(indices), *table_rows, poses)
         insert_known(batch, pixel_size, k_max, sums)
     return cut(sums, item.half)

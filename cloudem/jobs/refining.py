@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from cloudem.algorithms.refinement import (
     next_state,
     plan_of,
     reference_snr,
-    share_moving,
+    is_moving,
 )
 from cloudem.algorithms.resolution import FscCurves, low_pass, masked_fsc, resolution_at
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
@@ -255,6 +255,7 @@ def begin(run: Run) -> State:
         shift_variance=np.full(2, s.shift_range**2),
         half_set=halves,
         scale=np.ones(len(halves)),
+        settled=np.zeros(len(halves), bool),
         **(table_poses(run) if job.local else no_poses()),
     )
     write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
@@ -377,15 +378,18 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
     noise = (sums["noise", h] for h in (1, 2))
     # merging comes last because it overwrites the first half's sums; only the final map ever sees the result
     whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
+    change = changes(plan, before, found)
     checkpoint = Checkpoint(
         references=np.stack(references),
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
         shift_variance=np.array([shift_variance(part) for part in found]),
         half_set=before.half_set,
         scale=before.scale * scale_changes(run, before, found),
+        settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, observe(plan, before, found, curves.corrected), halves, whole, masks, curves, found)
+    observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
+    return Outcome(checkpoint, observed, halves, whole, masks, curves, found)
 
 
 def within(curves: FscCurves, k_max: int) -> FscCurves:
@@ -439,20 +443,25 @@ def pose_arrays(found: Sequence[Found]) -> dict[str, Any]:
     return {name: values[order] for name, values in joined.items()}
 
 
-def observe(plan: Plan, before: Checkpoint, found: Sequence[Found], fsc: NDArray[np.float64]) -> Observed:
+class Changes(NamedTuple):
+    """Which images' most probable pose moved, and which jumped to another maximum, (N,) each."""
+
+    moving: NDArray[np.bool_]
+    jumped: NDArray[np.bool_]
+
+
+def changes(plan: Plan, before: Checkpoint, found: Sequence[Found]) -> Changes:
     """Compare the most probable poses with those before."""
+    moving, jumped = (np.ones(len(before.half_set), bool) for _ in range(2))
     if not len(before.pose_images):
-        return Observed(fsc, 1.0, 1.0)
+        return Changes(moving, jumped)
     old = before.poses()
     old = old.take(best_of(old.images))
-    moving, jumped = [], []
     for part in found:
         new = part.poses.take(best_of(part.poses.images))
         was = old.take(np.searchsorted(old.images, new.images))
         angle = angle_between(new.rotations, was.rotations)
         shift = np.linalg.norm(new.shifts - was.shifts, axis=1)
-        moving.append(share_moving(angle, shift, new.precision))
-        jumped.append(float(np.mean(angle > plan.step / 2)))
-    return Observed(fsc, float(np.mean(moving)), float(np.mean(jumped)))
-
-
+        moving[new.images] = is_moving(angle, shift, new.precision)
+        jumped[new.images] = angle > plan.step / 2
+    return Changes(moving, jumped)

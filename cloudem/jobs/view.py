@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import final
+from typing import TextIO, final
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -90,7 +90,7 @@ class PlainProgress(Progress):
 
     def __init__(self, log: logging.Logger) -> None:
         super().__init__(log)
-        self._handler = logging.StreamHandler(sys.stdout)
+        self._handler = _Lines(sys.stdout)
         self._handler.setLevel(logging.INFO)
         self._handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         self._next_line = 0.0
@@ -118,6 +118,14 @@ class PlainProgress(Progress):
 
     def show_iteration(self, row: Mapping[str, Value]) -> None:
         """Nothing: the line of the log is enough."""
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Prints lines of the log as long as somebody reads them; the file has them anyway."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is of the standard library
+        if not isinstance(sys.exception(), BrokenPipeError):
+            super().handleError(record)
 
 
 class _Screen(logging.Handler):
