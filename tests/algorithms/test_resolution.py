@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cloudem.algorithms import resolution as res
-from cloudem.algorithms.mask import soft_sphere
+from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.kernels.shells import fourier_shell_correlation
 
@@ -49,6 +49,16 @@ def test_correction_takes_out_what_a_tight_mask_brings_in(blob):
     assert curves.phase_randomised[beyond].max() > 0.3
     assert abs(curves.corrected[beyond]).mean() < 0.1
     assert abs(curves.unmasked[beyond]).max() < 0.143
+
+
+@pytest.mark.parametrize("resolution", [4.0, 12.0])
+def test_noise_alone_has_no_resolution(resolution):
+    """Independent noise, white or filtered as a refinement leaves it, with the mask that is found in its mean."""
+    halves = [res.low_pass(white(seed, 64), PIXEL, resolution) * soft_sphere(64, 28, 3) for seed in (1, 2)]
+    mask = estimate_mask((halves[0] + halves[1]) / 2, PIXEL, diameter=112.0)
+    curves = res.masked_fsc(*halves, mask)
+    assert curves.corrected[10:].max() < 0.143
+    assert res.resolution_at(curves.corrected, 64, PIXEL) > 20
 
 
 def test_curves_depend_on_the_seed_alone(blob):
