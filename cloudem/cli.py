@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
-PATIENCE_S = 2.0
-"""How long an interrupted command may take to clean up."""
+PATIENCE_S = 6.0
+"""How long an interrupted command may take to clean up; another interrupt ends it at once."""
 
 SHOW_CURSOR = b"\x1b[?25h"
 
@@ -97,7 +97,8 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
     What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent.
     """
-    signal.signal(number, signal.SIG_IGN)
+    for known in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(known, lambda *_: _leave())
     timer = threading.Timer(PATIENCE_S, _leave)
     timer.daemon = True
     timer.start()

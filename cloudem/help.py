@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cloudem
-from cloudem.jobs.base import Declaration, Job, Projection, is_positional, label_of, unit_of
+from cloudem.jobs.base import Declaration, Job, Projection, is_positional, label_of, option_of, unit_of
 from cloudem.jobs.progress import clock
 from cloudem.jobs.running import gib
 
@@ -98,7 +98,8 @@ def _print_parameters(screen: Console, title: str, declaration: type[Declaration
     for heading in ("Unit", "Default", "Meaning"):
         table.add_column(heading)
     for name, field in sorted(declaration.model_fields.items(), key=_importance):
-        label = Text.assemble((label_of(declaration, name), "cyan"), f" {_takes(field.annotation)}".rstrip())
+        off = f"|--no-{option_of(name)[2:]}" if field.default is True else ""
+        label = Text.assemble((label_of(declaration, name) + off, "cyan"), f" {_takes(field.annotation)}".rstrip())
         default = Text("required", "bold") if field.is_required() else Text(_default(field.default))
         meaning = Text.assemble(field.description or "", (_bounds(field), "dim"))
         table.add_row(label, unit_of(name), default, meaning)

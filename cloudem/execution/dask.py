@@ -57,8 +57,8 @@ class DaskExecutor(Executor):
 
     Without arguments the cluster is embedded: one worker in this process with as many threads as there are cores,
     nothing to be reached from other machines. On two cores importing Dask costs 0.6 s of CPU time, starting and
-    stopping the cluster 0.09 s, and a task 2.5 ms. Where dask-cuda is installed and finds GPUs, there is one worker
-    process for each GPU instead.
+    stopping the cluster 0.1 s, an item of ``map`` 3 to 6 ms and one of ``accumulate`` 5 to 9 ms: cut the work into
+    items of a second. Where dask-cuda is installed and finds GPUs, there is one worker process for each GPU instead.
 
     Parameters
     ----------
@@ -89,7 +89,8 @@ class DaskExecutor(Executor):
         dashboard: bool = False,
         patience_s: float = 300.0,
     ) -> None:
-        import dask  # Dask takes half a second to import: only now
+        import dask
+        import distributed  # noqa: F401  half a second, so only now; before dask.config.set, which would undo its defaults
 
         self._patience_s = patience_s
         self._resources = contextlib.ExitStack()
@@ -97,6 +98,8 @@ class DaskExecutor(Executor):
             undo.enter_context(one_thread_per_task())
             undo.enter_context(dask.config.set(CONFIGURATION if dashboard else CONFIGURATION | WITHOUT_PAGES))
             if scheduler is not None:
+                if "://" not in scheduler:
+                    raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tcp://host:8786")
                 self._client, self._description = _connect(undo, scheduler, patience_s), f"Dask at {scheduler}"
             else:
                 cluster, self._description = _start(processes, workers, threads, dashboard)

@@ -98,3 +98,13 @@ def test_the_serial_executor_does_not_import_dask() -> None:
         "from cloudem.execution.executor import *; import sys; SerialExecutor(); sys.exit('distributed' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_cluster_after_another_in_a_fresh_process() -> None:
+    code = (
+        "from cloudem.execution.dask import DaskExecutor\n"
+        "for turn in range(2):\n"
+        "    with DaskExecutor(threads=1) as executor: assert list(executor.map(abs, [-1])) == [1]\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
