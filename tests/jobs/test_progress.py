@@ -1,0 +1,159 @@
+"""What a person sees of a job, and what is measured of it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cloudem.errors import InconsistentDataError, OutOfMemoryError
+from cloudem.execution.executor import SerialExecutor
+from cloudem.jobs.base import Projection
+from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
+from cloudem.jobs.running import check_memory, gib, run_job
+from cloudem.jobs.view import LiveProgress, PlainProgress
+from tests.counting_job import Count
+
+
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("cloudem.tests.progress")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    yield logger
+    assert not [h for h in logger.handlers if type(h).__module__ == "cloudem.jobs.view"]  # a closed view leaves none
+
+
+def refine(progress: Progress) -> None:
+    progress.facts({"particles": "2,000 of 96 px"})
+    for number in (1, 2):
+        with progress.stage("expectation", 2000) as stage:
+            stage.advance(500)
+            stage.advance(1500)
+        progress.iteration({"iteration": number, "resolution_A": 20.0 / number, "moving": 0.25, "seconds": 3.0})
+    progress.warning("the mask cuts the map")
+    progress.message("done")
+
+
+def test_live_view_prints_rows_under_one_heading(log: logging.Logger) -> None:
+    screen = io.StringIO()
+    with closing(
+        LiveProgress(log, Console(file=screen, force_terminal=True, width=100, color_system=None))
+    ) as progress:
+        refine(progress)
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    text = "\n".join(lines)
+    assert "  particles   2,000 of 96 px" in text
+    assert text.count("iteration  resolution      moving        time") == 1
+    assert "           1     20.00 Å       25.0%       3.0 s" in text
+    assert "           2     10.00 Å       25.0%       3.0 s" in text
+    assert "  ! the mask cuts the map" in text
+    assert text.count("10.00 Å") == 1  # the line of the log is for the file
+
+
+def test_live_view_shows_how_far_a_stage_is(log: logging.Logger) -> None:
+    screen = io.StringIO()
+    with (
+        closing(LiveProgress(log, Console(file=screen, force_terminal=True, width=100, color_system=None))) as progress,
+        progress.stage("expectation", 2000) as stage,
+    ):
+        stage.advance(500)
+        time.sleep(0.6)
+    assert "expectation" in screen.getvalue()
+    assert "500 of 2,000 images" in screen.getvalue()
+    assert "images/s" in screen.getvalue()
+    assert " left" in screen.getvalue()
+
+
+def test_plain_view_prints_lines(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(PlainProgress(log)) as progress:
+        progress.EVERY_S = 0.0
+        refine(progress)
+    lines = [line[10:] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "particles: 2,000 of 96 px"
+    assert lines[1].startswith("expectation: 500 of 2,000 images, ")
+    assert "iteration 2, resolution 10.00 Å, moving 25.0%, time 3.0 s" in lines
+    assert lines[-2:] == ["the mask cuts the map", "done"]
+
+
+def test_everything_shown_is_kept() -> None:
+    progress = SilentProgress()
+    refine(progress)
+    assert [row["resolution_A"] for row in progress.iterations()] == [20.0, 10.0]
+    assert progress.warnings() == ["the mask cuts the map"]
+    assert [timing.name for timing in progress.timings()] == ["expectation"]
+
+
+def test_a_stage_is_measured_in_time_cpu_and_memory() -> None:
+    progress = SilentProgress()
+    with progress.stage("idle"):
+        time.sleep(0.2)
+    with progress.stage("busy"):
+        block = np.ones(20_000_000)
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            block[0] += 1
+    idle, busy = progress.timings()
+    assert 0.2 <= idle.wall_s < 2.0
+    assert busy.cpu_s >= 0.15
+    assert busy.peak_rss_bytes >= block.nbytes
+
+
+def test_a_child_process_counts() -> None:
+    progress = SilentProgress()
+    code = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    with progress.stage("child"):
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert progress.timings()[0].cpu_s >= 0.35
+
+
+def test_a_stage_that_fails_is_measured_and_over() -> None:
+    progress = SilentProgress()
+    with pytest.raises(ValueError, match="x"), progress.stage("bad", 3):
+        raise ValueError("x")
+    assert progress.timings()[0].name == "bad"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61, "1:01"), (3599.6, "1:00:00"), (7384, "2:03:04")]
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_cells_have_titles_and_formats() -> None:
+    assert (titled("resolution_A"), titled("bad_images")) == ("resolution", "bad images")
+    assert formatted("moving", 0.3333) == "33.3%"
+    assert formatted("images_per_s", 1234.5) == "1,234"
+    assert formatted("other", 12345) == "12,345"
+    assert formatted("other", 1.23456) == "1.235"
+
+
+def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("cloudem")
+    check_memory(Projection(1 << 20, 0), log)
+    with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory and the machine has"):
+        check_memory(Projection(1 << 50, 0), log)
+    assert (gib(1536), gib(3 << 20), gib(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
+
+
+def test_run_job_from_python(tmp_path: Path) -> None:
+    progress = run_job(Count(numbers=("3", "4"), out=str(tmp_path / "x")), SerialExecutor)
+    assert (tmp_path / "x/total").read_text() == "7"
+    assert progress.warnings() == ["that was all"]
+    assert "counting: 2 numbers in" in (tmp_path / "x/log.txt").read_text()
+
+
+def test_a_job_that_fails_before_it_writes_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InconsistentDataError):
+        run_job(Count(numbers=("3",), out=str(tmp_path / "x"), fail="early"), SerialExecutor)
+    assert list(tmp_path.iterdir()) == []
