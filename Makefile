@@ -11,9 +11,9 @@ DEMO := demo
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/cloudem simulate --demo --out $(DEMO)/truth
+	$(BIN)/cloudem simulate --demo --blind --count 1500 --out $(DEMO)/truth
 	$(BIN)/cloudem refine3d --particles $(DEMO)/truth/particles.zarr --reference $(DEMO)/truth/start.mrc \
-		--diameter-A 200 --out $(DEMO)/refine
+		--diameter-A 180 --out $(DEMO)/refine
 	$(BIN)/cloudem export $(DEMO)/refine --out $(DEMO)/files
 	@echo
 	@echo "map:    $(CURDIR)/$(DEMO)/files/map.mrc"
