@@ -17,6 +17,7 @@ class Export(Job):
         "cloudem export particles.zarr --out files",
     )
     keeps_log: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
 
     source: str = parameter(meaning="results of a job, or a particle store", positional=True)
     out: str = parameter(meaning="new folder of the files")

@@ -31,6 +31,7 @@ class ImportParticles(Job):
         "cloudem import J42/particles.cs --passthrough J42/passthrough_particles.cs --out particles.zarr",
     )
     keeps_log: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
 
     particles: str = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
     out: str = parameter(meaning="new particle store, a folder that does not exist yet")

@@ -21,7 +21,7 @@ class Toy(Job):
     summary: ClassVar[str] = "A job for this test."
 
     stacks: tuple[str, ...] = parameter(meaning="stacks to read", positional=True)
-    diameter_A: float = parameter(meaning="diameter of the particle")  # noqa: N815
+    diameter_A: float = parameter(meaning="diameter of the particle")
     half_precision: bool = parameter(True, meaning="keep images in half precision")
     seeds: tuple[int, ...] = parameter((1, 2), meaning="seeds")
     mask: str | None = parameter(None, meaning="solvent mask")
