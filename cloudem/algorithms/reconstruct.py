@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from cloudem.algorithms.mask import soft_sphere
@@ -14,6 +14,7 @@ from cloudem.kernels.slices import (
     complete_friedel,
     correct_gridding,
     crop_volume,
+    gridding,
     half_width,
     padded_box,
     place_volume,
@@ -25,6 +26,16 @@ Float64 = NDArray[np.float64]
 
 CORNER_EDGE = 3.0
 """Width in pixels of the soft edge with which a map ends at half the box."""
+
+REACH, REACH_EDGE = 0.6, 0.15
+"""Distance, in boxes, up to which the points of a map are known to spread into one another, and the soft edge of that:
+beyond it the accumulator's transform is aliased."""
+
+LEVELLED = 6
+"""Shells up to which a map is corrected for uneven weights: beyond, they are even enough and noise decides."""
+
+LEVEL_MARGIN = 5
+"""Shells beyond the corrected ones that the correction reads."""
 
 
 @dataclass
@@ -76,7 +87,7 @@ def shell_weights(sums: Sums, box: int) -> Float64:
     return np.asarray(total / np.maximum(number, 1))
 
 
-def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None) -> Float32:
+def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, levelled: int = LEVELLED) -> Float32:
     """Return the map.
 
     ``V = Σ C X / σ² / (Σ C² / σ² + 1 / τ²)``, with ``1 / τ²`` such that the mean weight of a shell is its
@@ -92,6 +103,9 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None) 
         Spectral signal-to-noise ratio of the map, (n // 2 + 1,); None for no filter beyond a small constant.
     k_max
         Last shell of the map; beyond it is zero.
+    levelled
+        Last shell that is corrected for uneven weights (:func:`_level`), 0 for none. Noise-free data gain from
+        ``n // 2``; noisy data lose by it, since where slices are few the correction amplifies noise.
 
     Returns
     -------
@@ -102,14 +116,64 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None) 
     floor = 1e-3 * mean + 1e-12 * max(mean.max(), 1e-30)
     # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
     regularise = floor if ssnr is None else np.maximum(mean / np.maximum(ssnr, 1e-6), floor)
+    added = regularise.astype(np.float32)[shells]
+    inverse = 1 / (sums.weight + added)
     if k_max is not None:
-        regularise = np.where(np.arange(box // 2 + 1) > k_max, np.inf, regularise)
+        inverse[shells > k_max] = 0
+    solved = sums.data * inverse
+    if levelled:
+        _level(solved, sums, added, inverse, shells, box, levelled)
     padded = padded_box(box)
-    solved = sums.data / (sums.weight + regularise.astype(np.float32)[shells])
     # the transform is that of the padded box: (n_padded / n)³ more voxels in the sum of its inverse
-    volume = real_volume(place_volume(solved, padded), box)
+    volume = correct_gridding(real_volume(place_volume(solved, padded), box), padded)
     # corners that no circle of the images covers hold little but aliased noise
-    return np.asarray(correct_gridding(volume, padded) * soft_sphere(box, box / 2 - CORNER_EDGE, CORNER_EDGE), np.float32)
+    return np.asarray(volume * soft_sphere(box, box / 2 - CORNER_EDGE, CORNER_EDGE), np.float32)
+
+
+def _level(
+    solved: NDArray[np.complex64],
+    sums: Sums,
+    added: Float32,
+    inverse: Float32,
+    shells: NDArray[np.int32],
+    box: int,
+    levelled: int,
+) -> None:
+    """Correct the quotient of data and weights, in place, where the weights are not even.
+
+    Dividing voxel by voxel is exact where weights are constant across the window. Near the origin they are not, since
+    slices crowd there as 1 / |k|, nor at the first oscillations of the CTF: shells 1 to 4 come out up to 15 % wrong.
+    One step of iterative refinement: predict the accumulator from the map, by convolution with what the slices make
+    of a single point, and add the quotient of what is missing. Only the inner shells are transformed, on a small grid.
+    """
+    padded = padded_box(box)
+    m = sums.data.shape[2] - 2
+    inner = min(half_width(levelled + LEVEL_MARGIN, padded / box), m)
+    size = padded if inner == m else _fast_even(2 * inner + 2)
+    rows = slice(m - inner, m + inner + 1)
+    part = (rows, rows, slice(inner + 2))
+    pixel = size / padded  # of the map, in pixels of the small grid
+    line = gridding(size, size)
+    window = np.asarray(line[:, None, None] * line[:, None] * line, np.float32)
+    point = real_volume(place_volume(sums.weight[part].astype(np.complex64), size))
+    point *= soft_sphere(size, REACH * box * pixel, REACH_EDGE * box * pixel) / window
+    response = fourier_volume(point).real + place_volume(added[part].astype(np.complex64), size).real
+    ball = soft_sphere(size, (box / 2 - CORNER_EDGE) * pixel, max(CORNER_EDGE * pixel, 1.0))
+    density = real_volume(place_volume(solved[part], size)) * (ball / window)
+    predicted = fourier_volume(real_volume(fourier_volume(density) * response) * window)
+    around = np.arange(-inner, inner + 1) % size
+    known = np.minimum(inner, size // 2 - 1) + 1
+    missing = sums.data[part][:, :, 1 : known + 1] - predicted[np.ix_(around, around, np.arange(known))]
+    # in the last shell inserted (see half_width) the weights end, and nothing is to be gained
+    last = min(levelled, int((m - 2) * box / padded - 0.5) - 1)
+    part = (rows, rows, slice(1, known + 1))
+    solved[part] += np.where(shells[part] <= last, missing * inverse[part], 0)
+
+
+def _fast_even(size: int) -> int:
+    while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
+        size += 1
+    return size
 
 
 def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:
