@@ -16,6 +16,10 @@ Float64 = NDArray[np.float64]
 AHEAD = 2
 """Shells beyond the resolution that are scored: the next iteration can only find what is looked at."""
 
+LEAKAGE = 3
+"""The limit rises only when the resolution lies this many shells beyond it: the edge of a mask carries the correlation
+of the last shell scored, which may be that of aligned noise, across two more. Real signal reaches further."""
+
 SEARCH_AGAIN = 0.03
 """The grid search is repeated while it still brings more than this share of the images to another maximum."""
 
@@ -176,7 +180,7 @@ def next_state(state: State, settings: Settings, observed: Observed) -> State:
     best, stalled = (shell, 0) if better else (max(state.best, shell), state.stalled + 1)
     searches = state.searches + state.search
     search = state.search and searches < MOST_SEARCHES and (searches < 2 or observed.jumped > SEARCH_AGAIN)
-    limit = int(np.clip(round(shell) + AHEAD, settings.first_limit, min(2 * state.limit, settings.last_limit)))
+    limit = next_limit(shell, state.limit, settings)
     still = stalled >= 1 and observed.moving < CONVERGED_MOVING
     converged = not state.search and not search and (still or stalled >= MOST_STALLED)
     took_all = plan_of(state, settings).k_insert == settings.box // 2 - 1
@@ -193,6 +197,14 @@ def next_state(state: State, settings: Settings, observed: Observed) -> State:
         converged=converged,
         finished=converged and took_all,
     )
+
+
+def next_limit(shell: float, limit: int, settings: Settings) -> int:
+    """Return the highest shell to score, from the resolution (shell) and the limit of the last iteration."""
+    wanted = round(shell) + AHEAD
+    if limit < wanted < limit + LEAKAGE + AHEAD and limit < settings.last_limit - LEAKAGE:
+        wanted = limit
+    return int(np.clip(wanted, settings.first_limit, min(2 * limit, settings.last_limit)))
 
 
 def reference_snr(fsc: Float64) -> Float64:

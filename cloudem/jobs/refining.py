@@ -395,7 +395,10 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
 def within(curves: FscCurves, k_max: int) -> FscCurves:
     """Return curves that are 0 beyond the last shell inserted, where the maps hold nothing but the mask's leakage."""
     keep_shell = np.arange(len(curves.unmasked)) <= k_max
-    return FscCurves(*(curve * keep_shell for curve in curves[:4]), curves.randomise_from)
+    unmasked, masked, randomised, corrected, first = curves
+    return FscCurves(
+        unmasked * keep_shell, masked * keep_shell, randomised * keep_shell, corrected * keep_shell, first
+    )  # fmt: skip
 
 
 def half_mask(run: Run, state: State, half: Float32) -> Float32:

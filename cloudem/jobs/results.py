@@ -60,7 +60,7 @@ def write_maps(
         "pixel_size_A": pixel_size,
         "symmetry": symmetry,
         "resolution_A": done.resolution,
-        "b_factor_A2": done.b_factor,
+        "b_factor_A2": -done.b_factor,
         "wall_s": wall,
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
@@ -68,5 +68,5 @@ def write_maps(
         **run_attributes(progress),
     }
     write_group(context.url, "result", {**arrays, **done.fsc.by_name()}, attributes)
-    progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143), B-factor {done.b_factor:.0f} Å²")
+    progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143), B-factor {-done.b_factor:.0f} Å²")
     progress.message(f"report: {write_report(context.url)}")

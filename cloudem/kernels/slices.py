@@ -144,30 +144,47 @@ def symmetrise(
     Operators that permute axes are exact; for the others the accumulator is interpolated, trilinearly, which its
     oversampling allows.
     """
-    m = sums.shape[2] - 2
-    full_rows = np.arange(-m, m + 1)
-    z, y, x = np.meshgrid(full_rows, full_rows, np.arange(m + 1), indexing="ij")
+    both = np.stack([sums.real, sums.imag, weights], axis=-1)
+    total = rotated_sum(both, np.ascontiguousarray(group, np.float64))
+    total[:, :, 0, :] = total[::-1, ::-1, 2, :] * np.array([1, -1, 1], np.float32)
+    return np.ascontiguousarray(total[..., 0] + 1j * total[..., 1]), np.ascontiguousarray(total[..., 2])
+
+
+@kernel
+def rotated_sum(both: NDArray[np.float32], group: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Sum an accumulator over rotations.
+
+    Parameters
+    ----------
+    both
+        Real part, imaginary part and weight in the layout of this module, (2 m + 1, 2 m + 1, m + 2, 3) float32.
+    group
+        Rotations (g, 3, 3).
+
+    Returns
+    -------
+    The sum over g of the accumulator at ``g k``, same shape; the column kx = -1 and the voxels beyond m - 1 are zero.
+    """
+    m = both.shape[2] - 2
+    rows = np.arange(-m, m + 1)
+    z, y, x = np.meshgrid(rows, rows, np.arange(m + 1), indexing="ij")
     inside = x * x + y * y + z * z <= (m - 1) ** 2
     points = np.stack([x[inside], y[inside], z[inside]], axis=-1).astype(np.float64)
-    both = np.stack([sums.real, sums.imag, weights], axis=-1)
-    total = np.zeros((len(points), 3), np.float32)
+    total = np.zeros((len(points), 3), np.float64)
     for operator in group:
         total += _interpolate(both, points @ operator.T, m)
-    out, out_weights = np.zeros_like(sums), np.zeros_like(weights)
-    out[:, :, 1:][inside] = total[:, 0] + 1j * total[:, 1]
-    out_weights[:, :, 1:][inside] = total[:, 2]
-    out[:, :, 0], out_weights[:, :, 0] = out[::-1, ::-1, 2].conj(), out_weights[::-1, ::-1, 2]
-    return out, out_weights
+    out = np.zeros_like(both)
+    out[:, :, 1:][inside] = total
+    return out
 
 
-def _interpolate(both: NDArray[np.float32], position: Float, m: int) -> NDArray[np.float32]:
+def _interpolate(both: NDArray[np.float32], position: Float, m: int) -> NDArray[np.float64]:
     """Interpolate real part, imaginary part and weight (…, 3) trilinearly at positions (p, 3) as x, y, z."""
-    flipped = position[:, 0] < -1e-9
+    flipped = position[:, 0] < -1e-6
     position = np.where(flipped[:, None], -position, position)
-    base = np.floor(position + 1e-9).astype(np.int64)
-    fraction = (position - base).astype(np.float32)
-    fraction[np.abs(fraction) < 1e-6] = 0
-    value = np.zeros((len(position), 3), np.float32)
+    base = np.floor(position + 1e-6).astype(np.int64)
+    fraction = np.maximum(position - base, 0)
+    value = np.zeros((len(position), 3))
     for dz in (0, 1):
         for dy in (0, 1):
             for dx in (0, 1):
