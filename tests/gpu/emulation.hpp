@@ -1,6 +1,7 @@
 // CUDA's names on the host. The threads of a block are fibers that take turns at barriers, so that kernels with shared
 // memory and shuffles run as they stand, in one thread and always in the same order.
 #include <cmath>
+#include <csetjmp>
 #include <cstddef>
 #include <functional>
 #include <type_traits>
@@ -28,11 +29,14 @@ const std::size_t STACK = 1 << 16;
 
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
     std::vector<char> stack;
-    bool done;
+    bool started, done;
 };
 
+// Contexts give a fiber its stack; after that jumps switch, which need no call of the system.
 static ucontext_t scheduler;
+static jmp_buf scheduler_place;
 static std::vector<Fiber> fibers;
 static std::function<void()> body;
 static float slots[1024];
@@ -41,11 +45,20 @@ static void enter()
 {
     body();
     fibers[threadIdx.x].done = true;
+    _longjmp(scheduler_place, 1);
 }
 
 static void yield()
 {
-    swapcontext(&fibers[threadIdx.x].context, &scheduler);
+    if (!_setjmp(fibers[threadIdx.x].place)) _longjmp(scheduler_place, 1);
+}
+
+static void resume(Fiber &fiber)
+{
+    if (_setjmp(scheduler_place)) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    swapcontext(&scheduler, &fiber.context);
 }
 
 // Returns whether all threads of the block met at the same number of barriers.
@@ -54,7 +67,7 @@ static bool run_block(int threads)
     fibers.resize(threads);
     for (Fiber &fiber : fibers) {
         fiber.stack.resize(STACK);
-        fiber.done = false;
+        fiber.started = fiber.done = false;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = STACK;
@@ -65,7 +78,7 @@ static bool run_block(int threads)
         int finished = 0;
         for (int i = 0; i < threads; i++) {
             threadIdx.x = i;
-            swapcontext(&scheduler, &fibers[i].context);
+            resume(fibers[i]);
             finished += fibers[i].done;
         }
         if (finished) return finished == threads;

@@ -6,6 +6,7 @@ from typing import Any
 
 import cupy
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudem.kernels._cupy.launch import blocks, device, launch
 
@@ -26,12 +27,12 @@ def shift_samples(real: Array, imaginary: Array, kx: Array, ky: Array, shifts: A
 
 def best_rotations(
     cos_even: Array, sin_even: Array, cos_odd: Array, sin_odd: Array, shifts: int
-) -> tuple[Array, Array]:
-    """Twin of :func:`cloudem.kernels.polar.best_rotations`; scores and codes stay on the device."""
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Twin of :func:`cloudem.kernels.polar.best_rotations`; scores and codes come back to the host."""
     angles, _, rows, directions = cos_even.shape
     score = cupy.empty((rows // shifts, 2, directions), np.float32)
     code = cupy.empty(score.shape, np.int32)
     sums = (device(values, np.float32) for values in (cos_even, sin_even, cos_odd, sin_odd))
     grid = blocks(rows // shifts, directions)
     launch("polar", "best_rotations", grid, *sums, angles, rows, directions, int(shifts), score, code)
-    return score, code
+    return cupy.asnumpy(score), cupy.asnumpy(code)
