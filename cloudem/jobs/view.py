@@ -156,4 +156,4 @@ def _pace(stage: Stage) -> str:
     if left is None:
         return clock(stage.elapsed)
     rate = f"{stage.rate:,.0f}" if stage.rate >= 10 else f"{stage.rate:.2g}"
-    return f"{rate} {stage.unit}/s, {clock(left)} left"
+    return f"{rate} {stage.unit}/s, {clock(left)} left" if left > 0 else f"{rate} {stage.unit}/s"

@@ -128,6 +128,10 @@ def touch(item: int, folder: str) -> int:
     return item
 
 
+def touch_parts(item: int, folder: str) -> dict[str, int]:
+    return {"sum": touch(item, folder)}
+
+
 def die_once(item: int, folder: str) -> dict[str, Float32]:
     """Kill the worker process the first time that item 5 comes by."""
     mark = Path(folder) / "died"
@@ -217,6 +221,19 @@ def test_map_is_lazy_and_bounded(executor: Executor, tmp_path: Path) -> None:
     time.sleep(0.2)
     assert 2 <= len(list(tmp_path.iterdir())) <= 2 + 2 * executor.workers
     del results
+
+
+def test_accumulate_is_bounded(executor: Executor, tmp_path: Path) -> None:
+    ahead: list[int] = []
+
+    def count(index: int) -> None:
+        ahead.append(len(list(tmp_path.iterdir())) - index - 1)
+
+    total = executor.accumulate(
+        Fold(touch_parts, plus, keep), range(60), executor.share(str, str(tmp_path)), on_done=count
+    )
+    assert total == {"sum": sum(range(60))}
+    assert max(ahead) <= 2 * executor.workers
 
 
 def test_numerical_libraries_use_one_thread_in_a_task(executor: Executor) -> None:
