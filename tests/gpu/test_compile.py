@@ -30,15 +30,23 @@ def test_nvrtc(module, architecture):
     assert all(b".text." + name.encode() + b"\0" in binary for name in kernels(code))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 @pytest.mark.parametrize("module", MODULES)
-def test_nvcc(module, architecture, tmp_path):
+def test_nvcc(module, tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc in PATH")
     path = tmp_path / f"{module}.cu"
     path.write_text(source(module))
-    command = [nvcc, "-cubin", f"-arch={architecture}", "-std=c++17", "-Xptxas=-v", path, "-o", tmp_path / "out.cubin"]
+    command = [
+        nvcc,
+        "-cubin",
+        f"-arch={ARCHITECTURES[-1]}",
+        "-std=c++17",
+        "-Xptxas=-v",
+        path,
+        "-o",
+        tmp_path / "out.cubin",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # what does not fit the registers goes to memory, which none of these kernels should need
