@@ -47,7 +47,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Half:
-    """What a half-set knows before an iteration: its model, and and of each image so far poses, scale, and whether it is settled."""
+    """What a half-set knows before an iteration: its model; each image's poses, scale, and whether it is settled."""
 
     model: Model
     poses: Poses | None
@@ -126,7 +126,7 @@ def batch_of(dataset: Dataset, indices: NDArray[np.int64], half: Half) -> Batch:
     poses = None
     if half.poses is not None:
         start, stop = np.searchsorted(half.poses.images, [indices[0], indices[-1] + 1])
-        poses = half.poses.take(slice(start, stop))
+        poses = half.poses.take(np.arange(start, stop))
         poses = replace(poses, images=np.searchsorted(indices, poses.images).astype(np.int32))
     scale = half.scale[indices] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], half.settled[indices])

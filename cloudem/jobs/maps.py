@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cloudem.errors import ParameterError
-from cloudem.io.mrc import Volume
+from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.io.mrc import Volume, read_volume
 from cloudem.jobs.progress import Progress
 
 
@@ -39,6 +39,25 @@ def fitted(volume: Volume, what: str, box: int, pixel_size: float, progress: Pro
     offset = size // 2 - step * (box // 2)
     moved = ndimage.affine_transform(data, np.full(3, step), offset=offset, output_shape=(box,) * 3, order=1)
     return np.asarray(moved, np.float32)
+
+
+def read_mask(path: str, box: int, pixel_size: float, progress: Progress) -> NDArray[np.float32]:
+    """Return a mask on the particles' grid, (n, n, n) float32 in 0..1; say so if it had to be resampled.
+
+    Raises
+    ------
+    InconsistentDataError
+        If values lie outside 0..1: it is a map.
+    ParameterError
+        As :func:`fitted`.
+    """
+    volume = read_volume(path)
+    low, high = volume.data.min(), volume.data.max()
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise InconsistentDataError(
+            f"the mask {path} runs from {low:.3g} to {high:.3g}, a mask from 0 to 1; give one of cloudem mask"
+        )
+    return fitted(volume, "mask", box, pixel_size, progress).clip(0, 1)
 
 
 def soft_edge(box: int, radius: float) -> float:

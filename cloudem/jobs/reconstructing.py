@@ -13,11 +13,10 @@ from cloudem.algorithms.reconstruct import complete, merge_sums, solve
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.executor import Fold
 from cloudem.io.groups import has_group, read_attributes, write_group
-from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import assemble, insert_group, keep, merge
 from cloudem.jobs.base import Context, job_record
 from cloudem.jobs.dataset import half_sets, open_dataset
-from cloudem.jobs.maps import fitted, soft_edge
+from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
 from cloudem.jobs.results import write_maps
@@ -63,7 +62,7 @@ def solvent_mask(
     """Return the mask for the FSC: the user's, or one found in the map, or else the particle's sphere."""
     box = whole.shape[0]
     if job.mask is not None:
-        return fitted(read_volume(job.mask), "mask", box, pixel_size, context.progress).clip(0, 1)
+        return read_mask(job.mask, box, pixel_size, context.progress)
     diameter = job.diameter_A or 0.9 * box * pixel_size
     try:
         return estimate_mask(whole, pixel_size, diameter=diameter)

@@ -26,10 +26,11 @@ from cloudem.algorithms.refinement import (
     State,
     first_state,
     intensity_scales,
+    is_moving,
     next_state,
     plan_of,
     reference_snr,
-    is_moving,
+    resolution_shell,
 )
 from cloudem.algorithms.resolution import FscCurves, low_pass, masked_fsc, resolution_at
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
@@ -50,9 +51,9 @@ from cloudem.jobs.alignment import (
     power_of_group,
     read_checkpoint,
 )
-from cloudem.jobs.base import Context, job_record
+from cloudem.jobs.base import Context, job_record, option_of
 from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbers, open_dataset
-from cloudem.jobs.maps import fitted, soft_edge
+from cloudem.jobs.maps import fitted, read_mask, soft_edge
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.results import write_maps
@@ -135,14 +136,18 @@ def refine(job: Refine3D, context: Context) -> None:
     box, pixel_size = settings.box, settings.pixel_size
     facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
     context.progress.facts(facts)
-    mask = None
-    if job.mask is not None:
-        mask = fitted(read_volume(job.mask), "mask", box, pixel_size, context.progress).clip(0, 1)
+    mask = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
     run = Run(job, context, dataset, settings, mask, group)
     started = time.monotonic()
     if state is None:
         state = begin(run)
     else:
+        before = len(read_checkpoint(run.url)[0].half_set)
+        if before != len(dataset.store):
+            raise InconsistentDataError(
+                f"{run.url} was begun with {before} particles and {job.particles} holds {len(dataset.store)} now; "
+                "choose another --out, or --restart to replace it"
+            )
         context.progress.message(f"resuming with iteration {state.iteration}")
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
@@ -177,6 +182,11 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         weight=weight[best],
         score=score[best],
     )
+    if resolution_shell(outcome.observed.fsc) <= s.first_limit + 1:
+        run.context.progress.warning(
+            f"the refinement did not get beyond --initial-resolution-A {run.job.initial_resolution_A:g} Å, where it "
+            "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
+        )
     mask = np.maximum(*outcome.masks)
     write_maps(
         run.context, outcome.halves, outcome.whole, mask, s.pixel_size, run.job.symmetry, run.job.seed, wall, refined
@@ -188,21 +198,28 @@ def resumed(job: Refine3D, url: str) -> State | None:
     record = read_attributes(url, "")
     if record is None:
         return None
+    if record.get("job") != job.name:
+        what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
+        raise OutputExistsError(f"{url} holds {what}; choose another --out")
     if job.restart:
         for path in ("result", "particles", CHECKPOINT, *(f"iterations/{n}" for n in list_groups(url, "iterations"))):
             delete_group(url, path)
         return None
+    finished = has_group(url, "result")
+    state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
+    if not finished and not state:
+        return None  # it ended before its first iteration: nothing is lost if this one has other parameters
     free = {"out", "restart", "max_iterations"}
     mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
-    theirs = {k: v for k, v in record.get("parameters", {}).items() if k not in free}
-    if record.get("job") != job.name or mine != theirs:
-        changed = ", ".join(k for k in mine if mine[k] != theirs.get(k))
-        what = f"this job with other {changed}" if record.get("job") == job.name else "the results of another job"
-        raise OutputExistsError(f"{url} holds {what}; choose another --out, or --restart to replace it")
-    if has_group(url, "result"):
+    theirs = record.get("parameters", {})
+    changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
+    if changed:
+        raise OutputExistsError(
+            f"{url} holds this job with other {', '.join(changed)}; choose another --out, or --restart to replace it"
+        )
+    if finished:
         raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
-    attributes = read_attributes(url, CHECKPOINT) if has_group(url, CHECKPOINT) else None
-    return State(**attributes["state"]) if attributes else None
+    return State(**state)
 
 
 def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
@@ -260,9 +277,9 @@ def begin(run: Run) -> State:
     )
     write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
     if not job.local:
-        save(run, start, state)
-        factor = np.float32(reference_scale(run, state))
-        start = replace(start, references=start.references * factor)
+        save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
+        factor = reference_scales(run, state).astype(np.float32)
+        start = replace(start, references=start.references * factor[:, None, None, None])
     save(run, start, state)
     return state
 
@@ -304,9 +321,9 @@ def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
     return lambda index: stage.advance(len(items[index].indices))
 
 
-def save(run: Run, checkpoint: Checkpoint, state: State) -> None:
-    """Commit a checkpoint together with the state."""
-    write_group(run.url, CHECKPOINT, checkpoint.arrays(), {"state": state.record()})
+def save(run: Run, checkpoint: Checkpoint, state: State | None) -> None:
+    """Commit a checkpoint together with the state; None if no iteration can begin with it yet."""
+    write_group(run.url, CHECKPOINT, checkpoint.arrays(), {"state": state.record() if state else None})
 
 
 def share(run: Run, plan: Plan) -> tuple[Shared[Any], Shared[Any], Shared[Any]]:
@@ -315,24 +332,34 @@ def share(run: Run, plan: Plan) -> tuple[Shared[Any], Shared[Any], Shared[Any]]:
     return run.executor.share(open_dataset, run.job.particles), first, second
 
 
-def reference_scale(run: Run, state: State) -> float:
-    """Return the factor that puts the reference on the images' scale; refuse images of the opposite contrast."""
+def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
+    """Return each half-set's factor that puts the reference on its images' scale, (2,).
+
+    Raises
+    ------
+    InconsistentDataError
+        The images are of the opposite contrast, and that is not to be ignored.
+    """
     halves = read_checkpoint(run.url)[0].half_set
     items = tasks(halves, run.job.group_size, CONTRAST_SAMPLE)
     plan = plan_of(state, run.settings)
     fold = Fold(partial(contrast_of_group, plan=plan), merge, keep)
     with run.context.progress.stage("contrast", sum(len(item.indices) for item in items)) as stage:
         found = run.executor.accumulate(fold, items, *share(run, plan), on_done=counter(stage, items))
-    own, opposite, numerator, norm = np.concatenate([rows for half in (1, 2) for rows in found[half]]).T
-    difference = own - opposite
+    rows = [np.concatenate(found[half]) for half in (1, 2)]
+    difference = np.concatenate([half[:, 0] - half[:, 1] for half in rows])
     error = difference.std() / np.sqrt(len(difference))
     run.context.log.debug("likelihood of the reference over its negative: %.3g ± %.3g", difference.mean(), error)
     if difference.mean() < -4 * error:
         text = "the images match the negative of the reference: protein is dark in one of the two"
         if not run.job.ignore_contrast:
-            raise InconsistentDataError(f"{text}; import the stack with --invert-contrast (or go on with --ignore-contrast)")
+            raise InconsistentDataError(
+                f"{text}; import the stack with --invert-contrast (or go on with --ignore-contrast)"
+            )
         run.context.progress.warning(text)
-    return float(numerator.sum() / norm.sum()) if norm.sum() > 0 and numerator.sum() > 0 else 1.0
+    numerator, norm = np.array([half[:, 2:].sum(axis=0) for half in rows]).T
+    usable = (numerator > 0) & (norm > 0)
+    return np.where(usable, numerator / np.where(usable, norm, 1), 1.0)
 
 
 def iterate(run: Run, state: State) -> tuple[Outcome, State]:
@@ -374,7 +401,9 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
     masks = [half_mask(run, state, half) for half in halves]
     curves = within(masked_fsc(halves[0], halves[1], np.maximum(*masks), seed=run.job.seed), plan.k_insert)
     snr = reference_snr(curves.corrected)
-    references = [solve(half, s.box, snr, plan.k_insert) * mask for half, mask in zip(complete_sums, masks, strict=True)]
+    references = [
+        solve(half, s.box, snr, plan.k_insert) * mask for half, mask in zip(complete_sums, masks, strict=True)
+    ]
     noise = (sums["noise", h] for h in (1, 2))
     # merging comes last because it overwrites the first half's sums; only the final map ever sees the result
     whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
