@@ -72,7 +72,7 @@ class Poses:
     numerator: Float64
     norm: Float64
 
-    def take(self, index: NDArray[Any]) -> Poses:
+    def take(self, index: NDArray[Any] | slice) -> Poses:
         """Return some of the poses."""
         return Poses(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
@@ -218,10 +218,12 @@ def evidence(poses: Poses) -> Float64:
     """Return the logarithm of the probability mass under each maximum, by Laplace's approximation, (c,)."""
     floor = 1e-6 * np.einsum("caa->ca", poses.precision).max(axis=1) + 1e-12
     _, log_determinant = np.linalg.slogdet(poses.precision + floor[:, None, None] * np.eye(5))
-    return poses.score - log_determinant / 2
+    return np.asarray(poses.score - log_determinant / 2)
 
 
-def compete(poses: Poses, *, apart: float, keep: int, least: float, group: Float64 | None = None) -> tuple[Poses, Float64]:
+def compete(
+    poses: Poses, *, apart: float, keep: int, least: float, group: Float64 | None = None
+) -> tuple[Poses, Float64]:
     """Drop poses that reached the same maximum or are improbable; weight the rest.
 
     Parameters
@@ -267,7 +269,7 @@ def compete(poses: Poses, *, apart: float, keep: int, least: float, group: Float
 def _apart(a: Float64, b: Float64, group: Float64 | None) -> Float64:
     if group is None or len(group) == 1:
         return angle_between(a, b)
-    return np.min([angle_between(a @ operator, b) for operator in group], axis=0)
+    return np.asarray(np.min([angle_between(a @ operator, b) for operator in group], axis=0))
 
 
 def limits(first: int, last: int) -> Sequence[int]:

@@ -140,11 +140,12 @@ class Batch:
             place[index] = np.arange(len(index))
             poses = poses.take(place[poses.images] >= 0)
             poses = replace(poses, images=place[poses.images])
-        parts = (self.images, self.terms, self.scale, self.optics_group, self.settled)
-        return Batch(*(part[index] for part in parts), poses)
+        table = (self.scale[index], self.optics_group[index], self.settled[index])
+        return Batch(self.images[index], self.terms[index], *table, poses)
 
 
-class Expected(NamedTuple):
+@dataclass(frozen=True)
+class Expected:
     """What a batch gives back, besides its slices.
 
     Attributes
@@ -289,9 +290,7 @@ def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
     return Expected(found, weights, residual, count)
 
 
-def explore(
-    batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model
-) -> Poses:
+def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model) -> Poses:
     """Search the images that are not settled; return their candidates, refined at the search limit, and other poses."""
     padding = padded_box(plan.box) / plan.box
     found = batch.poses
@@ -303,9 +302,7 @@ def explore(
         chosen = replace(chosen, images=unsettled[chosen.images].astype(np.int32))
         found = chosen if found is None else join(found, chosen)  # the poses so far compete
     assert found is not None  # noqa: S101 - an image without poses is never settled
-    found = refine_poses(
-        model.volume, padding, plan.box, data, found, model.prior, steps=4, longest_turn=plan.step / 2
-    )
+    found = refine_poses(model.volume, padding, plan.box, data, found, model.prior, steps=4, longest_turn=plan.step / 2)
     return compete(found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group)[0]
 
 
@@ -318,9 +315,7 @@ def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: 
     )  # fmt: skip
 
 
-def residual_power(
-    batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, model: Model
-) -> tuple[Float64, Float64]:
+def residual_power(batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, model: Model) -> tuple[Float64, Float64]:
     """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
 
     Of every fourth image (:data:`NOISE_STRIDE`).
@@ -356,7 +351,7 @@ def noise_variance(residual: Float64, count: Float64, box: int) -> Float64:
     if np.any(count == 0):
         variance[count == 0] = residual.sum(axis=0) / np.maximum(2 * pixels * count.sum(), 1)
         variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
-    return np.maximum(variance, 1e-12 * variance.max())
+    return np.asarray(np.maximum(variance, 1e-12 * variance.max()))
 
 
 def contrast(batch: Batch, plan: Plan, model: Model) -> Float64:
@@ -403,5 +398,3 @@ def power_spectrum(images: Float32, optics_group: NDArray[np.int32], groups: int
     power = values.real**2 + values.imag**2
     by_pixel = np.array([power[optics_group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
     return shell_sums(by_pixel, disc.shell, box // 2 + 1), np.bincount(optics_group, minlength=groups).astype(float)
-
-

@@ -113,7 +113,7 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
     """
     shells = np.minimum(shells_of(sums, box), box // 2)
     mean = shell_weights(sums, box)
-    floor = 1e-3 * mean + 1e-12 * max(mean.max(), 1e-30)
+    floor = 1e-3 * mean + 1e-12 * mean.max() + 1e-30
     # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
     regularise = floor if ssnr is None else np.maximum(mean / np.maximum(ssnr, 1e-6), floor)
     added = regularise.astype(np.float32)[shells]

@@ -114,8 +114,13 @@ class Hits:
 
 
 def search(
-    reference: SearchGrid, samples: NDArray[np.complex64], origin: Float32, weight: Float32, power: Float32,
-    shifts: Float64, prior: Float32,
+    reference: SearchGrid,
+    samples: NDArray[np.complex64],
+    origin: Float32,
+    weight: Float32,
+    power: Float32,
+    shifts: Float64,
+    prior: Float32,
 ) -> Hits:
     """Score images against all directions, in-plane rotations and shifts.
 
@@ -142,7 +147,7 @@ def search(
     # a ring's half circle stands for pi k pixels; harmonics of q > 0 count twice, for -q
     fold = (np.pi * rings).astype(np.float32)[:, None]
     twice = (1 + (grid.even > 0)).astype(np.float32)[:, None, None, None]
-    norm = (power * fold.T) @ reference.power
+    norm: Float32 = ((power * fold.T) @ reference.power).astype(np.float32)
     numerator = np.empty((count, 2, directions), np.float32)
     code = np.empty((count, 2, directions), np.int32)
     per_tile = max(1, ROW_TILE // tried)
@@ -161,8 +166,14 @@ def search(
     return Hits(numerator, norm, code)
 
 
-def poses(reference: SearchGrid, hits: Hits, images: NDArray[Any], side: NDArray[Any], direction: NDArray[Any],
-          shifts: Float64) -> tuple[Float64, Float64]:
+def poses(
+    reference: SearchGrid,
+    hits: Hits,
+    images: NDArray[Any],
+    side: NDArray[Any],
+    direction: NDArray[Any],
+    shifts: Float64,
+) -> tuple[Float64, Float64]:
     """Return rotations (c, 3, 3) and shifts (c, 2) of chosen hits: image, side (0, or 1 for opposite), direction."""
     shift, psi = decode(hits.code[images, side, direction], reference.grid.angles)
     base = reference.rotations[direction]

@@ -97,12 +97,13 @@ def half_sets(particles: Particles, seed: int) -> NDArray[np.int8]:
 
 
 def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut indices into consecutive groups of nearly equal length, none longer than ``size``.
+    """Cut indices into consecutive groups of nearly equal length, none longer than ``size``, four if they are few.
 
     Groups depend on the number of particles alone, never on that of the workers, so that sums come out the same to
     the bit on any machine.
     """
-    return np.array_split(indices, max(1, -(-len(indices) // size)))
+    count = max(-(-len(indices) // size), min(4, -(-len(indices) // BATCH)), 1)
+    return np.array_split(indices, count)
 
 
 def batches(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -116,5 +117,3 @@ def micrograph_numbers(particles: Particles) -> NDArray[np.int64]:
     if "micrograph" in particles:
         return np.asarray(np.unique(particles["micrograph"], return_inverse=True)[1], np.int64)
     return particles.get("optics_group", 0).astype(np.int64)
-
-

@@ -19,8 +19,12 @@ class Reconstruct(Job):
 
     particles: str = parameter(meaning="particle store with poses")
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
-    diameter_A: float = parameter(0.0, meaning="particle diameter, for the mask of the FSC; 0 for 90 % of the box", ge=0)
-    mask: str | None = parameter(None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent")
+    diameter_A: float = parameter(
+        0.0, meaning="particle diameter, for the mask of the FSC; 0 for 90 % of the box", ge=0
+    )
+    mask: str | None = parameter(
+        None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent"
+    )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)
     group_size: int = parameter(1250, meaning="images of one task", ge=50)
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")

@@ -23,10 +23,14 @@ class Refine3D(Job):
     reference: str = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
     diameter_A: float = parameter(meaning="diameter of a circle that holds the particle", gt=0)
-    mask: str | None = parameter(None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent")
+    mask: str | None = parameter(
+        None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent"
+    )
     initial_resolution_A: float = parameter(40.0, meaning="resolution to which the reference is trusted", gt=0)
     max_resolution_A: float = parameter(0.0, meaning="finest resolution ever scored; 0 for no limit but Nyquist", ge=0)
-    search_step_deg: float = parameter(7.5, meaning="finest distance between directions of the grid search", gt=0.5, le=30)
+    search_step_deg: float = parameter(
+        7.5, meaning="finest distance between directions of the grid search", gt=0.5, le=30
+    )
     shift_range_A: float = parameter(
         0.0, meaning="furthest shift from the box centre in the first search; 0 for 6 % of the diameter", ge=0
     )

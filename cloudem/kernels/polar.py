@@ -11,7 +11,7 @@ replaces F_q by ``(-1)^q conj(F_q)``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,8 @@ def harmonics(real: Float32, imaginary: Float32, grid: PolarGrid) -> Harmonics:
     ----------
     real, imaginary
         Shape (rows, K, m / 2), float32.
+    grid
+        Where they were taken.
 
     Returns
     -------
@@ -151,6 +153,8 @@ def shift_samples(
         Shape (s,).
     shifts
         Shape (b, t, 2), pixels: for each image its own.
+    box
+        Pixels.
 
     Returns
     -------
@@ -224,6 +228,8 @@ def rotation_scores(
         Weighted harmonics of the images, (q, 2, K, rows): the sum over rings and both signs of q must be folded in.
     reference
         Harmonics of slices, (q, 2, K, d).
+    grid
+        Of both.
     offset
         Added to all scores of a row, (rows,): the logarithm of its prior.
 

@@ -31,7 +31,8 @@ def shell_sums(values: NDArray[Any], shells: NDArray[np.int32], count: int) -> F
     keep = shells < count
     flat = values.reshape(-1, values.shape[-1])[:, keep]
     sums = [np.bincount(shells[keep], row, minlength=count) for row in flat]
-    return np.asarray(sums, np.float64).reshape(*values.shape[:-1], count)
+    summed: Float64 = np.array(sums, np.float64).reshape(*values.shape[:-1], count)
+    return summed
 
 
 def correlation(cross: Float64, power_a: Float64, power_b: Float64) -> Float64:
@@ -57,15 +58,14 @@ def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     """
     n = a.shape[0]
     shells = shell_index(n)
-    weight = np.full(n // 2 + 1, 2.0)
+    weight: Float64 = np.full(n // 2 + 1, 2.0)
     weight[[0, -1]] = 1.0
     fa, fb = fourier_volume(a), fourier_volume(b)
     flat = shells.ravel()
     count = n // 2 + 1
 
     def total(values: NDArray[Any]) -> Float64:
-        summed: Float64 = np.bincount(flat, (values * weight).ravel(), minlength=count)[:count]
-        return summed
+        return np.asarray(np.bincount(flat, (values * weight).ravel(), minlength=count)[:count], np.float64)
 
     cross = total(fa.real * fb.real + fa.imag * fb.imag)
     return correlation(cross, total(fa.real**2 + fa.imag**2), total(fb.real**2 + fb.imag**2))

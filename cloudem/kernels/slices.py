@@ -47,8 +47,8 @@ def _window_polynomials() -> NDArray[np.float64]:
     for j in range(WINDOW):
         inside = np.maximum(1 - ((f + 1 - j) / (WINDOW / 2)) ** 2, 0)
         rows.append(Polynomial.fit(f, scipy.special.i0(beta * np.sqrt(inside)), 6, domain=[0, 1], window=[0, 1]).coef)
-    coefficients = np.array(rows)
-    return np.asarray(coefficients / np.sum(coefficients / np.arange(1, 8)))
+    coefficients: NDArray[np.float64] = np.array(rows, np.float64)
+    return coefficients / float(np.sum(coefficients / np.arange(1, 8)))
 
 
 POLYNOMIALS = _window_polynomials()
@@ -208,7 +208,7 @@ def _taps(position: Float, m: int) -> list[tuple[NDArray[np.int64], Float, Float
     """Return for each of the 64 voxels its flat index (b, p), weight (b, p) and the weight's gradient (b, p, 3)."""
     base = np.floor(position).astype(np.int64)
     w, d = window(position - base)  # (4, b, p, 3)
-    taps = []
+    taps: list[tuple[NDArray[np.int64], Float, Float]] = []
     for k in range(WINDOW):
         for j in range(WINDOW):
             for i in range(WINDOW):

@@ -39,7 +39,11 @@ def _ctf_values(x: Any, y: Any, terms: Any, out: Any) -> None:
             u = t * t
             sine = t * (
                 np.float32(0.9999999995)
-                + u * (np.float32(-0.1666666580) + u * (np.float32(0.0083332963) + u * (np.float32(-0.0001983405) + u * np.float32(2.7161e-6))))
+                + u
+                * (
+                    np.float32(-0.1666666580)
+                    + u * (np.float32(0.0083332963) + u * (np.float32(-0.0001983405) + u * np.float32(2.7161e-6)))
+                )
             )
             out[i, j] = sine
         if envelope != 0:
