@@ -23,6 +23,7 @@ from cloudem.algorithms.align import (
 from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.search import Hits, SearchGrid, poses, search, shift_grid
+from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.shells import shell_sums
@@ -178,14 +179,23 @@ class Spectra(NamedTuple):
 
 def spectra(batch: Batch, plan: Plan) -> Spectra:
     """Transform a batch."""
-    disc = half_disc(plan.box, plan.box // 2 - 1)
+    xp = array_namespace(batch.images)
+    disc = half_disc(plan.box, plan.box // 2 - 1).beside(batch.images)
     edge = min(6.0, plan.box / 2 - plan.radius)
+    mask = xp.asarray(soft_circle(plan.box, plan.radius, max(edge, 1.0)))
     whole = sample_half_disc(fourier_images(batch.images), disc)
-    transforms = fourier_images(batch.images * soft_circle(plan.box, plan.radius, max(edge, 1.0)))
+    transforms = fourier_images(batch.images * mask)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
-    values *= batch.scale.astype(np.float32)[:, None]
-    origin = np.ascontiguousarray(transforms[:, 0, 0].real)
+    values *= xp.asarray(batch.scale, np.float32)[:, None]
+    origin = transforms[:, 0, 0].real.copy()
     return Spectra(disc, sample_half_disc(transforms, disc), whole, origin, values)
+
+
+def inverse_noise(batch: Batch, model: Model) -> Float32:
+    """Return 1 / σ² by image and shell, (b, n // 2 + 1), where the images are."""
+    inverse: Float32 = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
+    placed: Float32 = array_namespace(batch.images).asarray(inverse)
+    return placed
 
 
 def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_max: int) -> Weighted:
@@ -204,13 +214,15 @@ def find(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: M
     """Search a batch; return the hits and the shifts (b, t, 2) that were tried."""
     grid = model.grid
     assert grid is not None  # noqa: S101 - the caller's plan has a search
-    rings = np.arange(1, plan.k_search + 1)
+    xp = array_namespace(spectrum.masked)
     samples = sample_from(spectrum, spectrum.masked, grid.disc)
-    weight = ctf_values(grid.grid.kx, grid.grid.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
-    weight *= batch.scale.astype(np.float32)[:, None]
+    kx, ky = xp.asarray(grid.grid.kx), xp.asarray(grid.grid.ky)
+    weight = ctf_values(kx, ky, batch.terms, 1 / (plan.box * plan.pixel_size))
+    weight *= xp.asarray(batch.scale, np.float32)[:, None]
     by_ring = weight.reshape(len(weight), plan.k_search, -1)
-    power = np.mean(by_ring**2, axis=-1) * inverse[:, rings]
-    by_ring *= inverse[:, rings, None]
+    by_shell = inverse[:, 1 : plan.k_search + 1]
+    power = np.mean(by_ring**2, axis=-1) * by_shell
+    by_ring *= by_shell[:, :, None]
     tried = shift_grid(plan.shift_radius, plan.shift_step)
     centre = best_shifts(batch)
     shifts = centre[:, None] + tried
@@ -282,7 +294,7 @@ def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
         Accumulator for shells up to ``plan.k_insert``, changed in place.
     """
     spectrum = spectra(batch, plan)
-    inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
+    inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
     whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
     add_slices(sums, whole, found, weights, plan.box)
@@ -328,12 +340,14 @@ def residual_power(batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, mo
     pixels = np.flatnonzero(disc.shell <= plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]
     slices = extract(model.volume, best.rotations, kx, ky, padded_box(plan.box) / plan.box)
-    angle = (-2 * np.pi / plan.box * (best.shifts[:, :1] * kx + best.shifts[:, 1:] * ky)).astype(np.float32)
+    xp = array_namespace(slices)
+    shifts = xp.asarray(best.shifts)
+    angle = (-2 * np.pi / plan.box * (shifts[:, :1] * kx + shifts[:, 1:] * ky)).astype(np.float32)
     slices *= np.exp(1j * angle)
     residual = spectrum.whole[best.images]
     residual[:, pixels] -= spectrum.ctf[best.images][:, pixels] * slices
     groups = len(model.sigma2)
-    by_pixel = np.zeros((groups, residual.shape[1]))
+    by_pixel = xp.zeros((groups, residual.shape[1]))
     power = residual.real**2 + residual.imag**2
     membership = batch.optics_group[best.images]
     for g in range(groups):
@@ -363,7 +377,7 @@ def contrast(batch: Batch, plan: Plan, model: Model) -> Float64:
     opposite sign, and N and D of the former. The sum of N over that of D is the scale of the reference.
     """
     spectrum = spectra(batch, plan)
-    inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
+    inverse = inverse_noise(batch, model)
     opposite = spectrum._replace(masked=-spectrum.masked, origin=-spectrum.origin)
     columns = []
     for images in (spectrum, opposite):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.backend.arrays import array_namespace, on_device
 from cloudem.kernels.fourier import HalfDisc, half_disc
 from cloudem.kernels.polar import (
     Harmonics,
@@ -17,6 +18,7 @@ from cloudem.kernels.polar import (
     harmonics,
     polar_grid,
     polar_interpolation,
+    ring_norms,
     rotation_scores,
     shift_samples,
 )
@@ -29,6 +31,9 @@ Float64 = NDArray[np.float64]
 DIRECTION_TILE = 64
 ROW_TILE = 64
 """Directions, and images × shifts, of one matrix product: its output then stays in the second-level cache."""
+
+DEVICE_TILES = 1024, 1024
+"""The same on a GPU, which needs more at once: its output then takes half a gigabyte."""
 
 MARGIN = 3
 """Shells beyond the search limit that the interpolation to polar samples reads."""
@@ -88,10 +93,13 @@ def search_grid(
     disc = half_disc(box, min(k_max + MARGIN, box // 2 - 1))
     rotations = view_rotations(asymmetric_directions(step, group))
     samples = extract(volume, rotations, grid.kx, grid.ky, padding).reshape(len(rotations), k_max, -1)  # type: ignore[arg-type]
-    slices = harmonics(np.ascontiguousarray(samples.real), np.ascontiguousarray(samples.imag), grid)
+    xp = array_namespace(samples)
+    slices = harmonics(samples.real.copy(), samples.imag.copy(), grid)
     power = np.mean(samples.real**2 + samples.imag**2, axis=-1).T
-    interpolation = polar_interpolation(grid, disc, box, radius)
-    return SearchGrid(box, grid, disc, *interpolation, rotations, slices, np.ascontiguousarray(power, np.float32))
+    to_real, to_imaginary, from_origin = map(xp.asarray, polar_interpolation(grid, disc, box, radius))
+    return SearchGrid(
+        box, grid, disc, to_real, to_imaginary, from_origin, rotations, slices, xp.ascontiguousarray(power, np.float32)
+    )
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ def search(
     shifts, prior
         Shifts to try, (b, t, 2) pixels, and the logarithm of their prior, (b, t).
     """
+    xp = array_namespace(samples)
     grid = reference.grid
     count, tried = shifts.shape[:2]
     directions = reference.power.shape[1]
@@ -145,21 +154,22 @@ def search(
     imaginary = (samples.imag @ reference.to_imaginary) * weight
     rings = np.arange(1, grid.k_max + 1)
     # a ring's half circle stands for pi k pixels; harmonics of q > 0 count twice, for -q
-    fold = (np.pi * rings).astype(np.float32)[:, None]
-    twice = (1 + (grid.even > 0)).astype(np.float32)[:, None, None, None]
-    norm: Float32 = ((power * fold.T) @ reference.power).astype(np.float32)
+    fold = xp.asarray((np.pi * rings).astype(np.float32)[:, None])
+    twice = xp.asarray((1 + (grid.even > 0)).astype(np.float32)[:, None, None, None])
+    norm = ring_norms(power * fold.T, reference.power)
     numerator = np.empty((count, 2, directions), np.float32)
     code = np.empty((count, 2, directions), np.int32)
-    per_tile = max(1, ROW_TILE // tried)
+    row_tile, direction_tile = DEVICE_TILES if on_device(samples) else (ROW_TILE, DIRECTION_TILE)
+    per_tile = max(1, row_tile // tried)
     for first in range(0, count, per_tile):
         rows = slice(first, min(first + per_tile, count))
         turned = shift_samples(real[rows], imaginary[rows], grid.kx, grid.ky, shifts[rows], reference.box)
         parts = [part.reshape(-1, grid.k_max, grid.angles // 2) for part in turned]
         image = harmonics(parts[0], parts[1], grid)
         image = Harmonics(image.even * (fold * twice), image.odd * (2 * fold))
-        offset = prior[rows].ravel()
-        for start in range(0, directions, DIRECTION_TILE):
-            tile = slice(start, min(start + DIRECTION_TILE, directions))
+        offset = xp.asarray(prior[rows].ravel())
+        for start in range(0, directions, direction_tile):
+            tile = slice(start, min(start + direction_tile, directions))
             slices = Harmonics(reference.slices.even[..., tile], reference.slices.odd[..., tile])
             sums = rotation_scores(image, slices, grid, offset)
             numerator[rows, :, tile], code[rows, :, tile] = best_rotations(*sums, tried)

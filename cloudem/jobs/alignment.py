@@ -25,6 +25,7 @@ from cloudem.algorithms.expectation import (
 )
 from cloudem.algorithms.reconstruct import Sums, empty_sums, merge_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
+from cloudem.backend.arrays import Device, choose_device, on_device, to_device
 from cloudem.io.groups import read_group
 from cloudem.jobs.dataset import Dataset, batches
 from cloudem.kernels.slices import padded_box
@@ -108,6 +109,7 @@ def build_half(url: str, half: int, plan: Plan, symmetry: str) -> Half:
     checkpoint, _ = read_checkpoint(url)
     group = operators(symmetry)
     volume = reference_volume(checkpoint.references[half - 1], max(plan.k_score, plan.k_search + MARGIN))
+    volume = to_device(volume, choose_device())
     grid = None
     if plan.k_search:
         padding = padded_box(plan.box) / plan.box
@@ -130,7 +132,8 @@ def batch_of(dataset: Dataset, indices: NDArray[np.int64], half: Half) -> Batch:
         poses = replace(poses, images=np.searchsorted(indices, poses.images).astype(np.int32))
     scale = half.scale[indices] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], half.settled[indices])
-    return Batch(dataset.images(indices), *table, poses)
+    images = to_device(dataset.images(indices), "gpu" if on_device(half.model.volume) else "cpu")
+    return Batch(images, *table, poses)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ class Found:
 def align_group(item: Item, dataset: Dataset, first: Half, second: Half, plan: Plan) -> Mapping[Hashable, Any]:
     """Run the expectation step on a group of images; the ``add`` of the refinement's fold."""
     half = (first, second)[item.half - 1]
-    sums = empty_sums(plan.box, plan.k_insert)
+    device: Device = "gpu" if on_device(half.model.volume) else "cpu"
+    sums = moved(empty_sums(plan.box, plan.k_insert), device)
     found: Found | None = None
     residual: NDArray[np.float64] | None = None
     for _, indices in batches(item.indices):
@@ -154,7 +158,12 @@ def align_group(item: Item, dataset: Dataset, first: Half, second: Half, plan: P
         noise = np.column_stack([expected.residual, expected.count])
         found = here if found is None else merge(found, here)
         residual = noise if residual is None else residual + noise
-    return {("poses", item.half): found, ("noise", item.half): residual, **cut(sums, item.half)}
+    return {("poses", item.half): found, ("noise", item.half): residual, **cut(moved(sums, "cpu"), item.half)}
+
+
+def moved(sums: Sums, device: Device) -> Sums:
+    """Return an accumulator on a device."""
+    return Sums(to_device(sums.data, device), to_device(sums.weight, device))
 
 
 def cut(sums: Sums, half: int) -> dict[Hashable, Any]:

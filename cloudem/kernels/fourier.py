@@ -11,6 +11,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from cloudem.backend.arrays import array_namespace, fft_namespace
+
 Float = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
 Int32 = NDArray[np.int32]
@@ -27,6 +29,10 @@ class HalfDisc(NamedTuple):
     kx: Int32
     ky: Int32
     shell: Int32
+
+    def beside(self, array: NDArray[Any]) -> HalfDisc:
+        """Return it where an array lives."""
+        return HalfDisc(*map(array_namespace(array).asarray, self))
 
 
 def half_disc(box: int, k_max: int) -> HalfDisc:
@@ -63,7 +69,7 @@ def fourier_images(images: Float) -> Complex:
     -------
     Shape (b, n, n // 2 + 1), complex of the same precision, ky in FFT order; unnormalised, origin at the box centre.
     """
-    transform: Complex = scipy.fft.rfft2(images)
+    transform: Complex = fft_namespace(images).rfft2(images)
     # (-1)^k is the shift by n/2, whatever n/2 is: exp(-2 pi i k (n/2) / n)
     return _centre(transform, 2)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import j0
 
+from cloudem.backend.arrays import array_namespace
 from cloudem.backend.kernel import kernel
 from cloudem.kernels.fourier import HalfDisc
 
@@ -131,11 +132,12 @@ def harmonics(real: Float32, imaginary: Float32, grid: PolarGrid) -> Harmonics:
     -------
     :class:`Harmonics` with arrays (q, 2, K, rows).
     """
+    xp = array_namespace(real)
     rows = len(real)
     parts = []
     for samples, matrix in zip((real, imaginary), angular_matrices(grid), strict=True):
-        flat = samples.reshape(rows * grid.k_max, -1) @ matrix
-        parts.append(np.ascontiguousarray(flat.reshape(rows, grid.k_max, 2, -1).transpose(3, 2, 1, 0)))
+        flat = samples.reshape(rows * grid.k_max, -1) @ xp.asarray(matrix)
+        parts.append(xp.ascontiguousarray(flat.reshape(rows, grid.k_max, 2, -1).transpose(3, 2, 1, 0)))
     return Harmonics(*parts)
 
 
@@ -163,6 +165,12 @@ def shift_samples(
     angle = 2 * np.pi / box * (shifts[..., :1] * kx + shifts[..., 1:] * ky)
     turned = (real + 1j * imaginary)[:, None] * np.exp(1j * angle)
     return turned.real.astype(np.float32), turned.imag.astype(np.float32)
+
+
+@kernel
+def ring_norms(power: Float32, slices: Float32) -> Float32:
+    """Return the sums over rings of the products of (b, K) and (K, d): (b, d), on the host."""
+    return power @ slices
 
 
 @kernel
@@ -237,17 +245,18 @@ def rotation_scores(
     -------
     The four arrays that :func:`best_rotations` reads.
     """
-    tables = rotation_matrices(grid)
+    xp = array_namespace(offset)
+    tables = [xp.asarray(table) for table in rotation_matrices(grid)]
     out = []
     for parity, (y, s) in enumerate(((image.even, reference.even), (image.odd, reference.odd))):
         q, _, _, rows = y.shape
         directions = s.shape[-1]
         left = y.swapaxes(-1, -2)
-        cosine, sine = (np.empty((q, 2, rows, directions), np.float32) for _ in range(2))
-        np.matmul(left[:, 0], s[:, 0], out=cosine[:, 0])
-        np.matmul(left[:, 1], s[:, 1], out=cosine[:, 1])
-        np.matmul(left[:, 1], s[:, 0], out=sine[:, 0])
-        np.matmul(left[:, 0], s[:, 1], out=sine[:, 1])
+        cosine, sine = (xp.empty((q, 2, rows, directions), np.float32) for _ in range(2))
+        xp.matmul(left[:, 0], s[:, 0], out=cosine[:, 0])
+        xp.matmul(left[:, 1], s[:, 1], out=cosine[:, 1])
+        xp.matmul(left[:, 1], s[:, 0], out=sine[:, 0])
+        xp.matmul(left[:, 0], s[:, 1], out=sine[:, 1])
         if parity == 0:
             cosine[0, 0] += offset[:, None]  # the frequency 0 is the same for all angles
         for table, products in ((tables[2 * parity], cosine), (tables[2 * parity + 1], sine)):

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.backend.kernel import kernel
 from cloudem.kernels.fourier import fourier_volume, shell_index
 
 Float64 = NDArray[np.float64]
 
 
+@kernel
 def shell_sums(values: NDArray[Any], shells: NDArray[np.int32], count: int) -> Float64:
     """Sum values over shells.
 
@@ -38,7 +40,7 @@ def shell_sums(values: NDArray[Any], shells: NDArray[np.int32], count: int) -> F
 def correlation(cross: Float64, power_a: Float64, power_b: Float64) -> Float64:
     """Return ``cross / sqrt(power_a power_b)``, 0 where either map has no power."""
     scale = np.sqrt(np.maximum(power_a, 0) * np.maximum(power_b, 0))
-    return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+    return np.asarray(np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0))
 
 
 def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
@@ -65,7 +67,7 @@ def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     count = n // 2 + 1
 
     def total(values: NDArray[Any]) -> Float64:
-        return np.asarray(np.bincount(flat, (values * weight).ravel(), minlength=count)[:count], np.float64)
+        return np.asarray(np.bincount(flat, (values * weight).ravel())[:count], np.float64)
 
     cross = total(fa.real * fb.real + fa.imag * fb.imag)
     return correlation(cross, total(fa.real**2 + fa.imag**2), total(fb.real**2 + fb.imag**2))

@@ -1,16 +1,18 @@
 """The CuPy twins on a GPU where there is one, and always on the host's compiler."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from cloudem.backend.arrays import why_no_gpu
-from cloudem.kernels import ctf, polar, slices
+from cloudem.kernels import ctf, polar, shells, slices
 from tests.gpu import emulation
 
 KERNELS = [
     slices.extract, slices.insert, slices.score_derivatives,
-    polar.shift_samples, polar.best_rotations, ctf.ctf_values,
+    polar.shift_samples, polar.best_rotations, polar.ring_norms, ctf.ctf_values,
+    shells.shell_sums,
 ]  # fmt: skip
 
 
@@ -37,5 +39,9 @@ def cupy(request, monkeypatch):
     forget_twins()
     fake = emulation.module()
     monkeypatch.setitem(sys.modules, "cupy", fake)
+    fft = emulation.fft()
+    scipy = SimpleNamespace(fft=fft)
+    for name, part in {"cupyx": SimpleNamespace(scipy=scipy), "cupyx.scipy": scipy, "cupyx.scipy.fft": fft}.items():
+        monkeypatch.setitem(sys.modules, name, part)
     yield fake
     forget_twins()

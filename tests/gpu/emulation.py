@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import scipy.fft
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 HEADER = Path(__file__).with_name("emulation.hpp")
@@ -41,6 +42,15 @@ class DeviceArray(np.ndarray):
         if out is not None:
             return out[0]
         return np.asarray(result).view(DeviceArray)
+
+    def __array_function__(self, function, types, args, kwargs):
+        if any(isinstance(a, np.ndarray) and a.ndim and not isinstance(a, DeviceArray) for a in args):
+            raise TypeError(f"{function.__name__}: an array of the host meets one of the device")
+        return _placed(super().__array_function__(function, types, args, kwargs))
+
+
+def _placed(result):
+    return result.view(DeviceArray) if isinstance(result, np.ndarray) else result
 
 
 @functools.cache
@@ -69,8 +79,8 @@ def asarray(values, dtype=None):
     return np.array(values, dtype).view(DeviceArray)
 
 
-def ascontiguousarray(values):
-    return values if values.flags.c_contiguous else values.copy(order="C")
+def ascontiguousarray(values, dtype=None):
+    return values.astype(dtype or values.dtype, order="C", copy=not values.flags.c_contiguous)
 
 
 def empty(shape, dtype):
@@ -116,10 +126,25 @@ def _scalar(argument):
     return ctypes.c_int(int(argument)) if isinstance(argument, np.int32) else ctypes.c_float(float(argument))
 
 
+def numpy_function(name):
+    """Return a function that the namespaces share."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    function = getattr(np, name)
+    return lambda *args, **kwargs: _placed(function(*args, **kwargs))
+
+
+def fft() -> ModuleType:
+    """Return what stands for cupyx.scipy.fft."""
+    fake = ModuleType("cupyx.scipy.fft")
+    fake.rfft2 = lambda images: _placed(scipy.fft.rfft2(asnumpy(images)))
+    return fake
+
+
 def module() -> ModuleType:
     """Return this as a module called cupy."""
     fake = ModuleType("cupy")
-    fake.ndarray = DeviceArray
+    fake.ndarray, fake.matmul, fake.__getattr__ = DeviceArray, np.matmul, numpy_function
     for part in (asarray, ascontiguousarray, empty, asnumpy, RawModule):
         setattr(fake, part.__name__, part)
     return fake

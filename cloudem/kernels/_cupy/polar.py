@@ -36,3 +36,8 @@ def best_rotations(
     grid = blocks(rows // shifts, directions)
     launch("polar", "best_rotations", grid, *sums, angles, rows, directions, int(shifts), score, code)
     return cupy.asnumpy(score), cupy.asnumpy(code)
+
+
+def ring_norms(power: Array, slices: Array) -> NDArray[np.float32]:
+    """Twin of :func:`cloudem.kernels.polar.ring_norms`; the products come back to the host."""
+    return np.asarray(cupy.asnumpy(device(power, np.float32) @ device(slices, np.float32)))

@@ -1,0 +1,84 @@
+"""The expectation step gives the same whether its heavy arrays lie on the host or on the device."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.align import Prior
+from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect
+from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
+from cloudem.algorithms.search import search_grid
+from cloudem.kernels.ctf import ctf_terms, ctf_values
+from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
+from cloudem.kernels.slices import padded_box
+from cloudem.model.poses import random_rotations
+from cloudem.model.symmetry import operators
+from tests.phantom import blobs
+
+BOX, PIXEL_SIZE, IMAGES = 32, 3.0, 4
+PLAN = Plan(
+    box=BOX, pixel_size=PIXEL_SIZE, radius=13.0, k_score=10, k_insert=12, k_search=7, step=0.25,
+    shift_radius=3.0, shift_step=1.5, candidates=3, poses=2, first=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A density, images of it, their CTF terms and the variance of their noise."""
+    random = np.random.default_rng(1)
+    phantom, disc = blobs(reach=9), half_disc(BOX, BOX // 2 - 1)
+    terms = ctf_terms(
+        voltage=300, spherical_aberration=2.7e7, amplitude_contrast=0.1, defocus_angle=np.zeros(IMAGES),
+        defocus_u=random.uniform(1e4, 2e4, IMAGES), defocus_v=random.uniform(1e4, 2e4, IMAGES),
+    )  # fmt: skip
+    signal = phantom.slices(random_rotations(IMAGES, random), disc.kx, disc.ky, BOX)
+    signal *= ctf_values(disc.kx, disc.ky, terms, 1 / (BOX * PIXEL_SIZE))
+    images = real_images(fill_half_disc(signal, disc, BOX))
+    noise = 0.5 * images.std()
+    images += random.normal(scale=noise, size=images.shape)
+    return phantom.density(BOX), images.astype(np.float32), terms, noise**2 * BOX**2 / 2
+
+
+def prepare(scene, place):
+    density, images, terms, sigma2 = scene
+    volume, group = place(reference_volume(density, BOX // 2 - 1)), operators("C1")
+    grid = search_grid(volume, padded_box(BOX) / BOX, BOX, PLAN.k_search, PLAN.radius, PLAN.step, group)
+    model = Model(volume, grid, np.full((2, BOX // 2 + 1), sigma2), Prior(4.0), group)
+    optics = np.arange(IMAGES, dtype=np.int32) % 2
+    return model, Batch(place(images), terms, np.ones(IMAGES), optics, np.zeros(IMAGES, bool), None)
+
+
+def run(scene, place):
+    """Run an iteration with a search of all images, and one with a search of some."""
+    model, batch = prepare(scene, place)
+    sums = empty_sums(BOX, PLAN.k_insert)
+    sums = Sums(place(sums.data), place(sums.weight))
+    first = expect(batch, PLAN, model, sums)
+    second = expect(replace(batch, poses=first.poses, settled=np.arange(IMAGES) % 2 == 0), PLAN, model, sums)
+    return first, second, sums
+
+
+def test_expectation(cupy, scene):
+    *here, sums = run(scene, np.asarray)
+    *there, device_sums = run(scene, cupy.asarray)
+    # rounding decides whether a pose takes a last step, which is short against its standard error
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_array_equal(a.poses.images, b.poses.images)
+        np.testing.assert_allclose(a.poses.rotations, b.poses.rotations, atol=5e-3)
+        np.testing.assert_allclose(a.poses.shifts, b.poses.shifts, atol=2e-2)
+        np.testing.assert_allclose(a.weights, b.weights, atol=1e-2)
+        np.testing.assert_allclose(a.residual, b.residual, rtol=1e-3, atol=1e-3)
+        for result in (b.poses.rotations, b.weights, b.residual):
+            assert type(result) is np.ndarray
+    for a, b in zip((sums.data, sums.weight), (device_sums.data, device_sums.weight), strict=True):
+        assert isinstance(b, cupy.ndarray)
+        assert np.abs(a - cupy.asnumpy(b)).max() < 1e-2 * np.abs(a).max()
+
+
+def test_contrast(cupy, scene):
+    here, there = (
+        contrast(batch, PLAN, model) for model, batch in (prepare(scene, np.asarray), prepare(scene, cupy.asarray))
+    )
+    assert type(there) is np.ndarray
+    np.testing.assert_allclose(here, there, rtol=1e-4)
