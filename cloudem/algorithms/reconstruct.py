@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from cloudem.algorithms.mask import soft_sphere
@@ -14,6 +13,7 @@ from cloudem.kernels.slices import (
     complete_friedel,
     correct_gridding,
     crop_volume,
+    fast_even,
     gridding,
     half_width,
     padded_box,
@@ -149,7 +149,7 @@ def _level(
     padded = padded_box(box)
     m = sums.data.shape[2] - 2
     inner = min(half_width(levelled + LEVEL_MARGIN, padded / box), m)
-    size = padded if inner == m else _fast_even(2 * inner + 2)
+    size = padded if inner == m else fast_even(2 * inner + 2)
     rows = slice(m - inner, m + inner + 1)
     part = (rows, rows, slice(inner + 2))
     pixel = size / padded  # of the map, in pixels of the small grid
@@ -168,12 +168,6 @@ def _level(
     last = min(levelled, int((m - 2) * box / padded - 0.5) - 1)
     part = (rows, rows, slice(1, known + 1))
     solved[part] += np.where(shells[part] <= last, missing * inverse[part], 0)
-
-
-def _fast_even(size: int) -> int:
-    while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
-        size += 1
-    return size
 
 
 def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:

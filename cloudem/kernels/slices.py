@@ -23,6 +23,7 @@ from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
+from cloudem.kernels.fourier import fourier_volume, real_volume
 
 Float = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
@@ -62,10 +63,7 @@ def window(f: Float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def padded_box(box: int) -> int:
     """Return the even edge of the padded volume, at least 1.5 boxes, that transforms fast."""
-    size = int(np.ceil(box * PADDING))
-    while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
-        size += 1
-    return size
+    return fast_even(int(np.ceil(box * PADDING)))
 
 
 def half_width(k_max: int, padding: float) -> int:
@@ -141,13 +139,69 @@ def symmetrise(
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Return an accumulator summed over the operators (g, 3, 3) of a point group.
 
-    Operators that permute axes are exact; for the others the accumulator is interpolated, trilinearly, which its
-    oversampling allows.
+    Operators that permute axes are exact. For one of each of their cosets the accumulator is freed of its window and
+    interpolated with it again, as if the slices had been inserted there; trilinear interpolation would weaken a map
+    away from its centre, by a tenth at a quarter of the box.
     """
+    permutations, turns = _cosets(np.asarray(group, np.float64))
     both = np.stack([sums.real, sums.imag, weights], axis=-1)
-    total = rotated_sum(both, np.ascontiguousarray(group, np.float64))
+    if len(turns):
+        data, weight = (_turned_sum(part, turns) for part in (sums, weights.astype(np.complex64)))
+        both += np.stack([data.real, data.imag, np.maximum(weight.real, 0)], axis=-1)
+    total = rotated_sum(both, permutations)
     total[:, :, 0, :] = total[::-1, ::-1, 2, :] * np.array([1, -1, 1], np.float32)
     return np.ascontiguousarray(total[..., 0] + 1j * total[..., 1]), np.ascontiguousarray(total[..., 2])
+
+
+def _cosets(group: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the operators that permute axes, and one operator of each of their other left cosets."""
+    permutes = np.abs(group - np.rint(group)).max(axis=(1, 2)) < 1e-9
+    permutations, rest = group[permutes], group[~permutes]
+    turns = []
+    while len(rest):
+        turns.append(rest[0])
+        coset = rest[0] @ permutations
+        rest = rest[np.abs(rest[:, None] - coset).max(axis=(2, 3)).min(axis=1) > 1e-6]
+    return permutations, np.array(turns).reshape(-1, 3, 3)
+
+
+def _turned_sum(volume: NDArray[np.complex64], turns: NDArray[np.float64]) -> NDArray[np.complex64]:
+    """Return the sum over rotations g of an accumulator at ``g k``; zero beyond m - 2."""
+    m = volume.shape[2] - 2
+    size = fast_even(2 * m + 2)
+    line = 1 / gridding(size, size)
+    # what lies farther out than half the padded box would fold back inside when turned
+    axis = np.square(np.arange(size) - size // 2) / size**2
+    reach = np.sqrt(axis[:, None, None] + axis[:, None] + axis)
+    taper = 0.5 + 0.5 * np.cos(np.pi * np.clip((reach - 0.4) / 0.1, 0, 1))
+    free = real_volume(place_volume(volume, size)) * (taper * line[:, None, None] * line[:, None] * line)
+    transform = fourier_volume(free.astype(np.float32))
+    rows = np.arange(-m, m + 1)
+    smooth = np.empty_like(volume)
+    smooth[:, :, 1:] = transform[np.ix_(rows % size, rows % size, np.arange(m + 1))]
+    smooth[:, :, 0] = smooth[::-1, ::-1, 2].conj()
+    z, y, x = np.meshgrid(rows, rows, np.arange(m + 1), indexing="ij")
+    inside = np.flatnonzero(x * x + y * y + z * z <= (m - 2) ** 2)
+    points = np.stack([part.ravel()[inside] for part in (x, y, z)], axis=-1)
+    total = np.zeros(x.size, np.complex64)
+    # a point is the frequency kx = 1 of a pose whose first row points there
+    one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
+    for start in range(0, len(points), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        poses = np.zeros((len(points[part]), 3, 3))
+        for turn in turns:
+            poses[:, 0] = points[part] @ turn.T
+            total[inside[part]] += extract(smooth, poses, one, zero, 1.0)[:, 0]
+    out = np.zeros_like(volume)
+    out[:, :, 1:] = total.reshape(x.shape)
+    return out
+
+
+def fast_even(size: int) -> int:
+    """Return the smallest even size from ``size`` on that transforms fast."""
+    while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
+        size += 1
+    return size
 
 
 @kernel
