@@ -137,7 +137,8 @@ def first_state(settings: Settings) -> State:
 
 
 def resolution_shell(fsc: Float64) -> float:
-    """Return the shell (fractional) where the curve first falls below 0.143."""
+    """Return the shell (fractional) where the curve first falls below 0.143; NaN counts as no correlation."""
+    fsc = np.nan_to_num(fsc, nan=0.0)
     below = np.flatnonzero(fsc[1:] < FSC_THRESHOLD)
     if not len(below):
         return float(len(fsc) - 1)
