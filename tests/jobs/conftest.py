@@ -26,7 +26,6 @@ from cloudem.jobs.running import run_job
 from cloudem.model.atoms import Atoms
 from cloudem.model.particles import Particles
 from cloudem.model.symmetry import operators
-from tests.io.conftest import small_disk  # noqa: F401 - a fixture for this folder too
 
 BOX, PIXEL = 32, 5.0
 DIAMETER = 120.0
@@ -53,7 +52,7 @@ def molecule(symmetry: str = "C1") -> NDArray[np.float32]:
         return density_of_atoms(demo_molecule(110.0, seed=3), BOX, PIXEL)
     unit = demo_molecule(60.0, seed=3)
     group = operators(symmetry)
-    positions = np.concatenate([(unit.positions + (24.0, 14.0, 18.0)) @ operator.T for operator in group])
+    positions = np.concatenate([np.add(unit.positions, (24.0, 14.0, 18.0)) @ operator.T for operator in group])
     rest = (np.tile(values, len(group)) for values in unit[1:])
     return density_of_atoms(Atoms(positions, *rest), BOX, PIXEL, centre=False)
 
@@ -106,7 +105,8 @@ def quiet_context(url: Path | str) -> Context:
 
 def arrays_of(url: Path | str) -> dict[str, NDArray[Any]]:
     """Return every array of a finished refinement by path."""
-    return {f"{path}/{name}": values for path in ("result", "particles") for name, values in read_group(url, path)[0].items()}
+    groups = {path: read_group(url, path)[0] for path in ("result", "particles")}
+    return {f"{path}/{name}": values for path, arrays in groups.items() for name, values in arrays.items()}
 
 
 def assert_same_bits(one: Path | str, other: Path | str) -> None:

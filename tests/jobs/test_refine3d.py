@@ -131,9 +131,9 @@ def test_a_reference_on_another_grid_is_resampled_and_that_is_said(scene, tmp_pa
 
 def test_a_dry_run_says_what_it_needs(scene, tmp_path, capsys):
     out = tmp_path / "out"
-    line = f"refine3d --particles {scene.particles} --reference {scene.reference} --diameter-A 120 --out {out} --dry-run"
+    line = f"refine3d --particles {scene.particles} --reference {scene.reference} --diameter-A 120 --out {out}"
     with pytest.raises(SystemExit) as end:
-        main(line.split())
+        main([*line.split(), "--dry-run"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert "160 particles of 32 px, 1 tasks for each pass" in shown
