@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,20 @@ def shared_data() -> Path:
     if not place.is_dir():
         pytest.skip(f"no shared data at {place}; CLOUDEM_TEST_DATA names another folder")
     return place
+
+
+@pytest.fixture
+def relion(tmp_path: Path) -> Callable[..., None]:
+    """Run a RELION program in the test's folder: ``relion("project", "--i", …)``."""
+
+    def run(program: str, *arguments: str) -> None:
+        path = shutil.which(f"relion_{program}")
+        if path is None:
+            pytest.skip(f"relion_{program} is not installed")
+        done = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
 
 
 @pytest.fixture(params=["reference", "_numba", "_cupy"])

@@ -1,36 +1,8 @@
-"""What outside oracles need: RELION's programs and the shared data sets. Tests skip visibly where they are absent."""
-
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+"""A density to find masks and resolutions of."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
-
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def relion(tmp_path: Path) -> Callable[..., None]:
-    """Run a RELION program in the test's folder: ``relion("project", "--i", …)``."""
-
-    def run(program: str, *arguments: str) -> None:
-        path = shutil.which(f"relion_{program}")
-        if path is None:
-            pytest.skip(f"relion_{program} is not installed")
-        done = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return run
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not SHARED_DATA.exists():
-        pytest.skip(f"{SHARED_DATA} is absent")
-    return SHARED_DATA
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Small stacks and tables as other programs write them."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -34,16 +33,6 @@ _rlnOddZernike #10
 gridA 3 300.000000 2.700000 0.100000 1.340000 16 2 0.125000 [0.1,0.2,-3] 
 gridB 7 200.000000 0.010000 0.070000 1.340000 16 2 -0.250000 [0,0,0] 
 """  # noqa: W291
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of data too large for the repository; the test is skipped where there is none."""
-    given = os.environ.get("CLOUDEM_TEST_DATA")
-    place = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    if not place.is_dir():
-        pytest.skip(f"no shared data at {place}; CLOUDEM_TEST_DATA names another folder")
-    return place
 
 
 @pytest.fixture

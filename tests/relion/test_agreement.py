@@ -1,7 +1,5 @@
 """RELION as the outside oracle: projections, CTF and reconstruction of the same input."""
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,20 +24,6 @@ DISC = half_disc(BOX, BOX // 2 - 1)
 RADIUS_A = 160.0
 
 Run = Callable[..., None]
-
-
-@pytest.fixture
-def relion(tmp_path: Path) -> Run:
-    """Run a RELION program in the test's folder: ``relion("project", "--i", …)``."""
-
-    def run(program: str, *arguments: str) -> None:
-        path = shutil.which(f"relion_{program}")
-        if path is None:
-            pytest.skip(f"relion_{program} is not installed")
-        done = subprocess.run([path, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return run
 
 
 @pytest.fixture
