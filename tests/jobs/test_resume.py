@@ -1,0 +1,264 @@
+"""A refinement that was stopped anywhere ends with the same bits; half-sets share nothing but the FSC."""
+
+from __future__ import annotations
+
+import copy as copying
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.refinement import State, plan_of
+from cloudem.errors import InconsistentDataError, OutputExistsError
+from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.executor import Fold, SerialExecutor
+from cloudem.io.groups import has_group, list_groups, read_attributes
+from cloudem.io.store import open_particles, write_particles
+from cloudem.jobs import refining, results
+from cloudem.jobs.alignment import align_group, keep, merge, read_checkpoint
+from cloudem.jobs.dataset import open_dataset
+from cloudem.jobs.refine3d import Refine3D
+from cloudem.jobs.refining import Run, begin, pose_arrays, settings_of, share, solve_halves, tasks
+from cloudem.model.symmetry import operators
+from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, quiet_context, run
+
+ITERATIONS = 4
+FIXED = {"max_iterations": ITERATIONS, "max_resolution_A": 14}
+
+
+class StoppedError(Exception):
+    """What a test stops a run with."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "write_report", lambda url: "none")
+        run(Refine3D(**scene.refinement(out, **FIXED)))
+    return out
+
+
+class Failing(SerialExecutor):
+    """Fails in the middle of the n-th pass over the images."""
+
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self._left = passes
+
+    def accumulate(self, fold: Any, items: Any, *shared: Any, on_done: Any = None) -> Any:
+        self._left -= 1
+        if self._left:
+            return super().accumulate(fold, items, *shared, on_done=on_done)
+        super().accumulate(fold, items[: len(items) // 2], *shared)
+        raise StoppedError
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3, 5], ids=["noise", "contrast", "iteration 1", "iteration 3"])
+def test_resumed_after_a_failed_task(passes, scene, undisturbed, tmp_path, no_report):
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    with pytest.raises(StoppedError):
+        run(job, lambda: Failing(passes))
+    assert len(list_groups(job.out, "iterations")) == max(passes - 3, 0)
+    progress = run(job)
+    assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
+    assert_same_bits(job.out, undisturbed)
+
+
+def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> None:
+    """Have the given write of a group, counted from 1, stop before it is done."""
+    real, left = module.write_group, [time]
+
+    def write(url: str, group: str, *rest: Any) -> None:
+        left[0] -= group == path
+        if left[0] == 0 and group == path:
+            raise StoppedError
+        real(url, group, *rest)
+
+    patch.setattr(module, "write_group", write)
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "time"),
+    [
+        (refining, "checkpoint", 2),  # scale and contrast are known, but not written
+        (refining, "checkpoint", 4),  # the row of iteration 2 is written
+        (refining, "iterations/003", 1),
+        (results, "result", 1),  # the particles are written
+    ],
+)
+def test_resumed_between_two_writes(module, path, time, scene, undisturbed, tmp_path, no_report):
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, module, path, time)
+        with pytest.raises(StoppedError):
+            run(job)
+    assert not has_group(job.out, "result")
+    run(job)
+    assert_same_bits(job.out, undisturbed)
+    assert not has_group(job.out, "checkpoint")
+
+
+def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
+    out = tmp_path / "out"
+    job = Refine3D(**scene.refinement(out, **FIXED))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in job.model_dump(exclude_defaults=True).items()]
+    command = [sys.executable, "-m", "cloudem", "refine3d", *options, "--executor", "serial"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while process.poll() is None and not (out / "iterations/002/zarr.json").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, said
+    assert not has_group(out, "result")
+    progress = run(job)
+    assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
+    assert_same_bits(out, undisturbed)
+    assert "resuming with iteration" in (out / "log.txt").read_text()
+
+
+def test_dask_gives_the_same_bits(scene, undisturbed, tmp_path, no_report):
+    run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)), lambda: DaskExecutor(threads=2))
+    assert_same_bits(tmp_path / "out", undisturbed)
+
+
+def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    for values, message in (
+        ({}, "is finished already; choose another --out, or --restart"),
+        ({"seed": 5, "diameter_A": 110}, "job with other --diameter-A, --seed; choose another --out, or --restart"),
+    ):
+        with pytest.raises(OutputExistsError, match=message):
+            run(Refine3D(**scene.refinement(out, **{**FIXED, **values})))
+    assert_same_bits(out, undisturbed)
+
+
+def test_restart_begins_anew(scene, undisturbed, tmp_path, no_report):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    job = Refine3D(**scene.refinement(out, restart=True, max_iterations=1))
+    run(job)
+    assert list_groups(out, "iterations") == ["001"]
+    assert read_attributes(out, "")["parameters"]["max_iterations"] == 1
+
+
+def test_more_iterations_may_be_asked_of_a_stopped_run(scene, undisturbed, tmp_path, no_report):
+    stopped = Refine3D(**scene.refinement(tmp_path / "out", **{**FIXED, "max_iterations": 25}))
+    with pytest.raises(StoppedError):
+        run(stopped, lambda: Failing(5))
+    run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
+    assert_same_bits(tmp_path / "out", undisturbed)
+
+
+def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
+    job = Refine3D(**copy.refinement(tmp_path / "out", **FIXED))
+    with pytest.raises(StoppedError):
+        run(job, lambda: Failing(4))
+    store = open_particles(scene.particles)
+    shutil.rmtree(copy.particles)
+    few = np.arange(90)
+    write_particles(copy.particles, store.particles.take(few), [store.read_images(few)], box=BOX, pixel_size=PIXEL)
+    with pytest.raises(InconsistentDataError, match=r"begun with 160 particles and .* holds 90 now; choose another"):
+        run(job)
+
+
+# Half-sets. Two runs that differ in the images of half-set 2 alone.
+
+
+def run_of(job: Refine3D) -> Run:
+    dataset = open_dataset(job.particles)
+    return Run(job, quiet_context(job.out), dataset, settings_of(job, dataset), None, operators(job.symmetry))
+
+
+@pytest.fixture(scope="module")
+def other_half(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The same particles, but the images of half-set 2 are mirrored and noisier."""
+    store = open_particles(scene.particles)
+    images = store.read_images(np.arange(len(store)))
+    second = np.flatnonzero(store.particles["half_set"] == 2)
+    noise = np.random.default_rng(5).standard_normal(images[second].shape, np.float32)
+    images[second] = 1.5 * images[second, ::-1] + noise
+    path = tmp_path_factory.mktemp("other") / "particles.zarr"
+    write_particles(path, store.particles, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
+    return Scene(str(path), scene.reference, scene.density, scene.truth)
+
+
+def assert_half_one_is_the_same(one: Any, other: Any, names: tuple[str, ...]) -> None:
+    """Compare the parts of two checkpoints that belong to half-set 1, to the bit, and that those of 2 differ."""
+    for name in names:
+        first, second = ([getattr(c, name)[h] for c in (one, other)] for h in (0, 1))
+        np.testing.assert_array_equal(*first, err_msg=name)
+        assert np.any(second[0] != second[1]), name
+    mine = one.half_set == 1
+    np.testing.assert_array_equal(one.scale[mine], other.scale[mine])
+    np.testing.assert_array_equal(one.settled[mine], other.settled[mine])
+    for name in (name for name in vars(one) if name.startswith("pose_")):
+        values = [getattr(c, name)[mine[c.pose_images]] for c in (one, other)]
+        np.testing.assert_array_equal(*values, err_msg=name)
+
+
+def test_half_sets_begin_apart(scene, other_half, tmp_path):
+    starts = []
+    for name, part in (("a", scene), ("b", other_half)):
+        this = run_of(Refine3D(**part.refinement(tmp_path / name, **FIXED)))
+        begin(this)
+        starts.append(read_checkpoint(this.url)[0])
+    assert_half_one_is_the_same(*starts, names=("references", "sigma2"))
+
+
+@pytest.fixture(scope="module")
+def before(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped before iteration 4, when masks are estimated and scales fitted."""
+    out = tmp_path_factory.mktemp("before") / "out"
+    with pytest.raises(StoppedError):
+        run(Refine3D(**scene.refinement(out, **{**FIXED, "max_iterations": 25})), lambda: Failing(6))
+    return out
+
+
+def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path, monkeypatch):
+    """With another FSC only the filter differs; with the same one, the whole of half-set 1 is the same to the bit."""
+    steps = []
+    for part in (scene, other_half):
+        this = run_of(Refine3D(**part.refinement(before, **{**FIXED, "max_iterations": 25})))
+        checkpoint, attributes = read_checkpoint(this.url)
+        state = State(**attributes["state"])
+        assert state.iteration == 4
+        plan = plan_of(state, this.settings)
+        fold = Fold(partial(align_group, plan=plan), merge, keep)
+        sums = this.executor.accumulate(fold, tasks(checkpoint.half_set, 50), *share(this, plan))
+        steps.append((this, sums, lambda s, this=this, c=checkpoint, p=plan, st=state: solve_halves(this, st, p, c, s)))
+    (_, sums, solve), (_, others, solve_other) = steps
+    assert {key for key in sums if key[1] == 1} == {key for key in others if key[1] == 1}
+    for key in (key for key in sums if key[:2] == ("sums", 1)):
+        for mine, theirs in zip(sums[key], others[key], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert np.any(sums["sums", 2, 0].data != others["sums", 2, 0].data)
+    solved = [solve(copying.deepcopy(sums)), solve_other(copying.deepcopy(others))]
+    names = ("sigma2", "shift_variance")
+    assert_half_one_is_the_same(solved[0].checkpoint, solved[1].checkpoint, names)
+    for get in (lambda o: o.halves, lambda o: o.masks):
+        np.testing.assert_array_equal(get(solved[0])[0], get(solved[1])[0])
+        assert np.any(get(solved[0])[1] != get(solved[1])[1])
+    assert np.any(solved[0].observed.fsc != solved[1].observed.fsc)
+    assert np.any(solved[0].checkpoint.references[0] != solved[1].checkpoint.references[0])  # the filter
+    monkeypatch.setattr(refining, "masked_fsc", lambda *_, **__: solved[0].curves)
+    again = solve_other(copying.deepcopy(others))
+    assert_half_one_is_the_same(solved[0].checkpoint, again.checkpoint, ("references", *names))
+    # what decides about the next iteration beside the FSC are two shares that count images of both half-sets
+    assert vars(solved[0].observed).keys() == {"fsc", "moving", "jumped"}
+
+
+def test_poses_of_both_halves_stay_in_the_order_of_images(before):
+    checkpoint, _ = read_checkpoint(str(before))
+    assert np.all(np.diff(checkpoint.pose_images) >= 0)
+    assert set(checkpoint.pose_images) == set(range(len(checkpoint.half_set)))
+    assert pose_arrays.__doc__
