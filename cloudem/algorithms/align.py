@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cloudem.kernels.fourier import HalfDisc
 from cloudem.kernels.slices import score_derivatives
-from cloudem.model.poses import angle_between, rotate
+from cloudem.model.poses import angle_up_to, rotate
 
 Float64 = NDArray[np.float64]
 IntArray = NDArray[np.integer[Any]]
@@ -244,6 +244,7 @@ def compete(
     The poses that remain, ordered by image and then from the most to the least probable, and their weights, which sum
     to 1 for each image.
     """
+    group = np.eye(3)[None] if group is None else group
     mass = evidence(poses)
     order = np.lexsort((-mass, poses.images))
     poses, mass = poses.take(order), mass[order]
@@ -256,7 +257,7 @@ def compete(
         these = np.flatnonzero((rank == i) & alive)
         for j in range(i):
             before = these - i + j
-            same = alive[before] & (_apart(poses.rotations[these], poses.rotations[before], group) < apart)
+            same = alive[before] & (angle_up_to(poses.rotations[these], poses.rotations[before], group) < apart)
             alive[these[same]] = False
     kept_before = np.cumsum(alive) - alive
     alive &= kept_before - np.repeat(kept_before[first], counts) < keep
@@ -264,12 +265,6 @@ def compete(
     weight = np.exp(mass - best)
     total = np.bincount(poses.images, weight)
     return poses, weight / total[poses.images]
-
-
-def _apart(a: Float64, b: Float64, group: Float64 | None) -> Float64:
-    if group is None or len(group) == 1:
-        return angle_between(a, b)
-    return np.asarray(np.min([angle_between(a @ operator, b) for operator in group], axis=0))
 
 
 def limits(first: int, last: int) -> Sequence[int]:

@@ -263,24 +263,48 @@ def candidates(hits: Hits, shifts: Float64, plan: Plan, model: Model) -> Poses:
 
 def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: Model) -> tuple[Poses, Float64]:
     """Return the poses that remain for each image, and their weights."""
-    padding = padded_box(plan.box) / plan.box
     data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
-    turn = 1.5 / plan.radius / max(plan.k_score / plan.box, 1e-9) / 10
-    current = batch.poses
-    schedule = [plan.k_score]
-    if plan.k_search:
-        current = explore(batch, spectrum, inverse, data.within(plan.k_search), plan, model)
-        schedule = list(limits(plan.k_search, plan.k_score))
+    current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
-    for k_max in schedule:
-        last = k_max == schedule[-1]
-        current = refine_poses(
-            model.volume, padding, plan.box, data.within(k_max), current, model.prior,
-            steps=5 if last else 3, longest_turn=turn * plan.k_score / k_max,
-        )  # fmt: skip
+    current = climb(data, current, plan, model, plan.k_score, steps=5)
     apart = 0.25 * plan.box / (plan.k_score * 2 * np.pi * plan.radius)
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
+
+
+def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model) -> Poses:
+    """Search the images that are not settled and refine what is found, up to the last limit but one.
+
+    Candidates climb two steps before the hopeless ones are dropped: the grid alone cannot tell them apart.
+    """
+    unsettled = np.flatnonzero(~batch.settled)
+    if not len(unsettled):
+        assert batch.poses is not None  # noqa: S101 - an image without poses is never settled
+        return batch.poses
+    part = batch.rows(unsettled)
+    hits, shifts = find(part, spectrum.rows(unsettled), inverse[unsettled], plan, model)
+    found = candidates(hits, shifts, plan, model)
+    if part.poses is not None:  # the poses so far compete
+        found = join(found, part.poses)
+    found = replace(found, images=unsettled[found.images].astype(np.int32))
+    rising = limits(plan.k_search, plan.k_score)[:-1]
+    for k_max, steps in ((plan.k_search, 2), (plan.k_search, 3), *((k, 3) for k in rising)):
+        found = climb(data, found, plan, model, k_max, steps)
+        found, _ = compete(
+            found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group
+        )  # fmt: skip
+    if batch.poses is None:
+        return found
+    return join(found, batch.poses.take(batch.settled[batch.poses.images]))
+
+
+def climb(data: Weighted, poses: Poses, plan: Plan, model: Model, k_max: int, steps: int) -> Poses:
+    """Refine poses on the shells up to ``k_max``; no step moves the rim by more than 0.15 of the finest wavelength."""
+    padding = padded_box(plan.box) / plan.box
+    return refine_poses(
+        model.volume, padding, plan.box, data.within(k_max), poses, model.prior,
+        steps=steps, longest_turn=0.15 * plan.box / (k_max * plan.radius),
+    )  # fmt: skip
 
 
 def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
@@ -300,22 +324,6 @@ def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
     add_slices(sums, whole, found, weights, plan.box)
     residual, count = residual_power(batch, spectrum, found, plan, model)
     return Expected(found, weights, residual, count)
-
-
-def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model) -> Poses:
-    """Search the images that are not settled; return their candidates, refined at the search limit, and other poses."""
-    padding = padded_box(plan.box) / plan.box
-    found = batch.poses
-    unsettled = np.flatnonzero(~batch.settled)
-    if len(unsettled):
-        part = batch.rows(unsettled)
-        hits, shifts = find(part, spectrum.rows(unsettled), inverse[unsettled], plan, model)
-        chosen = candidates(hits, shifts, plan, model)
-        chosen = replace(chosen, images=unsettled[chosen.images].astype(np.int32))
-        found = chosen if found is None else join(found, chosen)  # the poses so far compete
-    assert found is not None  # noqa: S101 - an image without poses is never settled
-    found = refine_poses(model.volume, padding, plan.box, data, found, model.prior, steps=4, longest_turn=plan.step / 2)
-    return compete(found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group)[0]
 
 
 def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:

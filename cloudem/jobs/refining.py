@@ -57,7 +57,7 @@ from cloudem.jobs.maps import fitted, read_mask, soft_edge
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.results import write_maps
-from cloudem.model.poses import angle_between, euler_to_matrix, matrix_to_euler
+from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators
 
 Float32 = NDArray[np.float32]
@@ -407,7 +407,7 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
     noise = (sums["noise", h] for h in (1, 2))
     # merging comes last because it overwrites the first half's sums; only the final map ever sees the result
     whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
-    change = changes(plan, before, found)
+    change = changes(plan, before, found, run.group)
     checkpoint = Checkpoint(
         references=np.stack(references),
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
@@ -482,8 +482,8 @@ class Changes(NamedTuple):
     jumped: NDArray[np.bool_]
 
 
-def changes(plan: Plan, before: Checkpoint, found: Sequence[Found]) -> Changes:
-    """Compare the most probable poses with those before."""
+def changes(plan: Plan, before: Checkpoint, found: Sequence[Found], group: NDArray[np.float64]) -> Changes:
+    """Compare the most probable poses, up to symmetry, with those before."""
     moving, jumped = (np.ones(len(before.half_set), bool) for _ in range(2))
     if not len(before.pose_images):
         return Changes(moving, jumped)
@@ -492,7 +492,7 @@ def changes(plan: Plan, before: Checkpoint, found: Sequence[Found]) -> Changes:
     for part in found:
         new = part.poses.take(best_of(part.poses.images))
         was = old.take(np.searchsorted(old.images, new.images))
-        angle = angle_between(new.rotations, was.rotations)
+        angle = angle_up_to(new.rotations, was.rotations, group)
         shift = np.linalg.norm(new.shifts - was.shifts, axis=1)
         moving[new.images] = is_moving(angle, shift, new.precision)
         jumped[new.images] = angle > plan.step / 2

@@ -63,6 +63,15 @@ def angle_between(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     return np.asarray(2 * np.arcsin(np.minimum(distance / np.sqrt(8.0), 1.0)), np.float64)
 
 
+def angle_up_to(a: NDArray[Any], b: NDArray[Any], group: NDArray[Any]) -> Float64:
+    """Return the smallest angle in radians between poses a and b (c, 3, 3), up to operators (g, 3, 3) of the map."""
+    if len(group) == 1:
+        return angle_between(a, b)
+    # the trace of (A g)^T B is the inner product of g with A^T B
+    traces = (np.swapaxes(a, -1, -2) @ b).reshape(-1, 9) @ np.reshape(group, (-1, 9)).T
+    return np.asarray(np.arccos(np.clip((traces.max(axis=1) - 1) / 2, -1, 1)))
+
+
 def sphere_directions(step: float) -> Float64:
     """Return nearly uniform directions on one hemisphere; with their opposites they cover the sphere.
 
