@@ -29,6 +29,7 @@ DISC = half_disc(BOX, K_MAX)
 PHANTOM = blobs(reach=9, sigma=(1.0, 1.5))
 VOLUME = reference_volume(PHANTOM.density(BOX), BOX // 2 - 1)
 FLAT = Prior(np.inf)
+ONE = operators("C1")
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -151,7 +152,7 @@ def test_weights_sum_to_one_and_are_ordered(seed: int) -> None:
     images = np.sort(np.r_[np.arange(4), rng.integers(0, 4, 20)])
     poses = competing(images.tolist(), random_rotations(24, rng), rng.normal(0, 3, 24).tolist())
     shuffled = poses.take(rng.permutation(24))
-    kept, weights = compete(shuffled, apart=0.01, keep=3, least=1e-3)
+    kept, weights = compete(shuffled, apart=0.01, keep=3, least=1e-3, group=ONE)
     np.testing.assert_allclose(np.bincount(kept.images, weights), 1)
     assert np.bincount(kept.images).max() <= 3
     assert np.all(np.diff(kept.images) >= 0)
@@ -168,7 +169,7 @@ def test_the_same_maximum_counts_once() -> None:
     other = rotate(base, np.array([0.5, 0, 0]))
     near = rotate(base, np.array([0, 0.005, 0]))
     poses = competing([0, 0, 0, 1], np.array([base, near, other, base]), [2.0, 1.9, 1.0, 0.0])
-    kept, weights = compete(poses, apart=0.01, keep=9, least=1e-6)
+    kept, weights = compete(poses, apart=0.01, keep=9, least=1e-6, group=ONE)
     np.testing.assert_array_equal(kept.score, [2.0, 1.0, 0.0])
     np.testing.assert_allclose(weights, [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 1])
 
@@ -181,13 +182,13 @@ def test_symmetric_duplicates_merge(name: str) -> None:
     _, weights = compete(poses, apart=0.01, keep=99, least=1e-9, group=group)
     assert len(weights) == 1
     assert weights[0] == 1
-    assert len(compete(poses, apart=0.01, keep=99, least=1e-9)[1]) == len(group)
+    assert len(compete(poses, apart=0.01, keep=99, least=1e-9, group=ONE)[1]) == len(group)
 
 
 def test_improbable_poses_are_dropped() -> None:
     poses = competing([0, 0], random_rotations(2, np.random.default_rng(14)), [10.0, 0.0])
-    assert len(compete(poses, apart=0.01, keep=9, least=1e-3)[1]) == 1
-    assert len(compete(poses, apart=0.01, keep=9, least=1e-6)[1]) == 2
+    assert len(compete(poses, apart=0.01, keep=9, least=1e-3, group=ONE)[1]) == 1
+    assert len(compete(poses, apart=0.01, keep=9, least=1e-6, group=ONE)[1]) == 2
 
 
 def test_evidence_prefers_the_broader_of_two_maxima() -> None:

@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from cloudem.model.poses import (
     angle_between,
+    angle_up_to,
     asymmetric_directions,
     euler_to_matrix,
     matrix_to_euler,
@@ -71,6 +72,15 @@ def test_angle_between_is_accurate_near_nothing_and_near_half_a_turn(angle: floa
     a = random_rotations(20, np.random.default_rng(1))
     b = rotate(a, angle * np.array([0.6, 0.0, 0.8])[None].repeat(20, axis=0))
     np.testing.assert_allclose(angle_between(a, b), angle, rtol=1e-6, atol=2e-15 if angle < 3 else 1e-6)
+
+
+@pytest.mark.parametrize("name", ["C1", "C5", "D3", "O", "I"])
+def test_angle_up_to_symmetry_is_the_smallest_of_all(name: str) -> None:
+    rng = np.random.default_rng(5)
+    a, b, group = random_rotations(30, rng), random_rotations(30, rng), operators(name)
+    expected = np.min([angle_between(a @ operator, b) for operator in group], axis=0)
+    np.testing.assert_allclose(angle_up_to(a, b, group), expected, atol=1e-6)
+    np.testing.assert_allclose(angle_up_to(a @ group[-1], a, group), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [0.5, 0.2, 0.05])
