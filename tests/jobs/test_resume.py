@@ -25,11 +25,11 @@ from cloudem.jobs import refining, results
 from cloudem.jobs.alignment import align_group, keep, merge, read_checkpoint
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import Refine3D
-from cloudem.jobs.refining import Run, begin, pose_arrays, settings_of, share, solve_halves, tasks
+from cloudem.jobs.refining import Run, begin, settings_of, share, solve_halves, tasks
 from cloudem.model.symmetry import operators
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, quiet_context, run
 
-ITERATIONS = 4
+ITERATIONS = 3
 FIXED = {"max_iterations": ITERATIONS, "max_resolution_A": 14}
 
 
@@ -62,7 +62,7 @@ class Failing(SerialExecutor):
         raise StoppedError
 
 
-@pytest.mark.parametrize("passes", [1, 2, 3, 5], ids=["noise", "contrast", "iteration 1", "iteration 3"])
+@pytest.mark.parametrize("passes", [1, 2, 5], ids=["noise", "contrast", "iteration 3"])
 def test_resumed_after_a_failed_task(passes, scene, undisturbed, tmp_path, no_report):
     job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
     with pytest.raises(StoppedError):
@@ -154,7 +154,7 @@ def test_restart_begins_anew(scene, undisturbed, tmp_path, no_report):
 def test_more_iterations_may_be_asked_of_a_stopped_run(scene, undisturbed, tmp_path, no_report):
     stopped = Refine3D(**scene.refinement(tmp_path / "out", **{**FIXED, "max_iterations": 25}))
     with pytest.raises(StoppedError):
-        run(stopped, lambda: Failing(5))
+        run(stopped, lambda: Failing(4))
     run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
     assert_same_bits(tmp_path / "out", undisturbed)
 
@@ -195,9 +195,8 @@ def other_half(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def assert_half_one_is_the_same(one: Any, other: Any, names: tuple[str, ...]) -> None:
     """Compare the parts of two checkpoints that belong to half-set 1, to the bit, and that those of 2 differ."""
     for name in names:
-        first, second = ([getattr(c, name)[h] for c in (one, other)] for h in (0, 1))
-        np.testing.assert_array_equal(*first, err_msg=name)
-        assert np.any(second[0] != second[1]), name
+        np.testing.assert_array_equal(getattr(one, name)[0], getattr(other, name)[0], err_msg=name)
+    assert np.any(one.sigma2[1] != other.sigma2[1])
     mine = one.half_set == 1
     np.testing.assert_array_equal(one.scale[mine], other.scale[mine])
     np.testing.assert_array_equal(one.settled[mine], other.settled[mine])
@@ -239,8 +238,8 @@ def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path
     (_, sums, solve), (_, others, solve_other) = steps
     assert {key for key in sums if key[1] == 1} == {key for key in others if key[1] == 1}
     for key in (key for key in sums if key[:2] == ("sums", 1)):
-        for mine, theirs in zip(sums[key], others[key], strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(sums[key].data, others[key].data)
+        np.testing.assert_array_equal(sums[key].weight, others[key].weight)
     assert np.any(sums["sums", 2, 0].data != others["sums", 2, 0].data)
     solved = [solve(copying.deepcopy(sums)), solve_other(copying.deepcopy(others))]
     names = ("sigma2", "shift_variance")
@@ -261,4 +260,3 @@ def test_poses_of_both_halves_stay_in_the_order_of_images(before):
     checkpoint, _ = read_checkpoint(str(before))
     assert np.all(np.diff(checkpoint.pose_images) >= 0)
     assert set(checkpoint.pose_images) == set(range(len(checkpoint.half_set)))
-    assert pose_arrays.__doc__
