@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import ParameterError
+from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.io.store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
@@ -53,10 +53,19 @@ def open_dataset(url: str) -> Dataset:
     ------
     MissingColumnError
         Without defocus columns.
+    InconsistentDataError
+        A column of the CTF holds NaN or infinity, or an optics group has no usable voltage.
     """
     store = open_particles(url)
     particles = store.particles
-    particles.require("defocus_u", "defocus_v", "defocus_angle")
+    require_finite(particles, "defocus_u", "defocus_v", "defocus_angle")
+    require_finite(particles, *(name for name in ("phase_shift", "ctf_b_factor", "ctf_scale") if name in particles))
+    for optics in particles.optics:
+        if not 0 < optics.voltage < np.inf or not np.isfinite(optics.spherical_aberration):
+            raise InconsistentDataError(
+                f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
+                f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the source and import again"
+            )
     group = particles.get("optics_group", 0).astype(np.int32)
     by_group = {
         name: np.array([getattr(optics, name) for optics in particles.optics])[group]
@@ -71,6 +80,26 @@ def open_dataset(url: str) -> Dataset:
         b_factor=particles.get("ctf_b_factor", 0.0),
     )
     return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
+
+
+def require_finite(particles: Particles, *names: str) -> None:
+    """Check that columns are there and hold numbers.
+
+    Raises
+    ------
+    MissingColumnError
+        A column is not there.
+    InconsistentDataError
+        A column holds NaN or infinity.
+    """
+    particles.require(*names)
+    for name in names:
+        wrong = np.flatnonzero(~np.isfinite(particles[name]))
+        if len(wrong):
+            raise InconsistentDataError(
+                f"column {name} is not a number for {len(wrong)} of {len(particles)} particles, the first of them "
+                f"number {wrong[0] + 1}; correct or leave out these rows and import again"
+            )
 
 
 def half_sets(particles: Particles, seed: int) -> NDArray[np.int8]:

@@ -15,7 +15,7 @@ from cloudem.execution.executor import Fold
 from cloudem.io.groups import has_group, read_attributes, write_group
 from cloudem.jobs.alignment import assemble, insert_group, keep, merge
 from cloudem.jobs.base import Context, job_record
-from cloudem.jobs.dataset import half_sets, open_dataset
+from cloudem.jobs.dataset import half_sets, open_dataset, require_finite
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
@@ -31,7 +31,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
         raise OutputExistsError(f"{context.url} holds results already; choose another --out")
     dataset = open_dataset(job.particles)
-    dataset.particles.require("rot", "tilt", "psi")
+    shifts = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in dataset.particles)
+    require_finite(dataset.particles, "rot", "tilt", "psi", *shifts)
     box, pixel_size = dataset.store.box, dataset.store.pixel_size
     last = box // 2 - 1
     k_max = min(last, int(box * pixel_size / job.max_resolution_A)) if job.max_resolution_A else last

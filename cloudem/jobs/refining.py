@@ -52,7 +52,7 @@ from cloudem.jobs.alignment import (
     read_checkpoint,
 )
 from cloudem.jobs.base import Context, job_record, option_of
-from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbers, open_dataset
+from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbers, open_dataset, require_finite
 from cloudem.jobs.maps import fitted, read_mask, soft_edge
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d import Refine3D
@@ -64,6 +64,9 @@ Float32 = NDArray[np.float32]
 
 CONTRAST_SAMPLE = 150
 """Images of each half-set from which scale and contrast of the reference are judged."""
+
+SMALLEST = 8
+"""Least diameter of a particle in pixels: with less there is nothing to align."""
 
 SPHERE_UNTIL = 2
 """Iterations in which the solvent mask is the sphere, because the maps are too coarse to outline a molecule."""
@@ -237,6 +240,11 @@ def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
             f"--diameter-A {job.diameter_A:g} does not fit into the images, {box} px of {pixel_size:.4g} Å = "
             f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
         )
+    if job.diameter_A < SMALLEST * pixel_size:
+        raise ParameterError(
+            f"--diameter-A {job.diameter_A:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the particle's "
+            "diameter in Å"
+        )
     last = box // 2 - 1
     if job.max_resolution_A:
         last = min(last, max(4, int(length / job.max_resolution_A)))
@@ -298,7 +306,7 @@ def no_poses() -> dict[str, Any]:
 def table_poses(run: Run) -> dict[str, Any]:
     """Return the poses of the particle table as the pose arrays of a checkpoint."""
     table = run.dataset.particles
-    table.require("rot", "tilt", "psi")
+    require_finite(table, "rot", "tilt", "psi", *(name for name in ("shift_x", "shift_y") if name in table))
     shifts = np.stack([table.get("shift_x", 0.0), table.get("shift_y", 0.0)], axis=1) / run.settings.pixel_size
     return {
         "pose_images": np.arange(len(table), dtype=np.int32),
