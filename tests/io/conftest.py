@@ -1,8 +1,6 @@
 """Small stacks and tables as other programs write them."""
 
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +31,6 @@ _rlnOddZernike #10
 gridA 3 300.000000 2.700000 0.100000 1.340000 16 2 0.125000 [0.1,0.2,-3] 
 gridB 7 200.000000 0.010000 0.070000 1.340000 16 2 -0.250000 [0,0,0] 
 """  # noqa: W291
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1 MiB; the test is skipped where none can be mounted."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture
