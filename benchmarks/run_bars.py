@@ -1,0 +1,75 @@
+"""Reproduce the figures of the README: agreement with RELION, quality, cost, honesty, speed of the kernels.
+
+    python benchmarks/run_bars.py PART [PART …] --work FOLDER     parts by name, or: all, table
+    python benchmarks/run_bars.py all --quick                     that everything runs, in minutes; no figures
+
+Each part prints its rows as a table and appends them to ``benchmarks/results/PART.jsonl`` with machine, date and
+versions; ``table`` prints the newest rows of all parts. See ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bars import agreement, hot_loops, refinements, scaling
+from bars.measure import HERE, Bench, MissingError, machine, markdown, save, tables
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "ribosome96": refinements.ribosome96,
+    "ribosome128": refinements.ribosome128,
+    "reconstruct128": agreement.reconstruct128,
+    "agreement": agreement.agreement,
+    "apoferritin": refinements.apoferritin,
+    "noise": refinements.noise,
+    "search": hot_loops.search,
+    "kernels": hot_loops.kernels,
+    "scaling": scaling.scaling,
+    "poses": refinements.poses,
+}
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all", "table"], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--work", type=Path, help="folder of simulated sets and results, kept between runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="tiny settings; the rows are kept in the work folder")
+    parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets")
+    parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
+    parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = options()
+    os.nice(5)  # measured commands inherit it: a benchmark does not disturb who else works here
+    data = Path(os.environ.get("CLOUDEM_TEST_DATA", HERE.parent.parent / "shared" / "data")).resolve()
+    work = given.work or Path(tempfile.gettempdir()) / "cloudem-bars"
+    work.mkdir(parents=True, exist_ok=True)
+    seeds = given.seeds[:1] if given.quick else given.seeds
+    bench = Bench(
+        data, work.resolve(), given.quick, seeds, given.relion, given.relion_map and given.relion_map.resolve(),
+        0.5 if given.quick else given.relion_minutes,
+    )  # fmt: skip
+    titles = {name: (part.__doc__ or name).rstrip(".") for name, part in PARTS.items()}
+    for name in PARTS if "all" in given.parts else [part for part in given.parts if part in PARTS]:
+        print(f"{name}: {titles[name]}", flush=True)
+        bench.rows.clear()
+        where = machine()
+        try:
+            PARTS[name](bench)
+        except MissingError as missing:
+            print(f"  SKIPPED: {missing}")
+            continue
+        save(bench, name, where)
+        print(f"\n{markdown(bench.rows)}\n", flush=True)
+    if "table" in given.parts:
+        print(tables(bench, titles))
+
+
+if __name__ == "__main__":
+    main()
