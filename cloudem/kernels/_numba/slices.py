@@ -13,6 +13,9 @@ from cloudem.kernels._numba.window import gather, scatter
 jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 Array = NDArray[Any]
 
+BLOCK = 512
+"""Pixels between whose steps intermediate results are kept: they stay in the first-level cache."""
+
 
 def extract(volume: Array, rotations: Array, kx: Array, ky: Array, padding: float) -> NDArray[np.complex64]:
     """Twin of :func:`cloudem.kernels.slices.extract`."""
@@ -85,22 +88,50 @@ def _phases(shift: Any, beta: float, reach: int, cosine: Any, sine: Any) -> None
 
 
 @jit
+def _locate(a: Any, m: int, stride: int, kx: Any, ky: Any, place: Any, start: Any, sign: Any) -> None:
+    """Find the window of each pixel: its offset in voxels × stride, the fractions (3, p), and -1 where mirrored.
+
+    A loop of its own because the compiler turns it into vector code, and because the windows' loads then need not wait
+    for it.
+    """
+    row, plane = m + 2, (m + 2) * (2 * m + 1)
+    for j in range(kx.shape[0]):
+        x = a[0, 0] * kx[j] + a[1, 0] * ky[j]
+        y = a[0, 1] * kx[j] + a[1, 1] * ky[j]
+        z = a[0, 2] * kx[j] + a[1, 2] * ky[j]
+        mirror = -1.0 if x < 0 else 1.0
+        x, y, z = x * mirror, y * mirror, z * mirror
+        bx, by, bz = np.floor(x), np.floor(y), np.floor(z)
+        place[0, j], place[1, j], place[2, j] = x - bx, y - by, z - bz
+        start[j] = stride * ((int(bz) + m - 1) * plane + (int(by) + m - 1) * row + int(bx))
+        sign[j] = mirror
+
+
+@jit
+def _shifted(
+    numerators: Any, kx: Any, ky: Any, cos_x: Any, sin_x: Any, cos_y: Any, sin_y: Any, re: Any, im: Any
+) -> None:
+    """Multiply coefficients by the phase of a shift."""
+    reach = (cos_x.shape[0] - 1) // 2
+    for j in range(kx.shape[0]):
+        p, q = kx[j] + reach, ky[j] + reach
+        c = cos_x[p] * cos_y[q] - sin_x[p] * sin_y[q]
+        s = cos_x[p] * sin_y[q] + sin_x[p] * cos_y[q]
+        a, b = numerators[2 * j], numerators[2 * j + 1]
+        re[j], im[j] = a * c - b * s, a * s + b * c
+
+
+@jit
 def _extract(volume: Any, m: int, rotations: Any, kx: Any, ky: Any, padding: float, out: Any) -> None:
     row, plane = 2 * (m + 2), 2 * (m + 2) * (2 * m + 1)
+    count = kx.shape[0]
+    place, sign, start = np.empty((3, count), np.float32), np.empty(count, np.float32), np.empty(count, np.int64)
     for i in range(rotations.shape[0]):
-        a = rotations[i] * padding
-        for j in range(kx.shape[0]):
-            x = a[0, 0] * kx[j] + a[1, 0] * ky[j]
-            y = a[0, 1] * kx[j] + a[1, 1] * ky[j]
-            z = a[0, 2] * kx[j] + a[1, 2] * ky[j]
-            sign = np.float32(1)
-            if x < 0:
-                x, y, z, sign = -x, -y, -z, np.float32(-1)
-            ix, iy, iz = int(x), int(np.floor(y)), int(np.floor(z))
-            start = (iz + m - 1) * plane + (iy + m - 1) * row + 2 * ix
-            v = gather(volume, start, row, plane, np.float32(x - ix), np.float32(y - iy), np.float32(z - iz))
+        _locate(rotations[i] * padding, m, 2, kx, ky, place, start, sign)
+        for j in range(count):
+            v = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
             out[i, 2 * j] = v[0]
-            out[i, 2 * j + 1] = sign * v[1]
+            out[i, 2 * j + 1] = sign[j] * v[1]
 
 
 @jit
@@ -122,37 +153,32 @@ def _insert(
     row, plane = m + 2, (m + 2) * (2 * m + 1)
     reach = np.max(np.abs(ky)) + 1
     cos_x, sin_x, cos_y, sin_y = np.empty((4, 2 * reach + 1), np.float32)
+    place, start = np.empty((3, BLOCK), np.float32), np.empty(BLOCK, np.int64)
+    sign, re, im = np.empty((3, BLOCK), np.float32)
     for i in range(images.shape[0]):
-        image = images[i]
+        image, gamma = images[i], pose_weights[i]
         a = rotations[i] * padding
         _phases(shifts[i, 0], beta, reach, cos_x, sin_x)
         _phases(shifts[i, 1], beta, reach, cos_y, sin_y)
-        gamma = pose_weights[i]
-        for j in range(kx.shape[0]):
-            x = a[0, 0] * kx[j] + a[1, 0] * ky[j]
-            y = a[0, 1] * kx[j] + a[1, 1] * ky[j]
-            z = a[0, 2] * kx[j] + a[1, 2] * ky[j]
-            sign = np.float32(1)
-            if x < 0:
-                x, y, z, sign = -x, -y, -z, np.float32(-1)
-            ix, iy, iz = int(x), int(np.floor(y)), int(np.floor(z))
-            u, v = kx[j] + reach, ky[j] + reach
-            c = gamma * (cos_x[u] * cos_y[v] - sin_x[u] * sin_y[v])
-            s = gamma * (cos_x[u] * sin_y[v] + sin_x[u] * cos_y[v])
-            re, im = numerators[image, 2 * j], numerators[image, 2 * j + 1]
-            scatter(
-                sums,
-                weights,
-                (iz + m - 1) * plane + (iy + m - 1) * row + ix,
-                row,
-                plane,
-                np.float32(x - ix),
-                np.float32(y - iy),
-                np.float32(z - iz),
-                re * c - im * s,
-                sign * (re * s + im * c),
-                gamma * denominators[image, j],
-            )
+        for first in range(0, kx.shape[0], BLOCK):
+            last = min(first + BLOCK, kx.shape[0])
+            u, v = kx[first:last], ky[first:last]
+            _locate(a, m, 1, u, v, place, start, sign)
+            _shifted(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
+            for j in range(last - first):
+                scatter(
+                    sums,
+                    weights,
+                    start[j],
+                    row,
+                    plane,
+                    place[0, j],
+                    place[1, j],
+                    place[2, j],
+                    gamma * re[j],
+                    gamma * sign[j] * im[j],
+                    gamma * denominators[image, first + j],
+                )
 
 
 @jit
@@ -173,97 +199,77 @@ def _score_derivatives(
     row, plane = 2 * (m + 2), 2 * (m + 2) * (2 * m + 1)
     reach = np.max(np.abs(ky)) + 1
     cos_x, sin_x, cos_y, sin_y = np.empty((4, 2 * reach + 1), np.float32)
-    count = kx.shape[0]
-    v_re, v_im, y_re, y_im, r0, i0, r1, i1, r2, i2 = np.empty((10, count), np.float32)
+    place, start = np.empty((3, BLOCK), np.float32), np.empty(BLOCK, np.int64)
+    sign, re, im = np.empty((3, BLOCK), np.float32)
+    found = np.empty((8, BLOCK), np.float32)
+    out[:] = 0
     for i in range(images.shape[0]):
         image = images[i]
         a = rotations[i] * padding
         a32 = a.astype(np.float32)
         _phases(shifts[i, 0], beta, reach, cos_x, sin_x)
         _phases(shifts[i, 1], beta, reach, cos_y, sin_y)
-        # first what needs the volume, pixel by pixel; then the sums, many pixels to an instruction
-        for j in range(count):
-            x = a[0, 0] * kx[j] + a[1, 0] * ky[j]
-            y = a[0, 1] * kx[j] + a[1, 1] * ky[j]
-            z = a[0, 2] * kx[j] + a[1, 2] * ky[j]
-            sign = np.float32(1)
-            if x < 0:
-                x, y, z, sign = -x, -y, -z, np.float32(-1)
-            ix, iy, iz = int(x), int(np.floor(y)), int(np.floor(z))
-            start = (iz + m - 1) * plane + (iy + m - 1) * row + 2 * ix
-            g = gather(volume, start, row, plane, np.float32(x - ix), np.float32(y - iy), np.float32(z - iz))
-            # Friedel: value and gradient are conjugated, and the gradient changes sign with the position
-            v_re[j], v_im[j] = g[0], sign * g[1]
-            h0_re = sign * (a32[0, 0] * g[2] + a32[0, 1] * g[4] + a32[0, 2] * g[6])
-            h1_re = sign * (a32[1, 0] * g[2] + a32[1, 1] * g[4] + a32[1, 2] * g[6])
-            h2_re = sign * (a32[2, 0] * g[2] + a32[2, 1] * g[4] + a32[2, 2] * g[6])
-            h0_im = a32[0, 0] * g[3] + a32[0, 1] * g[5] + a32[0, 2] * g[7]
-            h1_im = a32[1, 0] * g[3] + a32[1, 1] * g[5] + a32[1, 2] * g[7]
-            h2_im = a32[2, 0] * g[3] + a32[2, 1] * g[5] + a32[2, 2] * g[7]
-            u, v = np.float32(kx[j]), np.float32(ky[j])
-            r0[j], i0[j] = v * h2_re, v * h2_im
-            r1[j], i1[j] = -u * h2_re, -u * h2_im
-            r2[j], i2[j] = u * h1_re - v * h0_re, u * h1_im - v * h0_im
-            p, q = kx[j] + reach, ky[j] + reach
-            c = cos_x[p] * cos_y[q] - sin_x[p] * sin_y[q]
-            s = cos_x[p] * sin_y[q] + sin_x[p] * cos_y[q]
-            re, im = numerators[image, 2 * j], numerators[image, 2 * j + 1]
-            y_re[j], y_im[j] = re * c - im * s, re * s + im * c
-        sums = _reduce(kx, ky, denominators[image], np.float32(beta), v_re, v_im, y_re, y_im, r0, i0, r1, i1, r2, i2)
-        for j in range(22):
-            out[i, j] = sums[j]
+        for first in range(0, kx.shape[0], BLOCK):
+            last = min(first + BLOCK, kx.shape[0])
+            u, v = kx[first:last], ky[first:last]
+            _locate(a, m, 2, u, v, place, start, sign)
+            for j in range(last - first):
+                g = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
+                for c in range(8):
+                    found[c, j] = g[c]
+            _shifted(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
+            sums = _reduce(a32, u, v, sign, found, re, im, denominators[image, first:last], np.float32(beta))
+            for j in range(22):
+                out[i, j] += sums[j]
 
 
 @jit
-def _reduce(
-    kx: Any,
-    ky: Any,
-    q: Any,
-    beta: Any,
-    v_re: Any,
-    v_im: Any,
-    y_re: Any,
-    y_im: Any,
-    r0: Any,
-    i0: Any,
-    r1: Any,
-    i1: Any,
-    r2: Any,
-    i2: Any,
-) -> Any:
-    zero = np.float32(0)
-    n = d = g0 = g1 = g2 = g3 = g4 = zero
-    h00 = h01 = h02 = h03 = h04 = h11 = h12 = h13 = h14 = h22 = h23 = h24 = h33 = h34 = h44 = zero
+def _reduce(a: Any, kx: Any, ky: Any, sign: Any, found: Any, re: Any, im: Any, weight: Any, beta: Any) -> Any:
+    """Sum score, gradient and Gauss-Newton matrix over pixels, many to an instruction."""
+    a00, a01, a02, a10, a11, a12, a20, a21, a22 = a.ravel()
+    n = d = g0 = g1 = g2 = g3 = g4 = np.float32(0)
+    h00 = h01 = h02 = h03 = h04 = h11 = h12 = h13 = h14 = h22 = h23 = h24 = h33 = h34 = h44 = np.float32(0)
     for j in range(kx.shape[0]):
-        u, v, w = beta * np.float32(kx[j]), beta * np.float32(ky[j]), q[j]
-        power = v_re[j] * v_re[j] + v_im[j] * v_im[j]
-        n += y_re[j] * v_re[j] + y_im[j] * v_im[j]
-        d += w * power
-        e_re, e_im = y_re[j] - w * v_re[j], y_im[j] - w * v_im[j]
-        g0 += e_re * r0[j] + e_im * i0[j]
-        g1 += e_re * r1[j] + e_im * i1[j]
-        g2 += e_re * r2[j] + e_im * i2[j]
-        turned = y_re[j] * v_im[j] - y_im[j] * v_re[j]  # Re(i y S*)
+        u, v, q, f = np.float32(kx[j]), np.float32(ky[j]), weight[j], sign[j]
+        # Friedel: value and gradient are conjugated, and the gradient changes sign with the position
+        v_re, v_im = found[0, j], f * found[1, j]
+        x_re, y_re, z_re = f * found[2, j], f * found[4, j], f * found[6, j]
+        x_im, y_im, z_im = found[3, j], found[5, j], found[7, j]
+        h0_re, h0_im = a00 * x_re + a01 * y_re + a02 * z_re, a00 * x_im + a01 * y_im + a02 * z_im
+        h1_re, h1_im = a10 * x_re + a11 * y_re + a12 * z_re, a10 * x_im + a11 * y_im + a12 * z_im
+        h2_re, h2_im = a20 * x_re + a21 * y_re + a22 * z_re, a20 * x_im + a21 * y_im + a22 * z_im
+        r0, i0 = v * h2_re, v * h2_im
+        r1, i1 = -u * h2_re, -u * h2_im
+        r2, i2 = u * h1_re - v * h0_re, u * h1_im - v * h0_im
+        u, v = beta * u, beta * v
+        power = v_re * v_re + v_im * v_im
+        n += re[j] * v_re + im[j] * v_im
+        d += q * power
+        e_re, e_im = re[j] - q * v_re, im[j] - q * v_im
+        g0 += e_re * r0 + e_im * i0
+        g1 += e_re * r1 + e_im * i1
+        g2 += e_re * r2 + e_im * i2
+        turned = re[j] * v_im - im[j] * v_re  # Re(i y S*)
         g3 += u * turned
         g4 += v * turned
-        h00 += w * (r0[j] * r0[j] + i0[j] * i0[j])
-        h01 += w * (r0[j] * r1[j] + i0[j] * i1[j])
-        h02 += w * (r0[j] * r2[j] + i0[j] * i2[j])
-        h11 += w * (r1[j] * r1[j] + i1[j] * i1[j])
-        h12 += w * (r1[j] * r2[j] + i1[j] * i2[j])
-        h22 += w * (r2[j] * r2[j] + i2[j] * i2[j])
-        m0 = w * (v_im[j] * r0[j] - v_re[j] * i0[j])  # Re(∂a S (-i S)*)
-        m1 = w * (v_im[j] * r1[j] - v_re[j] * i1[j])
-        m2 = w * (v_im[j] * r2[j] - v_re[j] * i2[j])
+        h00 += q * (r0 * r0 + i0 * i0)
+        h01 += q * (r0 * r1 + i0 * i1)
+        h02 += q * (r0 * r2 + i0 * i2)
+        h11 += q * (r1 * r1 + i1 * i1)
+        h12 += q * (r1 * r2 + i1 * i2)
+        h22 += q * (r2 * r2 + i2 * i2)
+        m0 = q * (v_im * r0 - v_re * i0)  # Re(∂a S (-i S)*)
+        m1 = q * (v_im * r1 - v_re * i1)
+        m2 = q * (v_im * r2 - v_re * i2)
         h03 += u * m0
         h04 += v * m0
         h13 += u * m1
         h14 += v * m1
         h23 += u * m2
         h24 += v * m2
-        h33 += w * power * u * u
-        h34 += w * power * u * v
-        h44 += w * power * v * v
+        h33 += q * power * u * u
+        h34 += q * power * u * v
+        h44 += q * power * v * v
     return (n, d, g0, g1, g2, g3, g4, h00, h01, h02, h03, h04, h11, h12, h13, h14, h22, h23, h24, h33, h34, h44)
 
 

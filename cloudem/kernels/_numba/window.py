@@ -44,16 +44,17 @@ def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(_mul(builder, a, b), c, flags=FAST)
 
 
-def _weights(builder: Any, fraction: Any, derivative: bool) -> Any:
-    """Return the four weights (or their derivatives) as one vector, by Horner's rule."""
-    f = _splat(builder, fraction, WINDOW)
+def _weights(builder: Any, first: Any, second: Any, derivative: bool) -> tuple[Any, Any]:
+    """Return the four weights (or their derivatives) for two fractions, by Horner's rule in one register."""
+    fractions = (_splat(builder, f, WINDOW) for f in (first, second))
+    f = builder.shuffle_vector(*fractions, _mask([0, 1, 2, 3, 4, 5, 6, 7]))
     table = POLYNOMIALS.T
     if derivative:
         table = table[1:] * [[d] for d in range(1, len(table))]
-    value = _constant(table[-1])
+    value = _constant([*table[-1], *table[-1]])
     for row in table[-2::-1]:
-        value = _madd(builder, value, f, _constant(row))
-    return value
+        value = _madd(builder, value, f, _constant([*row, *row]))
+    return tuple(builder.shuffle_vector(value, value, _mask([o, o + 1, o + 2, o + 3])) for o in (0, 4))  # type: ignore[return-value]
 
 
 def _twice(builder: Any, four: Any) -> Any:
@@ -93,8 +94,10 @@ def gather(typing: Any, volume: Any, offset: Any, row: Any, plane: Any, fx: Any,
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, start, row_stride, plane_stride, x, y, z = args
-        wy, dy = _weights(builder, y, False), _weights(builder, y, True)
-        wz, dz = _weights(builder, z, False), _weights(builder, z, True)
+        wx4, wy = _weights(builder, x, y, False)
+        dx4, dy = _weights(builder, x, y, True)
+        wz, _ = _weights(builder, z, z, False)
+        dz, _ = _weights(builder, z, z, True)
         zero = _constant([0.0] * 8)
         total, total_y, total_z = zero, zero, zero
         for k in range(WINDOW):
@@ -110,7 +113,7 @@ def gather(typing: Any, volume: Any, offset: Any, row: Any, plane: Any, fx: Any,
             total_y = _madd(builder, slope, _lane(builder, wz, k, 8), total_y)
             total_z = _madd(builder, value, _lane(builder, dz, k, 8), total_z)
             start = _advance(builder, start, plane_stride)
-        wx, dx = (_twice(builder, _weights(builder, x, d)) for d in (False, True))
+        wx, dx = _twice(builder, wx4), _twice(builder, dx4)
         products = [(total, wx), (total, dx), (total_y, wx), (total_z, wx)]
         parts = [part for a, b in products for part in _sum_pairs(builder, _mul(builder, a, b))]
         return cgutils.pack_array(builder, parts)
@@ -140,7 +143,8 @@ def scatter(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, weight_array, start, row_stride, plane_stride, x, y, z, real, imaginary, weight = args
-        wx, wy, wz = (_weights(builder, f, False) for f in (x, y, z))
+        wx, wy = _weights(builder, x, y, False)
+        wz, _ = _weights(builder, z, z, False)
         index = [ir.Constant(ir.IntType(32), i) for i in (0, 1)]
         pair = builder.insert_element(ir.Constant(V4, ir.Undefined), real, index[0])
         pair = builder.insert_element(pair, imaginary, index[1])
