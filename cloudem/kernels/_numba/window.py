@@ -54,7 +54,7 @@ def _weights(builder: Any, first: Any, second: Any, derivative: bool) -> tuple[A
     value = _constant([*table[-1], *table[-1]])
     for row in table[-2::-1]:
         value = _madd(builder, value, f, _constant([*row, *row]))
-    return tuple(builder.shuffle_vector(value, value, _mask([o, o + 1, o + 2, o + 3])) for o in (0, 4))  # type: ignore[return-value]
+    return tuple(builder.shuffle_vector(value, value, _mask([o, o + 1, o + 2, o + 3])) for o in (0, 4))
 
 
 def _twice(builder: Any, four: Any) -> Any:
