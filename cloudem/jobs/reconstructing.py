@@ -54,7 +54,7 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     write_group(context.url, "", {}, {"kind": "result", **job_record(job)})
     particles = dataset.particles.with_columns(half_set=halves)
     wall = time.monotonic() - started
-    write_maps(context, maps, whole, mask, pixel_size, job.symmetry, job.seed, wall, particles)
+    write_maps(context, maps, whole, mask, k_max, pixel_size, job.symmetry, job.seed, wall, particles)
 
 
 def solvent_mask(

@@ -56,7 +56,7 @@ from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbe
 from cloudem.jobs.maps import fitted, read_mask, soft_edge
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d import Refine3D
-from cloudem.jobs.results import write_maps
+from cloudem.jobs.results import within, write_maps
 from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators
 
@@ -192,7 +192,8 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         )
     mask = np.maximum(*outcome.masks)
     write_maps(
-        run.context, outcome.halves, outcome.whole, mask, s.pixel_size, run.job.symmetry, run.job.seed, wall, refined
+        run.context, outcome.halves, outcome.whole, mask, s.box // 2 - 1, s.pixel_size,
+        run.job.symmetry, run.job.seed, wall, refined,
     )  # fmt: skip
 
 
@@ -427,15 +428,6 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
     )
     observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
     return Outcome(checkpoint, observed, halves, whole, masks, curves, found)
-
-
-def within(curves: FscCurves, k_max: int) -> FscCurves:
-    """Return curves that are 0 beyond the last shell inserted, where the maps hold nothing but the mask's leakage."""
-    keep_shell = np.arange(len(curves.unmasked)) <= k_max
-    unmasked, masked, randomised, corrected, first = curves
-    return FscCurves(
-        unmasked * keep_shell, masked * keep_shell, randomised * keep_shell, corrected * keep_shell, first
-    )  # fmt: skip
 
 
 def half_mask(run: Run, state: State, half: Float32) -> Float32:

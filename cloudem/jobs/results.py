@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.resolution import postprocess, sharpen
+from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen
 from cloudem.io.groups import particles_to_arrays, write_group
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
@@ -21,6 +21,7 @@ def write_maps(
     halves: Float32,
     whole: Float32,
     mask: Float32,
+    k_max: int,
     pixel_size: float,
     symmetry: str,
     seed: int,
@@ -37,6 +38,8 @@ def write_maps(
         Unfiltered maps of the two half-sets (2, n, n, n) and of all particles (n, n, n).
     mask
         For the FSC, (n, n, n) in 0..1.
+    k_max
+        Last shell that the maps hold.
     pixel_size, symmetry, seed
         Å; point group; of the random phases.
     wall
@@ -46,8 +49,11 @@ def write_maps(
     """
     progress = context.progress
     with progress.stage("postprocess", 1, unit="maps"):
-        done = postprocess(halves[0], halves[1], mask, pixel_size, seed=seed)
-        shown = sharpen(whole, done.fsc.corrected, pixel_size, done.resolution, done.b_factor)
+        curves = within(masked_fsc(halves[0], halves[1], mask, seed), k_max)
+        resolution = resolution_at(curves.corrected, len(whole), pixel_size)
+        mean = (halves[0] + halves[1]) / np.float32(2)
+        fall_off = max(b_factor(mean * mask, curves.corrected, pixel_size, resolution).b_factor, 0.0)
+        shown = sharpen(whole, curves.corrected, pixel_size, resolution, fall_off)
     inside = mask > 0.5
     if inside.any() and whole[inside].mean() < 0:
         progress.warning(
@@ -59,14 +65,23 @@ def write_maps(
     attributes = {
         "pixel_size_A": pixel_size,
         "symmetry": symmetry,
-        "resolution_A": done.resolution,
-        "b_factor_A2": -done.b_factor,
+        "resolution_A": resolution,
+        "b_factor_A2": -fall_off,
         "wall_s": wall,
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
         "notes": [HAND],
         **run_attributes(progress),
     }
-    write_group(context.url, "result", {**arrays, **done.fsc.by_name()}, attributes)
-    progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143), B-factor {-done.b_factor:.0f} Å²")
+    write_group(context.url, "result", {**arrays, **curves.by_name()}, attributes)
+    progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {-fall_off:.0f} Å²")
     progress.message(f"report: {write_report(context.url)}")
+
+
+def within(curves: FscCurves, k_max: int) -> FscCurves:
+    """Return curves that are 0 beyond the last shell inserted, where the maps hold nothing but the mask's leakage."""
+    keep_shell = np.arange(len(curves.unmasked)) <= k_max
+    unmasked, masked, randomised, corrected, first = curves
+    return FscCurves(
+        unmasked * keep_shell, masked * keep_shell, randomised * keep_shell, corrected * keep_shell, first
+    )  # fmt: skip

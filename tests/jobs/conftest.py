@@ -61,7 +61,7 @@ def make_scene(
     folder: Path,
     *,
     count: int = 160,
-    snr: float = 0.4,
+    snr: float | None = 0.4,
     sign: float = 1.0,
     seed: int = 0,
     density: NDArray[np.float32] | None = None,
