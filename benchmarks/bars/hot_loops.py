@@ -24,7 +24,15 @@ from cloudem.execution.threads import one_thread_per_task
 from cloudem.jobs.dataset import open_dataset
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import fourier_volume, half_disc
-from cloudem.kernels.polar import Harmonics, PolarGrid, best_rotations, harmonics, rotation_scores, shift_samples
+from cloudem.kernels.polar import (
+    Harmonics,
+    PolarGrid,
+    Workspace,
+    best_rotations,
+    harmonics,
+    rotation_scores,
+    shift_samples,
+)
 from cloudem.kernels.slices import correct_gridding, crop_volume, extract, insert, padded_box, score_derivatives
 from cloudem.model.poses import angle_between, euler_to_matrix, random_rotations, rotate
 
@@ -181,9 +189,9 @@ def products(bench: Bench) -> None:
     samples = random.normal(size=(2, rows, grid.k_max, grid.angles // 2)).astype(np.float32)
     image = harmonics(samples[0], samples[1], grid)
     part = Harmonics(reference.slices.even[..., :tile], reference.slices.odd[..., :tile])
-    offset = np.zeros(rows, np.float32)
-    tile_time = timed(lambda: rotation_scores(image, part, grid, offset))
-    sums = rotation_scores(image, part, grid, offset)
+    offset, workspace = np.zeros(rows, np.float32), Workspace()
+    tile_time = timed(lambda: rotation_scores(image, part, grid, offset, workspace))
+    sums = rotation_scores(image, part, grid, offset, workspace)
     best_time = timed(lambda: best_rotations(*sums, tried))
     half = samples.reshape(2, rows, -1)[:, :per_tile]
     moves = random.normal(size=(per_tile, tried, 2))

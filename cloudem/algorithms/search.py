@@ -13,6 +13,7 @@ from cloudem.kernels.fourier import HalfDisc, half_disc
 from cloudem.kernels.polar import (
     Harmonics,
     PolarGrid,
+    Workspace,
     best_rotations,
     decode,
     harmonics,
@@ -28,7 +29,7 @@ from cloudem.model.poses import asymmetric_directions, view_rotations
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-DIRECTION_TILE = 64
+DIRECTION_TILE = 96
 ROW_TILE = 64
 """Directions, and images × shifts, of one matrix product: its output then stays in the second-level cache."""
 
@@ -161,6 +162,7 @@ def search(
     code = np.empty((count, 2, directions), np.int32)
     row_tile, direction_tile = DEVICE_TILES if on_device(samples) else (ROW_TILE, DIRECTION_TILE)
     per_tile = max(1, row_tile // tried)
+    workspace = Workspace()
     for first in range(0, count, per_tile):
         rows = slice(first, min(first + per_tile, count))
         turned = shift_samples(real[rows], imaginary[rows], grid.kx, grid.ky, shifts[rows], reference.box)
@@ -171,7 +173,7 @@ def search(
         for start in range(0, directions, direction_tile):
             tile = slice(start, min(start + direction_tile, directions))
             slices = Harmonics(reference.slices.even[..., tile], reference.slices.odd[..., tile])
-            sums = rotation_scores(image, slices, grid, offset)
+            sums = rotation_scores(image, slices, grid, offset, workspace)
             numerator[rows, :, tile], code[rows, :, tile] = best_rotations(*sums, tried)
     return Hits(numerator, norm, code)
 

@@ -7,6 +7,7 @@ from cloudem.algorithms.mask import soft_circle
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.polar import (
     Harmonics,
+    Workspace,
     best_rotations,
     decode,
     harmonics,
@@ -143,7 +144,7 @@ def brute_force(image: Harmonics, reference: Harmonics, offset: np.ndarray, side
 def test_best_rotations_are_those_of_brute_force(seed: int, twin: Twin) -> None:
     shifts, images = 3, 2
     image, reference, offset = random_scores(seed, shifts, images)
-    score, code = twin(best_rotations)(*rotation_scores(image, reference, GRID, offset), shifts)
+    score, code = twin(best_rotations)(*rotation_scores(image, reference, GRID, offset, Workspace()), shifts)
     assert (score.dtype, code.dtype) == (np.float32, np.int32)
     shift, psi = decode(code, GRID.angles)
     for side in (0, 1):
@@ -156,7 +157,7 @@ def test_best_rotations_are_those_of_brute_force(seed: int, twin: Twin) -> None:
 
 
 def test_best_rotation_twins_agree(twin: Twin) -> None:
-    sums = rotation_scores(*random_scores(9)[:2], GRID, random_scores(9)[2])
+    sums = rotation_scores(*random_scores(9)[:2], GRID, random_scores(9)[2], Workspace())
     score, code = twin(best_rotations)(*sums, 3)
     expected, expected_code = best_rotations.reference(*sums, 3)
     np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-4)
