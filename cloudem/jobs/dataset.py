@@ -13,6 +13,9 @@ from cloudem.io.store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
 
+TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
+"""What an optics group says of images that are not as the microscope took them."""
+
 BATCH = 250
 """Images that a task holds in memory at a time."""
 
@@ -66,6 +69,13 @@ def open_dataset(url: str) -> Dataset:
                 f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
                 f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the source and import again"
             )
+    for optics in particles.optics:
+        for name in TREATED:
+            if float(optics.extra.get(name) or 0):
+                raise InconsistentDataError(
+                    f"optics group {optics.name!r} says {name}: the images hold their CTF already, which cloudem "
+                    "would apply twice; extract the particles again without"
+                )
     group = particles.get("optics_group", 0).astype(np.int32)
     by_group = {
         name: np.array([getattr(optics, name) for optics in particles.optics])[group]
