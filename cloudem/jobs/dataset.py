@@ -57,7 +57,8 @@ def open_dataset(url: str) -> Dataset:
     MissingColumnError
         Without defocus columns.
     InconsistentDataError
-        A column of the CTF holds NaN or infinity, or an optics group has no usable voltage.
+        A column of the CTF holds NaN or infinity, an optics group has no usable voltage, or its images hold their CTF
+        already.
     """
     store = open_particles(url)
     particles = store.particles
@@ -69,7 +70,6 @@ def open_dataset(url: str) -> Dataset:
                 f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
                 f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the source and import again"
             )
-    for optics in particles.optics:
         for name in TREATED:
             if float(optics.extra.get(name) or 0):
                 raise InconsistentDataError(
