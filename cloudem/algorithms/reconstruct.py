@@ -157,16 +157,17 @@ def _level(
     window = np.asarray(line[:, None, None] * line[:, None] * line, np.float32)
     point = real_volume(place_volume(sums.weight[part].astype(np.complex64), size))
     point *= soft_sphere(size, REACH * box * pixel, REACH_EDGE * box * pixel) / window
-    response = fourier_volume(point).real + place_volume(added[part].astype(np.complex64), size).real
+    response = fourier_volume(point).real
     ball = soft_sphere(size, (box / 2 - CORNER_EDGE) * pixel, max(CORNER_EDGE * pixel, 1.0))
     density = real_volume(place_volume(solved[part], size)) * (ball / window)
     predicted = fourier_volume(real_volume(fourier_volume(density) * response) * window)
     around = np.arange(-inner, inner + 1) % size
     known = np.minimum(inner, size // 2 - 1) + 1
-    missing = sums.data[part][:, :, 1 : known + 1] - predicted[np.ix_(around, around, np.arange(known))]
+    part = (rows, rows, slice(1, known + 1))
+    # what was added to the weights counts voxel by voxel: where it is large, all that the ball spreads would grow by it
+    missing = sums.data[part] - added[part] * solved[part] - predicted[np.ix_(around, around, np.arange(known))]
     # in the last shell inserted (see half_width) the weights end, and nothing is to be gained
     last = min(levelled, int((m - 2) * box / padded - 0.5) - 1)
-    part = (rows, rows, slice(1, known + 1))
     solved[part] += np.where(shells[part] <= last, missing * inverse[part], 0)
 
 
