@@ -126,6 +126,21 @@ def test_wiener_filter_scales_by_the_signal_to_noise_ratio() -> None:
     np.testing.assert_allclose(strong, solve(sums, BOX, None), atol=1e-6 * np.abs(strong).max())
 
 
+@pytest.mark.parametrize("with_ctf", [False, True])
+@pytest.mark.parametrize("cut", [5, 9])
+def test_a_filter_leaves_alone_the_shells_that_it_passes(with_ctf: bool, cut: int) -> None:
+    """A reference without signal beyond a shell is, below that, the map without filter."""
+    ssnr = np.where(np.arange(BOX // 2 + 1) <= cut, 1e4, 0.0)
+    filtered = np.fft.rfftn(solve(completed(with_ctf), BOX, ssnr))
+    plain = np.fft.rfftn(solve(completed(with_ctf), BOX, None))
+    shell = shell_index(BOX)
+    for s in range(1, cut):
+        here = shell == s
+        assert np.linalg.norm((filtered - plain)[here]) < 0.11 * np.linalg.norm(
+            plain[here]
+        )  # the cut is not sharp
+
+
 def test_map_ends_at_its_last_shell() -> None:
     found = solve(complete(gather(200, 4), ONE), BOX, None, k_max=10)
     power = np.abs(fourier_volume(found)) ** 2

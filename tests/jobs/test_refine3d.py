@@ -55,6 +55,15 @@ def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp
     assert not has_group(job.out, "checkpoint")
 
 
+def test_images_with_hardly_any_noise_are_no_harder(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=80, snr=5.0)
+    progress = run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=4)))
+    angle, shift = pose_errors(particles_from_arrays(*read_group(tmp_path / "out", "particles")), scene, "C1")
+    assert np.median(angle) < 2.5
+    assert np.median(shift) < 0.6
+    assert progress.iterations()[-1]["resolution_A"] < 11
+
+
 def test_half_sets_are_drawn_where_the_table_has_none(tmp_path, no_report):
     names = ("rot", "tilt", "psi", "shift_x", "shift_y", "half_set", "micrograph")
     scene = make_scene(tmp_path, count=60, columns=lambda truth: truth.without_columns(names))
