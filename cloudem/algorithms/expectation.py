@@ -15,6 +15,7 @@ from cloudem.algorithms.align import (
     best_of,
     by_direction,
     compete,
+    evaluate,
     join,
     limits,
     refine_poses,
@@ -383,11 +384,17 @@ def contrast(batch: Batch, plan: Plan, model: Model) -> Float64:
 
     Returns
     -------
-    Shape (b, 4), the best hit of each image: likelihood ratio N² / 2D with the reference's sign, the same with the
-    opposite sign, and N and D of the former. The sum of N over that of D is the scale of the reference.
+    Shape (b, 4), the best hit of each image, or the pose that it came with if the plan has no search: likelihood ratio
+    N² / 2D with the reference's sign, the same with the opposite sign, and N and D of the former. The sum of N over
+    that of D is the scale of the reference.
     """
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
+    if batch.poses is not None and not plan.k_search:
+        data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+        known, _ = evaluate(model.volume, padded_box(plan.box) / plan.box, plan.box, data, batch.poses, model.prior)
+        ratio = [np.maximum(n, 0) ** 2 / np.maximum(2 * known.norm, 1e-30) for n in (known.numerator, -known.numerator)]
+        return np.stack([*ratio, known.numerator, known.norm], axis=1)
     opposite = spectrum._replace(masked=-spectrum.masked, origin=-spectrum.origin)
     columns = []
     for images in (spectrum, opposite):
