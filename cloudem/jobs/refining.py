@@ -285,11 +285,9 @@ def begin(run: Run) -> State:
         **(table_poses(run) if job.local else no_poses()),
     )
     write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
-    if not job.local:
-        save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
-        factor = reference_scales(run, state).astype(np.float32)
-        start = replace(start, references=start.references * factor[:, None, None, None])
-    save(run, start, state)
+    save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
+    factor = reference_scales(run, state).astype(np.float32)
+    save(run, replace(start, references=start.references * factor[:, None, None, None]), state)
     return state
 
 
