@@ -111,8 +111,10 @@ class Outcome:
         For the decision what that does.
     halves
         The unfiltered half-maps, (2, n, n, n).
+    after
+        That decision: the state before the next iteration.
     whole
-        The unfiltered map of all particles.
+        The unfiltered map of all particles, if this is the last iteration.
     masks
         Of each half-set.
     curves
@@ -123,8 +125,9 @@ class Outcome:
 
     checkpoint: Checkpoint
     observed: Observed
+    after: State
     halves: Float32
-    whole: Float32
+    whole: Float32 | None
     masks: Sequence[Float32]
     curves: FscCurves
     found: Sequence[Found]
@@ -156,7 +159,8 @@ def refine(job: Refine3D, context: Context) -> None:
             context.progress.iteration(row)
     outcome = None
     while not state.finished:
-        outcome, state = iterate(run, state)
+        outcome = iterate(run, state)
+        state = outcome.after
     if outcome is None:
         raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
     if not state.converged:
@@ -171,9 +175,10 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     poses = checkpoint.poses()
     best = best_of(poses.images)
     rot, tilt, psi = matrix_to_euler(poses.rotations[best])
-    score, weight = np.zeros(len(poses.images)), checkpoint.pose_weights
+    score = np.zeros(len(checkpoint.half_set))
     for part in outcome.found:
-        score[np.searchsorted(poses.images, part.poses.images)] = part.poses.score
+        first = best_of(part.poses.images)
+        score[part.poses.images[first]] = part.poses.score[first]
     refined = run.dataset.particles.with_columns(
         rot=rot,
         tilt=tilt,
@@ -182,8 +187,8 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         shift_y=poses.shifts[best, 1] * s.pixel_size,
         half_set=checkpoint.half_set,
         intensity_scale=checkpoint.scale,
-        weight=weight[best],
-        score=score[best],
+        weight=checkpoint.pose_weights[best],
+        score=score,
     )
     if resolution_shell(outcome.observed.fsc) <= s.first_limit + 1:
         run.context.progress.warning(
@@ -191,6 +196,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
             "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
         )
     mask = np.maximum(*outcome.masks)
+    assert outcome.whole is not None  # noqa: S101 - the last iteration has it
     write_maps(
         run.context, outcome.halves, outcome.whole, mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined,
@@ -369,7 +375,7 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     return np.where(usable, numerator / np.where(usable, norm, 1), 1.0)
 
 
-def iterate(run: Run, state: State) -> tuple[Outcome, State]:
+def iterate(run: Run, state: State) -> Outcome:
     """Run one iteration and commit it."""
     progress, began = run.context.progress, time.monotonic()
     plan = plan_of(state, run.settings)
@@ -381,7 +387,7 @@ def iterate(run: Run, state: State) -> tuple[Outcome, State]:
     aligned = time.monotonic() - began
     with progress.stage("solve", 1, unit="maps"):
         outcome = solve_halves(run, state, plan, before, sums)
-    after = next_state(state, run.settings, outcome.observed)
+    after = outcome.after
     length = run.settings.box * run.settings.pixel_size
     row = {
         "iteration": state.iteration,
@@ -396,7 +402,7 @@ def iterate(run: Run, state: State) -> tuple[Outcome, State]:
     progress.iteration(row)
     if not after.finished:
         save(run, outcome.checkpoint, after)
-    return outcome, after
+    return outcome
 
 
 def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: Mapping[Any, Any]) -> Outcome:
@@ -412,9 +418,12 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
         solve(half, s.box, snr, plan.k_insert) * mask for half, mask in zip(complete_sums, masks, strict=True)
     ]
     noise = (sums["noise", h] for h in (1, 2))
-    # merging comes last because it overwrites the first half's sums; only the final map ever sees the result
-    whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
     change = changes(plan, before, found, run.group)
+    observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
+    after = next_state(state, s, observed)
+    whole = None
+    if after.finished:  # only now do the half-sets meet; merging overwrites the first half's sums
+        whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
     checkpoint = Checkpoint(
         references=np.stack(references),
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
@@ -424,8 +433,7 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
-    return Outcome(checkpoint, observed, halves, whole, masks, curves, found)
+    return Outcome(checkpoint, observed, after, halves, whole, masks, curves, found)
 
 
 def half_mask(run: Run, state: State, half: Float32) -> Float32:
