@@ -77,12 +77,16 @@ def test_half_sets_are_drawn_where_the_table_has_none(tmp_path, no_report):
 
 def test_a_local_refinement_starts_from_the_table(tmp_path, no_report):
     scene = make_scene(tmp_path, count=80, columns=lambda truth: truth)
-    write_volume(scene.reference, 5 * read_volume(scene.reference).data, PIXEL)  # on any scale
+    reference = read_volume(scene.reference).data
+    write_volume(scene.reference, 100 * reference, PIXEL)  # on any scale
     job = Refine3D(**scene.refinement(tmp_path / "out", local=True, initial_resolution_A=20, max_iterations=2))
     run(job)
     angle, _ = pose_errors(particles_from_arrays(*read_group(job.out, "particles")), scene, "C1")
     assert np.median(angle) < 5
     assert np.mean(angle < 20) > 0.95
+    write_volume(scene.reference, -reference, PIXEL)
+    with pytest.raises(InconsistentDataError, match="negative of the reference"):
+        run(Refine3D(**scene.refinement(tmp_path / "dark", local=True, initial_resolution_A=20)))
 
 
 def test_noise_alone_does_not_get_beyond_the_start(tmp_path, no_report):
