@@ -29,8 +29,8 @@ SHARD_IMAGES = 1024
 SHARD_BYTES = 64 * 2**20
 """Bytes in a shard at most: one is held in memory while it is written."""
 
-_MAPS_KEPT = 4096
-"""Memory maps kept open in a process; each costs address space, no file descriptor."""
+_MAPS_KEPT = 256
+"""Memory maps kept open in a process: each holds a file descriptor, of which a process often has no more than 1,024."""
 
 
 @dataclass(frozen=True)
