@@ -180,20 +180,22 @@ def _turned_sum(volume: NDArray[np.complex64], turns: NDArray[np.float64]) -> ND
     smooth = np.empty_like(volume)
     smooth[:, :, 1:] = transform[np.ix_(rows % size, rows % size, np.arange(m + 1))]
     smooth[:, :, 0] = smooth[::-1, ::-1, 2].conj()
-    z, y, x = np.meshgrid(rows, rows, np.arange(m + 1), indexing="ij")
-    inside = np.flatnonzero(x * x + y * y + z * z <= (m - 2) ** 2)
-    points = np.stack([part.ravel()[inside] for part in (x, y, z)], axis=-1)
-    total = np.zeros(x.size, np.complex64)
+    squared = np.square(rows, dtype=np.int32)
+    inside = np.flatnonzero(squared[:, None, None] + squared[:, None] + squared[m:] <= (m - 2) ** 2)
+    shape = (2 * m + 1, 2 * m + 1, m + 1)
+    total = np.zeros(shape, np.complex64)
     # a point is the frequency kx = 1 of a pose whose first row points there
     one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
-    for start in range(0, len(points), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        poses = np.zeros((len(points[part]), 3, 3))
+    for start in range(0, len(inside), 1 << 16):
+        part = inside[start : start + (1 << 16)]
+        z, y, x = np.unravel_index(part, shape)
+        points = np.stack([x, y - m, z - m], axis=-1)
+        poses = np.zeros((len(part), 3, 3))
         for turn in turns:
-            poses[:, 0] = points[part] @ turn.T
-            total[inside[part]] += extract(smooth, poses, one, zero, 1.0)[:, 0]
+            poses[:, 0] = points @ turn.T
+            total.reshape(-1)[part] += extract(smooth, poses, one, zero, 1.0)[:, 0]
     out = np.zeros_like(volume)
-    out[:, :, 1:] = total.reshape(x.shape)
+    out[:, :, 1:] = total
     return out
 
 
