@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.expectation import Plan
+from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.conventions import FSC_THRESHOLD
 
 Float64 = NDArray[np.float64]
@@ -214,8 +215,7 @@ def reference_snr(fsc: Float64) -> Float64:
     FSC / (1 - FSC), up to the resolution; the few shells beyond it are let in weakly, so that the correlation can grow
     there, and nothing further.
     """
-    clipped = np.clip(np.nan_to_num(fsc), 0.0, 0.9999)
-    ratio = clipped / (1 - clipped)
+    ratio = signal_to_noise(np.nan_to_num(fsc))
     shell = np.arange(len(fsc))
     end = resolution_shell(fsc)
     ratio = np.where(shell > end, np.minimum(ratio, 0.1), ratio)

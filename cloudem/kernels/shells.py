@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
-from cloudem.kernels.fourier import fourier_volume, shell_index
+from cloudem.kernels.correlation import shell_products
+from cloudem.kernels.fourier import fourier_volume
 
 Float64 = NDArray[np.float64]
 
@@ -58,16 +59,4 @@ def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     -------
     Shape (n // 2 + 1,), float64; index s is the shell at s / (n · pixel_size). A shell without power gives 0.
     """
-    n = a.shape[0]
-    shells = shell_index(n)
-    weight: Float64 = np.full(n // 2 + 1, 2.0)
-    weight[[0, -1]] = 1.0
-    fa, fb = fourier_volume(a), fourier_volume(b)
-    flat = shells.ravel()
-    count = n // 2 + 1
-
-    def total(values: NDArray[Any]) -> Float64:
-        return np.asarray(np.bincount(flat, (values * weight).ravel())[:count], np.float64)
-
-    cross = total(fa.real * fb.real + fa.imag * fb.imag)
-    return correlation(cross, total(fa.real**2 + fa.imag**2), total(fb.real**2 + fb.imag**2))
+    return correlation(*shell_products(fourier_volume(a), fourier_volume(b)))
