@@ -57,8 +57,8 @@ def open_dataset(url: str) -> Dataset:
     MissingColumnError
         Without defocus columns.
     InconsistentDataError
-        A column of the CTF holds NaN or infinity, an optics group has no usable voltage, or its images hold their CTF
-        already.
+        A column of the CTF holds NaN or infinity, an optics group has no usable voltage or amplitude contrast, or its
+        images hold their CTF already.
     """
     store = open_particles(url)
     particles = store.particles
@@ -69,6 +69,11 @@ def open_dataset(url: str) -> Dataset:
             raise InconsistentDataError(
                 f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
                 f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the source and import again"
+            )
+        if not 0 <= optics.amplitude_contrast <= 1:
+            raise InconsistentDataError(
+                f"optics group {optics.name} of {url} has an amplitude contrast of {optics.amplitude_contrast:g}, a "
+                "fraction from 0 to 1 is needed (0.1 for most); correct it in the source and import again"
             )
         for name in TREATED:
             if float(optics.extra.get(name) or 0):

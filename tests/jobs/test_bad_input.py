@@ -66,9 +66,12 @@ def nan_poses(scene: Scene, _: Path) -> dict[str, object]:
     return {"local": True}
 
 
-def no_voltage(scene: Scene, _: Path) -> dict[str, object]:
-    rewrite(scene, lambda t: replace(t, optics=tuple(replace(group, voltage=0.0) for group in t.optics)), rows=8)
-    return {}
+def optics(**constants: float) -> Damage:
+    def damage(scene: Scene, _: Path) -> dict[str, object]:
+        rewrite(scene, lambda t: replace(t, optics=tuple(replace(group, **constants) for group in t.optics)), rows=8)
+        return {}
+
+    return damage
 
 
 def with_nan(data: np.ndarray) -> np.ndarray:
@@ -132,7 +135,8 @@ CASES = {
     "one half-set": (one_half, "half-set 1 is empty among 8 particles; at least one in each is needed"),
     "defocus NaN": (nan_defocus, "column defocus_u is not a number for 1 of 8 particles, the first of them number 4"),
     "poses NaN": (nan_poses, "column tilt is not a number for 2 of 8 particles, the first of them number 1"),
-    "no voltage": (no_voltage, "optics group simulated of .* has a voltage of 0 kV"),
+    "no voltage": (optics(voltage=0.0), "optics group simulated of .* has a voltage of 0 kV"),
+    "percent": (optics(amplitude_contrast=10.0), "has an amplitude contrast of 10, a fraction from 0 to 1 is needed"),
     "no reference": (values(reference="nowhere.mrc"), r"nowhere\.mrc does not exist; check the path"),
     "half a reference": (truncated("reference"), "is truncated: it has .* bytes"),
     "NaN": (reference(with_nan), "holds NaN or infinite values; make it again"),
