@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 INK = "#1f2933"
 FAINT = "#6b7785"
-RULE = "#d8dee5"
 # Blue, vermilion and green of Okabe & Ito: distinct for colour-blind readers and, by lightness, in grey print.
 BLUE = "#0072b2"
 VERMILION = "#d55e00"
