@@ -56,9 +56,14 @@ class Refine3D(Job):
 
 
 def project_alignment(particles: str, group_size: int) -> Projection:
-    """Return what aligning or inserting a store's particles needs, from its shapes."""
+    """Return what aligning or inserting a store's particles needs, from its shapes.
+
+    Measured with two threads: 500 particles of 64 px 474 MiB of 515 projected, 250 of 128 px 977 MiB of 1,096.
+    """
+    import numpy as np
+
     from cloudem.io.store import open_particles
-    from cloudem.jobs.dataset import BATCH
+    from cloudem.jobs.dataset import BATCH, groups_of
     from cloudem.kernels.slices import half_width, padded_box
 
     store = open_particles(particles)
@@ -72,6 +77,6 @@ def project_alignment(particles: str, group_size: int) -> Projection:
     per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels
     # the client: sums of both halves, two references, padded volumes while solving
     peak = 400_000_000 + threads * per_task + voxels * (2 * 12 + 2 * 8 + 12) + 16 * padded**3 + 800 * count
-    groups = -(-count // group_size)
-    note = f"{count:,} particles of {box} px, {groups} tasks for each pass"
+    groups = 2 * len(groups_of(np.arange(-(-count // 2)), group_size))
+    note = f"{count:,} particles of {box} px, about {groups} tasks for each pass"
     return Projection(peak_bytes=peak, disk_bytes=40 * box**3 + 600 * count, notes=(note,))
