@@ -192,7 +192,7 @@ def next_state(state: State, settings: Settings, observed: Observed) -> State:
         iteration=iteration,
         limit=max(limit, state.limit) if final else limit,
         searches=searches,
-        search=search and not final,
+        search=search,
         best=best,
         stalled=stalled,
         final=final,

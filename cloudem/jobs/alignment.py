@@ -70,8 +70,8 @@ class Checkpoint:
         (2,), pixels².
     half_set, scale, settled
         (N,); see :class:`cloudem.algorithms.expectation.Batch`.
-    pose_images, pose_rotations, pose_shifts, pose_weights, pose_precision
-        Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,), (c, 5, 5); empty at the start.
+    pose_images, pose_rotations, pose_shifts, pose_weights
+        Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,); empty at the start.
     """
 
     references: NDArray[np.float32]
@@ -84,18 +84,14 @@ class Checkpoint:
     pose_rotations: NDArray[np.float64]
     pose_shifts: NDArray[np.float64]
     pose_weights: NDArray[np.float64]
-    pose_precision: NDArray[np.float64]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, for the store."""
         return dict(vars(self))
 
     def poses(self) -> Poses:
-        """Return the poses of all images; ``images`` counts particles of the store."""
-        empty = np.zeros(len(self.pose_images))
-        return Poses(
-            self.pose_images, self.pose_rotations, self.pose_shifts, empty, self.pose_precision, empty, empty
-        )  # fmt: skip
+        """Return the poses of all images, not scored; ``images`` counts particles of the store."""
+        return start_poses(self.pose_images, self.pose_rotations, self.pose_shifts)
 
 
 def read_checkpoint(url: str) -> tuple[Checkpoint, dict[str, Any]]:

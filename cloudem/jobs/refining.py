@@ -164,7 +164,7 @@ def refine(job: Refine3D, context: Context) -> None:
     if outcome is None:
         raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
     if not state.converged:
-        context.progress.warning(f"not converged after {job.max_iterations} iterations; raise --max-iterations")
+        context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
     finish(run, outcome, time.monotonic() - started)
     delete_group(run.url, CHECKPOINT)
 
@@ -212,8 +212,6 @@ def resumed(job: Refine3D, url: str) -> State | None:
         what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
         raise OutputExistsError(f"{url} holds {what}; choose another --out")
     if job.restart:
-        for path in ("result", "particles", CHECKPOINT, *(f"iterations/{n}" for n in list_groups(url, "iterations"))):
-            delete_group(url, path)
         return None
     finished = has_group(url, "result")
     state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
@@ -229,7 +227,15 @@ def resumed(job: Refine3D, url: str) -> State | None:
         )
     if finished:
         raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
-    return State(**state)
+    left = State(**state)
+    # what the data decided stays; how many iterations there are to be may have been changed
+    return replace(left, final=left.converged or left.iteration >= job.max_iterations)
+
+
+def clear(url: str) -> None:
+    """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
+    for path in ("result", "particles", CHECKPOINT, *(f"iterations/{n}" for n in list_groups(url, "iterations"))):
+        delete_group(url, path)
 
 
 def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
@@ -290,6 +296,7 @@ def begin(run: Run) -> State:
         settled=np.zeros(len(halves), bool),
         **(table_poses(run) if job.local else no_poses()),
     )
+    clear(run.url)  # only now that the input is known to be good
     write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
     save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
     factor = reference_scales(run, state).astype(np.float32)
@@ -304,7 +311,6 @@ def no_poses() -> dict[str, Any]:
         "pose_rotations": np.zeros((0, 3, 3)),
         "pose_shifts": np.zeros((0, 2)),
         "pose_weights": np.zeros(0),
-        "pose_precision": np.zeros((0, 5, 5)),
     }
 
 
@@ -318,7 +324,6 @@ def table_poses(run: Run) -> dict[str, Any]:
         "pose_rotations": euler_to_matrix(table["rot"], table["tilt"], table["psi"]),
         "pose_shifts": shifts,
         "pose_weights": np.ones(len(table)),
-        "pose_precision": np.tile(np.eye(5), (len(table), 1, 1)),
     }
 
 
@@ -474,7 +479,7 @@ def scale_changes(run: Run, before: Checkpoint, found: Sequence[Found]) -> NDArr
 
 def pose_arrays(found: Sequence[Found]) -> dict[str, Any]:
     """Return the pose arrays of a checkpoint, ordered by image."""
-    names = ("images", "rotations", "shifts", "precision")
+    names = ("images", "rotations", "shifts")
     joined = {f"pose_{name}": np.concatenate([getattr(f.poses, name) for f in found]) for name in names}
     joined["pose_weights"] = np.concatenate([f.weights for f in found])
     order = np.argsort(joined["pose_images"], kind="stable")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.refinement import State, plan_of
-from cloudem.errors import InconsistentDataError, OutputExistsError
+from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.executor import Fold, SerialExecutor
 from cloudem.io.groups import has_group, list_groups, read_attributes
@@ -151,12 +151,24 @@ def test_restart_begins_anew(scene, undisturbed, tmp_path, no_report):
     assert read_attributes(out, "")["parameters"]["max_iterations"] == 1
 
 
-def test_more_iterations_may_be_asked_of_a_stopped_run(scene, undisturbed, tmp_path, no_report):
-    stopped = Refine3D(**scene.refinement(tmp_path / "out", **{**FIXED, "max_iterations": 25}))
+@pytest.mark.parametrize("asked_before", [2, 25])
+def test_more_or_fewer_iterations_may_be_asked_of_a_stopped_run(asked_before, scene, undisturbed, tmp_path, no_report):
+    """The one it stopped in was to be the last of two, which take all shells; asked for three, it is not."""
+    stopped = Refine3D(**scene.refinement(tmp_path / "out", **{**FIXED, "max_iterations": asked_before}))
     with pytest.raises(StoppedError):
         run(stopped, lambda: Failing(4))
-    run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
+    progress = run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
+    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations" in progress.warnings()
     assert_same_bits(tmp_path / "out", undisturbed)
+
+
+def test_a_restart_that_cannot_begin_leaves_the_result(scene, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    for wrong, error in (({"diameter_A": 161.0}, ParameterError), ({"reference": "nowhere.mrc"}, MissingInputError)):
+        with pytest.raises(error):
+            run(Refine3D(**scene.refinement(out, **{**FIXED, "restart": True, **wrong})))
+    assert_same_bits(out, undisturbed)
 
 
 def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
