@@ -51,7 +51,7 @@ def test_a_reconstruction_from_true_poses_is_the_density(posed, tmp_path):
     assert result["mask"].shape == (BOX,) * 3
     assert 0.02 < result["mask"].mean() < 0.5
     assert (Path(job.out) / "report.html").stat().st_size > 10_000
-    run(Export(result=job.out, out=str(tmp_path / "files")))
+    run(Export(source=job.out, out=str(tmp_path / "files")))
     assert {"half1.mrc", "half2.mrc", "map.mrc", "mask.mrc", "particles.star", "fsc.star"} <= {
         path.name for path in (tmp_path / "files").iterdir()
     }

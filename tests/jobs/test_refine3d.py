@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_it_needs(scene, tmp_path, capsys):
         main([*line.split(), "--dry-run"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "160 particles of 32 px, 1 tasks for each pass" in shown
+    assert "160 particles of 32 px, about 2 tasks for each pass" in shown
     assert "memory" in shown
     assert "MiB" in shown
     assert not out.exists()
