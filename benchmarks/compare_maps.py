@@ -43,7 +43,9 @@ def align(
 
     start = min(([0.0, y, 0.0, 0, 0, 0] for y in (0.0, 6.0, -6.0)), key=lambda p: loss(np.array(p)))
     found = optimize.minimize(loss, start, method="Powell", options={"xtol": 1e-3, "ftol": 1e-6, "maxiter": 20})
-    print("turned by", np.round(found.x[:3], 2), "deg, shifted by", np.round(found.x[3:], 2), f"px, CC {-found.fun:.4f}")
+    print(
+        "turned by", np.round(found.x[:3], 2), "deg, shifted by", np.round(found.x[3:], 2), f"px, CC {-found.fun:.4f}"
+    )
     return moved(model, found.x)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bars import agreement, hot_loops, refinements, scaling
-from bars.measure import HERE, Bench, MissingError, machine, markdown, save, tables
+from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "ribosome96": refinements.ribosome96,
@@ -56,6 +56,7 @@ def main() -> None:
         0.5 if given.quick else given.relion_minutes,
     )  # fmt: skip
     titles = {name: (part.__doc__ or name).rstrip(".") for name, part in PARTS.items()}
+    failed: list[str] = []
     for name in PARTS if "all" in given.parts else [part for part in given.parts if part in PARTS]:
         print(f"{name}: {titles[name]}", flush=True)
         bench.rows.clear()
@@ -64,11 +65,17 @@ def main() -> None:
             PARTS[name](bench)
         except MissingError as missing:
             print(f"  SKIPPED: {missing}")
+        except FailedError as error:
+            print(f"  FAILED: {error}")
+            failed.append(name)
+        if not bench.rows:
             continue
         save(bench, name, where)
         print(f"\n{markdown(bench.rows)}\n", flush=True)
     if "table" in given.parts:
         print(tables(bench, titles))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

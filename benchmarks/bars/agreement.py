@@ -41,8 +41,8 @@ def reconstruct128(bench: Bench) -> None:
     for name, how in (("cloudem reconstruct", ()), ("cloudem reconstruct, serial", ("--executor", "serial"))):
         costs = [bench.cloudem(*given, bench.fresh("reconstruct128"), *how) for _ in range(repeats)]
         rows.append((name, costs, refined(bench.work / "reconstruct128")[0]["map_unfiltered"]))
-    out = bench.work / "relion128.mrc"
     for how in ((), ("--skip_gridding",)):
+        out = bench.work / f"relion128{''.join(how)}.mrc"
         costs = [relion_reconstruct(bench, folder, out, *how) for _ in range(repeats)]
         rows.append((" ".join(["relion_reconstruct --ctf", *how]), costs, read_volume(out).data))
     ours = rows[0][2]

@@ -37,6 +37,10 @@ class MissingError(Exception):
     """Something that a part needs is not on this machine: the part is skipped, and says so."""
 
 
+class FailedError(Exception):
+    """A command that a part ran has failed: the rows before it are kept, and the next part runs."""
+
+
 class Cost(NamedTuple):
     """Of a command with all its children: seconds, CPU-seconds, and bytes of resident memory of all processes."""
 
@@ -111,7 +115,7 @@ class Bench:
             peak = max(sampler.finish(), usage.ru_maxrss * 1024)
         if process.returncode:
             said = (self.work / "commands.log").read_bytes()[start:].decode(errors="replace").strip().splitlines()
-            raise SystemExit("\n".join([f"failed with {process.returncode}: {' '.join(command)}", *said[-8:]]))
+            raise FailedError("\n".join([f"failed with {process.returncode}: {' '.join(command)}", *said[-8:]]))
         return Cost(wall, usage.ru_utime + usage.ru_stime, peak)
 
     def warm(self) -> None:
@@ -209,11 +213,22 @@ def refinement_columns(bench: Bench, out: Path, truth: Volume, poses: Particles,
     }
 
 
+def commit() -> str:
+    """Return the commit of the package, marked if its files differ from it."""
+    if shutil.which("git") is None:
+        return "unknown commit"
+    package = HERE.parent / "cloudem"
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no", str(package)])
+    name, changed = (
+        subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip() for words in asked
+    )
+    return name + " with changes" * bool(changed)
+
+
 def machine() -> dict[str, Any]:
     """Return the machine, the date and the versions."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     packages = ("cloudem", "numpy", "scipy", "numba", "dask")
     return {
         "cpu": names[0] if names else platform.processor(),
@@ -221,7 +236,7 @@ def machine() -> dict[str, Any]:
         "memory_GiB": round(psutil.virtual_memory().total / 2**30),
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"commit": described.stdout.strip(), "python": platform.python_version()}
+        "versions": {"commit": commit(), "python": platform.python_version()}
         | {name: version(name) for name in packages},
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bars.measure import Bench, Cost
 from cloudem.io.groups import particles_from_arrays, read_group
-from cloudem.io.mrc import Volume, read_volume, write_stack
+from cloudem.io.mrc import Volume, map_stack, read_volume, write_stack
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star, write_star
 from cloudem.model.particles import Particles
@@ -30,8 +30,8 @@ def truth(bench: Bench, box: int) -> Volume:
 def ribosome(bench: Bench, box: int, seed: int = 0, *, noise: bool = True) -> Path:
     """Return a folder with ``particles.star`` (poses), ``particles_blind.star`` and the stack, by relion_project.
 
-    Its noise differs from run to run, since RELION seeds it by the clock: each seed here is a stack of its own. The
-    half-sets of the file are kept for seed 0 and left to cloudem's own seed otherwise.
+    RELION's noise is the same in every run and cannot be seeded. Seed 0 is therefore its own stack with the half-sets
+    of the file; other seeds are its noiseless projections with white noise drawn here, and half-sets left to cloudem.
     """
     source = bench.data / "ribosome"
     count = bench.few(RIBOSOME[box], 250)
@@ -47,12 +47,24 @@ def ribosome(bench: Bench, box: int, seed: int = 0, *, noise: bool = True) -> Pa
     write_star(making / "poses.star", blocks)
     shutil.copy(source / f"map_{box}.mrc", making)
     command = [program, "--i", f"map_{box}.mrc", "--ang", "poses.star", "--ctf", "--pad", "4", "--o", "particles"]
-    bench.measured([*command, *(NOISE if noise else ())], cwd=making)
+    bench.measured([*command, *(NOISE if noise and not seed else ())], cwd=making)
+    if seed:
+        add_noise(making / "particles.mrcs", truth(bench, box).pixel_size, seed)
     dropped = {*POSES, *(("rlnRandomSubset",) if seed else ())}
     blocks = read_star(making / "particles.star")
     blocks["particles"] = {name: column for name, column in blocks["particles"].items() if name not in dropped}
     write_star(making / "particles_blind.star", blocks)
     return making.rename(folder)
+
+
+def add_noise(stack: Path, pixel_size: float, seed: int) -> None:
+    """Add white noise of variance 1 to the images of a stack."""
+    random = np.random.default_rng(seed)
+    clean = stack.rename(stack.with_name("noiseless.mrcs"))
+    images, _ = map_stack(clean)
+    noisy = (image[None] + random.standard_normal((1, *image.shape), dtype=np.float32) for image in images)
+    write_stack(stack, noisy, len(images), pixel_size)
+    clean.unlink()
 
 
 def true_poses(folder: Path) -> Particles:
