@@ -60,11 +60,28 @@ class RunOptions(Declaration):
 
         return DaskExecutor(
             scheduler=self.scheduler,
-            processes=self.processes or self.workers is not None,
+            processes=self.in_processes,
             workers=self.workers,
             threads=self.threads,
             dashboard=self.dashboard,
         )
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether there are worker processes: a number of them says so, too."""
+        return self.processes or self.workers is not None
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks that will run at the same time on this machine."""
+        if self.executor == "serial":
+            return 1
+        if self.scheduler is not None:
+            return 0
+        from cloudem.execution.dask import layout
+
+        workers, threads = layout(processes=self.in_processes, workers=self.workers, threads=self.threads)
+        return workers * threads
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -219,12 +236,12 @@ def _run(jobs: Sequence[Job], options: RunOptions) -> None:
         from cloudem.help import print_plan
 
         for job in jobs:
-            print_plan(job, job.project())
+            print_plan(job, job.project(), options.tasks)
         return
     from cloudem.jobs.running import run_job
 
     for job in jobs:
-        run_job(job, options.make_executor, _view)
+        run_job(job, options.make_executor, _view, options.tasks)
 
 
 @contextmanager

@@ -73,8 +73,8 @@ def print_file_help(options: type[Declaration]) -> None:
     _print_parameters(screen, "How it runs", options)
 
 
-def print_plan(job: Job, projection: Projection) -> None:
-    """Print what a job would do, and what it would need."""
+def print_plan(job: Job, projection: Projection, tasks: int) -> None:
+    """Print what a job would do, and what it would need with so many tasks at the same time."""
     screen = console()
     screen.print(Text.assemble(("plan ", "bold"), (job.name, "bold cyan"), f"  {job.summary}"))
     table = Table.grid(padding=(0, 2))
@@ -83,7 +83,7 @@ def print_plan(job: Job, projection: Projection) -> None:
         unit = unit_of(name) if value is not None else ""
         table.add_row(f"  {name}", Text(f"{_default(value)} {unit}".strip(), "" if given else "dim"))
     screen.print(table)
-    needs = {"memory": projection.peak_bytes, "disk": projection.disk_bytes}
+    needs = {"memory": projection.memory(tasks), "disk": projection.disk_bytes}
     stated = [f"{name} {gib(size)}" for name, size in needs.items() if size]
     if projection.wall_s is not None:
         stated.append(f"time about {clock(projection.wall_s)}")

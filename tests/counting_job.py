@@ -39,7 +39,9 @@ class Count(Job):
             raise ParameterError("count --kind down needs --limit: where to stop")
 
     def project(self) -> Projection:
-        return Projection(int(self.memory_GiB * 2**30), 2**20, notes=(f"{len(self.numbers)} numbers",), wall_s=75)
+        return Projection(
+            int(self.memory_GiB * 2**30), 2**20, notes=(f"{len(self.numbers)} numbers",), wall_s=75, task_bytes=2**20
+        )
 
     def run(self, context: Context) -> None:
         if self.fail == "early":

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
-from cloudem.cli import JobCommand, _split, read_job_file
+from cloudem.cli import JobCommand, RunOptions, _split, read_job_file
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.jobs.base import JOBS, find_job, option_of
 from tests.counting_job import Count
@@ -158,11 +159,24 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_dry_run_plans_and_leaves_nothing(tmp_path: Path) -> None:
-    result = count("count", "1", "2", "--out", "x", "--dry-run", cwd=tmp_path)
+    result = count("count", "1", "2", "--out", "x", "--dry-run", "--executor", "serial", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "memory 1 MiB, disk 1 MiB, time about 1:15" in result.stdout
+    assert "memory 2 MiB, disk 1 MiB, time about 1:15" in result.stdout
     assert "2 numbers" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks"),
+    [
+        ({"threads": 5}, 5),
+        ({"threads": 3, "workers": 2}, 6),
+        ({"executor": "serial", "threads": 8}, 1),
+        ({"scheduler": "tcp://elsewhere:8786"}, 0),  # they take another machine's memory
+    ],
+)
+def test_the_plan_counts_the_tasks_of_this_machine(options: dict[str, Any], tasks: int) -> None:
+    assert RunOptions(**options).tasks == tasks
 
 
 def test_a_file_runs_one_job_or_several(tmp_path: Path) -> None:

@@ -248,7 +248,6 @@ def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float) -> Any:
 
 def _start(processes: bool, workers: int | None, threads: int | None, dashboard: bool) -> tuple[Any, str]:
     """Start an embedded cluster and say what it is."""
-    from dask.system import CPU_COUNT
     from distributed import LocalCluster
 
     for name, value in (("workers", workers), ("threads", threads)):
@@ -266,13 +265,25 @@ def _start(processes: bool, workers: int | None, threads: int | None, dashboard:
         cluster = _start_on_gpus(common)
         if cluster is not None:
             return cluster, f"Dask, {len(cluster.workers)} GPUs of this machine"
-        threads = threads or CPU_COUNT
+        _, threads = layout(processes=False, threads=threads)
         common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
         return LocalCluster(**common), f"Dask, {threads} threads of this process"
-    workers = workers or max(CPU_COUNT // (threads or 1), 1)
-    threads = threads or max(CPU_COUNT // workers, 1)
+    workers, threads = layout(processes=True, workers=workers, threads=threads)
     common |= {"processes": True, "host": "127.0.0.1", "n_workers": workers, "threads_per_worker": threads}
     return LocalCluster(**common, env=CHILD_ENVIRONMENT), f"Dask, {workers} processes of {threads} threads"
+
+
+def layout(*, processes: bool, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:
+    """Return how many workers an embedded cluster has, and threads in each; by default they use all cores.
+
+    Cores are those that this process may use: its affinity and the limits of its control group count.
+    """
+    from dask.system import CPU_COUNT
+
+    if not processes:
+        return 1, threads or CPU_COUNT
+    workers = workers or max(CPU_COUNT // (threads or 1), 1)
+    return workers, threads or max(CPU_COUNT // workers, 1)
 
 
 def _start_on_gpus(common: dict[str, Any]) -> Any | None:

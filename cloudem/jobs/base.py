@@ -134,19 +134,26 @@ class Projection:
     Attributes
     ----------
     peak_bytes
-        Highest memory of all processes on one machine, bytes.
+        Highest memory of all processes on one machine, bytes, without that of the tasks.
     disk_bytes
         What the results will take, bytes.
     notes
         Further lines for whoever plans the run: counts, sizes, assumptions.
     wall_s
         Expected duration in seconds; None where it is not known.
+    task_bytes
+        Highest memory for each task that runs at the same time, bytes.
     """
 
     peak_bytes: int
     disk_bytes: int
     notes: tuple[str, ...] = ()
     wall_s: float | None = None
+    task_bytes: int = 0
+
+    def memory(self, tasks: int) -> int:
+        """Return the highest memory with so many tasks at the same time, bytes."""
+        return self.peak_bytes + tasks * self.task_bytes
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Reconstruct(Job):
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
 
     def project(self) -> Projection:
-        """Return memory and disk from box and threads."""
+        """Return memory and disk from box and particles."""
         from cloudem.jobs.refine3d import project_alignment
 
         return project_alignment(self.particles, self.group_size)

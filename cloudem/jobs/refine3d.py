@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar
 
 from cloudem.jobs.base import Context, Job, Projection, parameter
@@ -45,7 +44,7 @@ class Refine3D(Job):
     restart: bool = parameter(False, meaning="begin anew although there are results of an earlier run")
 
     def project(self) -> Projection:
-        """Return memory and disk from box, particles and threads."""
+        """Return memory and disk from box and particles."""
         return project_alignment(self.particles, self.group_size)
 
     def run(self, context: Context) -> None:
@@ -58,10 +57,11 @@ class Refine3D(Job):
 def project_alignment(particles: str, group_size: int) -> Projection:
     """Return what aligning or inserting a store's particles needs, from its shapes.
 
-    Measured with two threads: 500 particles of 64 px 474 MiB of 515 projected, 250 of 128 px 977 MiB of 1,096.
+    Measured with two threads: 500 particles of 64 px 474 MiB of 529 projected, 250 of 128 px 977 MiB of 1,186.
     """
     import numpy as np
 
+    from cloudem.execution.dask import IN_FLIGHT_PER_THREAD
     from cloudem.io.store import open_particles
     from cloudem.jobs.dataset import BATCH, groups_of
     from cloudem.kernels.slices import half_width, padded_box
@@ -72,11 +72,11 @@ def project_alignment(particles: str, group_size: int) -> Projection:
     m = half_width(box // 2 - 1, padded / box)
     voxels = (2 * m + 1) ** 2 * (m + 2)
     pixels = int(0.4 * box * box)
-    threads = os.cpu_count() or 1
-    # a task: images with their transforms, five complex arrays of half discs, one accumulator
-    per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels
-    # the client: sums of both halves, two references, padded volumes while solving
-    peak = 400_000_000 + threads * per_task + voxels * (2 * 12 + 2 * 8 + 12) + 16 * padded**3 + 800 * count
+    # a task: images with their transforms, five complex arrays of half discs, and an accumulator for each in flight
+    per_task = BATCH * (24 * box * box + 44 * pixels) + IN_FLIGHT_PER_THREAD * 12 * voxels
+    # the client: sums of both halves, two references, padded volumes while solving; several poses for each particle
+    peak = 400_000_000 + voxels * (2 * 12 + 2 * 8 + 12) + 16 * padded**3 + 4000 * count
     groups = 2 * len(groups_of(np.arange(-(-count // 2)), group_size))
     note = f"{count:,} particles of {box} px, about {groups} tasks for each pass"
-    return Projection(peak_bytes=peak, disk_bytes=40 * box**3 + 600 * count, notes=(note,))
+    disk = 40 * box**3 + 600 * count
+    return Projection(peak_bytes=peak, disk_bytes=disk, notes=(note,), task_bytes=per_task)

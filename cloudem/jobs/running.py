@@ -14,7 +14,7 @@ import psutil
 from cloudem import __version__
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
-from cloudem.jobs.base import Context, Job, Projection
+from cloudem.jobs.base import Context, Job
 from cloudem.jobs.progress import Progress, SilentProgress, clock
 
 LOG_FILE = "log.txt"
@@ -24,6 +24,7 @@ def run_job(
     job: Job,
     make_executor: Callable[[], Executor],
     view: Callable[[logging.Logger], contextlib.AbstractContextManager[Progress]] | None = None,
+    tasks: int = 1,
 ) -> Progress:
     """Run a job from its check to its last line, and return what its view kept: timings, iterations, warnings.
 
@@ -35,6 +36,8 @@ def run_job(
         Starts the executor; called when the job is known to fit, so that a wrong input costs no start.
     view
         Opens the view on a logger; by default nothing is shown.
+    tasks
+        Number of tasks that the executor will run at the same time on this machine.
 
     Raises
     ------
@@ -49,7 +52,7 @@ def run_job(
         progress = stack.enter_context(view(log)) if view else SilentProgress(log)
         started = time.monotonic()
         try:
-            check_memory(job.project(), log)
+            check_memory(job.project().memory(tasks), log)
             with make_executor() if job.parallel else SerialExecutor() as executor:
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():
@@ -68,18 +71,18 @@ def run_job(
     return progress
 
 
-def check_memory(projection: Projection, log: logging.Logger) -> None:
-    """Refuse what cannot fit into this machine's memory, and warn of what may not fit just now."""
+def check_memory(needed: int, log: logging.Logger) -> None:
+    """Refuse bytes that cannot fit into this machine's memory, and warn of what may not fit just now."""
     total = min(psutil.virtual_memory().total, _container_limit())
-    if projection.peak_bytes > total:
+    if needed > total:
         raise OutOfMemoryError(
-            f"this needs {gib(projection.peak_bytes)} of memory and the machine has {gib(total)}; try a machine with"
+            f"this needs {gib(needed)} of memory and the machine has {gib(total)}; try a machine with"
             " more, fewer --threads, or a smaller box (coarser pixels)"
         )
-    if projection.peak_bytes > psutil.virtual_memory().available:
+    if needed > psutil.virtual_memory().available:
         log.warning(
             "this needs %s of memory, of which %s is free now",
-            gib(projection.peak_bytes),
+            gib(needed),
             gib(psutil.virtual_memory().available),
         )
 

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from cloudem.errors import InconsistentDataError, OutOfMemoryError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.jobs.base import Projection
 from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
 from cloudem.jobs.running import check_memory, gib, run_job
 from cloudem.jobs.view import LiveProgress, PlainProgress
@@ -140,9 +139,9 @@ def test_cells_have_titles_and_formats() -> None:
 
 def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("cloudem")
-    check_memory(Projection(1 << 20, 0), log)
+    check_memory(1 << 20, log)
     with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory and the machine has"):
-        check_memory(Projection(1 << 50, 0), log)
+        check_memory(1 << 50, log)
     assert (gib(1536), gib(3 << 20), gib(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
 
 
