@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.expectation import Plan
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.conventions import FSC_THRESHOLD
+from cloudem.kernels.shells import crossing
 
 Float64 = NDArray[np.float64]
 
@@ -138,14 +139,9 @@ def first_state(settings: Settings) -> State:
 
 
 def resolution_shell(fsc: Float64) -> float:
-    """Return the shell (fractional) where the curve first falls below 0.143; NaN counts as no correlation."""
-    fsc = np.nan_to_num(fsc, nan=0.0)
-    below = np.flatnonzero(fsc[1:] < FSC_THRESHOLD)
-    if not len(below):
-        return float(len(fsc) - 1)
-    shell = int(below[0]) + 1
-    before, here = fsc[shell - 1], fsc[shell]
-    return float(shell - 1 + (before - FSC_THRESHOLD) / (before - here)) if before > here else float(shell - 1)
+    """Return the shell (fractional) where the curve first falls below 0.143, the last one if it never does."""
+    shell = crossing(fsc, FSC_THRESHOLD)
+    return float(len(fsc) - 1) if np.isnan(shell) else shell
 
 
 def plan_of(state: State, settings: Settings) -> Plan:

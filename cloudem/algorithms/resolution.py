@@ -15,7 +15,7 @@ from cloudem.conventions import FSC_THRESHOLD
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.kernels.correlation import shell_products
 from cloudem.kernels.fourier import shell_index
-from cloudem.kernels.shells import correlation
+from cloudem.kernels.shells import correlation, crossing
 
 RANDOMISE_BELOW = 0.8
 """Phases are randomised from the first shell whose unmasked FSC falls below this (the rule of RELION)."""
@@ -225,15 +225,8 @@ def resolution_at(fsc: NDArray[np.float64], box: int, pixel_size: float, thresho
     Interpolated linearly between the two shells. 2 `pixel_size` if the curve never falls below; ``box * pixel_size``
     (shell 1) if it is below from the start. NaN counts as no correlation.
     """
-    curve = np.nan_to_num(np.asarray(fsc, np.float64), nan=0.0)
-    below = np.flatnonzero(curve[1:] < threshold)
-    if below.size == 0:
-        return 2.0 * pixel_size
-    shell = int(below[0]) + 1
-    if shell == 1:
-        return box * pixel_size
-    last, here = curve[shell - 1], curve[shell]
-    return float(box * pixel_size / (shell - 1 + (last - threshold) / (last - here)))
+    shell = crossing(fsc, threshold)
+    return 2.0 * pixel_size if np.isnan(shell) else box * pixel_size / max(shell, 1.0)
 
 
 def fsc_weight(fsc: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -44,6 +44,20 @@ def correlation(cross: Float64, power_a: Float64, power_b: Float64) -> Float64:
     return np.asarray(np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0))
 
 
+def crossing(curve: NDArray[Any], threshold: float) -> float:
+    """Return the shell (fractional) where a curve first falls below a threshold, linear between shells.
+
+    Shell 0 says nothing and only serves to interpolate. A value that is not finite counts as no correlation; NaN where
+    the curve never falls below.
+    """
+    values = np.nan_to_num(np.asarray(curve, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    below = np.flatnonzero(values[1:] < threshold)
+    if not len(below):
+        return float("nan")
+    last, here = values[below[0]], values[below[0] + 1]
+    return float(below[0] + (max(last - threshold, 0.0) / (last - here) if last > here else 0.0))
+
+
 def fourier_shell_correlation(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     """Return the Fourier shell correlation of two real volumes.
 

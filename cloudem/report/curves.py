@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
+from cloudem.kernels.shells import crossing as crossing_shell
 from cloudem.report.content import Iteration
 from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, label_axes
 
@@ -57,20 +58,8 @@ _NICE_RESOLUTIONS = (100, 50, 40, 30, 25, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.
 
 
 def crossing(curve: Array, pixel_size: float, threshold: float) -> float:
-    """Resolution in Å at which an FSC curve first falls below a threshold.
-
-    Linear between shells, in 1/Å; NaN where the curve never falls below. A value that is not finite counts as no
-    correlation.
-    """
-    values = np.nan_to_num(np.asarray(curve, dtype=float), nan=0.0, posinf=0.0, neginf=0.0)
-    below = np.flatnonzero(values[1:] < threshold)
-    if below.size == 0:
-        return float("nan")
-    shell = float(below[0]) + 1
-    if shell > 1:
-        upper, lower = values[below[0]], values[below[0] + 1]
-        shell += float((upper - threshold) / (upper - lower)) - 1
-    return 2 * (len(curve) - 1) * pixel_size / shell
+    """Resolution in Å at which an FSC curve first falls below a threshold; NaN where it never does."""
+    return float(2 * (len(curve) - 1) * pixel_size / np.maximum(crossing_shell(curve, threshold), 1.0))
 
 
 def _resolution_ticks(lowest: float, highest: float, least_gap: float) -> list[float]:
