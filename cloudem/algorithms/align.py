@@ -194,10 +194,11 @@ def refine_poses(
     return current.take(back)
 
 
-def by_direction(rotations: Float64) -> IntArray:
+def by_direction(rotations: Float64) -> NDArray[np.int64]:
     """Order poses so that neighbours cut the volume in nearly the same plane, which is then still in the cache."""
     view = rotations[:, 2] * np.where(rotations[:, 2, 2:] < 0, -1, 1)
-    sector = np.rint(np.arctan2(view[:, 1], view[:, 0]) / (np.pi / 18)).astype(int)
+    width = 2 * np.sqrt(2 * np.pi / max(len(rotations), 1))  # twice the distance between neighbours
+    sector = np.rint(np.arctan2(view[:, 1], view[:, 0]) / width).astype(int)
     return np.lexsort((view[:, 2] * (1 - 2 * (sector % 2)), sector))
 
 

@@ -268,7 +268,7 @@ def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: 
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
-    current = climb(data, current, plan, model, plan.k_score, steps=5)
+    current = climb(data, current, plan, model, plan.k_score, steps=10)
     apart = 0.25 * plan.box / (plan.k_score * 2 * np.pi * plan.radius)
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
 

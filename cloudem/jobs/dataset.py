@@ -16,7 +16,7 @@ from cloudem.model.particles import Particles
 TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 """What an optics group says of images that are not as the microscope took them."""
 
-BATCH = 250
+BATCH = 128
 """Images that a task holds in memory at a time."""
 
 

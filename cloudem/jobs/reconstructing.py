@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.algorithms.reconstruct import complete, merge_sums, solve
 from cloudem.errors import OutputExistsError, ParameterError
@@ -20,6 +21,7 @@ from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
 from cloudem.jobs.results import write_maps
+from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
 
 
@@ -40,7 +42,9 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
         raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
     context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
     halves = half_sets(dataset.particles, job.seed)
-    items = tasks(halves, job.group_size)
+    rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
+    # neighbours in direction one after the other: their slices find each other's voxels in the cache
+    items = tasks(halves, job.group_size, order=by_direction(rotations))
     executor = context.executor
     data = executor.share(open_dataset, job.particles)
     with context.progress.stage("insert", len(halves)) as stage:
@@ -54,7 +58,7 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     write_group(context.url, "", {}, {"kind": "result", **job_record(job)})
     particles = dataset.particles.with_columns(half_set=halves)
     wall = time.monotonic() - started
-    write_maps(context, maps, whole, mask, k_max, pixel_size, job.symmetry, job.seed, wall, particles)
+    write_maps(context, maps, whole, mask, k_max, pixel_size, job.symmetry, job.seed, wall, particles, job.report)
 
 
 def solvent_mask(

@@ -41,6 +41,7 @@ class Refine3D(Job):
     ignore_contrast: bool = parameter(False, meaning="go on though the images look like the negative of the reference")
     group_size: int = parameter(500, meaning="images of one task; a lost worker costs at most the tasks it held", ge=50)
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
+    report: bool = parameter(True, meaning="write report.html")
     restart: bool = parameter(False, meaning="begin anew although there are results of an earlier run")
 
     def project(self) -> Projection:

@@ -199,7 +199,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     assert outcome.whole is not None  # noqa: S101 - the last iteration has it
     write_maps(
         run.context, outcome.halves, outcome.whole, mask, s.box // 2 - 1, s.pixel_size,
-        run.job.symmetry, run.job.seed, wall, refined,
+        run.job.symmetry, run.job.seed, wall, refined, run.job.report,
     )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def resumed(job: Refine3D, url: str) -> State | None:
     state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
     if not finished and not state:
         return None  # it ended before its first iteration: nothing is lost if this one has other parameters
-    free = {"out", "restart", "max_iterations"}
+    free = {"out", "restart", "report", "max_iterations"}
     mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
     theirs = record.get("parameters", {})
     changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
@@ -327,9 +327,13 @@ def table_poses(run: Run) -> dict[str, Any]:
     }
 
 
-def tasks(half_set: NDArray[np.int8], size: int, most: int | None = None) -> list[Item]:
-    """Return the tasks of both half-sets in turn; ``most`` images of each."""
-    cut = [[Item(h, g) for g in groups_of(np.flatnonzero(half_set == h)[:most], size)] for h in (1, 2)]
+def tasks(
+    half_set: NDArray[np.int8], size: int, most: int | None = None, order: NDArray[np.int64] | None = None
+) -> list[Item]:
+    """Return the tasks of both half-sets in turn; ``most`` images of each, in the store's order or another."""
+    order = np.arange(len(half_set)) if order is None else order
+    mine = (order[half_set[order] == h][:most] for h in (1, 2))
+    cut = [[Item(half, g) for g in groups_of(indices, size)] for half, indices in enumerate(mine, start=1)]
     longest = max(len(items) for items in cut)
     return [items[i] for i in range(longest) for items in cut if i < len(items)]
 

@@ -27,6 +27,7 @@ def write_maps(
     seed: int,
     wall: float,
     particles: Particles,
+    report: bool,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -46,6 +47,8 @@ def write_maps(
         Seconds that the job has taken.
     particles
         Refined particles.
+    report
+        Whether to draw it.
     """
     progress = context.progress
     with progress.stage("postprocess", 1, unit="maps"):
@@ -75,7 +78,8 @@ def write_maps(
     }
     write_group(context.url, "result", {**arrays, **curves.by_name()}, attributes)
     progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {-fall_off:.0f} Å²")
-    progress.message(f"report: {write_report(context.url)}")
+    if report:
+        progress.message(f"report: {write_report(context.url)}")
 
 
 def within(curves: FscCurves, k_max: int) -> FscCurves:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from cloudem.model.symmetry import asymmetric_unit
@@ -101,6 +102,10 @@ def random_rotations(count: int, rng: np.random.Generator) -> Float64:
 def asymmetric_directions(step: float, group: NDArray[Any]) -> Float64:
     """Return directions that, with their opposites and their images under a point group, cover the sphere.
 
+    Those of the lattice inside the asymmetric unit; and, since the lattice does not go on beyond the unit's border, and
+    may even leave out the small unit of a high symmetry, further ones where it leaves gaps: no direction is farther
+    than 0.8 steps from all of them, as is so for the whole lattice.
+
     Parameters
     ----------
     step
@@ -108,8 +113,23 @@ def asymmetric_directions(step: float, group: NDArray[Any]) -> Float64:
     group
         Symmetry operators (g, 3, 3).
     """
-    directions = sphere_directions(step)
-    return directions[asymmetric_unit(directions, group)]
+    directions, fine = (
+        lattice[asymmetric_unit(lattice, group)]
+        for lattice in (sphere_directions(step), sphere_directions(min(step / 6, 0.02)))
+    )
+    if len(group) == 1:
+        return directions
+    # chords: two directions an angle a apart are 2 sin(a / 2) apart
+    widest = 2 * np.sin(0.75 * step / 2)
+    every = np.concatenate([directions @ operator.T for operator in group])
+    distance = cKDTree(np.concatenate([every, -every])).query(fine)[0] if len(every) else np.full(len(fine), 2.0)
+    found = [directions]
+    while np.any(gap := distance > widest):
+        fine, distance = fine[gap], distance[gap]
+        found.append(fine[[np.argmax(distance)]])
+        cosine = np.abs(fine @ (group @ found[-1][0]).T).max(axis=1)
+        distance = np.minimum(distance, np.sqrt(np.maximum(2 - 2 * cosine, 0)))
+    return np.concatenate(found)
 
 
 def view_rotations(directions: NDArray[Any]) -> Float64:
