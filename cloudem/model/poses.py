@@ -104,7 +104,7 @@ def asymmetric_directions(step: float, group: NDArray[Any]) -> Float64:
 
     Those of the lattice inside the asymmetric unit; and, since the lattice does not go on beyond the unit's border, and
     may even leave out the small unit of a high symmetry, further ones where it leaves gaps: no direction is farther
-    than 0.8 steps from all of them, as is so for the whole lattice.
+    than 0.85 steps from all of them; for the whole lattice that is 0.8.
 
     Parameters
     ----------
@@ -122,7 +122,8 @@ def asymmetric_directions(step: float, group: NDArray[Any]) -> Float64:
     # chords: two directions an angle a apart are 2 sin(a / 2) apart
     widest = 2 * np.sin(0.75 * step / 2)
     every = np.concatenate([directions @ operator.T for operator in group])
-    distance = cKDTree(np.concatenate([every, -every])).query(fine)[0] if len(every) else np.full(len(fine), 2.0)
+    tree = cKDTree(np.concatenate([every, -every]))
+    distance: Float64 = np.asarray(tree.query(fine)[0]) if len(every) else np.full(len(fine), 2.0)
     found = [directions]
     while np.any(gap := distance > widest):
         fine, distance = fine[gap], distance[gap]

@@ -55,7 +55,8 @@ def test_grid_is_single_precision_and_covers_a_hemisphere(grid: SearchGrid) -> N
 def test_symmetry_leaves_fewer_directions() -> None:
     whole = search_grid(VOLUME, PADDING, BOX, 3, RADIUS, 0.1, operators("C1"))
     part = search_grid(VOLUME, PADDING, BOX, 3, RADIUS, 0.1, operators("O"))
-    assert np.isclose(len(whole.rotations) / len(part.rotations), 24, rtol=0.2)
+    # 24 times fewer, but for those along the borders of the unit
+    assert 16 < len(whole.rotations) / len(part.rotations) < 24
 
 
 def test_scores_are_those_of_the_poses_returned(grid: SearchGrid) -> None:
