@@ -136,9 +136,7 @@ def test_a_filter_leaves_alone_the_shells_that_it_passes(with_ctf: bool, cut: in
     shell = shell_index(BOX)
     for s in range(1, cut):
         here = shell == s
-        assert np.linalg.norm((filtered - plain)[here]) < 0.11 * np.linalg.norm(
-            plain[here]
-        )  # the cut is not sharp
+        assert np.linalg.norm((filtered - plain)[here]) < 0.11 * np.linalg.norm(plain[here])  # the cut is not sharp
 
 
 def test_map_ends_at_its_last_shell() -> None:
