@@ -2,7 +2,8 @@
 
 Everything that an iteration needs is in the group ``checkpoint``, and every iteration begins by reading it from there,
 so that a resumed run cannot differ from one that was never interrupted. Half-sets meet in one place only: the FSC,
-whose values set the frequency limit and the filter of both.
+whose values set the frequency limit and the filter of both. (When to stop also depends on two shares of all images:
+those that moved, and those that jumped to another maximum.)
 """
 
 from __future__ import annotations
