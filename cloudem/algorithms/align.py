@@ -84,10 +84,10 @@ def start_poses(images: IntArray, rotations: Float64, shifts: Float64) -> Poses:
     return Poses(np.asarray(images, np.int32), rotations, shifts, empty, np.zeros((count, 5, 5)), empty, empty)
 
 
-def join(a: Poses, b: Poses) -> Poses:
-    """Return the poses of both."""
-    parts = (np.concatenate([getattr(a, name), getattr(b, name)]) for name in a.__dataclass_fields__)
-    return Poses(*parts)
+def join(*parts: Poses) -> Poses:
+    """Return the poses of all parts."""
+    names = Poses.__dataclass_fields__
+    return Poses(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def best_of(images: IntArray) -> IntArray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import Poses, Prior, join, start_poses
+from cloudem.algorithms.align import Poses, Prior, start_poses
 from cloudem.algorithms.expectation import (
     Batch,
     Model,
@@ -145,14 +145,13 @@ def align_group(item: Item, dataset: Dataset, first: Half, second: Half, plan: P
     half = (first, second)[item.half - 1]
     device: Device = "gpu" if on_device(half.model.volume) else "cpu"
     sums = moved(empty_sums(plan.box, plan.k_insert), device)
-    found: Found | None = None
+    found: list[Found] = []
     residual: NDArray[np.float64] | None = None
     for _, indices in batches(item.indices):
         expected = expect(batch_of(dataset, indices, half), plan, half.model, sums)
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
-        here = Found(poses, expected.weights)
+        found.append(Found(poses, expected.weights))
         noise = np.column_stack([expected.residual, expected.count])
-        found = here if found is None else merge(found, here)
         residual = noise if residual is None else residual + noise
     return {("poses", item.half): found, ("noise", item.half): residual, **cut(moved(sums, "cpu"), item.half)}
 
@@ -180,12 +179,8 @@ def assemble(sums: Mapping[Hashable, Any], half: int, box: int, k_insert: int) -
 
 
 def merge(earlier: Any, later: Any) -> Any:
-    """Merge two values of one key: sums are added, poses follow one another."""
-    if isinstance(earlier, Sums):
-        return merge_sums(earlier, later)
-    if isinstance(earlier, Found):
-        return Found(join(earlier.poses, later.poses), np.concatenate([earlier.weights, later.weights]))
-    return earlier + later
+    """Merge two values of one key: sums are added, lists follow one another."""
+    return merge_sums(earlier, later) if isinstance(earlier, Sums) else earlier + later
 
 
 def keep(_key: Hashable, value: Any) -> Any:

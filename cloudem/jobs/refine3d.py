@@ -42,7 +42,9 @@ class Refine3D(Job):
     group_size: int = parameter(500, meaning="images of one task; a lost worker costs at most the tasks it held", ge=50)
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
-    restart: bool = parameter(False, meaning="begin anew although there are results of an earlier run")
+    restart: bool = parameter(
+        False, meaning="begin anew although there are results of an earlier run; leave it out to resume"
+    )
 
     def project(self) -> Projection:
         """Return memory and disk from box and particles."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import best_of
+from cloudem.algorithms.align import best_of, join
 from cloudem.algorithms.expectation import Plan, noise_variance
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.algorithms.reconstruct import complete, merge_sums, solve
@@ -459,10 +459,18 @@ def half_mask(run: Run, state: State, half: Float32) -> Float32:
         return run.sphere
 
 
-def sorted_found(found: Found) -> Found:
-    """Return poses ordered by image, the most probable of each first."""
-    order = np.lexsort((-found.weights, found.poses.images))
-    return Found(found.poses.take(order), found.weights[order])
+def sorted_found(parts: Sequence[Found]) -> Found:
+    """Return the poses of all parts, ordered by image and the most probable of each first."""
+    poses = join(*(part.poses for part in parts))
+    weights = np.concatenate([part.weights for part in parts])
+    order = np.lexsort((-weights, poses.images))
+    if not np.isfinite(poses.score).all():
+        worst = poses.images[~np.isfinite(poses.score)][0]
+        raise InconsistentDataError(
+            f"the likelihood of particle {worst + 1} is not a number: its image or CTF is beyond all measure; leave it "
+            "out and import again"
+        )
+    return Found(poses.take(order), weights[order])
 
 
 def shift_variance(found: Found) -> float:

@@ -12,14 +12,14 @@ from cloudem.backend.kernel import kernel
 Float = NDArray[np.floating[Any]]
 
 
-def wavelength(voltage: float) -> float:
+def wavelength(voltage: ArrayLike) -> NDArray[np.float64]:
     """Return the relativistic electron wavelength in Å for a voltage in kV.
 
     Source: ``lambda = h / sqrt(2 m e U (1 + e U / (2 m c^2)))`` with CODATA constants, as 12.2643247 / sqrt(U (1 +
     0.978466e-6 U)) for U in volts, the digits that RELION uses.
     """
-    volts = 1e3 * voltage
-    return float(12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts)))
+    volts = 1e3 * np.asarray(voltage, np.float64)
+    return np.asarray(12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts)))
 
 
 @kernel
@@ -81,7 +81,7 @@ def ctf_terms(
     Beam tilt and higher aberrations are left out: they are carried, not applied.
     """
     u, v, angle = (np.asarray(value, np.float64) for value in (defocus_u, defocus_v, defocus_angle))
-    lam = np.vectorize(wavelength)(voltage)
+    lam = wavelength(voltage)
     mean, difference = (u + v) / 2, (u - v) / 2
     terms = np.empty((len(u), 6))
     terms[:, 0] = np.pi * lam * (mean + difference * np.cos(2 * angle))
