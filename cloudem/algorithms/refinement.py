@@ -18,9 +18,12 @@ Float64 = NDArray[np.float64]
 AHEAD = 2
 """Shells beyond the resolution that are scored: the next iteration can only find what is looked at."""
 
-LEAKAGE = 3
+LEAKAGE = 4
 """The limit rises only when the resolution lies this many shells beyond it: the edge of a mask carries the correlation
-of the last shell scored, which may be that of aligned noise, across two more. Real signal reaches further."""
+of the last shell scored, which may be that of aligned noise, across two or three more. Real signal reaches further."""
+
+GROWTH = 3
+"""The limit rises by no more than this factor from one iteration to the next."""
 
 SEARCH_AGAIN = 0.03
 """The grid search is repeated while it still brings more than this share of the images to another maximum."""
@@ -138,6 +141,11 @@ def first_state(settings: Settings) -> State:
     return State(iteration=1, limit=settings.first_limit, final=settings.most_iterations == 1)
 
 
+def beyond_start(state: State, settings: Settings) -> bool:
+    """Tell whether the refinement has found signal that the starting reference did not hold."""
+    return state.best > settings.first_limit + LEAKAGE
+
+
 def resolution_shell(fsc: Float64) -> float:
     """Return the shell (fractional) where the curve first falls below 0.143, the last one if it never does."""
     shell = crossing(fsc, FSC_THRESHOLD)
@@ -202,7 +210,7 @@ def next_limit(shell: float, limit: int, settings: Settings) -> int:
     wanted = round(shell) + AHEAD
     if limit < wanted < limit + LEAKAGE + AHEAD and limit < settings.last_limit - LEAKAGE:
         wanted = limit
-    return int(np.clip(wanted, settings.first_limit, min(2 * limit, settings.last_limit)))
+    return int(np.clip(wanted, settings.first_limit, min(GROWTH * limit, settings.last_limit)))
 
 
 def reference_snr(fsc: Float64) -> Float64:

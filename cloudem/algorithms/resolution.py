@@ -33,6 +33,13 @@ GUINIER_SHELLS = 6
 """Fewest shells to fit a line through."""
 
 
+GUINIER_TRUSTED_A = 6.0
+"""A map that ends coarser than this never reaches the part of the Guinier plot that is a line."""
+
+MOST_BOOST = 3.0
+"""Such a map is sharpened no further than to multiply the amplitudes at its resolution by this."""
+
+
 class FscCurves(NamedTuple):
     """FSC between two half-maps, each curve of shape (n // 2 + 1,) float64."""
 
@@ -283,6 +290,12 @@ def b_factor(
     return GuinierFit(float(-4 * slope), correlation, (start, stop))
 
 
+def sharpening(fit: GuinierFit, resolution: float) -> float:
+    """Return the B-factor in Å² to sharpen with: that of the fit, within what the fit is worth, never below 0."""
+    most = np.inf if resolution <= GUINIER_TRUSTED_A else 4 * resolution**2 * np.log(MOST_BOOST)
+    return float(np.clip(fit.b_factor, 0.0, most))
+
+
 def sharpen(
     volume: NDArray[np.float32],
     fsc: NDArray[np.float64],
@@ -340,5 +353,5 @@ def postprocess(
     resolution = resolution_at(curves.corrected, half1.shape[0], pixel_size)
     mean = (half1 + half2) / np.float32(2)
     fit = b_factor(mean if mask is None else mean * mask, curves.corrected, pixel_size, resolution, low_resolution)
-    used = max(fit.b_factor, 0.0) if b_factor_given is None else b_factor_given
+    used = sharpening(fit, resolution) if b_factor_given is None else b_factor_given
     return Postprocessed(sharpen(mean, curves.corrected, pixel_size, resolution, used), curves, resolution, fit, used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cloudem.errors import ParameterError
+from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Job, Projection, parameter
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Mask(Job):
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is one MRC file, so give a name that ends in .mrc")
+        if Path(self.out).exists():
+            raise OutputExistsError(f"{self.out} exists; give another name, or remove it first")
         volume = self._map()
         with context.progress.stage("mask"):
             mask = estimate_mask(

@@ -15,7 +15,7 @@ class Refine3D(Job):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry C1 --diameter-A 320 --out refine",
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
-        " --initial-resolution-A 20 --out refine",
+        " --initial-resolution-A 25 --out refine",
     )
 
     particles: str = parameter(meaning="particle store made by cloudem import")
@@ -25,7 +25,9 @@ class Refine3D(Job):
     mask: str | None = parameter(
         None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent"
     )
-    initial_resolution_A: float = parameter(40.0, meaning="resolution to which the reference is trusted", gt=0)
+    initial_resolution_A: float = parameter(
+        0.0, meaning="resolution to which the reference is trusted; 0 for a seventh of the diameter, 15 to 40 Å", ge=0
+    )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution ever scored; 0 for no limit but Nyquist", ge=0)
     search_step_deg: float = parameter(
         7.5, meaning="finest distance between directions of the grid search", gt=0.5, le=30
@@ -45,6 +47,11 @@ class Refine3D(Job):
     restart: bool = parameter(
         False, meaning="begin anew although there are results of an earlier run; leave it out to resume"
     )
+
+    @property
+    def start_resolution(self) -> float:
+        """Resolution in Å to which the reference is trusted."""
+        return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
 
     def project(self) -> Projection:
         """Return memory and disk from box and particles."""

@@ -25,6 +25,7 @@ from cloudem.algorithms.refinement import (
     Observed,
     Settings,
     State,
+    beyond_start,
     first_state,
     intensity_scales,
     is_moving,
@@ -37,6 +38,7 @@ from cloudem.algorithms.resolution import FscCurves, low_pass, masked_fsc, resol
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
 from cloudem.execution.executor import Executor, Fold, Shared
 from cloudem.io.groups import delete_group, has_group, list_groups, read_attributes, write_group
+from cloudem.io.location import folder_of
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
     CHECKPOINT,
@@ -68,6 +70,10 @@ CONTRAST_SAMPLE = 150
 
 SMALLEST = 8
 """Least diameter of a particle in pixels: with less there is nothing to align."""
+
+CIRCLE_LEAKAGE = 1
+"""Scoring begins this many shells below the starting resolution: images are masked by a circle, which spreads what is
+aligned, noise too, over the next two."""
 
 SPHERE_UNTIL = 2
 """Iterations in which the solvent mask is the sphere, because the maps are too coarse to outline a molecule."""
@@ -164,7 +170,11 @@ def refine(job: Refine3D, context: Context) -> None:
         state = outcome.after
     if outcome is None:
         raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
-    if not state.converged:
+    if state.converged:
+        context.progress.message(
+            f"converged after {state.iteration - 1} iterations: neither resolution nor poses gain any more"
+        )
+    else:
         context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
     finish(run, outcome, time.monotonic() - started)
     delete_group(run.url, CHECKPOINT)
@@ -191,9 +201,9 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         weight=checkpoint.pose_weights[best],
         score=score,
     )
-    if resolution_shell(outcome.observed.fsc) <= s.first_limit + 1:
+    if resolution_shell(outcome.observed.fsc) <= s.first_limit + CIRCLE_LEAKAGE + 1:
         run.context.progress.warning(
-            f"the refinement did not get beyond --initial-resolution-A {run.job.initial_resolution_A:g} Å, where it "
+            f"the refinement did not get beyond --initial-resolution-A {run.job.start_resolution:g} Å, where it "
             "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
         )
     mask = np.maximum(*outcome.masks)
@@ -208,6 +218,7 @@ def resumed(job: Refine3D, url: str) -> State | None:
     """Return the state that the last checkpoint left, or None to begin; never mix two runs."""
     record = read_attributes(url, "")
     if record is None:
+        refuse_foreign(url)
         return None
     if record.get("job") != job.name:
         what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
@@ -228,9 +239,27 @@ def resumed(job: Refine3D, url: str) -> State | None:
         )
     if finished:
         raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
+    if record.get("source") != source_of(job.particles):
+        raise InconsistentDataError(
+            f"{job.particles} has been made anew since {url} was begun; choose another --out, or --restart"
+        )
     left = State(**state)
     # what the data decided stays; how many iterations there are to be may have been changed
     return replace(left, final=left.converged or left.iteration >= job.max_iterations)
+
+
+def refuse_foreign(url: str) -> None:
+    """Refuse a folder that holds something else than what an earlier run may have left."""
+    folder = folder_of(url)
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    other = [name for name in found if name != "log.txt" and not name.startswith(("arrays-", CHECKPOINT))]
+    if other:
+        raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
+
+
+def source_of(particles: str) -> str:
+    """Return what tells one particle store from another made later under the same name."""
+    return str((read_attributes(particles, "") or {}).get("date", ""))
 
 
 def clear(url: str) -> None:
@@ -266,7 +295,7 @@ def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
         box=box,
         pixel_size=pixel_size,
         radius=job.diameter_A / 2 / pixel_size,
-        first_limit=int(np.clip(length / job.initial_resolution_A, 4, last)),
+        first_limit=int(np.clip(length / job.start_resolution - CIRCLE_LEAKAGE, 4, last)),
         search_step=float(np.radians(job.search_step_deg)),
         shift_range=(job.shift_range_A or 0.06 * job.diameter_A) / pixel_size,
         candidates=job.candidates,
@@ -280,7 +309,7 @@ def begin(run: Run) -> State:
     """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
     job, s, progress = run.job, run.settings, run.context.progress
     density = fitted(read_volume(job.reference), "reference", s.box, s.pixel_size, progress)
-    density = low_pass(density, s.pixel_size, job.initial_resolution_A) * run.sphere
+    density = low_pass(density, s.pixel_size, job.start_resolution) * run.sphere
     halves = half_sets(run.dataset.particles, job.seed)
     items = tasks(halves, job.group_size)
     with progress.stage("noise", len(halves)) as stage:
@@ -298,7 +327,7 @@ def begin(run: Run) -> State:
         **(table_poses(run) if job.local else no_poses()),
     )
     clear(run.url)  # only now that the input is known to be good
-    write_group(run.url, "", {}, {"kind": "result", **job_record(job)})
+    write_group(run.url, "", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
     save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
     factor = reference_scales(run, state).astype(np.float32)
     save(run, replace(start, references=start.references * factor[:, None, None, None]), state)
@@ -377,7 +406,7 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
         text = "the images match the negative of the reference: protein is dark in one of the two"
         if not run.job.ignore_contrast:
             raise InconsistentDataError(
-                f"{text}; import the stack with --invert-contrast (or go on with --ignore-contrast)"
+                f"{text}; turn that of one (cloudem import --invert-contrast), or --ignore-contrast"
             )
         run.context.progress.warning(text)
     numerator, norm = np.array([half[:, 2:].sum(axis=0) for half in rows]).T
@@ -450,7 +479,7 @@ def half_mask(run: Run, state: State, half: Float32) -> Float32:
     """Return the mask of a half-set's reference: the user's, or found in that half-map alone."""
     if run.mask is not None:
         return run.mask
-    if state.iteration <= SPHERE_UNTIL:
+    if state.iteration <= SPHERE_UNTIL or not beyond_start(state, run.settings):
         return run.sphere
     try:
         return estimate_mask(half, run.settings.pixel_size, diameter=run.job.diameter_A)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen
+from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
 from cloudem.io.groups import particles_to_arrays, write_group
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
@@ -55,7 +55,8 @@ def write_maps(
         curves = within(masked_fsc(halves[0], halves[1], mask, seed), k_max)
         resolution = resolution_at(curves.corrected, len(whole), pixel_size)
         mean = (halves[0] + halves[1]) / np.float32(2)
-        fall_off = max(b_factor(mean * mask, curves.corrected, pixel_size, resolution).b_factor, 0.0)
+        fit = b_factor(mean * mask, curves.corrected, pixel_size, resolution)
+        fall_off = sharpening(fit, resolution)
         shown = sharpen(whole, curves.corrected, pixel_size, resolution, fall_off)
     inside = mask > 0.5
     if inside.any() and whole[inside].mean() < 0:
@@ -77,7 +78,7 @@ def write_maps(
         **run_attributes(progress),
     }
     write_group(context.url, "result", {**arrays, **curves.by_name()}, attributes)
-    progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {-fall_off:.0f} Å²")
+    progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")
 

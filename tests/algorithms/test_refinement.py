@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cloudem.algorithms.refinement import (
     AHEAD,
     LEAKAGE,
+    GROWTH,
     MOST_SEARCHES,
     STILL,
     Observed,
@@ -94,7 +95,7 @@ def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, 
             assert plan.shift_radius >= plan.shift_step or plan.first
         assert plan.first == (state.iteration == 1)
         if earlier is not None:
-            assert state.limit <= max(2 * earlier.limit, fixed.first_limit)
+            assert state.limit <= max(GROWTH * earlier.limit, fixed.first_limit)
             assert state.best >= earlier.best
             assert not (state.search and not earlier.search)  # once it stops searching it does not begin again
 
