@@ -411,7 +411,9 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
         run.context.progress.warning(text)
     numerator, norm = np.array([half[:, 2:].sum(axis=0) for half in rows]).T
     usable = (numerator > 0) & (norm > 0)
-    return np.where(usable, numerator / np.where(usable, norm, 1), 1.0)
+    factors = np.where(usable, numerator / np.where(usable, norm, 1), 1.0)
+    # four digits are plenty, and free of the last bits of matrix products, which depend on where arrays lie in memory
+    return np.array([float(f"{factor:.4g}") for factor in factors])
 
 
 def iterate(run: Run, state: State) -> Outcome:
