@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cloudem.algorithms.refinement import (
     AHEAD,
-    LEAKAGE,
     GROWTH,
+    LEAKAGE,
     MOST_SEARCHES,
     STILL,
     Observed,
