@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from cloudem.backend.kernel import Kernel
+from tests.s3 import s3 as s3
 
 settings.register_profile("cloudem", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("cloudem")
