@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from bars.measure import Bench, against_truth, refined, sphere_fsc
 from bars.sets import DIAMETER_A, RADIUS_A, imported, relion_reconstruct, ribosome, truth
 from cloudem.algorithms.mask import soft_sphere
-from cloudem.algorithms.reconstruct import complete, reference_volume, solve
+from cloudem.algorithms.bricks import complete
+from cloudem.algorithms.reconstruct import reference_volume, solve
 from cloudem.io.groups import read_group
 from cloudem.io.mrc import map_stack, read_volume, write_volume
 from cloudem.io.relion import read_particles_star

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.kernels.fourier import fourier_volume, real_volume
 from cloudem.kernels.slices import (
-    complete_friedel,
     correct_gridding,
     crop_volume,
     fast_even,
@@ -18,7 +17,6 @@ from cloudem.kernels.slices import (
     half_width,
     padded_box,
     place_volume,
-    symmetrise,
 )
 
 Float32 = NDArray[np.float32]
@@ -60,15 +58,6 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
     return a
 
 
-def complete(sums: Sums, group: Float64) -> Sums:
-    """Add Friedel mates and symmetry mates; call once, after all insertions."""
-    complete_friedel(sums.data)
-    complete_friedel(sums.weight)
-    if len(group) == 1:
-        return sums
-    return Sums(*symmetrise(sums.data, sums.weight, group))
-
-
 def shells_of(sums: Sums, box: int) -> NDArray[np.int32]:
     """Return the shell, in cycles per box, of every voxel of an accumulator."""
     m = sums.data.shape[2] - 2
@@ -96,7 +85,7 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
     Parameters
     ----------
     sums
-        Completed (:func:`complete`).
+        With all mates (:func:`cloudem.algorithms.bricks.unpack`).
     box
         Pixels.
     ssnr

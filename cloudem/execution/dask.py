@@ -1,28 +1,40 @@
 """The executor that runs tasks on Dask: threads of this process, worker processes, GPUs, or a running scheduler.
 
-Merging happens where the partial sums are: each part is merged, in the order of the items, by a task that depends on
-the sum so far and on that part, so that no partial sum passes through the client, and a sum that is lost with its
-worker is computed again from the items.
+Every value is the result of a pure task that Dask knows, so that what is lost with a worker is computed again from the
+items, and nothing is lost or counted twice. Who works on what and in which order sums are merged is decided in
+`cloudem.execution.folding`: each worker adds a run of consecutive items and merges their sums by itself; what is left
+on top is cut into bricks, each of which travels to one worker that merges it; and the bricks of one sum are joined
+where it is finalised. No sum passes through the client or the scheduler.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
 import importlib.util
 import logging
-import operator
+import os
+import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
-from cloudem.execution.executor import Executor, Fold, Shared
+from cloudem.execution.executor import Added, Executor, Fold, Shared
+from cloudem.execution.folding import Forest, Node, Roster, brick_count, copied_from, merged
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
+from cloudem.traffic import Traffic
 
 T = TypeVar("T")
+I = TypeVar("I")
 K = TypeVar("K")
 V = TypeVar("V")
+N = TypeVar("N")
 R = TypeVar("R")
 
 LOG = logging.getLogger("cloudem.execution")
@@ -48,6 +60,9 @@ IN_FLIGHT_PER_THREAD = 2
 WITHOUT_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
 """Dask always listens for HTTP; without a dashboard there is nothing to be had there."""
 
+LOOK_AROUND_S = 1.0
+"""How often to look for workers that have come or gone, seconds."""
+
 MERGE_FIRST = 10
 """Priority of merging over adding: a part that is merged is memory that is free."""
 
@@ -72,6 +87,9 @@ class DaskExecutor(Executor):
         Serve Dask's pages on a port of 127.0.0.1.
     patience_s
         How long to wait for workers where there are none, seconds.
+    fixed_order
+        Merge along the same tree whatever the number of workers: sums are the same to the bit. Otherwise each worker
+        merges all it has before it sends anything, which sends less where runs do not end at the tree's nodes.
 
     Raises
     ------
@@ -88,11 +106,14 @@ class DaskExecutor(Executor):
         threads: int | None = None,
         dashboard: bool = False,
         patience_s: float = 300.0,
+        fixed_order: bool = True,
     ) -> None:
         import dask
         import distributed  # noqa: F401  half a second, so only now; before dask.config.set, which would undo its defaults
 
         self._patience_s = patience_s
+        self._fixed_order = fixed_order
+        self._counted: dict[str, dict[str, Traffic]] = {}
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
             undo.enter_context(one_thread_per_task())
@@ -118,25 +139,38 @@ class DaskExecutor(Executor):
         """What runs the tasks."""
         return self._description
 
-    def share(self, build: Callable[..., T], *args: Any) -> Shared[T]:
-        """Build the value on one worker; others copy it from there when they first need it."""
-        return Shared(self._submit(build, *args, priority=MERGE_FIRST))
+    def share(
+        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
+    ) -> Shared[T]:
+        """Build the value on one worker; others copy it from there, along a tree if ``local`` is given."""
+        if local is None:
+            return Shared(self._submit(build, *args, purpose=purpose, priority=MERGE_FIRST))
+        return Shared(_Copies(self, build, args, local, purpose))
+
+    def fetch(self, shared: Shared[T]) -> T:
+        """Wait for a value and copy it here."""
+        handle = shared.handle
+        value: T = self._result(handle.at(self._any_worker()) if isinstance(handle, _Copies) else handle)
+        return value
 
     def map(
         self,
         function: Callable[..., R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
-        """Apply ``function`` to the items on the workers."""
+        """Apply ``function`` to the items on the workers, in turn."""
+        places = list(self._threads())
         limit = IN_FLIGHT_PER_THREAD * self.workers
         waiting: deque[Any] = deque()
         submitted = 0
         try:
             for index in range(len(items)):
                 while submitted < len(items) and len(waiting) < limit:
-                    waiting.append(self._submit(function, items[submitted], *shared))
+                    item, place = items[submitted], places[submitted % len(places)]
+                    waiting.append(self._submit(function, item, *shared(item), worker=place, purpose="poses"))
                     submitted += 1
                 result = self._result(waiting[0])
                 waiting.popleft()
@@ -148,45 +182,152 @@ class DaskExecutor(Executor):
 
     def accumulate(
         self,
-        fold: Fold[K, V, R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        fold: Fold[I, K, V, N, R],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> dict[K, R]:
-        """Add on all workers, merge where the sums are, finalise keys side by side."""
-        limit = IN_FLIGHT_PER_THREAD * self.workers
-        sums: Any = {}
-        merging: deque[Any] = deque()
-        submitted = 0
-        finalised: dict[K, Any] = {}
+    ) -> tuple[dict[K, Shared[R]], list[N]]:
+        """Add and merge on all workers, merge bricks where they belong, finalise each sum on one worker."""
+        if not items:
+            return {}, []
+        held, notes = self._add(fold, items, shared, on_done)
+        if not self._fixed_order:
+            held = self._merge_by_worker(fold, held)
+        starts = [part.start for part in held]
+        holders: dict[K, dict[int, _Held]] = {}  # in the order in which keys first come
+        for index, item in enumerate(items):
+            number = bisect.bisect_right(starts, index) - 1
+            for key in fold.keys(item):
+                holders.setdefault(key, {})[number] = held[number]
+        sums = {key: self._reduce(fold, key, list(parts.values()), len(items)) for key, parts in holders.items()}
+        for future in sums.values():  # partial sums are needed until then: if some are lost, they are made again
+            self._wait(future)
+        return {key: Shared(future) for key, future in sums.items()}, notes
+
+    def _add(
+        self,
+        fold: Fold[I, K, V, N, R],
+        items: Sequence[I],
+        shared: Callable[[I], Sequence[Shared[Any]]],
+        on_done: Callable[[int], None] | None,
+    ) -> tuple[list[_Held], list[N]]:
+        """Add all items; return what each worker could merge by itself, in the order of the items."""
+        from distributed import as_completed
+
+        def merge(earlier: _Held, later: _Held) -> _Held:
+            arguments = (fold, earlier.future, later.future)
+            merged = self._submit(_merge, *arguments, worker=earlier.worker, purpose="bricks", priority=MERGE_FIRST)
+            return _Held(earlier.start, earlier.node.parent, merged, earlier.worker)
+
+        threads = self._threads()
+        roster = Roster(len(items), threads)
+        forest: Forest[_Held] = Forest(len(items), merge, lambda earlier, later: earlier.worker == later.worker)
+        running: dict[Any, tuple[int, str]] = {}
+        load: Counter[str] = Counter()
+        notes: dict[int, N] = {}
+        completed = as_completed(loop=self._client.loop)
+        looked = time.monotonic()
         try:
-            for index in range(len(items)):
-                while submitted < len(items) and len(merging) < limit:
-                    part = self._submit(fold.add, items[submitted], *shared)
-                    sums = self._submit(_merge, fold, sums, part, priority=MERGE_FIRST)
-                    del part  # the scheduler frees it once it is merged
-                    merging.append(sums)
-                    submitted += 1
-                self._wait(merging[0])
-                merging.popleft()
-                if on_done is not None:
-                    on_done(index)
-            for key in self._result(self._submit(list, sums)):
-                value = self._submit(operator.getitem, sums, key)
-                finalised[key] = self._submit(fold.finalise, key, value)
-                del value
-            sums = None
-            return {key: self._result(finalised.pop(key)) for key in list(finalised)}
+            while roster or running:
+                for worker, number in threads.items():
+                    while load[worker] < IN_FLIGHT_PER_THREAD * number and (index := roster.take(worker)) is not None:
+                        added = self._submit(fold.add, items[index], *shared(items[index]), worker=worker)
+                        note = self._submit(_note, added, worker=worker, purpose="poses", priority=MERGE_FIRST)
+                        forest.add(Node(0, index), _Held(index, Node(0, index), added, worker))
+                        del added  # it is freed once it is merged
+                        running[note] = index, worker
+                        completed.add(note)
+                        load[worker] += 1
+                while not completed.has_ready() and time.monotonic() < looked + LOOK_AROUND_S:
+                    time.sleep(0.01)
+                if time.monotonic() >= looked + LOOK_AROUND_S:  # workers come and go
+                    self._wait_for_workers()
+                    threads, looked = self._threads(), time.monotonic()
+                for note in completed.next_batch(block=False):
+                    index, worker = running[note]
+                    notes[index] = self._result(note)
+                    del running[note]
+                    load[worker] -= 1
+                    if on_done is not None:
+                        on_done(index)
+            return list(forest.nodes().values()), [notes[index] for index in range(len(items))]
         finally:
-            self._drop([*merging, *finalised.values()])
+            self._drop(list(running))
+
+    def _merge_by_worker(self, fold: Fold[I, K, V, N, R], held: Sequence[_Held]) -> list[_Held]:
+        """Merge what one worker holds of a run, in any order of addition: fewer bytes, other last bits."""
+        merged: list[_Held] = []
+        for part in held:
+            if merged and merged[-1].worker == part.worker:
+                last = merged.pop()
+                future = self._submit(
+                    _merge, fold, last.future, part.future, worker=part.worker, purpose="bricks", priority=MERGE_FIRST
+                )
+                part = last._replace(future=future)
+            merged.append(part)
+        return merged
+
+    def _reduce(self, fold: Fold[I, K, V, N, R], key: K, parts: Sequence[_Held], count: int) -> Any:
+        """Cut the partial sums of a key into bricks, merge each on one worker, and finalise what they make."""
+        places = list(dict.fromkeys(part.worker for part in parts))
+        if len(parts) == 1:
+            return self._submit(_finalise, fold, key, parts[0].future, worker=places[0], purpose="bricks")
+        bricks = brick_count(len(places))
+        nodes = [part.node for part in parts] if self._fixed_order else None
+        merged = []
+        for number in range(bricks):
+            owner = places[number * len(places) // bricks]
+            cut = [
+                self._submit(_cut, fold, key, number, bricks, part.future, worker=part.worker, purpose="bricks")
+                for part in parts
+            ]
+            merged.append(self._submit(_merge_bricks, fold, count, nodes, cut, worker=owner, purpose="bricks"))
+        return self._submit(_join, fold, key, merged, worker=places[0], purpose="bricks")
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Return the bytes of all processes so far; those of workers that died count up to when it was last asked."""
+        for counted in self._client.run(_worker_traffic, on_error="ignore").values():
+            self._counted.update(counted)
+        self._counted[_this_process()] = traffic.totals()
+        found = dict.fromkeys(traffic.PURPOSES, Traffic())
+        for totals in self._counted.values():
+            for purpose, value in totals.items():
+                found[purpose] = found[purpose].plus(value)
+        return found
 
     def close(self) -> None:
         """Stop the cluster, if it is ours, and leave the scheduler, if it is not."""
         self._resources.close()
 
-    def _submit(self, function: Callable[..., Any], *args: Any, priority: int = 0) -> Any:
-        arguments = [argument.handle if isinstance(argument, Shared) else argument for argument in args]
-        return self._client.submit(function, *arguments, pure=False, priority=priority)
+    def _submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        worker: str | None = None,
+        purpose: str = "other",
+        priority: int = 0,
+    ) -> Any:
+        """Have a task run, best on one worker; its name tells what the bytes of its result are for."""
+        arguments = [self._handle(argument, worker) for argument in args]
+        name = getattr(function, "__name__", "task").strip("_")
+        where: dict[str, Any] = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
+        key = f"{purpose}_{name}-{uuid.uuid4().hex}"
+        return self._client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
+
+    def _handle(self, argument: Any, worker: str | None) -> Any:
+        if not isinstance(argument, Shared):
+            return argument
+        handle = argument.handle
+        return handle.at(worker or self._any_worker()) if isinstance(handle, _Copies) else handle
+
+    def _threads(self) -> dict[str, int]:
+        """Return the workers there are now and their threads, always in the same order."""
+        return {worker: int(threads) for worker, threads in sorted(self._client.nthreads().items())}
+
+    def _any_worker(self) -> str:
+        self._wait_for_workers()
+        return next(iter(self._threads()))
 
     def _result(self, future: Any) -> Any:
         self._wait(future)
@@ -230,8 +371,91 @@ class DaskExecutor(Executor):
             self._client.cancel(list(futures), force=True)
 
 
-def _merge(fold: Fold[K, V, R], earlier: dict[K, V], later: Mapping[K, V]) -> dict[K, V]:
-    return fold.merge_sums(earlier, later)
+class _Held(NamedTuple):
+    """A partial sum and the worker that should hold it."""
+
+    start: int
+    node: Node
+    future: Any
+    worker: str
+
+
+class _Copies:
+    """A shared value with a copy on each worker that needs it, made from an earlier copy along a binary tree."""
+
+    def __init__(
+        self, executor: DaskExecutor, build: Callable[..., Any], args: Sequence[Any], local: Callable[..., Any],
+        purpose: str,
+    ) -> None:  # fmt: skip
+        self._executor = executor
+        self._build, self._args = build, args
+        self._local = local
+        self._purpose = purpose
+        self._copies: list[Any] = []
+        self._made: dict[str, Any] = {}
+
+    def at(self, worker: str) -> Any:
+        """Return the future of what a worker makes of its copy."""
+        if worker not in self._made:
+            submit = partial(self._executor._submit, worker=worker, purpose=self._purpose, priority=MERGE_FIRST)
+            number = len(self._copies)
+            if number == 0:
+                self._copies.append(submit(self._build, *self._args))
+            else:
+                self._copies.append(submit(_copy, self._copies[copied_from(number)]))
+            self._made[worker] = submit(self._local, self._copies[number])
+        return self._made[worker]
+
+
+# What follows runs on the workers.
+
+
+def _copy(value: T) -> T:
+    return value
+
+
+def _note(added: Added[K, V, N]) -> N:
+    return added.note
+
+
+def _merge(fold: Fold[I, K, V, N, R], earlier: Added[K, V, Any], later: Added[K, V, Any]) -> Added[K, V, None]:
+    return Added(fold.merge_sums(earlier.sums, later.sums), None)
+
+
+def _cut(fold: Fold[I, K, V, N, R], key: K, number: int, count: int, part: Added[K, V, Any]) -> V:
+    return fold.cut(part.sums[key], number, count)
+
+
+def _merge_bricks(fold: Fold[I, K, V, N, R], count: int, nodes: Sequence[Node] | None, bricks: Sequence[V]) -> V:
+    if nodes is None:
+        return functools.reduce(fold.merge, bricks)
+    return merged(count, dict(zip(nodes, bricks, strict=True)), fold.merge)
+
+
+def _join(fold: Fold[I, K, V, N, R], key: K, bricks: Sequence[V]) -> R:
+    return fold.finalise(key, fold.join(bricks))
+
+
+def _finalise(fold: Fold[I, K, V, N, R], key: K, whole: Added[K, V, Any]) -> R:
+    return fold.finalise(key, whole.sums[key])
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _worker_traffic(dask_worker: Any) -> dict[str, dict[str, Traffic]]:
+    """Return what a worker has exchanged with others and sent to clients, and what its process has counted, by name."""
+    exchanged = dict.fromkeys(traffic.PURPOSES, Traffic())
+    if dask_worker.address.startswith("inproc://"):  # nothing leaves the process
+        return {}
+    for log, received in ((dask_worker.transfer_incoming_log, True), (dask_worker.transfer_outgoing_log, False)):
+        for entry in list(log):
+            for key, size in entry["keys"].items():
+                purpose = str(key).partition("_")[0]
+                if purpose in exchanged:
+                    exchanged[purpose] = exchanged[purpose].plus(Traffic(size, 0) if received else Traffic(0, size))
+    return {dask_worker.id: exchanged, _this_process(): traffic.totals()}
 
 
 def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float) -> Any:

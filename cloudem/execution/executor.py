@@ -2,7 +2,8 @@
 
 ``map`` applies a pure function to every item; ``accumulate`` folds every item into sums by key. An algorithm that is
 written with these two runs unchanged, and to the bit with the same result, on one core, on a laptop's threads, on
-worker processes and on a cluster: parts are always merged in the order of the items, whichever finishes first.
+worker processes and on a cluster: parts are always merged along the same tree over the items
+(`cloudem.execution.folding`), whoever made them and whichever finished first.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
+from cloudem import traffic
+from cloudem.execution.folding import Forest, Node
 from cloudem.execution.threads import one_thread_per_task
+from cloudem.traffic import Traffic
 
 T = TypeVar("T")
+I = TypeVar("I")
+N = TypeVar("N")
 K = TypeVar("K")
 V = TypeVar("V")
 R = TypeVar("R")
@@ -23,37 +29,63 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Shared(Generic[T]):
-    """Stands for a value that lives where the tasks run; made by `Executor.share`, good only for that executor."""
+    """Stands for a value that lives where the tasks run; made by an executor, good only for that one."""
 
     handle: Any
 
 
+class Added(NamedTuple, Generic[K, V, N]):
+    """What one item gives.
+
+    Attributes
+    ----------
+    sums
+        Large: they stay where they are made, and are merged with those of other items.
+    note
+        Small: it goes to the caller.
+    """
+
+    sums: Mapping[K, V]
+    note: N
+
+
 @dataclass(frozen=True)
-class Fold(Generic[K, V, R]):
+class Fold(Generic[I, K, V, N, R]):
     """A reduction, declared: what one item adds, how two sums become one, and what is made of the whole.
 
     Attributes
     ----------
+    keys
+        ``keys(item)``: to which sums the item adds; asked of the caller, not of the workers.
     add
-        ``add(item, *shared values) -> {key: sum}``: pure; what it returns is handed over, it must keep no reference.
+        ``add(item, *shared values) -> Added``: pure; what it returns is handed over, it must keep no reference.
     merge
-        ``merge(earlier, later) -> sum``: may change and return its first argument, which nobody else reads any more.
+        ``merge(earlier, later) -> sum``: pure, also for what ``cut`` returns.
     finalise
-        ``finalise(key, sum) -> result``.
+        ``finalise(key, sum) -> result``; the result stays on one worker.
+    cut
+        ``cut(sum, number, count)``: brick ``number`` of ``count``, in the form in which it is sent; bricks of one
+        number and count can be merged.
+    join
+        ``join(bricks)``: the sum whose bricks these are, in order.
 
-    The three travel to other processes: use functions of a module, or `functools.partial` of them with small
-    arguments; what is large goes through `Executor.share`.
+    They travel to other processes: use functions of a module, or `functools.partial` of them with small arguments;
+    what is large goes through `Executor.share`.
     """
 
-    add: Callable[..., Mapping[K, V]]
+    keys: Callable[[I], Sequence[K]]
+    add: Callable[..., Added[K, V, N]]
     merge: Callable[[V, V], V]
     finalise: Callable[[K, V], R]
+    cut: Callable[[V, int, int], V]
+    join: Callable[[Sequence[V]], V]
 
-    def merge_sums(self, earlier: dict[K, V], later: Mapping[K, V]) -> dict[K, V]:
-        """Merge the later sums by key into the earlier ones and return these."""
+    def merge_sums(self, earlier: Mapping[K, V], later: Mapping[K, V]) -> dict[K, V]:
+        """Return the sums of both by key."""
+        both = dict(earlier)
         for key, value in later.items():
-            earlier[key] = self.merge(earlier[key], value) if key in earlier else value
-        return earlier
+            both[key] = self.merge(both[key], value) if key in both else value
+        return both
 
 
 class Executor(ABC):
@@ -70,22 +102,39 @@ class Executor(ABC):
         """One line for people: what runs the tasks."""
 
     @abstractmethod
-    def share(self, build: Callable[..., T], *args: Any) -> Shared[T]:
-        """Return a value that every task may read: ``build(*args)``, made where the tasks run.
+    def share(
+        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
+    ) -> Shared[T]:
+        """Return a value that tasks may read: ``build(*args)``, made where the tasks run.
 
         ``build`` is pure: it runs once, and again only if its result is lost with a worker. ``args`` may hold other
         shared values. The value is freed when the last reference to what is returned has gone.
+
+        Parameters
+        ----------
+        build, args
+            What makes it.
+        local
+            ``local(value)``: what each worker makes of it for its own tasks, and keeps; with it the value is handed
+            from worker to worker along a tree, once to each that needs it.
+        purpose
+            For which of `cloudem.traffic.PURPOSES` its bytes count.
         """
+
+    @abstractmethod
+    def fetch(self, shared: Shared[T]) -> T:
+        """Return a shared value to the caller; raises the exception of what should have made it."""
 
     @abstractmethod
     def map(
         self,
         function: Callable[..., R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
-        """Yield ``function(item, *shared values)`` for every item, in the order of the items.
+        """Yield ``function(item, *values of shared(item))`` for every item, in the order of the items.
 
         Lazy: no more than a few items per worker are under way ahead of the one that is asked for. The first
         exception of a task is raised as it is, and the rest is dropped.
@@ -96,8 +145,8 @@ class Executor(ABC):
             Pure; travels to other processes, as the functions of a `Fold` do.
         items
             Small things: indices, slices, names.
-        *shared
-            Values that every task reads.
+        shared
+            Which shared values the task of an item reads.
         on_done
             Called with the index of every item that is done, in the caller's thread and in the order of the items.
         """
@@ -105,16 +154,22 @@ class Executor(ABC):
     @abstractmethod
     def accumulate(
         self,
-        fold: Fold[K, V, R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        fold: Fold[I, K, V, N, R],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> dict[K, R]:
-        """Fold all items into sums by key and return what ``fold.finalise`` makes of them.
+    ) -> tuple[dict[K, Shared[R]], list[N]]:
+        """Fold all items into sums by key; return what ``fold.finalise`` makes of them, and the notes of all items.
 
-        Sums are merged in the order of the items, so that the result does not depend on who finished first. Keys are
-        in the order in which they first came. Raises the first exception of a task as it is.
+        Sums are merged along a tree over the items that depends on their number alone. Keys are in the order in which
+        they first come. ``on_done`` is called with the index of every item that is done, in any order. Raises the
+        first exception of a task as it is.
         """
+
+    @abstractmethod
+    def traffic(self) -> dict[str, Traffic]:
+        """Return the bytes that all processes have moved over the network so far, by purpose."""
 
     @abstractmethod
     def close(self) -> None:
@@ -144,43 +199,63 @@ class SerialExecutor(Executor):
         """What runs the tasks."""
         return "serial, in this process"
 
-    def share(self, build: Callable[..., T], *args: Any) -> Shared[T]:
+    def share(
+        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
+    ) -> Shared[T]:
         """Build the value now."""
-        return Shared(build(*_values(args)))
+        value = build(*values(args))
+        return Shared(value if local is None else local(value))
+
+    def fetch(self, shared: Shared[T]) -> T:
+        """Return the value."""
+        value: T = shared.handle
+        return value
 
     def map(
         self,
         function: Callable[..., R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
         """Apply ``function`` to one item whenever a result is asked for."""
         for index, item in enumerate(items):
-            result = function(item, *_values(shared))
+            result = function(item, *values(shared(item)))
             if on_done is not None:
                 on_done(index)
             yield result
 
     def accumulate(
         self,
-        fold: Fold[K, V, R],
-        items: Sequence[Any],
-        *shared: Shared[Any],
+        fold: Fold[I, K, V, N, R],
+        items: Sequence[I],
+        *,
+        shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> dict[K, R]:
-        """Fold one item after the other."""
-        sums: dict[K, V] = {}
+    ) -> tuple[dict[K, Shared[R]], list[N]]:
+        """Fold one item after the other, holding no more sums than the tree has levels."""
+        forest: Forest[Mapping[K, V]] = Forest(len(items), fold.merge_sums)
+        notes: list[N] = []
         for index, item in enumerate(items):
-            sums = fold.merge_sums(sums, fold.add(item, *_values(shared)))
+            added = fold.add(item, *values(shared(item)))
+            forest.add(Node(0, index), added.sums)
+            notes.append(added.note)
+            del added
             if on_done is not None:
                 on_done(index)
-        return {key: fold.finalise(key, value) for key, value in sums.items()}
+        (sums,) = forest.nodes().values() or ({},)
+        return {key: Shared(fold.finalise(key, value)) for key, value in sums.items()}, notes
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Return what this process has counted."""
+        return traffic.totals()
 
     def close(self) -> None:
         """Give the numerical libraries their threads back."""
         self._resources.close()
 
 
-def _values(arguments: Sequence[Any]) -> list[Any]:
+def values(arguments: Sequence[Any]) -> list[Any]:
+    """Return arguments with the handles in place of what is shared."""
     return [argument.handle if isinstance(argument, Shared) else argument for argument in arguments]

@@ -134,39 +134,37 @@ def complete_friedel(sums: NDArray[Any]) -> None:
     sums[:, :, 0] = 0
 
 
-def symmetrise(
-    sums: NDArray[np.complex64], weights: NDArray[np.float32], group: Float
-) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Return an accumulator summed over the operators (g, 3, 3) of a point group.
+def split_group(group: Float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the operators of a point group that permute the axes, and one operator of each other right coset of them.
 
-    Operators that permute axes are exact. For one of each of their cosets the accumulator is freed of its window and
-    interpolated with it again, as if the slices had been inserted there; trilinear interpolation would weaken a map
-    away from its centre, by a tenth at a quarter of the box.
+    Summing a function over the permutations, and the result over the identity and the others, sums it over the group.
+
+    Parameters
+    ----------
+    group
+        Rotations (g, 3, 3), the identity first.
+
+    Returns
+    -------
+    Shapes (p, 3, 3) int64, the identity first, and (t, 3, 3) with ``p (1 + t) = g``.
     """
-    permutations, turns = _cosets(np.asarray(group, np.float64))
-    both = np.stack([sums.real, sums.imag, weights], axis=-1)
-    if len(turns):
-        data, weight = (_turned_sum(part, turns) for part in (sums, weights.astype(np.complex64)))
-        both += np.stack([data.real, data.imag, np.maximum(weight.real, 0)], axis=-1)
-    total = rotated_sum(both, permutations)
-    total[:, :, 0, :] = total[::-1, ::-1, 2, :] * np.array([1, -1, 1], np.float32)
-    return np.ascontiguousarray(total[..., 0] + 1j * total[..., 1]), np.ascontiguousarray(total[..., 2])
-
-
-def _cosets(group: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the operators that permute axes, and one operator of each of their other left cosets."""
+    group = np.asarray(group, np.float64)
     permutes = np.abs(group - np.rint(group)).max(axis=(1, 2)) < 1e-9
-    permutations, rest = group[permutes], group[~permutes]
+    permutations, rest = np.rint(group[permutes]), group[~permutes]
     turns = []
     while len(rest):
         turns.append(rest[0])
-        coset = rest[0] @ permutations
+        coset = permutations @ rest[0]
         rest = rest[np.abs(rest[:, None] - coset).max(axis=(2, 3)).min(axis=1) > 1e-6]
-    return permutations, np.array(turns).reshape(-1, 3, 3)
+    return permutations.astype(np.int64), np.array(turns).reshape(-1, 3, 3)
 
 
-def _turned_sum(volume: NDArray[np.complex64], turns: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """Return the sum over rotations g of an accumulator at ``g k``; zero beyond m - 2."""
+def turned_sum(volume: NDArray[np.complex64], turns: NDArray[np.float64]) -> NDArray[np.complex64]:
+    """Return the sum over rotations g of an accumulator at ``g k``; zero beyond m - 2.
+
+    The accumulator is freed of its window and interpolated with it again, as if the slices had been inserted there;
+    trilinear interpolation would weaken a map away from its centre, by a tenth at a quarter of the box.
+    """
     m = volume.shape[2] - 2
     size = fast_even(2 * m + 2)
     line = 1 / gridding(size, size)
@@ -204,52 +202,6 @@ def fast_even(size: int) -> int:
     while size % 2 or scipy.fft.next_fast_len(size, real=True) != size:
         size += 1
     return size
-
-
-@kernel
-def rotated_sum(both: NDArray[np.float32], group: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Sum an accumulator over rotations.
-
-    Parameters
-    ----------
-    both
-        Real part, imaginary part and weight in the layout of this module, (2 m + 1, 2 m + 1, m + 2, 3) float32.
-    group
-        Rotations (g, 3, 3).
-
-    Returns
-    -------
-    The sum over g of the accumulator at ``g k``, same shape; the column kx = -1 and the voxels beyond m - 1 are zero.
-    """
-    m = both.shape[2] - 2
-    rows = np.arange(-m, m + 1)
-    z, y, x = np.meshgrid(rows, rows, np.arange(m + 1), indexing="ij")
-    inside = x * x + y * y + z * z <= (m - 1) ** 2
-    points = np.stack([x[inside], y[inside], z[inside]], axis=-1).astype(np.float64)
-    total = np.zeros((len(points), 3), np.float64)
-    for operator in group:
-        total += _interpolate(both, points @ operator.T, m)
-    out = np.zeros_like(both)
-    out[:, :, 1:][inside] = total
-    return out
-
-
-def _interpolate(both: NDArray[np.float32], position: Float, m: int) -> NDArray[np.float64]:
-    """Interpolate real part, imaginary part and weight (…, 3) trilinearly at positions (p, 3) as x, y, z."""
-    flipped = position[:, 0] < -1e-6
-    position = np.where(flipped[:, None], -position, position)
-    base = np.floor(position + 1e-6).astype(np.int64)
-    fraction = np.maximum(position - base, 0)
-    value = np.zeros((len(position), 3))
-    for dz in (0, 1):
-        for dy in (0, 1):
-            for dx in (0, 1):
-                parts = [fraction[:, i] if d else 1 - fraction[:, i] for i, d in enumerate((dx, dy, dz))]
-                weight = parts[0] * parts[1] * parts[2]
-                index = (base[:, 2] + dz + m, base[:, 1] + dy + m, base[:, 0] + dx + 1)
-                value += weight[:, None] * both[index]
-    value[flipped, 1] *= -1
-    return value
 
 
 def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:

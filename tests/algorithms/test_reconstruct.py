@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import (
     Sums,
-    complete,
     empty_sums,
     merge_sums,
     reference_volume,

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.mask import soft_sphere
-from cloudem.algorithms.reconstruct import complete, empty_sums, reference_volume, solve
+from cloudem.algorithms.reconstruct import empty_sums, reference_volume, solve
 from cloudem.io.mrc import map_stack, read_volume
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star, write_star

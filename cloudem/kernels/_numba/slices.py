@@ -64,13 +64,6 @@ def score_derivatives(
     return out
 
 
-def rotated_sum(both: Array, group: Array) -> NDArray[np.float32]:
-    """Twin of :func:`cloudem.kernels.slices.rotated_sum`."""
-    out = np.zeros_like(both)
-    _rotated_sum(both, group, out)
-    return out
-
-
 def _floats(volume: Array) -> NDArray[np.float32]:
     return volume.view(np.float32).reshape(-1)
 
@@ -271,42 +264,3 @@ def _reduce(a: Any, kx: Any, ky: Any, sign: Any, found: Any, re: Any, im: Any, w
         h34 += q * power * u * v
         h44 += q * power * v * v
     return (n, d, g0, g1, g2, g3, g4, h00, h01, h02, h03, h04, h11, h12, h13, h14, h22, h23, h24, h33, h34, h44)
-
-
-@jit
-def _rotated_sum(both: Any, group: Any, out: Any) -> None:
-    m = both.shape[2] - 2
-    small = 1e-6  # rounding in a rotation that permutes axes must not leave the voxel
-    for kz in range(-m, m + 1):
-        for ky in range(-m, m + 1):
-            for kx in range(m + 1):
-                if kx * kx + ky * ky + kz * kz > (m - 1) ** 2:
-                    continue
-                re = im = weight = np.float32(0)
-                for o in range(group.shape[0]):
-                    g = group[o]
-                    x = g[0, 0] * kx + g[0, 1] * ky + g[0, 2] * kz
-                    y = g[1, 0] * kx + g[1, 1] * ky + g[1, 2] * kz
-                    z = g[2, 0] * kx + g[2, 1] * ky + g[2, 2] * kz
-                    sign = np.float32(1)
-                    if x < -small:
-                        x, y, z, sign = -x, -y, -z, np.float32(-1)
-                    ix, iy, iz = int(np.floor(x + small)), int(np.floor(y + small)), int(np.floor(z + small))
-                    fx, fy, fz = max(x - ix, 0.0), max(y - iy, 0.0), max(z - iz, 0.0)
-                    for dz in range(2):
-                        wz = fz if dz else 1 - fz
-                        if wz < small:
-                            continue
-                        for dy in range(2):
-                            wy = wz * (fy if dy else 1 - fy)
-                            if wy < small:
-                                continue
-                            for dx in range(2):
-                                w = np.float32(wy * (fx if dx else 1 - fx))
-                                voxel = both[iz + dz + m, iy + dy + m, ix + dx + 1]
-                                re += w * voxel[0]
-                                im += w * sign * voxel[1]
-                                weight += w * voxel[2]
-                out[kz + m, ky + m, kx + 1, 0] = re
-                out[kz + m, ky + m, kx + 1, 1] = im
-                out[kz + m, ky + m, kx + 1, 2] = weight

@@ -1,0 +1,170 @@
+"""The order in which partial sums are merged, and who works on which items: pure decisions, free of Dask.
+
+Sums are merged along a fixed binary tree over the items: node (level, place) holds the items ``place * 2**level`` up to
+``(place + 1) * 2**level``. The tree depends on the number of items alone, so a sum is the same to the bit on one
+core and on any cluster, whoever works on what and finishes first. Each worker is given a run of consecutive items,
+whose nodes it merges by itself; only what is left at the top of a run, one node where runs are aligned with the tree,
+is cut into bricks and crosses the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+V = TypeVar("V")
+W = TypeVar("W", bound=Hashable)
+
+MOST_BRICKS = 32
+"""Bricks into which one sum is cut at most: a task for each brick and partial sum costs the scheduler a millisecond."""
+
+
+class Node(NamedTuple):
+    """Items ``place * 2**level`` up to ``(place + 1) * 2**level``, as far as there are any."""
+
+    level: int
+    place: int
+
+    @property
+    def start(self) -> int:
+        """First item."""
+        return self.place << self.level
+
+    @property
+    def stop(self) -> int:
+        """Item after the last."""
+        return (self.place + 1) << self.level
+
+    @property
+    def parent(self) -> Node:
+        """The node that this one is merged into."""
+        return Node(self.level + 1, self.place >> 1)
+
+    @property
+    def sibling(self) -> Node:
+        """The node that it is merged with."""
+        return Node(self.level, self.place ^ 1)
+
+
+class Forest(Generic[V]):
+    """Grows the tree over a number of items from nodes as they come, and keeps those that wait for their sibling.
+
+    Parameters
+    ----------
+    count
+        Number of items.
+    merge
+        ``merge(earlier, later)``; called as soon as both are there.
+    may_merge
+        Whether two siblings may be merged now; by default always.
+    """
+
+    def __init__(
+        self, count: int, merge: Callable[[V, V], V], may_merge: Callable[[V, V], bool] = lambda earlier, later: True
+    ) -> None:
+        self._count = count
+        self._merge = merge
+        self._may_merge = may_merge
+        self._waiting: dict[Node, V] = {}
+
+    def add(self, node: Node, value: V) -> None:
+        """Put a node in, and merge upwards as far as it goes."""
+        while True:
+            sibling = node.sibling
+            if sibling.start >= self._count:  # nothing will ever come from there
+                if node.place == 0:
+                    break
+            elif sibling in self._waiting and self._may_merge(*self._ordered(node, value)):
+                earlier, later = self._ordered(node, value)
+                del self._waiting[sibling]
+                value = self._merge(earlier, later)
+                del earlier, later
+            else:
+                break
+            node = node.parent
+        self._waiting[node] = value
+
+    def _ordered(self, node: Node, value: V) -> tuple[V, V]:
+        other = self._waiting[node.sibling]
+        return (other, value) if node.place % 2 else (value, other)
+
+    def nodes(self) -> dict[Node, V]:
+        """Return what is left, in the order of the items; one node if all was merged."""
+        return {node: self._waiting[node] for node in sorted(self._waiting, key=lambda node: node.start)}
+
+
+def merged(count: int, nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
+    """Merge the nodes that cover all items, or those among them that hold a key, into one.
+
+    Where a node is absent because none of its items holds the key, its sibling goes up unmerged.
+    """
+    level = {node: value for node, value in nodes.items() if value is not None}
+    while len(level) > 1:
+        lowest = min(node.level for node in level)
+        for node in sorted((n for n in level if n.level == lowest), key=lambda node: node.place):
+            if node not in level:
+                continue
+            value = level.pop(node)
+            if node.sibling in level:  # node comes first: they are taken in order
+                value = merge(value, level.pop(node.sibling))
+            level[node.parent] = value
+    return next(iter(level.values()))
+
+
+def runs(count: int, threads: Mapping[W, int]) -> dict[W, range]:
+    """Give each worker a run of consecutive items, in proportion to its threads.
+
+    Limits are moved to the widest nodes that shift no more than a sixteenth of a worker's share: the fewer nodes a run
+    ends in, the fewer bytes cross the network.
+    """
+    total = sum(threads.values())
+    edges, seen = [0], 0
+    for worker, number in threads.items():
+        seen += number
+        edges.append(_aligned(count * seen / total, count * number / total / 16) if seen < total else count)
+        edges[-1] = max(edges[-1], edges[-2])
+        del worker
+    return {worker: range(*pair) for worker, pair in zip(threads, itertools.pairwise(edges), strict=True)}
+
+
+def _aligned(position: float, slack: float) -> int:
+    """Return the multiple of the highest power of two within ``slack`` of a position, else the nearest integer."""
+    step = 1
+    while abs(round(position / (2 * step)) * 2 * step - position) <= slack:
+        step *= 2
+    return round(position / step) * step
+
+
+class Roster(Generic[W]):
+    """Hands out items: each worker its own run first, then, when that is done, the far half of the longest one left."""
+
+    def __init__(self, count: int, threads: Mapping[W, int]) -> None:
+        self._left: dict[W, range] = runs(count, threads)
+
+    def __len__(self) -> int:
+        """Return how many items have not been handed out."""
+        return sum(len(run) for run in self._left.values())
+
+    def take(self, worker: W) -> int | None:
+        """Return the next item for a worker, whether known before or not; None when all are out."""
+        mine = self._left.get(worker, range(0))
+        if not mine:
+            other = max(self._left, key=lambda w: len(self._left[w]))
+            theirs = self._left[other]
+            if not theirs:
+                return None
+            middle = theirs.start + len(theirs) // 2
+            self._left[other], mine = range(theirs.start, middle), range(middle, theirs.stop)
+        self._left[worker] = mine[1:]
+        return mine[0]
+
+
+def brick_count(holders: int) -> int:
+    """Return into how many bricks a sum is cut of which so many workers hold partial sums."""
+    return min(holders, MOST_BRICKS)
+
+
+def copied_from(number: int) -> int:
+    """Return from which copy of a shared value copy ``number`` is made: a binary tree, whose root is copy 0."""
+    return (number - 1) // 2

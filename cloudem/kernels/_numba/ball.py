@@ -1,0 +1,120 @@
+"""Twins of :mod:`cloudem.kernels.ball`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+jit = njit(nogil=True, cache=True, error_model="numpy")
+
+
+def count_ball(permutations: Array, m: int, squared_radius: int) -> int:
+    """Twin of :func:`cloudem.kernels.ball.count_ball`."""
+    return int(_count(permutations, m, squared_radius))
+
+
+def fold_ball(
+    data: Array, weight: Array, permutations: Array, squared_radius: int, count: int
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Twin of :func:`cloudem.kernels.ball.fold_ball`."""
+    values, weights = np.empty(count, np.complex64), np.empty(count, np.float32)
+    _fold(data, weight, permutations, squared_radius, values, weights)
+    return values, weights
+
+
+def unfold_ball(
+    values: Array, weights: Array, permutations: Array, squared_radius: int, m: int
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Twin of :func:`cloudem.kernels.ball.unfold_ball`."""
+    shape = (2 * m + 1, 2 * m + 1, m + 2)
+    data, weight = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
+    _unfold(values, weights, permutations, squared_radius, data, weight)
+    return data, weight
+
+
+@jit
+def _turned(p: Any, x: int, y: int, z: int) -> tuple[int, int, int]:
+    return (
+        p[0, 0] * x + p[0, 1] * y + p[0, 2] * z,
+        p[1, 0] * x + p[1, 1] * y + p[1, 2] * z,
+        p[2, 0] * x + p[2, 1] * y + p[2, 2] * z,
+    )
+
+
+@jit
+def _comes_first(permutations: Any, m: int, x: int, y: int, z: int) -> bool:
+    """Say whether a point with kx >= 0 is the first of its orbit."""
+    if x == 0 and (y < 0 or (y == 0 and z < 0)):
+        return False
+    own = ((z + m) * (2 * m + 1) + y + m) * (m + 1) + x
+    for i in range(1, permutations.shape[0]):  # the first is the identity
+        u, v, w = _turned(permutations[i], x, y, z)
+        if u < 0 or (u == 0 and (v < 0 or (v == 0 and w < 0))):
+            u, v, w = -u, -v, -w
+        if ((w + m) * (2 * m + 1) + v + m) * (m + 1) + u < own:
+            return False
+    return True
+
+
+@jit
+def _reach(squared_radius: int, m: int, y: int, z: int) -> int:
+    """Return the last kx inside the sphere in a row; -1 for none."""
+    left = squared_radius - y * y - z * z
+    if left < 0:
+        return -1
+    return min(m, int(np.sqrt(left)))
+
+
+@jit
+def _count(permutations: Any, m: int, squared_radius: int) -> int:
+    count = 0
+    for z in range(-m, m + 1):
+        for y in range(-m, m + 1):
+            for x in range(_reach(squared_radius, m, y, z) + 1):
+                count += _comes_first(permutations, m, x, y, z)
+    return count
+
+
+@jit
+def _fold(data: Any, weight: Any, permutations: Any, squared_radius: int, values: Any, weights: Any) -> None:
+    m = data.shape[2] - 2
+    count = 0
+    for z in range(-m, m + 1):
+        for y in range(-m, m + 1):
+            for x in range(_reach(squared_radius, m, y, z) + 1):
+                if not _comes_first(permutations, m, x, y, z):
+                    continue
+                total, norm = data[z + m, y + m, x + 1], weight[z + m, y + m, x + 1]
+                for i in range(1, permutations.shape[0]):
+                    u, v, w = _turned(permutations[i], x, y, z)
+                    if u < 0:
+                        total += np.conj(data[m - w, m - v, 1 - u])
+                        norm += weight[m - w, m - v, 1 - u]
+                    else:
+                        total += data[w + m, v + m, u + 1]
+                        norm += weight[w + m, v + m, u + 1]
+                values[count], weights[count] = total, norm
+                count += 1
+
+
+@jit
+def _unfold(values: Any, weights: Any, permutations: Any, squared_radius: int, data: Any, weight: Any) -> None:
+    m = data.shape[2] - 2
+    count = 0
+    for z in range(-m, m + 1):
+        for y in range(-m, m + 1):
+            for x in range(_reach(squared_radius, m, y, z) + 1):
+                if not _comes_first(permutations, m, x, y, z):
+                    continue
+                value, norm = values[count], weights[count]
+                count += 1
+                for i in range(permutations.shape[0]):
+                    u, v, w = _turned(permutations[i], x, y, z)
+                    if u >= -1:
+                        data[w + m, v + m, u + 1], weight[w + m, v + m, u + 1] = value, norm
+                    if u <= 1:
+                        data[m - w, m - v, 1 - u], weight[m - w, m - v, 1 - u] = np.conj(value), norm

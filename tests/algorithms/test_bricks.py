@@ -1,0 +1,126 @@
+"""Partial sums as they are kept and sent."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudem.algorithms.bricks import (
+    RECORD_BYTES,
+    VOXEL_BYTES,
+    Brick,
+    Records,
+    ball_of,
+    complete,
+    cut,
+    dense,
+    is_sparse,
+    join,
+    merge,
+    pack,
+    unpack,
+)
+from cloudem.algorithms.reconstruct import Sums, empty_sums, shells_of, solve
+from cloudem.kernels.slices import padded_box, split_group
+from cloudem.model.symmetry import operators
+
+BOX = 40
+
+
+def random_sums(k_max: int, seed: int) -> Sums:
+    rng = np.random.default_rng(seed)
+    sums = empty_sums(BOX, k_max)
+    touched = rng.random(sums.weight.shape) < 0.5
+    sums.data[...] = np.where(touched, rng.standard_normal(touched.shape) + 1j * rng.standard_normal(touched.shape), 0)
+    sums.weight[...] = np.where(touched, rng.random(touched.shape), 0)
+    sums.data[:, :, 0] *= 0.5
+    return sums
+
+
+def copied(sums: Sums) -> Sums:
+    return Sums(sums.data.copy(), sums.weight.copy())
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "D2", "O"])
+@pytest.mark.parametrize("k_max", [14, 19])
+def test_what_is_kept_gives_the_same_map(symmetry: str, k_max: int) -> None:
+    group = operators(symmetry)
+    sums, ball = random_sums(k_max, 1), ball_of(BOX, k_max, group)
+    kept = unpack(pack(copied(sums), ball), ball)
+    whole = complete(sums, group)
+    within = shells_of(whole, BOX) <= k_max
+    np.testing.assert_allclose(kept.data[within], whole.data[within], atol=1e-4)
+    np.testing.assert_allclose(
+        solve(kept, BOX, None, k_max, levelled=0), solve(whole, BOX, None, k_max, levelled=0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("symmetry", ["C3", "D3", "I", "C1"])
+def test_packing_commutes_with_adding(symmetry: str) -> None:
+    group = operators(symmetry)
+    one, other, ball = random_sums(8, 1), random_sums(8, 2), ball_of(BOX, 8, group)
+    both = Sums(one.data + other.data, one.weight + other.weight)
+    kept = unpack(merge(pack(one, ball), pack(other, ball)), ball)
+    whole = complete(both, group)
+    np.testing.assert_allclose(kept.data, whole.data, atol=1e-4 * np.abs(whole.data).max())
+    np.testing.assert_allclose(kept.weight, whole.weight, atol=1e-4 * whole.weight.max())
+
+
+def test_groups_are_split_without_loss() -> None:
+    for symmetry in ("C1", "C3", "C6", "D2", "D3", "T", "O", "I"):
+        group = operators(symmetry)
+        permutations, turns = split_group(group)
+        products = np.concatenate([permutations, *(permutations @ turn for turn in turns)])
+        assert len(products) == len(group)
+        assert np.abs(products[:, None] - group).max(axis=(2, 3)).min(axis=1).max() < 1e-9
+
+
+def a_brick(voxels: int, share: float, seed: int) -> Brick:
+    rng = np.random.default_rng(seed)
+    touched = rng.random(voxels) < share
+    data = (touched * (rng.standard_normal(voxels) + 1j * rng.standard_normal(voxels))).astype(np.complex64)
+    return Brick(data, (touched * rng.random(voxels)).astype(np.float32))
+
+
+@given(
+    voxels=st.integers(1, 200),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    count=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_bricks_merged_and_joined_are_the_whole_merged_to_the_bit(
+    voxels: int, shares: list[float], count: int, seed: int
+) -> None:
+    wholes = [a_brick(voxels, share, seed + i) for i, share in enumerate(shares)]
+    expected = wholes[0]
+    for other in wholes[1:]:
+        expected = merge(expected, other)
+    pieces = []
+    for number in range(count):
+        piece = cut(wholes[0], number, count)
+        for other in wholes[1:]:
+            piece = merge(piece, cut(other, number, count))
+        pieces.append(piece)
+    found = join(pieces)
+    np.testing.assert_array_equal(found.data, expected.data)
+    np.testing.assert_array_equal(found.weight, expected.weight)
+
+
+@given(voxels=st.integers(1, 500), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_the_smaller_of_both_forms_is_sent(voxels: int, share: float, seed: int) -> None:
+    brick = a_brick(voxels, share, seed)
+    sent = cut(brick, 0, 1)
+    touched = int(np.count_nonzero(brick.weight))
+    assert sys.getsizeof(sent) - object.__sizeof__(object()) <= min(VOXEL_BYTES * voxels, RECORD_BYTES * touched) + 64
+    assert isinstance(sent, Records) == is_sparse(touched, voxels)
+    np.testing.assert_array_equal(dense(sent).data, brick.data)
+
+
+def test_a_sphere_of_the_half_is_kept() -> None:
+    box, k_max = 256, 60
+    radius = padded_box(box) / box * (k_max + 0.5)
+    assert ball_of(box, k_max, operators("C1")).voxels == pytest.approx(2 / 3 * np.pi * radius**3, rel=0.01)
