@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from obstore.store import LocalStore
 
 from cloudem.errors import FormatError, ParameterError, StorageError
-from cloudem.io.location import delete_all, folder_of, folders, get, object_store, put, storage_errors, zarr_store
+from cloudem.io.location import (
+    Store,
+    delete_all,
+    folder_of,
+    folders,
+    get,
+    object_store,
+    put,
+    storage_errors,
+    zarr_store,
+)
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
 
@@ -198,7 +207,7 @@ def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
     return flat.astype(TEXT).reshape(array.shape[:-1])
 
 
-def _read_document(store: LocalStore, path: str) -> dict[str, Any] | None:
+def _read_document(store: Store, path: str) -> dict[str, Any] | None:
     raw = get(store, _join(path, "zarr.json"))
     if raw is None:
         return None
@@ -209,12 +218,12 @@ def _read_document(store: LocalStore, path: str) -> dict[str, Any] | None:
         raise FormatError(f"{_join(path, 'zarr.json')} is not Zarr v3 metadata; check the path") from error
 
 
-def _read_marker(store: LocalStore, path: str) -> dict[str, Any] | None:
+def _read_marker(store: Store, path: str) -> dict[str, Any] | None:
     document = _read_document(store, path)
     return None if document is None else document["attributes"].get(_MARKER)
 
 
-def _write_parents(store: LocalStore, path: str) -> None:
+def _write_parents(store: Store, path: str) -> None:
     """Make the groups above `path`, so that any Zarr reader can walk down to it."""
     parts = path.split("/") if path else []
     for depth in range(len(parts)):
@@ -223,7 +232,7 @@ def _write_parents(store: LocalStore, path: str) -> None:
             put(store, key, _group_document({}))
 
 
-def _delete_generations(store: LocalStore, path: str, keep: str | None) -> None:
+def _delete_generations(store: Store, path: str, keep: str | None) -> None:
     for name in folders(store, path):
         if _GENERATION.fullmatch(name) and name != keep:
             delete_all(store, _join(path, name))

@@ -114,11 +114,6 @@ def test_metadata_that_is_not_json_is_one_clear_line(tmp_path):
         read_group(tmp_path, "")
 
 
-def test_s3_is_refused_with_a_clear_line():
-    with pytest.raises(ParameterError, match="give a folder"):
-        write_group("s3://bucket/x", "", {}, {})
-
-
 def test_a_full_disk_is_one_clear_line(small_disk):
     with pytest.raises(StorageError, match="disk is full"):
         write_group(small_disk, "g", {"big": np.random.default_rng(0).random(10**6)}, {})
