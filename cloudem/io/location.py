@@ -54,6 +54,7 @@ _CREDENTIALS_S = 300
 """Keys are asked for again after so long; those of a machine's role are good for at least ten minutes then."""
 
 _lock = threading.RLock()
+_buckets: dict[str, Mapping[str, Any]] = {}
 _opened: dict[str, S3Store] = {}
 
 _REASONS = {
@@ -114,7 +115,7 @@ def absolute(url: str | os.PathLike[str]) -> str:
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
     """Return the URL of something under a URL."""
-    return "/".join([os.fspath(url).rstrip("/") if os.fspath(url) != "/" else "", *parts])
+    return "/".join([os.fspath(url).rstrip("/"), *(part for part in parts if part)])
 
 
 def exists(url: str | os.PathLike[str]) -> bool:
@@ -163,6 +164,19 @@ def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> "Objects
     return ObjectsForZarr(object_store(url, create=create))
 
 
+def prompt(store: Store) -> Store:
+    """Return the same store with requests that end within 20 s: for what must not be written late."""
+    if isinstance(store, LocalStore):
+        return store
+    return S3Store(
+        prefix=store.prefix,
+        config=store.config,
+        credential_provider=store.credential_provider,
+        client_options={**(store.client_options or {}), "connect_timeout": "4s", "timeout": "8s"},
+        retry_config={**_RETRY, "retry_timeout": timedelta(seconds=10)},
+    )
+
+
 def put(store: Store, key: str, data: bytes | memoryview) -> None:
     """Write one object; it is there as a whole or not at all."""
     in_parts = isinstance(store, S3Store) and len(data) > _IN_PARTS
@@ -202,15 +216,21 @@ def put_if_match(store: Store, key: str, data: bytes, etag: str) -> str | None:
 
 def get(store: Store, key: str) -> bytes | None:
     """Return one object, or None where there is none."""
-    found = get_with_etag(store, key)
-    return None if found is None else found[0]
+    found = fetch(store, key)
+    return None if found is None else bytes(found[0])
 
 
 def get_with_etag(store: Store, key: str) -> tuple[bytes, str] | None:
     """Return one object and its etag, or None where there is none."""
+    found = fetch(store, key)
+    return None if found is None else (bytes(found[0]), found[1])
+
+
+def fetch(store: Store, key: str) -> tuple[Any, str] | None:
+    """Return one object as a buffer, which costs no copy, and its etag; None where there is none."""
     try:
         result = obstore.get(store, key)
-        data = bytes(result.bytes())
+        data = result.bytes()
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
             raise
@@ -349,20 +369,23 @@ def new_prefix(url: str | os.PathLike[str]) -> Iterator[str]:
 
 def _remote_store(url: str) -> S3Store:
     url = absolute(url)
+    bucket, prefix = _bucket_and_prefix(url)
     with _lock:
-        if url not in _opened:
-            bucket, prefix = _bucket_and_prefix(url)
-            settings = _access(url)
+        if bucket not in _buckets:
+            access = _access(url)
             with storage_errors(url):
-                first = S3Store(
-                    bucket, prefix=prefix or None, retry_config=_FIRST_RETRY,
-                    **_with_client(settings, _FIRST_CLIENT),
-                )  # fmt: skip
-                _ask(first)
-                _opened[url] = S3Store(
-                    bucket, prefix=prefix or None, retry_config=_RETRY, **_with_client(settings, _CLIENT)
-                )
+                _ask(_connect(bucket, prefix, access, _FIRST_CLIENT, _FIRST_RETRY))
+            _buckets[bucket] = access
+        if url not in _opened:
+            _opened[url] = _connect(bucket, prefix, _buckets[bucket], _CLIENT, _RETRY)
         return _opened[url]
+
+
+def _connect(
+    bucket: str, prefix: str, access: Mapping[str, Any], client: "ClientConfig", retry: "RetryConfig"
+) -> S3Store:
+    client = {**client, "allow_http": str(access["endpoint"]).startswith("http://")}
+    return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retry, **access)
 
 
 def _access(url: str) -> dict[str, Any]:
@@ -390,11 +413,6 @@ def _access(url: str) -> dict[str, Any]:
         "virtual_hosted_style_request": False,
         "credential_provider": provider,
     }
-
-
-def _with_client(settings: Mapping[str, Any], client: "ClientConfig") -> dict[str, Any]:
-    plain = str(settings["endpoint"]).startswith("http://")
-    return {**settings, "client_options": {**client, "allow_http": plain}}
 
 
 def _ask(store: S3Store) -> None:

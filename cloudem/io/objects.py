@@ -14,7 +14,7 @@ from obstore.store import LocalStore, S3Store
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from cloudem.io.location import delete_all, get, get_ranges, put, size_of
+from cloudem.io.location import delete_all, fetch, get_ranges, put, size_of
 
 
 class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
@@ -91,7 +91,8 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
 
     def _read(self, key: str, byte_range: ByteRequest | None) -> Any:
         if byte_range is None:
-            return get(self._store, key)
+            found = fetch(self._store, key)
+            return None if found is None else found[0]
         size = size_of(self._store, key)
         if size is None:
             return None
