@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,10 +14,26 @@ import pytest
 from hypothesis import settings
 
 from cloudem.backend.kernel import Kernel
+from tests.s3 import S3
 from tests.s3 import s3 as s3
 
 settings.register_profile("cloudem", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("cloudem")
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3) -> str:
+    """A bucket for the session."""
+    return s3.bucket()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place that does not exist yet: on S3 the same must hold as in a folder."""
+    if request.param == "folder":
+        return str(tmp_path / "place")
+    return f"s3://{request.getfixturevalue('bucket')}/{secrets.token_hex(6)}/place"
+
 
 Twin = Callable[[Kernel[..., Any]], Callable[..., Any]]
 

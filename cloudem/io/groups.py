@@ -9,22 +9,45 @@ group or the new one, never a mixture, whenever the writer was killed. One write
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from types import EllipsisType
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from obstore.store import LocalStore
 
 from cloudem.errors import FormatError, ParameterError, StorageError
-from cloudem.io.location import delete_all, folder_of, folders, get, object_store, put, storage_errors, zarr_store
+from cloudem.io.location import (
+    Store,
+    delete_all,
+    folder_of,
+    folders,
+    get,
+    is_remote,
+    join,
+    object_store,
+    put,
+    storage_errors,
+    zarr_store,
+)
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
 
 _MARKER = "cloudem_group"
 _GENERATION = re.compile(r"arrays-(\d+)")
+_T = TypeVar("_T")
+
 _CHUNK_BYTES = 256 * 2**20
+"""Bytes in an object of an array at most."""
+
+_TABLE_CHUNK_BYTES, _TABLE_ROW_BYTES = 2**20, 1024
+"""The same for tables, whose rows are read in ranges; what has more bytes in a row is no table."""
+
+_CONCURRENT = 8
+"""Arrays of a group that are read or written at the same time."""
 
 
 def write_group(
@@ -35,7 +58,7 @@ def write_group(
     Parameters
     ----------
     url
-        Folder of the store; made when it is not there.
+        Of the store; a folder is made when it is not there.
     path
         Path of the group in it; ``""`` is the root. Groups below it are left alone.
     arrays
@@ -46,7 +69,7 @@ def write_group(
     Raises
     ------
     StorageError
-        Disk full, no permission.
+        Disk full, no permission, no such bucket, no connection.
     """
     with storage_errors(url):
         store = object_store(url, create=True)
@@ -58,8 +81,7 @@ def write_group(
         put(store, _join(path, generation, "zarr.json"), _group_document({}))
         keys = {name: _key(name) for name in arrays}
         target = zarr_store(url)
-        for name, values in arrays.items():
-            _write_array(target, _join(path, generation, keys[name]), values)
+        _each(lambda name: _write_array(target, _join(path, generation, keys[name]), arrays[name]), arrays)
         marker = {"generation": generation, "arrays": keys}
         put(store, _join(path, "zarr.json"), _group_document({**_plain(attributes), _MARKER: marker}))
         _delete_generations(store, path, keep=generation)
@@ -74,25 +96,40 @@ def read_group(url: str | os.PathLike[str], path: str) -> tuple[dict[str, NDArra
         There is no such group, or it was never finished.
     """
     with storage_errors(url):
-        store = object_store(url)
-        document = _read_document(store, path)
-        marker = None if document is None else document["attributes"].get(_MARKER)
-        if document is None or marker is None:
-            place = _join(os.fspath(url), path)
-            raise StorageError(f"{place} holds no finished result; run the job that makes it, or check the path")
-        source = zarr_store(url)
-        arrays = {
-            name: _read_array(source, _join(path, marker["generation"], key)) for name, key in marker["arrays"].items()
-        }
-    return arrays, {name: value for name, value in document["attributes"].items() if name != _MARKER}
+        attributes, marker = _finished(url, path)
+        source, folder = zarr_store(url), _join(path, marker["generation"])
+        arrays = _each(lambda name: _read_array(source, _join(folder, marker["arrays"][name])), marker["arrays"])
+    return arrays, attributes
+
+
+def read_rows(
+    url: str | os.PathLike[str], path: str, names: Iterable[str], start: int, stop: int
+) -> dict[str, NDArray[Any]]:
+    """Return rows ``start`` to ``stop`` (exclusive) of some arrays of a group; little more than those is read.
+
+    Raises
+    ------
+    StorageError
+        There is no such group, or it was never finished, or has no such array.
+    """
+    with storage_errors(url):
+        _, marker = _finished(url, path)
+        names = list(names)
+        absent = [name for name in names if name not in marker["arrays"]]
+        if absent:
+            raise StorageError(f"{join(url, path)} holds no {absent[0]}; it holds {', '.join(marker['arrays'])}")
+        source, folder = zarr_store(url), _join(path, marker["generation"])
+        rows = slice(start, stop)
+        return _each(lambda name: _read_array(source, _join(folder, marker["arrays"][name]), rows), names)
 
 
 def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | None:
     """Return the attributes of a group alone, or None where there is no finished group."""
-    if not folder_of(url).is_dir():
+    store = _store_if_any(url)
+    if store is None:
         return None
     with storage_errors(url):
-        document = _read_document(object_store(url), path)
+        document = _read_document(store, path)
     if document is None or _MARKER not in document["attributes"]:
         return None
     return {name: value for name, value in document["attributes"].items() if name != _MARKER}
@@ -105,21 +142,22 @@ def has_group(url: str | os.PathLike[str], path: str) -> bool:
 
 def list_groups(url: str | os.PathLike[str], path: str) -> list[str]:
     """Return the names of the finished groups right under `path`, sorted."""
-    if not folder_of(url).is_dir():
+    store = _store_if_any(url)
+    if store is None:
         return []
     with storage_errors(url):
-        store = object_store(url)
-        return [name for name in folders(store, path) if _read_marker(store, _join(path, name)) is not None]
+        found = _each(lambda name: _read_marker(store, _join(path, name)), folders(store, path))
+    return [name for name, marker in found.items() if marker is not None]
 
 
 def delete_group(url: str | os.PathLike[str], path: str) -> None:
     """Delete a group and everything under it; nothing happens where there is none."""
     if not path:
         raise ParameterError("the root of a store is not deleted as a group; remove the folder")
-    if not folder_of(url).is_dir():
+    store = _store_if_any(url)
+    if store is None:
         return
     with storage_errors(url):
-        store = object_store(url)
         if get(store, _join(path, "zarr.json")) is not None:
             store.delete(_join(path, "zarr.json"))
         delete_all(store, path)
@@ -164,12 +202,39 @@ def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mappin
     return Particles(optics, {name: arrays[name] for name in attributes["columns"]})
 
 
+def _finished(url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the attributes of a finished group and its marker: the generation, and the key of each array."""
+    document = _read_document(object_store(url), path)
+    attributes = {} if document is None else document["attributes"]
+    if _MARKER not in attributes:
+        raise StorageError(f"{join(url, path)} holds no finished result; run the job that makes it, or check the path")
+    return {name: value for name, value in attributes.items() if name != _MARKER}, attributes[_MARKER]
+
+
+def _store_if_any(url: str | os.PathLike[str]) -> Store | None:
+    """Return the store, or None where it is a folder that is not there."""
+    return object_store(url) if is_remote(url) or folder_of(url).is_dir() else None
+
+
+def _each(function: Callable[[str], _T], names: Iterable[str]) -> dict[str, _T]:
+    """Return the values of a function at several names, which wait for the store at the same time."""
+    names = list(names)
+    if len(names) < 2:
+        return {name: function(name) for name in names}
+    contexts = [copy_context() for _ in names]  # threads count traffic for the purpose of their caller
+    with ThreadPoolExecutor(min(_CONCURRENT, len(names)), "cloudem-groups") as pool:
+        return dict(
+            zip(names, pool.map(lambda context, name: context.run(function, name), contexts, names), strict=True)
+        )
+
+
 def _write_array(store: Any, key: str, values: NDArray[Any]) -> None:
     array = np.asarray(values)
     attributes: dict[str, Any] = {}
     if array.dtype.kind in "UTO":
         array, attributes = _encode_text(array), {"encoding": "utf-8, padded with zeros"}
-    rows = max(1, _CHUNK_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
+    row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:])))
+    rows = max(1, (_TABLE_CHUNK_BYTES if row_bytes <= _TABLE_ROW_BYTES else _CHUNK_BYTES) // row_bytes)
     chunks = tuple(max(1, min(size, rows) if axis == 0 else size) for axis, size in enumerate(array.shape))
     # Floating point noise does not shrink; everything else does.
     compressors = None if array.dtype.kind in "fc" else "auto"
@@ -181,9 +246,9 @@ def _write_array(store: Any, key: str, values: NDArray[Any]) -> None:
         target[...] = array
 
 
-def _read_array(store: Any, key: str) -> NDArray[Any]:
+def _read_array(store: Any, key: str, rows: slice | EllipsisType = ...) -> NDArray[Any]:
     source = zarr.open_array(store, path=key, mode="r", zarr_format=3)
-    array = np.asarray(source[...])
+    array = np.asarray(source[rows])
     return _decode_text(array) if "encoding" in source.attrs else array
 
 
@@ -198,7 +263,7 @@ def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
     return flat.astype(TEXT).reshape(array.shape[:-1])
 
 
-def _read_document(store: LocalStore, path: str) -> dict[str, Any] | None:
+def _read_document(store: Store, path: str) -> dict[str, Any] | None:
     raw = get(store, _join(path, "zarr.json"))
     if raw is None:
         return None
@@ -209,12 +274,12 @@ def _read_document(store: LocalStore, path: str) -> dict[str, Any] | None:
         raise FormatError(f"{_join(path, 'zarr.json')} is not Zarr v3 metadata; check the path") from error
 
 
-def _read_marker(store: LocalStore, path: str) -> dict[str, Any] | None:
+def _read_marker(store: Store, path: str) -> dict[str, Any] | None:
     document = _read_document(store, path)
     return None if document is None else document["attributes"].get(_MARKER)
 
 
-def _write_parents(store: LocalStore, path: str) -> None:
+def _write_parents(store: Store, path: str) -> None:
     """Make the groups above `path`, so that any Zarr reader can walk down to it."""
     parts = path.split("/") if path else []
     for depth in range(len(parts)):
@@ -223,7 +288,7 @@ def _write_parents(store: LocalStore, path: str) -> None:
             put(store, key, _group_document({}))
 
 
-def _delete_generations(store: LocalStore, path: str, keep: str | None) -> None:
+def _delete_generations(store: Store, path: str, keep: str | None) -> None:
     for name in folders(store, path):
         if _GENERATION.fullmatch(name) and name != keep:
             delete_all(store, _join(path, name))

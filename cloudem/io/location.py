@@ -1,19 +1,81 @@
-"""What a URL means: the only place that turns one into a store."""
+"""What a URL means: the only place that turns one into a store.
+
+A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix``. Access to S3 is found as the AWS tools find it: keys
+from the environment, a profile or the machine's role; the endpoint from ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``
+or the profile. What moves over the network is counted in `cloudem.traffic`, for the purpose of the block that runs.
+"""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import obstore
-import zarr.storage
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import LocalStore, S3Store
 
+from cloudem import traffic
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+    from cloudem.io.objects import ObjectsForZarr
+
+Store: TypeAlias = LocalStore | S3Store
+"""Objects under a URL; keys are relative to it."""
+
+UNFINISHED = "unfinished"
+"""Object that is there while something is being written that is of no use before it is whole."""
+
+_S3 = "s3://"
+_IN_PARTS = 96 * 2**20
+"""Objects above this size are sent in parts; a smaller one is one request, and so one that can be conditional."""
+
+_CLIENT: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "3min", "timeout": "10min"}
+_RETRY: "RetryConfig" = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=2),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+}
+# The first request to a server: whoever mistyped its address shall not wait for minutes.
+_FIRST_CLIENT: "ClientConfig" = {"connect_timeout": "3s", "timeout": "4s"}
+_FIRST_RETRY: "RetryConfig" = {**_RETRY, "max_retries": 1}
+
+_CREDENTIALS_S = 300
+"""Keys are asked for again after so long; those of a machine's role are good for at least ten minutes then."""
+
+_lock = threading.RLock()
+_buckets: dict[str, Mapping[str, Any]] = {}
+_opened: dict[str, S3Store] = {}
+
+_REASONS = {
+    "NoSuchBucket": "there is no such bucket at {endpoint}; make it first, or check name and endpoint",
+    "InvalidAccessKeyId": "{endpoint} does not know the access key; check AWS_ACCESS_KEY_ID or the profile",
+    "SignatureDoesNotMatch": "{endpoint} refuses the secret key; check AWS_SECRET_ACCESS_KEY or the profile",
+    "ExpiredToken": "the credentials have expired; log in again",
+    "RequestTimeTooSkewed": "this machine's clock differs from that of {endpoint}; set the clock",
+    "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION to it",
+    "QuotaExceeded|InsufficientCapacity|507 Insufficient": "{endpoint} has no room left; free some, or ask for more",
+    "error sending request|operation timed out|dns error": (
+        "{endpoint} cannot be reached; check AWS_ENDPOINT_URL_S3 and the network"
+    ),
+    "AccessDenied|403 Forbidden|Unauthenticated": "{endpoint} denies access; these credentials lack the permission",
+}
+"""What an object store's error says (a regular expression) -> what is wrong and what to try; the first that fits."""
+
+
+def is_remote(url: str | os.PathLike[str]) -> bool:
+    """Return whether a URL lies on S3."""
+    return os.fspath(url).startswith(_S3)
 
 
 def folder_of(url: str | os.PathLike[str]) -> Path:
@@ -28,21 +90,66 @@ def folder_of(url: str | os.PathLike[str]) -> Path:
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
+    if scheme == "s3":
+        raise ParameterError(f"{text}: a folder or file of this machine is needed here")
     if scheme:
-        raise ParameterError(f"{text}: {scheme}:// locations cannot be read or written yet; give a folder")
+        raise ParameterError(f"{text}: {scheme}:// locations are not known; give a folder or s3://bucket/prefix")
     if not text:
         raise ParameterError("an empty path was given where a folder is needed")
     return Path(text)
 
 
-def object_store(url: str | os.PathLike[str], *, create: bool = False) -> LocalStore:
+def absolute(url: str | os.PathLike[str]) -> str:
+    """Return a URL that means the same from any working directory.
+
+    Raises
+    ------
+    ParameterError
+        The URL has an unknown scheme, or names no bucket.
+    """
+    if not is_remote(url):
+        return str(folder_of(url).absolute())
+    bucket, prefix = _bucket_and_prefix(os.fspath(url))
+    return f"{_S3}{bucket}/{prefix}".rstrip("/")
+
+
+def join(url: str | os.PathLike[str], *parts: str) -> str:
+    """Return the URL of something under a URL."""
+    return "/".join([os.fspath(url).rstrip("/"), *(part for part in parts if part)])
+
+
+def exists(url: str | os.PathLike[str]) -> bool:
+    """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
+    if not is_remote(url):
+        return os.path.lexists(folder_of(url))
+    with storage_errors(url):
+        return bool(contents(url)) or read_bytes(url, stop=1) is not None
+
+
+def contents(url: str | os.PathLike[str]) -> list[str]:
+    """Return the names of what lies right under a URL, sorted; none where there is nothing."""
+    if not is_remote(url):
+        folder = folder_of(url)
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    with storage_errors(url):
+        found = obstore.list_with_delimiter(object_store(url))
+    paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+    return sorted(str(path).rsplit("/", 1)[-1] for path in paths)
+
+
+def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
     """Open the object store under a URL; keys are relative to it.
+
+    It holds credentials if it is remote: give other processes the URL, never the store.
 
     Raises
     ------
     StorageError
-        The folder is not there (and `create` is false), or cannot be made.
+        The folder is not there (and `create` is false), or cannot be made. No boto3, no credentials, refused
+        credentials, no such bucket, or its server cannot be reached.
     """
+    if is_remote(url):
+        return _remote_store(os.fspath(url))
     folder = folder_of(url)
     if not create and not folder.is_dir():
         raise StorageError(f"{folder} is not a folder: nothing can be read from it; check the path")
@@ -50,38 +157,131 @@ def object_store(url: str | os.PathLike[str], *, create: bool = False) -> LocalS
         return LocalStore(prefix=str(folder.absolute()), mkdir=create, automatic_cleanup=True)
 
 
-def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> zarr.storage.LocalStore:
-    """Open the Zarr store under a URL.
+def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> "ObjectsForZarr":
+    """Open the Zarr store under a URL."""
+    from cloudem.io.objects import ObjectsForZarr  # imports zarr, which takes a while
 
-    Zarr's own local store and not its wrapper of obstore: that one answers through callbacks from threads of Rust, and
-    one that arrives while the interpreter ends aborts the process (two of eight runs, zarr 3.1.6 and obstore 0.12.1).
-    """
-    object_store(url, create=create)  # checks the folder
-    return zarr.storage.LocalStore(folder_of(url), read_only=False)
+    return ObjectsForZarr(object_store(url, create=create))
 
 
-def put(store: LocalStore, key: str, data: bytes | memoryview) -> None:
+def prompt(store: Store) -> Store:
+    """Return the same store with requests that end within 20 s: for what must not be written late."""
+    if isinstance(store, LocalStore):
+        return store
+    return S3Store(
+        prefix=store.prefix,
+        config=store.config,
+        credential_provider=store.credential_provider,
+        client_options={**(store.client_options or {}), "connect_timeout": "4s", "timeout": "8s"},
+        retry_config={**_RETRY, "retry_timeout": timedelta(seconds=10)},
+    )
+
+
+def put(store: Store, key: str, data: bytes | memoryview) -> None:
     """Write one object; it is there as a whole or not at all."""
-    obstore.put(store, key, data, use_multipart=False)
+    in_parts = isinstance(store, S3Store) and len(data) > _IN_PARTS
+    obstore.put(store, key, data, use_multipart=in_parts, chunk_size=16 * 2**20, max_concurrency=4)
+    _count(store, sent=len(data))
 
 
-def get(store: LocalStore, key: str) -> bytes | None:
-    """Return one object, or None where there is none."""
+def put_if_absent(store: Store, key: str, data: bytes) -> str | None:
+    """Write one object unless there is one; return its etag, or None if there was one.
+
+    When the answer of a server is lost, the writer itself may be told None: who must know reads the object.
+    """
     try:
-        return bytes(obstore.get(store, key).bytes())
+        etag = obstore.put(store, key, data, mode="create", use_multipart=False)["e_tag"]
+    except AlreadyExistsError:
+        return None
+    _count(store, sent=len(data))
+    return etag or ""
+
+
+def put_if_match(store: Store, key: str, data: bytes, etag: str) -> str | None:
+    """Replace an object that still has that etag; return its new etag, or None if it is another one or none.
+
+    When the answer of a server is lost, the writer itself may be told None: who must know reads the object. Folders
+    are locked meanwhile: several processes of one machine exclude each other.
+    """
+    if isinstance(store, LocalStore):
+        return _replace_file(store, key, data, etag)
+    try:
+        # Ceph's gateway wants the etag without the quotes that HTTP gives it; AWS takes both.
+        new = obstore.put(store, key, data, mode={"e_tag": etag.strip('"')}, use_multipart=False)["e_tag"]
+    except (PreconditionError, FileNotFoundError):
+        return None
+    _count(store, sent=len(data))
+    return new or ""
+
+
+def get(store: Store, key: str) -> bytes | None:
+    """Return one object, or None where there is none."""
+    found = fetch(store, key)
+    return None if found is None else bytes(found[0])
+
+
+def get_with_etag(store: Store, key: str) -> tuple[bytes, str] | None:
+    """Return one object and its etag, or None where there is none."""
+    found = fetch(store, key)
+    return None if found is None else (bytes(found[0]), found[1])
+
+
+def fetch(store: Store, key: str) -> tuple[Any, str] | None:
+    """Return one object as a buffer, which costs no copy, and its etag; None where there is none."""
+    try:
+        result = obstore.get(store, key)
+        data = result.bytes()
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise
+        return None
+    _count(store, received=len(data))
+    return data, str(result.meta["e_tag"] or "")
+
+
+def get_ranges(store: Store, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[Any]:
+    """Return ranges of bytes of an object, as buffers; each is one request, ten at a time."""
+    ranges = obstore.get_ranges(store, key, starts=starts, lengths=lengths, coalesce=0)
+    _count(store, received=sum(len(each) for each in ranges))
+    return list(ranges)
+
+
+def size_of(store: Store, key: str) -> int | None:
+    """Return the bytes of an object, or None where there is none."""
+    try:
+        return int(obstore.head(store, key)["size"])
     except FileNotFoundError:
         return None
 
 
-def folders(store: LocalStore, prefix: str) -> list[str]:
+def read_bytes(url: str | os.PathLike[str], stop: int | None = None) -> bytes | None:
+    """Return what is in the one object or file that a URL names, up to byte `stop`; None where there is none."""
+    if not is_remote(url):
+        with suppress(FileNotFoundError, IsADirectoryError), storage_errors(url), folder_of(url).open("rb") as file:
+            return file.read(-1 if stop is None else stop)
+        return None
+    parent, _, name = absolute(url).rpartition("/")
+    if parent == "s3:/":  # a bucket alone
+        return None
+    with storage_errors(url):
+        store = object_store(parent)
+        if stop is None:
+            return get(store, name)
+        size = size_of(store, name)
+        if not size:
+            return None if size is None else b""
+        return bytes(get_ranges(store, name, [0], [min(stop, size)])[0])
+
+
+def folders(store: Store, prefix: str) -> list[str]:
     """Return the names of the folders right under a prefix, sorted."""
     found = obstore.list_with_delimiter(store, prefix or None)
     return sorted(str(path).rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
 
-def delete_all(store: LocalStore, prefix: str) -> None:
+def delete_all(store: Store, prefix: str) -> None:
     """Delete every object under a prefix."""
-    for batch in obstore.list(store, prefix or None):
+    for batch in obstore.list(store, prefix or None, chunk_size=1000):
         obstore.delete(store, [str(entry["path"]) for entry in batch])
 
 
@@ -94,11 +294,13 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except (OSError, BaseError) as error:
         place = os.fspath(url)
+        if is_remote(place):
+            raise StorageError(f"{place}: {_reason(error) or _first_line(error)}") from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise StorageError(f"{place}: the disk is full; free some space or choose another place") from error
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission" in str(error):
             raise StorageError(f"{place}: no permission to write there; choose another place") from error
-        raise StorageError(f"{place}: {str(error).splitlines()[0]}") from error
+        raise StorageError(f"{place}: {_first_line(error)}") from error
 
 
 @contextmanager
@@ -129,3 +331,144 @@ def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def new_prefix(url: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a URL to write under, for what has its last object written last; nothing is left when the block raises.
+
+    A folder is a `new_folder`. Objects on S3 cannot be renamed: there the object `UNFINISHED` is written first and
+    deleted last, and what a killed run left beside it is removed before anything is written.
+
+    Raises
+    ------
+    OutputExistsError
+        There is something already.
+    StorageError
+        Nothing can be written there.
+    """
+    if not is_remote(url):
+        with new_folder(url) as folder:
+            yield str(folder)
+        return
+    found = contents(url)
+    if found and (UNFINISHED not in found or "zarr.json" in found):
+        raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
+    with storage_errors(url):
+        store = object_store(url)
+        delete_all(store, "")
+        put(store, UNFINISHED, b"{}")
+        try:
+            yield os.fspath(url)
+        except BaseException:
+            with suppress(BaseError, OSError):
+                delete_all(store, "")
+            raise
+        store.delete(UNFINISHED)
+
+
+def _remote_store(url: str) -> S3Store:
+    url = absolute(url)
+    bucket, prefix = _bucket_and_prefix(url)
+    with _lock:
+        if bucket not in _buckets:
+            access = _access(url)
+            with storage_errors(url):
+                _ask(_connect(bucket, prefix, access, _FIRST_CLIENT, _FIRST_RETRY))
+            _buckets[bucket] = access
+        if url not in _opened:
+            _opened[url] = _connect(bucket, prefix, _buckets[bucket], _CLIENT, _RETRY)
+        return _opened[url]
+
+
+def _connect(
+    bucket: str, prefix: str, access: Mapping[str, Any], client: "ClientConfig", retry: "RetryConfig"
+) -> S3Store:
+    client = {**client, "allow_http": str(access["endpoint"]).startswith("http://")}
+    return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retry, **access)
+
+
+def _access(url: str) -> dict[str, Any]:
+    """Return what a store needs to know of endpoint, region and credentials."""
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise StorageError(f"{url} needs boto3, which is not installed; pip install 'cloudem[aws]'") from error
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            raise StorageError(
+                f"{url}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        with closing(session.client("s3", region_name=session.region_name or "us-east-1")) as client:
+            endpoint, region = client.meta.endpoint_url, client.meta.region_name
+        provider = Boto3CredentialProvider(session, ttl=timedelta(seconds=_CREDENTIALS_S))
+    except (BotoCoreError, ValueError) as error:  # no such profile; an endpoint that is no URL
+        raise StorageError(f"{url}: {_first_line(error)}") from error
+    return {
+        "endpoint": endpoint,
+        "region": region,
+        "virtual_hosted_style_request": False,
+        "credential_provider": provider,
+    }
+
+
+def _ask(store: S3Store) -> None:
+    """Ask for an object that need not be there; raise if the answer says that nothing will work."""
+    try:
+        obstore.get(store, "zarr.json")
+    except (OSError, BaseError) as error:
+        text = str(error)
+        if "NoSuchKey" in text or "AccessDenied" in text or _reason(error) is None:
+            return
+        raise
+
+
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    bucket, _, prefix = url.removeprefix(_S3).partition("/")
+    if "@" in bucket:  # somebody's keys, which no message may show
+        raise ParameterError("an s3:// URL holds no keys; give them in the environment or in a profile")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", bucket):
+        raise ParameterError(f"{url} names no bucket; give s3://bucket/prefix")
+    parts = [part for part in prefix.split("/") if part]
+    if "." in parts or ".." in parts:
+        raise ParameterError(f"{url}: a prefix has no . or .. in it")
+    return bucket, "/".join(parts)
+
+
+def _reason(error: BaseException) -> str | None:
+    text = str(error)
+    endpoint = re.search(r"https?://[^/\s]+", text)
+    for pattern, advice in _REASONS.items():
+        if re.search(pattern, text):
+            return advice.format(endpoint=endpoint[0] if endpoint else "the server")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _replace_file(store: LocalStore, key: str, data: bytes, etag: str) -> str | None:
+    """Compare and replace under a lock on the folder, since files cannot be replaced on a condition."""
+    if store.prefix is None:
+        raise TypeError("a local store without a folder cannot be locked")
+    try:
+        lock = os.open((Path(store.prefix) / key).parent, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = get_with_etag(store, key)
+        if found is None or found[1] != etag:
+            return None
+        return obstore.put(store, key, data, use_multipart=False)["e_tag"] or ""
+    finally:
+        os.close(lock)
+
+
+def _count(store: Store, received: int = 0, sent: int = 0) -> None:
+    if isinstance(store, S3Store):
+        traffic.count(traffic.current_purpose(), received=received, sent=sent)
