@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.reconstruct import LEVEL_MARGIN, LEVELLED, Sums
 from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
-from cloudem.kernels.slices import complete_friedel, half_width, padded_box, split_group, turned_sum
+from cloudem.kernels.slices import complete_friedel, half_width, padded_box, split_group, touched_radius, turned_sum
 
 VOXEL_BYTES = 12
 """Of a voxel: data as complex64, weight as float32."""
 
 RECORD_BYTES = 16
 """Of a voxel with its number in the brick, uint32."""
+
+
+IDENTITY = np.eye(3, dtype=np.int64)[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +59,15 @@ class Ball:
 def ball_of(box: int, k_max: int, group: NDArray[np.float64]) -> Ball:
     """Return the voxels that shells up to ``k_max`` need.
 
-    Those of the shells themselves; where an accumulator is interpolated (symmetries that do not permute the axes) or
-    its last shells are corrected for uneven weights, all that a window around them reaches.
+    Those of the shells themselves; where an accumulator is interpolated (symmetries that do not permute the axes), or
+    its last shells are corrected for uneven weights, all under their windows.
     """
     padding = padded_box(box) / box
     m = half_width(k_max, padding)
     permutations, turns = split_group(group)
     exact = not len(turns) and k_max > LEVELLED + LEVEL_MARGIN
-    return Ball(m, int((padding * (k_max + 0.5)) ** 2) if exact else m * m, permutations, turns)
+    squared = int((padding * (k_max + 0.5)) ** 2) if exact else touched_radius(k_max, padding)
+    return Ball(m, squared, permutations, turns)
 
 
 @functools.lru_cache(maxsize=64)
@@ -117,10 +121,23 @@ def unpack(brick: Brick, ball: Ball) -> Sums:
     return whole
 
 
+def pack_reference(volume: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
+    """Return the voxels of a reference's half-volume that slices up to shell ``k_max`` read."""
+    m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
+    nothing = np.zeros(volume.shape, np.float32)
+    return fold_ball(volume, nothing, IDENTITY, squared, _count(IDENTITY.tobytes(), m, squared))[0]
+
+
+def unpack_reference(values: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
+    """Return the half-volume that :func:`pack_reference` took apart."""
+    m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
+    return unfold_ball(values, np.zeros(len(values), np.float32), IDENTITY, squared, m)[0]
+
+
 def complete(sums: Sums, group: NDArray[np.float64]) -> Sums:
     """Return a whole accumulator with all mates, where nothing is sent; the one given is used up."""
     m = sums.data.shape[2] - 2
-    ball = Ball(m, m * m, *split_group(group))
+    ball = Ball(m, 3 * m * m, *split_group(group))
     return unpack(pack(sums, ball), ball)
 
 

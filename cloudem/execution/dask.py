@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
-from cloudem.execution.executor import Added, Executor, Fold, Shared
+from cloudem.execution.executor import Added, Executor, Fold, Shared, itself
 from cloudem.execution.folding import Forest, Node, Roster, brick_count, copied_from, merged
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
 from cloudem.traffic import Traffic
@@ -42,6 +42,7 @@ LOG = logging.getLogger("cloudem.execution")
 CONFIGURATION = {
     "distributed.scheduler.allowed-failures": 30,  # workers come and go; only a task that kills them all is to blame
     "distributed.admin.large-graph-warning-threshold": "1TB",  # volumes are shared on purpose
+    "distributed.scheduler.work-stealing": False,  # who works on what is decided in folding, with an eye on bytes
     "distributed.worker.profile.enabled": False,
     # Health checks every 20 ms cost 5 % of a core; with these an idle cluster costs 0.6 %.
     "distributed.admin.tick.interval": "1s",
@@ -139,12 +140,12 @@ class DaskExecutor(Executor):
         """What runs the tasks."""
         return self._description
 
-    def share(
-        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
-    ) -> Shared[T]:
-        """Build the value on one worker; others copy it from there, along a tree if ``local`` is given."""
-        if local is None:
-            return Shared(self._submit(build, *args, purpose=purpose, priority=MERGE_FIRST))
+    def share(self, build: Callable[..., T], *args: Any, purpose: str = "other") -> Shared[T]:
+        """Build the value on one worker; others copy it from there when they first need it."""
+        return Shared(self._submit(build, *args, purpose=purpose, priority=MERGE_FIRST))
+
+    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
+        """Build the value on the first worker that needs it; each other one copies it from another, along a tree."""
         return Shared(_Copies(self, build, args, local, purpose))
 
     def fetch(self, shared: Shared[T]) -> T:
@@ -402,16 +403,12 @@ class _Copies:
             if number == 0:
                 self._copies.append(submit(self._build, *self._args))
             else:
-                self._copies.append(submit(_copy, self._copies[copied_from(number)]))
+                self._copies.append(submit(itself, self._copies[copied_from(number)]))
             self._made[worker] = submit(self._local, self._copies[number])
         return self._made[worker]
 
 
 # What follows runs on the workers.
-
-
-def _copy(value: T) -> T:
-    return value
 
 
 def _note(added: Added[K, V, N]) -> N:

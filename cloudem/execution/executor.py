@@ -102,23 +102,20 @@ class Executor(ABC):
         """One line for people: what runs the tasks."""
 
     @abstractmethod
-    def share(
-        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
-    ) -> Shared[T]:
+    def share(self, build: Callable[..., T], *args: Any, purpose: str = "other") -> Shared[T]:
         """Return a value that tasks may read: ``build(*args)``, made where the tasks run.
 
         ``build`` is pure: it runs once, and again only if its result is lost with a worker. ``args`` may hold other
-        shared values. The value is freed when the last reference to what is returned has gone.
+        shared values. The value is freed when the last reference to what is returned has gone. ``purpose`` says for
+        which of `cloudem.traffic.PURPOSES` its bytes count.
+        """
 
-        Parameters
-        ----------
-        build, args
-            What makes it.
-        local
-            ``local(value)``: what each worker makes of it for its own tasks, and keeps; with it the value is handed
-            from worker to worker along a tree, once to each that needs it.
-        purpose
-            For which of `cloudem.traffic.PURPOSES` its bytes count.
+    @abstractmethod
+    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
+        """Return a value that all workers will read: ``local(build(*args))``.
+
+        ``build`` runs once; its result is handed from worker to worker along a tree, once to each that needs it, and
+        each makes its own of it with ``local`` and keeps that.
         """
 
     @abstractmethod
@@ -199,12 +196,13 @@ class SerialExecutor(Executor):
         """What runs the tasks."""
         return "serial, in this process"
 
-    def share(
-        self, build: Callable[..., Any], *args: Any, local: Callable[..., T] | None = None, purpose: str = "other"
-    ) -> Shared[T]:
+    def share(self, build: Callable[..., T], *args: Any, purpose: str = "other") -> Shared[T]:
         """Build the value now."""
-        value = build(*values(args))
-        return Shared(value if local is None else local(value))
+        return Shared(build(*values(args)))
+
+    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
+        """Build the value now."""
+        return Shared(local(build(*values(args))))
 
     def fetch(self, shared: Shared[T]) -> T:
         """Return the value."""
@@ -259,3 +257,8 @@ class SerialExecutor(Executor):
 def values(arguments: Sequence[Any]) -> list[Any]:
     """Return arguments with the handles in place of what is shared."""
     return [argument.handle if isinstance(argument, Shared) else argument for argument in arguments]
+
+
+def itself(value: T) -> T:
+    """Return the value: for ``local`` where workers use what they are handed as it is."""
+    return value

@@ -6,37 +6,33 @@ therefore pure, and a lost worker costs only the recomputation of its tasks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, start_poses
-from cloudem.algorithms.expectation import (
-    Batch,
-    Model,
-    Plan,
-    contrast,
-    expect,
-    insert_known,
-    power_spectrum,
-)
-from cloudem.algorithms.reconstruct import Sums, empty_sums, merge_sums, reference_volume
+from cloudem.algorithms.bricks import Brick, ball_of, cut, join, merge, pack, pack_reference, unpack, unpack_reference
+from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, insert_known, power_spectrum
+from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device
-from cloudem.io.groups import read_group
+from cloudem.execution.executor import Added, Fold
+from cloudem.io.groups import read_attributes, read_group, read_rows
 from cloudem.jobs.dataset import Dataset, batches
 from cloudem.kernels.slices import padded_box
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
+from cloudem.traffic import purpose
 
 CHECKPOINT = "checkpoint"
 """Group that holds what the next iteration needs."""
 
-BRICKS = 8
-"""Slabs along kz into which an accumulator is cut: the units that are merged."""
+REFERENCES = "references"
+"""Group whose groups hold a half-set's reference each."""
 
 
 class Item(NamedTuple):
@@ -47,23 +43,11 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Half:
-    """What a half-set knows before an iteration: its model; each image's poses, scale, and whether it is settled."""
-
-    model: Model
-    poses: Poses | None
-    scale: NDArray[np.float64]
-    settled: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """The arrays of a checkpoint.
+    """The arrays of a checkpoint; the half-sets' references are groups of their own, named in its attributes.
 
     Attributes
     ----------
-    references
-        (2, n, n, n) float32: filtered and masked half-maps.
     sigma2
         (2, g, n // 2 + 1).
     shift_variance
@@ -72,9 +56,10 @@ class Checkpoint:
         (N,); see :class:`cloudem.algorithms.expectation.Batch`.
     pose_images, pose_rotations, pose_shifts, pose_weights
         Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,); empty at the start.
+    pose_starts
+        Row of the first pose of each image, (N + 1,).
     """
 
-    references: NDArray[np.float32]
     sigma2: NDArray[np.float64]
     shift_variance: NDArray[np.float64]
     half_set: NDArray[np.int8]
@@ -87,7 +72,8 @@ class Checkpoint:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, for the store."""
-        return dict(vars(self))
+        starts = np.searchsorted(self.pose_images, np.arange(len(self.half_set) + 1)).astype(np.int64)
+        return {**vars(self), "pose_starts": starts}
 
     def poses(self) -> Poses:
         """Return the poses of all images, not scored; ``images`` counts particles of the store."""
@@ -96,40 +82,77 @@ class Checkpoint:
 
 def read_checkpoint(url: str) -> tuple[Checkpoint, dict[str, Any]]:
     """Return the checkpoint and its attributes."""
-    arrays, attributes = read_group(url, CHECKPOINT)
+    with purpose("poses"):
+        arrays, attributes = read_group(url, CHECKPOINT)
+    del arrays["pose_starts"]
     return Checkpoint(**arrays), attributes
 
 
-def build_half(url: str, half: int, plan: Plan, symmetry: str) -> Half:
-    """Make a half-set's model from the checkpoint."""
-    checkpoint, _ = read_checkpoint(url)
-    group = operators(symmetry)
-    volume = reference_volume(checkpoint.references[half - 1], max(plan.k_score, plan.k_search + MARGIN))
-    volume = to_device(volume, choose_device())
+class Reference(NamedTuple):
+    """A half-set's reference and statistics as they travel: the voxels that slices read, and little else."""
+
+    values: NDArray[np.complex64]
+    k_max: int
+    sigma2: NDArray[np.float64]
+    shift_variance: float
+
+
+def read_reference(url: str, half: int, plan: Plan) -> Reference:
+    """Transform a half-set's reference; runs once, on one worker."""
+    with purpose("reference"):
+        names = (read_attributes(url, CHECKPOINT) or {})["references"]
+        density = read_group(url, f"{REFERENCES}/{names[half - 1]}")[0]["map"]
+        statistics = read_rows(url, CHECKPOINT, ["sigma2", "shift_variance"], half - 1, half)
+    k_max = max(plan.k_score, plan.k_search + MARGIN)
+    values = pack_reference(reference_volume(density, k_max), k_max, padded_box(plan.box) / plan.box)
+    return Reference(values, k_max, statistics["sigma2"][0], float(statistics["shift_variance"][0]))
+
+
+def model_of(reference: Reference, plan: Plan, symmetry: str) -> Model:
+    """Make what images are compared with; runs on each worker that has images of the half-set."""
+    group, padding = operators(symmetry), padded_box(plan.box) / plan.box
+    volume = to_device(unpack_reference(reference.values, reference.k_max, padding), choose_device())
     grid = None
     if plan.k_search:
-        padding = padded_box(plan.box) / plan.box
         grid = search_grid(volume, padding, plan.box, plan.k_search, plan.radius, plan.step, group)
-    prior = Prior(float(checkpoint.shift_variance[half - 1]))
-    model = Model(volume, grid, checkpoint.sigma2[half - 1], prior, group)
-    poses = None
-    if len(checkpoint.pose_images):
-        mine = checkpoint.half_set[checkpoint.pose_images] == half
-        poses = checkpoint.poses().take(mine)
-    return Half(model, poses, checkpoint.scale, checkpoint.settled)
+    return Model(volume, grid, reference.sigma2, Prior(reference.shift_variance), group)
 
 
-def batch_of(dataset: Dataset, indices: NDArray[np.int64], half: Half) -> Batch:
+@dataclass(frozen=True)
+class Known:
+    """What the last iteration left of consecutive particles, from ``first`` on: see :class:`Checkpoint`."""
+
+    first: int
+    scale: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+    poses: Poses | None
+
+
+def read_known(url: str, indices: NDArray[np.int64]) -> Known:
+    """Read what is known of the particles from the first to the last of a group."""
+    first, stop = int(indices[0]), int(indices[-1]) + 1
+    with purpose("poses"):
+        rows = read_rows(url, CHECKPOINT, ["scale", "settled"], first, stop)
+        edges = read_rows(url, CHECKPOINT, ["pose_starts"], first, stop + 1)["pose_starts"]
+        poses = None
+        if edges[-1] > edges[0]:
+            names = ("pose_images", "pose_rotations", "pose_shifts")
+            found = read_rows(url, CHECKPOINT, names, int(edges[0]), int(edges[-1]))
+            poses = start_poses(*(found[name] for name in names))
+    return Known(first, rows["scale"], rows["settled"], poses)
+
+
+def batch_of(dataset: Dataset, indices: NDArray[np.int64], known: Known, device: Device) -> Batch:
     """Read a batch."""
     poses = None
-    if half.poses is not None:
-        start, stop = np.searchsorted(half.poses.images, [indices[0], indices[-1] + 1])
-        poses = half.poses.take(np.arange(start, stop))
+    if known.poses is not None:
+        rows = np.flatnonzero(np.isin(known.poses.images, indices))
+        poses = known.poses.take(rows)
         poses = replace(poses, images=np.searchsorted(indices, poses.images).astype(np.int32))
-    scale = half.scale[indices] * dataset.ctf_scale[indices]
-    table = (dataset.terms[indices], scale, dataset.optics_group[indices], half.settled[indices])
-    images = to_device(dataset.images(indices), "gpu" if on_device(half.model.volume) else "cpu")
-    return Batch(images, *table, poses)
+    here = indices - known.first
+    scale = known.scale[here] * dataset.ctf_scale[indices]
+    table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
+    return Batch(to_device(dataset.images(indices), device), *table, poses)
 
 
 @dataclass(frozen=True)
@@ -140,20 +163,32 @@ class Found:
     weights: NDArray[np.float64]
 
 
-def align_group(item: Item, dataset: Dataset, first: Half, second: Half, plan: Plan) -> Mapping[Hashable, Any]:
+class Aligned(NamedTuple):
+    """What a group of images gives besides its sums: poses, and the residual power with its counts for the noise."""
+
+    found: list[Found]
+    noise: NDArray[np.float64]
+
+
+def half_of(item: Item) -> tuple[int]:
+    """Return the key of a group's sums: its half-set."""
+    return (item.half,)
+
+
+def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> Added[int, Brick, Aligned]:
     """Run the expectation step on a group of images; the ``add`` of the refinement's fold."""
-    half = (first, second)[item.half - 1]
-    device: Device = "gpu" if on_device(half.model.volume) else "cpu"
+    device: Device = "gpu" if on_device(model.volume) else "cpu"
     sums = moved(empty_sums(plan.box, plan.k_insert), device)
     found: list[Found] = []
-    residual: NDArray[np.float64] | None = None
+    noise: Any = 0
+    known = read_known(url, item.indices)
     for _, indices in batches(item.indices):
-        expected = expect(batch_of(dataset, indices, half), plan, half.model, sums)
+        expected = expect(batch_of(dataset, indices, known, device), plan, model, sums)
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
         found.append(Found(poses, expected.weights))
-        noise = np.column_stack([expected.residual, expected.count])
-        residual = noise if residual is None else residual + noise
-    return {("poses", item.half): found, ("noise", item.half): residual, **cut(moved(sums, "cpu"), item.half)}
+        noise = noise + np.column_stack([expected.residual, expected.count])
+    brick = pack(moved(sums, "cpu"), ball_of(plan.box, plan.k_insert, model.group))
+    return Added({item.half: brick}, Aligned(found, noise))
 
 
 def moved(sums: Sums, device: Device) -> Sums:
@@ -161,51 +196,37 @@ def moved(sums: Sums, device: Device) -> Sums:
     return Sums(to_device(sums.data, device), to_device(sums.weight, device))
 
 
-def cut(sums: Sums, half: int) -> dict[Hashable, Any]:
-    """Return the bricks of an accumulator by key; none where nothing fell."""
-    slabs = zip(np.array_split(sums.data, BRICKS), np.array_split(sums.weight, BRICKS), strict=True)
-    return {("sums", half, i): Sums(*slab) for i, slab in enumerate(slabs) if slab[1].any()}
+def whole_sums(_half: int, brick: Brick, box: int, k_insert: int, symmetry: str) -> Sums:
+    """Return a half-set's sums with all their mates; the ``finalise`` of the folds."""
+    return unpack(brick, ball_of(box, k_insert, operators(symmetry)))
 
 
-def assemble(sums: Mapping[Hashable, Any], half: int, box: int, k_insert: int) -> Sums:
-    """Put the bricks of a half-set together."""
-    whole = empty_sums(box, k_insert)
-    slabs = zip(np.array_split(whole.data, BRICKS), np.array_split(whole.weight, BRICKS), strict=True)
-    for i, (data, weight) in enumerate(slabs):
-        brick = sums.get(("sums", half, i))
-        if brick is not None:
-            data[...], weight[...] = brick.data, brick.weight
-    return whole
+def fold_of(
+    add: Callable[..., Added[int, Any, Any]], box: int, k_insert: int, symmetry: str
+) -> Fold[Item, int, Any, Any, Sums]:
+    """Return the fold whose sums are accumulators of half-sets."""
+    finalise = partial(whole_sums, box=box, k_insert=k_insert, symmetry=symmetry)
+    return Fold(half_of, add, merge, finalise, cut, join)
 
 
-def merge(earlier: Any, later: Any) -> Any:
-    """Merge two values of one key: sums are added, lists follow one another."""
-    return merge_sums(earlier, later) if isinstance(earlier, Sums) else earlier + later
-
-
-def keep(_key: Hashable, value: Any) -> Any:
-    """Return the value: nothing is left to finalise on the worker."""
-    return value
-
-
-def power_of_group(item: Item, dataset: Dataset) -> Mapping[Hashable, Any]:
-    """Return power spectra by half-set: the noise before anything is known."""
+def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
+    """Return power spectra and their counts: the noise before anything is known."""
     total: Any = 0
     groups = len(dataset.particles.optics)
     for _, indices in batches(item.indices):
         power, count = power_spectrum(dataset.images(indices), dataset.optics_group[indices], groups)
         total = total + np.column_stack([power, count])
-    return {item.half: total}
+    return np.asarray(total)
 
 
-def contrast_of_group(item: Item, dataset: Dataset, first: Half, second: Half, plan: Plan) -> Mapping[Hashable, Any]:
+def contrast_of_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> NDArray[np.float64]:
     """Return how well images match the reference as it is and with its sign changed (see :func:`contrast`)."""
-    half = (first, second)[item.half - 1]
-    parts = [contrast(batch_of(dataset, indices, half), plan, half.model) for _, indices in batches(item.indices)]
-    return {item.half: parts}
+    known, device = read_known(url, item.indices), choose_device()
+    parts = (batch_of(dataset, indices, known, device) for _, indices in batches(item.indices))
+    return np.concatenate([contrast(part, plan, model) for part in parts])
 
 
-def insert_group(item: Item, dataset: Dataset, k_max: int) -> Mapping[Hashable, Any]:
+def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Added[int, Brick, None]:
     """Insert images at the poses of the table; the ``add`` of a reconstruction's fold."""
     sums = empty_sums(dataset.store.box, k_max)
     pixel_size, table = dataset.store.pixel_size, dataset.particles
@@ -218,4 +239,4 @@ def insert_group(item: Item, dataset: Dataset, k_max: int) -> Mapping[Hashable, 
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
         batch = Batch(dataset.images(indices), *table_rows, poses)
         insert_known(batch, pixel_size, k_max, sums)
-    return cut(sums, item.half)
+    return Added({item.half: pack(sums, ball_of(dataset.store.box, k_max, operators(symmetry)))}, None)

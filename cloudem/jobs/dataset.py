@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 
 BATCH = 128
 """Images that a task holds in memory at a time."""
+
+MOST_GROUPS = 512
+"""Groups of a half-set at most: each costs a volume to clear, fold and merge, and the scheduler a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,13 @@ def open_dataset(url: str) -> Dataset:
     return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
 
 
+def open_for_tasks(url: str) -> Dataset:
+    """Open a particle store with the numbers that tasks read, without the text of its table."""
+    dataset = open_dataset(url)
+    numbers = {name: values for name, values in dataset.particles.columns.items() if values.dtype.kind in "fiub"}
+    return replace(dataset, particles=replace(dataset.particles, columns=numbers))
+
+
 def require_finite(particles: Particles, *names: str) -> None:
     """Check that columns are there and hold numbers.
 
@@ -141,13 +151,15 @@ def half_sets(particles: Particles, seed: int) -> NDArray[np.int8]:
 
 
 def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut indices into consecutive groups of nearly equal length, none longer than ``size``, four if they are few.
+    """Cut indices into consecutive groups of nearly equal length, each of ``size`` or more; four if they are few.
 
     Groups depend on the number of particles alone, never on that of the workers, so that sums come out the same to
-    the bit on any machine.
+    the bit on any machine. There are a power of two of them, up to `MOST_GROUPS`: then most numbers of workers get
+    whole branches of the tree along which sums are merged.
     """
-    count = max(-(-len(indices) // size), min(4, -(-len(indices) // BATCH)), 1)
-    return np.array_split(indices, count)
+    few = min(4, -(-len(indices) // BATCH))
+    count = min(max(len(indices) // size, few, 1), MOST_GROUPS)
+    return np.array_split(indices, 1 << (count.bit_length() - 1))
 
 
 def batches(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

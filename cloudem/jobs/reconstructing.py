@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.algorithms.reconstruct import complete, merge_sums, solve
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.execution.executor import Fold
+from cloudem.execution.executor import itself
 from cloudem.io.groups import has_group, read_attributes, write_group
-from cloudem.jobs.alignment import assemble, insert_group, keep, merge
+from cloudem.jobs.alignment import fold_of, insert_group
 from cloudem.jobs.base import Context, job_record
-from cloudem.jobs.dataset import half_sets, open_dataset, require_finite
+from cloudem.jobs.dataset import half_sets, open_dataset, open_for_tasks, require_finite
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
 from cloudem.jobs.results import write_maps
+from cloudem.jobs.solving import unfiltered, unfiltered_whole
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
 
@@ -28,7 +28,7 @@ from cloudem.model.symmetry import operators
 def reconstruct(job: Reconstruct, context: Context) -> None:
     """Insert all images at their poses, solve for both half-maps and the map, and write the result."""
     started = time.monotonic()
-    group = operators(job.symmetry)
+    operators(job.symmetry)  # refuses what is none before anything else
     found = read_attributes(context.url, "")
     if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
         raise OutputExistsError(f"{context.url} holds results already; choose another --out")
@@ -46,14 +46,15 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
     items = tasks(halves, job.group_size, order=by_direction(rotations))
     executor = context.executor
-    data = executor.share(open_dataset, job.particles)
+    data = executor.spread(open_for_tasks, job.particles, local=itself)
     with context.progress.stage("insert", len(halves)) as stage:
-        fold = Fold(partial(insert_group, k_max=k_max), merge, keep)
-        sums = executor.accumulate(fold, items, data, on_done=counter(stage, items))
+        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry), box, k_max, job.symmetry)
+        sums, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve", 1, unit="maps"):
-        completed = [complete(assemble(sums, h, box, k_max), group) for h in (1, 2)]
-        maps = np.stack([solve(half, box, None, k_max) for half in completed])
-        whole = solve(merge_sums(*completed), box, None, k_max)
+        solved = [executor.share(unfiltered, sums[h], box, k_max) for h in (1, 2)]
+        both = executor.share(unfiltered_whole, sums[1], sums[2], box, k_max)
+        maps = np.stack([executor.fetch(half) for half in solved])
+        whole = executor.fetch(both)
         mask = solvent_mask(job, context, whole, pixel_size)
     write_group(context.url, "", {}, {"kind": "result", **job_record(job)})
     particles = dataset.particles.with_columns(half_set=halves)

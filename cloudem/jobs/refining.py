@@ -1,15 +1,16 @@
 """The run of ``cloudem refine3d``: store, decisions and executor brought together.
 
 Everything that an iteration needs is in the group ``checkpoint``, and every iteration begins by reading it from there,
-so that a resumed run cannot differ from one that was never interrupted. Half-sets meet in one place only: the FSC,
-whose values set the frequency limit and the filter of both. (When to stop also depends on two shares of all images:
-those that moved, and those that jumped to another maximum.)
+so that a resumed run cannot differ from one that was never interrupted. Only poses, curves and decisions pass through
+here: sums, maps and references stay on the workers and in the store. Half-sets meet in one place only: the FSC, whose
+values set the frequency limit and the filter of both. (When to stop also depends on two shares of all images: those
+that moved, and those that jumped to another maximum.)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of, join
 from cloudem.algorithms.expectation import Plan, noise_variance
-from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.algorithms.reconstruct import complete, merge_sums, solve
+from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.refinement import (
     Observed,
     Settings,
@@ -34,32 +34,50 @@ from cloudem.algorithms.refinement import (
     reference_snr,
     resolution_shell,
 )
-from cloudem.algorithms.resolution import FscCurves, low_pass, masked_fsc, resolution_at
+from cloudem.algorithms.resolution import FscCurves, low_pass, resolution_at
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
-from cloudem.execution.executor import Executor, Fold, Shared
+from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.io.groups import delete_group, has_group, list_groups, read_attributes, write_group
 from cloudem.io.location import folder_of
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
     CHECKPOINT,
+    REFERENCES,
+    Aligned,
     Checkpoint,
     Found,
     Item,
     align_group,
-    assemble,
-    build_half,
     contrast_of_group,
-    keep,
-    merge,
+    fold_of,
+    model_of,
     power_of_group,
     read_checkpoint,
+    read_reference,
 )
 from cloudem.jobs.base import Context, job_record, option_of
-from cloudem.jobs.dataset import Dataset, groups_of, half_sets, micrograph_numbers, open_dataset, require_finite
-from cloudem.jobs.maps import fitted, read_mask, soft_edge
+from cloudem.jobs.dataset import (
+    Dataset,
+    groups_of,
+    half_sets,
+    micrograph_numbers,
+    open_dataset,
+    open_for_tasks,
+    require_finite,
+)
+from cloudem.jobs.maps import fitted, read_mask
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d import Refine3D
-from cloudem.jobs.results import within, write_maps
+from cloudem.jobs.results import write_maps
+from cloudem.jobs.solving import (
+    MASK,
+    Masking,
+    compare,
+    solvent_mask,
+    unfiltered,
+    unfiltered_whole,
+    write_reference,
+)
 from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators
 
@@ -100,10 +118,10 @@ class Run:
         """Of the results."""
         return self.context.url
 
-    @property
-    def sphere(self) -> Float32:
-        """The particle's sphere with a soft edge, (n, n, n)."""
-        return soft_sphere(self.settings.box, self.settings.radius, soft_edge(self.settings.box, self.settings.radius))
+    def masking(self, estimate: bool) -> Masking:
+        """How masks are made."""
+        s = self.settings
+        return Masking(s.box, s.pixel_size, s.radius, self.mask is not None, estimate)
 
 
 @dataclass(frozen=True)
@@ -114,10 +132,12 @@ class Outcome:
     ----------
     checkpoint
         For the next.
+    references
+        Names of the groups that hold both half-sets' references for the next.
     observed
         For the decision what that does.
     halves
-        The unfiltered half-maps, (2, n, n, n).
+        The unfiltered half-maps, (n, n, n) each.
     after
         That decision: the state before the next iteration.
     whole
@@ -131,11 +151,12 @@ class Outcome:
     """
 
     checkpoint: Checkpoint
+    references: Sequence[str]
     observed: Observed
     after: State
-    halves: Float32
-    whole: Float32 | None
-    masks: Sequence[Float32]
+    halves: Sequence[Shared[Float32]]
+    whole: Shared[Float32] | None
+    masks: Sequence[Shared[Float32]]
     curves: FscCurves
     found: Sequence[Found]
 
@@ -177,7 +198,8 @@ def refine(job: Refine3D, context: Context) -> None:
     else:
         context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
     finish(run, outcome, time.monotonic() - started)
-    delete_group(run.url, CHECKPOINT)
+    for path in (CHECKPOINT, REFERENCES, MASK):
+        delete_group(run.url, path)
 
 
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
@@ -206,10 +228,12 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
             f"the refinement did not get beyond --initial-resolution-A {run.job.start_resolution:g} Å, where it "
             "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
         )
-    mask = np.maximum(*outcome.masks)
     assert outcome.whole is not None  # noqa: S101 - the last iteration has it
+    fetch = run.executor.fetch
+    halves = np.stack([fetch(half) for half in outcome.halves])
+    mask = np.maximum(*(fetch(mask) for mask in outcome.masks))
     write_maps(
-        run.context, outcome.halves, outcome.whole, mask, s.box // 2 - 1, s.pixel_size,
+        run.context, halves, fetch(outcome.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.job.report,
     )  # fmt: skip
 
@@ -252,7 +276,7 @@ def refuse_foreign(url: str) -> None:
     """Refuse a folder that holds something else than what an earlier run may have left."""
     folder = folder_of(url)
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    other = [name for name in found if name != "log.txt" and not name.startswith(("arrays-", CHECKPOINT))]
+    other = [name for name in found if name != "log.txt" and not name.startswith(("arrays-", CHECKPOINT, REFERENCES))]
     if other:
         raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
 
@@ -264,7 +288,14 @@ def source_of(particles: str) -> str:
 
 def clear(url: str) -> None:
     """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
-    for path in ("result", "particles", CHECKPOINT, *(f"iterations/{n}" for n in list_groups(url, "iterations"))):
+    for path in (
+        "result",
+        "particles",
+        CHECKPOINT,
+        REFERENCES,
+        MASK,
+        *(f"iterations/{n}" for n in list_groups(url, "iterations")),
+    ):
         delete_group(url, path)
 
 
@@ -309,16 +340,18 @@ def begin(run: Run) -> State:
     """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
     job, s, progress = run.job, run.settings, run.context.progress
     density = fitted(read_volume(job.reference), "reference", s.box, s.pixel_size, progress)
-    density = low_pass(density, s.pixel_size, job.start_resolution) * run.sphere
+    density = low_pass(density, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
     halves = half_sets(run.dataset.particles, job.seed)
     items = tasks(halves, job.group_size)
     with progress.stage("noise", len(halves)) as stage:
-        data = run.executor.share(open_dataset, job.particles)
-        power = run.executor.accumulate(Fold(power_of_group, merge, keep), items, data, on_done=counter(stage, items))
-    sigma2 = np.array([noise_variance(power[h][:, :-1], power[h][:, -1], s.box) for h in (1, 2)])
+        data = run.executor.spread(open_for_tasks, job.particles, local=itself)
+        power = run.executor.map(power_of_group, items, shared=lambda item: [data], on_done=counter(stage, items))
+        total: dict[int, Any] = {1: 0, 2: 0}
+        for item, part in zip(items, power, strict=True):
+            total[item.half] = total[item.half] + part
+    sigma2 = np.array([noise_variance(total[h][:, :-1], total[h][:, -1], s.box) for h in (1, 2)])
     state = replace(first_state(s), search=not job.local)
     start = Checkpoint(
-        references=np.stack([density, density]),
         sigma2=sigma2,
         shift_variance=np.full(2, s.shift_range**2),
         half_set=halves,
@@ -328,10 +361,20 @@ def begin(run: Run) -> State:
     )
     clear(run.url)  # only now that the input is known to be good
     write_group(run.url, "", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
-    save(run, start, None)  # without a state nothing resumes from it: contrast and scale are still to come
-    factor = reference_scales(run, state).astype(np.float32)
-    save(run, replace(start, references=start.references * factor[:, None, None, None]), state)
+    if run.mask is not None:
+        write_group(run.url, MASK, {"mask": run.mask}, {})
+    # without a state nothing resumes from it: contrast and scale are still to come
+    save(run, start, None, first_references(run, density, (1.0, 1.0)))
+    save(run, start, state, first_references(run, density, reference_scales(run, state)))
     return state
+
+
+def first_references(run: Run, density: Float32, factors: Iterable[float]) -> list[str]:
+    """Write the start map, times a factor, as the reference of each half-set; return the names of the groups."""
+    names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
+    for name, factor in names.items():
+        write_group(run.url, f"{REFERENCES}/{name}", {"map": density * factor}, {})
+    return list(names)
 
 
 def no_poses() -> dict[str, Any]:
@@ -360,12 +403,12 @@ def table_poses(run: Run) -> dict[str, Any]:
 def tasks(
     half_set: NDArray[np.int8], size: int, most: int | None = None, order: NDArray[np.int64] | None = None
 ) -> list[Item]:
-    """Return the tasks of both half-sets in turn; ``most`` images of each, in the store's order or another."""
+    """Return the tasks of one half-set and then of the other; ``most`` images of each, in the store's order or another.
+
+    So most workers have images of one half-set, and need its reference and sums alone.
+    """
     order = np.arange(len(half_set)) if order is None else order
-    mine = (order[half_set[order] == h][:most] for h in (1, 2))
-    cut = [[Item(half, g) for g in groups_of(indices, size)] for half, indices in enumerate(mine, start=1)]
-    longest = max(len(items) for items in cut)
-    return [items[i] for i in range(longest) for items in cut if i < len(items)]
+    return [Item(h, group) for h in (1, 2) for group in groups_of(order[half_set[order] == h][:most], size)]
 
 
 def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
@@ -373,15 +416,20 @@ def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
     return lambda index: stage.advance(len(items[index].indices))
 
 
-def save(run: Run, checkpoint: Checkpoint, state: State | None) -> None:
-    """Commit a checkpoint together with the state; None if no iteration can begin with it yet."""
-    write_group(run.url, CHECKPOINT, checkpoint.arrays(), {"state": state.record() if state else None})
+def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
+    """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
+    attributes = {"state": state.record() if state else None, "references": list(references)}
+    write_group(run.url, CHECKPOINT, checkpoint.arrays(), attributes)
+    for name in set(list_groups(run.url, REFERENCES)) - set(references):
+        delete_group(run.url, f"{REFERENCES}/{name}")
 
 
-def share(run: Run, plan: Plan) -> tuple[Shared[Any], Shared[Any], Shared[Any]]:
-    """Share the particles and both half-sets' models with the tasks."""
-    first, second = (run.executor.share(build_half, run.url, h, plan, run.job.symmetry) for h in (1, 2))
-    return run.executor.share(open_dataset, run.job.particles), first, second
+def share(run: Run, plan: Plan) -> Callable[[Item], Sequence[Shared[Any]]]:
+    """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
+    make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
+    data = run.executor.spread(open_for_tasks, run.job.particles, local=itself)
+    models = [run.executor.spread(read_reference, run.url, h, plan, local=make, purpose="reference") for h in (1, 2)]
+    return lambda item: (data, models[item.half - 1])
 
 
 def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
@@ -395,10 +443,10 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     halves = read_checkpoint(run.url)[0].half_set
     items = tasks(halves, run.job.group_size, CONTRAST_SAMPLE)
     plan = plan_of(state, run.settings)
-    fold = Fold(partial(contrast_of_group, plan=plan), merge, keep)
+    task = partial(contrast_of_group, url=run.url, plan=plan)
     with run.context.progress.stage("contrast", sum(len(item.indices) for item in items)) as stage:
-        found = run.executor.accumulate(fold, items, *share(run, plan), on_done=counter(stage, items))
-    rows = [np.concatenate(found[half]) for half in (1, 2)]
+        found = list(run.executor.map(task, items, shared=share(run, plan), on_done=counter(stage, items)))
+    rows = [np.concatenate([part for item, part in zip(items, found, strict=True) if item.half == h]) for h in (1, 2)]
     difference = np.concatenate([half[:, 0] - half[:, 1] for half in rows])
     error = difference.std() / np.sqrt(len(difference))
     run.context.log.debug("likelihood of the reference over its negative: %.3g ± %.3g", difference.mean(), error)
@@ -422,51 +470,64 @@ def iterate(run: Run, state: State) -> Outcome:
     plan = plan_of(state, run.settings)
     before, _ = read_checkpoint(run.url)
     items = tasks(before.half_set, run.job.group_size)
+    moved_before = run.executor.traffic()
     with progress.stage("align", len(before.half_set)) as stage:
-        fold = Fold(partial(align_group, plan=plan), merge, keep)
-        sums = run.executor.accumulate(fold, items, *share(run, plan), on_done=counter(stage, items))
-    aligned = time.monotonic() - began
+        fold = fold_of(partial(align_group, url=run.url, plan=plan), plan.box, plan.k_insert, run.job.symmetry)
+        sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
+    seconds = time.monotonic() - began
     with progress.stage("solve", 1, unit="maps"):
-        outcome = solve_halves(run, state, plan, before, sums)
+        outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
     after = outcome.after
     length = run.settings.box * run.settings.pixel_size
     row = {
         "iteration": state.iteration,
         "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
         "limit_A": length / plan.k_score,
-        "images_per_s": len(before.half_set) / aligned,
+        "images_per_s": len(before.half_set) / seconds,
         "moving": outcome.observed.moving,
         "seconds": time.monotonic() - began,
     }
     path = f"iterations/{state.iteration:03d}"
-    write_group(run.url, path, outcome.curves.by_name(), {"row": row, "state": state.record()})
+    moved = {name: now.minus(moved_before[name]) for name, now in run.executor.traffic().items()}
+    record = {"row": row, "state": state.record(), "traffic": {name: part._asdict() for name, part in moved.items()}}
+    write_group(run.url, path, outcome.curves.by_name(), record)
     progress.iteration(row)
     if not after.finished:
-        save(run, outcome.checkpoint, after)
+        save(run, outcome.checkpoint, after, outcome.references)
     return outcome
 
 
-def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: Mapping[Any, Any]) -> Outcome:
+def solve_halves(
+    run: Run,
+    state: State,
+    plan: Plan,
+    before: Checkpoint,
+    sums: Mapping[int, Shared[Sums]],
+    aligned: Sequence[tuple[Item, Aligned]],
+) -> Outcome:
     """Turn the sums of an iteration into maps, FSC and the next checkpoint."""
-    s = run.settings
-    found = [sorted_found(sums["poses", h]) for h in (1, 2)]
-    complete_sums = [complete(assemble(sums, h, s.box, plan.k_insert), run.group) for h in (1, 2)]
-    halves = np.stack([solve(half, s.box, None, plan.k_insert) for half in complete_sums])
-    masks = [half_mask(run, state, half) for half in halves]
-    curves = within(masked_fsc(halves[0], halves[1], np.maximum(*masks), seed=run.job.seed), plan.k_insert)
-    snr = reference_snr(curves.corrected)
-    references = [
-        solve(half, s.box, snr, plan.k_insert) * mask for half, mask in zip(complete_sums, masks, strict=True)
-    ]
-    noise = (sums["noise", h] for h in (1, 2))
+    s, executor, k_max = run.settings, run.executor, plan.k_insert
+    halves = [executor.share(unfiltered, sums[h], s.box, k_max) for h in (1, 2)]
+    # at first the maps are too coarse to outline a molecule
+    masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
+    masks = [executor.share(solvent_mask, half, run.url, masking) for half in halves]
+    comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
+    found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
+    noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
     change = changes(plan, before, found, run.group)
+    curves = executor.fetch(comparison)
     observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
     after = next_state(state, s, observed)
+    references: list[str] = []
     whole = None
-    if after.finished:  # only now do the half-sets meet; merging overwrites the first half's sums
-        whole = solve(merge_sums(complete_sums[0], complete_sums[1]), s.box, None, plan.k_insert)
+    if after.finished:  # only now do the half-sets meet
+        whole = executor.share(unfiltered_whole, sums[1], sums[2], s.box, k_max)
+    else:
+        snr = reference_snr(curves.corrected)
+        where = (run.url, state.iteration)
+        written = [executor.share(write_reference, sums[h], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
+        references = [executor.fetch(name) for name in written]
     checkpoint = Checkpoint(
-        references=np.stack(references),
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
         shift_variance=np.array([shift_variance(part) for part in found]),
         half_set=before.half_set,
@@ -474,20 +535,7 @@ def solve_halves(run: Run, state: State, plan: Plan, before: Checkpoint, sums: M
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, observed, after, halves, whole, masks, curves, found)
-
-
-def half_mask(run: Run, state: State, half: Float32) -> Float32:
-    """Return the mask of a half-set's reference: the user's, or found in that half-map alone."""
-    if run.mask is not None:
-        return run.mask
-    if state.iteration <= SPHERE_UNTIL or not beyond_start(state, run.settings):
-        return run.sphere
-    try:
-        return estimate_mask(half, run.settings.pixel_size, diameter=run.job.diameter_A)
-    except ParameterError as error:
-        run.context.log.debug("no mask found, the sphere is kept: %s", error)
-        return run.sphere
+    return Outcome(checkpoint, references, observed, after, halves, whole, masks, curves, found)
 
 
 def sorted_found(parts: Sequence[Found]) -> Found:

@@ -7,8 +7,6 @@ order make the line. Its consecutive pieces are the bricks of the volume.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,6 +98,6 @@ def _upper(points: Int) -> Int:
     return np.asarray(np.where(lower[:, None], -points, points), np.int64)
 
 
-def _code(points: Int, m: int) -> NDArray[Any]:
+def _code(points: Int, m: int) -> Int:
     x, y, z = points.T
-    return ((z + m) * (2 * m + 1) + y + m) * (m + 1) + x
+    return np.asarray(((z + m) * (2 * m + 1) + y + m) * (m + 1) + x)

@@ -71,6 +71,11 @@ def half_width(k_max: int, padding: float) -> int:
     return int(np.ceil(padding * (k_max + 0.5))) + WINDOW // 2
 
 
+def touched_radius(k_max: int, padding: float) -> int:
+    """Return the squared radius, voxels², of the sphere that holds all voxels under windows of shells to ``k_max``."""
+    return int((padding * (k_max + 0.5) + WINDOW / 2 * 3**0.5) ** 2) + 1
+
+
 def gridding(box: int, padded: int) -> NDArray[np.float64]:
     """Return the transform of the window along one axis of the box, (n,): a volume is divided by it on each axis."""
     position = (np.arange(box) - box // 2) / padded

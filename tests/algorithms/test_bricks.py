@@ -22,10 +22,14 @@ from cloudem.algorithms.bricks import (
     join,
     merge,
     pack,
+    pack_reference,
     unpack,
+    unpack_reference,
 )
-from cloudem.algorithms.reconstruct import Sums, empty_sums, shells_of, solve
-from cloudem.kernels.slices import padded_box, split_group
+from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, shells_of, solve
+from cloudem.kernels.fourier import half_disc
+from cloudem.kernels.slices import extract, padded_box, split_group, touched_radius
+from cloudem.model.poses import random_rotations
 from cloudem.model.symmetry import operators
 
 BOX = 40
@@ -34,7 +38,10 @@ BOX = 40
 def random_sums(k_max: int, seed: int) -> Sums:
     rng = np.random.default_rng(seed)
     sums = empty_sums(BOX, k_max)
-    touched = rng.random(sums.weight.shape) < 0.5
+    m, padding = sums.weight.shape[2] - 2, padded_box(BOX) / BOX
+    rows, half = np.arange(-m, m + 1) ** 2, np.arange(-1, m + 1) ** 2
+    touched = rows[:, None, None] + rows[:, None] + half <= touched_radius(k_max, padding)
+    touched &= rng.random(touched.shape) < 0.5
     sums.data[...] = np.where(touched, rng.standard_normal(touched.shape) + 1j * rng.standard_normal(touched.shape), 0)
     sums.weight[...] = np.where(touched, rng.random(touched.shape), 0)
     sums.data[:, :, 0] *= 0.5
@@ -118,6 +125,19 @@ def test_the_smaller_of_both_forms_is_sent(voxels: int, share: float, seed: int)
     assert sys.getsizeof(sent) - object.__sizeof__(object()) <= min(VOXEL_BYTES * voxels, RECORD_BYTES * touched) + 64
     assert isinstance(sent, Records) == is_sparse(touched, voxels)
     np.testing.assert_array_equal(dense(sent).data, brick.data)
+
+
+def test_a_reference_loses_nothing_that_slices_read() -> None:
+    density = np.random.default_rng(0).standard_normal((BOX, BOX, BOX)).astype(np.float32)
+    padding, disc = padded_box(BOX) / BOX, half_disc(BOX, 12)
+    volume = reference_volume(density, 12)
+    sent = pack_reference(volume, 12, padding)
+    assert sent.nbytes < 0.6 * volume.nbytes
+    rotations = random_rotations(50, np.random.default_rng(1))
+    found, expected = (
+        extract(v, rotations, disc.kx, disc.ky, padding) for v in (unpack_reference(sent, 12, padding), volume)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_a_sphere_of_the_half_is_kept() -> None:

@@ -30,17 +30,21 @@ KINDS = ("serial", "threads", "processes", "scheduler")
 @pytest.fixture(scope="module")
 def executors() -> Iterator[Callable[[str], Executor]]:
     """Start each kind once; the embedded ones with more threads than cores, so that tasks overtake each other."""
+    import dask
     from distributed import LocalCluster
 
     running: dict[str, Executor] = {}
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-    ) as cluster:
+    with (
+        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp",
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+    ):
         make: dict[str, Callable[[], Executor]] = {
             "serial": SerialExecutor,
             "threads": lambda: DaskExecutor(threads=3),
@@ -205,7 +209,7 @@ def test_a_shared_value_is_built_once_and_may_use_others(executor: Executor, tmp
 
 
 def test_each_worker_makes_its_own_of_a_shared_value(executor: Executor, tmp_path: Path) -> None:
-    built = executor.share(build_and_count, str(tmp_path), 10, local=partial(operator.add, 5))
+    built = executor.spread(build_and_count, str(tmp_path), 10, local=partial(operator.add, 5))
     assert list(executor.map(dawdle, range(8), shared=lambda item: [built])) == [item + 15 for item in range(8)]
     assert executor.fetch(built) == 15
     assert len(list(tmp_path.iterdir())) == 1
@@ -260,9 +264,9 @@ def test_bytes_are_counted_by_what_they_are_for(executor: Executor) -> None:
     moved = {purpose: value.minus(before[purpose]) for purpose, value in executor.traffic().items()}
     if executor.description.startswith(("serial", "Dask, 3 threads")):
         assert set(moved.values()) == {(0, 0)}
-    else:  # three keys cut in two: each of two workers sends half of what it holds
+    else:  # at least half of three sums; far less than the 32 that the items make
         size = 400_000
-        assert 0.9 * size <= moved["bricks"].received <= 4.5 * size
+        assert 1.5 * size <= moved["bricks"].received <= 16 * size
         assert moved["images"] == (0, 0)
 
 
