@@ -20,12 +20,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
 from cloudem.io import lease as leasing
+from cloudem.io.groups import read_group, write_group
 from cloudem.io.lease import LEASE_FILE, Look, Refuse, Take, Wait, hold, observe, still_held
 from cloudem.io.location import contents, exists
 from cloudem.io.swap import Slot, slot
@@ -404,3 +406,38 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CloudemError, match=f"{tmp_path}/file"):
         hold(str(tmp_path / "file/out"), log=LOG).__enter__()
+
+
+# What is written under it
+
+
+def test_a_group_is_not_committed_once_the_lease_is_lost(url):
+    write_group(url, "g", {"a": np.zeros(3)}, {"by": "before"})
+    left = iter([True, False])
+
+    def guard() -> None:
+        if not next(left):
+            raise LeaseLostError("lost")
+
+    with pytest.raises(LeaseLostError, match="lost"):
+        write_group(url, "g", {"a": np.ones(3)}, {"by": "the first"}, guard=guard)
+    arrays, attributes = read_group(url, "g")
+    assert attributes == {"by": "before"}
+    np.testing.assert_array_equal(arrays["a"], np.zeros(3))
+
+
+def test_a_commit_that_was_held_up_does_not_replace_a_later_one(s3):
+    """The first passes its last check, and is then suspended until the second has committed the same group."""
+    url = f"s3://{s3.bucket()}/out"
+    write_group(url, "g", {"a": np.zeros(3)}, {"by": "before"})
+    checks = iter(range(2))
+
+    def guard() -> None:
+        if next(checks) == 1:
+            write_group(url, "g", {"a": np.full(3, 2.0)}, {"by": "the second"}, guard=lambda: None)
+
+    with pytest.raises(LeaseLostError, match=r"/g was changed by another client meanwhile"):
+        write_group(url, "g", {"a": np.ones(3)}, {"by": "the first"}, guard=guard)
+    arrays, attributes = read_group(url, "g")
+    assert attributes == {"by": "the second"}
+    np.testing.assert_array_equal(arrays["a"], np.full(3, 2.0))
