@@ -192,6 +192,7 @@ class RemoteShards:
             except FileNotFoundError as error:
                 raise DamagedShardError("is missing") from error
             except PreconditionError as error:
+                self.check(wanted.shard)
                 raise StorageError(
                     f"{self._url}: the images were written anew while they were read; start again"
                 ) from error
