@@ -41,6 +41,18 @@ class StorageError(CloudemError, OSError):
     """Reading or writing the store failed."""
 
 
+class DamagedShardError(StorageError):
+    """A shard of images is missing or not what was written."""
+
+
+class LeaseHeldError(CloudemError, BlockingIOError):
+    """Another client is writing there."""
+
+
+class LeaseLostError(CloudemError, RuntimeError):
+    """Another client writes there now, or may: this one must not go on."""
+
+
 class OutOfMemoryError(CloudemError, MemoryError):
     """A job would need, or needed, more memory than there is."""
 

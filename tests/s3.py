@@ -246,7 +246,7 @@ def _wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A server for the session; the environment points to it. Skips, with the reason, where none can be started."""
     reason = missing()
     if reason:
@@ -256,6 +256,7 @@ def s3() -> Iterator[S3]:
             patch.delenv(name, raising=False)
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        patch.setenv("CLOUDEM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield server
 
 

@@ -109,7 +109,7 @@ def test_a_job_runs_and_leaves_log_and_result(tmp_path: Path) -> None:
     lines = [line.split("  ", 1)[1] for line in result.stdout.splitlines()]
     assert lines[1] == "runs on: Dask, 2 threads of this process"
     assert "iteration 1, resolution 9.88 Å, total 7" in lines
-    assert lines[-2:] == ["that was all", f"count finished in {lines[-1].split()[3]} s: result"]
+    assert lines[-2:] == ["that was all", f"count finished in {lines[-1].split()[3]} s: {tmp_path}/result"]
     log = (tmp_path / "result/log.txt").read_text()
     assert "DEBUG   parameter edge_A = 10.0" in log
     assert "WARNING that was all" in log

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
 from cloudem.io.groups import has_group, particles_from_arrays, read_attributes, read_group
-from cloudem.io.location import folder_of, new_folder
+from cloudem.io.location import exists, folder_of, is_remote, new_folder
 from cloudem.io.mrc import write_stack, write_volume
 from cloudem.io.relion import particles_to_blocks
 from cloudem.io.star import write_star
@@ -68,9 +68,10 @@ def export(
     if has_group(url, "result"):
         with new_folder(folder) as partial:
             return _export_result(os.fspath(url), partial, stack, particles, on_progress)
-    if not folder_of(url).exists():
+    if not exists(url):
         raise MissingInputError(f"{os.fspath(url)} does not exist; give a particle store or the results of a job")
-    if folder_of(url).is_dir() and (read_attributes(url, "") or {}).get("kind") != "particles":
+    is_file = not is_remote(url) and folder_of(url).is_file()
+    if not is_file and (read_attributes(url, "") or {}).get("kind") != "particles":
         raise FormatError(f"{os.fspath(url)} holds no finished result and no particle store; run the job to its end")
     store = open_particles(url)
     with new_folder(folder) as partial:

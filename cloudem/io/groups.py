@@ -3,12 +3,14 @@
 A group at ``path`` is a Zarr v3 group. Its arrays lie in a generation of their own, ``path/arrays-<number>``, and the
 group's ``zarr.json``, which names the generation, is written last, as one object. Writing a group again writes the next
 generation beside the old one, replaces ``zarr.json``, and only then deletes the old one: whoever reads sees the old
-group or the new one, never a mixture, whenever the writer was killed. One writer per group.
+group or the new one, never a mixture, whenever the writer was killed. One writer per group: where there may be others,
+a guard (see `cloudem.io.lease`) stops all but one, and one that it could not stop in time is refused.
 """
 
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -19,17 +21,21 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, ParameterError, StorageError
+from cloudem.errors import FormatError, LeaseLostError, ParameterError, StorageError
 from cloudem.io.location import (
     Store,
     delete_all,
     folder_of,
     folders,
     get,
+    get_with_etag,
     is_remote,
     join,
     object_store,
+    prompt,
     put,
+    put_if_absent,
+    put_if_match,
     storage_errors,
     zarr_store,
 )
@@ -37,7 +43,7 @@ from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
 
 _MARKER = "cloudem_group"
-_GENERATION = re.compile(r"arrays-(\d+)")
+_GENERATION = re.compile(r"arrays-(\d+)(?:-[0-9a-f]+)?")
 _T = TypeVar("_T")
 
 _CHUNK_BYTES = 256 * 2**20
@@ -51,7 +57,12 @@ _CONCURRENT = 8
 
 
 def write_group(
-    url: str | os.PathLike[str], path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+    url: str | os.PathLike[str],
+    path: str,
+    arrays: Mapping[str, NDArray[Any]],
+    attributes: Mapping[str, Any],
+    *,
+    guard: Callable[[], None] | None = None,
 ) -> None:
     """Write a group, or replace it with a new one.
 
@@ -65,17 +76,26 @@ def write_group(
         Name to array: numbers, booleans or text.
     attributes
         Anything that JSON holds; NumPy scalars and arrays become numbers and lists.
+    guard
+        Called before anything is written or deleted, and again before what was written takes the place of the old;
+        raises if somebody else may be writing.
 
     Raises
     ------
     StorageError
         Disk full, no permission, no such bucket, no connection.
+    LeaseLostError
+        Somebody else has written the group meanwhile. Only on S3, and only with a guard.
     """
+    guarded, guard = guard is not None, guard or (lambda: None)
     with storage_errors(url):
+        guard()
         store = object_store(url, create=True)
-        current = _read_marker(store, path)
+        before = get_with_etag(store, _join(path, "zarr.json"))
+        current = None if before is None else _parse(path, before[0])["attributes"].get(_MARKER)
         number = 1 + (0 if current is None else int(_GENERATION.fullmatch(current["generation"])[1]))  # type: ignore[index]
-        generation = f"arrays-{number}"
+        # Whoever is not to write here may be writing all the same: not into the same arrays.
+        generation = f"arrays-{number}-{secrets.token_hex(4)}" if guarded else f"arrays-{number}"
         _delete_generations(store, path, keep=None if current is None else current["generation"])
         _write_parents(store, path)
         put(store, _join(path, generation, "zarr.json"), _group_document({}))
@@ -83,8 +103,14 @@ def write_group(
         target = zarr_store(url)
         _each(lambda name: _write_array(target, _join(path, generation, keys[name]), arrays[name]), arrays)
         marker = {"generation": generation, "arrays": keys}
-        put(store, _join(path, "zarr.json"), _group_document({**_plain(attributes), _MARKER: marker}))
-        _delete_generations(store, path, keep=generation)
+        document = _group_document({**_plain(attributes), _MARKER: marker})
+        guard()
+        if guarded and is_remote(url):
+            _replace(url, path, document, None if before is None else before[1])
+        else:
+            put(store, _join(path, "zarr.json"), document)
+        if current is not None:
+            delete_all(store, _join(path, current["generation"]))
 
 
 def read_group(url: str | os.PathLike[str], path: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -263,10 +289,23 @@ def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
     return flat.astype(TEXT).reshape(array.shape[:-1])
 
 
+def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str | None) -> None:
+    """Write a group's document soon or not at all, and only if it is still the one that was there before."""
+    store, key = prompt(object_store(url)), _join(path, "zarr.json")
+    written = put_if_absent(store, key, document) if etag is None else put_if_match(store, key, document, etag)
+    if written is None and get(store, key) != document:  # it is ours if only the answer got lost
+        raise LeaseLostError(
+            f"stopped, and nothing more was written: {join(url, path)} was changed by another client meanwhile; run "
+            "the same command again when nobody else writes there"
+        )
+
+
 def _read_document(store: Store, path: str) -> dict[str, Any] | None:
     raw = get(store, _join(path, "zarr.json"))
-    if raw is None:
-        return None
+    return None if raw is None else _parse(path, raw)
+
+
+def _parse(path: str, raw: bytes) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(raw)
         return {**document, "attributes": dict(document.get("attributes", {}))}

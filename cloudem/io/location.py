@@ -122,8 +122,9 @@ def exists(url: str | os.PathLike[str]) -> bool:
     """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
     if not is_remote(url):
         return os.path.lexists(folder_of(url))
-    with storage_errors(url):
-        return bool(contents(url)) or read_bytes(url, stop=1) is not None
+    if contents(url):
+        return True
+    return "/" in absolute(url).removeprefix(_S3) and read_start(url, 0) is not None
 
 
 def contents(url: str | os.PathLike[str]) -> list[str]:
@@ -254,23 +255,43 @@ def size_of(store: Store, key: str) -> int | None:
         return None
 
 
-def read_bytes(url: str | os.PathLike[str], stop: int | None = None) -> bytes | None:
-    """Return what is in the one object or file that a URL names, up to byte `stop`; None where there is none."""
-    if not is_remote(url):
-        with suppress(FileNotFoundError, IsADirectoryError), storage_errors(url), folder_of(url).open("rb") as file:
-            return file.read(-1 if stop is None else stop)
-        return None
-    parent, _, name = absolute(url).rpartition("/")
-    if parent == "s3:/":  # a bucket alone
-        return None
+def read_bytes(url: str | os.PathLike[str]) -> bytes | None:
+    """Return what is in the one file or object that a URL names; None where there is none."""
+    found = read_start(url, None)
+    return None if found is None else found[0]
+
+
+def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, int] | None:
+    """Return the bytes up to `stop` of the file or object that a URL names, and its size; None where there is none."""
     with storage_errors(url):
+        if not is_remote(url):
+            path = folder_of(url)
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(-1 if stop is None else stop), file.seek(0, os.SEEK_END)
+        parent, name = _parent_and_name(url)
         store = object_store(parent)
         if stop is None:
-            return get(store, name)
+            whole = get(store, name)
+            return None if whole is None else (whole, len(whole))
         size = size_of(store, name)
-        if not size:
-            return None if size is None else b""
-        return bytes(get_ranges(store, name, [0], [min(stop, size)])[0])
+        if size is None or not (size and stop):
+            return None if size is None else (b"", size)
+        return bytes(get_ranges(store, name, [0], [min(stop, size)])[0]), size
+
+
+def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write the one object that a URL names; it is there as a whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission, no such bucket, no connection.
+    """
+    parent, name = _parent_and_name(url)
+    with storage_errors(url):
+        put(object_store(parent, create=True), name, data)
 
 
 def folders(store: Store, prefix: str) -> list[str]:
@@ -436,6 +457,13 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
     if "." in parts or ".." in parts:
         raise ParameterError(f"{url}: a prefix has no . or .. in it")
     return bucket, "/".join(parts)
+
+
+def _parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
+    parent, _, name = absolute(url).rpartition("/")
+    if parent in ("", "s3:/"):
+        raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
+    return parent, name
 
 
 def _reason(error: BaseException) -> str | None:

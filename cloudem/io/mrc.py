@@ -7,14 +7,14 @@ against the size of the file before anything is allocated.
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.location import storage_errors
+from cloudem.io.location import folder_of, is_remote, read_bytes, read_start, storage_errors, write_bytes
 
 _HEADER_BYTES = 1024
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -64,7 +64,7 @@ class MrcHeader:
 
 
 def read_header(path: str | os.PathLike[str]) -> MrcHeader:
-    """Read and check the header of an MRC file.
+    """Read and check the header of an MRC file; its path may be a URL on S3.
 
     Raises
     ------
@@ -73,12 +73,11 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     FormatError
         Not an MRC file, a mode that is not read, or a file shorter than its header promises.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = os.fspath(path)
+    found = read_start(path, _HEADER_BYTES)
+    if found is None:
         raise MissingInputError(f"{path} does not exist; check the path")
-    with storage_errors(path), path.open("rb") as file:
-        raw = file.read(_HEADER_BYTES)
-        size = file.seek(0, os.SEEK_END)
+    raw, size = found
     if len(raw) < _HEADER_BYTES:
         raise FormatError(f"{path} has {size} bytes, less than the 1024 of an MRC header; copy or make it again")
     order = _byte_order(raw, path)
@@ -110,14 +109,21 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
 def map_stack(path: str | os.PathLike[str]) -> tuple[NDArray[Any], MrcHeader]:
     """Map the images of a stack into memory, ``(sections, rows, columns)`` in the type of the file.
 
+    One on S3 is read as a whole.
+
     Raises
     ------
     MissingInputError, FormatError
         As `read_header`.
     """
     header = read_header(path)
+    if is_remote(path):
+        raw = read_bytes(path)
+        if raw is None:
+            raise MissingInputError(f"{os.fspath(path)} does not exist any more")
+        return np.frombuffer(raw, header.dtype, int(np.prod(header.shape)), header.offset).reshape(header.shape), header
     with storage_errors(path):
-        mapped = np.memmap(path, dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape)
+        mapped = np.memmap(folder_of(path), dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape)
     return mapped.view(np.ndarray), header
 
 
@@ -127,7 +133,7 @@ def read_volume(path: str | os.PathLike[str], pixel_size: float | None = None) -
     Parameters
     ----------
     path
-        MRC file; its axes may run in any order.
+        MRC file or its URL on S3; its axes may run in any order.
     pixel_size
         Å per voxel, instead of what the file says.
 
@@ -157,7 +163,7 @@ def read_volume(path: str | os.PathLike[str], pixel_size: float | None = None) -
 
 
 def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float) -> None:
-    """Write a map ``(n, n, n)`` as MRC mode 2; the file appears when it is whole.
+    """Write a map ``(n, n, n)`` as MRC mode 2, to a file or to S3; it appears when it is whole.
 
     Raises
     ------
@@ -183,7 +189,12 @@ def write_stack(path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], c
 def _write(
     path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float, *, is_volume: bool
 ) -> None:
-    final = Path(path)
+    if is_remote(path):
+        whole = BytesIO()
+        _write_sections(whole, batches, count, pixel_size, is_volume)
+        write_bytes(path, whole.getbuffer())
+        return
+    final = folder_of(path)
     partial = final.with_name(final.name + ".partial")
     with storage_errors(path):
         try:
@@ -238,7 +249,7 @@ def _header(
     return bytes(raw)
 
 
-def _byte_order(raw: bytes, path: Path) -> Literal["<", ">"]:
+def _byte_order(raw: bytes, path: str) -> Literal["<", ">"]:
     """Return the byte order, from the machine stamp or, where that says nothing, from what makes the numbers small."""
     stamp = raw[212]
     if stamp in (0x44, 0x11):

@@ -7,18 +7,22 @@ each index before it maps the file, and leaves any other order or compression to
 """
 
 import json
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, StorageError
+from cloudem.errors import DamagedShardError, FormatError
+from cloudem.io.half import gather
+from cloudem.io.location import object_store, size_of
 
 CHUNK_IMAGES = 16
 """Images in a chunk."""
@@ -45,6 +49,8 @@ class StackLayout:
         ``"float16"`` or ``"float32"``.
     chunk, shard
         Images in a chunk and in a shard.
+    direct
+        Whether images are ranges of bytes; only zarr can read them otherwise.
     """
 
     count: int
@@ -52,6 +58,7 @@ class StackLayout:
     dtype: str
     chunk: int
     shard: int
+    direct: bool = True
 
     @classmethod
     def choose(cls, count: int, box: int, dtype: str) -> "StackLayout":
@@ -103,6 +110,11 @@ class StackLayout:
         raw = entries.tobytes()
         return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
 
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of an index with its checksum."""
+        return self.shard // self.chunk * 16 + 4
+
     def encode(self, images: NDArray[np.floating[Any]]) -> memoryview:
         """Return the bytes of a shard of at most `shard` images; what is missing to a whole shard is zero."""
         index = self.index()
@@ -113,9 +125,40 @@ class StackLayout:
         raw[stored:] = np.frombuffer(index, dtype=np.uint8)
         return raw.data
 
+    def key(self, shard: int) -> str:
+        """Return the key of a shard under the URL of the store."""
+        return f"images/c/{shard}/0/0"
 
-def parse_layout(document: Mapping[str, Any]) -> StackLayout | None:
-    """Return the layout that a ``zarr.json`` describes, or None where only zarr can read it.
+    def held(self, shard: int) -> tuple[int, int]:
+        """Return the numbers of the first and the last image of a shard."""
+        return shard * self.shard, min(self.count, (shard + 1) * self.shard) - 1
+
+    def verify(self, tail: bytes, size: int) -> bool:
+        """Check the end of a shard of `size` bytes; return whether its chunks lie in order.
+
+        Raises
+        ------
+        DamagedShardError
+            It is too short, or its index does not match its checksum.
+        """
+        index = self.index()
+        if len(tail) < len(index):
+            raise DamagedShardError(f"has {size} bytes, its index alone needs {len(index)}")
+        if int(google_crc32c.value(tail[:-4])) != int.from_bytes(tail[-4:], "little"):
+            raise DamagedShardError("is damaged: the checksum of its index does not match")
+        return tail == index and size == self.shard // self.chunk * self.chunk_bytes + len(index)
+
+
+class Part(NamedTuple):
+    """What a call reads of one shard: ``out[places] = shard[rows]``."""
+
+    shard: int
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+def parse_layout(document: Mapping[str, Any]) -> StackLayout:
+    """Return the layout that a ``zarr.json`` describes.
 
     Raises
     ------
@@ -129,17 +172,18 @@ def parse_layout(document: Mapping[str, Any]) -> StackLayout | None:
             "import the particles again"
         )
     try:
+        shard = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+    except (KeyError, TypeError, IndexError) as error:
+        raise FormatError("the images lie in no regular grid of chunks; import the particles again") from error
+    try:
         (outer,) = document["codecs"]
-        sharding = outer["configuration"]
-        layout = StackLayout(
-            shape[0], shape[1], dtype, sharding["chunk_shape"][0],
-            document["chunk_grid"]["configuration"]["chunk_shape"][0],
-        )  # fmt: skip
+        layout = StackLayout(shape[0], shape[1], dtype, outer["configuration"]["chunk_shape"][0], shard)
         same = json.loads(layout.metadata({}))
-        plain = all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding"))
+        if all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding")):
+            return layout
     except (KeyError, ValueError, TypeError, IndexError):
-        return None
-    return layout if plain else None
+        pass
+    return StackLayout(shape[0], shape[1], dtype, shard, shard, direct=False)
 
 
 class ShardMaps:
@@ -155,13 +199,13 @@ class ShardMaps:
 
         Raises
         ------
-        StorageError
+        DamagedShardError
             The file is missing, too short, or its index does not match its checksum.
         """
         try:
             status = path.stat()
         except OSError as error:
-            raise StorageError(f"{path} is missing: the particle store is incomplete; import again") from error
+            raise DamagedShardError("is missing") from error
         key = (str(path), status.st_ino, status.st_mtime_ns)
         with self._lock:
             if key in self._maps:
@@ -175,17 +219,121 @@ class ShardMaps:
         return mapped
 
 
+_MAPS = ShardMaps()
+
+
+class LocalShards:
+    """The shards of a store in a folder; safe in threads.
+
+    Parameters
+    ----------
+    folder
+        Of the store.
+    layout
+        Of its images.
+    """
+
+    def __init__(self, folder: Path, layout: StackLayout) -> None:
+        self._folder = folder
+        self._layout = layout
+
+    def read(self, parts: Sequence[Part], out: NDArray[np.float32]) -> list[Part]:
+        """Read images; return the parts that only zarr can read.
+
+        Raises
+        ------
+        DamagedShardError
+            A shard is missing or damaged.
+        """
+        left = []
+        for part in parts:
+            with naming(self._folder, self._layout, part.shard):
+                source = _MAPS.open(self._folder / self._layout.key(part.shard), self._layout)
+            if source is None:
+                left.append(part)
+            else:
+                gather(source, part.rows, part.places, out)
+        return left
+
+    def check(self, shard: int) -> None:
+        """Check that a shard is there and has a sound index.
+
+        Raises
+        ------
+        DamagedShardError
+            If not; with the reason alone.
+        """
+        path = self._folder / self._layout.key(shard)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise DamagedShardError("is missing") from error
+        self._layout.verify(_tail(path, size, self._layout), size)
+
+
+class ShardsOfZarr:
+    """The shards of a store that only zarr can read, which takes a missing one for zeros.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    layout
+        Of its images.
+    """
+
+    def __init__(self, url: str, layout: StackLayout) -> None:
+        self._store = object_store(url)
+        self._url = url
+        self._layout = layout
+
+    def read(self, parts: Sequence[Part], out: NDArray[np.float32]) -> list[Part]:
+        """Return all parts, once their shards were found.
+
+        Raises
+        ------
+        DamagedShardError
+            A shard is missing.
+        """
+        for part in parts:
+            with naming(self._url, self._layout, part.shard):
+                self.check(part.shard)
+        return list(parts)
+
+    def check(self, shard: int) -> None:
+        """Check that a shard is there.
+
+        Raises
+        ------
+        DamagedShardError
+            If not; with the reason alone.
+        """
+        if size_of(self._store, self._layout.key(shard)) is None:
+            raise DamagedShardError("is missing")
+
+
+@contextmanager
+def naming(url: str | os.PathLike[str], layout: StackLayout, shard: int) -> Iterator[None]:
+    """Name the shard, and what it held, in an error that gives the reason alone."""
+    try:
+        yield
+    except DamagedShardError as error:
+        first, last = layout.held(shard)
+        raise DamagedShardError(
+            f"{os.fspath(url)}/{layout.key(shard)} {error}; it holds the images {first} to {last} of {layout.count}: "
+            "import the particles again, or leave these out"
+        ) from error
+
+
 def _map_shard(path: Path, size: int, layout: StackLayout) -> NDArray[Any] | None:
-    index = layout.index()
-    if size < len(index):
-        raise StorageError(f"{path} has {size} bytes, its index alone needs {len(index)}; import again")
-    with path.open("rb") as file:
-        file.seek(size - len(index))
-        found = file.read()
-    if int(google_crc32c.value(found[:-4])) != int.from_bytes(found[-4:], "little"):
-        raise StorageError(f"{path} is damaged: the checksum of its index does not match; import again")
-    if found != index or size != layout.shard // layout.chunk * layout.chunk_bytes + len(index):
+    if not layout.verify(_tail(path, size, layout), size):
         return None
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     mapped = np.memmap(path, dtype=dtype, mode="r", shape=(layout.shard, layout.box * layout.box))
     return mapped.view(np.ndarray)
+
+
+def _tail(path: Path, size: int, layout: StackLayout) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, size - layout.index_bytes))
+        return file.read()

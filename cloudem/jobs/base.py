@@ -7,7 +7,7 @@ A job states its parameters once, as fields::
         summary: ClassVar[str] = "Make a soft solvent mask from a map."
         examples: ClassVar[tuple[str, ...]] = ("cloudem mask map.mrc --out mask",)
 
-        map: str = parameter(meaning="map to make the mask from, an MRC file", positional=True)
+        map: Place = parameter(meaning="map to make the mask from, an MRC file", positional=True)
         edge_A: float = parameter(10.0, meaning="width of the soft edge", gt=0)
 
 The unit is part of the name (``edge_A``, ``angle_deg``, ``cs_mm``), so that it is the same in Python, on the command
@@ -27,9 +27,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
@@ -104,6 +104,16 @@ def parameter(
         Bounds of a number.
     """
     return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra={"positional": positional})
+
+
+def _absolute(url: str) -> str:
+    from cloudem.io.location import absolute  # takes a while, and a declaration alone needs no store
+
+    return absolute(url)
+
+
+Place: TypeAlias = Annotated[str, AfterValidator(_absolute)]
+"""A file, folder or URL that a job reads or writes; absolute, so that workers and a later run mean the same."""
 
 
 def unit_of(name: str) -> str:
@@ -206,7 +216,7 @@ class Job(Declaration):
     parallel: ClassVar[bool] = True
     """Whether the executor is worth starting; a job of one short step runs on the serial one."""
 
-    out: str = parameter(meaning="folder of the results")
+    out: Place = parameter(meaning="folder of the results, or s3://bucket/prefix")
 
     def project(self) -> Projection:
         """Return what the job will need; jobs that stay small need not state it."""

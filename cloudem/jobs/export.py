@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cloudem.jobs.base import Context, Job, parameter
+from cloudem.jobs.base import Context, Job, Place, parameter
 
 
 class Export(Job):
@@ -19,10 +19,10 @@ class Export(Job):
     keeps_log: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
 
-    source: str = parameter(meaning="results of a job, or a particle store", positional=True)
-    out: str = parameter(meaning="new folder of the files")
+    source: Place = parameter(meaning="results of a job, or a particle store", positional=True)
+    out: Place = parameter(meaning="new folder of the files")
     stack: bool = parameter(False, meaning="of a result, write the images as well, with their original grey values")
-    particles: str | None = parameter(None, meaning="particle store of the result, if it was moved since")
+    particles: Place | None = parameter(None, meaning="particle store of the result, if it was moved since")
 
     def run(self, context: Context) -> None:
         """Write the files."""

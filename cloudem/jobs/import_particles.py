@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.errors import FormatError
-from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.sources import SourceTable
@@ -33,8 +32,8 @@ class ImportParticles(Job):
     keeps_log: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
 
-    particles: str = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
-    out: str = parameter(meaning="new particle store, a folder that does not exist yet")
+    particles: Place = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
+    out: Place = parameter(meaning="new particle store: a folder that does not exist yet, or s3://bucket/prefix")
     diameter_A: float | None = parameter(
         None,
         meaning="diameter of the particle: what is outside is background and normalised; 0.9 of the box if none",
@@ -45,10 +44,10 @@ class ImportParticles(Job):
     keep_greyscale: bool = parameter(False, meaning="store the values as they are, not normalised, as float32")
     invert_contrast: bool = parameter(False, meaning="turn the sign of images in which the protein is dark")
     allow_no_ctf: bool = parameter(False, meaning="accept particles without defocus")
-    project_folder: str | None = parameter(
+    project_folder: Place | None = parameter(
         None, meaning="folder that the names of the stacks start from; if none, here, then beside the file and above it"
     )
-    passthrough: str | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
+    passthrough: Place | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
 
     def project(self) -> Projection:
         """Return memory and disk, from the table and the header of its first stack."""
@@ -88,9 +87,10 @@ class ImportParticles(Job):
 
     def _source(self) -> SourceTable:
         from cloudem.io.cs import read_particles_cs
+        from cloudem.io.location import folder_of
         from cloudem.io.relion import read_particles_star
 
-        kind = Path(self.particles).suffix.lower()
+        kind = folder_of(self.particles).suffix.lower()
         if kind == ".cs":
             others = () if self.passthrough is None else (self.passthrough,)
             return read_particles_cs(self.particles, others, allow_no_ctf=self.allow_no_ctf)

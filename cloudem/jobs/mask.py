@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Projection, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.mrc import Volume
@@ -24,8 +24,8 @@ class Mask(Job):
     keeps_log: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
 
-    map: str = parameter(meaning="map to find the outline in: an MRC file or the results of a job", positional=True)
-    out: str = parameter(meaning="the mask, an MRC file")
+    map: Place = parameter(meaning="map to find the outline in: an MRC file or the results of a job", positional=True)
+    out: Place = parameter(meaning="the mask, an MRC file")
     diameter_A: float | None = parameter(
         None, meaning="diameter of the sphere that holds the particle; that of the whole box if none", gt=0
     )
@@ -44,11 +44,12 @@ class Mask(Job):
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
+        from cloudem.io.location import exists
         from cloudem.io.mrc import write_volume
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is one MRC file, so give a name that ends in .mrc")
-        if Path(self.out).exists():
+        if exists(self.out):
             raise OutputExistsError(f"{self.out} exists; give another name, or remove it first")
         volume = self._map()
         with context.progress.stage("mask"):
@@ -70,7 +71,7 @@ class Mask(Job):
         from cloudem.io.mrc import Volume, read_volume
         from cloudem.jobs.postprocess import read_halves
 
-        if not Path(self.map).is_file() and has_group(self.map, "result"):
+        if has_group(self.map, "result"):
             half1, half2, pixel_size = read_halves(self.map)
             return Volume(0.5 * (half1 + half2), pixel_size)
         return read_volume(self.map)

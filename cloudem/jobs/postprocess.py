@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError
-from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +25,11 @@ class Postprocess(Job):
     )
     parallel: ClassVar[bool] = False
 
-    halves: str = parameter(meaning="results of refine3d or reconstruct, or the MRC file of the first half-map")
-    half2: str | None = parameter(
+    halves: Place = parameter(meaning="results of refine3d or reconstruct, or the MRC file of the first half-map")
+    half2: Place | None = parameter(
         None, meaning="MRC file of the second half-map; if none, the first one's name with half1 changed to half2"
     )
-    mask: str | None = parameter(
+    mask: Place | None = parameter(
         None, meaning="soft mask, an MRC file of the same box; estimated from the mean of the half-maps if none"
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the files say", gt=0)
@@ -131,22 +130,26 @@ def read_halves(
         There are no half-maps; they differ in box or pixel size.
     """
     from cloudem.io.groups import has_group, read_group
+    from cloudem.io.location import contents, exists
     from cloudem.io.mrc import read_volume
 
-    if Path(halves).is_file():
-        if half2 is None and "half1" not in Path(halves).name:
-            raise MissingInputError(f"{halves} does not have half1 in its name; name the other half-map with --half2")
-        second = half2 or str(Path(halves).with_name(Path(halves).name.replace("half1", "half2")))
-        one, two = read_volume(halves, pixel_size), read_volume(second, pixel_size)
-        if one.data.shape != two.data.shape or abs(one.pixel_size / two.pixel_size - 1) > 1e-3:
-            raise InconsistentDataError(
-                f"{halves} has a box of {one.data.shape[0]} at {one.pixel_size:g} Å, {second} {two.data.shape[0]} at "
-                f"{two.pixel_size:g} Å; give the two half-maps of one reconstruction"
-            )
-        return one.data, two.data, one.pixel_size
-    if not Path(halves).exists():
+    if not exists(halves):
         raise MissingInputError(f"{halves} does not exist; give the results of refine3d, or a half-map as MRC file")
-    arrays, attributes = read_group(halves, "result") if has_group(halves, "result") else ({}, {})
-    if not {"half1", "half2"} <= arrays.keys():
-        raise MissingInputError(f"{halves} holds no half-maps; give the finished results of refine3d or reconstruct")
-    return arrays["half1"], arrays["half2"], pixel_size or float(attributes["pixel_size_A"])
+    if contents(halves):
+        arrays, attributes = read_group(halves, "result") if has_group(halves, "result") else ({}, {})
+        if not {"half1", "half2"} <= arrays.keys():
+            raise MissingInputError(
+                f"{halves} holds no half-maps; give the finished results of refine3d or reconstruct"
+            )
+        return arrays["half1"], arrays["half2"], pixel_size or float(attributes["pixel_size_A"])
+    folder, slash, name = halves.rpartition("/")
+    if half2 is None and "half1" not in name:
+        raise MissingInputError(f"{halves} does not have half1 in its name; name the other half-map with --half2")
+    second = half2 or f"{folder}{slash}{name.replace('half1', 'half2')}"
+    one, two = read_volume(halves, pixel_size), read_volume(second, pixel_size)
+    if one.data.shape != two.data.shape or abs(one.pixel_size / two.pixel_size - 1) > 1e-3:
+        raise InconsistentDataError(
+            f"{halves} has a box of {one.data.shape[0]} at {one.pixel_size:g} Å, {second} {two.data.shape[0]} at "
+            f"{two.pixel_size:g} Å; give the two half-maps of one reconstruction"
+        )
+    return one.data, two.data, one.pixel_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cloudem.jobs.base import Context, Job, Projection, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, parameter
 
 
 class Reconstruct(Job):
@@ -17,12 +17,12 @@ class Reconstruct(Job):
         "cloudem reconstruct --particles particles.zarr --symmetry D7 --mask mask.mrc --out rec",
     )
 
-    particles: str = parameter(meaning="particle store with poses")
+    particles: Place = parameter(meaning="particle store with poses")
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
     diameter_A: float = parameter(
         0.0, meaning="particle diameter, for the mask of the FSC; 0 for 90 % of the box", ge=0
     )
-    mask: str | None = parameter(
+    mask: Place | None = parameter(
         None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent"
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)

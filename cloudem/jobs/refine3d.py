@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cloudem.jobs.base import Context, Job, Projection, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, parameter
 
 
 class Refine3D(Job):
@@ -18,11 +18,11 @@ class Refine3D(Job):
         " --initial-resolution-A 25 --out refine",
     )
 
-    particles: str = parameter(meaning="particle store made by cloudem import")
-    reference: str = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
+    particles: Place = parameter(meaning="particle store made by cloudem import")
+    reference: Place = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
     diameter_A: float = parameter(meaning="diameter of a circle that holds the particle", gt=0)
-    mask: str | None = parameter(
+    mask: Place | None = parameter(
         None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent"
     )
     initial_resolution_A: float = parameter(

@@ -38,7 +38,7 @@ from cloudem.algorithms.resolution import FscCurves, low_pass, resolution_at
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
 from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.io.groups import delete_group, has_group, list_groups, read_attributes, write_group
-from cloudem.io.location import folder_of
+from cloudem.io.location import contents
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
     CHECKPOINT,
@@ -274,9 +274,9 @@ def resumed(job: Refine3D, url: str) -> State | None:
 
 def refuse_foreign(url: str) -> None:
     """Refuse a folder that holds something else than what an earlier run may have left."""
-    folder = folder_of(url)
-    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    other = [name for name in found if name != "log.txt" and not name.startswith(("arrays-", CHECKPOINT, REFERENCES))]
+    known = ("log.txt", "lease.json")
+    known_groups = ("arrays-", CHECKPOINT, REFERENCES, MASK)
+    other = [name for name in contents(url) if name not in known and not name.startswith(known_groups)]
     if other:
         raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic_core import PydanticUndefined
 
 from cloudem.errors import ParameterError, StorageError
-from cloudem.jobs.base import JOBS, Context, Job, find_job, option_of, parameter, unit_of
+from cloudem.jobs.base import JOBS, Context, Job, Place, find_job, option_of, parameter, unit_of
 
 if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
@@ -48,7 +48,7 @@ class Report(Job):
     keeps_log: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
 
-    out: str = parameter(meaning="folder of the results of a job; report.html is written there", positional=True)
+    out: Place = parameter(meaning="folder of the results of a job; report.html is written there", positional=True)
 
     def run(self, context: Context) -> None:
         """Write ``report.html``."""

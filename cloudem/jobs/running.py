@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,9 +14,8 @@ from cloudem import __version__
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.jobs.base import Context, Job
+from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress, clock
-
-LOG_FILE = "log.txt"
 
 
 def run_job(
@@ -48,7 +46,7 @@ def run_job(
     log.setLevel(logging.DEBUG)
     with contextlib.ExitStack() as stack:
         if job.keeps_log:
-            stack.enter_context(_log_file(log, job.out))
+            stack.enter_context(keep_log(log, job.out))
         progress = stack.enter_context(view(log)) if view else SilentProgress(log)
         started = time.monotonic()
         try:
@@ -100,39 +98,3 @@ def _container_limit() -> int:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return 1 << 62
-
-
-@contextmanager
-def _log_file(log: logging.Logger, folder: str) -> Iterator[None]:
-    handler = _LogFile(Path(folder.removeprefix("file://")) / LOG_FILE)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-class _LogFile(logging.Handler):
-    """Appends to a file as soon as its folder is there: a job that fails before it writes anything leaves nothing."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(logging.DEBUG)
-        self._path = path
-        self._lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record))
-        self._write()
-
-    def close(self) -> None:
-        self._write()
-        super().close()
-
-    def _write(self) -> None:
-        if not self._lines or not self._path.parent.is_dir():
-            return
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # a full disk stops the job
-            file.write("\n".join(self._lines) + "\n")
-            self._lines.clear()

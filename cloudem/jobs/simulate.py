@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.algorithms.simulate import Recording
@@ -28,11 +27,11 @@ class Simulate(Job):
     )
     parallel: ClassVar[bool] = False
 
-    out: str = parameter(
+    out: Place = parameter(
         meaning=f"folder that gets {DENSITY_FILE} (the truth), {START_FILE} (low-passed) and {PARTICLES}"
     )
-    model: str | None = parameter(None, meaning="atomic model, mmCIF or PDB")
-    density: str | None = parameter(None, meaning="density to project, an MRC file; protein positive")
+    model: Place | None = parameter(None, meaning="atomic model, mmCIF or PDB")
+    density: Place | None = parameter(None, meaning="density to project, an MRC file; protein positive")
     demo: bool = parameter(False, meaning="use the built-in molecule: helices in a globule of 160 Å, no symmetry")
     assembly: str | None = parameter(None, meaning="biological assembly of the model to build; as deposited if none")
     box_px: int | None = parameter(None, meaning=f"box of the model's density, even; {DEMO_BOX} for the demo", gt=0)
@@ -95,19 +94,20 @@ class Simulate(Job):
     def run(self, context: Context) -> None:
         """Write densities and particles."""
         from cloudem.algorithms.resolution import low_pass
+        from cloudem.io.location import exists, join, object_store
         from cloudem.io.mrc import write_volume
 
-        folder = Path(context.url.removeprefix("file://"))
-        if (folder / PARTICLES).exists():
-            raise OutputExistsError(f"{folder / PARTICLES} is there already; remove it or give another --out")
+        particles = join(context.url, PARTICLES)
+        if exists(particles):
+            raise OutputExistsError(f"{particles} is there already; remove it or give another --out")
         with context.progress.stage("density"):
             volume = self._density()
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_volume(folder / DENSITY_FILE, volume.data, volume.pixel_size)
-        write_volume(folder / START_FILE, start, volume.pixel_size)
+        object_store(context.url, create=True)
+        write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size)
+        write_volume(join(context.url, START_FILE), start, volume.pixel_size)
         if self.count:
-            self._simulate(volume, folder / PARTICLES, context)
+            self._simulate(volume, particles, context)
 
     def _density(self) -> Volume:
         from cloudem.algorithms.density import demo_molecule, density_of_atoms
@@ -121,7 +121,7 @@ class Simulate(Job):
         data = density_of_atoms(atoms, box, pixel_size, b_factor=self.model_b_factor_A2, solvent=self.solvent)
         return Volume(data, pixel_size)
 
-    def _simulate(self, volume: Volume, url: Path, context: Context) -> None:
+    def _simulate(self, volume: Volume, url: str, context: Context) -> None:
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
         from cloudem.io.groups import particles_to_arrays, write_group
         from cloudem.io.store import write_particles

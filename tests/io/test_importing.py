@@ -17,7 +17,7 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
-from cloudem.io import store as store_module
+from cloudem.io import writing
 from cloudem.io.importing import background, import_particles, normalise
 from cloudem.io.mrc import write_stack
 from cloudem.io.relion import read_particles_star
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_nothing(project, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, "put", full)
+    monkeypatch.setattr(writing, "put", full)
     with pytest.raises(StorageError, match="disk is full"):
         run(project / "particles.star", project / "p.zarr")
     assert not list(project.glob("p.zarr*"))

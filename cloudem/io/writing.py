@@ -1,0 +1,221 @@
+"""Writing particle stores: shards on their way while the next images are prepared."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.io.groups import particles_to_arrays, write_group
+from cloudem.io.half import narrow
+from cloudem.io.location import Store, new_prefix, object_store, put
+from cloudem.io.shards import StackLayout
+from cloudem.model.particles import Particles
+
+DTYPES = ("float16", "float32")
+
+_ON_THEIR_WAY = 3
+"""Shards that are being sent at a time; each is held in memory until it is there."""
+
+
+class ParticleWriter:
+    """Takes images in order and turns them into a particle store; made by `particle_writer`."""
+
+    def __init__(self, url: str, layout: StackLayout, pixel_size: float, uploads: "_Uploads") -> None:
+        self._url = url
+        self._layout = layout
+        self._pixel_size = pixel_size
+        self._uploads = uploads
+        self._waiting: list[NDArray[Any]] = []
+        self._waiting_count = 0
+        self._shards = 0
+        self._finished = False
+
+    @property
+    def count(self) -> int:
+        """Images taken so far."""
+        return self._shards * self._layout.shard + self._waiting_count
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called."""
+        return self._finished
+
+    def append(self, images: NDArray[np.float32]) -> None:
+        """Take the next images, ``(b, box, box)``.
+
+        Raises
+        ------
+        InconsistentDataError
+            Another box.
+        ParameterError
+            Values that are not finite in the type on disk.
+        """
+        box = self._layout.box
+        if images.ndim != 3 or images.shape[1:] != (box, box):
+            raise InconsistentDataError(f"images of shape {images.shape[1:]} were given to a store of box {box}")
+        if self._layout.dtype == "float16":
+            stored: NDArray[Any]
+            stored, fits = narrow(images)
+        else:
+            stored = np.array(images, dtype=np.float32)
+            fits = bool(np.isfinite(stored).all())
+        if not fits:
+            raise ParameterError(
+                f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
+                "normalise them, or store float32"
+            )
+        self._waiting.append(stored)
+        self._waiting_count += len(stored)
+        while self._waiting_count >= self._layout.shard:
+            self._write_shard()
+
+    def finish(self, particles: Particles, attributes: Mapping[str, Any] | None = None) -> None:
+        """Write the table and declare the store finished.
+
+        Raises
+        ------
+        InconsistentDataError
+            The table has another number of rows than there are images.
+        """
+        count = self.count
+        if len(particles) != count:
+            raise InconsistentDataError(f"{count} images were written, but the table has {len(particles)} particles")
+        if count == 0:
+            raise ParameterError("no particles are left to store: the selection is empty")
+        if self._waiting_count:
+            self._write_shard()
+        layout = StackLayout(count, self._layout.box, self._layout.dtype, self._layout.chunk, self._layout.shard)
+        self._uploads.send("images/zarr.json", layout.metadata({"unit": "standard deviations of the background"}))
+        write_group(self._url, "columns", *particles_to_arrays(particles))
+        self._uploads.wait()
+        described = {"kind": "particles", "pixel_size_A": self._pixel_size, "box": layout.box, "particles": count}
+        write_group(self._url, "", {}, {**(attributes or {}), **described})
+        self._finished = True
+
+    def _write_shard(self) -> None:
+        joined = np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        self._uploads.send(self._layout.key(self._shards), self._layout.encode(joined[: self._layout.shard]))
+        rest = joined[self._layout.shard :]
+        self._waiting = [rest] if len(rest) else []
+        self._waiting_count = len(rest)
+        self._shards += 1
+
+
+class _Uploads:
+    """Objects on their way, a few at a time; an error is raised by whatever is called next."""
+
+    def __init__(self, store: Store, pool: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._pool = pool
+        self._room = threading.Semaphore(_ON_THEIR_WAY)
+        self._sent: list[Future[None]] = []
+
+    def send(self, key: str, data: bytes | memoryview) -> None:
+        """Send an object; wait until there is room for it on the way."""
+        self._room.acquire()
+        ended = [each for each in self._sent if each.done()]
+        self._sent = [each for each in self._sent if not each.done()]
+        for each in ended:
+            each.result()
+        self._sent.append(self._pool.submit(copy_context().run, put, self._store, key, data))
+        self._sent[-1].add_done_callback(lambda _: self._room.release())
+
+    def wait(self) -> None:
+        """Wait until all are there."""
+        for each in self._sent:
+            each.result()
+        self._sent = []
+
+
+@contextmanager
+def particle_writer(
+    url: str | os.PathLike[str], *, expected: int, box: int, pixel_size: float, dtype: str = "float16"
+) -> Iterator[ParticleWriter]:
+    """Open a new particle store for writing; it is one only when finished.
+
+    In a folder it appears under its name then. On S3 its ``zarr.json`` is written then; what a killed writer left there
+    is removed first.
+
+    Parameters
+    ----------
+    url
+        Where it will be; nothing may be there yet.
+    expected
+        Number of images that will come; fewer may.
+    box
+        Side of the images in pixels.
+    pixel_size
+        Å per pixel.
+    dtype
+        ``"float16"`` or ``"float32"``.
+
+    Raises
+    ------
+    OutputExistsError
+        Something is there.
+    ParameterError
+        An odd box, a pixel size that is not positive, another dtype, no particles.
+    StorageError
+        Disk full, no permission, no such bucket, no connection.
+    """
+    if box < 2 or box % 2:
+        raise ParameterError(f"images have a box of {box} pixels; cloudem needs an even box: crop or pad by one pixel")
+    if not (np.isfinite(pixel_size) and pixel_size > 0):
+        raise ParameterError(f"the pixel size is {pixel_size:g} Å; give one above 0")
+    if dtype not in DTYPES:
+        raise ParameterError(f"images cannot be stored as {dtype}; choose {' or '.join(DTYPES)}")
+    if expected < 1:
+        raise ParameterError("no particles were selected: the input is empty")
+    layout = StackLayout.choose(expected, box, dtype)
+    with new_prefix(url) as place, ThreadPoolExecutor(_ON_THEIR_WAY, "cloudem-uploads") as pool:
+        writer = ParticleWriter(place, layout, pixel_size, _Uploads(object_store(place), pool))
+        yield writer
+        if not writer.finished:
+            raise ParameterError(f"{os.fspath(url)}: writing stopped before the particle table came")
+
+
+def write_particles(
+    url: str | os.PathLike[str],
+    particles: Particles,
+    images: Iterable[NDArray[np.float32]],
+    *,
+    box: int,
+    pixel_size: float,
+    dtype: str = "float16",
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a particle store.
+
+    Parameters
+    ----------
+    url
+        Where; nothing may be there yet.
+    particles
+        The table, one row per image.
+    images
+        Batches ``(b, box, box)`` in the order of the rows.
+    box
+        Side of the images in pixels, even.
+    pixel_size
+        Å per pixel.
+    dtype
+        ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
+    attributes
+        What else the store should say of itself; anything that JSON holds.
+
+    Raises
+    ------
+    OutputExistsError, ParameterError, InconsistentDataError, StorageError
+        As `particle_writer`, `ParticleWriter.append` and `ParticleWriter.finish` say. Nothing is left behind.
+    """
+    with particle_writer(url, expected=len(particles), box=box, pixel_size=pixel_size, dtype=dtype) as writer:
+        for batch in images:
+            writer.append(batch)
+        writer.finish(particles, attributes)
