@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from bars.measure import Bench, against_truth, refined, sphere_fsc
 from bars.sets import DIAMETER_A, RADIUS_A, imported, relion_reconstruct, ribosome, truth
 from cloudem.algorithms.mask import soft_sphere
-from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.reconstruct import reference_volume, solve
 from cloudem.io.groups import read_group
 from cloudem.io.mrc import map_stack, read_volume, write_volume
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star, write_star
-from cloudem.jobs.alignment import Item, assemble, insert_group
+from cloudem.jobs.alignment import Item, insert_group, whole_sums
 from cloudem.jobs.dataset import open_dataset
 from cloudem.kernels.ctf import ctf
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
@@ -142,8 +141,8 @@ def reconstructions(bench: Bench, *, noise: bool) -> None:
 def levelled(store: Path) -> NDArray[np.float32]:
     """Reconstruct with all shells corrected, which the command does not do because noise would grow."""
     dataset = open_dataset(str(store))
-    bricks = insert_group(Item(1, np.arange(len(dataset.store))), dataset, BOX // 2 - 1)
-    sums = complete(assemble(bricks, 1, BOX, BOX // 2 - 1), np.eye(3)[None])
+    brick = insert_group(Item(1, np.arange(len(dataset.store))), dataset, BOX // 2 - 1, "C1").sums[1]
+    sums = whole_sums(1, brick, BOX, BOX // 2 - 1, "C1")
     return solve(sums, BOX, None, BOX // 2 - 1, levelled=BOX // 2)
 
 

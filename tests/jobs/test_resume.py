@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import shutil
 import signal
 import subprocess
@@ -18,11 +17,11 @@ import pytest
 from cloudem.algorithms.refinement import State, plan_of
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask import DaskExecutor
-from cloudem.execution.executor import Fold, SerialExecutor
-from cloudem.io.groups import has_group, list_groups, read_attributes
+from cloudem.execution.executor import SerialExecutor
+from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.store import open_particles, write_particles
-from cloudem.jobs import refining, results
-from cloudem.jobs.alignment import align_group, keep, merge, read_checkpoint
+from cloudem.jobs import refining, results, solving
+from cloudem.jobs.alignment import align_group, fold_of, read_checkpoint
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.refining import Run, begin, settings_of, share, solve_halves, tasks
@@ -54,12 +53,20 @@ class Failing(SerialExecutor):
         super().__init__()
         self._left = passes
 
-    def accumulate(self, fold: Any, items: Any, *shared: Any, on_done: Any = None) -> Any:
+    def map(self, function: Any, items: Any, **options: Any) -> Any:
+        yield from super().map(function, self._some(items), **options)
+        if not self._left:
+            raise StoppedError
+
+    def accumulate(self, fold: Any, items: Any, **options: Any) -> Any:
+        result = super().accumulate(fold, self._some(items), **options)
+        if not self._left:
+            raise StoppedError
+        return result
+
+    def _some(self, items: Any) -> Any:
         self._left -= 1
-        if self._left:
-            return super().accumulate(fold, items, *shared, on_done=on_done)
-        super().accumulate(fold, items[: len(items) // 2], *shared)
-        raise StoppedError
+        return items if self._left else items[: len(items) // 2]
 
 
 @pytest.mark.parametrize("passes", [1, 2, 5], ids=["noise", "contrast", "iteration 3"])
@@ -78,8 +85,8 @@ def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> Non
     real, left = module.write_group, [time]
 
     def write(url: str, group: str, *rest: Any) -> None:
-        left[0] -= group == path
-        if left[0] == 0 and group == path:
+        left[0] -= group.startswith(path)
+        if left[0] == 0 and group.startswith(path):
             raise StoppedError
         real(url, group, *rest)
 
@@ -91,6 +98,7 @@ def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> Non
     [
         (refining, "checkpoint", 2),  # scale and contrast are known, but not written
         (refining, "checkpoint", 4),  # the row of iteration 2 is written
+        (solving, "references/002-2", 1),  # one reference of the next iteration is written
         (refining, "iterations/003", 1),
         (results, "result", 1),  # the particles are written
     ],
@@ -104,7 +112,7 @@ def test_resumed_between_two_writes(module, path, time, scene, undisturbed, tmp_
     assert not has_group(job.out, "result")
     run(job)
     assert_same_bits(job.out, undisturbed)
-    assert not has_group(job.out, "checkpoint")
+    assert not any(list_groups(job.out, name) for name in ("checkpoint", "references", "mask"))
 
 
 def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
@@ -204,6 +212,12 @@ def other_half(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(str(path), scene.reference, scene.density, scene.truth)
 
 
+def references_of(url: str, names: Any = None) -> list[np.ndarray]:
+    """The references that a checkpoint names, or those given."""
+    names = names or (read_attributes(url, "checkpoint") or {})["references"]
+    return [read_group(url, f"references/{name}")[0]["map"] for name in names]
+
+
 def assert_half_one_is_the_same(one: Any, other: Any, names: tuple[str, ...]) -> None:
     """Compare the parts of two checkpoints that belong to half-set 1, to the bit, and that those of 2 differ."""
     for name in names:
@@ -223,7 +237,10 @@ def test_half_sets_begin_apart(scene, other_half, tmp_path):
         this = run_of(Refine3D(**part.refinement(tmp_path / name, **FIXED)))
         begin(this)
         starts.append(read_checkpoint(this.url)[0])
-    assert_half_one_is_the_same(*starts, names=("references", "sigma2"))
+    assert_half_one_is_the_same(*starts, names=("sigma2",))
+    one, other = (references_of(str(tmp_path / name)) for name in ("a", "b"))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert np.any(one[1] != other[1])
 
 
 @pytest.fixture(scope="module")
@@ -244,26 +261,30 @@ def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path
         state = State(**attributes["state"])
         assert state.iteration == 4
         plan = plan_of(state, this.settings)
-        fold = Fold(partial(align_group, plan=plan), merge, keep)
-        sums = this.executor.accumulate(fold, tasks(checkpoint.half_set, 50), *share(this, plan))
-        steps.append((this, sums, lambda s, this=this, c=checkpoint, p=plan, st=state: solve_halves(this, st, p, c, s)))
-    (_, sums, solve), (_, others, solve_other) = steps
-    assert {key for key in sums if key[1] == 1} == {key for key in others if key[1] == 1}
-    for key in (key for key in sums if key[:2] == ("sums", 1)):
-        np.testing.assert_array_equal(sums[key].data, others[key].data)
-        np.testing.assert_array_equal(sums[key].weight, others[key].weight)
-    assert np.any(sums["sums", 2, 0].data != others["sums", 2, 0].data)
-    solved = [solve(copying.deepcopy(sums)), solve_other(copying.deepcopy(others))]
+        fold = fold_of(partial(align_group, url=this.url, plan=plan), BOX, plan.k_insert, this.job.symmetry)
+        items = tasks(checkpoint.half_set, 50)
+        sums, notes = this.executor.accumulate(fold, items, shared=share(this, plan))
+        solve = partial(solve_halves, this, state, plan, checkpoint, sums, list(zip(items, notes, strict=True)))
+        steps.append((sums, solve))
+    (sums, solve), (others, solve_other) = steps
+    values = [{half: part.handle for half, part in some.items()} for some in (sums, others)]
+    for name in ("data", "weight"):
+        first, second = ([getattr(value[half], name) for value in values] for half in (1, 2))
+        np.testing.assert_array_equal(*first)
+        assert np.any(second[0] != second[1])
+    solved = [solve(), solve_other()]
     names = ("sigma2", "shift_variance")
     assert_half_one_is_the_same(solved[0].checkpoint, solved[1].checkpoint, names)
     for get in (lambda o: o.halves, lambda o: o.masks):
-        np.testing.assert_array_equal(get(solved[0])[0], get(solved[1])[0])
-        assert np.any(get(solved[0])[1] != get(solved[1])[1])
+        np.testing.assert_array_equal(get(solved[0])[0].handle, get(solved[1])[0].handle)
+        assert np.any(get(solved[0])[1].handle != get(solved[1])[1].handle)
     assert np.any(solved[0].observed.fsc != solved[1].observed.fsc)
-    assert np.any(solved[0].checkpoint.references[0] != solved[1].checkpoint.references[0])  # the filter
-    monkeypatch.setattr(refining, "masked_fsc", lambda *_, **__: solved[0].curves)
-    again = solve_other(copying.deepcopy(others))
-    assert_half_one_is_the_same(solved[0].checkpoint, again.checkpoint, ("references", *names))
+    one, other = (references_of(str(before), step.references) for step in solved)
+    assert np.any(one[0] != other[0])  # the filter
+    monkeypatch.setattr(solving, "masked_fsc", lambda *_, **__: solved[0].curves)
+    again = solve_other()
+    assert_half_one_is_the_same(solved[0].checkpoint, again.checkpoint, names)
+    np.testing.assert_array_equal(one[0], references_of(str(before), again.references)[0])
     # what decides about the next iteration beside the FSC are two shares that count images of both half-sets
     assert vars(solved[0].observed).keys() == {"fsc", "moving", "jumped"}
 
