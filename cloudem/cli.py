@@ -15,12 +15,14 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
+from cloudem.cluster_cli import ClusterGroup
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
-from cloudem.jobs.base import JOBS, Declaration, Job, find_job, is_positional, option_of, parameter
+from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
+from cloudem.options import normalise, options_of
 
 if TYPE_CHECKING:
     import logging
@@ -46,7 +48,9 @@ class RunOptions(Declaration):
     threads: int | None = parameter(None, meaning="threads of each worker, by default one for each core", ge=1)
     processes: bool = parameter(False, meaning="worker processes under a supervisor instead of threads")
     workers: int | None = parameter(None, meaning="number of worker processes", ge=1)
-    scheduler: str | None = parameter(None, meaning="use a running Dask scheduler, as tcp://host:8786")
+    scheduler: str | None = parameter(None, meaning="use a running scheduler, as tls://host:8786")
+    certificates: str | None = parameter(None, meaning="folder of the scheduler's, by default $CLOUDEM_CERTIFICATES")
+    insecure: bool = parameter(False, meaning="accept a scheduler on another machine without encryption")
     dashboard: bool = parameter(False, meaning="serve Dask's pages on http://127.0.0.1:8787")
     debug: bool = parameter(False, meaning="show the traceback of an error")
 
@@ -60,6 +64,8 @@ class RunOptions(Declaration):
 
         return DaskExecutor(
             scheduler=self.scheduler,
+            certificates=self.certificates,
+            insecure=self.insecure,
             processes=self.in_processes,
             workers=self.workers,
             threads=self.threads,
@@ -159,8 +165,8 @@ class JobCommand(click.Command):
         self.declaration = declaration
         super().__init__(
             declaration.name,
-            params=[*_options(declaration), *_options(RunOptions)],
-            context_settings={"token_normalize_func": _normalise},
+            params=[*options_of(declaration), *options_of(RunOptions)],
+            context_settings={"token_normalize_func": normalise},
             callback=self._call,
         )
 
@@ -170,9 +176,9 @@ class JobCommand(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print every parameter with unit, default and meaning, and the examples."""
-        from cloudem.help import print_job_help
+        from cloudem.help import print_command_help
 
-        print_job_help(self.declaration, RunOptions)
+        print_command_help(self.declaration, RunOptions)
 
 
 class JobGroup(click.Group):
@@ -260,35 +266,8 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
     return values, RunOptions(**options)
 
 
-def _options(declaration: type[Declaration]) -> list[click.Parameter]:
-    """Derive arguments and options from fields; values stay text, the declaration itself reads and checks them."""
-    derived: list[click.Parameter] = []
-    for name, field in declaration.model_fields.items():
-        several, count = _length(field.annotation)
-        if is_positional(field):
-            derived.append(click.Argument([name], required=False, nargs=-1 if several else count))
-        elif field.annotation is bool:
-            option = option_of(name)
-            derived.append(click.Option([f"{option}/--no-{option[2:]}", name], default=None))
-        else:
-            derived.append(click.Option([option_of(name), name], multiple=several, nargs=count, default=None))
-    return derived
-
-
-def _length(annotation: Any) -> tuple[bool, int]:
-    """Return whether an option may be repeated, and how many values it takes each time."""
-    for kind in (annotation, *get_args(annotation)):
-        if get_origin(kind) is tuple:
-            parts = get_args(kind)
-            return (True, 1) if parts[-1] is Ellipsis else (False, len(parts))
-    return False, 1
-
-
-def _normalise(token: str) -> str:
-    return token.lower().replace("_", "-")
-
-
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
+COMMANDS.add_command(ClusterGroup())
 
 
 class _FileCommand(click.Command):
@@ -298,7 +277,7 @@ class _FileCommand(click.Command):
         print_file_help(RunOptions)
 
 
-@COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *_options(RunOptions)])
+@COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *options_of(RunOptions)])
 def _run_file(file: str, **given: Any) -> None:
     """Run the job, or the jobs, that a TOML file declares."""
     _run(read_job_file(file), _split(given)[1])

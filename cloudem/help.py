@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from rich import box
@@ -18,6 +18,9 @@ import cloudem
 from cloudem.jobs.base import Declaration, Job, Projection, is_positional, label_of, option_of, unit_of
 from cloudem.jobs.progress import clock
 from cloudem.jobs.running import gib
+
+if TYPE_CHECKING:
+    from cloudem.cluster_cli import ClusterCommand
 
 TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -45,22 +48,27 @@ def print_overview(jobs: Mapping[str, str], others: Mapping[str, str]) -> None:
     screen.print("\nUsage: cloudem COMMAND …; cloudem COMMAND --help shows its parameters\n")
     for title, commands in (("Jobs", jobs), ("Other commands", others)):
         screen.print(Text(title, "bold"))
-        table = Table.grid(padding=(0, 2))
-        for name, summary in commands.items():
-            table.add_row(Text(f"  {name:<11}", "cyan"), summary)
-        screen.print(table)
-        screen.print()
+        _print_commands(screen, commands)
 
 
-def print_job_help(job: type[Job], options: type[Declaration]) -> None:
-    """Print what a job does and takes."""
+def print_command_help(command: type[Job | ClusterCommand], options: type[Declaration] | None = None) -> None:
+    """Print what a command does and takes, and the options of how it runs where it has any."""
     screen = console()
-    positional = " ".join(name.upper() for name, field in job.model_fields.items() if is_positional(field))
-    screen.print(Text.assemble(("cloudem ", "bold"), (job.name, "bold cyan"), f"  {job.summary}"))
-    screen.print(f"\nUsage: cloudem {job.name} {positional}{' ' if positional else ''}[OPTIONS]\n")
-    _print_parameters(screen, "Parameters", job)
-    _print_parameters(screen, "How it runs", options)
-    _print_examples(screen, job.examples)
+    positional = " ".join(name.upper() for name, field in command.model_fields.items() if is_positional(field))
+    screen.print(Text.assemble(("cloudem ", "bold"), (command.name, "bold cyan"), f"  {command.summary}"))
+    screen.print(f"\nUsage: cloudem {command.name} {positional}{' ' if positional else ''}[OPTIONS]\n")
+    _print_parameters(screen, "Parameters", command)
+    if options is not None:
+        _print_parameters(screen, "How it runs", options)
+    _print_examples(screen, command.examples)
+
+
+def print_group_help(group: str, summary: str, commands: Mapping[str, str]) -> None:
+    """Print the names and summaries of a group's commands."""
+    screen = console()
+    screen.print(Text.assemble(("cloudem ", "bold"), (group, "bold cyan"), f"  {summary}"))
+    screen.print(f"\nUsage: cloudem {group} COMMAND …; cloudem {group} COMMAND --help shows its parameters\n")
+    _print_commands(screen, commands)
 
 
 def print_file_help(options: type[Declaration]) -> None:
@@ -90,6 +98,14 @@ def print_plan(job: Job, projection: Projection, tasks: int) -> None:
     screen.print(Text.assemble(("  needs  ", "bold"), ", ".join(stated) or "little memory and disk"))
     for note in projection.notes:
         screen.print(f"  {note}")
+
+
+def _print_commands(screen: Console, commands: Mapping[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, summary in commands.items():
+        table.add_row(Text(f"  {name:<11}", "cyan"), summary)
+    screen.print(table)
+    screen.print()
 
 
 def _print_parameters(screen: Console, title: str, declaration: type[Declaration]) -> None:

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
+from cloudem.execution.configuration import CONFIGURATION, IN_THIS_PROCESS, WITHOUT_PAGES
 from cloudem.execution.executor import Added, Executor, Fold, Shared, itself
 from cloudem.execution.folding import Forest, Node, Roster, brick_count, copied_from, merged
+from cloudem.execution.security import refusal_of, security_for, temporary_security
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -39,27 +41,8 @@ R = TypeVar("R")
 
 LOG = logging.getLogger("cloudem.execution")
 
-CONFIGURATION = {
-    "distributed.scheduler.allowed-failures": 30,  # workers come and go; only a task that kills them all is to blame
-    "distributed.admin.large-graph-warning-threshold": "1TB",  # volumes are shared on purpose
-    "distributed.scheduler.work-stealing": False,  # who works on what is decided in folding, with an eye on bytes
-    "distributed.worker.profile.enabled": False,
-    # Health checks every 20 ms cost 5 % of a core; with these an idle cluster costs 0.6 %.
-    "distributed.admin.tick.interval": "1s",
-    "distributed.admin.tick.cycle": "10s",
-    "distributed.admin.system-monitor.interval": "10s",
-    # Jobs project their memory beforehand; a worker that spills or dies half-way through a sum helps nobody.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-}
-
 IN_FLIGHT_PER_THREAD = 2
 """One task that runs and one that waits for each thread: enough to keep it busy, few enough to bound memory."""
-
-WITHOUT_PAGES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-"""Dask always listens for HTTP; without a dashboard there is nothing to be had there."""
 
 LOOK_AROUND_S = 1.0
 """How often to look for workers that have come or gone, seconds."""
@@ -79,9 +62,14 @@ class DaskExecutor(Executor):
     Parameters
     ----------
     scheduler
-        Address of a running scheduler, such as ``tcp://10.0.0.1:8786``; nothing is started then.
+        Address of a running scheduler, such as ``tls://10.0.0.1:8786``; nothing is started then.
+    certificates
+        Folder of the scheduler's certificates; by default the one that the environment names.
+    insecure
+        Accept a scheduler on another machine without encryption.
     processes
-        Start worker processes under a supervisor that starts them again when they die, instead of threads.
+        Start worker processes under a supervisor that starts them again when they die, instead of threads. They
+        listen on the loopback with certificates of their own, so that nobody else on the machine can use them.
     workers, threads
         Number of worker processes, and of threads in each; by default all cores are used.
     dashboard
@@ -96,12 +84,16 @@ class DaskExecutor(Executor):
     ------
     WorkerLostError
         If the scheduler does not answer, or has no workers.
+    MissingInputError, ParameterError
+        If it needs certificates and there are none that are good, or it does not encrypt and should.
     """
 
     def __init__(
         self,
         *,
         scheduler: str | None = None,
+        certificates: str | None = None,
+        insecure: bool = False,
         processes: bool = False,
         workers: int | None = None,
         threads: int | None = None,
@@ -121,8 +113,10 @@ class DaskExecutor(Executor):
             undo.enter_context(dask.config.set(CONFIGURATION if dashboard else CONFIGURATION | WITHOUT_PAGES))
             if scheduler is not None:
                 if "://" not in scheduler:
-                    raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tcp://host:8786")
-                self._client, self._description = _connect(undo, scheduler, patience_s), f"Dask at {scheduler}"
+                    raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tls://host:8786")
+                security = security_for(scheduler, certificates, insecure=insecure)
+                self._client = _connect(undo, scheduler, patience_s, security)
+                self._description = f"Dask at {scheduler}"
             else:
                 cluster, self._description = _start(processes, workers, threads, dashboard)
                 undo.enter_context(cluster)
@@ -455,20 +449,24 @@ def _worker_traffic(dask_worker: Any) -> dict[str, dict[str, Traffic]]:
     return {dask_worker.id: exchanged, _this_process(): traffic.totals()}
 
 
-def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float) -> Any:
+def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security: Any = None) -> Any:
     from distributed import Client
 
     try:
-        return undo.enter_context(Client(where, timeout=min(patience_s, 10.0), set_as_default=False))
+        return undo.enter_context(Client(where, timeout=min(patience_s, 10.0), set_as_default=False, security=security))
     except (OSError, TimeoutError, ValueError) as error:
+        refusal = refusal_of(error)
+        if refusal:
+            raise WorkerLostError(f"the scheduler at {where} is not to be used: {refusal}") from error
         raise WorkerLostError(
-            f"no Dask scheduler answers at {where}; give --scheduler as tcp://host:8786, start one with `dask"
-            f" scheduler`, or leave --scheduler out ({error})"
+            f"no Dask scheduler answers at {where}; give --scheduler as tls://host:8786, start one with `cloudem"
+            f" cluster scheduler`, or leave --scheduler out ({error})"
         ) from error
 
 
 def _start(processes: bool, workers: int | None, threads: int | None, dashboard: bool) -> tuple[Any, str]:
     """Start an embedded cluster and say what it is."""
+    import dask
     from distributed import LocalCluster
 
     for name, value in (("workers", workers), ("threads", threads)):
@@ -488,9 +486,11 @@ def _start(processes: bool, workers: int | None, threads: int | None, dashboard:
             return cluster, f"Dask, {len(cluster.workers)} GPUs of this machine"
         _, threads = layout(processes=False, threads=threads)
         common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
-        return LocalCluster(**common), f"Dask, {threads} threads of this process"
+        with dask.config.set(IN_THIS_PROCESS):
+            return LocalCluster(**common), f"Dask, {threads} threads of this process"
     workers, threads = layout(processes=True, workers=workers, threads=threads)
     common |= {"processes": True, "host": "127.0.0.1", "n_workers": workers, "threads_per_worker": threads}
+    common |= {"protocol": "tls", "security": temporary_security()}
     return LocalCluster(**common, env=CHILD_ENVIRONMENT), f"Dask, {workers} processes of {threads} threads"
 
 

@@ -167,7 +167,7 @@ class ImageCache:
                 path.parent.mkdir(exist_ok=True, mode=0o700)
                 found = CachedShard(path, layout)
             except OSError as error:
-                _LOG.warning("images are not cached in %s: %s", self._folder, error)
+                _LOG.warning("images are not cached in %s: %s", self._folder, str(error))
                 return None
             self._open[key] = found
             while len(self._open) > _KEPT:
@@ -188,7 +188,7 @@ class ImageCache:
         except FileNotFoundError:  # evicted
             return
         except OSError as error:
-            _LOG.warning("images are not cached in %s for a while: %s", self._folder, error)
+            _LOG.warning("images are not cached in %s for a while: %s", self._folder, str(error))
             self._paused = time.monotonic() + _TOUCH
 
     def _make_room(self, store: str, needed: int) -> bool:
@@ -237,7 +237,7 @@ def _image_cache(folder: str, limit: str) -> ImageCache | None:
     try:
         return ImageCache(Path(folder), most)
     except OSError as error:
-        _LOG.warning("images are not cached: %s", error)
+        _LOG.warning("images are not cached: %s", str(error))
         return None
 
 

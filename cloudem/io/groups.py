@@ -32,7 +32,7 @@ from cloudem.io.location import (
     is_remote,
     join,
     object_store,
-    prompt,
+    prompt_store,
     put,
     put_if_absent,
     put_if_match,
@@ -291,7 +291,7 @@ def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
 
 def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str | None) -> None:
     """Write a group's document soon or not at all, and only if it is still the one that was there before."""
-    store, key = prompt(object_store(url)), _join(path, "zarr.json")
+    store, key = prompt_store(url), _join(path, "zarr.json")
     written = put_if_absent(store, key, document) if etag is None else put_if_match(store, key, document, etag)
     if written is None and get(store, key) != document:  # it is ours if only the answer got lost
         raise LeaseLostError(

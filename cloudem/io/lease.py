@@ -26,8 +26,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from obstore.exceptions import BaseError
-
 from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
 from cloudem.io.location import storage_errors
 from cloudem.io.swap import Slot, slot
@@ -47,7 +45,6 @@ _LOOKS = 30
 """Looks at a lease of others in one length."""
 
 _LONGEST_S = 3600.0
-_FAILURES = (CloudemError, OSError, BaseError)
 
 
 class Look(NamedTuple):
@@ -203,12 +200,12 @@ class Lease:
                 try:
                     self._renew()
                     break
-                except _FAILURES as error:
+                except CloudemError as error:
                     silent = _now() - self._renewed
                     if still_held(self._renewed, _now(), self._me.length_s):
                         time.sleep(self._me.length_s / _LOOKS)
                     else:
-                        self._lost = f"could not be renewed for {silent:.0f} s ({_line(error)})"
+                        self._lost = f"could not be renewed for {silent:.0f} s ({error})"
             if self._lost:
                 raise LeaseLostError(
                     f"stopped, and nothing more was written: the lease of {self._slot.url} {self._lost}; run the same "
@@ -224,9 +221,10 @@ class Lease:
             if not self._lost:
                 self._renew()  # nobody takes it over before it is deleted
             if not self._lost:
-                self._slot.delete(self._tag)
-        except _FAILURES as error:
-            self._log.debug("the lease of %s could not be deleted, it will expire: %s", self._slot.url, _line(error))
+                with storage_errors(self._slot.url):
+                    self._slot.delete(self._tag)
+        except CloudemError as error:
+            self._log.debug("the lease of %s could not be deleted, it will expire: %s", self._slot.url, error)
 
     def _keep(self) -> None:
         pause = self._me.length_s / _RENEWALS
@@ -234,8 +232,8 @@ class Lease:
             with self._lock:
                 try:
                     self._renew()
-                except _FAILURES as error:
-                    self._log.debug("the lease of %s was not renewed: %s", self._slot.url, _line(error))
+                except CloudemError as error:
+                    self._log.debug("the lease of %s was not renewed: %s", self._slot.url, error)
                 if self._lost:
                     return
 
@@ -243,11 +241,12 @@ class Lease:
         """Replace the lease by one with a higher count, or note that somebody else did that."""
         for _ in range(3):
             asked, following = _now(), replace(self._me, renewals=self._me.renewals + 1)
-            tag = self._slot.swap(self._tag, following.encode())
+            with storage_errors(self._slot.url):
+                tag = self._slot.swap(self._tag, following.encode())
+                found = None if tag else self._slot.read()
             if tag is not None:
                 self._tag, self._me, self._renewed = tag, following, asked
                 return
-            found = self._slot.read()
             if found is None:
                 self._lost = "was deleted"
                 return
@@ -357,7 +356,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # containers run as users that have no name
         return f"user {os.getuid()}"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -56,6 +56,7 @@ _CREDENTIALS_S = 300
 _lock = threading.RLock()
 _buckets: dict[str, Mapping[str, Any]] = {}
 _opened: dict[str, S3Store] = {}
+_prompt: dict[str, S3Store] = {}
 
 _REASONS = {
     "NoSuchBucket": "there is no such bucket at {endpoint}; make it first, or check name and endpoint",
@@ -165,17 +166,21 @@ def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> "Objects
     return ObjectsForZarr(object_store(url, create=create))
 
 
-def prompt(store: Store) -> Store:
-    """Return the same store with requests that end within 20 s: for what must not be written late."""
+def prompt_store(url: str | os.PathLike[str]) -> Store:
+    """Open the object store under a URL with requests that end within 20 s: for what must not be written late."""
+    store = object_store(url)
     if isinstance(store, LocalStore):
         return store
-    return S3Store(
-        prefix=store.prefix,
-        config=store.config,
-        credential_provider=store.credential_provider,
-        client_options={**(store.client_options or {}), "connect_timeout": "4s", "timeout": "8s"},
-        retry_config={**_RETRY, "retry_timeout": timedelta(seconds=10)},
-    )
+    with _lock:
+        if absolute(url) not in _prompt:
+            _prompt[absolute(url)] = S3Store(
+                prefix=store.prefix,
+                config=store.config,
+                credential_provider=store.credential_provider,
+                client_options={**(store.client_options or {}), "connect_timeout": "4s", "timeout": "8s"},
+                retry_config={**_RETRY, "retry_timeout": timedelta(seconds=10)},
+            )
+        return _prompt[absolute(url)]
 
 
 def put(store: Store, key: str, data: bytes | memoryview) -> None:

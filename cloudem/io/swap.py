@@ -26,8 +26,7 @@ from cloudem.io.location import (
     folder_of,
     get_with_etag,
     is_remote,
-    object_store,
-    prompt,
+    prompt_store,
     put_if_absent,
     put_if_match,
     storage_errors,
@@ -63,7 +62,7 @@ class _Object:
     def __init__(self, url: str, key: str) -> None:
         self.url = url
         self._key = key
-        self._store = prompt(object_store(url))
+        self._store = prompt_store(url)
 
     def read(self) -> tuple[bytes, str] | None:
         return get_with_etag(self._store, self._key)

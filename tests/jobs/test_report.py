@@ -111,9 +111,7 @@ def test_no_result_is_said_in_one_line(tmp_path):
 
 
 def test_command_line_gives_the_parameters_again():
-    values = Toy(stacks=("a.mrcs", "b c.mrcs"), diameter_A=120.0, half_precision=False, out="/o").model_dump(
-        mode="json"
-    )
-    assert command_line("toy", values) == (
+    toy = Toy(stacks=("a.mrcs", "b c.mrcs"), diameter_A=120.0, half_precision=False, out="/o")
+    assert command_line("toy", toy.model_dump(mode="json")) == (
         "cloudem toy a.mrcs 'b c.mrcs' --out /o --diameter-A 120.0 --no-half-precision"
     )

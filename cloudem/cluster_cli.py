@@ -1,0 +1,167 @@
+"""``cloudem cluster``: certificates, scheduler and workers of a cluster of several machines."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import click
+
+from cloudem.errors import ParameterError
+from cloudem.jobs.base import Declaration, parameter
+from cloudem.options import normalise, options_of
+
+SUMMARY = "Make certificates, and run the scheduler and the workers of a cluster of several machines."
+
+
+class ClusterCommand(Declaration):
+    """What one command of the group takes and does."""
+
+    summary: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
+
+    def run(self) -> None:
+        """Do it."""
+        raise NotImplementedError(f"{type(self).__name__} declares no run()")
+
+
+class Certificates(ClusterCommand):
+    """Everything that a cluster's members need to know each other."""
+
+    name: ClassVar[str] = "cluster certificates"
+    summary: ClassVar[str] = "Make the certificates that the members of a cluster know each other by."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster certificates --out certs",
+        "scp -pr certs node1:    # to every machine of the cluster, and to nobody else",
+    )
+
+    out: str = parameter(meaning="folder for the authority's certificate, and the members' certificate and key")
+    days: int = parameter(365, meaning="days until they expire", ge=1, le=3650)
+
+    def run(self) -> None:
+        """Write the folder."""
+        from cloudem.execution.security import make_certificates
+
+        end = make_certificates(self.out, self.days)
+        click.echo(
+            f"{self.out}: certificates until {end:%Y-%m-%d}; copy the folder to every machine of the cluster, and to"
+            " nobody else: who has it can run code on all of them"
+        )
+
+
+class Scheduler(ClusterCommand):
+    """The scheduler of a cluster."""
+
+    name: ClassVar[str] = "cluster scheduler"
+    summary: ClassVar[str] = "Run the scheduler of a cluster until Ctrl-C."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster scheduler --host 10.99.0.1 --certificates certs",
+        "cloudem cluster scheduler --host 10.99.0.1 --certificates certs --dashboard",
+        "cloudem cluster scheduler                       # this machine alone, without certificates",
+    )
+
+    host: str = parameter("127.0.0.1", meaning="address to listen on; 0.0.0.0 is all of this machine's")
+    port: int = parameter(8786, meaning="port to listen on", ge=1, le=65535)
+    certificates: str | None = parameter(None, meaning="folder of certificates, by default $CLOUDEM_CERTIFICATES")
+    dashboard: bool = parameter(False, meaning="serve Dask's pages and /metrics, neither encrypted nor protected")
+    dashboard_host: str = parameter("127.0.0.1", meaning="address of the pages")
+    dashboard_port: int = parameter(8787, meaning="port of the pages", ge=1, le=65535)
+
+    def run(self) -> None:
+        """Listen until told to stop."""
+        from cloudem.execution.cluster import run_scheduler
+        from cloudem.execution.security import security_to_listen
+
+        security = security_to_listen(self.host, self.certificates)
+        pages = (self.dashboard_host, self.dashboard_port) if self.dashboard else None
+        if pages is not None:
+            click.echo(f"pages at http://{self.dashboard_host}:{self.dashboard_port}/status")
+        run_scheduler(self.host, self.port, security, pages=pages, say=click.echo)
+
+
+class Worker(ClusterCommand):
+    """The workers of one machine."""
+
+    name: ClassVar[str] = "cluster worker"
+    summary: ClassVar[str] = "Run workers of a cluster on this machine until Ctrl-C, or until their scheduler stops."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs",
+        "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --host 10.99.0.2 --workers 2 --threads 8",
+        "cloudem cluster worker tcp://127.0.0.1:8786     # a scheduler on this machine, without certificates",
+    )
+
+    scheduler: str = parameter(meaning="address of the scheduler, as tls://host:8786", positional=True)
+    certificates: str | None = parameter(None, meaning="folder of certificates, by default $CLOUDEM_CERTIFICATES")
+    host: str | None = parameter(None, meaning="address to listen on, by default the one that faces the scheduler")
+    workers: int = parameter(1, meaning="number of worker processes", ge=1)
+    threads: int | None = parameter(None, meaning="threads of each worker, by default its share of the cores", ge=1)
+    local_folder: str | None = parameter(None, meaning="folder for workers' files, by default one in the system's own")
+    metrics_port: int | None = parameter(
+        None, meaning="port of /metrics, of the first worker; the next ones count up", ge=1, le=65535
+    )
+    patience_s: float = parameter(300.0, meaning="how long to look for a scheduler that does not answer", ge=0)
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        from cloudem.execution.cluster import run_workers
+        from cloudem.execution.dask import layout
+        from cloudem.execution.security import security_for
+
+        scheme, separator, _ = self.scheduler.partition("://")
+        if not separator or scheme not in ("tls", "tcp"):
+            raise ParameterError(f"SCHEDULER: got {self.scheduler!r}, needs an address such as tls://10.99.0.1:8786")
+        workers, threads = layout(processes=True, workers=self.workers, threads=self.threads)
+        run_workers(
+            self.scheduler,
+            security_for(self.scheduler, self.certificates),
+            workers=workers,
+            threads=threads,
+            host=self.host,
+            folder=self.local_folder,
+            metrics_port=self.metrics_port,
+            patience_s=self.patience_s,
+            say=click.echo,
+        )
+
+
+COMMANDS: dict[str, type[ClusterCommand]] = {
+    "certificates": Certificates,
+    "scheduler": Scheduler,
+    "worker": Worker,
+}
+
+
+class _Command(click.Command):
+    """The command that runs one declaration."""
+
+    def __init__(self, name: str, declaration: type[ClusterCommand]) -> None:
+        self.declaration = declaration
+        super().__init__(
+            name,
+            params=options_of(declaration),
+            context_settings={"token_normalize_func": normalise},
+            callback=self._call,
+        )
+
+    def _call(self, **given: Any) -> None:
+        self.declaration(**{name: value for name, value in given.items() if value is not None}).run()
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print every parameter with unit, default and meaning, and the examples."""
+        from cloudem.help import print_command_help
+
+        print_command_help(self.declaration)
+
+
+class ClusterGroup(click.Group):
+    """The group ``cloudem cluster``."""
+
+    def __init__(self) -> None:
+        super().__init__("cluster", help=SUMMARY, no_args_is_help=True)
+        for name, declaration in COMMANDS.items():
+            self.add_command(_Command(name, declaration))
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the names and summaries of the group's commands."""
+        from cloudem.help import print_group_help
+
+        print_group_help("cluster", SUMMARY, {name: command.summary for name, command in COMMANDS.items()})
