@@ -55,7 +55,9 @@ class Count(Job):
         numbers = [int(number) for number in self.numbers]
         seconds = context.executor.share(float, self.task_s)
         with context.progress.stage("counting", len(numbers), unit="numbers") as stage:
-            total = sum(context.executor.map(wait, numbers, seconds, on_done=lambda _: stage.advance()))
+            total = sum(
+                context.executor.map(wait, numbers, shared=lambda _: [seconds], on_done=lambda _: stage.advance())
+            )
         context.progress.iteration({"iteration": 1, "resolution_A": 9.875, "total": total})
         context.progress.warning("that was all")
         (folder / "total").write_text(str(total))
