@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.io.location import is_remote
 from cloudem.io.store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
@@ -17,7 +20,10 @@ TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 """What an optics group says of images that are not as the microscope took them."""
 
 BATCH = 128
-"""Images that a task holds in memory at a time."""
+"""Images that a task works on at a time."""
+
+AHEAD = 2
+"""Batches that are read from object storage before they are needed, and held in memory."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,31 @@ def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     """
     count = max(-(-len(indices) // size), min(4, -(-len(indices) // BATCH)), 1)
     return np.array_split(indices, count)
+
+
+def image_batches(
+    dataset: Dataset, indices: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield the offset, the indices and the images of each batch.
+
+    From object storage, the next `AHEAD` batches are read while one is used; a folder gives nothing to wait for.
+    """
+    if not is_remote(dataset.store.url):
+        for first, chosen in batches(indices):
+            yield first, chosen, dataset.images(chosen)
+        return
+    coming: deque[tuple[int, NDArray[np.int64], Future[NDArray[np.float32]]]] = deque()
+    threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="cloudem-ahead")
+    try:
+        for first, chosen in batches(indices):
+            coming.append((first, chosen, threads.submit(dataset.images, chosen)))
+            if len(coming) > AHEAD:
+                first, chosen, images = coming.popleft()
+                yield first, chosen, images.result()
+        for first, chosen, images in coming:
+            yield first, chosen, images.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def batches(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
