@@ -22,7 +22,7 @@ from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device
 from cloudem.execution.executor import Added, Fold
 from cloudem.io.groups import read_attributes, read_group, read_rows
-from cloudem.jobs.dataset import Dataset, batches
+from cloudem.jobs.dataset import Dataset, image_batches
 from cloudem.kernels.slices import padded_box
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
@@ -142,8 +142,10 @@ def read_known(url: str, indices: NDArray[np.int64]) -> Known:
     return Known(first, rows["scale"], rows["settled"], poses)
 
 
-def batch_of(dataset: Dataset, indices: NDArray[np.int64], known: Known, device: Device) -> Batch:
-    """Read a batch."""
+def batch_of(
+    dataset: Dataset, indices: NDArray[np.int64], images: NDArray[np.float32], known: Known, device: Device
+) -> Batch:
+    """Put images together with what is known of them."""
     poses = None
     if known.poses is not None:
         rows = np.flatnonzero(np.isin(known.poses.images, indices))
@@ -152,7 +154,7 @@ def batch_of(dataset: Dataset, indices: NDArray[np.int64], known: Known, device:
     here = indices - known.first
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
-    return Batch(to_device(dataset.images(indices), device), *table, poses)
+    return Batch(to_device(images, device), *table, poses)
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan
     found: list[Found] = []
     noise: Any = 0
     known = read_known(url, item.indices)
-    for _, indices in batches(item.indices):
-        expected = expect(batch_of(dataset, indices, known, device), plan, model, sums)
+    for indices, images in image_batches(dataset, item.indices):
+        expected = expect(batch_of(dataset, indices, images, known, device), plan, model, sums)
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
         found.append(Found(poses, expected.weights))
         noise = noise + np.column_stack([expected.residual, expected.count])
@@ -213,8 +215,8 @@ def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
     """Return power spectra and their counts: the noise before anything is known."""
     total: Any = 0
     groups = len(dataset.particles.optics)
-    for _, indices in batches(item.indices):
-        power, count = power_spectrum(dataset.images(indices), dataset.optics_group[indices], groups)
+    for indices, images in image_batches(dataset, item.indices):
+        power, count = power_spectrum(images, dataset.optics_group[indices], groups)
         total = total + np.column_stack([power, count])
     return np.asarray(total)
 
@@ -222,7 +224,9 @@ def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
 def contrast_of_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> NDArray[np.float64]:
     """Return how well images match the reference as it is and with its sign changed (see :func:`contrast`)."""
     known, device = read_known(url, item.indices), choose_device()
-    parts = (batch_of(dataset, indices, known, device) for _, indices in batches(item.indices))
+    parts = (
+        batch_of(dataset, indices, images, known, device) for indices, images in image_batches(dataset, item.indices)
+    )
     return np.concatenate([contrast(part, plan, model) for part in parts])
 
 
@@ -230,13 +234,13 @@ def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Add
     """Insert images at the poses of the table; the ``add`` of a reconstruction's fold."""
     sums = empty_sums(dataset.store.box, k_max)
     pixel_size, table = dataset.store.pixel_size, dataset.particles
-    for _, indices in batches(item.indices):
+    for indices, images in image_batches(dataset, item.indices):
         rotations = euler_to_matrix(*(table[name][indices] for name in ("rot", "tilt", "psi")))
         shifts = np.stack([table.get(name, 0.0)[indices] for name in ("shift_x", "shift_y")], axis=1) / pixel_size
         poses = start_poses(np.arange(len(indices)), rotations, shifts)
         scale = table.get("intensity_scale", 1.0)[indices] * dataset.ctf_scale[indices]
         settled = np.ones(len(indices), bool)
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
-        batch = Batch(dataset.images(indices), *table_rows, poses)
+        batch = Batch(images, *table_rows, poses)
         insert_known(batch, pixel_size, k_max, sums)
     return Added({item.half: pack(sums, ball_of(dataset.store.box, k_max, operators(symmetry)))}, None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.io.location import is_remote
 from cloudem.io.store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
@@ -17,7 +20,10 @@ TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 """What an optics group says of images that are not as the microscope took them."""
 
 BATCH = 128
-"""Images that a task holds in memory at a time."""
+"""Images that a task works on at a time."""
+
+AHEAD = 2
+"""Batches that are read from object storage before they are needed, and held in memory."""
 
 MOST_GROUPS = 512
 """Groups of a half-set at most: each costs a volume to clear, fold and merge, and the scheduler a few milliseconds."""
@@ -162,10 +168,30 @@ def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return np.array_split(indices, 1 << (count.bit_length() - 1))
 
 
-def batches(indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield the offset and the indices of each batch."""
-    for first in range(0, len(indices), BATCH):
-        yield first, indices[first : first + BATCH]
+def image_batches(
+    dataset: Dataset, indices: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield the indices and the images of each batch.
+
+    From object storage, the next `AHEAD` batches are read while one is used; a folder gives nothing to wait for.
+    """
+    cut = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
+    if not is_remote(dataset.store.url):
+        for chosen in cut:
+            yield chosen, dataset.images(chosen)
+        return
+    coming: deque[tuple[NDArray[np.int64], Future[NDArray[np.float32]]]] = deque()
+    threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="cloudem-ahead")
+    try:
+        for ahead in cut:
+            coming.append((ahead, threads.submit(dataset.images, ahead)))
+            if len(coming) > AHEAD:
+                chosen, images = coming.popleft()
+                yield chosen, images.result()
+        for chosen, images in coming:
+            yield chosen, images.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def micrograph_numbers(particles: Particles) -> NDArray[np.int64]:

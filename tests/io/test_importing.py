@@ -35,8 +35,8 @@ def restack(project, images, box=BOX):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_background_is_normalised_and_the_source_can_be_had_back(project, images, dtype):
-    store, summary = run(project / "particles.star", project / "p.zarr", dtype=dtype, diameter=12.0)
+def test_background_is_normalised_and_the_source_can_be_had_back(project, images, dtype, url):
+    store, summary = run(project / "particles.star", url, dtype=dtype, diameter=12.0)
     got = store.read_images(np.arange(COUNT))
     outside = background(BOX, 12.0 / 1.34)
     assert abs(got[:, outside].mean(axis=1)).max() < 1e-3

@@ -1,5 +1,11 @@
 import concurrent.futures
+import errno
+import itertools
 import pickle
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudem.errors import (
+    CloudemError,
     FormatError,
     InconsistentDataError,
     MissingInputError,
@@ -15,9 +22,11 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
+from cloudem.io import writing
 from cloudem.io.half import gather, narrow
+from cloudem.io.location import contents, is_remote, join, object_store, write_bytes, zarr_store
 from cloudem.io.shards import ShardMaps, StackLayout
-from cloudem.io.store import open_particles, write_particles
+from cloudem.io.store import open_particles, write_group, write_particles
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 
@@ -41,9 +50,9 @@ def write(url, images, dtype="float16", step=7):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("count", [1, 16, 17, 1024, 2100])
-def test_images_and_table_come_back(tmp_path, dtype, count):
+def test_images_and_table_come_back(url, dtype, count):
     images = stack(count)
-    store = write(tmp_path / "p.zarr", images, dtype, step=100)
+    store = write(url, images, dtype, step=100)
     assert (len(store), store.box, store.pixel_size, store.dtype) == (count, 8, 1.5, dtype)
     expected = images.astype(dtype).astype(np.float32)
     np.testing.assert_array_equal(store.read_images(np.arange(count)), expected)
@@ -54,9 +63,9 @@ def test_images_and_table_come_back(tmp_path, dtype, count):
     assert store.read_images([]).shape == (0, 8, 8)
 
 
-def test_zarr_reads_the_same(tmp_path):
-    store = write(tmp_path / "p.zarr", stack(1100))
-    images = zarr.open_group(tmp_path / "p.zarr", mode="r")["images"]
+def test_zarr_reads_the_same(url):
+    store = write(url, stack(1100))
+    images = zarr.open_group(zarr_store(url), mode="r")["images"]
     np.testing.assert_array_equal(images[...].astype(np.float32), store.read_images(np.arange(1100)))
 
 
@@ -152,7 +161,7 @@ def test_ties_between_halves_go_to_even_and_what_does_not_fit_is_noticed():
         assert not narrow(np.array([1, value], dtype=np.float32))[1]
 
 
-def test_what_cannot_be_stored_is_said_and_leaves_nothing(tmp_path):
+def test_what_cannot_be_stored_is_said_and_leaves_nothing(url):
     images = stack(20)
     cases = [
         (images * np.float32(1e6), {}, ParameterError, "normalise"),
@@ -164,21 +173,19 @@ def test_what_cannot_be_stored_is_said_and_leaves_nothing(tmp_path):
     ]
     for given_images, options, error, words in cases:
         with pytest.raises(error, match=words):
-            write_particles(
-                tmp_path / "p.zarr", table(20), [given_images], box=given_images.shape[1], pixel_size=1.0, **options
-            )
-        assert list(tmp_path.iterdir()) == []
+            write_particles(url, table(20), [given_images], box=given_images.shape[1], pixel_size=1.0, **options)
+        assert contents(url.rpartition("/")[0]) == []
     with pytest.raises(ParameterError, match="pixel size"):
-        write_particles(tmp_path / "p.zarr", table(20), [images], box=8, pixel_size=0.0)
+        write_particles(url, table(20), [images], box=8, pixel_size=0.0)
     with pytest.raises(ParameterError, match="empty"):
-        write_particles(tmp_path / "p.zarr", table(0), [], box=8, pixel_size=1.0)
+        write_particles(url, table(0), [], box=8, pixel_size=1.0)
 
 
-def test_an_output_that_exists_is_left_alone(tmp_path):
-    write(tmp_path / "p.zarr", stack(20))
+def test_an_output_that_exists_is_left_alone(url):
+    write(url, stack(20))
     with pytest.raises(OutputExistsError, match="exists already"):
-        write(tmp_path / "p.zarr", stack(30))
-    assert len(open_particles(tmp_path / "p.zarr")) == 20
+        write(url, stack(30))
+    assert len(open_particles(url)) == 20
 
 
 def test_leftovers_of_a_killed_run_do_not_matter(tmp_path):
@@ -187,15 +194,83 @@ def test_leftovers_of_a_killed_run_do_not_matter(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["p.zarr"]
 
 
-def test_what_is_no_store_is_said(tmp_path):
-    (tmp_path / "file.star").write_text("x")
-    (tmp_path / "empty").mkdir()
+KILLED = """
+import sys
+import numpy as np
+from cloudem.io.writing import particle_writer
+with particle_writer(sys.argv[1], expected=9000, box=8, pixel_size=1.0) as writer:
+    writer.append(np.zeros((3000, 8, 8), np.float32))
+    print("go", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_writer_killed_at_any_time_is_not_in_the_way(url):
+    """Its shards are there, or on their way; nobody takes them for a store, and the next writer removes them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"go\n"
+        deadline = time.monotonic() + 20
+        place = join(url if is_remote(url) else f"{url}.partial", "images", "c")
+        while not contents(place) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert contents(place)
+    with pytest.raises(CloudemError, match=r"no finished cloudem store|does not exist"):
+        open_particles(url)
+    store = write(url, stack(20))
+    assert len(store.read_images(np.arange(20))) == 20
+    assert contents(join(url, "images", "c")) == ["0"]
+    assert contents(url) == sorted(["arrays-1", "columns", "images", "zarr.json"])
+
+
+def test_a_failing_upload_is_said_and_leaves_nothing(url, monkeypatch):
+    real, puts = writing.put, itertools.count()
+
+    def put(*given):
+        if next(puts) == 2:
+            raise OSError(errno.EIO, "the cable is out")
+        real(*given)
+
+    monkeypatch.setattr(writing, "put", put)
+    with pytest.raises(StorageError, match="the cable is out"):
+        write(url, stack(7000), step=500)
+    assert contents(url.rpartition("/")[0]) == []
+
+
+def test_few_shards_are_on_their_way_at_a_time(tmp_path, monkeypatch):
+    """However slow the store is: each of them takes memory."""
+    real, now, most = writing.put, [0], [0]
+
+    def put(*given):
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        real(*given)
+        now[0] -= 1
+
+    monkeypatch.setattr(writing, "put", put)
+    write(tmp_path / "p.zarr", stack(12 * 1024), step=1024)
+    assert most[0] == 3
+
+
+def test_what_is_no_store_is_said(url):
     with pytest.raises(MissingInputError, match="cloudem import"):
-        open_particles(tmp_path / "nowhere")
+        open_particles(join(url, "nowhere"))
+    object_store(url, create=True)
+    write_bytes(join(url, "somewhere", "else"), b"x")
+    with pytest.raises(FormatError, match="no finished"):
+        open_particles(join(url, "somewhere"))
+    write_group(url, "", {}, {"kind": "result"})
+    with pytest.raises(FormatError, match="a result of kind 'result'"):
+        open_particles(url)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file.star").write_text("x")
     with pytest.raises(FormatError, match="is a file"):
         open_particles(tmp_path / "file.star")
-    with pytest.raises(FormatError, match="no finished"):
-        open_particles(tmp_path / "empty")
 
 
 def test_damage_is_noticed(tmp_path):

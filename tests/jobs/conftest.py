@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,14 @@ def quiet_context(url: Path | str) -> Context:
     return Context(executor=SerialExecutor(), progress=SilentProgress(log), log=log, url=str(url))
 
 
-def arrays_of(url: Path | str) -> dict[str, NDArray[Any]]:
+def arrays_of(url: Path | str, paths: Sequence[str] = ("result", "particles")) -> dict[str, NDArray[Any]]:
     """Return every array of a finished refinement by path."""
-    groups = {path: read_group(url, path)[0] for path in ("result", "particles")}
+    groups = {path: read_group(url, path)[0] for path in paths}
     return {f"{path}/{name}": values for path, arrays in groups.items() for name, values in arrays.items()}
 
 
-def assert_same_bits(one: Path | str, other: Path | str) -> None:
-    first, second = arrays_of(one), arrays_of(other)
+def assert_same_bits(one: Path | str, other: Path | str, paths: Sequence[str] = ("result", "particles")) -> None:
+    first, second = arrays_of(one, paths), arrays_of(other, paths)
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
