@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
+from cloudem.io.normalising import scale_by_background
 from cloudem.io.sources import SourceImages, SourceTable
 from cloudem.io.store import particle_writer
 
@@ -88,14 +89,10 @@ def normalise(images: NDArray[np.float32], outside: NDArray[np.bool_]) -> Normal
     normalised
         Where the background alone is constant (noise-free or masked images) the deviation is that of the whole image.
     """
-    flat = images.reshape(len(images), outside.size)
-    pixels = flat[:, outside.reshape(-1)]
-    mean = pixels.mean(axis=1, dtype=np.float64)
-    std = pixels.std(axis=1, dtype=np.float64)
-    whole = flat.std(axis=1, dtype=np.float64)
-    scale = np.where(std > 1e-6 * whole, std, whole).astype(np.float32)
-    centre = mean.astype(np.float32)
-    return Normalised((images - centre[:, None, None]) / scale[:, None, None], centre, scale)
+    out = np.empty(images.shape, dtype=np.float32)
+    mean, std = np.empty((2, len(images)), dtype=np.float32)
+    scale_by_background(images, outside.astype(np.float64), out, mean, std)
+    return Normalised(out, mean, std)
 
 
 def import_particles(
