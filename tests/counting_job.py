@@ -49,6 +49,7 @@ class Count(Job):
         folder = Path(context.url)
         folder.mkdir(exist_ok=True)
         if self.fail == "oddly":
+            (folder / "part").touch()
             raise KeyError("foo")
         if self.fail == "disk":
             raise OSError(28, "No space left on device", "result/map")

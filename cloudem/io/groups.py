@@ -98,6 +98,9 @@ def write_group(
         generation = f"arrays-{number}-{secrets.token_hex(4)}" if guarded else f"arrays-{number}"
         _delete_generations(store, path, keep=None if current is None else current["generation"])
         _write_parents(store, path)
+        etag = None
+        if guarded and is_remote(url):
+            etag = before[1] if before else _replace(url, path, _group_document({}), None)
         put(store, _join(path, generation, "zarr.json"), _group_document({}))
         keys = {name: _key(name) for name in arrays}
         target = zarr_store(url)
@@ -105,8 +108,8 @@ def write_group(
         marker = {"generation": generation, "arrays": keys}
         document = _group_document({**_plain(attributes), _MARKER: marker})
         guard()
-        if guarded and is_remote(url):
-            _replace(url, path, document, None if before is None else before[1])
+        if etag is not None:
+            _replace(url, path, document, etag)
         else:
             put(store, _join(path, "zarr.json"), document)
         if current is not None:
@@ -289,15 +292,19 @@ def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
     return flat.astype(TEXT).reshape(array.shape[:-1])
 
 
-def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str | None) -> None:
+def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str | None) -> str:
     """Write a group's document soon or not at all, and only if it is still the one that was there before."""
     store, key = prompt_store(url), _join(path, "zarr.json")
     written = put_if_absent(store, key, document) if etag is None else put_if_match(store, key, document, etag)
-    if written is None and get(store, key) != document:  # it is ours if only the answer got lost
+    if written is not None:
+        return written
+    found = get_with_etag(store, key)
+    if found is None or found[0] != document:  # it is ours if only the answer got lost
         raise LeaseLostError(
             f"stopped, and nothing more was written: {join(url, path)} was changed by another client meanwhile; run "
             "the same command again when nobody else writes there"
         )
+    return found[1]
 
 
 def _read_document(store: Store, path: str) -> dict[str, Any] | None:

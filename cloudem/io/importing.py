@@ -107,6 +107,7 @@ def import_particles(
     project_folder: str | os.PathLike[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> ImportSummary:
     """Write the particles of a table and their images to a new particle store.
 
@@ -134,6 +135,8 @@ def import_particles(
         What else the store should say of itself.
     on_progress
         Called with the number of images done since the last call.
+    guard
+        As for `cloudem.io.writing.particle_writer`.
 
     Returns
     -------
@@ -154,7 +157,9 @@ def import_particles(
     kept: list[NDArray[np.int64]] = []
     means: list[NDArray[np.float32]] = []
     deviations: list[NDArray[np.float32]] = []
-    with particle_writer(url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored) as writer:
+    with particle_writer(
+        url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored, guard=guard
+    ) as writer:
         for start, stop in _batches(len(source.particles), images.box):
             batch = images.read(start, stop)
             usable = _usable(batch, source, start, summary)

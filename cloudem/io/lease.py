@@ -27,10 +27,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
-from cloudem.io.location import storage_errors
+from cloudem.io.location import LEASE_FILE, storage_errors
 from cloudem.io.swap import Slot, slot
-
-LEASE_FILE = "lease.json"
 
 LENGTH_S = 60.0
 """A lease that was not renewed for so long may be taken over."""

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -36,15 +36,18 @@ Store: TypeAlias = LocalStore | S3Store
 UNFINISHED = "unfinished"
 """Object that is there while something is being written that is of no use before it is whole."""
 
+LEASE_FILE = "lease.json"
+"""Object that says who writes, see `cloudem.io.lease`; it belongs to no content."""
+
 _S3 = "s3://"
 _IN_PARTS = 96 * 2**20
 """Objects above this size are sent in parts; a smaller one is one request, and so one that can be conditional."""
 
 _CLIENT: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "3min", "timeout": "10min"}
 _RETRY: "RetryConfig" = {
-    "max_retries": 10,
+    "max_retries": 1000,  # the time is what counts
     "retry_timeout": timedelta(minutes=2),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 3},
 }
 # The first request to a server: whoever mistyped its address shall not wait for minutes.
 _FIRST_CLIENT: "ClientConfig" = {"connect_timeout": "3s", "timeout": "4s"}
@@ -64,7 +67,7 @@ _REASONS = {
     "SignatureDoesNotMatch": "{endpoint} refuses the secret key; check AWS_SECRET_ACCESS_KEY or the profile",
     "ExpiredToken": "the credentials have expired; log in again",
     "RequestTimeTooSkewed": "this machine's clock differs from that of {endpoint}; set the clock",
-    "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION to it",
+    "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
     "QuotaExceeded|InsufficientCapacity|507 Insufficient": "{endpoint} has no room left; free some, or ask for more",
     "error sending request|operation timed out|dns error": (
         "{endpoint} cannot be reached; check AWS_ENDPOINT_URL_S3 and the network"
@@ -129,14 +132,14 @@ def exists(url: str | os.PathLike[str]) -> bool:
 
 
 def contents(url: str | os.PathLike[str]) -> list[str]:
-    """Return the names of what lies right under a URL, sorted; none where there is nothing."""
+    """Return the names of what lies right under a URL, sorted, but for a lease; none where there is nothing."""
     if not is_remote(url):
         folder = folder_of(url)
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return sorted({path.name for path in folder.iterdir()} - {LEASE_FILE}) if folder.is_dir() else []
     with storage_errors(url):
         found = obstore.list_with_delimiter(object_store(url))
     paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-    return sorted(str(path).rsplit("/", 1)[-1] for path in paths)
+    return sorted({str(path).rsplit("/", 1)[-1] for path in paths} - {LEASE_FILE})
 
 
 def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
@@ -306,9 +309,9 @@ def folders(store: Store, prefix: str) -> list[str]:
 
 
 def delete_all(store: Store, prefix: str) -> None:
-    """Delete every object under a prefix."""
+    """Delete every object under a prefix, but for the lease of the store."""
     for batch in obstore.list(store, prefix or None, chunk_size=1000):
-        obstore.delete(store, [str(entry["path"]) for entry in batch])
+        obstore.delete(store, [str(entry["path"]) for entry in batch if entry["path"] != LEASE_FILE])
 
 
 @contextmanager
@@ -360,11 +363,12 @@ def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_prefix(url: str | os.PathLike[str]) -> Iterator[str]:
+def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = None) -> Iterator[str]:
     """Give a URL to write under, for what has its last object written last; nothing is left when the block raises.
 
     A folder is a `new_folder`. Objects on S3 cannot be renamed: there the object `UNFINISHED` is written first and
-    deleted last, and what a killed run left beside it is removed before anything is written.
+    deleted last, and what a killed run left beside it is removed before anything is written. The guard is called before
+    anything is deleted, and raises if somebody else may be writing there.
 
     Raises
     ------
@@ -378,16 +382,19 @@ def new_prefix(url: str | os.PathLike[str]) -> Iterator[str]:
             yield str(folder)
         return
     found = contents(url)
-    if found and (UNFINISHED not in found or "zarr.json" in found):
+    if found and UNFINISHED not in found:
         raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
     with storage_errors(url):
         store = object_store(url)
+        guard = guard or (lambda: None)
+        guard()
         delete_all(store, "")
         put(store, UNFINISHED, b"{}")
         try:
             yield os.fspath(url)
         except BaseException:
-            with suppress(BaseError, OSError):
+            with suppress(BaseError, OSError, CloudemError):
+                guard()
                 delete_all(store, "")
             raise
         store.delete(UNFINISHED)

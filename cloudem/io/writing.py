@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -27,11 +27,14 @@ _ON_THEIR_WAY = 3
 class ParticleWriter:
     """Takes images in order and turns them into a particle store; made by `particle_writer`."""
 
-    def __init__(self, url: str, layout: StackLayout, pixel_size: float, uploads: "_Uploads") -> None:
+    def __init__(
+        self, url: str, layout: StackLayout, pixel_size: float, uploads: "_Uploads", guard: Callable[[], None] | None
+    ) -> None:
         self._url = url
         self._layout = layout
         self._pixel_size = pixel_size
         self._uploads = uploads
+        self._guard = guard
         self._waiting: list[NDArray[Any]] = []
         self._waiting_count = 0
         self._shards = 0
@@ -93,13 +96,15 @@ class ParticleWriter:
             self._write_shard()
         layout = StackLayout(count, self._layout.box, self._layout.dtype, self._layout.chunk, self._layout.shard)
         self._uploads.send("images/zarr.json", layout.metadata({"unit": "standard deviations of the background"}))
-        write_group(self._url, "columns", *particles_to_arrays(particles))
+        write_group(self._url, "columns", *particles_to_arrays(particles), guard=self._guard)
         self._uploads.wait()
         described = {"kind": "particles", "pixel_size_A": self._pixel_size, "box": layout.box, "particles": count}
-        write_group(self._url, "", {}, {**(attributes or {}), **described})
+        write_group(self._url, "", {}, {**(attributes or {}), **described}, guard=self._guard)
         self._finished = True
 
     def _write_shard(self) -> None:
+        if self._guard is not None:
+            self._guard()
         joined = np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         self._uploads.send(self._layout.key(self._shards), self._layout.encode(joined[: self._layout.shard]))
         rest = joined[self._layout.shard :]
@@ -136,7 +141,13 @@ class _Uploads:
 
 @contextmanager
 def particle_writer(
-    url: str | os.PathLike[str], *, expected: int, box: int, pixel_size: float, dtype: str = "float16"
+    url: str | os.PathLike[str],
+    *,
+    expected: int,
+    box: int,
+    pixel_size: float,
+    dtype: str = "float16",
+    guard: Callable[[], None] | None = None,
 ) -> Iterator[ParticleWriter]:
     """Open a new particle store for writing; it is one only when finished.
 
@@ -155,6 +166,8 @@ def particle_writer(
         Å per pixel.
     dtype
         ``"float16"`` or ``"float32"``.
+    guard
+        Called before anything is written; raises if somebody else may be writing there.
 
     Raises
     ------
@@ -174,8 +187,8 @@ def particle_writer(
     if expected < 1:
         raise ParameterError("no particles were selected: the input is empty")
     layout = StackLayout.choose(expected, box, dtype)
-    with new_prefix(url) as place, ThreadPoolExecutor(_ON_THEIR_WAY, "cloudem-uploads") as pool:
-        writer = ParticleWriter(place, layout, pixel_size, _Uploads(object_store(place), pool))
+    with new_prefix(url, guard) as place, ThreadPoolExecutor(_ON_THEIR_WAY, "cloudem-uploads") as pool:
+        writer = ParticleWriter(place, layout, pixel_size, _Uploads(object_store(place), pool), guard)
         yield writer
         if not writer.finished:
             raise ParameterError(f"{os.fspath(url)}: writing stopped before the particle table came")
@@ -190,6 +203,7 @@ def write_particles(
     pixel_size: float,
     dtype: str = "float16",
     attributes: Mapping[str, Any] | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> None:
     """Write a particle store.
 
@@ -209,13 +223,16 @@ def write_particles(
         ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
     attributes
         What else the store should say of itself; anything that JSON holds.
+    guard
+        As for `particle_writer`.
 
     Raises
     ------
     OutputExistsError, ParameterError, InconsistentDataError, StorageError
         As `particle_writer`, `ParticleWriter.append` and `ParticleWriter.finish` say. Nothing is left behind.
     """
-    with particle_writer(url, expected=len(particles), box=box, pixel_size=pixel_size, dtype=dtype) as writer:
+    count = len(particles)
+    with particle_writer(url, expected=count, box=box, pixel_size=pixel_size, dtype=dtype, guard=guard) as writer:
         for batch in images:
             writer.append(batch)
         writer.finish(particles, attributes)

@@ -37,7 +37,10 @@ from cloudem import __version__
 from cloudem.errors import CloudemError, ParameterError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cloudem.execution.executor import Executor
+    from cloudem.io.lease import Lease
     from cloudem.jobs.progress import Progress
 
 JOBS: dict[str, str] = {
@@ -180,12 +183,39 @@ class Context:
         Information and warnings go to the screen and to ``OUT/log.txt``, debug lines to the file alone.
     url
         Where the results go.
+    lease
+        Keeps other clients from writing there; None for those who look after that themselves.
     """
 
     executor: Executor
     progress: Progress
     log: logging.Logger
     url: str
+    lease: Lease | None = None
+
+    def check(self) -> None:
+        """Make sure that nobody else writes results there: to be called before every commit.
+
+        Raises
+        ------
+        LeaseLostError
+            Somebody else does, or may.
+        """
+        if self.lease is not None:
+            self.lease.check()
+
+    def write(self, path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
+        """Write a group of the results (`cloudem.io.groups.write_group`), unless somebody else writes there."""
+        from cloudem.io import groups
+
+        groups.write_group(self.url, path, arrays, attributes, guard=self.check)
+
+    def delete(self, path: str) -> None:
+        """Delete a group of the results, unless somebody else writes there."""
+        from cloudem.io import groups
+
+        self.check()
+        groups.delete_group(self.url, path)
 
 
 class Declaration(BaseModel):
@@ -213,6 +243,8 @@ class Job(Declaration):
     examples: ClassVar[tuple[str, ...]] = ()
     keeps_log: ClassVar[bool] = True
     """Whether ``OUT`` is a folder that gets a ``log.txt``."""
+    new_out: ClassVar[bool] = False
+    """Whether ``OUT`` is made as a whole and must not be there before."""
     parallel: ClassVar[bool] = True
     """Whether the executor is worth starting; a job of one short step runs on the serial one."""
 

@@ -17,6 +17,7 @@ class Export(Job):
         "cloudem export particles.zarr --out files",
     )
     keeps_log: ClassVar[bool] = False
+    new_out: ClassVar[bool] = True
     parallel: ClassVar[bool] = False
 
     source: Place = parameter(meaning="results of a job, or a particle store", positional=True)

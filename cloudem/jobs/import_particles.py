@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _BASE_BYTES = 300 * 2**20
 """Python with its libraries."""
 
-_BATCH_BYTES = 6 * 32 * 2**20 + 3 * 64 * 2**20
-"""A batch of images and what is made of it, and a shard on its way to the disk."""
+_BATCH_BYTES = 6 * 32 * 2**20 + 5 * 64 * 2**20
+"""A batch of images and what is made of it, a shard that is put together, and those on their way to the store."""
 
 _ROW_BYTES = 2000
 """A row of the table while it is read and written."""
@@ -30,6 +30,7 @@ class ImportParticles(Job):
         "cloudem import J42/particles.cs --passthrough J42/passthrough_particles.cs --out particles.zarr",
     )
     keeps_log: ClassVar[bool] = False
+    new_out: ClassVar[bool] = True
     parallel: ClassVar[bool] = False
 
     particles: Place = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
@@ -80,6 +81,7 @@ class ImportParticles(Job):
                 project_folder=self.project_folder,
                 attributes=job_record(self),
                 on_progress=stage.advance,
+                guard=context.check,
             )
         for line in summary.lines():
             context.progress.warning(line)

@@ -61,11 +61,11 @@ class _LogFile(_Log):
     """Appends to a file."""
 
     def _write(self, *, last: bool) -> None:
-        folder = folder_of(self._url)
-        if not self._lines or not folder.is_dir():
-            return
-        with contextlib.suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write("\n".join(self._lines) + "\n")
+        with contextlib.suppress(OSError):
+            if not self._lines or not contents(self._url):
+                return
+            with (folder_of(self._url) / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write("\n".join(self._lines) + "\n")
             self._lines.clear()
 
 

@@ -47,7 +47,7 @@ class Postprocess(Job):
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
-        from cloudem.io.groups import read_attributes, write_group
+        from cloudem.io.groups import read_attributes
         from cloudem.jobs.report import run_attributes, write_report
 
         other = (read_attributes(context.url, "") or {}).get("job", self.name)
@@ -66,7 +66,7 @@ class Postprocess(Job):
                 low_resolution=self.guinier_from_A,
             )
         self._say(done, context)
-        write_group(context.url, "", {}, {"kind": "result", **job_record(self)})
+        context.write("", {}, {"kind": "result", **job_record(self)})
         attributes = {
             "pixel_size_A": pixel_size,
             "resolution_A": done.resolution,
@@ -75,7 +75,7 @@ class Postprocess(Job):
             "randomise_from_shell": done.fsc.randomise_from,
             **run_attributes(context.progress),
         }
-        write_group(context.url, "result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
+        context.write("result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
         context.progress.message(f"report: {write_report(context.url)}")
 
     def _read_mask(

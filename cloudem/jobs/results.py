@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
-from cloudem.io.groups import particles_to_arrays, write_group
+from cloudem.io.groups import particles_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
@@ -64,7 +64,7 @@ def write_maps(
             "the mean density inside the mask is negative: contrast is inverted, or the refinement has failed; look "
             "at the map before you use it"
         )
-    write_group(context.url, "particles", *particles_to_arrays(particles))
+    context.write("particles", *particles_to_arrays(particles))
     arrays = {"half1": halves[0], "half2": halves[1], "map": shown, "map_unfiltered": whole, "mask": mask}
     attributes = {
         "pixel_size_A": pixel_size,
@@ -77,7 +77,7 @@ def write_maps(
         "notes": [HAND],
         **run_attributes(progress),
     }
-    write_group(context.url, "result", {**arrays, **curves.by_name()}, attributes)
+    context.write("result", {**arrays, **curves.by_name()}, attributes)
     progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")

@@ -1,4 +1,4 @@
-"""Running a job: memory checked first, a log beside the results, a view, and the executor open only meanwhile."""
+"""Running a job: nobody else at the same results, memory checked first, a log beside them, a view, an executor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import psutil
 from cloudem import __version__
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
+from cloudem.io.lease import hold
+from cloudem.io.location import is_remote
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress, clock
@@ -40,14 +42,17 @@ def run_job(
     Raises
     ------
     CloudemError
-        Whatever the job raises on purpose; OutOfMemoryError if it cannot fit into this machine.
+        Whatever the job raises on purpose; LeaseHeldError if another client writes the same results; OutOfMemoryError
+        if it cannot fit into this machine.
     """
     log = logging.getLogger("cloudem")
     log.setLevel(logging.DEBUG)
     with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(view(log)) if view else SilentProgress(log)
+        place = place_of_lease(job)
+        lease = stack.enter_context(hold(place, log=log)) if place else None
         if job.keeps_log:
             stack.enter_context(keep_log(log, job.out))
-        progress = stack.enter_context(view(log)) if view else SilentProgress(log)
         started = time.monotonic()
         try:
             check_memory(job.project().memory(tasks), log)
@@ -55,7 +60,7 @@ def run_job(
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():
                     log.debug("parameter %s = %r", name, value)
-                job.run(Context(executor=executor, progress=progress, log=log, url=job.out))
+                job.run(Context(executor=executor, progress=progress, log=log, url=job.out, lease=lease))
             log.info("%s finished in %s: %s", job.name, clock(time.monotonic() - started), job.out)
         except KeyboardInterrupt:
             log.debug("interrupted after %s", clock(time.monotonic() - started))
@@ -67,6 +72,13 @@ def run_job(
             log.debug("stopped by an unexpected error", exc_info=True)
             raise
     return progress
+
+
+def place_of_lease(job: Job) -> str | None:
+    """Return where the lease of a job's results lies; None for jobs that write one object."""
+    if job.keeps_log or (job.new_out and is_remote(job.out)):
+        return job.out
+    return f"{job.out}.lease" if job.new_out else None  # a new folder is not there until it is whole
 
 
 def check_memory(needed: int, log: logging.Logger) -> None:

@@ -103,6 +103,7 @@ class Simulate(Job):
         with context.progress.stage("density"):
             volume = self._density()
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
+        context.check()
         object_store(context.url, create=True)
         write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size)
         write_volume(join(context.url, START_FILE), start, volume.pixel_size)
@@ -146,8 +147,9 @@ class Simulate(Job):
                 pixel_size=volume.pixel_size,
                 dtype=self.dtype,
                 attributes=attributes,
+                guard=context.check,
             )
-        write_group(url, "truth", *particles_to_arrays(truth))
+        write_group(url, "truth", *particles_to_arrays(truth), guard=context.check)
         context.progress.message(
             f"{self.count} particles of {simulator.box} px in {url}; the truth is in its group truth"
         )

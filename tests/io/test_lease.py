@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
 from cloudem.io import lease as leasing
 from cloudem.io.groups import read_group, write_group
-from cloudem.io.lease import LEASE_FILE, Look, Refuse, Take, Wait, hold, observe, still_held
-from cloudem.io.location import contents, exists
+from cloudem.io.lease import Look, Refuse, Take, Wait, hold, observe, still_held
+from cloudem.io.location import LEASE_FILE, contents, exists
 from cloudem.io.swap import Slot, slot
 
 LOG = logging.getLogger("cloudem.tests.lease")

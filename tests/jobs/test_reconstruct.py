@@ -11,9 +11,9 @@ import pytest
 
 from cloudem.errors import InconsistentDataError, OutputExistsError, StorageError
 from cloudem.execution.dask import DaskExecutor
+from cloudem.io import groups
 from cloudem.io.groups import has_group, particles_from_arrays, read_group
 from cloudem.io.mrc import write_volume
-from cloudem.jobs import results
 from cloudem.jobs.export import Export
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.kernels.shells import fourier_shell_correlation
@@ -144,7 +144,7 @@ def test_a_limit_is_kept(posed, tmp_path, no_report):
 def test_what_is_there_is_left_alone(posed, tmp_path, no_report, monkeypatch):
     job = Reconstruct(particles=posed.particles, out=str(tmp_path / "out"))
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_group", lambda *_: (_ for _ in ()).throw(StorageError("the disk is full")))
+        patch.setattr(groups, "write_group", lambda *_, **__: (_ for _ in ()).throw(StorageError("the disk is full")))
         with pytest.raises(StorageError):
             run(job)
     assert not has_group(job.out, "result")

@@ -18,6 +18,7 @@ from cloudem.algorithms.refinement import State, plan_of
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.executor import SerialExecutor
+from cloudem.io import groups
 from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.store import open_particles, write_particles
 from cloudem.jobs import refining, results, solving
@@ -84,11 +85,11 @@ def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> Non
     """Have the given write of a group, counted from 1, stop before it is done."""
     real, left = module.write_group, [time]
 
-    def write(url: str, group: str, *rest: Any) -> None:
+    def write(url: str, group: str, *rest: Any, **options: Any) -> None:
         left[0] -= group.startswith(path)
         if left[0] == 0 and group.startswith(path):
             raise StoppedError
-        real(url, group, *rest)
+        real(url, group, *rest, **options)
 
     patch.setattr(module, "write_group", write)
 
@@ -100,7 +101,7 @@ def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> Non
         (refining, "checkpoint", 4),  # the row of iteration 2 is written
         (solving, "references/002-2", 1),  # one reference of the next iteration is written
         (refining, "iterations/003", 1),
-        (results, "result", 1),  # the particles are written
+        (groups, "result", 1),  # the particles are written
     ],
 )
 def test_resumed_between_two_writes(module, path, time, scene, undisturbed, tmp_path, no_report):

@@ -1,0 +1,77 @@
+"""Two clients, one place for results: the job of one of them is done, and nothing of the other is in it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudem.errors import LeaseHeldError, LeaseLostError
+from cloudem.execution.executor import SerialExecutor
+from cloudem.io.lease import hold
+from cloudem.io.location import LEASE_FILE, contents
+from cloudem.io.swap import slot
+from cloudem.jobs.import_particles import ImportParticles
+from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.jobs.running import place_of_lease
+from tests.jobs.conftest import Scene, make_scene, run
+
+LOG = logging.getLogger("cloudem.tests.lease")
+
+
+@pytest.fixture(scope="module")
+def posed(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A few particles with poses."""
+    return make_scene(tmp_path_factory.mktemp("posed"), count=100, columns=lambda table: table)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "out")
+    return f"s3://{request.getfixturevalue('s3').bucket()}/out"
+
+
+def test_a_job_is_refused_where_another_client_writes(posed, out, no_report):
+    job = Reconstruct(particles=posed.particles, out=out)
+    with hold(out, log=LOG, length=2), pytest.raises(LeaseHeldError, match=r"is in use: process .*; wait for it to end"):
+        run(job)
+    assert not contents(out)
+    run(job)
+    assert "result" in contents(out)
+    assert slot(out, LEASE_FILE).read() is None
+
+
+class Interfering(SerialExecutor):
+    """Takes the lease away while the images are inserted, as somebody does who saw no renewal for its length."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self._place = slot(out, LEASE_FILE)
+
+    def accumulate(self, *arguments: Any, **options: Any) -> Any:
+        done = super().accumulate(*arguments, **options)
+        while True:  # until no renewal comes between
+            found = self._place.read()
+            assert found is not None
+            if self._place.swap(found[1], b'{"holder": "another"}'):
+                return done
+
+
+def test_a_job_that_lost_its_lease_writes_no_result(posed, out, no_report):
+    job = Reconstruct(particles=posed.particles, out=out)
+    with pytest.raises(LeaseLostError, match="was taken over by"):
+        run(job, lambda: Interfering(out))
+    assert not set(contents(out)) & {"result", "particles"}
+    found = slot(out, LEASE_FILE).read()
+    assert found is not None
+    assert found[0] == b'{"holder": "another"}'
+
+
+def test_where_the_lease_of_new_stores_lies(tmp_path):
+    local = ImportParticles(particles=str(tmp_path / "p.star"), out=str(tmp_path / "p.zarr"))
+    assert place_of_lease(local) == str(tmp_path / "p.zarr.lease")
+    remote = ImportParticles(particles=str(tmp_path / "p.star"), out="s3://bucket/p.zarr")
+    assert place_of_lease(remote) == "s3://bucket/p.zarr"
