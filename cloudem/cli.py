@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import sys
 import threading
@@ -34,6 +35,8 @@ INTERRUPTED = 130
 
 PATIENCE_S = 6.0
 """How long an interrupted command may take to clean up; another interrupt ends it at once."""
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 SHOW_CURSOR = b"\x1b[?25h"
 
@@ -93,6 +96,7 @@ class RunOptions(Declaration):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    _watch_signals()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _interrupt)
@@ -116,16 +120,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
-    """Stop what runs, and be gone soon in any case: a running task cannot be stopped, only left behind.
-
-    What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent.
-    """
-    for known in (signal.SIGINT, signal.SIGTERM):
+    """Stop what runs; see `_watch_signals` for what does not stop."""
+    for known in _STOPPING:
         signal.signal(known, lambda *_: _leave())
-    timer = threading.Timer(PATIENCE_S, _leave)
-    timer.daemon = True
-    timer.start()
     raise KeyboardInterrupt
+
+
+@functools.cache
+def _watch_signals() -> None:
+    """Be gone soon after an interrupt in any case: a running task cannot be stopped, only left behind.
+
+    What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent. Handlers
+    in Python run only between two steps of Python, which takes minutes where the main thread waits for a server that
+    does not answer. This thread hears of a signal at once.
+    """
+    heard, said = os.pipe()
+    os.set_blocking(said, False)
+    signal.set_wakeup_fd(said, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(heard, 1)[0] not in _STOPPING:
+            pass
+        select.select([heard], [], [], PATIENCE_S)
+        _leave()
+
+    threading.Thread(target=watch, name="cloudem-signals", daemon=True).start()
 
 
 def _leave() -> NoReturn:

@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,50 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
     assert process.returncode == 130
     assert errors == "cloudem: interrupted; run the same command again to resume\n"
     assert time.monotonic() - sent < 12
+
+
+class Stalling(BaseHTTPRequestHandler):
+    """Answers the first request and no other."""
+
+    stalled = threading.Event()
+    over = threading.Event()
+    first = True
+
+    def do_GET(self) -> None:
+        if not Stalling.first:
+            Stalling.stalled.set()
+            Stalling.over.wait(30)
+            self.close_connection = True
+            return
+        Stalling.first = False
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_an_interrupt_ends_the_wait_for_a_server(tmp_path: Path) -> None:
+    pytest.importorskip("boto3")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+        threading.Thread(target=server.serve_forever).start()
+        keys = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "knows"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "cloudem", "report", "s3://bucket/x"],
+            env={**keys, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}", "PATH": "/usr/bin:/bin"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert Stalling.stalled.wait(30)
+                sent = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                _, errors = process.communicate(timeout=20)
+            finally:
+                process.kill()
+                Stalling.over.set()
+                server.shutdown()
+    assert (process.returncode, errors) == (130, "cloudem: interrupted; run the same command again to resume\n")
+    assert time.monotonic() - sent < 10
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
