@@ -16,6 +16,7 @@ from cloudem import traffic
 from cloudem.errors import OutputExistsError, ParameterError, StorageError
 from cloudem.io import location
 from cloudem.io.location import (
+    UNFINISHED,
     absolute,
     contents,
     exists,
@@ -180,6 +181,16 @@ def test_something_new_is_there_as_a_whole_or_not_at_all(url):
     assert contents(url) == ["zarr.json"]
     with pytest.raises(OutputExistsError, match="exists already"), new_prefix(url):
         pass
+
+
+def test_what_a_killed_writer_left_is_removed_first(bucket):
+    url = f"s3://{bucket}/killed"
+    for key in (UNFINISHED, "images/c/0", "columns/zarr.json", "zarr.json"):
+        put(object_store(url), key, b"{}")
+    with new_prefix(url) as place:
+        assert contents(place) == [UNFINISHED]
+        put(object_store(place), "zarr.json", b"{}")
+    assert contents(url) == ["zarr.json"]
 
 
 def test_what_is_somebody_elses_is_left_alone(url):
