@@ -1,19 +1,15 @@
 """What a URL means: the only place that turns one into a store.
 
-A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix``. Access to S3 is found as the AWS tools find it: keys
-from the environment, a profile or the machine's role; the endpoint from ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``
-or the profile. What moves over the network is counted in `cloudem.traffic`, for the purpose of the block that runs.
+A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.s3`). What moves over the network is
+counted in `cloudem.traffic`, for the purpose of the block that runs.
 """
 
 import errno
 import fcntl
 import os
-import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -24,10 +20,9 @@ from obstore.store import LocalStore, S3Store
 
 from cloudem import traffic
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
+from cloudem.io import s3
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
-
     from cloudem.io.objects import ObjectsForZarr
 
 Store: TypeAlias = LocalStore | S3Store
@@ -39,47 +34,13 @@ UNFINISHED = "unfinished"
 LEASE_FILE = "lease.json"
 """Object that says who writes, see `cloudem.io.lease`; it belongs to no content."""
 
-_S3 = "s3://"
 _IN_PARTS = 96 * 2**20
 """Objects above this size are sent in parts; a smaller one is one request, and so one that can be conditional."""
-
-_CLIENT: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "3min", "timeout": "10min"}
-_RETRY: "RetryConfig" = {
-    "max_retries": 1000,  # the time is what counts
-    "retry_timeout": timedelta(minutes=2),
-    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 3},
-}
-# The first request to a server: whoever mistyped its address shall not wait for minutes.
-_FIRST_CLIENT: "ClientConfig" = {"connect_timeout": "3s", "timeout": "4s"}
-_FIRST_RETRY: "RetryConfig" = {**_RETRY, "max_retries": 1}
-
-_CREDENTIALS_S = 300
-"""Keys are asked for again after so long; those of a machine's role are good for at least ten minutes then."""
-
-_lock = threading.RLock()
-_buckets: dict[str, Mapping[str, Any]] = {}
-_opened: dict[str, S3Store] = {}
-_prompt: dict[str, S3Store] = {}
-
-_REASONS = {
-    "NoSuchBucket": "there is no such bucket at {endpoint}; make it first, or check name and endpoint",
-    "InvalidAccessKeyId": "{endpoint} does not know the access key; check AWS_ACCESS_KEY_ID or the profile",
-    "SignatureDoesNotMatch": "{endpoint} refuses the secret key; check AWS_SECRET_ACCESS_KEY or the profile",
-    "ExpiredToken": "the credentials have expired; log in again",
-    "RequestTimeTooSkewed": "this machine's clock differs from that of {endpoint}; set the clock",
-    "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION to it",
-    "QuotaExceeded|InsufficientCapacity|507 Insufficient": "{endpoint} has no room left; free some, or ask for more",
-    "error sending request|operation timed out|dns error": (
-        "{endpoint} cannot be reached; check AWS_ENDPOINT_URL_S3 and the network"
-    ),
-    "AccessDenied|403 Forbidden|Unauthenticated": "{endpoint} denies access; these credentials lack the permission",
-}
-"""What an object store's error says (a regular expression) -> what is wrong and what to try; the first that fits."""
 
 
 def is_remote(url: str | os.PathLike[str]) -> bool:
     """Return whether a URL lies on S3."""
-    return os.fspath(url).startswith(_S3)
+    return os.fspath(url).startswith(s3.SCHEME)
 
 
 def folder_of(url: str | os.PathLike[str]) -> Path:
@@ -113,8 +74,8 @@ def absolute(url: str | os.PathLike[str]) -> str:
     """
     if not is_remote(url):
         return str(folder_of(url).absolute())
-    bucket, prefix = _bucket_and_prefix(os.fspath(url))
-    return f"{_S3}{bucket}/{prefix}".rstrip("/")
+    bucket, prefix = s3.bucket_and_prefix(os.fspath(url))
+    return f"{s3.SCHEME}{bucket}/{prefix}".rstrip("/")
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
@@ -128,7 +89,7 @@ def exists(url: str | os.PathLike[str]) -> bool:
         return os.path.lexists(folder_of(url))
     if contents(url):
         return True
-    return "/" in absolute(url).removeprefix(_S3) and read_start(url, 0) is not None
+    return "/" in absolute(url).removeprefix(s3.SCHEME) and read_start(url, 0) is not None
 
 
 def contents(url: str | os.PathLike[str]) -> list[str]:
@@ -154,7 +115,7 @@ def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
         credentials, no such bucket, or its server cannot be reached.
     """
     if is_remote(url):
-        return _remote_store(os.fspath(url))
+        return s3.open_store(absolute(url))
     folder = folder_of(url)
     if not create and not folder.is_dir():
         raise StorageError(f"{folder} is not a folder: nothing can be read from it; check the path")
@@ -171,19 +132,7 @@ def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> "Objects
 
 def prompt_store(url: str | os.PathLike[str]) -> Store:
     """Open the object store under a URL with requests that end within 20 s: for what must not be written late."""
-    store = object_store(url)
-    if isinstance(store, LocalStore):
-        return store
-    with _lock:
-        if absolute(url) not in _prompt:
-            _prompt[absolute(url)] = S3Store(
-                prefix=store.prefix,
-                config=store.config,
-                credential_provider=store.credential_provider,
-                client_options={**(store.client_options or {}), "connect_timeout": "4s", "timeout": "8s"},
-                retry_config={**_RETRY, "retry_timeout": timedelta(seconds=10)},
-            )
-        return _prompt[absolute(url)]
+    return s3.open_store(absolute(url), prompt=True) if is_remote(url) else object_store(url)
 
 
 def put(store: Store, key: str, data: bytes | memoryview) -> None:
@@ -322,14 +271,14 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
     except CloudemError:
         raise
     except (OSError, BaseError) as error:
-        place = os.fspath(url)
+        place, first_line = os.fspath(url), str(error).partition("\n")[0] or type(error).__name__
         if is_remote(place):
-            raise StorageError(f"{place}: {_reason(error) or _first_line(error)}") from error
+            raise StorageError(f"{place}: {s3.what_is_wrong(error)}") from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise StorageError(f"{place}: the disk is full; free some space or choose another place") from error
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission" in str(error):
             raise StorageError(f"{place}: no permission to write there; choose another place") from error
-        raise StorageError(f"{place}: {_first_line(error)}") from error
+        raise StorageError(f"{place}: {first_line}") from error
 
 
 @contextmanager
@@ -400,95 +349,11 @@ def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = N
         store.delete(UNFINISHED)
 
 
-def _remote_store(url: str) -> S3Store:
-    url = absolute(url)
-    bucket, prefix = _bucket_and_prefix(url)
-    with _lock:
-        if bucket not in _buckets:
-            access = _access(url)
-            with storage_errors(url):
-                _ask(_connect(bucket, prefix, access, _FIRST_CLIENT, _FIRST_RETRY))
-            _buckets[bucket] = access
-        if url not in _opened:
-            _opened[url] = _connect(bucket, prefix, _buckets[bucket], _CLIENT, _RETRY)
-        return _opened[url]
-
-
-def _connect(
-    bucket: str, prefix: str, access: Mapping[str, Any], client: "ClientConfig", retry: "RetryConfig"
-) -> S3Store:
-    client = {**client, "allow_http": str(access["endpoint"]).startswith("http://")}
-    return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retry, **access)
-
-
-def _access(url: str) -> dict[str, Any]:
-    """Return what a store needs to know of endpoint, region and credentials."""
-    try:
-        import boto3
-        from botocore.exceptions import BotoCoreError
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError as error:
-        raise StorageError(f"{url} needs boto3, which is not installed; pip install 'cloudem[aws]'") from error
-    try:
-        session = boto3.Session()
-        if session.get_credentials() is None:
-            raise StorageError(
-                f"{url}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            )
-        with closing(session.client("s3", region_name=session.region_name or "us-east-1")) as client:
-            endpoint, region = client.meta.endpoint_url, client.meta.region_name
-        provider = Boto3CredentialProvider(session, ttl=timedelta(seconds=_CREDENTIALS_S))
-    except (BotoCoreError, ValueError) as error:  # no such profile; an endpoint that is no URL
-        raise StorageError(f"{url}: {_first_line(error)}") from error
-    return {
-        "endpoint": endpoint,
-        "region": region,
-        "virtual_hosted_style_request": False,
-        "credential_provider": provider,
-    }
-
-
-def _ask(store: S3Store) -> None:
-    """Ask for an object that need not be there; raise if the answer says that nothing will work."""
-    try:
-        obstore.get(store, "zarr.json")
-    except (OSError, BaseError) as error:
-        text = str(error)
-        if "NoSuchKey" in text or "AccessDenied" in text or _reason(error) is None:
-            return
-        raise
-
-
-def _bucket_and_prefix(url: str) -> tuple[str, str]:
-    bucket, _, prefix = url.removeprefix(_S3).partition("/")
-    if "@" in bucket:  # somebody's keys, which no message may show
-        raise ParameterError("an s3:// URL holds no keys; give them in the environment or in a profile")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", bucket):
-        raise ParameterError(f"{url} names no bucket; give s3://bucket/prefix")
-    parts = [part for part in prefix.split("/") if part]
-    if "." in parts or ".." in parts:
-        raise ParameterError(f"{url}: a prefix has no . or .. in it")
-    return bucket, "/".join(parts)
-
-
 def _parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
     parent, _, name = absolute(url).rpartition("/")
     if parent in ("", "s3:/"):
         raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
     return parent, name
-
-
-def _reason(error: BaseException) -> str | None:
-    text = str(error)
-    endpoint = re.search(r"https?://[^/\s]+", text)
-    for pattern, advice in _REASONS.items():
-        if re.search(pattern, text):
-            return advice.format(endpoint=endpoint[0] if endpoint else "the server")
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _replace_file(store: LocalStore, key: str, data: bytes, etag: str) -> str | None:

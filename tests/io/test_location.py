@@ -15,6 +15,7 @@ import pytest
 from cloudem import traffic
 from cloudem.errors import OutputExistsError, ParameterError, StorageError
 from cloudem.io import location
+from cloudem.io import s3 as s3_module
 from cloudem.io.location import (
     UNFINISHED,
     absolute,
@@ -43,8 +44,8 @@ from cloudem.io.mrc import read_header, read_volume, write_volume
 @pytest.fixture
 def afresh(monkeypatch):
     """Nothing is remembered of earlier connections."""
-    monkeypatch.setattr(location, "_opened", {})
-    monkeypatch.setattr(location, "_buckets", {})
+    monkeypatch.setattr(s3_module, "_opened", {})
+    monkeypatch.setattr(s3_module, "_buckets", {})
 
 
 def test_what_urls_mean(tmp_path, monkeypatch):
