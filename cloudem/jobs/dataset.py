@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +23,8 @@ TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 BATCH = 128
 """Images that a task works on at a time."""
 
-AHEAD = 2
-"""Batches that are read from object storage before they are needed, and held in memory."""
+AHEAD, AHEAD_BYTES = 2, 32 * 2**20
+"""Blocks that are read from object storage before they are needed, and the bytes of one: a batch if that is more."""
 
 MOST_GROUPS = 512
 """Groups of a half-set at most: each costs a volume to clear, fold and merge, and the scheduler a few milliseconds."""
@@ -173,23 +174,29 @@ def image_batches(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Yield the indices and the images of each batch.
 
-    From object storage, the next `AHEAD` batches are read while one is used; a folder gives nothing to wait for.
+    From object storage, the images of several batches are fetched at once, and the next ones while these are used; a
+    folder gives nothing to wait for.
     """
-    cut = [indices[first : first + BATCH] for first in range(0, len(indices), BATCH)]
-    if not is_remote(dataset.store.url):
-        for chosen in cut:
-            yield chosen, dataset.images(chosen)
-        return
-    coming: deque[tuple[NDArray[np.int64], Future[NDArray[np.float32]]]] = deque()
+    remote = is_remote(dataset.store.url)
+    step = BATCH * (max(1, AHEAD_BYTES // (4 * BATCH * dataset.store.box**2)) if remote else 1)
+    blocks = [indices[first : first + step] for first in range(0, len(indices), step)]
+    with closing(_read_ahead(dataset, blocks) if remote else (dataset.images(block) for block in blocks)) as read:
+        for block, images in zip(blocks, read, strict=True):
+            for first in range(0, len(block), BATCH):
+                yield block[first : first + BATCH], images[first : first + BATCH]
+
+
+def _read_ahead(dataset: Dataset, blocks: list[NDArray[np.int64]]) -> Generator[NDArray[np.float32], None, None]:
+    """Yield the images of each block, read by threads up to `AHEAD` blocks before."""
+    coming: deque[Future[NDArray[np.float32]]] = deque()
     threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="cloudem-ahead")
     try:
-        for ahead in cut:
-            coming.append((ahead, threads.submit(dataset.images, ahead)))
+        for block in blocks:
+            coming.append(threads.submit(dataset.images, block))
             if len(coming) > AHEAD:
-                chosen, images = coming.popleft()
-                yield chosen, images.result()
-        for chosen, images in coming:
-            yield chosen, images.result()
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
 

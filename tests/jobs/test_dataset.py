@@ -28,7 +28,9 @@ def ahead():
 
 
 @pytest.mark.parametrize("count", [0, 1, BATCH, COUNT])
-def test_batches_come_in_order_with_their_images(data, count):
+@pytest.mark.parametrize("ahead_bytes", [0, 2 * BATCH * 8 * 8 * 4, 2**30])
+def test_batches_come_in_order_with_their_images(data, count, ahead_bytes, monkeypatch):
+    monkeypatch.setattr("cloudem.jobs.dataset.AHEAD_BYTES", ahead_bytes)
     indices = np.random.default_rng(0).permutation(COUNT)[:count]
     expected = stack(COUNT).astype(np.float16).astype(np.float32)
     parts = list(image_batches(data, indices))
