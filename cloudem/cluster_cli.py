@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import click
@@ -74,8 +75,8 @@ class Scheduler(ClusterCommand):
         security = security_to_listen(self.host, self.certificates)
         pages = (self.dashboard_host, self.dashboard_port) if self.dashboard else None
         if pages is not None:
-            click.echo(f"pages at http://{self.dashboard_host}:{self.dashboard_port}/status")
-        run_scheduler(self.host, self.port, security, pages=pages, say=click.echo)
+            _say(f"pages at http://{self.dashboard_host}:{self.dashboard_port}/status")
+        run_scheduler(self.host, self.port, security, pages=pages, say=_say)
 
 
 class Worker(ClusterCommand):
@@ -119,7 +120,7 @@ class Worker(ClusterCommand):
             folder=self.local_folder,
             metrics_port=self.metrics_port,
             patience_s=self.patience_s,
-            say=click.echo,
+            say=_say,
         )
 
 
@@ -128,6 +129,10 @@ COMMANDS: dict[str, type[ClusterCommand]] = {
     "scheduler": Scheduler,
     "worker": Worker,
 }
+
+
+def _say(line: str) -> None:
+    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
 
 class _Command(click.Command):

@@ -45,7 +45,7 @@ STOP_S = 10.0
 AGAIN_S = 1.0
 """Pause between two attempts to reach a scheduler."""
 
-STOPPED_BY_SCHEDULER = ("scheduler-close", "scheduler-close-worker")
+STOPPED_BY_SCHEDULER = ("scheduler-close", "scheduler-close-worker", "scheduler-remove-worker")
 """What Dask says to a worker that is to end for good; whatever else ends it is a connection that was lost."""
 
 
@@ -138,7 +138,7 @@ def check_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except (OSError, OverflowError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ParameterError(
             f"cannot listen on {host}:{port} ({reason}); give an address of this machine and a free port"
         ) from None

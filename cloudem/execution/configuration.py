@@ -8,6 +8,11 @@ CONFIGURATION: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 30,  # workers come and go; only a task that kills them all is to blame
     # A worker that hangs says nothing for 15 s; it is looked for that often, so that it is replaced within 30 s.
     "distributed.scheduler.worker-ttl": "15s",
+    # A machine that has vanished refuses nothing: nobody waits longer than that for an answer or a connection.
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.comm.timeouts.tcp": "15s",
+    # It drops copies of a shared value as soon as no task waits for them, and the next tasks copy it once more.
+    "distributed.scheduler.active-memory-manager.start": False,
     "distributed.admin.large-graph-warning-threshold": "1TB",  # volumes are shared on purpose
     "distributed.scheduler.work-stealing": False,  # who works on what is decided in folding, with an eye on bytes
     "distributed.worker.profile.enabled": False,
