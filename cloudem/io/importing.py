@@ -163,9 +163,9 @@ def import_particles(
         for start, stop in _batches(len(source.particles), images.box):
             batch = images.read(start, stop)
             usable = _usable(batch, source, start, summary)
-            done = _prepare(batch[usable], sign[start:stop][usable], outside, keep_greyscale)
+            done = _prepare(_chosen(batch, usable), sign[start:stop][usable], outside, keep_greyscale)
             fits = _fits(done, stored, source, start + np.flatnonzero(usable), summary)
-            writer.append(done.images[fits])
+            writer.append(_chosen(done.images, fits))
             kept.append(start + np.flatnonzero(usable)[fits])
             means.append(done.mean[fits])
             deviations.append(done.std[fits])
@@ -217,9 +217,14 @@ def _fits(
 ) -> NDArray[np.bool_]:
     if dtype != "float16":
         return np.ones(len(rows), dtype=bool)
-    fits = np.abs(done.images).max(axis=(1, 2), initial=0) <= _LARGEST_HALF
+    largest, least = (bound(done.images, axis=(1, 2), initial=0) for bound in (np.max, np.min))
+    fits = (largest <= _LARGEST_HALF) & (least >= -_LARGEST_HALF)
     _leave_out(rows[~fits], TOO_LARGE, source, summary)
     return np.asarray(fits)
+
+
+def _chosen(images: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return images if which.all() else images[which]
 
 
 def _leave_out(rows: NDArray[np.int64], reason: str, source: SourceTable, summary: ImportSummary) -> None:
