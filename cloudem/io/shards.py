@@ -115,15 +115,17 @@ class StackLayout:
         """Bytes of an index with its checksum."""
         return self.shard // self.chunk * 16 + 4
 
-    def encode(self, images: NDArray[np.floating[Any]]) -> memoryview:
-        """Return the bytes of a shard of at most `shard` images; what is missing to a whole shard is zero."""
+    def blank(self) -> NDArray[np.uint8]:
+        """Return the bytes of a shard of zeros, with its index."""
         index = self.index()
-        stored = self.shard // self.chunk * self.chunk_bytes
-        raw = np.zeros(stored + len(index), dtype=np.uint8)
-        pixels = raw[:stored].view(np.dtype(self.dtype).newbyteorder("<"))
-        pixels.reshape(self.shard, self.box, self.box)[: len(images)] = images
-        raw[stored:] = np.frombuffer(index, dtype=np.uint8)
-        return raw.data
+        raw = np.zeros(self.shard // self.chunk * self.chunk_bytes + len(index), dtype=np.uint8)
+        raw[-len(index) :] = np.frombuffer(index, dtype=np.uint8)
+        return raw
+
+    def images_of(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the images in the bytes of a shard, ``(shard, box, box)``, to be written into."""
+        pixels = raw[: -self.index_bytes].view(np.dtype(self.dtype).newbyteorder("<"))
+        return pixels.reshape(self.shard, self.box, self.box)
 
     def key(self, shard: int) -> str:
         """Return the key of a shard under the URL of the store."""

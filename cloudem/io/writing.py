@@ -35,15 +35,16 @@ class ParticleWriter:
         self._pixel_size = pixel_size
         self._uploads = uploads
         self._guard = guard
-        self._waiting: list[NDArray[Any]] = []
-        self._waiting_count = 0
+        self._spare: list[NDArray[np.uint8]] = []
+        self._raw = layout.blank()
+        self._in_shard = 0
         self._shards = 0
         self._finished = False
 
     @property
     def count(self) -> int:
         """Images taken so far."""
-        return self._shards * self._layout.shard + self._waiting_count
+        return self._shards * self._layout.shard + self._in_shard
 
     @property
     def finished(self) -> bool:
@@ -74,10 +75,12 @@ class ParticleWriter:
                 f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
                 "normalise them, or store float32"
             )
-        self._waiting.append(stored)
-        self._waiting_count += len(stored)
-        while self._waiting_count >= self._layout.shard:
-            self._write_shard()
+        while len(stored):
+            part, stored = np.split(stored, [self._layout.shard - self._in_shard])
+            self._layout.images_of(self._raw)[self._in_shard :][: len(part)] = part
+            self._in_shard += len(part)
+            if self._in_shard == self._layout.shard:
+                self._write_shard()
 
     def finish(self, particles: Particles, attributes: Mapping[str, Any] | None = None) -> None:
         """Write the table and declare the store finished.
@@ -92,7 +95,8 @@ class ParticleWriter:
             raise InconsistentDataError(f"{count} images were written, but the table has {len(particles)} particles")
         if count == 0:
             raise ParameterError("no particles are left to store: the selection is empty")
-        if self._waiting_count:
+        if self._in_shard:
+            self._layout.images_of(self._raw)[self._in_shard :] = 0  # what another shard left
             self._write_shard()
         layout = StackLayout(count, self._layout.box, self._layout.dtype, self._layout.chunk, self._layout.shard)
         self._uploads.send("images/zarr.json", layout.metadata({"unit": "standard deviations of the background"}))
@@ -105,11 +109,11 @@ class ParticleWriter:
     def _write_shard(self) -> None:
         if self._guard is not None:
             self._guard()
-        joined = np.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
-        self._uploads.send(self._layout.key(self._shards), self._layout.encode(joined[: self._layout.shard]))
-        rest = joined[self._layout.shard :]
-        self._waiting = [rest] if len(rest) else []
-        self._waiting_count = len(rest)
+        full = self._raw
+        # Buffers are used again: memory that is new to the process costs more than to fill it.
+        self._uploads.send(self._layout.key(self._shards), full.data, then=lambda: self._spare.append(full))
+        self._raw = self._spare.pop() if self._spare else self._layout.blank()
+        self._in_shard = 0
         self._shards += 1
 
 
@@ -122,15 +126,19 @@ class _Uploads:
         self._room = threading.Semaphore(_ON_THEIR_WAY)
         self._sent: list[Future[None]] = []
 
-    def send(self, key: str, data: bytes | memoryview) -> None:
-        """Send an object; wait until there is room for it on the way."""
+    def send(self, key: str, data: bytes | memoryview, then: Callable[[], None] = lambda: None) -> None:
+        """Send an object; wait until there is room for it on the way. What comes `then` runs once it is there."""
         self._room.acquire()
         ended = [each for each in self._sent if each.done()]
         self._sent = [each for each in self._sent if not each.done()]
         for each in ended:
             each.result()
-        self._sent.append(self._pool.submit(copy_context().run, put, self._store, key, data))
+        self._sent.append(self._pool.submit(copy_context().run, self._put, key, data, then))
         self._sent[-1].add_done_callback(lambda _: self._room.release())
+
+    def _put(self, key: str, data: bytes | memoryview, then: Callable[[], None]) -> None:
+        put(self._store, key, data)
+        then()
 
     def wait(self) -> None:
         """Wait until all are there."""
