@@ -103,7 +103,7 @@ def write_group(
             etag = before[1] if before else _replace(url, path, _group_document({}), None)
         put(store, _join(path, generation, "zarr.json"), _group_document({}))
         keys = {name: _key(name) for name in arrays}
-        target = zarr_store(url)
+        target = zarr_store(url, fresh=True)
         _each(lambda name: _write_array(target, _join(path, generation, keys[name]), arrays[name]), arrays)
         marker = {"generation": generation, "arrays": keys}
         document = _group_document({**_plain(attributes), _MARKER: marker})

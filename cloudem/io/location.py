@@ -123,11 +123,11 @@ def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
         return LocalStore(prefix=str(folder.absolute()), mkdir=create, automatic_cleanup=True)
 
 
-def zarr_store(url: str | os.PathLike[str], *, create: bool = False) -> "ObjectsForZarr":
-    """Open the Zarr store under a URL."""
+def zarr_store(url: str | os.PathLike[str], *, fresh: bool = False) -> "ObjectsForZarr":
+    """Open the Zarr store under a URL; a `fresh` one takes it that nothing is there where it writes."""
     from cloudem.io.objects import ObjectsForZarr  # imports zarr, which takes a while
 
-    return ObjectsForZarr(object_store(url, create=create))
+    return ObjectsForZarr(object_store(url), fresh=fresh)
 
 
 def prompt_store(url: str | os.PathLike[str]) -> Store:

@@ -14,19 +14,29 @@ from obstore.store import LocalStore, S3Store
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from cloudem.io.location import delete_all, fetch, get_ranges, put, size_of
+from cloudem.io.location import delete_all, fetch, get_ranges, put, put_if_absent, size_of
 
 
 class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
-    """Objects as Zarr wants them."""
+    """Objects as Zarr wants them.
+
+    Parameters
+    ----------
+    store
+        Where they are.
+    fresh
+        Whether nothing is there yet where Zarr is going to write but the groups above: it asks five times for each
+        array, which takes longer than writing it.
+    """
 
     supports_writes = True
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, store: LocalStore | S3Store, *, read_only: bool = False) -> None:
+    def __init__(self, store: LocalStore | S3Store, *, fresh: bool = False, read_only: bool = False) -> None:
         super().__init__(read_only=read_only)
         self._store = store
+        self._fresh = fresh
 
     def __eq__(self, other: object) -> bool:
         """Return whether it is the same store."""
@@ -38,13 +48,13 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
 
     def with_read_only(self, read_only: bool = False) -> "ObjectsForZarr":
         """Return the same store, to be read only or not."""
-        return ObjectsForZarr(self._store, read_only=read_only)
+        return ObjectsForZarr(self._store, fresh=self._fresh, read_only=read_only)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object, or a range of it; None where there is none."""
-        data = await asyncio.to_thread(self._read, key, byte_range)
+        data = None if self._fresh else await asyncio.to_thread(self._read, key, byte_range)
         return None if data is None else (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -55,17 +65,24 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
 
     async def exists(self, key: str) -> bool:
         """Return whether there is an object."""
-        return await asyncio.to_thread(size_of, self._store, key) is not None
+        return not self._fresh and await asyncio.to_thread(size_of, self._store, key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
         self._check_writable()
         await asyncio.to_thread(put, self._store, key, memoryview(value.as_array_like()))
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object unless there is one; not into a fresh store, where Zarr means the groups above an array."""
+        self._check_writable()
+        if not self._fresh:
+            await asyncio.to_thread(put_if_absent, self._store, key, value.to_bytes())
+
     async def delete(self, key: str) -> None:
         """Delete an object, if there is one."""
         self._check_writable()
-        await asyncio.to_thread(_delete, self._store, key)
+        if not self._fresh:
+            await asyncio.to_thread(_delete, self._store, key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete all objects under a prefix."""

@@ -109,7 +109,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
 
 def what_is_wrong(error: BaseException) -> str:
     """Return what an error of the store means and what to try, or else its first line."""
-    return _reason(error) or _first_line(error)
+    return _reason(error) or _first_line(error)[:300]
 
 
 def _connect(
