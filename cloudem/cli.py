@@ -54,6 +54,7 @@ class RunOptions(Declaration):
     scheduler: str | None = parameter(None, meaning="use a running scheduler, as tls://host:8786")
     certificates: str | None = parameter(None, meaning="folder of the scheduler's, by default $CLOUDEM_CERTIFICATES")
     insecure: bool = parameter(False, meaning="accept a scheduler on another machine without encryption")
+    reproducible: bool = parameter(True, meaning="same bits for any number of workers; without, fewer bytes for most")
     dashboard: bool = parameter(False, meaning="serve Dask's pages on http://127.0.0.1:8787")
     debug: bool = parameter(False, meaning="show the traceback of an error")
 
@@ -73,6 +74,7 @@ class RunOptions(Declaration):
             workers=self.workers,
             threads=self.threads,
             dashboard=self.dashboard,
+            fixed_order=self.reproducible,
         )
 
     @property

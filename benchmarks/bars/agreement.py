@@ -17,8 +17,9 @@ from cloudem.io.groups import read_group
 from cloudem.io.mrc import map_stack, read_volume, write_volume
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star, write_star
-from cloudem.jobs.alignment import Item, insert_group, whole_sums
+from cloudem.jobs.alignment import Item, insert_group
 from cloudem.jobs.dataset import open_dataset
+from cloudem.jobs.solving import whole_sums
 from cloudem.kernels.ctf import ctf
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, padded_box
@@ -142,7 +143,7 @@ def levelled(store: Path) -> NDArray[np.float32]:
     """Reconstruct with all shells corrected, which the command does not do because noise would grow."""
     dataset = open_dataset(str(store))
     brick = insert_group(Item(1, np.arange(len(dataset.store))), dataset, BOX // 2 - 1, "C1").sums[1]
-    sums = whole_sums(1, brick, BOX, BOX // 2 - 1, "C1")
+    sums = whole_sums(brick, BOX, BOX // 2 - 1, "C1")
     return solve(sums, BOX, None, BOX // 2 - 1, levelled=BOX // 2)
 
 

@@ -3,8 +3,8 @@
 Every value is the result of a pure task that Dask knows, so that what is lost with a worker is computed again from the
 items, and nothing is lost or counted twice. Who works on what and in which order sums are merged is decided in
 `cloudem.execution.folding`: each worker adds a run of consecutive items and merges their sums by itself; what is left
-on top is cut into bricks, each of which travels to one worker that merges it; and the bricks of one sum are joined
-where it is finalised. No sum passes through the client or the scheduler.
+on top is cut into bricks, each of which travels to one worker that merges it; and the bricks of one sum are joined on
+one worker. No sum passes through the client or the scheduler.
 """
 
 from __future__ import annotations
@@ -177,13 +177,13 @@ class DaskExecutor(Executor):
 
     def accumulate(
         self,
-        fold: Fold[I, K, V, N, R],
+        fold: Fold[I, K, V, N],
         items: Sequence[I],
         *,
         shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> tuple[dict[K, Shared[R]], list[N]]:
-        """Add and merge on all workers, merge bricks where they belong, finalise each sum on one worker."""
+    ) -> tuple[dict[K, Shared[V]], list[N]]:
+        """Add and merge on all workers, merge bricks where they belong, join each sum on one worker."""
         if not items:
             return {}, []
         held, notes = self._add(fold, items, shared, on_done)
@@ -202,7 +202,7 @@ class DaskExecutor(Executor):
 
     def _add(
         self,
-        fold: Fold[I, K, V, N, R],
+        fold: Fold[I, K, V, N],
         items: Sequence[I],
         shared: Callable[[I], Sequence[Shared[Any]]],
         on_done: Callable[[int], None] | None,
@@ -250,7 +250,7 @@ class DaskExecutor(Executor):
         finally:
             self._drop(list(running))
 
-    def _merge_by_worker(self, fold: Fold[I, K, V, N, R], held: Sequence[_Held]) -> list[_Held]:
+    def _merge_by_worker(self, fold: Fold[I, K, V, N], held: Sequence[_Held]) -> list[_Held]:
         """Merge what one worker holds of a run, in any order of addition: fewer bytes, other last bits."""
         merged: list[_Held] = []
         for part in held:
@@ -263,11 +263,11 @@ class DaskExecutor(Executor):
             merged.append(part)
         return merged
 
-    def _reduce(self, fold: Fold[I, K, V, N, R], key: K, parts: Sequence[_Held], count: int) -> Any:
-        """Cut the partial sums of a key into bricks, merge each on one worker, and finalise what they make."""
+    def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held], count: int) -> Any:
+        """Cut the partial sums of a key into bricks, merge each on one worker, and join what they make."""
         places = list(dict.fromkeys(part.worker for part in parts))
         if len(parts) == 1:
-            return self._submit(_finalise, fold, key, parts[0].future, worker=places[0], purpose="bricks")
+            return self._submit(_sum, key, parts[0].future, worker=places[0], purpose="bricks")
         bricks = brick_count(len(places))
         nodes = [part.node for part in parts] if self._fixed_order else None
         merged = []
@@ -278,7 +278,7 @@ class DaskExecutor(Executor):
                 for part in parts
             ]
             merged.append(self._submit(_merge_bricks, fold, count, nodes, cut, worker=owner, purpose="bricks"))
-        return self._submit(_join, fold, key, merged, worker=places[0], purpose="bricks")
+        return self._submit(fold.join, merged, worker=places[0], purpose="bricks")
 
     def traffic(self) -> dict[str, Traffic]:
         """Return the bytes of all processes so far; those of workers that died count up to when it was last asked."""
@@ -409,26 +409,22 @@ def _note(added: Added[K, V, N]) -> N:
     return added.note
 
 
-def _merge(fold: Fold[I, K, V, N, R], earlier: Added[K, V, Any], later: Added[K, V, Any]) -> Added[K, V, None]:
+def _merge(fold: Fold[I, K, V, N], earlier: Added[K, V, Any], later: Added[K, V, Any]) -> Added[K, V, None]:
     return Added(fold.merge_sums(earlier.sums, later.sums), None)
 
 
-def _cut(fold: Fold[I, K, V, N, R], key: K, number: int, count: int, part: Added[K, V, Any]) -> V:
+def _cut(fold: Fold[I, K, V, N], key: K, number: int, count: int, part: Added[K, V, Any]) -> V:
     return fold.cut(part.sums[key], number, count)
 
 
-def _merge_bricks(fold: Fold[I, K, V, N, R], count: int, nodes: Sequence[Node] | None, bricks: Sequence[V]) -> V:
+def _merge_bricks(fold: Fold[I, K, V, N], count: int, nodes: Sequence[Node] | None, bricks: Sequence[V]) -> V:
     if nodes is None:
         return functools.reduce(fold.merge, bricks)
     return merged(count, dict(zip(nodes, bricks, strict=True)), fold.merge)
 
 
-def _join(fold: Fold[I, K, V, N, R], key: K, bricks: Sequence[V]) -> R:
-    return fold.finalise(key, fold.join(bricks))
-
-
-def _finalise(fold: Fold[I, K, V, N, R], key: K, whole: Added[K, V, Any]) -> R:
-    return fold.finalise(key, whole.sums[key])
+def _sum(key: K, whole: Added[K, V, Any]) -> V:
+    return whole.sums[key]
 
 
 def _this_process() -> str:

@@ -50,8 +50,8 @@ class Added(NamedTuple, Generic[K, V, N]):
 
 
 @dataclass(frozen=True)
-class Fold(Generic[I, K, V, N, R]):
-    """A reduction, declared: what one item adds, how two sums become one, and what is made of the whole.
+class Fold(Generic[I, K, V, N]):
+    """A reduction, declared: what one item adds, how two sums become one, and how they are cut to be sent.
 
     Attributes
     ----------
@@ -61,8 +61,6 @@ class Fold(Generic[I, K, V, N, R]):
         ``add(item, *shared values) -> Added``: pure; what it returns is handed over, it must keep no reference.
     merge
         ``merge(earlier, later) -> sum``: pure, also for what ``cut`` returns.
-    finalise
-        ``finalise(key, sum) -> result``; the result stays on one worker.
     cut
         ``cut(sum, number, count)``: brick ``number`` of ``count``, in the form in which it is sent; bricks of one
         number and count can be merged.
@@ -76,7 +74,6 @@ class Fold(Generic[I, K, V, N, R]):
     keys: Callable[[I], Sequence[K]]
     add: Callable[..., Added[K, V, N]]
     merge: Callable[[V, V], V]
-    finalise: Callable[[K, V], R]
     cut: Callable[[V, int, int], V]
     join: Callable[[Sequence[V]], V]
 
@@ -151,13 +148,13 @@ class Executor(ABC):
     @abstractmethod
     def accumulate(
         self,
-        fold: Fold[I, K, V, N, R],
+        fold: Fold[I, K, V, N],
         items: Sequence[I],
         *,
         shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> tuple[dict[K, Shared[R]], list[N]]:
-        """Fold all items into sums by key; return what ``fold.finalise`` makes of them, and the notes of all items.
+    ) -> tuple[dict[K, Shared[V]], list[N]]:
+        """Fold all items into sums by key; return these, each on one worker, and the notes of all items.
 
         Sums are merged along a tree over the items that depends on their number alone. Keys are in the order in which
         they first come. ``on_done`` is called with the index of every item that is done, in any order. Raises the
@@ -226,12 +223,12 @@ class SerialExecutor(Executor):
 
     def accumulate(
         self,
-        fold: Fold[I, K, V, N, R],
+        fold: Fold[I, K, V, N],
         items: Sequence[I],
         *,
         shared: Callable[[I], Sequence[Shared[Any]]] = lambda item: (),
         on_done: Callable[[int], None] | None = None,
-    ) -> tuple[dict[K, Shared[R]], list[N]]:
+    ) -> tuple[dict[K, Shared[V]], list[N]]:
         """Fold one item after the other, holding no more sums than the tree has levels."""
         forest: Forest[Mapping[K, V]] = Forest(len(items), fold.merge_sums)
         notes: list[N] = []
@@ -243,7 +240,7 @@ class SerialExecutor(Executor):
             if on_done is not None:
                 on_done(index)
         (sums,) = forest.nodes().values() or ({},)
-        return {key: Shared(fold.finalise(key, value)) for key, value in sums.items()}, notes
+        return {key: Shared(value) for key, value in sums.items()}, notes
 
     def traffic(self) -> dict[str, Traffic]:
         """Return what this process has counted."""

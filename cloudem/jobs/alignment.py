@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, start_poses
-from cloudem.algorithms.bricks import Brick, ball_of, cut, join, merge, pack, pack_reference, unpack, unpack_reference
+from cloudem.algorithms.bricks import Brick, ball_of, cut, join, merge, pack, pack_reference, unpack_reference
 from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, insert_known, power_spectrum
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
@@ -33,6 +32,9 @@ CHECKPOINT = "checkpoint"
 
 REFERENCES = "references"
 """Group whose groups hold a half-set's reference each."""
+
+
+N = TypeVar("N")
 
 
 class Item(NamedTuple):
@@ -198,17 +200,9 @@ def moved(sums: Sums, device: Device) -> Sums:
     return Sums(to_device(sums.data, device), to_device(sums.weight, device))
 
 
-def whole_sums(_half: int, brick: Brick, box: int, k_insert: int, symmetry: str) -> Sums:
-    """Return a half-set's sums with all their mates; the ``finalise`` of the folds."""
-    return unpack(brick, ball_of(box, k_insert, operators(symmetry)))
-
-
-def fold_of(
-    add: Callable[..., Added[int, Any, Any]], box: int, k_insert: int, symmetry: str
-) -> Fold[Item, int, Any, Any, Sums]:
+def fold_of(add: Callable[..., Added[int, Brick, N]]) -> Fold[Item, int, Brick, N]:
     """Return the fold whose sums are accumulators of half-sets."""
-    finalise = partial(whole_sums, box=box, k_insert=k_insert, symmetry=symmetry)
-    return Fold(half_of, add, merge, finalise, cut, join)
+    return Fold(half_of, add, merge, cut, join)  # type: ignore[arg-type]  # bricks in the form in which they are sent
 
 
 def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:

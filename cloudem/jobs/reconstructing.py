@@ -20,7 +20,7 @@ from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
 from cloudem.jobs.results import write_maps
-from cloudem.jobs.solving import unfiltered, unfiltered_whole
+from cloudem.jobs.solving import unfiltered, unfiltered_whole, whole_sums
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
 
@@ -48,11 +48,13 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     executor = context.executor
     data = executor.spread(open_for_tasks, job.particles, local=itself)
     with context.progress.stage("insert", len(halves)) as stage:
-        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry), box, k_max, job.symmetry)
-        sums, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
+        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
+        bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve", 1, unit="maps"):
-        solved = [executor.share(unfiltered, sums[h], box, k_max) for h in (1, 2)]
-        both = executor.share(unfiltered_whole, sums[1], sums[2], box, k_max)
+        shape = (box, k_max, job.symmetry)
+        wholes = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
+        solved = [executor.share(unfiltered, half, box, k_max) for half in wholes]
+        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape)
         maps = np.stack([executor.fetch(half) for half in solved])
         whole = executor.fetch(both)
         mask = solvent_mask(job, context, whole, pixel_size)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of, join
+from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import Plan, noise_variance
-from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.refinement import (
     Observed,
     Settings,
@@ -76,6 +76,7 @@ from cloudem.jobs.solving import (
     solvent_mask,
     unfiltered,
     unfiltered_whole,
+    whole_sums,
     write_reference,
 )
 from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
@@ -472,7 +473,7 @@ def iterate(run: Run, state: State) -> Outcome:
     items = tasks(before.half_set, run.job.group_size)
     moved_before = run.executor.traffic()
     with progress.stage("align", len(before.half_set)) as stage:
-        fold = fold_of(partial(align_group, url=run.url, plan=plan), plan.box, plan.k_insert, run.job.symmetry)
+        fold = fold_of(partial(align_group, url=run.url, plan=plan))
         sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
     seconds = time.monotonic() - began
     with progress.stage("solve", 1, unit="maps"):
@@ -502,12 +503,14 @@ def solve_halves(
     state: State,
     plan: Plan,
     before: Checkpoint,
-    sums: Mapping[int, Shared[Sums]],
+    bricks: Mapping[int, Shared[Brick]],
     aligned: Sequence[tuple[Item, Aligned]],
 ) -> Outcome:
     """Turn the sums of an iteration into maps, FSC and the next checkpoint."""
     s, executor, k_max = run.settings, run.executor, plan.k_insert
-    halves = [executor.share(unfiltered, sums[h], s.box, k_max) for h in (1, 2)]
+    symmetry = run.job.symmetry
+    sums = [executor.share(whole_sums, bricks[h], s.box, k_max, symmetry) for h in (1, 2)]
+    halves = [executor.share(unfiltered, half, s.box, k_max) for half in sums]
     # at first the maps are too coarse to outline a molecule
     masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
     masks = [executor.share(solvent_mask, half, run.url, masking) for half in halves]
@@ -521,11 +524,11 @@ def solve_halves(
     references: list[str] = []
     whole = None
     if after.finished:  # only now do the half-sets meet
-        whole = executor.share(unfiltered_whole, sums[1], sums[2], s.box, k_max)
+        whole = executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry)
     else:
         snr = reference_snr(curves.corrected)
         where = (run.url, state.iteration)
-        written = [executor.share(write_reference, sums[h], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
+        written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
         references = [executor.fetch(name) for name in written]
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.bricks import Brick, ball_of, merge, unpack
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.algorithms.reconstruct import Sums, merge_sums, solve
+from cloudem.algorithms.reconstruct import Sums, solve
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
 from cloudem.errors import ParameterError
 from cloudem.io.groups import read_group, write_group
 from cloudem.jobs.alignment import REFERENCES
 from cloudem.jobs.maps import soft_edge
 from cloudem.jobs.results import within
+from cloudem.model.symmetry import operators
 from cloudem.traffic import purpose
 
 Float32 = NDArray[np.float32]
@@ -53,15 +55,19 @@ class Masking:
         return soft_sphere(self.box, self.radius, soft_edge(self.box, self.radius))
 
 
+def whole_sums(brick: Brick, box: int, k_max: int, symmetry: str) -> Sums:
+    """Return a half-set's accumulator with all Friedel and symmetry mates."""
+    return unpack(brick, ball_of(box, k_max, operators(symmetry)))
+
+
 def unfiltered(sums: Sums, box: int, k_max: int) -> Float32:
     """Return a map without filter, (n, n, n)."""
     return solve(sums, box, None, k_max)
 
 
-def unfiltered_whole(first: Sums, second: Sums, box: int, k_max: int) -> Float32:
+def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry: str) -> Float32:
     """Return the map of all particles without filter, (n, n, n)."""
-    both = merge_sums(Sums(first.data.copy(), first.weight.copy()), second)
-    return solve(both, box, None, k_max)
+    return solve(whole_sums(merge(first, second), box, k_max, symmetry), box, None, k_max)
 
 
 def solvent_mask(half: Float32, url: str, masking: Masking) -> Float32:

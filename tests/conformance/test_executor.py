@@ -94,15 +94,11 @@ def add(earlier: Floats, later: Floats) -> Floats:
     return earlier + later
 
 
-def halve(key: object, value: Floats) -> tuple[str, Floats]:
-    return str(key), value / value.dtype.type(2)
-
-
 def cut(value: Floats, number: int, count: int) -> Floats:
     return np.array_split(value, count)[number]
 
 
-SUMS: Fold[int, object, Floats, str, tuple[str, Floats]] = Fold(keys_of, noisy_parts, add, halve, cut, np.concatenate)
+SUMS: Fold[int, object, Floats, str] = Fold(keys_of, noisy_parts, add, cut, np.concatenate)
 
 
 def summed(executor: Executor, items: Sequence[int], *args: Any, **options: Any) -> tuple[dict[object, Any], list[str]]:
@@ -120,11 +116,9 @@ def one_key(item: int) -> list[str]:
     return ["sum"]
 
 
-def counting(
-    add_item: Callable[..., Any], merge: Callable[[Any, Any], Any] = operator.add
-) -> Fold[Any, Any, Any, Any, Any]:
+def counting(add_item: Callable[..., Any], merge: Callable[[Any, Any], Any] = operator.add) -> Fold[Any, Any, Any, Any]:
     """A fold of one key whose sums are not worth cutting: brick 0 is all of it."""
-    return Fold(one_key, add_item, merge, keep, first_takes_all, sum)
+    return Fold(one_key, add_item, merge, first_takes_all, sum)
 
 
 def first_takes_all(value: Any, number: int, count: int) -> Any:
@@ -143,10 +137,6 @@ def fail_on_four_parts(item: int) -> Added[str, int, None]:
 
 def merge_badly(earlier: int, later: int) -> int:
     raise InconsistentDataError("sums of box 64 and 96 cannot be merged")
-
-
-def keep(key: object, value: int) -> int:
-    return value
 
 
 def build_and_count(folder: str, value: int, *others: int) -> int:
@@ -223,9 +213,8 @@ def test_sums_are_those_of_the_serial_executor_to_the_bit(executor: Executor, it
     found, told = summed(executor, items, 1000)
     assert told == notes == [f"item {item}" for item in items]
     assert list(found) == list(expected)
-    for key, (name, values) in expected.items():
-        assert found[key][0] == name
-        assert found[key][1].tobytes() == values.tobytes()
+    for key, values in expected.items():
+        assert found[key].tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f8", 1e-12), ("f4", 1e-5)])
@@ -236,8 +225,8 @@ def test_without_a_fixed_order_sums_differ_by_rounding_alone(executors: Any, dty
     with DaskExecutor(scheduler=address, fixed_order=False) as executor:
         found, told = summed(executor, range(23), 1000, dtype)
     assert told == notes
-    for key, (_, values) in expected.items():
-        assert np.abs(found[key][1] - values).max() <= tolerance * np.abs(values).max()
+    for key, values in expected.items():
+        assert np.abs(found[key] - values).max() <= tolerance * np.abs(values).max()
 
 
 def test_sums_match_a_plain_tree_to_the_bit() -> None:
@@ -249,7 +238,7 @@ def test_sums_match_a_plain_tree_to_the_bit() -> None:
 
     with SerialExecutor() as serial:
         found, _ = summed(serial, range(9), 100)
-    assert found["all"][1].tobytes() == (tree(range(9)) / np.float32(2)).tobytes()
+    assert found["all"].tobytes() == tree(range(9)).tobytes()
 
 
 def test_accumulate_tells_which_items_are_done(executor: Executor) -> None:

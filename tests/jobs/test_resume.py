@@ -262,7 +262,7 @@ def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path
         state = State(**attributes["state"])
         assert state.iteration == 4
         plan = plan_of(state, this.settings)
-        fold = fold_of(partial(align_group, url=this.url, plan=plan), BOX, plan.k_insert, this.job.symmetry)
+        fold = fold_of(partial(align_group, url=this.url, plan=plan))
         items = tasks(checkpoint.half_set, 50)
         sums, notes = this.executor.accumulate(fold, items, shared=share(this, plan))
         solve = partial(solve_halves, this, state, plan, checkpoint, sums, list(zip(items, notes, strict=True)))
