@@ -166,7 +166,7 @@ class Executor(ABC):
 
     @abstractmethod
     def traffic(self) -> dict[str, Traffic]:
-        """Return the bytes that all processes have moved over the network so far, by purpose."""
+        """Return the bytes that all processes have moved over the network since the start, by purpose."""
 
     @abstractmethod
     def close(self) -> None:
@@ -185,6 +185,7 @@ class SerialExecutor(Executor):
     def __init__(self) -> None:
         self._resources = contextlib.ExitStack()
         self._resources.enter_context(one_thread_per_task())
+        self._before = traffic.totals()
 
     @property
     def workers(self) -> int:
@@ -247,7 +248,7 @@ class SerialExecutor(Executor):
 
     def traffic(self) -> dict[str, Traffic]:
         """Return what this process has counted."""
-        return traffic.totals()
+        return traffic.difference(traffic.totals(), self._before)
 
     def close(self) -> None:
         """Give the numerical libraries their threads back."""
