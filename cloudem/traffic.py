@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import NamedTuple
 
 PURPOSES = ("images", "reference", "bricks", "poses", "other")
 """What bytes are for. ``bricks`` are partial sums of the Fourier volume."""
+
+PROCESS = uuid.uuid4().hex
+"""Names this process; in containers, host names and numbers of processes are not enough."""
 
 
 class Traffic(NamedTuple):
@@ -30,6 +34,9 @@ class Traffic(NamedTuple):
         """Return what came since an earlier reading."""
         return Traffic(self.received - other.received, self.sent - other.sent)
 
+
+Moved = Mapping[str, Traffic]
+"""Traffic by purpose."""
 
 _LOCK = threading.Lock()
 _TOTALS: dict[str, Traffic] = dict.fromkeys(PURPOSES, Traffic())
@@ -61,3 +68,38 @@ def purpose(name: str) -> Iterator[None]:
 def current_purpose() -> str:
     """Return the purpose of the block that runs."""
     return _PURPOSE.get()
+
+
+def total(parts: Iterable[Moved]) -> dict[str, Traffic]:
+    """Return the sum of all parts, by purpose."""
+    found = dict.fromkeys(PURPOSES, Traffic())
+    for part in parts:
+        found |= {name: found[name].plus(moved) for name, moved in part.items()}
+    return found
+
+
+def difference(later: Moved, earlier: Moved) -> dict[str, Traffic]:
+    """Return what came between two readings, by purpose."""
+    return {name: moved.minus(earlier.get(name, Traffic())) for name, moved in later.items()}
+
+
+def in_words(moved: Moved) -> str:
+    """Return all of it as a line: ``received: images 312 MB, poses 1.2 MB; sent: poses 2 kB``; empty if it is nothing.
+
+    Purposes for which nothing was moved are left out.
+    """
+    ways = []
+    for way in Traffic._fields:
+        sizes = {name: getattr(part, way) for name, part in moved.items()}
+        ways.append(f"{way}: " + (", ".join(f"{name} {size(n)}" for name, n in sizes.items() if n) or "nothing"))
+    return "; ".join(ways) if any(map(any, moved.values())) else ""
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it: ``312 MB``, ``4.1 MB``, ``26 kB``, in powers of 1000."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.1f} {unit}" if unit != "B" and count < 9.95 else f"{count:.0f} {unit}"

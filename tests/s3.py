@@ -171,7 +171,8 @@ def serve(host: str = "127.0.0.1", port: int | None = None, memory: int = 3 * 2*
 
 
 def _start(stack: contextlib.ExitStack, host: str, port: int | None, memory: int) -> S3:
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    shared = Path("/dev/shm")  # some containers have 64 MiB of it
+    place = shared if os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 2**29 else None
     state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudem-s3-", dir=place)))
     for name in ("mon", "osd", "run", "log", "rgw"):
         (state / name).mkdir()

@@ -168,7 +168,14 @@ class _Scheduler(_ListensAsAsked, Scheduler):  # type: ignore[misc]
 
 
 class _Worker(_ListensAsAsked, Worker):  # type: ignore[misc]
-    """A worker that listens on nothing else."""
+    """A worker that listens on nothing else, and shows with Dask's metrics what it has moved."""
+
+    def start_http_server(self, routes: Any, dashboard_address: str | None, *rest: Any, **options: Any) -> None:
+        super().start_http_server(routes, dashboard_address, *rest, **options)
+        if dashboard_address is not None:
+            from cloudem.execution.metrics import export_traffic  # Prometheus only where it is asked for
+
+            export_traffic()
 
 
 class _Supervisor(Nanny):  # type: ignore[misc]
@@ -249,10 +256,20 @@ async def _keep_worker(
                 raise WorkerLostError(f"a worker for {scheduler} could not be started ({_cause(error)})") from error
             await asyncio.sleep(AGAIN_S)
         finally:
-            await supervisor.close(timeout=STOP_S / 2)
+            await _close(supervisor)
         if supervisor.why in STOPPED_BY_SCHEDULER:
             return say(f"worker stopped by {scheduler}")
         say(f"worker lost {scheduler}")
+
+
+async def _close(supervisor: Any) -> None:
+    pid = supervisor.pid
+    try:
+        await supervisor.close(timeout=STOP_S / 2)
+    except AssertionError:  # Dask cannot stop a worker that has not finished starting
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 async def _find_scheduler(scheduler: str, security: Any | None, deadline: float, say: Say) -> None:

@@ -14,12 +14,10 @@ import contextlib
 import functools
 import importlib.util
 import logging
-import os
-import socket
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -106,7 +104,8 @@ class DaskExecutor(Executor):
 
         self._patience_s = patience_s
         self._fixed_order = fixed_order
-        self._counted: dict[str, dict[str, Traffic]] = {}
+        self._heard: dict[str, dict[str, Traffic]] = {}
+        self._before: dict[str, Traffic] = {}
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
             undo.enter_context(one_thread_per_task())
@@ -122,6 +121,7 @@ class DaskExecutor(Executor):
                 undo.enter_context(cluster)
                 self._client = _connect(undo, cluster, patience_s)
             self._wait_for_workers()
+            self._count()
             self._resources = undo.pop_all()
 
     @property
@@ -136,7 +136,8 @@ class DaskExecutor(Executor):
 
     def share(self, build: Callable[..., T], *args: Any, purpose: str = "other") -> Shared[T]:
         """Build the value on one worker; others copy it from there when they first need it."""
-        return Shared(self._submit(build, *args, purpose=purpose, priority=MERGE_FIRST))
+        place = next((arg.place for arg in args if isinstance(arg, Shared) and arg.place), None)
+        return Shared(self._submit(build, *args, worker=place, purpose=purpose, priority=MERGE_FIRST), place)
 
     def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
         """Build the value on the first worker that needs it; each other one copies it from another, along a tree."""
@@ -196,9 +197,9 @@ class DaskExecutor(Executor):
             for key in fold.keys(item):
                 holders.setdefault(key, {})[number] = held[number]
         sums = {key: self._reduce(fold, key, list(parts.values()), len(items)) for key, parts in holders.items()}
-        for future in sums.values():  # partial sums are needed until then: if some are lost, they are made again
-            self._wait(future)
-        return {key: Shared(future) for key, future in sums.items()}, notes
+        for whole in sums.values():  # partial sums are needed until then: if some are lost, they are made again
+            self._wait(whole.handle)
+        return sums, notes
 
     def _add(
         self,
@@ -227,7 +228,8 @@ class DaskExecutor(Executor):
             while roster or running:
                 for worker, number in threads.items():
                     while load[worker] < IN_FLIGHT_PER_THREAD * number and (index := roster.take(worker)) is not None:
-                        added = self._submit(fold.add, items[index], *shared(items[index]), worker=worker)
+                        arguments = (items[index], *shared(items[index]))
+                        added = self._submit(fold.add, *arguments, worker=worker, purpose="bricks")
                         note = self._submit(_note, added, worker=worker, purpose="poses", priority=MERGE_FIRST)
                         forest.add(Node(0, index), _Held(index, Node(0, index), added, worker))
                         del added  # it is freed once it is merged
@@ -263,11 +265,11 @@ class DaskExecutor(Executor):
             merged.append(part)
         return merged
 
-    def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held], count: int) -> Any:
+    def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held], count: int) -> Shared[V]:
         """Cut the partial sums of a key into bricks, merge each on one worker, and join what they make."""
         places = list(dict.fromkeys(part.worker for part in parts))
         if len(parts) == 1:
-            return self._submit(_sum, key, parts[0].future, worker=places[0], purpose="bricks")
+            return Shared(self._submit(_sum, key, parts[0].future, worker=places[0], purpose="bricks"), places[0])
         bricks = brick_count(len(places))
         nodes = [part.node for part in parts] if self._fixed_order else None
         merged = []
@@ -278,18 +280,35 @@ class DaskExecutor(Executor):
                 for part in parts
             ]
             merged.append(self._submit(_merge_bricks, fold, count, nodes, cut, worker=owner, purpose="bricks"))
-        return self._submit(fold.join, merged, worker=places[0], purpose="bricks")
+        return Shared(self._submit(fold.join, merged, worker=places[0], purpose="bricks"), places[0])
 
     def traffic(self) -> dict[str, Traffic]:
-        """Return the bytes of all processes so far; those of workers that died count up to when it was last asked."""
-        for counted in self._client.run(_worker_traffic, on_error="ignore").values():
-            self._counted.update(counted)
-        self._counted[_this_process()] = traffic.totals()
-        found = dict.fromkeys(traffic.PURPOSES, Traffic())
-        for totals in self._counted.values():
-            for purpose, value in totals.items():
-                found[purpose] = found[purpose].plus(value)
-        return found
+        """Return the bytes of all processes since the start; of a worker that was killed, the last seconds are lost."""
+        if not self._in_this_process:
+            with contextlib.suppress(OSError, ValueError):  # nobody answers: no reason to stop a job
+                for process, found in self._client.run(_counted, on_error="ignore").values():
+                    self._hear(process, found)
+        self._hear(traffic.PROCESS, traffic.totals())
+        return traffic.difference(traffic.total(list(self._heard.values())), self._before)
+
+    def _count(self) -> None:
+        """Have workers count what they exchange and tell it, and begin at zero."""
+        from cloudem.execution.transfers import TOPIC, CountTransfers
+
+        if not self._in_this_process:
+            self._client.register_plugin(CountTransfers())
+            self._client.subscribe_topic(TOPIC, lambda event: self._hear(*event[1]))
+        self._before = self.traffic()
+
+    def _hear(self, process: str, found: Mapping[str, Sequence[int]]) -> None:
+        """Keep what a process has counted, unless that is older than what is known: counters only rise."""
+        known = self._heard.get(process, {})
+        if sum(map(sum, found.values())) >= sum(map(sum, known.values())):
+            self._heard[process] = {purpose: Traffic(*moved) for purpose, moved in found.items()}
+
+    @property
+    def _in_this_process(self) -> bool:
+        return str(self._client.scheduler.address).startswith("inproc://")
 
     def close(self) -> None:
         """Stop the cluster, if it is ours, and leave the scheduler, if it is not."""
@@ -326,7 +345,12 @@ class DaskExecutor(Executor):
 
     def _result(self, future: Any) -> Any:
         self._wait(future)
-        return future.result()
+        result = future.result()
+        if not self._in_this_process:
+            from cloudem.execution.transfers import count_received
+
+            count_received(future.key, result)
+        return result
 
     def _wait(self, future: Any) -> None:
         """Wait for a task; raise its exception as it is, and say so if the cluster has no workers left."""
@@ -427,22 +451,8 @@ def _sum(key: K, whole: Added[K, V, Any]) -> V:
     return whole.sums[key]
 
 
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
-
-
-def _worker_traffic(dask_worker: Any) -> dict[str, dict[str, Traffic]]:
-    """Return what a worker has exchanged with others and sent to clients, and what its process has counted, by name."""
-    exchanged = dict.fromkeys(traffic.PURPOSES, Traffic())
-    if dask_worker.address.startswith("inproc://"):  # nothing leaves the process
-        return {}
-    for log, received in ((dask_worker.transfer_incoming_log, True), (dask_worker.transfer_outgoing_log, False)):
-        for entry in list(log):
-            for key, size in entry["keys"].items():
-                purpose = str(key).partition("_")[0]
-                if purpose in exchanged:
-                    exchanged[purpose] = exchanged[purpose].plus(Traffic(size, 0) if received else Traffic(0, size))
-    return {dask_worker.id: exchanged, _this_process(): traffic.totals()}
+def _counted() -> tuple[str, dict[str, Traffic]]:
+    return traffic.PROCESS, traffic.totals()
 
 
 def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security: Any = None) -> Any:
@@ -476,6 +486,10 @@ def _start(processes: bool, workers: int | None, threads: int | None, dashboard:
         "silence_logs": logging.ERROR,
         "memory_limit": 0,
     }
+    if dashboard:
+        from cloudem.execution.metrics import export_traffic
+
+        export_traffic()
     if not processes and workers is None:
         cluster = _start_on_gpus(common)
         if cluster is not None:

@@ -29,9 +29,13 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Shared(Generic[T]):
-    """Stands for a value that lives where the tasks run; made by an executor, good only for that one."""
+    """Stands for a value that lives where the tasks run; made by an executor, good only for that one.
+
+    ``place`` is the worker that should hold it, where that is known.
+    """
 
     handle: Any
+    place: str | None = None
 
 
 class Added(NamedTuple, Generic[K, V, N]):
@@ -103,7 +107,7 @@ class Executor(ABC):
         """Return a value that tasks may read: ``build(*args)``, made where the tasks run.
 
         ``build`` is pure: it runs once, and again only if its result is lost with a worker. ``args`` may hold other
-        shared values. The value is freed when the last reference to what is returned has gone. ``purpose`` says for
+        shared values; it runs where the first of them is that has a place. The value is freed when the last reference to what is returned has gone. ``purpose`` says for
         which of `cloudem.traffic.PURPOSES` its bytes count.
         """
 
@@ -163,7 +167,7 @@ class Executor(ABC):
 
     @abstractmethod
     def traffic(self) -> dict[str, Traffic]:
-        """Return the bytes that all processes have moved over the network so far, by purpose."""
+        """Return the bytes that all processes have moved over the network since the start, by purpose."""
 
     @abstractmethod
     def close(self) -> None:
@@ -182,6 +186,7 @@ class SerialExecutor(Executor):
     def __init__(self) -> None:
         self._resources = contextlib.ExitStack()
         self._resources.enter_context(one_thread_per_task())
+        self._before = traffic.totals()
 
     @property
     def workers(self) -> int:
@@ -244,7 +249,7 @@ class SerialExecutor(Executor):
 
     def traffic(self) -> dict[str, Traffic]:
         """Return what this process has counted."""
-        return traffic.totals()
+        return traffic.difference(traffic.totals(), self._before)
 
     def close(self) -> None:
         """Give the numerical libraries their threads back."""

@@ -80,7 +80,7 @@ def export(
 
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return images as they were in the source, ``(b, n, n)``, but for the rounding of the store's type."""
-    images = store.read_images(indices)
+    images = store.read_images(particles["store_row"][indices] if "store_row" in particles else indices)
     std, mean = (particles.get(name, default)[indices] for name, default in (("image_std", 1.0), ("image_mean", 0.0)))
     return images * std[:, None, None].astype(np.float32) + mean[:, None, None].astype(np.float32)
 
@@ -140,7 +140,7 @@ def _export_result(
         refined = particles_from_arrays(*read_group(url, "particles"))
         if stack or "image_name" not in refined:
             store = _store_of(url, particles_url)
-            if len(store) != len(refined):
+            if len(store) != len(refined) and "store_row" not in refined:
                 raise InconsistentDataError(
                     f"{store.url} holds {len(store)} particles, {url} {len(refined)}; give the store that the job read"
                 )
@@ -168,8 +168,8 @@ def _store_of(url: str, particles_url: str | os.PathLike[str] | None) -> Particl
 
 def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     """Take the original grey values from the store; those of a result may have been dropped."""
-    kept = {name: store.particles[name] for name in ("image_mean", "image_std") if name in store.particles}
-    return refined.with_columns(**kept)
+    table = store.particles.take(refined["store_row"]) if "store_row" in refined else store.particles
+    return refined.with_columns(**{name: table[name] for name in ("image_mean", "image_std") if name in table})
 
 
 def _write_table(particles: Particles, folder: Path, box: int, pixel_size: float) -> None:

@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.errors import DamagedShardError, InconsistentDataError, ParameterError
 from cloudem.io.location import is_remote
 from cloudem.io.store import ParticleStore, open_particles
+from cloudem.jobs.progress import Progress
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
 
 TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 """What an optics group says of images that are not as the microscope took them."""
+
+NAMED = 3
+"""Damaged shards that a message names."""
 
 BATCH = 128
 """Images that a task works on at a time."""
@@ -134,27 +138,69 @@ def require_finite(particles: Particles, *names: str) -> None:
             )
 
 
-def half_sets(particles: Particles, seed: int) -> NDArray[np.int8]:
+def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np.int64]:
+    """Return the particles whose images are lost, after a look at each shard; warn of them.
+
+    Parameters
+    ----------
+    store
+        Images.
+    skip
+        Whether the job was asked to go on without them.
+    progress
+        Keeps the warning, for the report.
+
+    Raises
+    ------
+    DamagedShardError
+        There are such particles, and the job was not asked, or there are no others.
+    """
+    lost = store.damaged()
+    if not lost:
+        return np.zeros(0, np.int64)
+    numbers = np.concatenate([np.arange(part.first, part.last + 1) for part in lost])
+    named = [f"{part.shard} {part.reason} (particles {part.first + 1:,} to {part.last + 1:,})" for part in lost]
+    shards = "; ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])])
+    count = f"{len(numbers):,} of {len(store):,} particles"
+    if len(numbers) == len(store):
+        raise DamagedShardError(f"{store.url}: none of its shards can be read: {shards}; import the particles again")
+    if not skip:
+        raise DamagedShardError(
+            f"{store.url}: {shards}; import the particles again, or --skip-damaged to leave out {count}"
+        )
+    progress.warning(f"{count} are left out, because their shards are lost: {shards}")
+    return numbers
+
+
+def half_sets(particles: Particles, seed: int, without: NDArray[np.int64]) -> NDArray[np.int8]:
     """Return the half-set of each particle: that of the table, or a random one where the table has none.
+
+    Particles that are left out get 0, which is none; the others get what they would get if all were there.
 
     Raises
     ------
     ParameterError
         If one half-set is empty.
     """
-    halves = particles.get("half_set", 0).astype(np.int8)
+    halves = np.array(particles.get("half_set", 0), np.int8)
     unknown = np.flatnonzero((halves != 1) & (halves != 2))
     if len(unknown):
         shuffled = np.random.default_rng(seed).permutation(len(unknown))
-        halves = halves.copy()
         halves[unknown] = 1 + shuffled % 2
+    halves[without] = 0
     for half in (1, 2):
         if not np.any(halves == half):
             raise ParameterError(
-                f"half-set {half} is empty among {len(halves)} particles; at least one in each is needed: "
+                f"half-set {half} is empty among {np.count_nonzero(halves)} particles; at least one in each is needed: "
                 "drop the column rlnRandomSubset to have half-sets drawn at random, or select more particles"
             )
     return halves
+
+
+def kept_rows(particles: Particles, half_set: NDArray[np.int8]) -> Particles:
+    """Return the table of the particles that have a half-set, with their place in the store if others have none."""
+    kept = np.flatnonzero(half_set)
+    return particles if len(kept) == len(particles) else particles.take(kept).with_columns(store_row=kept)
 
 
 def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -27,6 +27,9 @@ class Reconstruct(Job):
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)
     group_size: int = parameter(1250, meaning="images of one task", ge=50)
+    skip_damaged: bool = parameter(
+        False, meaning="leave out the particles of missing or damaged shards instead of stopping"
+    )
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
 

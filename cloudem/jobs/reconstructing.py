@@ -12,10 +12,10 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.executor import itself
-from cloudem.io.groups import has_group, read_attributes, write_group
+from cloudem.io.groups import has_group, read_attributes
 from cloudem.jobs.alignment import fold_of, insert_group
 from cloudem.jobs.base import Context, job_record
-from cloudem.jobs.dataset import half_sets, open_dataset, open_for_tasks, require_finite
+from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks, require_finite
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.refining import counter, tasks
@@ -41,13 +41,13 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     if k_max < 2:
         raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
     context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
-    halves = half_sets(dataset.particles, job.seed)
+    halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged, context.progress))
     rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
     items = tasks(halves, job.group_size, order=by_direction(rotations))
     executor = context.executor
     data = executor.spread(open_for_tasks, job.particles, local=itself)
-    with context.progress.stage("insert", len(halves)) as stage:
+    with context.progress.stage("insert", int(np.count_nonzero(halves))) as stage:
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve", 1, unit="maps"):
@@ -58,8 +58,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
         maps = np.stack([executor.fetch(half) for half in solved])
         whole = executor.fetch(both)
         mask = solvent_mask(job, context, whole, pixel_size)
-    write_group(context.url, "", {}, {"kind": "result", **job_record(job)})
-    particles = dataset.particles.with_columns(half_set=halves)
+    context.write("", {}, {"kind": "result", **job_record(job)})
+    particles = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
     wall = time.monotonic() - started
     write_maps(context, maps, whole, mask, k_max, pixel_size, job.symmetry, job.seed, wall, particles, job.report)
 

@@ -42,6 +42,9 @@ class Refine3D(Job):
     correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
     ignore_contrast: bool = parameter(False, meaning="go on though the images look like the negative of the reference")
     group_size: int = parameter(500, meaning="images of one task; a lost worker costs at most the tasks it held", ge=50)
+    skip_damaged: bool = parameter(
+        False, meaning="leave out the particles of missing or damaged shards instead of stopping"
+    )
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
     restart: bool = parameter(

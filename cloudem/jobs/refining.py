@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from cloudem.algorithms.refinement import (
 from cloudem.algorithms.resolution import FscCurves, low_pass, resolution_at
 from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
 from cloudem.execution.executor import Executor, Shared, itself
-from cloudem.io.groups import delete_group, has_group, list_groups, read_attributes, write_group
+from cloudem.io.groups import has_group, list_groups, read_attributes
 from cloudem.io.location import contents
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
@@ -60,6 +60,8 @@ from cloudem.jobs.dataset import (
     Dataset,
     groups_of,
     half_sets,
+    kept_rows,
+    left_out,
     micrograph_numbers,
     open_dataset,
     open_for_tasks,
@@ -100,7 +102,7 @@ SPHERE_UNTIL = 2
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run."""
+    """What stays the same during a run; ``without`` counts particles that are left out."""
 
     job: Refine3D
     context: Context
@@ -108,6 +110,7 @@ class Run:
     settings: Settings
     mask: Float32 | None
     group: NDArray[np.float64]
+    without: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def executor(self) -> Executor:
@@ -172,7 +175,7 @@ def refine(job: Refine3D, context: Context) -> None:
     facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
     context.progress.facts(facts)
     mask = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
-    run = Run(job, context, dataset, settings, mask, group)
+    run = Run(job, context, dataset, settings, mask, group, left_out(dataset.store, job.skip_damaged, context.progress))
     started = time.monotonic()
     if state is None:
         state = begin(run)
@@ -183,6 +186,7 @@ def refine(job: Refine3D, context: Context) -> None:
                 f"{run.url} was begun with {before} particles and {job.particles} holds {len(dataset.store)} now; "
                 "choose another --out, or --restart to replace it"
             )
+        leave_out(run)
         context.progress.message(f"resuming with iteration {state.iteration}")
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
@@ -200,7 +204,7 @@ def refine(job: Refine3D, context: Context) -> None:
         context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
     finish(run, outcome, time.monotonic() - started)
     for path in (CHECKPOINT, REFERENCES, MASK):
-        delete_group(run.url, path)
+        context.delete(path)
 
 
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
@@ -208,21 +212,22 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     s, checkpoint = run.settings, outcome.checkpoint
     poses = checkpoint.poses()
     best = best_of(poses.images)
+    kept = poses.images[best]
     rot, tilt, psi = matrix_to_euler(poses.rotations[best])
     score = np.zeros(len(checkpoint.half_set))
     for part in outcome.found:
         first = best_of(part.poses.images)
         score[part.poses.images[first]] = part.poses.score[first]
-    refined = run.dataset.particles.with_columns(
+    refined = kept_rows(run.dataset.particles, checkpoint.half_set).with_columns(
         rot=rot,
         tilt=tilt,
         psi=psi,
         shift_x=poses.shifts[best, 0] * s.pixel_size,
         shift_y=poses.shifts[best, 1] * s.pixel_size,
-        half_set=checkpoint.half_set,
-        intensity_scale=checkpoint.scale,
+        half_set=checkpoint.half_set[kept],
+        intensity_scale=checkpoint.scale[kept],
         weight=checkpoint.pose_weights[best],
-        score=score,
+        score=score[kept],
     )
     if resolution_shell(outcome.observed.fsc) <= s.first_limit + CIRCLE_LEAKAGE + 1:
         run.context.progress.warning(
@@ -254,7 +259,7 @@ def resumed(job: Refine3D, url: str) -> State | None:
     state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
     if not finished and not state:
         return None  # it ended before its first iteration: nothing is lost if this one has other parameters
-    free = {"out", "restart", "report", "max_iterations"}
+    free = {"out", "restart", "report", "max_iterations", "skip_damaged"}
     mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
     theirs = record.get("parameters", {})
     changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
@@ -275,9 +280,8 @@ def resumed(job: Refine3D, url: str) -> State | None:
 
 def refuse_foreign(url: str) -> None:
     """Refuse a folder that holds something else than what an earlier run may have left."""
-    known = ("log.txt", "lease.json")
-    known_groups = ("arrays-", CHECKPOINT, REFERENCES, MASK)
-    other = [name for name in contents(url) if name not in known and not name.startswith(known_groups)]
+    known = ("arrays-", CHECKPOINT, REFERENCES, MASK)
+    other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
     if other:
         raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
 
@@ -287,7 +291,21 @@ def source_of(particles: str) -> str:
     return str((read_attributes(particles, "") or {}).get("date", ""))
 
 
-def clear(url: str) -> None:
+def leave_out(run: Run) -> None:
+    """Take particles whose images were lost since the last iteration out of the half-sets."""
+    checkpoint, attributes = read_checkpoint(run.url)
+    if not checkpoint.half_set[run.without].any():
+        return
+    half_set = checkpoint.half_set.copy()
+    half_set[run.without] = 0
+    if not all(np.any(half_set == h) for h in (1, 2)):
+        raise InconsistentDataError(
+            f"{run.job.particles} has no images left in one half-set; import the particles again"
+        )
+    run.context.write(CHECKPOINT, replace(checkpoint, half_set=half_set).arrays(), attributes)
+
+
+def clear(context: Context) -> None:
     """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
     for path in (
         "result",
@@ -295,9 +313,9 @@ def clear(url: str) -> None:
         CHECKPOINT,
         REFERENCES,
         MASK,
-        *(f"iterations/{n}" for n in list_groups(url, "iterations")),
+        *(f"iterations/{n}" for n in list_groups(context.url, "iterations")),
     ):
-        delete_group(url, path)
+        context.delete(path)
 
 
 def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
@@ -342,9 +360,9 @@ def begin(run: Run) -> State:
     job, s, progress = run.job, run.settings, run.context.progress
     density = fitted(read_volume(job.reference), "reference", s.box, s.pixel_size, progress)
     density = low_pass(density, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
-    halves = half_sets(run.dataset.particles, job.seed)
+    halves = half_sets(run.dataset.particles, job.seed, run.without)
     items = tasks(halves, job.group_size)
-    with progress.stage("noise", len(halves)) as stage:
+    with progress.stage("noise", int(np.count_nonzero(halves))) as stage:
         data = run.executor.spread(open_for_tasks, job.particles, local=itself)
         power = run.executor.map(power_of_group, items, shared=lambda item: [data], on_done=counter(stage, items))
         total: dict[int, Any] = {1: 0, 2: 0}
@@ -360,10 +378,10 @@ def begin(run: Run) -> State:
         settled=np.zeros(len(halves), bool),
         **(table_poses(run) if job.local else no_poses()),
     )
-    clear(run.url)  # only now that the input is known to be good
-    write_group(run.url, "", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
+    clear(run.context)  # only now that the input is known to be good
+    run.context.write("", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
     if run.mask is not None:
-        write_group(run.url, MASK, {"mask": run.mask}, {})
+        run.context.write(MASK, {"mask": run.mask}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
     save(run, start, None, first_references(run, density, (1.0, 1.0)))
     save(run, start, state, first_references(run, density, reference_scales(run, state)))
@@ -374,7 +392,7 @@ def first_references(run: Run, density: Float32, factors: Iterable[float]) -> li
     """Write the start map, times a factor, as the reference of each half-set; return the names of the groups."""
     names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
     for name, factor in names.items():
-        write_group(run.url, f"{REFERENCES}/{name}", {"map": density * factor}, {})
+        run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
     return list(names)
 
 
@@ -420,9 +438,9 @@ def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
 def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
     """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
     attributes = {"state": state.record() if state else None, "references": list(references)}
-    write_group(run.url, CHECKPOINT, checkpoint.arrays(), attributes)
+    run.context.write(CHECKPOINT, checkpoint.arrays(), attributes)
     for name in set(list_groups(run.url, REFERENCES)) - set(references):
-        delete_group(run.url, f"{REFERENCES}/{name}")
+        run.context.delete(f"{REFERENCES}/{name}")
 
 
 def share(run: Run, plan: Plan) -> Callable[[Item], Sequence[Shared[Any]]]:
@@ -471,8 +489,9 @@ def iterate(run: Run, state: State) -> Outcome:
     plan = plan_of(state, run.settings)
     before, _ = read_checkpoint(run.url)
     items = tasks(before.half_set, run.job.group_size)
+    count = int(np.count_nonzero(before.half_set))
     moved_before = run.executor.traffic()
-    with progress.stage("align", len(before.half_set)) as stage:
+    with progress.stage("align", count) as stage:
         fold = fold_of(partial(align_group, url=run.url, plan=plan))
         sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
     seconds = time.monotonic() - began
@@ -484,14 +503,14 @@ def iterate(run: Run, state: State) -> Outcome:
         "iteration": state.iteration,
         "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
         "limit_A": length / plan.k_score,
-        "images_per_s": len(before.half_set) / seconds,
+        "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
         "seconds": time.monotonic() - began,
     }
     path = f"iterations/{state.iteration:03d}"
     moved = {name: now.minus(moved_before[name]) for name, now in run.executor.traffic().items()}
     record = {"row": row, "state": state.record(), "traffic": {name: part._asdict() for name, part in moved.items()}}
-    write_group(run.url, path, outcome.curves.by_name(), record)
+    run.context.write(path, outcome.curves.by_name(), record)
     progress.iteration(row)
     if not after.finished:
         save(run, outcome.checkpoint, after, outcome.references)
@@ -517,9 +536,9 @@ def solve_halves(
     comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
     found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
     noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
-    change = changes(plan, before, found, run.group)
+    change, kept = changes(plan, before, found, run.group), before.half_set > 0
     curves = executor.fetch(comparison)
-    observed = Observed(curves.corrected, float(np.mean(change.moving)), float(np.mean(change.jumped)))
+    observed = Observed(curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept])))
     after = next_state(state, s, observed)
     references: list[str] = []
     whole = None

@@ -101,6 +101,9 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "float64", "grey value", "mean of the background in the source: source = stored * image_std + image_mean"
     ),
     "image_std": ColumnMeaning("float64", "grey value", "standard deviation of the background in the source"),
+    "store_row": ColumnMeaning(
+        "int64", "", "number of the image in the particle store, from 0; absent where a table has all of them in order"
+    ),
 }
 """Every column that cloudem understands."""
 

@@ -36,10 +36,8 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_job_is_refused_where_another_client_writes(posed, out, no_report):
     job = Reconstruct(particles=posed.particles, out=out)
-    with (
-        hold(out, log=LOG, length=2),
-        pytest.raises(LeaseHeldError, match=r"is in use: process .*; wait for it to end"),
-    ):
+    refused = pytest.raises(LeaseHeldError, match=r"is in use: process .*; wait for it to end")
+    with hold(out, log=LOG, length=2), refused:
         run(job)
     assert not contents(out)
     run(job)

@@ -21,7 +21,7 @@ from cloudem.execution.executor import SerialExecutor
 from cloudem.io import groups
 from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.store import open_particles, write_particles
-from cloudem.jobs import refining, results, solving
+from cloudem.jobs import results, solving
 from cloudem.jobs.alignment import align_group, fold_of, read_checkpoint
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import Refine3D
@@ -97,10 +97,10 @@ def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> Non
 @pytest.mark.parametrize(
     ("module", "path", "time"),
     [
-        (refining, "checkpoint", 2),  # scale and contrast are known, but not written
-        (refining, "checkpoint", 4),  # the row of iteration 2 is written
+        (groups, "checkpoint", 2),  # scale and contrast are known, but not written
+        (groups, "checkpoint", 4),  # the row of iteration 2 is written
         (solving, "references/002-2", 1),  # one reference of the next iteration is written
-        (refining, "iterations/003", 1),
+        (groups, "iterations/003", 1),
         (groups, "result", 1),  # the particles are written
     ],
 )
