@@ -107,8 +107,8 @@ class Executor(ABC):
         """Return a value that tasks may read: ``build(*args)``, made where the tasks run.
 
         ``build`` is pure: it runs once, and again only if its result is lost with a worker. ``args`` may hold other
-        shared values; it runs where the first of them is that has a place. The value is freed when the last reference to what is returned has gone. ``purpose`` says for
-        which of `cloudem.traffic.PURPOSES` its bytes count.
+        shared values; it runs where the first of them is that has a place. The value is freed when the last reference
+        to what is returned has gone. ``purpose`` says for which of `cloudem.traffic.PURPOSES` its bytes count.
         """
 
     @abstractmethod
