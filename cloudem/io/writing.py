@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem import traffic
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.io.groups import particles_to_arrays, write_group
 from cloudem.io.half import narrow
@@ -111,7 +112,8 @@ class ParticleWriter:
             self._guard()
         full = self._raw
         # Buffers are used again: memory that is new to the process costs more than to fill it.
-        self._uploads.send(self._layout.key(self._shards), full.data, then=lambda: self._spare.append(full))
+        with traffic.purpose("images"):
+            self._uploads.send(self._layout.key(self._shards), full.data, then=lambda: self._spare.append(full))
         self._raw = self._spare.pop() if self._spare else self._layout.blank()
         self._in_shard = 0
         self._shards += 1

@@ -6,19 +6,22 @@ import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
-from cloudem.errors import StorageError
+from cloudem.errors import LeaseLostError, StorageError
 from cloudem.io.location import UNFINISHED, contents, folder_of, is_remote, join, read_bytes, write_bytes
 
 LOG_FILE = "log.txt"
 
 
 @contextlib.contextmanager
-def keep_log(log: logging.Logger, url: str) -> Iterator[None]:
-    """Write lines of a log to ``log.txt`` under a URL while the block runs, behind those of earlier runs."""
-    handler = _LogObject(url) if is_remote(url) else _LogFile(url)
+def keep_log(log: logging.Logger, url: str, guard: Callable[[], None] | None = None) -> Iterator[None]:
+    """Write lines of a log to ``log.txt`` under a URL while the block runs, behind those of earlier runs.
+
+    The guard is called before an object is replaced, and raises if it is somebody else's by now.
+    """
+    handler = _LogObject(url, guard) if is_remote(url) else _LogFile(url)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     log.addHandler(handler)
     try:
@@ -75,8 +78,9 @@ class _LogObject(_Log):
 
     EVERY_S = 5.0
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, guard: Callable[[], None] | None) -> None:
         super().__init__(url)
+        self._guard = guard or (lambda: None)
         self._before: str | None = None
         self._written = 0
         self._next = 0.0
@@ -84,7 +88,8 @@ class _LogObject(_Log):
     def _write(self, *, last: bool) -> None:
         if len(self._lines) == self._written or not (last or time.monotonic() >= self._next):
             return
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, LeaseLostError):
+            self._guard()
             found = contents(self._url)
             if found and UNFINISHED not in found:
                 place = join(self._url, LOG_FILE)

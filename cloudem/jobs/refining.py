@@ -294,6 +294,12 @@ def source_of(particles: str) -> str:
 def leave_out(run: Run) -> None:
     """Take particles whose images were lost since the last iteration out of the half-sets."""
     checkpoint, attributes = read_checkpoint(run.url)
+    gone = np.setdiff1d(np.flatnonzero(checkpoint.half_set == 0), run.without)
+    if len(gone):
+        run.context.progress.warning(
+            f"{len(gone):,} of {len(checkpoint.half_set):,} particles stay out, because their shards were lost before; "
+            "--restart to take them in again"
+        )
     if not checkpoint.half_set[run.without].any():
         return
     half_set = checkpoint.half_set.copy()

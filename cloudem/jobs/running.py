@@ -52,7 +52,7 @@ def run_job(
         place = place_of_lease(job)
         lease = stack.enter_context(hold(place, log=log)) if place else None
         if job.keeps_log:
-            stack.enter_context(keep_log(log, job.out))
+            stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
             check_memory(job.project().memory(tasks), log)

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloudem import traffic
 from cloudem.errors import (
     CloudemError,
     FormatError,
@@ -237,6 +238,13 @@ def test_a_failing_upload_is_said_and_leaves_nothing(url, monkeypatch):
     with pytest.raises(StorageError, match="the cable is out"):
         write(url, stack(7000), step=500)
     assert contents(url.rpartition("/")[0]) == []
+
+
+def test_images_on_their_way_are_counted(url):
+    before = traffic.totals()["images"]
+    write(url, stack(2100), step=100)
+    moved = traffic.totals()["images"].minus(before)
+    assert (2100 * 128 < moved.sent < 1.5 * 2100 * 128) if is_remote(url) else moved.sent == 0
 
 
 def test_few_shards_are_on_their_way_at_a_time(tmp_path, monkeypatch):

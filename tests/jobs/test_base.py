@@ -87,3 +87,12 @@ def test_the_record_makes_the_same_job_again() -> None:
     assert record["versions"]["cloudem"] == __version__
     assert {"python", "numpy", "zarr"} <= set(record["versions"])
     assert record["date"].endswith("+00:00")
+
+
+def test_places_are_absolute(tmp_path, monkeypatch):
+    """Workers and a later run may have another working directory."""
+    monkeypatch.chdir(tmp_path)
+    job = find_job("refine3d")(particles="s3://bucket//a/", reference="r.mrc", diameter_A=100, out="file:///x/y")
+    assert (job.particles, job.reference, job.out, job.mask) == ("s3://bucket/a", f"{tmp_path}/r.mrc", "/x/y", None)
+    with pytest.raises(ParameterError, match="ftp:// locations are not known"):
+        find_job("report")(out="ftp://x/y")

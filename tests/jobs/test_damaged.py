@@ -126,10 +126,17 @@ def test_a_refinement_goes_on_without_what_was_lost_meanwhile(local, tmp_path, n
     job = refinement(local, tmp_path / "out")
     with pytest.raises(StoppedError):
         run(job, lambda: Failing(4))
+    sound = (Path(local.particles) / "images/c/1/0/0").read_bytes()
     lose(local)
     with pytest.raises(DamagedShardError, match="--skip-damaged"):
         run(job)
-    progress = run(job.model_copy(update={"skip_damaged": True}))
+    with pytest.raises(StoppedError):
+        run(job.model_copy(update={"skip_damaged": True}), lambda: Failing(1))
+    put(
+        object_store(local.particles), "images/c/1/0/0", sound
+    )  # found again, but half-sets are not changed back in the middle
+    progress = run(job)
+    assert any(line.startswith("48 of 160 particles stay out") for line in progress.warnings())
     assert [row["iteration"] for row in progress.iterations()] == [1, 2]
     arrays, attributes = read_group(job.out, "particles")
     np.testing.assert_array_equal(arrays["store_row"], KEPT)

@@ -11,9 +11,10 @@ import pytest
 from cloudem.errors import LeaseHeldError, LeaseLostError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.lease import hold
-from cloudem.io.location import LEASE_FILE, contents
+from cloudem.io.location import LEASE_FILE, contents, join, read_bytes, write_bytes
 from cloudem.io.swap import slot
 from cloudem.jobs.import_particles import ImportParticles
+from cloudem.jobs.logs import keep_log
 from cloudem.jobs.reconstruct import Reconstruct
 from cloudem.jobs.running import place_of_lease
 from tests.jobs.conftest import Scene, make_scene, run
@@ -76,3 +77,21 @@ def test_where_the_lease_of_new_stores_lies(tmp_path):
     assert place_of_lease(local) == str(tmp_path / "p.zarr.lease")
     remote = ImportParticles(particles=str(tmp_path / "p.star"), out="s3://bucket/p.zarr")
     assert place_of_lease(remote) == "s3://bucket/p.zarr"
+
+
+def test_the_log_of_a_job_that_lost_its_lease_does_not_replace_the_other_ones(s3):
+    url = f"s3://{s3.bucket()}/out"
+    log, lost = logging.getLogger("cloudem.tests.log"), [False]
+
+    def guard() -> None:
+        if lost[0]:
+            raise LeaseLostError("lost")
+
+    log.setLevel(logging.DEBUG)
+    write_bytes(join(url, "result"), b"")
+    with keep_log(log, url, guard):
+        log.info("mine")
+        lost[0] = True
+        write_bytes(join(url, "log.txt"), b"the other's\n")
+        log.info("too late")
+    assert read_bytes(join(url, "log.txt")) == b"the other's\n"

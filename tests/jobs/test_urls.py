@@ -10,7 +10,7 @@ import obstore
 import pytest
 
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.io.groups import has_group, read_attributes
+from cloudem.io.groups import has_group, list_groups, read_attributes
 from cloudem.io.location import contents, exists, join, object_store, read_bytes, write_bytes
 from cloudem.io.mrc import read_volume
 from cloudem.io.store import open_particles, write_particles
@@ -24,6 +24,7 @@ from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.report import Report
 from cloudem.jobs.simulate import Simulate
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, run
+from tests.jobs.test_resume import Failing, StoppedError
 
 SHORT = {"max_iterations": 2, "max_resolution_A": 14}
 
@@ -57,6 +58,19 @@ def test_a_refinement_on_s3_is_that_of_a_folder_to_the_bit(scene, refined, tmp_p
     run(Refine3D(**scene.refinement(tmp_path / "refine", **SHORT)))
     assert_same_bits(refined, tmp_path / "refine")
     assert has_group(refined, "iterations/002")
+
+
+def test_a_stopped_run_goes_on_from_s3(remote, refined, project, tmp_path, monkeypatch, no_report):
+    """Given the second time from another working directory: paths were made absolute."""
+    monkeypatch.chdir(tmp_path)
+    Path("reference.mrc").write_bytes(read_bytes(remote.reference))
+    given = {**remote.refinement(join(project, "stopped"), **SHORT), "reference": "reference.mrc"}
+    with pytest.raises(StoppedError):
+        run(Refine3D(**given), lambda: Failing(4))
+    assert list_groups(join(project, "stopped"), "iterations") == ["001"]
+    monkeypatch.chdir("/")
+    run(Refine3D(**{**given, "reference": f"{tmp_path}/reference.mrc"}))
+    assert_same_bits(join(project, "stopped"), refined)
 
 
 def test_report_and_log_lie_beside_the_result(refined):
