@@ -10,7 +10,7 @@ is cut into bricks and crosses the network.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
@@ -168,3 +168,38 @@ def brick_count(holders: int) -> int:
 def copied_from(number: int) -> int:
     """Return from which copy of a shared value copy ``number`` is made: a binary tree, whose root is copy 0."""
     return (number - 1) // 2
+
+
+def task_counts(keys: Sequence[Hashable], workers: Sequence[Hashable]) -> dict[str, int]:
+    """Return how many tasks of each kind a scheduler is given for a fold.
+
+    Parameters
+    ----------
+    keys
+        Sum to which each item adds.
+    workers
+        Worker that adds it.
+    """
+    merges = 0
+
+    def merge(earlier: int, later: int) -> int:
+        nonlocal merges
+        merges += 1
+        return earlier
+
+    forest: Forest[int] = Forest(len(keys), merge, lambda earlier, later: workers[earlier] == workers[later])
+    for index in range(len(keys)):
+        forest.add(Node(0, index), index)
+    parts: dict[Hashable, list[int]] = {}
+    for node in forest.nodes():
+        for key in dict.fromkeys(keys[node.start : node.stop]):
+            parts.setdefault(key, []).append(node.start)
+    counts = {"add": len(keys), "note": len(keys), "merge": merges, "cut": 0, "merge_bricks": 0, "join": 0}
+    counts["finalise"] = sum(len(starts) == 1 for starts in parts.values())
+    for starts in parts.values():
+        if len(starts) > 1:
+            bricks = brick_count(len({workers[start] for start in starts}))
+            counts["cut"] += bricks * len(starts)
+            counts["merge_bricks"] += bricks
+            counts["join"] += 1
+    return counts

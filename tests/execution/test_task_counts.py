@@ -1,0 +1,67 @@
+"""The count of tasks of a fold, against those that the executor really submits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import LocalCluster
+
+from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.executor import Added, Fold
+from cloudem.execution.folding import task_counts
+
+Sum = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def half_of(item: tuple[int, int]) -> tuple[int]:
+    return (item[0],)
+
+
+def add_one(item: tuple[int, int]) -> Added[int, Sum, int]:
+    return Added({item[0]: np.ones(8)}, item[1])
+
+
+def merge(earlier: Sum, later: Sum) -> Sum:
+    return earlier + later
+
+
+def total(key: int, value: Sum) -> float:
+    return float(value.sum())
+
+
+def cut(value: Sum, number: int, count: int) -> Sum:
+    return np.array_split(value, count)[number]
+
+
+FOLD: Fold[tuple[int, int], int, Sum, int, float] = Fold(half_of, add_one, merge, total, cut, np.concatenate)
+
+
+@pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32)])
+def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch, workers: int, items: int) -> None:
+    each = [(1 + 2 * index // items, index) for index in range(items)]
+    submitted: Counter[str] = Counter()
+    places: dict[int, str] = {}
+    submit: Callable[..., Any] = DaskExecutor._submit
+
+    def counting(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        submitted[function.__name__.strip("_")] += 1
+        if function is add_one:
+            places[args[0][1]] = options["worker"]
+        return submit(self, function, *args, **options)
+
+    monkeypatch.setattr(DaskExecutor, "_submit", counting)
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        DaskExecutor(scheduler=cluster.scheduler_address) as executor,
+    ):
+        sums, _ = executor.accumulate(FOLD, each)
+        assert [executor.fetch(value) for value in sums.values()] == [8 * items / 2] * 2
+    counted = task_counts([half for half, _ in each], [places[index] for index in range(items)])
+    expected = Counter({"add_one" if kind == "add" else kind: number for kind, number in counted.items()})
+    assert submitted == +expected

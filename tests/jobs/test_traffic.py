@@ -1,0 +1,68 @@
+"""What an iteration moves between workers, counted by them, against the model of the bytes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import LocalCluster
+
+from cloudem.algorithms.density import demo_molecule, density_of_atoms
+from cloudem.algorithms.refinement import State, plan_of
+from cloudem.algorithms.search import MARGIN
+from cloudem.algorithms.simulate import Recording, Simulator, random_particles
+from cloudem.algorithms.transport import Iteration, Moved, moved
+from cloudem.execution.dask import DaskExecutor
+from cloudem.io.groups import read_group
+from cloudem.io.mrc import write_volume
+from cloudem.io.store import write_particles
+from cloudem.jobs.dataset import open_dataset
+from cloudem.jobs.refine3d import Refine3D
+from cloudem.jobs.refining import settings_of
+from tests.jobs.conftest import run
+
+BOX, PIXEL, COUNT = 64, 3.5, 400
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Particles with their poses: a local refinement has no search, whose grid takes most of the time."""
+    folder = tmp_path_factory.mktemp("traffic")
+    density = density_of_atoms(demo_molecule(110.0, seed=3), BOX, PIXEL)
+    recording = Recording(snr=0.4, per_micrograph=20)
+    truth = random_particles(COUNT, recording, 0)
+    images = Simulator(density, PIXEL, truth, recording, 0).images()
+    write_particles(folder / "particles.zarr", truth, images, box=BOX, pixel_size=PIXEL)
+    write_volume(folder / "reference.mrc", density, PIXEL)
+    return {
+        "particles": str(folder / "particles.zarr"), "reference": str(folder / "reference.mrc"), "diameter_A": 130.0,
+        "local": True, "max_iterations": 2, "group_size": 50, "report": False, "initial_resolution_A": 25.0,
+    }  # fmt: skip
+
+
+def predicted(job: Refine3D, record: dict[str, Any], workers: int) -> Moved:
+    plan = plan_of(State(**record["state"]), settings_of(job, open_dataset(job.particles)))
+    k_reference = max(plan.k_score, plan.k_search + MARGIN)
+    return moved(Iteration(BOX, plan.k_insert, k_reference, job.symmetry, workers, slices=COUNT))
+
+
+@pytest.mark.parametrize(("workers", "symmetry"), [(2, "C1"), (4, "C1"), (4, "D2")])
+def test_counted_bytes_are_those_of_the_model(
+    given: dict[str, Any], tmp_path: Path, workers: int, symmetry: str
+) -> None:
+    job = Refine3D(**given, symmetry=symmetry, out=str(tmp_path / "out"))
+    # workers that share a process start at once, and talk over TCP as others do
+    with LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    ) as cluster:  # fmt: skip
+        run(job, partial(DaskExecutor, scheduler=cluster.scheduler_address))
+    # of the last iteration the map of all particles is made, too, while this is counted
+    record = read_group(job.out, "iterations/001")[1]
+    model = predicted(job, record, workers)
+    bricks, reference = (record["traffic"][name] for name in ("bricks", "reference"))
+    assert bricks["received"] == pytest.approx(model.merge + model.join, rel=0.05)
+    assert reference["received"] == pytest.approx(model.reference, rel=0.05)
+    assert bricks["received"] == bricks["sent"]
