@@ -187,6 +187,17 @@ class _Supervisor(Nanny):  # type: ignore[misc]
         self.why = self.why or reason
         super().close_gracefully(reason=reason)
 
+    async def close(self, timeout: float = 5, reason: str = "nanny-close") -> str:
+        child = self.process and self.process.process
+        try:
+            with contextlib.suppress(AssertionError):  # Dask cannot stop a worker that has not finished starting
+                await super().close(timeout, reason)
+        finally:
+            if child is not None:
+                with contextlib.suppress(ValueError):  # it has ended
+                    await child.kill()
+        return "OK"
+
 
 class _Doorman(SchedulerPlugin):  # type: ignore[misc]
     """Says who joins and who leaves."""
@@ -243,7 +254,8 @@ async def _keep_worker(
             dashboard_address=metrics_port and f"{options['host']}:{metrics_port}",
         )
         try:
-            await supervisor
+            async with asyncio.timeout(2 * START_S):
+                await supervisor
             say(f"worker {supervisor.worker_address} with {options['nthreads']} threads is at {scheduler}")
             await supervisor.finished()
             found = time.monotonic()
@@ -256,20 +268,12 @@ async def _keep_worker(
                 raise WorkerLostError(f"a worker for {scheduler} could not be started ({_cause(error)})") from error
             await asyncio.sleep(AGAIN_S)
         finally:
-            await _close(supervisor)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_S):
+                    await supervisor.close(timeout=STOP_S / 2)
         if supervisor.why in STOPPED_BY_SCHEDULER:
             return say(f"worker stopped by {scheduler}")
         say(f"worker lost {scheduler}")
-
-
-async def _close(supervisor: Any) -> None:
-    pid = supervisor.pid
-    try:
-        await supervisor.close(timeout=STOP_S / 2)
-    except AssertionError:  # Dask cannot stop a worker that has not finished starting
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 async def _find_scheduler(scheduler: str, security: Any | None, deadline: float, say: Say) -> None:

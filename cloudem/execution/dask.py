@@ -458,6 +458,9 @@ def _counted() -> tuple[str, dict[str, Traffic]]:
 def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security: Any = None) -> Any:
     from distributed import Client
 
+    log = logging.getLogger("distributed.client")  # what it complains about is raised here as well, in one line
+    undo.callback(log.setLevel, log.level)
+    log.setLevel(logging.CRITICAL)
     try:
         return undo.enter_context(Client(where, timeout=min(patience_s, 10.0), set_as_default=False, security=security))
     except (OSError, TimeoutError, ValueError) as error:
