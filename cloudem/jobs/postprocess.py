@@ -73,7 +73,7 @@ class Postprocess(Job):
             "b_factor_A2": -done.b_factor,
             "b_factor_fitted_A2": -done.fit.b_factor,
             "randomise_from_shell": done.fsc.randomise_from,
-            **run_attributes(context.progress),
+            **run_attributes(context.progress, context.executor.traffic()),
         }
         context.write("result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
         context.progress.message(f"report: {write_report(context.url)}")

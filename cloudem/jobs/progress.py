@@ -8,22 +8,26 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
 import psutil
 
+from cloudem import traffic
+from cloudem.traffic import Moved
+
 Value = float | int | str
 
-COLUMNS: dict[str, tuple[str, str]] = {
-    "iteration": ("iteration", "{:d}"),
-    "resolution_A": ("resolution", "{:.2f} Å"),
-    "limit_A": ("limit", "{:.2f} Å"),
-    "moving": ("moving", "{:.1%}"),
-    "images_per_s": ("images/s", "{:,.0f}"),
-    "seconds": ("time", "{:.1f} s"),
+COLUMNS: dict[str, tuple[str, Callable[..., str]]] = {
+    "iteration": ("iteration", "{:d}".format),
+    "resolution_A": ("resolution", "{:.2f} Å".format),
+    "limit_A": ("limit", "{:.2f} Å".format),
+    "moving": ("moving", "{:.1%}".format),
+    "images_per_s": ("images/s", "{:,.0f}".format),
+    "seconds": ("time", "{:.1f} s".format),
+    "received_bytes": ("network", traffic.size),
 }
 """Names of values of an iteration -> heading and format."""
 
@@ -90,6 +94,7 @@ class Progress(ABC):
         self.log = log or logging.getLogger("cloudem")
         self._clock = _Clock()
         self._iterations: list[dict[str, Value]] = []
+        self._moved = traffic.total([])
         self._warnings: list[str] = []
 
     def facts(self, facts: Mapping[str, str]) -> None:
@@ -110,14 +115,17 @@ class Progress(ABC):
             self.show_end(stage)
             self.log.debug("%s: %d %s in %.2f s", name, stage.done, unit, stage.elapsed)
 
-    def iteration(self, row: Mapping[str, Value]) -> None:
-        """Add the row of a finished iteration: any names and values, the same names in every row of a job.
+    def iteration(self, row: Mapping[str, Value], moved: Moved | None = None) -> None:
+        """Add the row of a finished iteration: any names and values; those in `COLUMNS` get a title and a format.
 
-        Those in `COLUMNS` get a title and a format.
+        ``moved`` is what went over the network meanwhile; it is for the log.
         """
         self._iterations.append(dict(row))
         self.log.info(", ".join(f"{titled(name)} {formatted(name, row[name])}" for name in row), extra=DRAWN)
         self.show_iteration(row)
+        if moved and (words := traffic.in_words(moved)):
+            self.log.debug("iteration %s %s", row["iteration"], words)
+            self._moved = traffic.total([self._moved, moved])
 
     def message(self, text: str) -> None:
         """Say something: on the screen and in the log."""
@@ -135,6 +143,10 @@ class Progress(ABC):
     def iterations(self) -> list[dict[str, Value]]:
         """Return the rows of all iterations so far."""
         return [dict(row) for row in self._iterations]
+
+    def moved(self) -> Moved:
+        """Return what went over the network in all iterations of this run so far."""
+        return self._moved
 
     def warnings(self) -> list[str]:
         """Return the text of all warnings so far."""
@@ -191,7 +203,7 @@ def formatted(name: str, value: Value) -> str:
     if isinstance(value, str):
         return value
     if name in COLUMNS:
-        return COLUMNS[name][1].format(value)
+        return COLUMNS[name][1](value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

@@ -68,7 +68,7 @@ from cloudem.jobs.dataset import (
     require_finite,
 )
 from cloudem.jobs.maps import fitted, read_mask
-from cloudem.jobs.progress import Stage
+from cloudem.jobs.progress import Stage, Value
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.results import write_maps
 from cloudem.jobs.solving import (
@@ -83,6 +83,7 @@ from cloudem.jobs.solving import (
 )
 from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators
+from cloudem.traffic import Moved, difference, purpose
 
 Float32 = NDArray[np.float32]
 
@@ -152,6 +153,8 @@ class Outcome:
         FSC curves.
     found
         Poses and weights of both halves.
+    counters
+        Of what was moved over the network when it was recorded: what came then counts for the next.
     """
 
     checkpoint: Checkpoint
@@ -163,6 +166,7 @@ class Outcome:
     masks: Sequence[Shared[Float32]]
     curves: FscCurves
     found: Sequence[Found]
+    counters: Moved
 
 
 def refine(job: Refine3D, context: Context) -> None:
@@ -191,9 +195,10 @@ def refine(job: Refine3D, context: Context) -> None:
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
     outcome = None
+    counters: Moved = run.executor.traffic()
     while not state.finished:
-        outcome = iterate(run, state)
-        state = outcome.after
+        outcome = iterate(run, state, counters)
+        state, counters = outcome.after, outcome.counters
     if outcome is None:
         raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
     if state.converged:
@@ -398,7 +403,8 @@ def first_references(run: Run, density: Float32, factors: Iterable[float]) -> li
     """Write the start map, times a factor, as the reference of each half-set; return the names of the groups."""
     names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
     for name, factor in names.items():
-        run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
+        with purpose("reference"):
+            run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
     return list(names)
 
 
@@ -444,7 +450,8 @@ def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
 def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
     """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
     attributes = {"state": state.record() if state else None, "references": list(references)}
-    run.context.write(CHECKPOINT, checkpoint.arrays(), attributes)
+    with purpose("poses"):
+        run.context.write(CHECKPOINT, checkpoint.arrays(), attributes)
     for name in set(list_groups(run.url, REFERENCES)) - set(references):
         run.context.delete(f"{REFERENCES}/{name}")
 
@@ -489,23 +496,23 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     return np.array([float(f"{factor:.4g}") for factor in factors])
 
 
-def iterate(run: Run, state: State) -> Outcome:
-    """Run one iteration and commit it."""
+def iterate(run: Run, state: State, counters: Moved) -> Outcome:
+    """Run one iteration and commit it; ``counters`` are those when the one before was recorded."""
     progress, began = run.context.progress, time.monotonic()
     plan = plan_of(state, run.settings)
     before, _ = read_checkpoint(run.url)
     items = tasks(before.half_set, run.job.group_size)
     count = int(np.count_nonzero(before.half_set))
-    moved_before = run.executor.traffic()
     with progress.stage("align", count) as stage:
         fold = fold_of(partial(align_group, url=run.url, plan=plan))
         sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
     seconds = time.monotonic() - began
     with progress.stage("solve", 1, unit="maps"):
         outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
+    moved = difference(outcome.counters, counters)
     after = outcome.after
     length = run.settings.box * run.settings.pixel_size
-    row = {
+    row: dict[str, Value] = {
         "iteration": state.iteration,
         "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
         "limit_A": length / plan.k_score,
@@ -513,11 +520,12 @@ def iterate(run: Run, state: State) -> Outcome:
         "moving": outcome.observed.moving,
         "seconds": time.monotonic() - began,
     }
+    if any(map(any, moved.values())):
+        row["received_bytes"] = sum(part.received for part in moved.values())
     path = f"iterations/{state.iteration:03d}"
-    moved = {name: now.minus(moved_before[name]) for name, now in run.executor.traffic().items()}
     record = {"row": row, "state": state.record(), "traffic": {name: part._asdict() for name, part in moved.items()}}
     run.context.write(path, outcome.curves.by_name(), record)
-    progress.iteration(row)
+    progress.iteration(row, moved)
     if not after.finished:
         save(run, outcome.checkpoint, after, outcome.references)
     return outcome
@@ -563,7 +571,7 @@ def solve_halves(
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, halves, whole, masks, curves, found)
+    return Outcome(checkpoint, references, observed, after, halves, whole, masks, curves, found, executor.traffic())
 
 
 def sorted_found(parts: Sequence[Found]) -> Found:

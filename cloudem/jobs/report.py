@@ -11,6 +11,7 @@ arrays              ``map``, ``mask``, and ``fsc_<name>`` for each curve
 ``resolution_A``    resolution that the job states
 ``b_factor_A2``     B-factor of sharpening
 ``iterations``      rows as given to `Progress.iteration`, beside the ``row`` of each ``iterations/*``
+``traffic``         what went over the network outside of iterations, beside the ``traffic`` of each ``iterations/*``
 ``stages``          timings (`StageTiming`) as mappings
 ``wall_s, cpu_s``   of the whole job
 ``particle_count``  where there is no group ``particles``
@@ -31,10 +32,11 @@ from pydantic_core import PydanticUndefined
 
 from cloudem.errors import ParameterError, StorageError
 from cloudem.jobs.base import JOBS, Context, Job, Place, find_job, option_of, parameter, unit_of
+from cloudem.traffic import Moved, Traffic, difference, total
 
 if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
-    from cloudem.report.content import Iteration, Parameter, ReportContent, Stage
+    from cloudem.report.content import Iteration, Parameter, ReportContent, Stage, Transfer
 
 REPORT_FILE = "report.html"
 
@@ -72,9 +74,14 @@ def write_report(url: str) -> str:
     return f"{url.rstrip('/')}/{REPORT_FILE}"
 
 
-def run_attributes(progress: Progress) -> dict[str, Any]:
-    """Return what a job's view kept, as attributes of the group ``result``: stages, iterations and warnings."""
+def run_attributes(progress: Progress, moved: Moved) -> dict[str, Any]:
+    """Return what a job's view kept, as attributes of the group ``result``: stages, iterations and warnings.
+
+    ``moved`` is what the job has moved over the network until now.
+    """
+    outside = difference(moved, progress.moved())
     return {
+        "traffic": {name: part._asdict() for name, part in outside.items()},
         "stages": [asdict(timing) for timing in progress.timings()],
         "iterations": progress.iterations(),
         "warnings": progress.warnings(),
@@ -89,7 +96,7 @@ def content_of(url: str) -> ReportContent:
     StorageError
         If there is no finished result.
     """
-    from cloudem.io.groups import has_group, read_attributes, read_group
+    from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     if not has_group(url, "result"):
@@ -98,6 +105,7 @@ def content_of(url: str) -> ReportContent:
     record = read_attributes(url, "") or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
     symmetry = str(result.get("symmetry") or "")
+    kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
     return ReportContent(
         title=f"{job or 'result'}: {url.rstrip('/').rpartition('/')[2]}",
         map=arrays.get("map"),
@@ -108,7 +116,8 @@ def content_of(url: str) -> ReportContent:
         fsc={name: arrays[f"fsc_{name}"] for name in FSC_NAMES if f"fsc_{name}" in arrays},
         resolution=result.get("resolution_A"),
         b_factor=result.get("b_factor_A2"),
-        iterations=_iterations(url, result),
+        iterations=_iterations(kept, result),
+        transfers=_transfers(kept, result),
         particle_count=result.get("particle_count"),
         stages=_stages(result.get("stages", ())),
         wall_s=result.get("wall_s"),
@@ -167,16 +176,27 @@ def _columns(url: str) -> dict[str, Any]:
     return columns
 
 
-def _iterations(url: str, result: Mapping[str, Any]) -> list[Iteration]:
-    from cloudem.io.groups import list_groups, read_attributes
+def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Iteration]:
     from cloudem.report.content import Iteration
 
-    # A resumed job's view has seen only the last iterations; the checkpoints remember the others.
-    kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
+    # A resumed job's view has seen only the last iterations; what was kept of each remembers the others.
     rows = {row["iteration"]: row for row in [attributes["row"] for attributes in kept if "row" in attributes]}
     rows |= {row["iteration"]: row for row in result.get("iterations", ())}
     names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
     return [Iteration(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
+
+
+def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Transfer]:
+    """What was moved in each iteration and outside of them; nothing if nothing was."""
+    from cloudem.report.content import Transfer
+
+    found = {int(each["row"]["iteration"]): each["traffic"] for each in kept if "row" in each and "traffic" in each}
+    named = [(str(number), found[number]) for number in sorted(found)]
+    named.append(("otherwise" if named else "whole job", result.get("traffic", {})))
+    transfers = [
+        Transfer(label, total([{name: Traffic(**way) for name, way in moved.items()}])) for label, moved in named
+    ]
+    return transfers if any(any(map(any, each.moved.values())) for each in transfers) else []
 
 
 def _stages(rows: Sequence[Mapping[str, Any]]) -> list[Stage]:

@@ -75,7 +75,7 @@ def write_maps(
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
         "notes": [HAND],
-        **run_attributes(progress),
+        **run_attributes(progress, context.executor.traffic()),
     }
     context.write("result", {**arrays, **curves.by_name()}, attributes)
     progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cloudem import __version__
+from cloudem import __version__, traffic
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.io.lease import hold
@@ -61,6 +61,8 @@ def run_job(
                 for name, value in job.model_dump().items():
                     log.debug("parameter %s = %r", name, value)
                 job.run(Context(executor=executor, progress=progress, log=log, url=job.out, lease=lease))
+                if words := traffic.in_words(executor.traffic()):
+                    log.info("network %s", words)
             log.info("%s finished in %s: %s", job.name, clock(time.monotonic() - started), job.out)
         except KeyboardInterrupt:
             log.debug("interrupted after %s", clock(time.monotonic() - started))

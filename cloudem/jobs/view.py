@@ -18,6 +18,8 @@ from rich.text import Text
 from cloudem.jobs.progress import Progress, Stage, Value, clock, formatted, titled
 
 COLUMN_WIDTH = 12
+TABLE_WIDTH = 78
+"""Of the rows, if there are many columns: what terminals hold without being asked for more."""
 
 
 @final
@@ -28,7 +30,7 @@ class LiveProgress(Progress):
         super().__init__(log)
         self._console = console or Console(highlight=False)
         self._stages: list[Stage] = []
-        self._has_heading = False
+        self._heading: list[str] = []
         self._handler = _Screen(self._console)
         self._live = Live(get_renderable=self._bars, console=self._console, refresh_per_second=4, transient=True)
         log.addHandler(self._handler)
@@ -56,10 +58,11 @@ class LiveProgress(Progress):
         self._stages.remove(stage)
 
     def show_iteration(self, row: Mapping[str, Value]) -> None:
-        """Print the row, below a heading if it is the first."""
-        if not self._has_heading:
-            self._has_heading = True
-            heading = "".join(f"{titled(name):>{COLUMN_WIDTH}}" for name in row)
+        """Print the row, below a heading if it is the first with these names."""
+        width = min(COLUMN_WIDTH, TABLE_WIDTH // len(row))
+        if self._heading != list(row):
+            self._heading = list(row)
+            heading = "".join(f"{titled(name):>{width}}" for name in row)
             self._console.print()
             self._console.print(Text(heading, "bold"))
             self._console.print(Text("  " + "─" * (len(heading) - 2), "dim"))
@@ -67,7 +70,7 @@ class LiveProgress(Progress):
         for name, value in row.items():
             text = formatted(name, value)
             style = "bold green" if name == "resolution_A" else ""
-            cells.append(" " * max(COLUMN_WIDTH - cell_len(text), 1)).append(text, style)
+            cells.append(" " * max(width - cell_len(text), 1)).append(text, style)
         self._console.print(cells)
 
     def _bars(self) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import ParameterError
+from cloudem.traffic import Moved
 
 FSC_NAMES = ("unmasked", "masked", "phase_randomised", "corrected", "truth")
 """Curves that a report knows how to label. ``truth`` is the map against a known structure."""
@@ -26,6 +27,13 @@ class Iteration(NamedTuple):
     """Share of particles, 0 to 1, whose pose still changed."""
     images_per_s: float
     seconds: float
+
+
+class Transfer(NamedTuple):
+    """What all processes moved over the network in one iteration, or, with another label, beside the iterations."""
+
+    label: str
+    moved: Moved
 
 
 class Stage(NamedTuple):
@@ -72,6 +80,8 @@ class ReportContent:
         1 or 2; 0 means not assigned.
     defocus_u, defocus_v, shift_x, shift_y : (p,) float array, optional
         Å.
+    transfers : sequence of Transfer
+        Labels are numbers of iterations, and in the end whatever else there was; empty if nothing left the machine.
     particle_count : int, optional
         Only needed where no column of particles is given.
     wall_s, cpu_s : float, optional
@@ -97,6 +107,7 @@ class ReportContent:
     resolution: float | None = None
     b_factor: float | None = None
     iterations: Sequence[Iteration] = ()
+    transfers: Sequence[Transfer] = ()
     rot: NDArray[np.floating[Any]] | None = None
     tilt: NDArray[np.floating[Any]] | None = None
     half_set: NDArray[np.integer[Any]] | None = None

@@ -18,6 +18,7 @@ from cloudem.report.curves import (
     histogram,
     iterations_figure,
 )
+from cloudem.report.network import network_figure, network_table
 from cloudem.report.panels import map_panels
 from cloudem.report.style import CSS
 from cloudem.report.views import view_density, views_figure
@@ -40,6 +41,7 @@ def render(content: ReportContent) -> str:
         _particles(content),
         _cost(content),
         _iterations(content),
+        _network(content),
         _parameters(content),
         _provenance(content),
     )
@@ -260,6 +262,20 @@ def _iterations(content: ReportContent) -> str:
         '<th class="n">limit of alignment (Å)</th><th class="n">moving poses (%)</th>'
         f'<th class="n">images per second</th><th class="n">time (s)</th></tr>{rows}</table></section>'
     )
+
+
+def _network(content: ReportContent) -> str:
+    if not content.transfers:
+        return ""
+    iterations = [each for each in content.transfers if each.label.isdecimal()]
+    table = network_table(content.transfers)
+    note = (
+        "What all processes received from object storage and from each other, by what it was for, and what they sent."
+    )
+    if len(iterations) < 2:
+        return f'<section><h2>Network</h2>{table}<p class="quiet">{note}</p></section>'
+    body = _row([(320, network_figure(iterations), "Bytes received in each iteration."), (650, table)])
+    return f'<section><h2>Network</h2>{body}<p class="quiet">{note}</p></section>'
 
 
 def _parameters(content: ReportContent) -> str:

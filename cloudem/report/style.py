@@ -119,6 +119,9 @@ td.name { white-space: nowrap; font-weight: 500; }
 td.bar { width: 30%; vertical-align: middle; }
 td.bar i { display: block; height: 11px; background: #0072b2; border-radius: 1px; min-width: 1px; }
 td.bar i + i { background: #9cc3dc; margin-top: 2px; height: 5px; }
+table.network td, table.network th { white-space: nowrap; padding-right: 2px; padding-left: 8px; }
+table.network .swatch { width: 12px; margin-right: 4px; }
+.row + p { margin-top: 14px; }
 tr.total td { font-weight: 600; border-bottom: 0; border-top: 1.5px solid #9aa5b1; }
 pre { background: #f4f6f8; padding: 10px 14px; border-radius: 4px; font-size: 13px; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 8px 0; }

@@ -20,6 +20,7 @@ from cloudem.execution.executor import SerialExecutor
 from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
 from cloudem.jobs.running import check_memory, gib, run_job
 from cloudem.jobs.view import LiveProgress, PlainProgress
+from cloudem.traffic import Traffic, in_words, size
 from tests.counting_job import Count
 
 
@@ -59,6 +60,32 @@ def test_live_view_prints_rows_under_one_heading(log: logging.Logger) -> None:
     assert text.count("10.00 Å") == 1  # the line of the log is for the file
 
 
+MOVED = {"images": Traffic(312_400_000, 0), "poses": Traffic(1_240_000, 26_000), "other": Traffic()}
+
+
+def network_row(number: int) -> dict[str, float]:
+    row = {"iteration": number, "resolution_A": 9.0, "limit_A": 8.0, "images_per_s": 9999.0, "moving": 1.0}
+    return {**row, "seconds": 1234.5, "received_bytes": 313_640_000}
+
+
+def test_what_was_moved_is_a_column_and_a_line_of_the_log(log: logging.Logger, caplog) -> None:
+    screen = io.StringIO()
+    log.propagate = True
+    with (
+        caplog.at_level(logging.DEBUG, log.name),
+        closing(LiveProgress(log, Console(file=screen, force_terminal=True, width=79, color_system=None))) as progress,
+    ):
+        progress.iteration({"iteration": 1, "resolution_A": 9.0})  # of a run without a network that is resumed
+        progress.iteration(network_row(2), MOVED)
+        progress.iteration(network_row(3), MOVED)
+    log.propagate = False
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert sum(line.endswith("       time    network") for line in lines) == 1
+    assert sum(line.endswith("  1234.5 s     314 MB") for line in lines) == 2
+    assert "iteration 2 received: images 312 MB, poses 1.2 MB; sent: poses 26 kB" in caplog.messages
+    assert progress.moved()["images"] == (624_800_000, 0)
+
+
 def test_live_view_shows_how_far_a_stage_is(log: logging.Logger) -> None:
     screen = io.StringIO()
     with (
@@ -82,6 +109,14 @@ def test_plain_view_prints_lines(log: logging.Logger, capsys: pytest.CaptureFixt
     assert lines[1].startswith("expectation: 500 of 2,000 images, ")
     assert "iteration 2, resolution 10.00 Å, moving 25.0%, time 3.0 s" in lines
     assert lines[-2:] == ["the mask cuts the map", "done"]
+
+
+def test_sizes_are_short_and_nothing_is_no_words() -> None:
+    counts = (0, 999, 1000, 9949, 9951, 999_499, 999_500, 4.1e6, 2.6e10, 1.23e15)
+    sizes = ["0 B", "999 B", "1.0 kB", "9.9 kB", "10 kB", "999 kB", "1.0 MB", "4.1 MB", "26 GB", "1230 TB"]
+    assert [size(count) for count in counts] == sizes
+    assert in_words({"images": Traffic(5, 0)}) == "received: images 5 B; sent: nothing"
+    assert in_words({"images": Traffic()}) == in_words({}) == ""
 
 
 def test_everything_shown_is_kept() -> None:

@@ -14,6 +14,7 @@ from cloudem.io.groups import write_group
 from cloudem.jobs.base import JOBS, Context, Job, job_record, parameter
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.report import Report, command_line, content_of, run_attributes, write_report
+from cloudem.traffic import Traffic
 
 
 class Toy(Job):
@@ -80,7 +81,7 @@ def test_iterations_come_from_checkpoints_and_from_the_run_that_ended(tmp_path):
     progress.iteration({"iteration": 3, "resolution_A": 9.0, "limit_A": 8.0})
     progress.iteration({"iteration": 4, "resolution_A": 8.5, "limit_A": 8.0})
     progress.warning("dark")
-    write_result(url, **run_attributes(progress))
+    write_result(url, **run_attributes(progress, {}))
     for i in (1, 2, 3):
         row = {"iteration": i, "resolution_A": None, "limit_A": 30.0}
         write_group(url, f"iterations/{i:03d}", {}, {"row": row})
@@ -92,6 +93,35 @@ def test_iterations_come_from_checkpoints_and_from_the_run_that_ended(tmp_path):
     assert list(content.warnings) == ["dark"]
     assert np.isnan(rows[0].resolution)
     assert rows[0].limit == 30.0
+
+
+def moved(images: int, poses: int) -> dict[str, dict[str, int]]:
+    return {"images": {"received": images, "sent": 0}, "poses": {"received": poses, "sent": poses}}
+
+
+def test_what_was_moved_comes_from_every_iteration_and_from_the_rest(tmp_path):
+    url = str(tmp_path)
+    for i in (1, 2):
+        write_group(url, f"iterations/{i:03d}", {}, {"row": {"iteration": i}, "traffic": moved(1000 * i, 10)})
+    progress = SilentProgress(logging.getLogger("test"))
+    progress.iteration({"iteration": 2}, {"images": Traffic(2000, 0), "poses": Traffic(10, 10)})
+    write_result(url, **run_attributes(progress, {"images": Traffic(2500, 0), "poses": Traffic(10, 40)}))
+    found = [(label, each["images"], each["poses"], each["bricks"]) for label, each in content_of(url).transfers]
+    assert found == [
+        ("1", (1000, 0), (10, 10), (0, 0)),
+        ("2", (2000, 0), (10, 10), (0, 0)),
+        ("otherwise", (500, 0), (0, 30), (0, 0)),
+    ]
+
+
+def test_a_job_without_iterations_has_one_row_and_a_local_one_none(tmp_path):
+    url = str(tmp_path)
+    write_result(url, traffic=moved(5, 0))
+    assert [label for label, _ in content_of(url).transfers] == ["whole job"]
+    write_result(url, traffic=moved(0, 0))
+    assert content_of(url).transfers == []
+    write_result(url)
+    assert content_of(url).transfers == []
 
 
 def test_result_alone_is_enough(tmp_path):

@@ -1,6 +1,7 @@
 """Jobs on ``s3://``: the same code, the same bits, and no secret in anything that they leave."""
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_a_refinement_on_s3_is_that_of_a_folder_to_the_bit(scene, refined, tmp_p
     run(Refine3D(**scene.refinement(tmp_path / "refine", **SHORT)))
     assert_same_bits(refined, tmp_path / "refine")
     assert has_group(refined, "iterations/002")
+    assert " received" not in (tmp_path / "refine" / "log.txt").read_text()
+    assert "received_bytes" not in read_attributes(tmp_path / "refine", "iterations/002")["row"]
 
 
 def test_a_stopped_run_goes_on_from_s3(remote, refined, project, tmp_path, monkeypatch, no_report):
@@ -76,10 +79,13 @@ def test_a_stopped_run_goes_on_from_s3(remote, refined, project, tmp_path, monke
 def test_report_and_log_lie_beside_the_result(refined):
     page = read_bytes(join(refined, "report.html")).decode()
     assert "refine3d" in page
+    assert "<h2>Network</h2>" in page
     log = read_bytes(join(refined, "log.txt")).decode()
     assert "parameter symmetry = 'C1'" in log
     assert log.rstrip().endswith(refined)
     assert "refine3d finished in" in log
+    assert re.search(r"iteration 2 received: .*poses \d.*; sent: ", log)
+    assert re.search(r"network received: images \d.*; sent: reference \d", log)
 
 
 def test_a_finished_run_is_left_alone_and_its_log_goes_on(remote, refined):

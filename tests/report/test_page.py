@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cloudem.errors import ParameterError
-from cloudem.report.content import Iteration, Parameter, ReportContent, Stage
+from cloudem.report.content import Iteration, Parameter, ReportContent, Stage, Transfer
 from cloudem.report.page import render
+from cloudem.traffic import Traffic, total
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{&amp;"
@@ -245,3 +246,21 @@ def test_total_time_of_the_job_goes_before_the_sum_of_stages():
 def test_content_that_does_not_fit_is_refused(change, words):
     with pytest.raises(ParameterError, match=words):
         replace(full_content(), **change)
+
+
+def transfers(count: int) -> list[Transfer]:
+    labels = [*map(str, range(1, count + 1)), "otherwise"]
+    parts = [{"images": Traffic(300 * 10**6 * i, 0), "poses": Traffic(2000, 7000)} for i in range(1, count + 2)]
+    return [Transfer(label, total([part])) for label, part in zip(labels, parts, strict=True)]
+
+
+def test_what_was_moved_is_a_table_and_from_two_iterations_on_a_figure():
+    assert "Network" not in Page(render(full_content())).words
+    one, two = (render(replace(full_content(), transfers=transfers(count))) for count in (1, 2))
+    assert "Bytes received by iteration" not in one
+    assert "Bytes received by iteration" in two
+    text = Page(two).text
+    assert " ".join(("iteration", "images", "poses", "received", "sent")) in " ".join(text.split())
+    assert "bricks" not in text
+    for words in ("1 300 MB 2.0 kB 300 MB 7.0 kB", "otherwise 900 MB", "received 1.8 GB 6.0 kB 1.8 GB 21 kB"):
+        assert words in text
