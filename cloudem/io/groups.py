@@ -107,11 +107,15 @@ def write_group(
         _each(lambda name: _write_array(target, _join(path, generation, keys[name]), arrays[name]), arrays)
         marker = {"generation": generation, "arrays": keys}
         document = _group_document({**_plain(attributes), _MARKER: marker})
-        guard()
-        if etag is not None:
-            _replace(url, path, document, etag)
-        else:
-            put(store, _join(path, "zarr.json"), document)
+        try:
+            guard()
+            if etag is not None:
+                _replace(url, path, document, etag)
+            else:
+                put(store, _join(path, "zarr.json"), document)
+        except LeaseLostError:  # nothing refers to what was written, and nobody else writes under that name
+            delete_all(store, _join(path, generation))
+            raise
         if current is not None:
             delete_all(store, _join(path, current["generation"]))
 

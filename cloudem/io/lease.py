@@ -246,7 +246,7 @@ class Lease:
                 self._tag, self._me, self._renewed = tag, following, asked
                 return
             if found is None:
-                self._lost = "was deleted"
+                self._lost = "is gone: another client was there meanwhile, or it was deleted"
                 return
             other = Holder.parse(found[0])
             if other.holder != self._me.holder:

@@ -29,7 +29,7 @@ from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
 from cloudem.io import lease as leasing
 from cloudem.io.groups import read_group, write_group
 from cloudem.io.lease import Look, Refuse, Take, Wait, hold, observe, still_held
-from cloudem.io.location import LEASE_FILE, contents, exists
+from cloudem.io.location import LEASE_FILE, contents, exists, join
 from cloudem.io.swap import Slot, slot
 
 LOG = logging.getLogger("cloudem.tests.lease")
@@ -373,7 +373,7 @@ def test_one_that_was_deleted_is_lost(url):
     with hold(url, log=LOG) as lease:
         found = lease._slot.read()
         lease._slot.delete(found[1])
-        with pytest.raises(LeaseLostError, match="was deleted"):
+        with pytest.raises(LeaseLostError, match="is gone: another client was there meanwhile, or it was deleted"):
             lease.check()
 
 
@@ -424,6 +424,7 @@ def test_a_group_is_not_committed_once_the_lease_is_lost(url):
     arrays, attributes = read_group(url, "g")
     assert attributes == {"by": "before"}
     np.testing.assert_array_equal(arrays["a"], np.zeros(3))
+    assert contents(join(url, "g")) == ["arrays-1", "zarr.json"]
 
 
 def test_a_commit_that_was_held_up_does_not_replace_a_later_one(s3):
@@ -441,3 +442,4 @@ def test_a_commit_that_was_held_up_does_not_replace_a_later_one(s3):
     arrays, attributes = read_group(url, "g")
     assert attributes == {"by": "the second"}
     np.testing.assert_array_equal(arrays["a"], np.full(3, 2.0))
+    assert len(contents(join(url, "g"))) == 2
