@@ -195,7 +195,7 @@ def task_counts(keys: Sequence[Hashable], workers: Sequence[Hashable]) -> dict[s
         for key in dict.fromkeys(keys[node.start : node.stop]):
             parts.setdefault(key, []).append(node.start)
     counts = {"add": len(keys), "note": len(keys), "merge": merges, "cut": 0, "merge_bricks": 0, "join": 0}
-    counts["finalise"] = sum(len(starts) == 1 for starts in parts.values())
+    counts["sum"] = sum(len(starts) == 1 for starts in parts.values())
     for starts in parts.values():
         if len(starts) > 1:
             bricks = brick_count(len({workers[start] for start in starts}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,15 @@ def merge(earlier: Sum, later: Sum) -> Sum:
     return earlier + later
 
 
-def total(key: int, value: Sum) -> float:
-    return float(value.sum())
+def join(bricks: Sequence[Sum]) -> Sum:
+    return np.concatenate(bricks)
 
 
 def cut(value: Sum, number: int, count: int) -> Sum:
     return np.array_split(value, count)[number]
 
 
-FOLD: Fold[tuple[int, int], int, Sum, int, float] = Fold(half_of, add_one, merge, total, cut, np.concatenate)
+FOLD: Fold[tuple[int, int], int, Sum, int] = Fold(half_of, add_one, merge, cut, join)
 
 
 @pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32)])
@@ -61,7 +61,7 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
         DaskExecutor(scheduler=cluster.scheduler_address) as executor,
     ):
         sums, _ = executor.accumulate(FOLD, each)
-        assert [executor.fetch(value) for value in sums.values()] == [8 * items / 2] * 2
+        assert [executor.fetch(value).sum() for value in sums.values()] == [8 * items / 2] * 2
     counted = task_counts([half for half, _ in each], [places[index] for index in range(items)])
     expected = Counter({"add_one" if kind == "add" else kind: number for kind, number in counted.items()})
     assert submitted == +expected
