@@ -25,9 +25,8 @@ def network_table(transfers: Sequence[Transfer]) -> str:
     heads = "".join(
         f'<th class="n"><span class="swatch" style="border-color:{COLOURS[name]}"></span>{name}</th>' for name in names
     )
-    rows = [_row(escape(each.label), each.moved, names) for each in transfers]
-    if len(transfers) > 1:
-        rows.append(_row("received", everything, names, "total"))
+    rows = [_row(escape(each.label), each.moved, names) for each in transfers] if len(transfers) > 1 else []
+    rows.append(_row("received", everything, names, "total"))
     sent = "".join(f'<td class="n">{_cell(everything[name].sent)}</td>' for name in names)
     rows.append(f'<tr><td class="name">sent</td>{sent}<td></td><td class="n">{_cell(_sum(everything).sent)}</td></tr>')
     first = "iteration" if len(transfers) > 1 else ""
