@@ -11,6 +11,9 @@ from cloudem.errors import ParameterError
 from cloudem.jobs.base import Declaration, parameter
 from cloudem.options import normalise, options_of
 
+TASKS = ("cloudem.jobs.refining", "cloudem.jobs.reconstructing")
+"""What a worker's tasks are made of: seconds to import, so that is done while it waits for work."""
+
 SUMMARY = "Make certificates, and run the scheduler and the workers of a cluster of several machines."
 
 
@@ -120,6 +123,7 @@ class Worker(ClusterCommand):
             folder=self.local_folder,
             metrics_port=self.metrics_port,
             patience_s=self.patience_s,
+            preload=TASKS,
             say=_say,
         )
 

@@ -88,6 +88,7 @@ def run_workers(
     folder: str | None = None,
     metrics_port: int | None = None,
     patience_s: float = 300.0,
+    preload: Sequence[str] = (),
     say: Say = print,
 ) -> None:
     """Run worker processes until SIGTERM, Ctrl-C or their scheduler stops them.
@@ -108,6 +109,8 @@ def run_workers(
         Port of the first worker's ``/metrics`` for Prometheus, the next ones count up; None serves none.
     patience_s
         How long they look for a scheduler that does not answer, seconds.
+    preload
+        Modules that each worker imports when it starts, so that its first task need not.
     say
         Is told in one line what happens.
 
@@ -127,7 +130,13 @@ def run_workers(
     _allow_many_connections()
     with _configured(None), contextlib.ExitStack() as stack:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudem-worker-"))
-        options = {"security": security, "host": host, "nthreads": threads, "local_directory": place}
+        options = {
+            "security": security,
+            "host": host,
+            "nthreads": threads,
+            "local_directory": place,
+            "preload": list(preload),
+        }
         keep = [_keep_worker(scheduler, options, port, patience_s, say) for port in ports]
         asyncio.run(_until_signal(keep, say, "worker"))
 
