@@ -1,0 +1,226 @@
+"""What a task costs the scheduler and the client in CPU time: a real scheduler process, many workers, trivial tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from bars.measure import HERE
+from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.executor import Added, Fold, Shared
+from cloudem.execution.security import make_certificates, security_for
+
+PORT = 18786
+VOXELS = 3200
+
+Sum = NDArray[np.float32]
+
+
+def half_of(item: tuple[int, int]) -> tuple[int]:
+    return (item[0],)
+
+
+def add(item: tuple[int, int], dataset: int, model: int) -> Added[int, Sum, int]:
+    return Added({item[0]: np.full(VOXELS, dataset + model, np.float32)}, item[1])
+
+
+def merge(earlier: Sum, later: Sum) -> Sum:
+    return earlier + later
+
+
+def join(bricks: Sequence[Sum]) -> Sum:
+    return np.concatenate(bricks)
+
+
+def cut(value: Sum, number: int, count: int) -> Sum:
+    return np.array_split(value, count)[number]
+
+
+TRIVIAL: Fold[tuple[int, int], int, Sum, int] = Fold(half_of, add, merge, cut, join)
+"""Sums of a few kilobytes, in tasks of the form in which refinements submit theirs."""
+
+
+class Spent(NamedTuple):
+    """CPU-seconds of the scheduler and of the client, and wall seconds."""
+
+    scheduler: float
+    client: float
+    wall: float
+
+
+class Office:
+    """A scheduler in a process of its own, workers of one thread each in another, and an executor that counts."""
+
+    def __init__(self, scheduler: psutil.Process, executor: DaskExecutor) -> None:
+        self._scheduler = scheduler
+        self.executor = executor
+        self.submitted: Counter[str] = Counter()
+        submit = executor._submit
+
+        def counting(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            self.submitted[getattr(function, "__name__", "task").strip("_")] += 1
+            return submit(function, *args, **options)
+
+        executor._submit = counting  # type: ignore[method-assign]
+
+    def now(self) -> Spent:
+        cpu = self._scheduler.cpu_times()
+        return Spent(cpu.user + cpu.system, time.process_time(), time.monotonic())
+
+    def spent(self, run: Callable[[], Any]) -> Spent:
+        """Run, wait until the scheduler has tidied up, and return what that took."""
+        before = self.now()
+        run()
+        wall = time.monotonic()
+        self.executor._client.sync(self._settled)
+        after = self.now()
+        return Spent(after.scheduler - before.scheduler, after.client - before.client, wall - before.wall)
+
+    async def _settled(self) -> None:
+        await self.executor._client.scheduler.identity()
+
+
+@contextmanager
+def office(folder: Path, workers: int) -> Iterator[Office]:
+    """Start everything, encrypted as clusters are; end it all."""
+    certificates = folder / "certificates"
+    if not certificates.exists():
+        make_certificates(certificates)
+    address = f"tls://127.0.0.1:{PORT}"
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    common: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    start = [sys.executable, "-m", "cloudem", "cluster", "scheduler", "--host", "127.0.0.1", "--port", str(PORT)]
+    scheduler = subprocess.Popen([*start, "--certificates", str(certificates)], **common)
+    crew = None
+    try:
+        crew = subprocess.Popen(
+            [sys.executable, "-m", "bars.scheduling", address, str(certificates), str(workers)], **common
+        )
+        with DaskExecutor(scheduler=address, certificates=str(certificates), patience_s=120) as executor:
+            deadline = time.monotonic() + 120
+            while executor.workers < workers:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{executor.workers} workers of {workers} came")
+                time.sleep(0.1)
+            yield Office(psutil.Process(scheduler.pid), executor)
+    finally:
+        for process in (crew, scheduler):
+            if process is not None:
+                process.terminate()
+        for process in (crew, scheduler):
+            if process is not None:
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def by_kind(there: Office, items: int, bricks: int) -> dict[str, tuple[int, Spent]]:
+    """Submit each kind of task many times; return how many tasks there were and what they took.
+
+    Each task has the arguments, dependencies and place that `DaskExecutor` gives it.
+    """
+    from cloudem.execution import dask as ours
+
+    run, names = there.executor, list(there.executor._threads())
+    shared = [Shared(run._submit(int, number)) for number in (1, 2)]
+    copies = {name: [Shared(run._submit(ours.itself, s, worker=name)) for s in shared] for name in names}
+    for pair in copies.values():
+        for copy in pair:
+            run._wait(copy.handle)
+    found: dict[str, tuple[int, Spent]] = {}
+    place = [names[index * len(names) // items] for index in range(items)]
+
+    def all_of(kind: str, submit: Callable[[], Sequence[Any]]) -> list[Any]:
+        futures: list[Any] = []
+
+        def submit_and_wait() -> None:
+            futures.extend(submit())
+            for future in futures:
+                run._wait(future)
+
+        took = there.spent(submit_and_wait)
+        found[kind] = len(futures), took
+        return futures
+
+    added = all_of("add", lambda: [run._submit(TRIVIAL.add, (1, i), *copies[w], worker=w) for i, w in enumerate(place)])
+    notes = all_of("note", lambda: [run._submit(ours._note, a, worker=w) for a, w in zip(added, place, strict=True)])
+    pairs = [(added[i], added[i + 1], place[i]) for i in range(0, items - 1, 2)]
+    merged = all_of("merge", lambda: [run._submit(ours._merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
+    first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
+    cuts = all_of(
+        "cut",
+        lambda: [
+            run._submit(ours._cut, TRIVIAL, 1, n, bricks, first[w], worker=w) for n in range(bricks) for w in names
+        ],
+    )
+    rows = [cuts[n * len(names) : (n + 1) * len(names)] for n in range(bricks)]
+    whole = all_of(
+        "merge_bricks",
+        lambda: [
+            run._submit(ours._merge_bricks, TRIVIAL, 1, None, row, worker=names[n * len(names) // bricks])
+            for n, row in enumerate(rows)
+        ],
+    )
+    joined = all_of("join", lambda: [run._submit(TRIVIAL.join, whole, worker=names[0])])
+    kept = [notes, merged, whole, joined, cuts, rows, first, added, pairs, copies, shared]
+
+    def forget() -> None:
+        for part in kept:
+            part.clear()
+        time.sleep(0.5)
+
+    found["forget"] = sum(count for count, _ in found.values()), there.spent(forget)
+    return found
+
+
+def accumulated(there: Office, items: int) -> tuple[Counter[str], Spent]:
+    """Fold items of two half-sets as a refinement does; return the tasks by kind and what they took."""
+    each = [(half, index) for half in (1, 2) for index in range(items // 2)]
+    there.submitted.clear()
+
+    def fold() -> None:
+        shared = [there.executor.spread(int, number, local=int) for number in (1, 2)]
+        sums, notes = there.executor.accumulate(TRIVIAL, each, shared=lambda item: shared)
+        assert len(notes) == items
+        assert [float(there.executor.fetch(value)[0]) for value in sums.values()] == [3.0 * items / 2] * 2
+        del sums
+        time.sleep(0.5)
+
+    took = there.spent(fold)
+    return Counter(there.submitted), took
+
+
+async def _crew(address: str, certificates: str, workers: int) -> None:
+    import dask
+    from distributed import Worker
+
+    from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
+
+    dask.config.set(CONFIGURATION | WITHOUT_PAGES)
+    security = security_for(address, certificates)
+    async with AsyncExitStack() as stack:
+        running = [
+            await stack.enter_async_context(
+                Worker(address, nthreads=1, security=security, dashboard=False, memory_limit=0, name=str(number))
+            )
+            for number in range(workers)
+        ]
+        await asyncio.gather(*(worker.finished() for worker in running))
+
+
+if __name__ == "__main__":
+    asyncio.run(_crew(sys.argv[1], sys.argv[2], int(sys.argv[3])))
