@@ -9,7 +9,9 @@ one worker. No sum passes through the client or the scheduler.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
@@ -120,14 +122,14 @@ class DaskExecutor(Executor):
                 cluster, self._description = _start(processes, workers, threads, dashboard)
                 undo.enter_context(cluster)
                 self._client = _connect(undo, cluster, patience_s)
-            self._wait_for_workers()
+            self._threads()
             self._count()
             self._resources = undo.pop_all()
 
     @property
     def workers(self) -> int:
         """Number of threads of all workers, now."""
-        return max(sum(int(threads) for threads in self._client.nthreads().values()), 1)
+        return sum(self._threads().values())
 
     @property
     def description(self) -> str:
@@ -158,14 +160,15 @@ class DaskExecutor(Executor):
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
         """Apply ``function`` to the items on the workers, in turn."""
-        places = list(self._threads())
-        limit = IN_FLIGHT_PER_THREAD * self.workers
+        threads, looked = self._threads(), time.monotonic()
         waiting: deque[Any] = deque()
         submitted = 0
         try:
             for index in range(len(items)):
-                while submitted < len(items) and len(waiting) < limit:
-                    item, place = items[submitted], places[submitted % len(places)]
+                if time.monotonic() >= looked + LOOK_AROUND_S:
+                    threads, looked = self._threads(), time.monotonic()
+                while submitted < len(items) and len(waiting) < IN_FLIGHT_PER_THREAD * sum(threads.values()):
+                    item, place = items[submitted], list(threads)[submitted % len(threads)]
                     waiting.append(self._submit(function, item, *shared(item), worker=place, purpose="poses"))
                     submitted += 1
                 result = self._result(waiting[0])
@@ -240,7 +243,6 @@ class DaskExecutor(Executor):
                 while not completed.has_ready() and time.monotonic() < looked + LOOK_AROUND_S:
                     time.sleep(0.01)
                 if time.monotonic() >= looked + LOOK_AROUND_S:  # workers come and go
-                    self._wait_for_workers()
                     threads, looked = self._threads(), time.monotonic()
                 for note in completed.next_batch(block=False):
                     index, worker = running[note]
@@ -337,16 +339,37 @@ class DaskExecutor(Executor):
         return handle.at(worker or self._any_worker()) if isinstance(handle, _Copies) else handle
 
     def _threads(self) -> dict[str, int]:
-        """Return the workers there are now and their threads, always in the same order."""
-        return {worker: int(threads) for worker, threads in sorted(self._client.nthreads().items())}
+        """Return the workers there are now and their threads, in the same order each time.
+
+        Where there are none, wait for some; raise WorkerLostError when patience ends.
+        """
+        deadline = time.monotonic() + self._patience_s
+        with _scheduler_lost():
+            while not (found := self._client.nthreads()):
+                if time.monotonic() > deadline:
+                    raise WorkerLostError(
+                        f"{self._description} had no workers for {self._patience_s:.0f} s; start some and run again"
+                    )
+                time.sleep(0.1)
+        return {worker: int(threads) for worker, threads in sorted(found.items())}
 
     def _any_worker(self) -> str:
-        self._wait_for_workers()
         return next(iter(self._threads()))
 
     def _result(self, future: Any) -> Any:
+        """Return what a task gives; wait and raise as `_wait` does, also if its worker is lost while it is fetched."""
         self._wait(future)
-        result = future.result()
+        gathering = self._client.gather(future, asynchronous=True)
+        coming = asyncio.run_coroutine_threadsafe(gathering, self._client.loop.asyncio_loop)
+        try:
+            while not concurrent.futures.wait([coming], LOOK_AROUND_S).done:
+                self._threads()
+        finally:
+            coming.cancel()
+        if future.status == "error":  # it was lost, and failed when it was made again
+            self._wait(future)
+        with _scheduler_lost():
+            result = coming.result()
         if not self._in_this_process:
             from cloudem.execution.transfers import count_received
 
@@ -359,36 +382,28 @@ class DaskExecutor(Executor):
 
         while not future.done():
             try:
-                future.exception(timeout=5.0)  # unlike result(), this leaves the result where it is
+                future.exception(timeout=LOOK_AROUND_S)  # unlike result(), this leaves the result where it is
             except TimeoutError:
-                self._wait_for_workers()
+                self._threads()
             except CancelledError:
                 break
+        if future.status == "cancelled":
+            with _scheduler_lost():
+                future.result()
         try:
-            if future.status != "finished":
+            if future.status == "error":
                 future.result()
         except KilledWorker as error:
             raise WorkerLostError(
                 f"workers died {CONFIGURATION['distributed.scheduler.allowed-failures']} times while they ran"
                 f" {error.task}; it may need more memory than they have, try fewer threads for each worker"
             ) from error
-        except CancelledError as error:
-            raise WorkerLostError(f"the scheduler was lost ({error}); start it and run again to resume") from error
-
-    def _wait_for_workers(self) -> None:
-        """Return as soon as there are workers, else raise WorkerLostError when patience ends."""
-        deadline = time.monotonic() + self._patience_s
-        while not self._client.nthreads():
-            if time.monotonic() > deadline:
-                raise WorkerLostError(
-                    f"{self._description} had no workers for {self._patience_s:.0f} s; start some and run again"
-                )
-            time.sleep(0.1)
 
     def _drop(self, futures: Sequence[Any]) -> None:
         """Cancel what nobody waits for any more."""
         if futures and self._client.status == "running":
-            self._client.cancel(list(futures), force=True)
+            with contextlib.suppress(OSError):  # there is no scheduler any more
+                self._client.cancel(list(futures), force=True)
 
 
 class _Held(NamedTuple):
@@ -454,6 +469,17 @@ def _sum(key: K, whole: Added[K, V, Any]) -> V:
 
 def _counted() -> tuple[str, dict[str, Traffic]]:
     return traffic.PROCESS, traffic.totals()
+
+
+@contextlib.contextmanager
+def _scheduler_lost() -> Iterator[None]:
+    """Say so, if it is lost; where no task raises anything."""
+    from distributed import CancelledError
+
+    try:
+        yield
+    except (CancelledError, OSError) as error:
+        raise WorkerLostError("the scheduler was lost; start it and run again to resume") from error
 
 
 def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security: Any = None) -> Any:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from distributed.comm.registry import get_backend
 
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.executor import Shared
 from cloudem.execution.security import FILES, make_certificates, security_of
+from tests.conformance.test_executor import counting, dawdle, touch_parts
 
 ROOT = Path(__file__).parents[2]
 

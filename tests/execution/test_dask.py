@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
+import operator
 import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -15,6 +18,7 @@ from distributed import LocalCluster
 
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.executor import Added, Fold
 
 
 def test_without_arguments_it_is_threads_of_this_process() -> None:
@@ -108,3 +112,71 @@ def test_one_cluster_after_another_in_a_fresh_process() -> None:
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@contextlib.contextmanager
+def one_worker(patience_s: float) -> Iterator[tuple[LocalCluster, DaskExecutor]]:
+    """An executor whose only worker a test may take away."""
+    where = {"protocol": "tcp", "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **where) as cluster,
+        DaskExecutor(scheduler=cluster.scheduler_address, patience_s=patience_s) as executor,
+    ):
+        yield cluster, executor
+
+
+def lose(cluster: LocalCluster) -> None:
+    for worker in cluster.workers.values():
+        cluster.sync(worker.close)
+
+
+def one(item: int) -> Added[str, int, int]:
+    return Added({"sum": item}, item)
+
+
+def keys(item: int) -> list[str]:
+    return ["sum"]
+
+
+def first_takes_all(value: int, number: int, count: int) -> int:
+    return value if number == 0 else 0
+
+
+SUM: Fold[int, str, int, int] = Fold(keys, one, operator.add, first_takes_all, sum)
+
+
+WORK: dict[str, Callable[[DaskExecutor], object]] = {
+    "map": lambda executor: list(executor.map(abs, range(-8, 0))),
+    "accumulate": lambda executor: executor.accumulate(SUM, range(8))[1],
+    "share": lambda executor: executor.fetch(executor.share(abs, -1)),
+}
+
+
+@pytest.mark.parametrize("verb", WORK)
+def test_a_cluster_that_lost_its_workers_before_the_work_began_is_named(verb: str) -> None:
+    with one_worker(patience_s=0.5) as (cluster, executor):
+        lose(cluster)
+        with pytest.raises(WorkerLostError, match=r"had no workers for 0 s; start some"):
+            WORK[verb](executor)
+
+
+@pytest.mark.parametrize(
+    ("verb", "result"), [("map", list(range(8, 0, -1))), ("accumulate", list(range(8))), ("share", 1)]
+)
+def test_work_goes_on_with_workers_that_come_after_all_were_lost(verb: str, result: object) -> None:
+    with one_worker(patience_s=30) as (cluster, executor):
+        lose(cluster)
+        cluster.scale(2)
+        assert WORK[verb](executor) == result
+
+
+def test_a_result_whose_worker_is_lost_before_it_is_fetched_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with one_worker(patience_s=0.5) as (cluster, executor):
+        value = executor.share(abs, -1)
+        executor._wait(value.handle)
+        lose(cluster)
+        monkeypatch.setattr(executor, "_wait", lambda future: None)  # as if it were lost right after that
+        with pytest.raises(WorkerLostError, match="had no workers"):
+            executor.fetch(value)

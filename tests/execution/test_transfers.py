@@ -120,7 +120,7 @@ def test_what_a_killed_worker_has_told_is_kept(executor: DaskExecutor) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     executor._client.run(os._exit, 1, on_error="ignore", workers=[first, second])
-    executor._wait_for_workers()
+    executor._threads()
     assert executor.traffic()["reference"].minus(before["reference"]) == (roughly(SIZE), roughly(SIZE))
 
 
