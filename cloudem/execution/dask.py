@@ -225,8 +225,9 @@ class DaskExecutor(Executor):
         looked = time.monotonic()
         try:
             while roster or running:
-                for worker, number in threads.items():
-                    while load[worker] < IN_FLIGHT_PER_THREAD * number and (index := roster.take(worker)) is not None:
+                # each gets one to run before any gets one to wait: with few items, nobody takes those of others
+                for worker, most in ((w, n * threads[w]) for n in range(1, IN_FLIGHT_PER_THREAD + 1) for w in threads):
+                    while load[worker] < most and (index := roster.take(worker)) is not None:
                         arguments = (items[index], *shared(items[index]))
                         added = self._submit(fold.add, *arguments, worker=worker, purpose="bricks")
                         note = self._submit(_note, added, worker=worker, purpose="poses", priority=MERGE_FIRST)

@@ -65,3 +65,23 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
     counted = task_counts([half for half, _ in each], [places[index] for index in range(items)])
     expected = Counter({"add_one" if kind == "add" else kind: number for kind, number in counted.items()})
     assert submitted == +expected
+
+
+def test_with_an_item_for_each_worker_nobody_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: Counter[str] = Counter()
+    submit: Callable[..., Any] = DaskExecutor._submit
+
+    def counting(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if function is add_one:
+            places[options["worker"]] += 1
+        return submit(self, function, *args, **options)
+
+    monkeypatch.setattr(DaskExecutor, "_submit", counting)
+    with (
+        LocalCluster(
+            n_workers=4, threads_per_worker=1, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        DaskExecutor(scheduler=cluster.scheduler_address) as executor,
+    ):
+        executor.accumulate(FOLD, [(1, index) for index in range(4)])
+    assert sorted(places.values()) == [1, 1, 1, 1]
