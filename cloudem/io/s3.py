@@ -4,6 +4,7 @@ Keys come from the environment, a profile or the machine's role; the endpoint fr
 ``AWS_ENDPOINT_URL`` or the profile. Each process finds its own: stores hold keys, and are neither pickled nor shown.
 """
 
+import platform
 import re
 import threading
 from collections.abc import Mapping
@@ -131,7 +132,8 @@ def _access(url: str) -> dict[str, Any]:
         session = boto3.Session()
         if session.get_credentials() is None:
             raise StorageError(
-                f"{url}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"{url}: no AWS credentials were found on {platform.node()}; set AWS_ACCESS_KEY_ID and"
+                " AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, where cloudem starts there"
             )
         with closing(session.client("s3", region_name=session.region_name or "us-east-1")) as client:
             endpoint, region = client.meta.endpoint_url, client.meta.region_name

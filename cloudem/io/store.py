@@ -110,9 +110,12 @@ class ParticleStore:
         """Return the number of particles."""
         return self._count
 
-    def __reduce__(self) -> tuple[type["ParticleStore"], tuple[str]]:
-        """Pickle the URL alone."""
-        return ParticleStore, (self.url,)
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle neither images nor table, but all that it takes to read them.
+
+        A worker without access must not fail before its task has begun: Dask would send it the task again, for ever.
+        """
+        return {name: value for name, value in vars(self).items() if name not in ("particles", "_shards")}
 
     @cached_property
     def particles(self) -> Particles:

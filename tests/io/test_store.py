@@ -2,6 +2,7 @@ import concurrent.futures
 import errno
 import itertools
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
+from cloudem.io import s3 as s3_module
 from cloudem.io import writing
 from cloudem.io.half import gather, narrow
 from cloudem.io.location import contents, is_remote, join, object_store, write_bytes, zarr_store
@@ -101,7 +103,18 @@ def test_threads_and_pickle(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for indices, got in zip(wanted, pool.map(store.read_images, wanted), strict=True):
             np.testing.assert_array_equal(got, images[indices])
-    assert len(pickle.dumps(store)) < 500
+    assert len(pickle.dumps(store)) < 500 + len(pickle.dumps(store.attributes))
+
+
+def test_a_process_without_access_is_told_when_it_reads_not_when_it_unpickles(s3, monkeypatch):
+    url = f"s3://{s3.bucket()}/p.zarr"
+    pickled = pickle.dumps(write(url, stack(40), "float16"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    for opened in ("_opened", "_buckets"):
+        monkeypatch.setattr(s3_module, opened, {})
+    there = pickle.loads(pickled)
+    with pytest.raises(StorageError, match=rf"no AWS credentials were found on {platform.node()}; set "):
+        there.read_images([3])
 
 
 def test_a_store_rewritten_at_the_same_place_is_not_read_from_the_old_map(tmp_path):
