@@ -30,7 +30,6 @@ from bars.workers import (
     PARTS,
     Costs,
     counted,
-    in_groups,
     items_of,
     iteration,
     ways,
@@ -152,21 +151,14 @@ def tables(given: Costs) -> None:
                 others = [merged_by_others(parts, workers, gigabits, way) for way in ways(at(workers), 1.0)]
                 cells = [whole, one / whole, *(parts[name] for name in PARTS), *others]
                 print(f"| {workers:,} | " + " | ".join(f"{cell:,.1f}" for cell in cells) + " |")
-    print("\nthe scheduler, as it is and with bricks merged along a tree of groups of 8 or 4, 10 Gbit/s\n")
-    print("| workers | tasks | of these cuts | CPU-s | share | merging s | in groups of 8: share | merging s | of 4 |")
-    print("|" + "---|" * 9)
+    print("\nthe scheduler, 10 Gbit/s\n")
+    print("| workers | tasks | of these cuts | CPU-s | share |")
+    print("|" + "---|" * 5)
     for workers in WORKERS[2:]:
         counts = counted(items_of(PARTICLES), workers, given.spread)
         parts = iteration(at(workers), PARTICLES, given, 10 * GIGABIT)
-        whole = sum(parts.values())
-        spent = parts["scheduler"]
-        cells = f"| {workers:,} | {sum(counts.values()):,} | {counts['cut']:,} | {spent:.1f} "
-        cells += f"| {100 * spent / whole:.2f} % | {parts['merging']:.1f} "
-        for fan in (8, 4):
-            merging, scheduler = in_groups(at(workers), counts, given, 10 * GIGABIT, fan)
-            total = whole - parts["merging"] - spent + merging + scheduler
-            cells += f"| {scheduler:.1f} s of {total:.0f}, {100 * scheduler / total:.2f} % | {merging:.1f} "
-        print(cells + "|")
+        cells = f"| {workers:,} | {sum(counts.values()):,} | {counts['cut']:,} | {parts['scheduler']:.1f} "
+        print(cells + f"| {100 * parts['scheduler'] / sum(parts.values()):.2f} % |")
 
 
 def draw(given: Costs, folder: Path) -> None:

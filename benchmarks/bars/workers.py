@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloudem.algorithms.transport import MAP_BYTES, Iteration, relion_bytes, seconds
-from cloudem.execution.folding import MOST_BRICKS, Roster, task_counts
+from cloudem.execution.folding import GROUP, Roster, task_counts
 from cloudem.jobs.dataset import MOST_GROUPS
 
 IMAGE_BYTES = 2
@@ -146,7 +146,7 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     """
     items, workers = items_of(particles), it.workers
     leaf = (costs.particle * particles / items + costs.leaf) / speed
-    end, whose = shared_out(items, workers, costs.spread)
+    end, _ = shared_out(items, workers, costs.spread)
     mean = items / workers
     reading = IMAGE_BYTES * it.box**2 * particles / workers / bandwidth
     share = max(leaf * mean, reading)
@@ -156,7 +156,7 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     # a copy serves two others over the same link
     handed = 2 * depth * it.reference_bytes / bandwidth
     table = 2 * math.log2(workers) * costs.pose_bytes * particles / bandwidth if workers > 1 else 0.0
-    merging = own_merges + merge_seconds(it, len(set(whose)), counts, costs, bandwidth)
+    merging = own_merges + merge_seconds(it, counts, costs, bandwidth)
     maps = 2 * MAP_BYTES * it.box**3 / bandwidth if workers > 1 else 0.0
     return {
         "aligning": share,
@@ -169,32 +169,18 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     }
 
 
-def merge_seconds(it: Iteration, workers: int, counts: Counter[str], costs: Costs, bandwidth: float) -> float:
-    """Return how long bricks take through the busiest links: of those who merge them, and of the one who joins them."""
+def merge_seconds(it: Iteration, counts: Counter[str], costs: Costs, bandwidth: float) -> float:
+    """Return how long bricks take through the busiest links: of those who merge them, and of the one who joins them.
+
+    On each level of groups a worker receives what amounts to one sum, on the first one for each part that it holds.
+    """
     if it.holders == 1:
         return 0.0
-    bricks = min(it.holders, MOST_BRICKS)
-    parts = counts["cut"] / 2 / bricks  # of a half-set
-    received = parts / bricks * it.part_bytes
-    sent = parts / it.holders * it.part_bytes
-    merge = max(received, sent) / bandwidth + parts / bricks * costs.merge
-    return merge + it.sum_bytes / bandwidth  # and the join
-
-
-def in_groups(it: Iteration, counts: Counter[str], costs: Costs, bandwidth: float, fan: int) -> tuple[float, float]:
-    """Return seconds of merging and of the scheduler if bricks were merged along a tree of groups of workers.
-
-    ``fan`` workers cut into that many bricks; what each of them has merged is merged by ``fan`` again, level by level.
-    A worker receives one sum on each level; all levels together have fan / (fan - 1) as many merges as the first.
-    """
-    fan = min(fan, it.holders)
+    fan = min(it.holders, GROUP)
+    parts = counts["cut"] / 2 / fan / it.holders  # of a holder
     levels = math.ceil(math.log(it.holders) / math.log(fan) - 1e-9)
-    once = it.part_bytes / bandwidth + costs.merge
-    tasks = Counter(counts)
-    tasks["cut"] = 2 * it.holders * fan
-    tasks["merge_bricks"] = round(2 * it.holders * fan / (fan - 1))
-    own = math.ceil(math.log2(max(items_of(it.slices) / it.workers, 1))) * costs.merge
-    return own + levels * once + it.sum_bytes / bandwidth, scheduler_seconds(tasks, costs)
+    first = parts * (it.part_bytes / bandwidth + costs.merge)
+    return first + (levels - 1) * (it.sum_bytes / bandwidth + costs.merge) + it.sum_bytes / bandwidth  # and the join
 
 
 def ways(it: Iteration, bandwidth: float) -> dict[str, float]:

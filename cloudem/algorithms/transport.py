@@ -52,7 +52,7 @@ class Iteration:
     workers: int
     slices: int
     nodes: float = 1.0
-    bricks: int = 32
+    bricks: int = 8
 
     @property
     def holders(self) -> int:
@@ -120,15 +120,13 @@ class Moved(NamedTuple):
 def moved(it: Iteration) -> Moved:
     """Return what an iteration moves.
 
-    A holder keeps what it merges itself of its ``nodes`` partial sums, and sends the rest: of p holders with bricks at
-    b of them (p - b) / p send everything and b / p all but one brick of b.
+    Merging p partial sums into one takes p - 1 of them to somebody else, in whatever pieces and over how many levels.
     """
     holders = it.holders
     if it.workers == 1:
         return Moved(0, 0, 0, 0)
     bricks = min(holders, it.bricks)
-    kept = 1 / holders  # on average: b holders out of p keep one brick of b
-    merge = 2 * holders * it.nodes * it.part_bytes * (1 - kept) if holders > 1 else 0.0
+    merge = 2 * (holders - 1) * it.nodes * it.part_bytes if holders > 1 else 0.0
     join = 2 * it.sum_bytes * (1 - 1 / bricks) if holders > 1 else 0.0
     reference = 2 * (holders - 1) * it.reference_bytes
     return Moved(merge, join, float(reference), 2.0 * MAP_BYTES * it.box**3)

@@ -13,7 +13,6 @@ import asyncio
 import bisect
 import concurrent.futures
 import contextlib
-import functools
 import importlib.util
 import logging
 import time
@@ -27,7 +26,7 @@ from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, IN_THIS_PROCESS, WITHOUT_PAGES
 from cloudem.execution.executor import Added, Executor, Fold, Shared, itself
-from cloudem.execution.folding import Forest, Node, Roster, brick_count, copied_from, merged
+from cloudem.execution.folding import GROUP, Forest, Node, Roster, copied_from, grown, in_groups, merged
 from cloudem.execution.security import refusal_of, security_for, temporary_security
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
 from cloudem.traffic import Traffic
@@ -199,7 +198,7 @@ class DaskExecutor(Executor):
             number = bisect.bisect_right(starts, index) - 1
             for key in fold.keys(item):
                 holders.setdefault(key, {})[number] = held[number]
-        sums = {key: self._reduce(fold, key, list(parts.values()), len(items)) for key, parts in holders.items()}
+        sums = {key: self._reduce(fold, key, list(parts.values())) for key, parts in holders.items()}
         for whole in sums.values():  # partial sums are needed until then: if some are lost, they are made again
             self._wait(whole.handle)
         return sums, notes
@@ -268,22 +267,37 @@ class DaskExecutor(Executor):
             merged.append(part)
         return merged
 
-    def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held], count: int) -> Shared[V]:
-        """Cut the partial sums of a key into bricks, merge each on one worker, and join what they make."""
+    def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held]) -> Shared[V]:
+        """Cut the partial sums of a key into bricks, merge each on one worker, and join what they make.
+
+        Workers cut for each other in groups; then bricks of one number are merged, again by groups, until one is left.
+        """
+        submit = partial(self._submit, purpose="bricks")
         places = list(dict.fromkeys(part.worker for part in parts))
         if len(parts) == 1:
-            return Shared(self._submit(_sum, key, parts[0].future, worker=places[0], purpose="bricks"), places[0])
-        bricks = brick_count(len(places))
-        nodes = [part.node for part in parts] if self._fixed_order else None
+            return Shared(submit(_sum, key, parts[0].future, worker=places[0]), places[0])
+        if not self._fixed_order:  # then any tree will do
+            parts = [part._replace(node=Node(0, number)) for number, part in enumerate(parts)]
+        groups = in_groups(places)
+        bricks = len(groups[0])
         merged = []
         for number in range(bricks):
-            owner = places[number * len(places) // bricks]
-            cut = [
-                self._submit(_cut, fold, key, number, bricks, part.future, worker=part.worker, purpose="bricks")
-                for part in parts
-            ]
-            merged.append(self._submit(_merge_bricks, fold, count, nodes, cut, worker=owner, purpose="bricks"))
-        return Shared(self._submit(fold.join, merged, worker=places[0], purpose="bricks"), places[0])
+            level: list[tuple[str, Any]] = []
+            for group in groups:
+                mine = [part for part in parts if part.worker in group]
+                cut = [submit(_cut, fold, key, number, bricks, part.future, worker=part.worker) for part in mine]
+                nodes, owner = [part.node for part in mine], group[number % len(group)]
+                level.append((owner, submit(_merge_bricks, fold, nodes, cut, len(groups) == 1, worker=owner)))
+            while len(level) > 1:
+                last = len(level) <= GROUP
+                some = in_groups(level)
+                level = []
+                for members in some:
+                    owner = members[number % len(members)][0]
+                    forests = [future for _, future in members]
+                    level.append((owner, submit(_merge_forests, fold, forests, last, worker=owner)))
+            merged.append(level[0][1])
+        return Shared(submit(_join, fold, merged, worker=places[0]), places[0])
 
     def traffic(self) -> dict[str, Traffic]:
         """Return the bytes of all processes since the start; of a worker that was killed, the last seconds are lost."""
@@ -457,10 +471,18 @@ def _cut(fold: Fold[I, K, V, N], key: K, number: int, count: int, part: Added[K,
     return fold.cut(part.sums[key], number, count)
 
 
-def _merge_bricks(fold: Fold[I, K, V, N], count: int, nodes: Sequence[Node] | None, bricks: Sequence[V]) -> V:
-    if nodes is None:
-        return functools.reduce(fold.merge, bricks)
-    return merged(count, dict(zip(nodes, bricks, strict=True)), fold.merge)
+def _merge_bricks(fold: Fold[I, K, V, N], nodes: Sequence[Node], bricks: Sequence[V], last: bool) -> dict[Node, V]:
+    return _merge_forests(fold, [dict(zip(nodes, bricks, strict=True))], last)
+
+
+def _merge_forests(fold: Fold[I, K, V, N], forests: Sequence[Mapping[Node, V]], last: bool) -> dict[Node, V]:
+    """Merge what several hold of one brick; ``last`` if nobody holds more."""
+    together = {node: value for forest in forests for node, value in forest.items()}
+    return {Node(0, 0): merged(together, fold.merge)} if last else grown(together, fold.merge)
+
+
+def _join(fold: Fold[I, K, V, N], bricks: Sequence[Mapping[Node, V]]) -> V:
+    return fold.join([value for brick in bricks for value in brick.values()])
 
 
 def _sum(key: K, whole: Added[K, V, Any]) -> V:

@@ -16,8 +16,9 @@ from typing import Generic, NamedTuple, TypeVar
 V = TypeVar("V")
 W = TypeVar("W", bound=Hashable)
 
-MOST_BRICKS = 32
-"""Bricks into which one sum is cut at most: a task for each brick and partial sum costs the scheduler a millisecond."""
+GROUP = 8
+"""Workers that cut their partial sums into bricks for each other: each merges one brick of their sum. Bricks of many
+groups are merged by eights, so that the tasks grow with the workers and not with their square."""
 
 
 class Node(NamedTuple):
@@ -94,22 +95,31 @@ class Forest(Generic[V]):
         return {node: self._waiting[node] for node in sorted(self._waiting, key=lambda node: node.start)}
 
 
-def merged(count: int, nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
-    """Merge the nodes that cover all items, or those among them that hold a key, into one.
+def grown(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> dict[Node, V]:
+    """Merge siblings among some nodes as far as it goes."""
+    left = dict(nodes)
+    for level in itertools.count(min(node.level for node in left)):
+        for node in sorted((n for n in left if n.level == level), key=lambda n: n.place):
+            if node in left and node.sibling in left:  # node comes first: they are taken in order
+                value = left.pop(node)
+                left[node.parent] = merge(value, left.pop(node.sibling))
+        if all(node.level <= level for node in left):
+            return left
+    raise AssertionError("unreachable")
 
-    Where a node is absent because none of its items holds the key, its sibling goes up unmerged.
+
+def merged(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
+    """Merge all nodes that hold a key into one.
+
+    Where a node is absent, because there is no such item or none of its items holds the key, its sibling goes up
+    unmerged.
     """
-    level = {node: value for node, value in nodes.items() if value is not None}
-    while len(level) > 1:
-        lowest = min(node.level for node in level)
-        for node in sorted((n for n in level if n.level == lowest), key=lambda node: node.place):
-            if node not in level:
-                continue
-            value = level.pop(node)
-            if node.sibling in level:  # node comes first: they are taken in order
-                value = merge(value, level.pop(node.sibling))
-            level[node.parent] = value
-    return next(iter(level.values()))
+    left = dict(nodes)
+    while len(left) > 1:
+        left = grown(left, merge)
+        lowest = min(node.level for node in left)
+        left = {node.parent if node.level == lowest else node: value for node, value in left.items()}
+    return next(iter(left.values()))
 
 
 def runs(count: int, threads: Mapping[W, int]) -> dict[W, range]:
@@ -160,9 +170,11 @@ class Roster(Generic[W]):
         return mine[0]
 
 
-def brick_count(holders: int) -> int:
-    """Return into how many bricks a sum is cut of which so many workers hold partial sums."""
-    return min(holders, MOST_BRICKS)
+def in_groups(things: Sequence[V], most: int = GROUP) -> list[list[V]]:
+    """Cut a sequence into consecutive groups of nearly equal size, of ``most`` at most."""
+    count = -(-len(things) // most)
+    edges = [len(things) * number // count for number in range(count + 1)]
+    return [list(things[start:stop]) for start, stop in itertools.pairwise(edges)]
 
 
 def copied_from(number: int) -> int:
@@ -194,12 +206,17 @@ def task_counts(keys: Sequence[Hashable], workers: Sequence[Hashable]) -> dict[s
     for node in forest.nodes():
         for key in dict.fromkeys(keys[node.start : node.stop]):
             parts.setdefault(key, []).append(node.start)
-    counts = {"add": len(keys), "note": len(keys), "merge": merges, "cut": 0, "merge_bricks": 0, "join": 0}
+    counts = {"add": len(keys), "note": len(keys), "merge": merges, "cut": 0}
+    counts |= {"merge_bricks": 0, "merge_forests": 0, "join": 0}
     counts["sum"] = sum(len(starts) == 1 for starts in parts.values())
     for starts in parts.values():
         if len(starts) > 1:
-            bricks = brick_count(len({workers[start] for start in starts}))
+            groups = in_groups(list(dict.fromkeys(workers[start] for start in starts)))
+            bricks, left = len(groups[0]), len(groups)
             counts["cut"] += bricks * len(starts)
-            counts["merge_bricks"] += bricks
+            counts["merge_bricks"] += bricks * left
+            while left > 1:
+                left = -(-left // GROUP)
+                counts["merge_forests"] += bricks * left
             counts["join"] += 1
     return counts

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudem.execution.folding import Forest, Node, Roster, brick_count, copied_from, merged, runs
+from cloudem.execution.folding import Forest, Node, Roster, copied_from, grown, in_groups, merged, runs
 
 
 def joined(earlier: str, later: str) -> str:
@@ -53,7 +53,9 @@ def test_any_division_among_workers_gives_the_same_tree(
     for item in order:
         forest.add(Node(0, item), (f"{item}," if item in keyed else "", place[item]))
     parts = {node: text for node, (text, _) in forest.nodes().items() if text}
-    assert merged(count, parts, joined) == serial(count, keyed)
+    assert merged(parts, joined) == serial(count, keyed)
+    halves = [grown(dict(some), joined) for some in in_groups(list(parts.items()), 3)]
+    assert merged({node: text for half in halves for node, text in half.items()}, joined) == serial(count, keyed)
 
 
 @given(count=st.integers(0, 300), threads=st.lists(st.integers(1, 8), min_size=1, max_size=12))
@@ -84,8 +86,15 @@ def test_a_roster_hands_out_each_item_once_whoever_asks(count: int, threads: lis
     assert len(roster) == 0
 
 
-def test_bricks_and_copies() -> None:
-    assert [brick_count(n) for n in (1, 4, 1000)] == [1, 4, 32]
+@given(count=st.integers(1, 100), most=st.integers(1, 12))
+def test_groups_are_consecutive_and_even(count: int, most: int) -> None:
+    groups = in_groups(range(count), most)
+    assert [thing for group in groups for thing in group] == list(range(count))
+    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert max(map(len, groups)) <= most
+
+
+def test_a_copy_is_handed_on_twice_at_most() -> None:
     sources = [copied_from(n) for n in range(1, 63)]
     assert max(sources.count(n) for n in sources) == 2
     depth = {0: 0}

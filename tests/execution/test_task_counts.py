@@ -40,7 +40,7 @@ def cut(value: Sum, number: int, count: int) -> Sum:
 FOLD: Fold[tuple[int, int], int, Sum, int] = Fold(half_of, add_one, merge, cut, join)
 
 
-@pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32)])
+@pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32), (20, 80)])
 def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch, workers: int, items: int) -> None:
     each = [(1 + 2 * index // items, index) for index in range(items)]
     submitted: Counter[str] = Counter()
