@@ -218,6 +218,35 @@ def test_a_worker_ends_in_order_on_a_signal_and_leaves_nothing(running: Running)
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
+@pytest.mark.parametrize("verb", ["map", "accumulate"])
+def test_a_scheduler_that_is_lost_during_work_is_said_in_one_line(running: Running, verb: str) -> None:
+    (port,) = free_ports(1)
+    address, name = f"tls://127.0.0.1:{port}", f"doomed-{verb}"
+    running.start(name, "scheduler", "--port", str(port))
+    running.start(f"{name}-worker", "worker", address, "--threads", "1")
+    running.wait(f"{name}-worker", " is at ")
+
+    def kill(index: int) -> None:
+        if index == 5:
+            running.processes[name].kill()
+
+    line = r"^the scheduler was lost; start it and run again to resume$"
+    work: dict[str, Callable[[DaskExecutor], object]] = {
+        "map": lambda executor: list(executor.map(dawdle, range(200), on_done=kill)),
+        "accumulate": lambda executor: executor.accumulate(
+            counting(touch_parts), range(200), shared=here, on_done=kill
+        ),
+    }
+    with DaskExecutor(scheduler=address, certificates=str(running.folder / "certs")) as executor:
+        folder = executor.share(str, str(running.folder))
+
+        def here(item: int) -> list[Shared[str]]:
+            return [folder]
+
+        with pytest.raises(WorkerLostError, match=line):
+            work[verb](executor)
+
+
 def test_a_worker_without_a_scheduler_ends_when_its_patience_does(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     start = time.monotonic()
