@@ -24,7 +24,7 @@ import dask
 from distributed import Nanny, Scheduler, SchedulerPlugin, Worker
 from distributed.comm import CommClosedError
 from distributed.comm.core import FatalCommClosedError
-from distributed.core import rpc
+from distributed.core import Status, rpc
 from distributed.http.routing import RoutingApplication
 from distributed.utils import get_ip
 from tornado.httpserver import HTTPServer
@@ -191,6 +191,16 @@ class _Supervisor(Nanny):  # type: ignore[misc]
     """Starts a worker again when it dies; knows why it was told to stop doing so."""
 
     why = ""
+    say: Say
+
+    async def _on_worker_exit(self, exitcode: int) -> None:
+        died = self.status == Status.running
+        if died:
+            how = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
+            self.say(f"worker {self.worker_address} has died ({how}); starting it again")
+        await super()._on_worker_exit(exitcode)
+        if died and self.status == Status.running:
+            self.say(f"worker {self.worker_address} has taken its place")
 
     def close_gracefully(self, reason: str = "") -> None:
         self.why = self.why or reason
@@ -262,6 +272,7 @@ async def _keep_worker(
             dashboard=False,
             dashboard_address=metrics_port and f"{options['host']}:{metrics_port}",
         )
+        supervisor.say = say
         try:
             async with asyncio.timeout(2 * START_S):
                 await supervisor
@@ -332,7 +343,7 @@ async def _until_signal(work: Sequence[Awaitable[None]], say: Say, what: str) ->
 @contextlib.contextmanager
 def _configured(pages: tuple[str, int] | None) -> Iterator[None]:
     """Set Dask up for this process and those that it starts."""
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # who comes and goes is said here, in one line each
     settings = CONFIGURATION | {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical"}
     if pages is not None:  # other sites' pages in the same browser may not read these; a tunnel's end may
         origins = sorted({f"{host}:{pages[1]}" for host in (pages[0], "localhost", "127.0.0.1")})

@@ -247,6 +247,24 @@ def test_a_scheduler_that_is_lost_during_work_is_said_in_one_line(running: Runni
             work[verb](executor)
 
 
+def test_a_worker_that_dies_is_replaced_and_both_are_said_in_a_line_each(running: Running) -> None:
+    running.start("fourth", "worker", running.address, "--host", "127.0.0.6", "--threads", "1")
+    running.wait("fourth", " is at ")
+    dead = running.log("fourth").split(" with ")[0].split()[-1]
+    children = psutil.Process(running.processes["fourth"].pid).children()
+    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+    running.wait("fourth", " has taken its place")
+    running.processes["fourth"].terminate()
+    assert running.processes["fourth"].wait(timeout=20) == 0
+    _, died, again, stopped = (line.split(maxsplit=2)[2] for line in running.log("fourth").splitlines())
+    assert died == f"worker {dead} has died (SIGKILL); starting it again"
+    assert again.startswith("worker tls://127.0.0.6:")
+    assert again.endswith(" has taken its place")
+    assert stopped == "worker stopped"
+    assert f"{dead} left; " in running.log("scheduler")
+    assert "distributed" not in running.log("scheduler") + running.log("fourth")
+
+
 def test_a_worker_without_a_scheduler_ends_when_its_patience_does(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     start = time.monotonic()
