@@ -5,7 +5,6 @@ counted in `cloudem.traffic`, for the purpose of the block that runs.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -130,9 +129,9 @@ def zarr_store(url: str | os.PathLike[str], *, fresh: bool = False) -> "ObjectsF
     return ObjectsForZarr(object_store(url), fresh=fresh)
 
 
-def prompt_store(url: str | os.PathLike[str]) -> Store:
-    """Open the object store under a URL with requests that end within 20 s: for what must not be written late."""
-    return s3.open_store(absolute(url), prompt=True) if is_remote(url) else object_store(url)
+def prompt_store(url: str | os.PathLike[str]) -> S3Store:
+    """Open the store under an S3 URL with requests that end within 20 s: for what must not be written late."""
+    return s3.open_store(absolute(url), prompt=True)
 
 
 def put(store: Store, key: str, data: bytes | memoryview) -> None:
@@ -155,14 +154,12 @@ def put_if_absent(store: Store, key: str, data: bytes) -> str | None:
     return etag or ""
 
 
-def put_if_match(store: Store, key: str, data: bytes, etag: str) -> str | None:
+def put_if_match(store: S3Store, key: str, data: bytes, etag: str) -> str | None:
     """Replace an object that still has that etag; return its new etag, or None if it is another one or none.
 
-    When the answer of a server is lost, the writer itself may be told None: who must know reads the object. Folders
-    are locked meanwhile: several processes of one machine exclude each other.
+    When the answer of a server is lost, the writer itself may be told None: who must know reads the object. Files
+    cannot be replaced on a condition (see `cloudem.io.swap`).
     """
-    if isinstance(store, LocalStore):
-        return _replace_file(store, key, data, etag)
     try:
         # Ceph's gateway wants the etag without the quotes that HTTP gives it; AWS takes both.
         new = obstore.put(store, key, data, mode={"e_tag": etag.strip('"')}, use_multipart=False)["e_tag"]
@@ -354,24 +351,6 @@ def _parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
     if parent in ("", "s3:/"):
         raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
     return parent, name
-
-
-def _replace_file(store: LocalStore, key: str, data: bytes, etag: str) -> str | None:
-    """Compare and replace under a lock on the folder, since files cannot be replaced on a condition."""
-    if store.prefix is None:
-        raise TypeError("a local store without a folder cannot be locked")
-    try:
-        lock = os.open((Path(store.prefix) / key).parent, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = get_with_etag(store, key)
-        if found is None or found[1] != etag:
-            return None
-        return obstore.put(store, key, data, use_multipart=False)["e_tag"] or ""
-    finally:
-        os.close(lock)
 
 
 def _count(store: Store, received: int = 0, sent: int = 0) -> None:
