@@ -35,10 +35,9 @@ from cloudem.algorithms.refinement import (
     resolution_shell,
 )
 from cloudem.algorithms.resolution import FscCurves, low_pass, resolution_at
-from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError
+from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.execution.executor import Executor, Shared, itself
-from cloudem.io.groups import has_group, list_groups, read_attributes
-from cloudem.io.location import contents
+from cloudem.io.groups import list_groups
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
     CHECKPOINT,
@@ -55,7 +54,7 @@ from cloudem.jobs.alignment import (
     read_checkpoint,
     read_reference,
 )
-from cloudem.jobs.base import Context, job_record, option_of
+from cloudem.jobs.base import Context, job_record
 from cloudem.jobs.dataset import (
     Dataset,
     groups_of,
@@ -71,6 +70,7 @@ from cloudem.jobs.maps import fitted, read_mask
 from cloudem.jobs.progress import Stage, Value
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.results import write_maps
+from cloudem.jobs.resuming import clear, leave_out, resumed, rows_before, source_of
 from cloudem.jobs.solving import (
     MASK,
     Masking,
@@ -130,6 +130,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """Each half-set's unfiltered map and mask, (n, n, n), and the unfiltered map of all particles in the end."""
+
+    halves: Sequence[Shared[Float32]]
+    masks: Sequence[Shared[Float32]]
+    whole: Shared[Float32] | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What an iteration leaves.
 
@@ -141,14 +150,11 @@ class Outcome:
         Names of the groups that hold both half-sets' references for the next.
     observed
         For the decision what that does.
-    halves
-        The unfiltered half-maps, (n, n, n) each.
     after
         That decision: the state before the next iteration.
-    whole
-        The unfiltered map of all particles, if this is the last iteration.
-    masks
-        Of each half-set.
+    maps
+        Let go once the next iteration is decided on: were one lost with a worker, all that it was made of would be
+        made again.
     curves
         FSC curves.
     found
@@ -161,9 +167,7 @@ class Outcome:
     references: Sequence[str]
     observed: Observed
     after: State
-    halves: Sequence[Shared[Float32]]
-    whole: Shared[Float32] | None
-    masks: Sequence[Shared[Float32]]
+    maps: Maps | None
     curves: FscCurves
     found: Sequence[Found]
     counters: Moved
@@ -190,13 +194,14 @@ def refine(job: Refine3D, context: Context) -> None:
                 f"{run.url} was begun with {before} particles and {job.particles} holds {len(dataset.store)} now; "
                 "choose another --out, or --restart to replace it"
             )
-        leave_out(run)
+        leave_out(context, job.particles, run.without)
         context.progress.message(f"resuming with iteration {state.iteration}")
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
     outcome = None
     counters: Moved = run.executor.traffic()
     while not state.finished:
+        outcome = None  # what it found is in the store
         outcome = iterate(run, state, counters)
         state, counters = outcome.after, outcome.counters
     if outcome is None:
@@ -239,100 +244,14 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
             f"the refinement did not get beyond --initial-resolution-A {run.job.start_resolution:g} Å, where it "
             "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
         )
-    assert outcome.whole is not None  # noqa: S101 - the last iteration has it
-    fetch = run.executor.fetch
-    halves = np.stack([fetch(half) for half in outcome.halves])
-    mask = np.maximum(*(fetch(mask) for mask in outcome.masks))
+    maps, fetch = outcome.maps, run.executor.fetch
+    assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
+    halves = np.stack([fetch(half) for half in maps.halves])
+    mask = np.maximum(*(fetch(mask) for mask in maps.masks))
     write_maps(
-        run.context, halves, fetch(outcome.whole), mask, s.box // 2 - 1, s.pixel_size,
+        run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.job.report,
     )  # fmt: skip
-
-
-def resumed(job: Refine3D, url: str) -> State | None:
-    """Return the state that the last checkpoint left, or None to begin; never mix two runs."""
-    record = read_attributes(url, "")
-    if record is None:
-        refuse_foreign(url)
-        return None
-    if record.get("job") != job.name:
-        what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
-        raise OutputExistsError(f"{url} holds {what}; choose another --out")
-    if job.restart:
-        return None
-    finished = has_group(url, "result")
-    state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
-    if not finished and not state:
-        return None  # it ended before its first iteration: nothing is lost if this one has other parameters
-    free = {"out", "restart", "report", "max_iterations", "skip_damaged"}
-    mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
-    theirs = record.get("parameters", {})
-    changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
-    if changed:
-        raise OutputExistsError(
-            f"{url} holds this job with other {', '.join(changed)}; choose another --out, or --restart to replace it"
-        )
-    if finished:
-        raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
-    if record.get("source") != source_of(job.particles):
-        raise InconsistentDataError(
-            f"{job.particles} has been made anew since {url} was begun; choose another --out, or --restart"
-        )
-    left = State(**state)
-    # what the data decided stays; how many iterations there are to be may have been changed
-    return replace(left, final=left.converged or left.iteration >= job.max_iterations)
-
-
-def refuse_foreign(url: str) -> None:
-    """Refuse a folder that holds something else than what an earlier run may have left."""
-    known = ("arrays-", CHECKPOINT, REFERENCES, MASK)
-    other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
-    if other:
-        raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
-
-
-def source_of(particles: str) -> str:
-    """Return what tells one particle store from another made later under the same name."""
-    return str((read_attributes(particles, "") or {}).get("date", ""))
-
-
-def leave_out(run: Run) -> None:
-    """Take particles whose images were lost since the last iteration out of the half-sets."""
-    checkpoint, attributes = read_checkpoint(run.url)
-    gone = np.setdiff1d(np.flatnonzero(checkpoint.half_set == 0), run.without)
-    if len(gone):
-        run.context.progress.warning(
-            f"{len(gone):,} of {len(checkpoint.half_set):,} particles stay out, because their shards were lost before; "
-            "--restart to take them in again"
-        )
-    if not checkpoint.half_set[run.without].any():
-        return
-    half_set = checkpoint.half_set.copy()
-    half_set[run.without] = 0
-    if not all(np.any(half_set == h) for h in (1, 2)):
-        raise InconsistentDataError(
-            f"{run.job.particles} has no images left in one half-set; import the particles again"
-        )
-    run.context.write(CHECKPOINT, replace(checkpoint, half_set=half_set).arrays(), attributes)
-
-
-def clear(context: Context) -> None:
-    """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
-    for path in (
-        "result",
-        "particles",
-        CHECKPOINT,
-        REFERENCES,
-        MASK,
-        *(f"iterations/{n}" for n in list_groups(context.url, "iterations")),
-    ):
-        context.delete(path)
-
-
-def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
-    """Return the rows of the iterations in the store."""
-    found = (read_attributes(url, f"iterations/{name}") for name in sorted(list_groups(url, "iterations")))
-    return [a["row"] for a in found if a and a["row"]["iteration"] < iteration]
 
 
 def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
@@ -509,8 +428,10 @@ def iterate(run: Run, state: State, counters: Moved) -> Outcome:
     seconds = time.monotonic() - began
     with progress.stage("solve", 1, unit="maps"):
         outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
-    moved = difference(outcome.counters, counters)
-    after = outcome.after
+    moved, after = difference(outcome.counters, counters), outcome.after
+    if not after.finished:  # what is lost with a worker is made again from the checkpoint, which is another one soon
+        outcome = replace(outcome, maps=None)
+        del sums, aligned
     length = run.settings.box * run.settings.pixel_size
     row: dict[str, Value] = {
         "iteration": state.iteration,
@@ -555,9 +476,9 @@ def solve_halves(
     observed = Observed(curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept])))
     after = next_state(state, s, observed)
     references: list[str] = []
-    whole = None
+    maps = Maps(halves, masks)
     if after.finished:  # only now do the half-sets meet
-        whole = executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry)
+        maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry))
     else:
         snr = reference_snr(curves.corrected)
         where = (run.url, state.iteration)
@@ -571,7 +492,7 @@ def solve_halves(
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, halves, whole, masks, curves, found, executor.traffic())
+    return Outcome(checkpoint, references, observed, after, maps, curves, found, executor.traffic())
 
 
 def sorted_found(parts: Sequence[Found]) -> Found:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import pytest
 from cloudem.algorithms.refinement import State, plan_of
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask import DaskExecutor
-from cloudem.execution.executor import SerialExecutor
+from cloudem.execution.executor import SerialExecutor, Shared
 from cloudem.io import groups
 from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.store import open_particles, write_particles
-from cloudem.jobs import results, solving
+from cloudem.jobs import refining, results, solving
 from cloudem.jobs.alignment import align_group, fold_of, read_checkpoint
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import Refine3D
@@ -137,6 +138,44 @@ def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
 def test_dask_gives_the_same_bits(scene, undisturbed, tmp_path, no_report):
     run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)), lambda: DaskExecutor(threads=2))
     assert_same_bits(tmp_path / "out", undisturbed)
+
+
+class Watched(SerialExecutor):
+    """Knows which shared values somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
+
+    def share(self, *args: Any, **options: Any) -> Shared[Any]:
+        made = super().share(*args, **options)
+        self.held.add(made)
+        return made
+
+    def accumulate(self, *args: Any, **options: Any) -> Any:
+        sums, notes = super().accumulate(*args, **options)
+        self.held.update(sums.values())
+        return sums, notes
+
+
+def test_nothing_is_held_that_would_be_made_again_from_another_checkpoint(
+    scene: Scene, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[Watched] = []
+    held: list[int] = []
+
+    def executor() -> Watched:
+        watched.append(Watched())
+        return watched[0]
+
+    def save(*args: Any) -> None:
+        held.append(len(watched[0].held))
+        refining_save(*args)
+
+    refining_save = refining.save
+    monkeypatch.setattr(refining, "save", save)
+    run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)), executor)
+    assert held == [0, 0, 0]  # twice before the first iteration, and after it
 
 
 def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, tmp_path):
@@ -276,7 +315,7 @@ def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path
     solved = [solve(), solve_other()]
     names = ("sigma2", "shift_variance")
     assert_half_one_is_the_same(solved[0].checkpoint, solved[1].checkpoint, names)
-    for get in (lambda o: o.halves, lambda o: o.masks):
+    for get in (lambda o: o.maps.halves, lambda o: o.maps.masks):
         np.testing.assert_array_equal(get(solved[0])[0].handle, get(solved[1])[0].handle)
         assert np.any(get(solved[0])[1].handle != get(solved[1])[1].handle)
     assert np.any(solved[0].observed.fsc != solved[1].observed.fsc)
