@@ -107,6 +107,7 @@ class DaskExecutor(Executor):
         self._fixed_order = fixed_order
         self._heard: dict[str, dict[str, Traffic]] = {}
         self._before: dict[str, Traffic] = {}
+        self._seen: set[str] = set()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
             undo.enter_context(one_thread_per_task())
@@ -365,7 +366,17 @@ class DaskExecutor(Executor):
                         f"{self._description} had no workers for {self._patience_s:.0f} s; start some and run again"
                     )
                 time.sleep(0.1)
-        return {worker: int(threads) for worker, threads in sorted(found.items())}
+        threads = {worker: int(number) for worker, number in sorted(found.items())}
+        self._say_who_changed(threads)
+        return threads
+
+    def _say_who_changed(self, threads: Mapping[str, int]) -> None:
+        """Say which workers were lost or have come since the last look, and which are left."""
+        lost, come = self._seen - threads.keys(), threads.keys() - self._seen
+        if self._seen and (lost or come):
+            changes = [f"{what} {', '.join(sorted(who))}" for what, who in (("lost", lost), ("new", come)) if who]
+            LOG.info("workers: %s; now %d with %d threads", ", ".join(changes), len(threads), sum(threads.values()))
+        self._seen = set(threads)
 
     def _any_worker(self) -> str:
         return next(iter(self._threads()))

@@ -82,7 +82,8 @@ def _tiles(content: ReportContent) -> list[tuple[str, str]]:
         tiles.append((f"{content.b_factor:.0f} Å²".replace("-", "\N{MINUS SIGN}"), "B-factor of sharpening"))
     wall, cpu = _whole_time(content)
     if wall is not None:
-        tiles.append((_duration(wall), "total time" + (f" ({_duration(cpu)} CPU)" if cpu is not None else "")))
+        shown = cpu is not None and not content.transfers  # of other machines' CPUs nothing is known
+        tiles.append((_duration(wall), "total time" + (f" ({_duration(cpu)} CPU)" if shown else "")))
     return tiles
 
 
@@ -232,7 +233,16 @@ def _cost(content: ReportContent) -> str:
     return (
         "<section><h2>Time and memory</h2><table><tr><th>stage</th><th>wall time, with peak memory below</th>"
         f'<th class="n">wall</th><th class="n">CPU</th><th class="n">peak memory</th></tr>'
-        f"{rows}{total}</table></section>"
+        f"{rows}{total}</table>{_counted_here(content)}</section>"
+    )
+
+
+def _counted_here(content: ReportContent) -> str:
+    if not content.transfers:
+        return ""
+    return (
+        '<p class="quiet">CPU time and memory are those of the job and the processes that it started; workers of a'
+        " scheduler that was there already come on top.</p>"
     )
 
 
@@ -270,7 +280,8 @@ def _network(content: ReportContent) -> str:
     iterations = [each for each in content.transfers if each.label.isdecimal()]
     table = network_table(content.transfers)
     note = (
-        "What all processes received from object storage and from each other, by what it was for, and what they sent."
+        "What all processes received from object storage and from each other, by what it was for, and what they sent;"
+        " without the writing of these results and of this report."
     )
     if len(iterations) < 2:
         return f'<section><h2>Network</h2>{table}<p class="quiet">{note}</p></section>'

@@ -170,6 +170,17 @@ def test_work_goes_on_with_workers_that_come_after_all_were_lost(verb: str, resu
         assert WORK[verb](executor) == result
 
 
+def test_workers_that_are_lost_or_come_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with one_worker(patience_s=30) as (cluster, executor), caplog.at_level("INFO", logger="cloudem.execution"):
+        (first,) = executor._threads()
+        lose(cluster)
+        cluster.scale(2)
+        executor.workers  # noqa: B018  a look
+        said = [record.getMessage() for record in caplog.records if record.name == "cloudem.execution"]
+        assert said[0].startswith(f"workers: lost {first}, new tcp://127.0.0.1:")
+        assert said[0].endswith(("; now 1 with 1 threads", "; now 2 with 2 threads"))
+
+
 def test_a_result_whose_worker_is_lost_before_it_is_fetched_is_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -262,5 +262,10 @@ def test_what_was_moved_is_a_table_and_from_two_iterations_on_a_figure():
     text = Page(two).text
     assert " ".join(("iteration", "images", "poses", "received", "sent")) in " ".join(text.split())
     assert "bricks" not in text
+    for words in ("total time (", "workers of a scheduler that was there already come on top"):
+        assert (words in Page(render(full_content())).text, words in text) == (
+            words.startswith("total"),
+            "top" in words,
+        )
     for words in ("1 300 MB 2.0 kB 300 MB 7.0 kB", "otherwise 900 MB", "received 1.8 GB 6.0 kB 1.8 GB 21 kB"):
         assert words in text
