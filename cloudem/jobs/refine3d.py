@@ -70,26 +70,34 @@ class Refine3D(Job):
 def project_alignment(particles: str, group_size: int) -> Projection:
     """Return what aligning or inserting a store's particles needs, from its shapes.
 
-    Measured with two threads: 500 particles of 64 px 474 MiB of 529 projected, 250 of 128 px 977 MiB of 1,186.
+    Measured with two threads, up to Nyquist: 500 particles of 64 px 445 MiB of 508 projected, 250 of 128 px
+    1,046 MiB of 1,158.
     """
     import numpy as np
 
-    from cloudem.execution.dask import IN_FLIGHT_PER_THREAD
+    from cloudem.io.location import is_remote
     from cloudem.io.store import open_particles
-    from cloudem.jobs.dataset import BATCH, groups_of
+    from cloudem.jobs.dataset import AHEAD, AHEAD_BYTES, BATCH, groups_of
     from cloudem.kernels.slices import half_width, padded_box
 
     store = open_particles(particles)
     box, count = store.box, len(store)
-    padded = padded_box(box)
-    m = half_width(box // 2 - 1, padded / box)
+    m = half_width(box // 2 - 1, padded_box(box) / box)
     voxels = (2 * m + 1) ** 2 * (m + 2)
+    kept = 6 * voxels  # of an accumulator once it is packed; 12 bytes for each voxel before
     pixels = int(0.4 * box * box)
-    # a task: images with their transforms, five complex arrays of half discs, and an accumulator for each in flight
-    per_task = BATCH * (24 * box * box + 44 * pixels) + IN_FLIGHT_PER_THREAD * 12 * voxels
-    # the client: sums of both halves, two references, padded volumes while solving; several poses for each particle
-    peak = 400_000_000 + voxels * (2 * 12 + 2 * 8 + 12) + 16 * padded**3 + 4000 * count
     groups = 2 * len(groups_of(np.arange(-(-count // 2)), group_size))
+    # a task: images with their transforms, five complex arrays of half discs, its accumulator, and that packed; a
+    # packed one that waits to be merged
+    per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels + 2 * kept
+    if is_remote(particles):  # a block in use, and those that are read meanwhile
+        per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * box * box)
+    # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
+    aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
+    # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
+    solving = 2 * (kept + (12 + 36) * voxels + 2 * 4 * box**3)
+    # the client: several poses for each particle
+    peak = 400_000_000 + max(aligning, solving) + 4000 * count
     note = f"{count:,} particles of {box} px, about {groups} tasks for each pass"
     disk = 40 * box**3 + 600 * count
     return Projection(peak_bytes=peak, disk_bytes=disk, notes=(note,), task_bytes=per_task)
