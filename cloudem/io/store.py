@@ -22,38 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from cloudem import traffic
 from cloudem.errors import DamagedShardError, FormatError, MissingInputError, ParameterError
-from cloudem.io.groups import (
-    delete_group,
-    has_group,
-    list_groups,
-    particles_from_arrays,
-    particles_to_arrays,
-    read_attributes,
-    read_group,
-    write_group,
-)
+from cloudem.io.groups import particles_from_arrays, read_attributes, read_group
 from cloudem.io.location import exists, folder_of, get, is_remote, object_store, storage_errors, zarr_store
 from cloudem.io.ranges import RemoteShards, in_threads, remote_shards
 from cloudem.io.shards import LocalShards, Part, ShardsOfZarr, parse_layout
 from cloudem.io.writing import ParticleWriter, particle_writer, write_particles
 from cloudem.model.particles import Particles
 
-__all__ = [
-    "Damage",
-    "ParticleStore",
-    "ParticleWriter",
-    "delete_group",
-    "has_group",
-    "list_groups",
-    "open_particles",
-    "particle_writer",
-    "particles_from_arrays",
-    "particles_to_arrays",
-    "read_attributes",
-    "read_group",
-    "write_group",
-    "write_particles",
-]
+__all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.io.exporting import export
+from cloudem.io.groups import particles_to_arrays, write_group
 from cloudem.io.importing import import_particles
 from cloudem.io.mrc import map_stack, read_volume
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star
-from cloudem.io.store import open_particles, particles_to_arrays, write_group, write_particles
+from cloudem.io.store import open_particles, write_particles
 from cloudem.jobs.base import Context
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles

@@ -26,10 +26,11 @@ from cloudem.errors import (
 )
 from cloudem.io import s3 as s3_module
 from cloudem.io import writing
+from cloudem.io.groups import write_group
 from cloudem.io.half import gather, narrow
 from cloudem.io.location import contents, is_remote, join, object_store, write_bytes, zarr_store
 from cloudem.io.shards import ShardMaps, StackLayout
-from cloudem.io.store import open_particles, write_group, write_particles
+from cloudem.io.store import open_particles, write_particles
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 
