@@ -140,7 +140,7 @@ class Holder:
         try:
             given = json.loads(raw)
             found = cls(**{field.name: given[field.name] for field in fields(cls)})
-            length = min(max(float(found.length_s), 0.0), _LONGEST_S)
+            length = max(0.0, min(_LONGEST_S, float(found.length_s)))  # in this order, NaN is the longest
             return replace(found, length_s=length, pid=int(found.pid), started=int(found.started))
         except (ValueError, TypeError, KeyError):
             return cls("", "an unknown host", 0, "unknown", "an unknown time", LENGTH_S, "", 0)

@@ -160,7 +160,7 @@ def _ask(store: S3Store) -> None:
 
 
 def _reason(error: BaseException) -> str | None:
-    text = str(error)
+    text = _without_keys(str(error))
     endpoint = re.search(r"https?://[^/\s]+", text)
     for pattern, advice in _REASONS.items():
         if re.search(pattern, text):
@@ -169,4 +169,9 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (_without_keys(str(error)).splitlines() or [type(error).__name__])[0]
+
+
+def _without_keys(text: str) -> str:
+    """Take out what a URL may hold before its host."""
+    return re.sub(r"://[^/\s]*@", "://", text)

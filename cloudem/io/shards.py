@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import google_crc32c
 import numpy as np
@@ -32,6 +32,9 @@ SHARD_IMAGES = 1024
 
 SHARD_BYTES = 64 * 2**20
 """Bytes in a shard at most: one is held in memory while it is written."""
+
+_MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
+"""Side of an image, and chunks in a shard, beyond which metadata are not believed: memory is taken by them."""
 
 _MAPS_KEPT = 256
 """Memory maps kept open in a process: each holds a file descriptor, of which a process often has no more than 1,024."""
@@ -167,8 +170,13 @@ def parse_layout(document: Mapping[str, Any]) -> StackLayout:
     FormatError
         It is not a stack of square images of floating point numbers.
     """
-    shape, dtype = document.get("shape", []), document.get("data_type")
-    if len(shape) != 3 or shape[1] != shape[2] or dtype not in ("float16", "float32"):
+    shape, dtype = document.get("shape"), document.get("data_type")
+    if (
+        not _are_sizes(shape, 3)
+        or shape[1] != shape[2]
+        or shape[1] > _MOST_PIXELS
+        or dtype not in ("float16", "float32")
+    ):
         raise FormatError(
             f"images of shape {shape} and type {dtype} were found where (n, box, box) of float16 or float32 is needed; "
             "import the particles again"
@@ -177,15 +185,24 @@ def parse_layout(document: Mapping[str, Any]) -> StackLayout:
         shard = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError("the images lie in no regular grid of chunks; import the particles again") from error
+    if not _are_sizes([shard], 1):
+        raise FormatError(f"the images lie in chunks of {shard}, at least 1 is needed; import the particles again")
     try:
         (outer,) = document["codecs"]
-        layout = StackLayout(shape[0], shape[1], dtype, outer["configuration"]["chunk_shape"][0], shard)
+        chunk = outer["configuration"]["chunk_shape"][0]
+        layout = StackLayout(shape[0], shape[1], dtype, chunk, shard)
         same = json.loads(layout.metadata({}))
-        if all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding")):
+        whole = _are_sizes([chunk], 1) and shard % chunk == 0 and shard // chunk <= _MOST_CHUNKS
+        if whole and all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding")):
             return layout
     except (KeyError, ValueError, TypeError, IndexError):
         pass
     return StackLayout(shape[0], shape[1], dtype, shard, shard, direct=False)
+
+
+def _are_sizes(values: Any, count: int) -> TypeGuard[list[int]]:
+    """Say whether these are so many numbers of at least 1."""
+    return isinstance(values, list) and len(values) == count and all(type(n) is int and n > 0 for n in values)
 
 
 class ShardMaps:

@@ -441,3 +441,9 @@ def test_a_commit_that_was_held_up_does_not_replace_a_later_one(s3):
     assert attributes == {"by": "the second"}
     np.testing.assert_array_equal(arrays["a"], np.full(3, 2.0))
     assert len(contents(join(url, "g"))) == 2
+
+
+@pytest.mark.parametrize(("said", "length"), [("NaN", 3600), ("1e99", 3600), ("-1", 0), ("12", 12)])
+def test_a_length_is_within_bounds_whatever_is_said(said, length):
+    raw = leasing.Holder.me(60.0).encode().replace(b'"length_s": 60.0', b'"length_s": %s' % said.encode())
+    assert leasing.Holder.parse(raw).length_s == length

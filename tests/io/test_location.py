@@ -284,3 +284,10 @@ def test_the_endpoint_of_a_profile_is_used(s3, tmp_path):
         env={**plain, **places, "AWS_PROFILE": "there"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize(
+    "said", ["error sending request for url (http://key:secret@host:9000/b)", "no: s3://k:secret@b"]
+)
+def test_what_is_wrong_shows_no_keys(said):
+    assert "secret" not in s3_module.what_is_wrong(OSError(said))

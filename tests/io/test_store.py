@@ -1,6 +1,8 @@
 import concurrent.futures
 import errno
+import functools
 import itertools
+import json
 import pickle
 import platform
 import signal
@@ -29,7 +31,7 @@ from cloudem.io import writing
 from cloudem.io.groups import write_group
 from cloudem.io.half import gather, narrow
 from cloudem.io.location import contents, is_remote, join, object_store, write_bytes, zarr_store
-from cloudem.io.shards import ShardMaps, StackLayout
+from cloudem.io.shards import ShardMaps, StackLayout, parse_layout
 from cloudem.io.store import open_particles, write_particles
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
@@ -310,3 +312,31 @@ def test_damage_is_noticed(tmp_path):
     shard.unlink()
     with pytest.raises(StorageError, match="missing"):
         store.read_images([0])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["shape"], 3),
+        (["shape"], [0, 32, 32]),
+        (["shape"], ["5", 32, 32]),
+        (["shape"], [5, 2**20, 2**20]),
+        (["chunk_grid", "configuration", "chunk_shape"], [0, 32, 32]),
+        (["chunk_grid", "configuration", "chunk_shape"], [2.5, 32, 32]),
+    ],
+)
+def test_sizes_that_cannot_be_are_not_believed(path, value):
+    document = json.loads(StackLayout.choose(100, 32, "float16").metadata({}))
+    *folder, name = path
+    functools.reduce(dict.__getitem__, folder, document)[name] = value
+    with pytest.raises(FormatError, match="import the particles again"):
+        parse_layout(document)
+
+
+@pytest.mark.parametrize(("chunk", "shard"), [(0, 112), (-16, 112), (17, 112), (1, 2**40), ("16", 112)])
+def test_shards_that_are_no_plain_arrays_are_left_to_zarr(chunk, shard):
+    document = json.loads(StackLayout.choose(100, 32, "float16").metadata({}))
+    assert parse_layout(document).direct
+    document["codecs"][0]["configuration"]["chunk_shape"][0] = chunk
+    document["chunk_grid"]["configuration"]["chunk_shape"][0] = shard
+    assert not parse_layout(document).direct
