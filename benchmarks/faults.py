@@ -71,7 +71,7 @@ class Faults:
 
     def fault(self, name: str, kind: str) -> None:
         """Run with one fault, and compare."""
-        moment = self.rng.uniform(0.05, 0.95) * self.alone["wall_s"]
+        moment = self.rng.uniform(0.05, 0.9) * self.alone["wall_s"]
         found = self.attempt(name, (kind, moment))
         same = same_bits(self.out("alone"), self.out(name))
         self.say(name, found, {"at_s": moment, "lost_s": found["wall_s"] - self.alone["wall_s"], "same_bits": same})
@@ -109,7 +109,8 @@ class Faults:
         command = (
             sys.executable, "-m", "cloudem", "refine3d", "--particles", self.data / "particles.zarr", "--reference",
             self.data / "start.mrc", "--diameter-A", "180", "--max-iterations", "8", "--group-size", "100",
-            "--no-report", "--scheduler", cluster.address, "--certificates", cluster.certificates, "--out", self.out(name),
+            "--no-report", "--scheduler", cluster.address, "--certificates", cluster.certificates,
+            "--out", self.out(name),
         )  # fmt: skip
         log = (self.work / f"{name}.log").open("ab")
         return cluster.hosts.run("head", [str(word) for word in command], stdout=log, stderr=log)
