@@ -51,13 +51,6 @@ def empty_sums(box: int, k_max: int) -> Sums:
     return Sums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
 
 
-def merge_sums(a: Sums, b: Sums) -> Sums:
-    """Add the second accumulator to the first, in place."""
-    a.data += b.data
-    a.weight += b.weight
-    return a
-
-
 def shells_of(sums: Sums, box: int) -> NDArray[np.int32]:
     """Return the shell, in cycles per box, of every voxel of an accumulator."""
     m = sums.data.shape[2] - 2

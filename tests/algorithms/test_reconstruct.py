@@ -2,15 +2,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import (
     Sums,
     empty_sums,
-    merge_sums,
     reference_volume,
     shell_weights,
     shells_of,
@@ -152,18 +149,6 @@ def test_map_ends_at_its_last_shell() -> None:
 def test_nothing_gives_nothing() -> None:
     found = solve(complete(empty_sums(BOX, 5), ONE), BOX, None)
     np.testing.assert_array_equal(found, 0)
-
-
-@settings(max_examples=5)
-@given(seed=st.integers(0, 1000))
-def test_merging_is_adding(seed: int) -> None:
-    a, b = gather(5, seed, limit=8), gather(7, seed + 1, limit=8)
-    expected = a.data + b.data, a.weight + b.weight
-    merged = merge_sums(a, b)
-    assert merged is a
-    np.testing.assert_array_equal(merged.data, expected[0])
-    np.testing.assert_array_equal(merged.weight, expected[1])
-    assert (merged.data.dtype, merged.weight.dtype) == (np.complex64, np.float32)
 
 
 def test_shells_and_mean_weights() -> None:
