@@ -122,7 +122,9 @@ class DaskExecutor(Executor):
                 cluster, self._description = _start(processes, workers, threads, dashboard)
                 undo.enter_context(cluster)
                 self._client = _connect(undo, cluster, patience_s)
-            self._threads()
+            threads_of = self._threads()
+            if scheduler is not None:
+                self._description += f", {len(threads_of)} workers, {sum(threads_of.values())} threads"
             self._count()
             self._resources = undo.pop_all()
 
@@ -418,6 +420,13 @@ class DaskExecutor(Executor):
         try:
             if future.status == "error":
                 future.result()
+        except RuntimeError as error:
+            if "deserialization of the task graph" not in str(error):
+                raise
+            raise WorkerLostError(
+                f"the scheduler of {self._description} could not read a task: it may run another version; start"
+                " scheduler and workers again with this one"
+            ) from error
         except KilledWorker as error:
             raise WorkerLostError(
                 f"workers died {CONFIGURATION['distributed.scheduler.allowed-failures']} times while they ran"

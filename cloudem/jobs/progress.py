@@ -113,7 +113,8 @@ class Progress(ABC):
                 yield stage
         finally:
             self.show_end(stage)
-            self.log.debug("%s: %d %s in %.2f s", name, stage.done, unit, stage.elapsed)
+            what = f"{stage.done} {unit} in " if total is not None or stage.done else ""
+            self.log.debug("%s: %s%.2f s", name, what, stage.elapsed)
 
     def iteration(self, row: Mapping[str, Value], moved: Moved | None = None) -> None:
         """Add the row of a finished iteration: any names and values; those in `COLUMNS` get a title and a format.

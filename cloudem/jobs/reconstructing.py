@@ -50,7 +50,7 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     with context.progress.stage("insert", int(np.count_nonzero(halves))) as stage:
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
-    with context.progress.stage("solve", 1, unit="maps"):
+    with context.progress.stage("solve"):
         shape = (box, k_max, job.symmetry)
         wholes = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
         solved = [executor.share(unfiltered, half, box, k_max) for half in wholes]

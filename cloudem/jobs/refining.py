@@ -426,7 +426,7 @@ def iterate(run: Run, state: State, counters: Moved) -> Outcome:
         fold = fold_of(partial(align_group, url=run.url, plan=plan))
         sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
     seconds = time.monotonic() - began
-    with progress.stage("solve", 1, unit="maps"):
+    with progress.stage("solve"):
         outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
     moved, after = difference(outcome.counters, counters), outcome.after
     if not after.finished:  # what is lost with a worker is made again from the checkpoint, which is another one soon

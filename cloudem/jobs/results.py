@@ -51,7 +51,7 @@ def write_maps(
         Whether to draw it.
     """
     progress = context.progress
-    with progress.stage("postprocess", 1, unit="maps"):
+    with progress.stage("postprocess"):
         curves = within(masked_fsc(halves[0], halves[1], mask, seed), k_max)
         resolution = resolution_at(curves.corrected, len(whole), pixel_size)
         mean = (halves[0] + halves[1]) / np.float32(2)
