@@ -1,7 +1,7 @@
 """Refinements on object storage against a folder, on two workers against one, in fixed order against any.
 
     python benchmarks/clusters.py storage --work /tmp/clusters [--repeats 3]   S3 (Ceph, on this machine) and a folder
-    python benchmarks/clusters.py workers --work /tmp/clusters                 one and two worker processes of one thread
+    python benchmarks/clusters.py workers --work /tmp/clusters                 one and two processes of one thread
     python benchmarks/clusters.py order --work /tmp/clusters                   three workers, --reproducible and not
 
 Runs of the kinds that are compared take turns. Rows go to benchmarks/results/clusters.jsonl.

@@ -555,7 +555,7 @@ def _start(processes: bool, workers: int | None, threads: int | None, dashboard:
         "dashboard_address": "127.0.0.1:8787" if dashboard else "127.0.0.1:0",
         "worker_dashboard_address": "127.0.0.1:0",
         "scheduler_kwargs": {"dashboard": dashboard},
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,  # a heartbeat that meets a closing scheduler is none of the user's business
         "memory_limit": 0,
     }
     if dashboard:
