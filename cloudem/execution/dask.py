@@ -46,6 +46,9 @@ IN_FLIGHT_PER_THREAD = 2
 LOOK_AROUND_S = 1.0
 """How often to look for workers that have come or gone, seconds."""
 
+SILENCE_S = 3.0
+"""How long to wait for workers before saying so, seconds."""
+
 MERGE_FIRST = 10
 """Priority of merging over adding: a part that is merged is memory that is free."""
 
@@ -360,10 +363,14 @@ class DaskExecutor(Executor):
 
         Where there are none, wait for some; raise WorkerLostError when patience ends.
         """
-        deadline = time.monotonic() + self._patience_s
+        began, said = time.monotonic(), False
         with _scheduler_lost():
             while not (found := self._client.nthreads()):
-                if time.monotonic() > deadline:
+                waited = time.monotonic() - began
+                if waited > SILENCE_S and not said:
+                    LOG.info("%s has no workers; waiting up to %.0f s for some", self._description, self._patience_s)
+                    said = True
+                if waited > self._patience_s:
                     raise WorkerLostError(
                         f"{self._description} had no workers for {self._patience_s:.0f} s; start some and run again"
                     )

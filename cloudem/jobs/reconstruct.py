@@ -26,7 +26,7 @@ class Reconstruct(Job):
         None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent"
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)
-    group_size: int = parameter(1250, meaning="images of one task", ge=50)
+    group_size: int = parameter(1250, meaning="images of one task, at least", ge=50)
     skip_damaged: bool = parameter(
         False, meaning="leave out the particles of missing or damaged shards instead of stopping"
     )

@@ -41,7 +41,7 @@ class Refine3D(Job):
     local: bool = parameter(False, meaning="start from the poses of the particle table instead of searching")
     correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
     ignore_contrast: bool = parameter(False, meaning="go on though the images look like the negative of the reference")
-    group_size: int = parameter(500, meaning="images of one task; a lost worker costs at most the tasks it held", ge=50)
+    group_size: int = parameter(500, meaning="images of one task, at least; a lost worker costs what it held", ge=50)
     skip_damaged: bool = parameter(
         False, meaning="leave out the particles of missing or damaged shards instead of stopping"
     )

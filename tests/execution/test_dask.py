@@ -48,12 +48,17 @@ def test_a_scheduler_that_does_not_answer_is_named() -> None:
         DaskExecutor(scheduler="tcp://127.0.0.1:1", patience_s=1)
 
 
-def test_a_scheduler_without_workers_is_said_when_patience_ends() -> None:
+def test_a_scheduler_without_workers_is_said_at_once_and_when_patience_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cloudem.execution.dask.SILENCE_S", 0.05)
     with (
+        caplog.at_level("INFO", logger="cloudem.execution"),
         LocalCluster(n_workers=0, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0") as cluster,
         pytest.raises(WorkerLostError, match=r"had no workers for 0 s; start some"),
     ):
         DaskExecutor(scheduler=cluster.scheduler_address, patience_s=0.2)
+    assert caplog.text.count("has no workers; waiting up to 0 s for some") == 1
 
 
 @pytest.mark.parametrize("argument", ["workers", "threads"])
