@@ -219,14 +219,11 @@ class DaskExecutor(Executor):
         """Add all items; return what each worker could merge by itself, in the order of the items."""
         from distributed import as_completed
 
-        def merge(earlier: _Held, later: _Held) -> _Held:
-            arguments = (fold, earlier.future, later.future)
-            merged = self._submit(_merge, *arguments, worker=earlier.worker, purpose="bricks", priority=MERGE_FIRST)
-            return _Held(earlier.start, earlier.node.parent, merged, earlier.worker)
-
         threads = self._threads()
         roster = Roster(len(items), threads)
-        forest: Forest[_Held] = Forest(len(items), merge, lambda earlier, later: earlier.worker == later.worker)
+        forest: Forest[_Held] = Forest(
+            len(items), partial(self._merge_held, fold), lambda earlier, later: earlier.worker == later.worker
+        )
         running: dict[Any, tuple[int, str]] = {}
         load: Counter[str] = Counter()
         notes: dict[int, N] = {}
@@ -260,17 +257,20 @@ class DaskExecutor(Executor):
         finally:
             self._drop(list(running))
 
+    def _merge_held(self, fold: Fold[I, K, V, N], earlier: _Held, later: _Held) -> _Held:
+        """Merge two partial sums where the earlier one is."""
+        arguments = (fold, earlier.future, later.future)
+        merged = self._submit(_merge, *arguments, worker=earlier.worker, purpose="bricks", priority=MERGE_FIRST)
+        return _Held(earlier.start, earlier.node.parent, merged, earlier.worker)
+
     def _merge_by_worker(self, fold: Fold[I, K, V, N], held: Sequence[_Held]) -> list[_Held]:
         """Merge what one worker holds of a run, in any order of addition: fewer bytes, other last bits."""
         merged: list[_Held] = []
         for part in held:
             if merged and merged[-1].worker == part.worker:
-                last = merged.pop()
-                future = self._submit(
-                    _merge, fold, last.future, part.future, worker=part.worker, purpose="bricks", priority=MERGE_FIRST
-                )
-                part = last._replace(future=future)
-            merged.append(part)
+                merged[-1] = self._merge_held(fold, merged[-1], part)
+            else:
+                merged.append(part)
         return merged
 
     def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held]) -> Shared[V]:
@@ -284,13 +284,12 @@ class DaskExecutor(Executor):
             return Shared(submit(_sum, key, parts[0].future, worker=places[0]), places[0])
         if not self._fixed_order:  # then any tree will do
             parts = [part._replace(node=Node(0, number)) for number, part in enumerate(parts)]
-        groups = in_groups(places)
-        bricks = len(groups[0])
+        groups = [(group, [part for part in parts if part.worker in group]) for group in in_groups(places)]
+        bricks = len(groups[0][0])
         merged = []
         for number in range(bricks):
             level: list[tuple[str, Any]] = []
-            for group in groups:
-                mine = [part for part in parts if part.worker in group]
+            for group, mine in groups:
                 cut = [submit(_cut, fold, key, number, bricks, part.future, worker=part.worker) for part in mine]
                 nodes, owner = [part.node for part in mine], group[number % len(group)]
                 level.append((owner, submit(_merge_bricks, fold, nodes, cut, len(groups) == 1, worker=owner)))
