@@ -59,3 +59,23 @@ class OutOfMemoryError(CloudemError, MemoryError):
 
 class WorkerLostError(CloudemError, RuntimeError):
     """The cluster lost workers, and with them the work that could not be recomputed."""
+
+
+class ProviderError(CloudemError, OSError):
+    """A provider of machines refused or failed."""
+
+
+class ThrottledError(ProviderError):
+    """A provider was asked too often; the same may be asked later."""
+
+
+class CapacityError(ProviderError):
+    """None of the machines asked for is to be had now."""
+
+
+class QuotaError(ProviderError):
+    """The account's limit does not allow as many machines."""
+
+
+class BudgetError(CloudemError, ValueError):
+    """Nothing that was asked for fits into time and money."""

@@ -1,0 +1,1 @@
+"""Runs of several jobs on rented machines: planned, watched, paid for and accounted for."""
