@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import LocalCluster
 
@@ -14,6 +15,7 @@ from cloudem.algorithms.refinement import State, plan_of
 from cloudem.algorithms.search import MARGIN
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
 from cloudem.algorithms.transport import Iteration, Moved, moved
+from cloudem.execution.configuration import CONFIGURATION
 from cloudem.execution.dask import DaskExecutor
 from cloudem.io.groups import read_group
 from cloudem.io.mrc import write_volume
@@ -55,7 +57,8 @@ def test_counted_bytes_are_those_of_the_model(
     # two groups for each worker, which are handed out at once: a slow one has none taken over, and no more sums to send
     job = Refine3D(**given, symmetry=symmetry, group_size=200 // workers, out=str(tmp_path / "out"))
     # workers that share a process start at once, and talk over TCP as others do
-    with LocalCluster(
+    # as our schedulers are set up; with Dask's own settings one may hand a slow worker's work to another
+    with dask.config.set(CONFIGURATION), LocalCluster(
         n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
     ) as cluster:  # fmt: skip
