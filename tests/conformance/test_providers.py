@@ -1,0 +1,316 @@
+"""One suite for every provider of machines: what the planner, the controller and users count on, whoever rents."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
+from cloudem.cloud.provider import Provider
+from cloudem.errors import CapacityError, QuotaError
+
+ORDER = ("pending", "running", "stopping", "ended")
+
+
+@dataclass
+class Cloud:
+    """A provider, and what a test needs to do behind its back."""
+
+    another: Callable[[], Provider]
+    """Returns one more object for the same account."""
+    pools: tuple[Pool, ...]
+    """At least two that are on sale, of different types."""
+    sell_out: Callable[[Sequence[Pool]], None]
+    """Lets pools have no capacity from now on."""
+    use_up: Callable[[], None]
+    """Lets the account's limits be used up from now on."""
+    now: Callable[[], float] = time.time
+    wait: Callable[[float], None] = time.sleep
+    visible: Callable[[], str] = str
+    """All that listing shows to who may list, but may not read secrets."""
+    start: str = "{}"
+    """Start document with which a node stays until it is ended."""
+    wait_s: float = 30.0
+    provider: Provider = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.provider = self.another()
+
+    def eventually(self, holds: Callable[[], bool]) -> None:
+        end = self.now() + self.wait_s
+        while not holds():
+            assert self.now() < end, "did not come true"
+            self.wait(0.05)
+
+    def state(self, cluster: str, node: str) -> str:
+        return next((one.state for one in self.provider.nodes(cluster) if one.id == node), "ended")
+
+    def request(self, cluster: str, slot: str = "worker-0001", generation: int = 1, **other: Any) -> Request:
+        given: dict[str, Any] = {
+            "token": f"{cluster}/{slot}/{generation}/{secrets.token_hex(4)}",
+            "pools": self.pools,
+            "deadline": float(round(self.now()) + 600),
+            "start": self.start,
+            "tags": {"owner": "conformance", "project": "none"},
+        }
+        return Request(cluster=cluster, slot=slot, generation=generation, **(given | other))
+
+    def launch(self, cluster: str, slot: str = "worker-0001", **other: Any) -> Node:
+        node = self.provider.launch(self.request(cluster, slot, **other))
+        self.eventually(lambda: any(one.id == node.id for one in self.provider.nodes(cluster)))
+        return node
+
+
+CLOUDS: dict[str, Callable[[contextlib.ExitStack, pytest.FixtureRequest], Cloud]] = {}
+
+
+@pytest.fixture(params=["memory", "local", "aws"])
+def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    """Each provider in turn, in a cloud of its own."""
+    if request.param not in CLOUDS:
+        pytest.skip(f"cloudem.cloud.{request.param} is not among those that are tested yet")
+    with contextlib.ExitStack() as stack:
+        yield CLOUDS[request.param](stack, request)
+
+
+@pytest.fixture
+def clusters(cloud: Cloud) -> Iterator[Callable[[], str]]:
+    """Makes clusters; all that they have is removed in the end."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"conformance-{secrets.token_hex(4)}")
+        cloud.provider.prepare(made[-1], {"owner": "conformance"})
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        release(cloud, cluster)
+
+
+@pytest.fixture
+def cluster(clusters: Callable[[], str]) -> str:
+    return clusters()
+
+
+def release(cloud: Cloud, cluster: str) -> None:
+    def empty() -> bool:
+        cloud.provider.release(cluster)
+        return cloud.provider.resources(cluster) == []
+
+    cloud.eventually(empty)
+
+
+# --- Launching ------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_as_requested(cloud: Cloud, cluster: str) -> None:
+    before = cloud.now()
+    request = cloud.request(cluster, HEAD, generation=3)
+    launched = cloud.provider.launch(request)
+    cloud.eventually(lambda: bool(cloud.provider.nodes(cluster)))
+    (listed,) = cloud.another().nodes(cluster)
+    for node in (launched, listed):
+        assert (node.cluster, node.slot, node.generation) == (cluster, HEAD, 3)
+        assert node.token == request.token
+        assert node.pool == cloud.pools[0]
+        assert node.deadline == request.deadline
+        assert node.ended is None
+        assert node.alive
+        assert before - 2 <= node.launched <= cloud.now() + 2, "seconds since 1970"
+    assert listed.id == launched.id
+    cloud.eventually(lambda: cloud.provider.nodes(cluster)[0].state == "running")
+    cloud.eventually(lambda: bool(cloud.provider.nodes(cluster)[0].address))
+
+
+def test_the_same_token_makes_one_node(cloud: Cloud, cluster: str) -> None:
+    request = cloud.request(cluster)
+    providers = [cloud.provider, cloud.another()]
+    with ThreadPoolExecutor(4) as pool:
+        launched = list(pool.map(lambda i: providers[i % 2].launch(request).id, range(4)))
+    launched.append(cloud.another().launch(request).id)
+    assert len(set(launched)) == 1
+    cloud.eventually(lambda: bool(cloud.provider.nodes(cluster)))
+    assert [node.id for node in cloud.provider.nodes(cluster)] == launched[:1]
+
+
+def test_a_token_of_a_node_that_ended_makes_no_other(cloud: Cloud, cluster: str) -> None:
+    request = cloud.request(cluster)
+    node = cloud.provider.launch(request)
+    cloud.provider.terminate([node.id])
+    cloud.eventually(lambda: cloud.state(cluster, node.id) == "ended")
+    with contextlib.suppress(OSError):  # the node that ended, or an error: never a second node
+        assert cloud.provider.launch(request).id == node.id
+    assert not [one for one in cloud.provider.nodes(cluster) if one.alive]
+
+
+def test_other_tokens_make_other_nodes(cloud: Cloud, cluster: str) -> None:
+    first, second = (cloud.launch(cluster, f"worker-{number:04d}") for number in (1, 2))
+    assert first.id != second.id
+    assert {node.slot: node.id for node in cloud.provider.nodes(cluster)} == {
+        "worker-0001": first.id,
+        "worker-0002": second.id,
+    }
+
+
+def test_what_is_sold_out_is_passed_over(cloud: Cloud, cluster: str) -> None:
+    cloud.sell_out(cloud.pools[:1])
+    assert cloud.launch(cluster).pool == cloud.pools[1]
+
+
+def test_all_sold_out_names_the_pools(cloud: Cloud, cluster: str) -> None:
+    cloud.sell_out(cloud.pools)
+    with pytest.raises(CapacityError) as caught:
+        cloud.provider.launch(cloud.request(cluster))
+    for pool in cloud.pools:
+        assert pool.instance_type in str(caught.value)
+        assert pool.zone in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not [node for node in cloud.provider.nodes(cluster) if node.alive]
+
+
+def test_limits_are_not_capacity(cloud: Cloud, cluster: str) -> None:
+    cloud.use_up()
+    with pytest.raises(QuotaError) as caught:
+        cloud.provider.launch(cloud.request(cluster))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not [node for node in cloud.provider.nodes(cluster) if node.alive]
+
+
+def test_limits_and_prices(cloud: Cloud) -> None:
+    quotas = cloud.provider.quotas()
+    assert quotas
+    assert all(market in ("spot", "on-demand") and free >= 0 for (_, market), free in quotas.items())
+    spot = [pool._replace(market="spot") for pool in cloud.pools]
+    prices = cloud.provider.spot_prices([*spot, Pool("no.such", cloud.pools[0].zone, "spot")])
+    assert set(prices) <= set(spot), "what is not sold has no price"
+    assert prices
+    assert all(price > 0 for price in prices.values())
+
+
+# --- Ending ---------------------------------------------------------------------------------------------------------
+
+
+def test_ending_may_be_repeated(cloud: Cloud, cluster: str) -> None:
+    node = cloud.launch(cluster)
+    cloud.provider.terminate([])
+    for _ in range(2):
+        cloud.provider.terminate([node.id, "i-0123456789abcdef0"])
+    cloud.eventually(lambda: cloud.state(cluster, node.id) == "ended")
+    cloud.another().terminate([node.id])
+    (ended,) = cloud.provider.nodes(cluster)
+    assert not ended.alive
+    assert ended.ended is not None
+    assert node.launched - 2 <= ended.ended <= cloud.now() + 2
+    assert (ended.slot, ended.token, ended.pool) == (node.slot, node.token, node.pool)
+
+
+def test_the_others_stay(cloud: Cloud, clusters: Callable[[], str]) -> None:
+    mine, other = clusters(), clusters()
+    ending, staying = cloud.launch(mine), cloud.launch(mine, "worker-0002")
+    theirs = cloud.launch(other)
+    cloud.provider.put_secret(other, "certificates", b"theirs")
+    cloud.provider.terminate([ending.id])
+    cloud.eventually(lambda: cloud.state(mine, ending.id) == "ended")
+    assert cloud.state(mine, staying.id) in ("pending", "running")
+    before = cloud.provider.resources(other)
+    release(cloud, mine)
+    assert cloud.state(other, theirs.id) in ("pending", "running")
+    assert set(cloud.provider.resources(other)) >= {one for one in before if one.kind == "instance"}
+    assert cloud.provider.secret(other, "certificates") == b"theirs"
+    assert [node.id for node in cloud.provider.nodes(other)] == [theirs.id]
+
+
+def test_a_state_never_goes_back(cloud: Cloud, cluster: str) -> None:
+    node = cloud.provider.launch(cloud.request(cluster))
+    seen = [node.state]
+
+    def reached(state: str) -> bool:
+        told = [one.state for one in cloud.provider.nodes(cluster) if one.id == node.id]
+        seen.extend(told)
+        return state in told
+
+    cloud.eventually(lambda: reached("running"))
+    cloud.provider.terminate([node.id])
+    cloud.eventually(lambda: reached("ended"))
+    cloud.wait(0.2)
+    reached("ended")
+    ranks = [ORDER.index(state) for state in seen]
+    assert all(before <= after for before, after in itertools.pairwise(ranks)), seen
+
+
+# --- What belongs to a cluster --------------------------------------------------------------------------------------
+
+
+def test_what_exists_is_listed_and_nothing_else(cloud: Cloud, cluster: str) -> None:
+    node = cloud.launch(cluster)
+    mine = cloud.provider.resources(cluster)
+    assert {one.cluster for one in mine} == {cluster}
+    assert len({(one.kind, one.id) for one in mine}) == len(mine), "each once"
+    assert node.id in {one.id for one in mine}
+    assert set(mine) <= set(cloud.another().resources())
+    cloud.provider.terminate([node.id])
+    cloud.eventually(lambda: node.id not in {one.id for one in cloud.provider.resources(cluster)})
+    release(cloud, cluster)
+    assert cluster not in {one.cluster for one in cloud.provider.resources()}
+    assert not [one for one in cloud.provider.nodes(cluster) if one.alive]
+
+
+def test_removing_may_be_repeated(cloud: Cloud, cluster: str) -> None:
+    cloud.launch(cluster)
+    cloud.provider.put_secret(cluster, "certificates", b"key")
+    listed = cloud.provider.resources(cluster)
+    release(cloud, cluster)
+    for one in listed:
+        cloud.provider.remove(one)
+        cloud.another().remove(one)
+    assert cloud.provider.resources(cluster) == []
+    assert cloud.provider.release(cluster) == []
+    assert cloud.provider.release("conformance-unknown") == []
+    cloud.provider.remove(Resource("instance", "i-0123456789abcdef0", cluster))
+
+
+def test_preparing_may_be_repeated(cloud: Cloud, cluster: str) -> None:
+    before = cloud.provider.resources(cluster)
+    cloud.provider.prepare(cluster, {"owner": "conformance"})
+    cloud.another().prepare(cluster, {"owner": "conformance"})
+    assert sorted(cloud.provider.resources(cluster), key=repr) == sorted(before, key=repr)
+    release(cloud, cluster)
+    cloud.provider.prepare(cluster, {"owner": "conformance"})
+    cloud.launch(cluster)
+
+
+# --- Secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_come_back(cloud: Cloud, clusters: Callable[[], str]) -> None:
+    mine, other = clusters(), clusters()
+    largest = bytes(range(256)) * 16
+    assert cloud.provider.secret(mine, "certificates") is None
+    cloud.provider.put_secret(mine, "certificates", largest)
+    assert cloud.another().secret(mine, "certificates") == largest
+    cloud.provider.put_secret(mine, "certificates", b"another")
+    assert cloud.provider.secret(mine, "certificates") == b"another"
+    assert cloud.provider.secret(mine, "scheduler") is None
+    assert cloud.provider.secret(other, "certificates") is None
+    release(cloud, mine)
+    assert cloud.another().secret(mine, "certificates") is None
+
+
+def test_secrets_are_seen_nowhere_else(cloud: Cloud, cluster: str) -> None:
+    secret = secrets.token_hex(16)
+    cloud.provider.put_secret(cluster, "certificates", secret.encode())
+    node = cloud.launch(cluster)
+    listed = [node, cloud.provider.nodes(cluster), cloud.provider.resources(), cloud.visible()]
+    assert secret not in repr(listed)
+    assert "certificates" not in json.loads(cloud.start).get("environment", {})
+    assert any(one.kind not in ("instance", "process") for one in cloud.provider.resources(cluster)), "it is listed"
