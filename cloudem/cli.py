@@ -1,6 +1,7 @@
 """One generic command line over all jobs, derived from their declarations.
 
-Exit status: 0 if all went well; 1 with one line on standard error if not; 130 after Ctrl-C or SIGTERM.
+Exit status: 0 if all went well; 1 with one line on standard error if not; 3 if a job was asked to stop (SIGUSR1) and
+stopped where it can go on later; 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 import click
 
 from cloudem.cluster_cli import ClusterGroup
-from cloudem.errors import CloudemError, MissingInputError, ParameterError
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
 from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
 from cloudem.options import normalise, options_of
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
 
 INTERRUPTED = 130
+
+STOPPED = 3
 
 PATIENCE_S = 6.0
 """How long an interrupted command may take to clean up; another interrupt ends it at once."""
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--debug" in given:
             raise
         print(f"cloudem: {describe_error(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(STOPPED if isinstance(error, StoppedError) else 1)
     sys.exit(0)
 
 

@@ -57,6 +57,10 @@ class OutOfMemoryError(CloudemError, MemoryError):
     """A job would need, or needed, more memory than there is."""
 
 
+class StoppedError(CloudemError, RuntimeError):
+    """A job was asked to stop, and has stopped where it can go on later."""
+
+
 class WorkerLostError(CloudemError, RuntimeError):
     """The cluster lost workers, and with them the work that could not be recomputed."""
 

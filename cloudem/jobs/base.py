@@ -23,7 +23,7 @@ import importlib
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,7 +34,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
-from cloudem.errors import CloudemError, ParameterError
+from cloudem.errors import CloudemError, ParameterError, StoppedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,6 +185,8 @@ class Context:
         Where the results go.
     lease
         Keeps other clients from writing there; None for those who look after that themselves.
+    asked_to_stop
+        Whether to stop at the next point from which the job can go on later.
     """
 
     executor: Executor
@@ -192,6 +194,18 @@ class Context:
     log: logging.Logger
     url: str
     lease: Lease | None = None
+    asked_to_stop: Callable[[], bool] = bool
+
+    def stop_if_asked(self, done: str) -> None:
+        """Stop here if that was asked for (by SIGUSR1): to be called where the job can go on later.
+
+        Raises
+        ------
+        StoppedError
+            It was.
+        """
+        if self.asked_to_stop():
+            raise StoppedError(f"stopped after {done}, as asked; run the same command again to go on")
 
     def check(self) -> None:
         """Make sure that nobody else writes results there: to be called before every commit.

@@ -204,6 +204,8 @@ def refine(job: Refine3D, context: Context) -> None:
         outcome = None  # what it found is in the store
         outcome = iterate(run, state, counters)
         state, counters = outcome.after, outcome.counters
+        if not state.finished:
+            context.stop_if_asked(f"iteration {state.iteration - 1}")
     if outcome is None:
         raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
     if state.converged:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -48,6 +50,7 @@ def run_job(
     log = logging.getLogger("cloudem")
     log.setLevel(logging.DEBUG)
     with contextlib.ExitStack() as stack:
+        asked_to_stop = stack.enter_context(stop_on_signal())
         progress = stack.enter_context(view(log)) if view else SilentProgress(log)
         place = place_of_lease(job)
         lease = stack.enter_context(hold(place, log=log)) if place else None
@@ -60,7 +63,7 @@ def run_job(
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():
                     log.debug("parameter %s = %r", name, value)
-                job.run(Context(executor=executor, progress=progress, log=log, url=job.out, lease=lease))
+                job.run(Context(executor, progress, log, job.out, lease, asked_to_stop))
                 if words := traffic.in_words(executor.traffic()):
                     log.info("network %s", words)
             log.info("%s finished in %s: %s", job.name, clock(time.monotonic() - started), job.out)
@@ -74,6 +77,20 @@ def run_job(
             log.debug("stopped by an unexpected error", exc_info=True)
             raise
     return progress
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Give what tells whether SIGUSR1 has come while the block runs: it asks a job to stop where it can go on later."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set there alone
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def place_of_lease(job: Job) -> str | None:

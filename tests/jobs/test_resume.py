@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloudem import errors
 from cloudem.algorithms.refinement import State, plan_of
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask import DaskExecutor
@@ -133,6 +134,22 @@ def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
     assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
     assert_same_bits(out, undisturbed)
     assert "resuming with iteration" in (out / "log.txt").read_text()
+
+
+def test_asked_to_stop_it_ends_after_an_iteration_and_goes_on_later(scene, undisturbed, tmp_path, no_report):
+    class Asking(SerialExecutor):
+        def accumulate(self, *args: Any, **options: Any) -> Any:
+            signal.raise_signal(signal.SIGUSR1)
+            return super().accumulate(*args, **options)
+
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(errors.StoppedError, match="after iteration 1"):
+        run(job, Asking)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert list_groups(job.out, "iterations") == ["001"]
+    run(job)
+    assert_same_bits(job.out, undisturbed)
 
 
 def test_dask_gives_the_same_bits(scene, undisturbed, tmp_path, no_report):
