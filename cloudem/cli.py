@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem.cluster_cli import ClusterGroup
+from cloudem import cluster_cli
+from cloudem.commands import DeclaredGroup
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
 from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
 from cloudem.options import normalise, options_of
@@ -291,7 +292,7 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
-COMMANDS.add_command(ClusterGroup())
+COMMANDS.add_command(DeclaredGroup("cluster", cluster_cli.SUMMARY, cluster_cli.COMMANDS))
 
 
 class _FileCommand(click.Command):

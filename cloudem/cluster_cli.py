@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 
+from cloudem.commands import Command
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import Declaration, parameter
-from cloudem.options import normalise, options_of
+from cloudem.jobs.base import parameter
 
 TASKS = ("cloudem.jobs.refining", "cloudem.jobs.reconstructing")
 """What a worker's tasks are made of: seconds to import, so that is done while it waits for work."""
 
-SUMMARY = "Make certificates, and run the scheduler and the workers of a cluster of several machines."
+SUMMARY = "Clusters of several machines: rented for a while, or of machines that are there."
 
 
-class ClusterCommand(Declaration):
-    """What one command of the group takes and does."""
-
-    summary: ClassVar[str]
-    examples: ClassVar[tuple[str, ...]]
-
-    def run(self) -> None:
-        """Do it."""
-        raise NotImplementedError(f"{type(self).__name__} declares no run()")
-
-
-class Certificates(ClusterCommand):
+class Certificates(Command):
     """Everything that a cluster's members need to know each other."""
 
     name: ClassVar[str] = "cluster certificates"
@@ -52,7 +41,7 @@ class Certificates(ClusterCommand):
         )
 
 
-class Scheduler(ClusterCommand):
+class Scheduler(Command):
     """The scheduler of a cluster."""
 
     name: ClassVar[str] = "cluster scheduler"
@@ -82,7 +71,7 @@ class Scheduler(ClusterCommand):
         run_scheduler(self.host, self.port, security, pages=pages, say=_say)
 
 
-class Worker(ClusterCommand):
+class Worker(Command):
     """The workers of one machine."""
 
     name: ClassVar[str] = "cluster worker"
@@ -128,7 +117,7 @@ class Worker(ClusterCommand):
         )
 
 
-COMMANDS: dict[str, type[ClusterCommand]] = {
+COMMANDS: dict[str, type[Command]] = {
     "certificates": Certificates,
     "scheduler": Scheduler,
     "worker": Worker,
@@ -137,40 +126,3 @@ COMMANDS: dict[str, type[ClusterCommand]] = {
 
 def _say(line: str) -> None:
     click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-
-
-class _Command(click.Command):
-    """The command that runs one declaration."""
-
-    def __init__(self, name: str, declaration: type[ClusterCommand]) -> None:
-        self.declaration = declaration
-        super().__init__(
-            name,
-            params=options_of(declaration),
-            context_settings={"token_normalize_func": normalise},
-            callback=self._call,
-        )
-
-    def _call(self, **given: Any) -> None:
-        self.declaration(**{name: value for name, value in given.items() if value is not None}).run()
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Print every parameter with unit, default and meaning, and the examples."""
-        from cloudem.help import print_command_help
-
-        print_command_help(self.declaration)
-
-
-class ClusterGroup(click.Group):
-    """The group ``cloudem cluster``."""
-
-    def __init__(self) -> None:
-        super().__init__("cluster", help=SUMMARY, no_args_is_help=True)
-        for name, declaration in COMMANDS.items():
-            self.add_command(_Command(name, declaration))
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Print the names and summaries of the group's commands."""
-        from cloudem.help import print_group_help
-
-        print_group_help("cluster", SUMMARY, {name: command.summary for name, command in COMMANDS.items()})

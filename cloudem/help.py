@@ -20,7 +20,7 @@ from cloudem.jobs.progress import clock
 from cloudem.jobs.running import gib
 
 if TYPE_CHECKING:
-    from cloudem.cluster_cli import ClusterCommand
+    from cloudem.commands import Command
 
 TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -51,7 +51,7 @@ def print_overview(jobs: Mapping[str, str], others: Mapping[str, str]) -> None:
         _print_commands(screen, commands)
 
 
-def print_command_help(command: type[Job | ClusterCommand], options: type[Declaration] | None = None) -> None:
+def print_command_help(command: type[Job | Command], options: type[Declaration] | None = None) -> None:
     """Print what a command does and takes, and the options of how it runs where it has any."""
     screen = console()
     positional = " ".join(name.upper() for name, field in command.model_fields.items() if is_positional(field))
