@@ -1,0 +1,482 @@
+"""A Dask cluster object whose scheduler and workers are rented machines, ``with NodeCluster(...) as cluster``.
+
+Who rents them is behind a few plain calls (`Rental`), so that nothing here knows a cloud. Nodes do what they were told
+at their start: the head runs the scheduler, each of the others one worker process with all of its cores. This object
+asks for them, replaces those that vanish, destroys those that never come to work, and in the end removes everything.
+It scales when it is told to and not otherwise: who follows the load ends workers that hold the sums of others' work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias
+
+from distributed.core import Status, rpc
+from distributed.deploy.spec import ProcessInterface, SpecCluster
+
+from cloudem.errors import CloudemError, ParameterError, ProviderError, WorkerLostError
+from cloudem.execution.security import host_of, refusal_of
+
+HEAD = "head"
+"""Slot of the node with the scheduler."""
+
+RETIRE_S = 60.0
+"""How long a worker that is let go may take to hand on what it holds."""
+
+LATE_S = 60.0
+"""How long a provider may take to list a node that it has started."""
+
+GONE_S = 30.0
+"""How long a node may be without its worker, which its supervisor starts again when it dies, before it is replaced."""
+
+
+class Rental(Protocol):
+    """What a cluster needs of whoever rents machines; every call may block, and comes from any thread."""
+
+    def prepare(self) -> None:
+        """Make what all nodes share."""
+
+    def launch(self, slot: str, generation: int) -> str:
+        """Start the node of a slot and return its id; after `close` it raises, or ends what it has started."""
+
+    def alive(self) -> Mapping[str, str]:
+        """Return the nodes that are not ended, and the address of each, empty while it is not known."""
+
+    def scheduler(self) -> str | None:
+        """Return the scheduler's address, as soon as the head has told it."""
+
+    def terminate(self, nodes: Sequence[str]) -> None:
+        """End nodes; those that are gone are no error."""
+
+    def close(self) -> Sequence[str]:
+        """End all nodes, remove all that was made; return what could not be removed. May be repeated."""
+
+
+class Patience(NamedTuple):
+    """How long is waited for nodes.
+
+    Attributes
+    ----------
+    ready_s
+        From the request for a node until its scheduler answers, or its worker has joined; seconds.
+    look_s
+        Between two looks at the nodes, seconds.
+    again_s
+        Before a slot whose node failed gets another, seconds; doubled for each failure.
+    tries
+        Failures in a row after which a slot is given up.
+    """
+
+    ready_s: float = 600.0
+    look_s: float = 2.0
+    again_s: float = 10.0
+    tries: int = 3
+
+
+Fate: TypeAlias = Literal["wait", "launch", "vanished", "silent", "left"]
+
+
+@dataclass
+class Place:
+    """What is known of a worker's slot.
+
+    Attributes
+    ----------
+    node
+        Id of its node, empty while it has none.
+    since
+        When that was asked for, seconds since 1970.
+    listed, joined
+        Whether the provider has told of it, and whether its worker has been at the scheduler.
+    missed
+        Since when its worker has been missing there.
+    failures
+        Nodes in a row that did not come to work.
+    again
+        No node is asked for before.
+    asking
+        Whether one is being asked for.
+    """
+
+    node: str = ""
+    since: float = 0.0
+    listed: bool = False
+    joined: bool = False
+    missed: float | None = None
+    failures: int = 0
+    again: float = 0.0
+    asking: bool = False
+
+    def fate(self, alive: Mapping[str, str], hosts: frozenset[str], now: float, ready_s: float) -> Fate:
+        """Note what is seen now, and return what follows.
+
+        Parameters
+        ----------
+        alive
+            Nodes that are not ended, and their addresses.
+        hosts
+            Addresses of machines with a worker at the scheduler.
+        now
+            Seconds since 1970.
+        ready_s
+            How long a node may take until its worker has joined.
+        """
+        if not self.node:
+            return "wait" if self.asking or now < self.again else "launch"
+        self.listed |= self.node in alive
+        if self.node not in alive:
+            return "vanished" if self.listed or now > self.since + LATE_S else "wait"
+        if alive[self.node] and alive[self.node] in hosts:
+            self.joined, self.missed, self.failures = True, None, 0
+            return "wait"
+        if not self.joined:
+            return "silent" if now > self.since + ready_s else "wait"
+        self.missed = now if self.missed is None else self.missed
+        return "left" if now > self.missed + GONE_S else "wait"
+
+    def without_node(self) -> Place:
+        """Return the slot after the end of its node, which is no failure where that had worked."""
+        return Place(failures=self.failures if self.joined else self.failures + 1)
+
+
+class _Head(ProcessInterface):  # type: ignore[misc]
+    """The node with the scheduler."""
+
+    def __init__(self, rental: Rental, security: Any, patience: Patience) -> None:
+        super().__init__()
+        self._rental, self._security, self._patience = rental, security, patience
+        self.node = ""
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._rental.prepare)
+        self.node = await asyncio.to_thread(self._rental.launch, HEAD, 1)
+        self.address = await self._found()
+        await super().start()
+
+    async def close(self) -> None:
+        if self.node:
+            await asyncio.to_thread(self._rental.terminate, [self.node])
+        await super().close()
+
+    async def _found(self) -> str:
+        """Return the scheduler's address when it answers there."""
+        start, listed, why = time.time(), False, "the node has not told its address"
+        while time.time() < start + self._patience.ready_s:
+            address = await asyncio.to_thread(self._rental.scheduler)
+            if address:
+                why = await self._refusal(address)
+                if not why:
+                    return address
+            there = self.node in await asyncio.to_thread(self._rental.alive)
+            if not there and (listed or time.time() > start + LATE_S):
+                raise WorkerLostError(f"node {self.node} has ended before its scheduler answered; {SEE_ITS_LOG}")
+            listed |= there
+            await asyncio.sleep(min(self._patience.look_s, 0.5))
+        raise WorkerLostError(f"no scheduler within {self._patience.ready_s:g} s: {why}; {SEE_ITS_LOG}")
+
+    async def _refusal(self, address: str) -> str:
+        """Return why a scheduler does not answer, empty if it does."""
+        try:
+            arguments = self._security.get_connection_args("client")
+            async with asyncio.timeout(10), rpc(address, timeout=5.0, connection_args=arguments) as remote:
+                await remote.identity(n_workers=0)
+        except (OSError, TimeoutError, ValueError) as error:
+            return f"{address} cannot be reached from here ({refusal_of(error) or type(error).__name__})"
+        return ""
+
+
+SEE_ITS_LOG = "look at the log of the node, and whether this machine reaches the nodes' network"
+
+
+class _Worker(ProcessInterface):  # type: ignore[misc]
+    """A slot for a worker; which node has it changes."""
+
+    _cluster: Any  # a weak reference, set by Dask
+
+    def __init__(self, scheduler: str, rental: Rental, name: str) -> None:
+        super().__init__(scheduler, name)
+        self.name, self._rental, self.place = name, rental, Place()
+
+    async def close(self) -> None:
+        """Let the worker hand on what it holds, then end its node."""
+        self.status = Status.closing
+        cluster = self._cluster()
+        if self.place.node and cluster is not None and cluster.status == Status.running:
+            await cluster._retire(self.place.node)
+        if self.place.node:
+            await asyncio.to_thread(self._rental.terminate, [self.place.node])
+        await super().close()
+
+
+class NodeCluster(SpecCluster):  # type: ignore[misc]
+    """A Dask cluster of rented machines.
+
+    It is made when its scheduler answers and, where workers are asked for, one of them has joined; the others join as
+    they come (``cluster.wait_for_workers(n)``). It is closed by ``with`` or `close`: all nodes are ended, and all that
+    was made for them is removed, also after an exception or Ctrl-C. ``async with NodeCluster(..., asynchronous=True)``
+    is the same inside an event loop.
+
+    Parameters
+    ----------
+    rental
+        Rents the machines.
+    workers
+        Number of worker nodes.
+    security
+        A ``distributed.Security`` with the cluster's certificates.
+    patience
+        How long is waited for nodes.
+    name
+        Name of the cluster.
+    asynchronous, loop
+        As for any Dask cluster.
+    quiet
+        Whether what happens to nodes is only kept for ``get_logs()``, and not printed.
+
+    Raises
+    ------
+    CapacityError, QuotaError, ProviderError
+        If a node is not to be had.
+    WorkerLostError
+        If the scheduler does not answer, or no worker joins, in time. Nothing is left behind then.
+    """
+
+    def __init__(
+        self,
+        rental: Rental,
+        *,
+        workers: int,
+        security: Any,
+        patience: Patience | None = None,
+        name: str | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        quiet: bool = False,
+    ) -> None:
+        _check_count(workers)
+        self._rental, self._patience = rental, patience or Patience()
+        self._watcher: asyncio.Task[None] | None = None
+        self._wake: asyncio.Event | None = None
+        self._generations: dict[str, int] = {}
+        self._why_not = ""
+        self.quiet = quiet
+        worker = {"cls": _Worker, "options": {"rental": rental}}
+        head = {"rental": rental, "security": security, "patience": self._patience}
+        try:
+            super().__init__(
+                scheduler={"cls": _Head, "options": head},
+                worker=worker,
+                workers={self._new_worker_name(number): worker for number in range(workers)},
+                security=security,
+                name=name,
+                asynchronous=asynchronous,
+                loop=loop,
+            )
+            self.quiet = quiet
+            if not self.called_from_running_loop:
+                self.sync(self._first_worker)
+        except BaseException:  # Ctrl-C too: nothing may stay that costs money
+            if not asynchronous:
+                self.close()
+            raise
+
+    def scale(self, n: int = 0, memory: object = None, cores: object = None) -> Any:
+        """Have that many worker nodes from now on.
+
+        Those that have no worker yet are given back first, then the latest. A worker that is let go hands on what it
+        holds.
+
+        Parameters
+        ----------
+        n
+            Number of worker nodes.
+        memory, cores
+            Are refused: say how many nodes.
+        """
+        if memory is not None or cores is not None:
+            raise ParameterError("scale(n) takes the number of worker nodes; memory= and cores= are not known here")
+        _check_count(n)
+        order = sorted(self.worker_spec, key=lambda name: (not self._joined(name), name))
+        for name in order[n:]:
+            del self.worker_spec[name]
+        result = super().scale(n)
+        if self._wake is not None:
+            self.loop.add_callback(self._wake.set)
+        return result
+
+    def adapt(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse: it ends workers that are busy."""
+        raise ParameterError(
+            "adapt() follows the load and ends workers that hold sums or are about to be needed, so that work is done"
+            " twice; say how many nodes the next step needs with scale(n)"
+        )
+
+    @property
+    def observed(self) -> set[str]:
+        """Slots whose worker is at the scheduler."""
+        return {name for name in self.workers if self._joined(name)}
+
+    def close(self, timeout: float | None = None) -> Any:
+        """End all nodes and remove all that was made for them.
+
+        Raises
+        ------
+        ProviderError
+            If something could not be removed.
+        """
+        try:
+            return super().close(timeout)
+        finally:
+            if not self.asynchronous:
+                self._loop_runner.stop()
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        async def started() -> Self:
+            try:
+                if self.status in (Status.created, Status.starting):
+                    await self._start()
+                await self._correct_state()
+                await self._first_worker()
+            except BaseException:
+                await asyncio.shield(self._close())
+                raise
+            return self
+
+        return started().__await__()
+
+    def _new_worker_name(self, worker_number: int) -> str:
+        return f"worker-{worker_number:04d}"
+
+    async def _start(self) -> None:
+        try:
+            await super()._start()
+        except RuntimeError as error:  # Dask wraps what came
+            if isinstance(error.__cause__, CloudemError):
+                raise error.__cause__ from None
+            raise
+        except BaseException:
+            self.status = Status.failed
+            raise
+        if self._watcher is None and self.status == Status.running:
+            self._log(f"scheduler at {self.scheduler_address}")
+            self._wake = asyncio.Event()
+            self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _close(self) -> None:
+        if self.status == Status.starting:
+            self.status = Status.failed
+        closing = self.status not in (Status.closing, Status.closed)
+        if self._watcher is not None and closing:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        try:
+            await super()._close()
+        finally:
+            if closing:
+                left = await asyncio.to_thread(self._rental.close)
+                if left:
+                    raise ProviderError(
+                        f"{', '.join(left)} could not be removed yet; `cloudem cluster sweep` removes what is left"
+                    )
+
+    async def _first_worker(self) -> None:
+        """Return when a worker has joined, or none is wanted; raise if there will be none."""
+        while self.status == Status.running and not self.observed:
+            if not self.worker_spec:
+                if self._why_not:
+                    raise WorkerLostError(f"no worker node came to work: {self._why_not}")
+                return
+            await asyncio.sleep(min(self._patience.look_s, 0.1))
+
+    async def _watch(self) -> None:
+        """Look at the nodes again and again."""
+        wake, trouble = self._wake, ""
+        assert wake is not None  # noqa: S101  made before this task
+        while True:
+            try:
+                await self._look()
+                trouble = ""
+            except CloudemError as error:
+                if str(error) != trouble:
+                    self._log(f"nodes cannot be looked at: {error}")
+                trouble = str(error)
+            wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), self._patience.look_s)
+
+    async def _look(self) -> None:
+        """Replace what has vanished, destroy what is silent, ask for what is missing."""
+        alive = await asyncio.to_thread(self._rental.alive)
+        hosts = frozenset(host_of(address) for address in self.scheduler_info["workers"])
+        now, doomed, empty = time.time(), [], []
+        for worker in [one for one in self.workers.values() if one.status == Status.running]:
+            before = worker.place.joined
+            fate = worker.place.fate(alive, hosts, now, self._patience.ready_s)
+            if worker.place.joined and not before:
+                self._log(f"{worker.name} works on {worker.place.node}")
+            if fate == "launch":
+                empty.append(worker)
+            elif fate != "wait":
+                doomed.append(worker.place.node)
+                self._lose(worker, fate, now)
+        if doomed:
+            await asyncio.to_thread(self._rental.terminate, doomed)
+        await asyncio.gather(*(self._launch(worker) for worker in empty))
+
+    def _lose(self, worker: _Worker, fate: Fate, now: float) -> None:
+        node = worker.place.node
+        why = {
+            "vanished": f"its node {node} has ended",
+            "silent": f"its node {node} did not come to work within {self._patience.ready_s:g} s and is ended",
+            "left": f"its node {node} has lost its worker and is ended",
+        }[fate]
+        worker.place = worker.place.without_node()
+        self._next_try(worker, why, now)
+
+    async def _launch(self, worker: _Worker) -> None:
+        generation = self._generations[worker.name] = self._generations.get(worker.name, 0) + 1
+        worker.place.asking, asked = True, time.time()
+        try:
+            node = await asyncio.to_thread(self._rental.launch, worker.name, generation)
+        except CloudemError as error:
+            worker.place = worker.place.without_node()
+            self._next_try(worker, str(error), time.time())
+            return
+        worker.place = Place(node, asked, failures=worker.place.failures)
+        if worker.status != Status.running:  # it was let go meanwhile
+            await asyncio.to_thread(self._rental.terminate, [node])
+
+    def _next_try(self, worker: _Worker, why: str, now: float) -> None:
+        """Say what happened to a slot's node, and when there will be another."""
+        failures = worker.place.failures
+        if failures < self._patience.tries:
+            worker.place.again = now + (self._patience.again_s * 2 ** (failures - 1) if failures else 0.0)
+            self._log(f"{worker.name}: {why}; another one {'follows' if not failures else 'will be tried'}")
+            return
+        self._why_not = why
+        self._log(f"{worker.name} is given up: {why}; scale(n) asks again")
+        worker.status = Status.failed
+        self.worker_spec.pop(worker.name, None)
+        self.workers.pop(worker.name, None)
+
+    async def _retire(self, node: str) -> None:
+        """Have a node's worker hand on what it holds, for a while."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(RETIRE_S):
+                host = (await asyncio.to_thread(self._rental.alive)).get(node)
+                leaving = [address for address in self.scheduler_info["workers"] if host_of(address) == host]
+                await self.scheduler_comm.retire_workers(workers=leaving, close_workers=True)
+
+    def _joined(self, name: str) -> bool:
+        worker = self.workers.get(name)
+        return worker is not None and worker.place.joined and worker.place.missed is None
+
+
+def _check_count(count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ParameterError(f"got {count!r} workers, needs a whole number of nodes, 0 or more")
