@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,32 @@ class Cloud:
         return node
 
 
-CLOUDS: dict[str, Callable[[contextlib.ExitStack, pytest.FixtureRequest], Cloud]] = {}
+def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
+    from cloudem.cloud.local import LocalProvider
+
+    folder = request.getfixturevalue("tmp_path") / "cloud"
+    agent = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+    provider = LocalProvider(folder, namespaces=False, agent=agent)
+
+    def visible() -> str:
+        files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "secrets"]
+        return "".join(path.read_text() for path in files)
+
+    def close() -> None:
+        for cluster in {one.cluster for one in provider.resources()}:
+            provider.release(cluster)
+
+    stack.callback(close)
+    return Cloud(
+        another=lambda: LocalProvider(folder, namespaces=False, agent=agent),
+        pools=(Pool("local.1", "local-a", "spot"), Pool("local.2", "local-b", "on-demand")),
+        sell_out=provider.sell_out,
+        use_up=lambda: provider.limit(spot=0, on_demand=0),
+        visible=visible,
+    )
+
+
+CLOUDS = {"local": _local}
 
 
 @pytest.fixture(params=["memory", "local", "aws"])
