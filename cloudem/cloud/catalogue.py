@@ -245,6 +245,8 @@ class Catalogue:
         ----------
         now
             Seconds since 1970.
+        region
+            None: all.
         """
         span = self.span(region)
         if span is None:
