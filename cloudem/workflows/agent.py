@@ -1,0 +1,496 @@
+"""The node agent: what runs on every rented machine, starts what belongs there, and ends the machine in time.
+
+A machine is told at its start what it is (`cloudem.cloud.nodes.Request.start`). The head runs the scheduler and the
+controller of a run, every other node a worker. Each watches for itself, and needs nobody's help to end: the deadline,
+the notice that the machine is about to be taken, the disappearance of its scheduler or controller, SIGTERM. What has to
+do with stores, which may hang, runs in threads; the watch itself is a loop that waits for nothing but a local metadata
+service. See docs/nodes.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cloudem.cloud.metadata import Metadata
+from cloudem.cloud.nodes import HEAD
+from cloudem.errors import CloudemError, ParameterError, ProviderError
+
+NODE = "CLOUDEM_NODE"
+"""Environment variable in which the controller finds the start document, with scheduler and certificates' folder."""
+
+TICK_S = 0.25
+"""How often processes and the clock are looked at, seconds."""
+
+LOOK_S = {"local": 2.0, "aws": 5.0}
+"""How often the metadata service is asked, seconds: a notice comes 120 s ahead."""
+
+PATIENCE_S = 120.0
+"""How long a worker looks for a scheduler that does not answer, before its machine ends."""
+
+HEAD_S = 600.0
+"""How long a worker waits for the head to say where the scheduler is."""
+
+SILENCE_S = 180.0
+"""How long the controller may give no sign of life; after half of it, it is started again."""
+
+HINT_S = 120.0
+"""How long a worker may take to leave a machine that is likely to be taken; after that it works on."""
+
+MARGIN_S = 10.0
+"""Time left, of the notice, for the worker and its machine to end once the worker holds nothing any more."""
+
+STOP_S = 12.0
+"""How long what was started may take to end in order."""
+
+PORT = 8786
+
+CLOUDEM = (sys.executable, "-m", "cloudem")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What this node was told, and what it found out about itself.
+
+    Attributes
+    ----------
+    document
+        The start document as it came.
+    id, address
+        This machine's, from its provider.
+    certificates_folder
+        Where the cluster's certificates are, private and temporary.
+    """
+
+    document: Mapping[str, Any]
+    id: str
+    address: str
+    certificates_folder: Path
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.document[name]
+        except KeyError:
+            raise ParameterError(f"this node's start document has no {name!r}; launch it with this version") from None
+
+    @property
+    def run_url(self) -> str:
+        """Where the run keeps its records."""
+        return f"{str(self.project).rstrip('/')}/runs/{self.run}"
+
+
+@dataclass
+class Child:
+    """A process that this node runs.
+
+    Attributes
+    ----------
+    name
+        For people.
+    argv
+        Command.
+    environment
+        Besides this process's.
+    """
+
+    name: str
+    argv: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    starts: int = 0
+    _process: subprocess.Popen[bytes] | None = None
+    _again: float = 0.0
+
+    def start(self) -> None:
+        """Start it."""
+        self._process = subprocess.Popen(self.argv, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL)  # noqa: S603
+        self.starts += 1
+        say(f"{self.name} started")
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """How it ended; None while it runs, or before it was started."""
+        return None if self._process is None else self._process.poll()
+
+    def keep(self) -> None:
+        """Start it again if it has ended, after a pause that grows."""
+        now = time.monotonic()
+        if self.running:
+            self._again = 0.0
+        elif not self._again:
+            pause = min(2.0 ** (self.starts - 1), 30.0) if self.starts else 0.0
+            if self.starts:
+                say(f"{self.name} ended with {self.code}; starting it again in {pause:.0f} s")
+            self._again = now + pause
+        if self._again and now >= self._again:
+            self._again = 0.0
+            self.start()
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self, limit_s: float = STOP_S) -> None:
+        """End it in order within a limit, then by force."""
+        self.ask_to_end()
+        if self._process is not None:
+            try:
+                self._process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+class Repeated:
+    """Calls something again and again in a thread that nobody waits for, and keeps what it returned last.
+
+    Parameters
+    ----------
+    call
+        What to call; may hang, or raise.
+    every_s
+        Pause between two calls, seconds.
+    once
+        Whether to stop once it did not raise.
+    """
+
+    def __init__(self, call: Callable[[], Any], every_s: float, once: bool = False) -> None:
+        self._call, self._every_s, self._once = call, every_s, once
+        self.value: Any = None
+        self.changed = time.monotonic()
+        self._last_error = ""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                found = self._call()
+            except Exception as error:
+                if str(error) != self._last_error:
+                    self._last_error = str(error)
+                    say(f"{type(error).__name__}: {error}")
+            else:
+                if found != self.value:
+                    self.value, self.changed = found, time.monotonic()
+                if self._once:
+                    return
+            time.sleep(self._every_s)
+
+
+class Watch:
+    """What can end a node whatever it is: its deadline, and SIGTERM.
+
+    The deadline holds by the clock of the world and, should somebody set that back, by the time that has passed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._deadline, self._limit = float("inf"), float("inf")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.asked.set())
+
+    def until(self, deadline: float) -> None:
+        """Set the deadline, unix seconds."""
+        self._deadline, self._limit = deadline, passed() + max(deadline - time.time(), 0.0)
+
+    def over(self) -> str:
+        """Wait for a moment; return why the node has to end, empty while it has not."""
+        if self.asked.wait(TICK_S):
+            return "asked to end"
+        if time.time() >= self._deadline or passed() >= self._limit:
+            return "its deadline has passed"
+        return ""
+
+
+def run_agent() -> int:
+    """Be a node until its end; return the exit code of the process.
+
+    The machine ends with it: where machines are processes because this one exits, elsewhere it is shut down.
+    """
+    watch, provider = Watch(), ""
+    try:
+        metadata, document = _told(watch)
+        provider = str(document.get("provider", ""))
+        os.environ.update({str(name): str(value) for name, value in document.get("environment", {}).items()})
+        watch.until(float(document["deadline"]))
+        _shut_down_at(provider, float(document["deadline"]))
+        with _place(metadata, document, watch) as start:
+            say(f"{start.slot} of {start.cluster} at {start.address}, until {_clock(start.deadline)}")
+            why = (_head if start.slot == HEAD else _worker)(start, metadata, watch)
+        say(f"this machine ends: {why}")
+        return 0
+    except (CloudemError, KeyError, ValueError) as error:
+        say(f"this machine ends: {type(error).__name__}: {error}")
+        return 1
+    finally:
+        if provider == "aws":
+            subprocess.run(["/sbin/shutdown", "-h", "now"], check=False)
+
+
+def _told(watch: Watch) -> tuple[Metadata, dict[str, Any]]:
+    """Return what this machine was told; the service may need a while after boot."""
+    metadata, limit = Metadata(), time.monotonic() + 60.0
+    while True:
+        try:
+            return metadata, metadata.start()
+        except ProviderError:
+            if time.monotonic() > limit or watch.over():
+                raise
+
+
+@contextlib.contextmanager
+def _place(metadata: Metadata, document: Mapping[str, Any], watch: Watch) -> Iterator[Start]:
+    """Make a private folder with the cluster's certificates; it goes when the node ends."""
+    folder = Path(tempfile.mkdtemp(prefix="cloudem-node-"))
+    try:
+        start = Start(document, metadata.instance_id(), metadata.address(), folder / "certificates")
+        value, limit = None, time.monotonic() + 60.0
+        while value is None:
+            try:
+                value = _provider(start.provider).secret(start.cluster, start.certificates)
+            except ProviderError:
+                if time.monotonic() > limit:
+                    raise
+            if value is None and (time.monotonic() > limit or watch.over()):
+                raise ProviderError(f"there is no secret {start.certificates} of {start.cluster}: no certificates")
+        certificates_from_secret(value, start.certificates_folder)
+        yield start
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
+    """Run scheduler and controller; return why that is over."""
+    loopback = start.address.startswith("127.")
+    port = _free_port(start.address) if loopback else PORT
+    address = f"tls://{start.address}:{port}"
+    where = ("--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder))
+    scheduler = Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where])
+    given = {**start.document, "scheduler": address, "certificates_folder": str(start.certificates_folder)}
+    given |= {"node": start.id, "address": start.address}
+    controller = Child("controller", [sys.executable, "-m", "cloudem.workflows.controller"], {NODE: json.dumps(given)})
+
+    try:
+        scheduler.start()
+        from cloudem.io.location import join, read_bytes, write_bytes  # while the scheduler imports
+
+        def publish() -> str:
+            write_bytes(
+                join(start.run_url, "head.json"), json.dumps({"scheduler": address, "at": time.time()}).encode()
+            )
+            return address
+
+        published = Repeated(publish, 1.0, once=True)
+        sign = Repeated(lambda: _field(read_bytes(join(start.run_url, "state.json")), "at"), 10.0)
+        while not (why := watch.over()):
+            scheduler.keep()
+            if controller.starts == 0:
+                if published.value:
+                    controller.start()
+                    sign.changed = time.monotonic()
+                continue
+            if controller.code == 0:
+                return "the controller is done"
+            controller.keep()
+            silent = time.monotonic() - sign.changed
+            if silent > SILENCE_S:
+                return f"the controller gave no sign of life for {silent:.0f} s"
+            if silent > SILENCE_S / 2 and controller.starts == 1:
+                say(f"the controller gave no sign of life for {silent:.0f} s")
+                controller.end(1.0)
+        return why
+    finally:
+        controller.end()
+        scheduler.end()
+
+
+def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
+    """Run the worker; return why that is over."""
+    from cloudem.io.location import join, read_bytes
+
+    head = Repeated(lambda: _field(read_bytes(join(start.run_url, "head.json")), "scheduler"), 0.5)
+    limit = time.monotonic() + HEAD_S
+    while not head.value:
+        if why := watch.over():
+            return why
+        if time.monotonic() > limit:
+            return f"the head said nothing for {HEAD_S:.0f} s"
+    scheduler, folder = str(head.value), start.certificates_folder.parent / start.id
+    certificates = ("--certificates", str(start.certificates_folder))
+    threads = os.environ.get("CLOUDEM_NODE_VCPUS")
+    options: tuple[str, ...] = ("--host", start.address, "--local-folder", str(folder), "--patience-s", str(PATIENCE_S))
+    options += ("--threads", threads) if threads else ()
+    worker = Child("worker", [*CLOUDEM, "cluster", "worker", scheduler, *certificates, *options])
+    notices, hint_heeded = Notices(metadata, LOOK_S.get(start.provider, 5.0)), False
+    try:
+        worker.start()
+        while not (why := watch.over()):
+            if worker.code is not None:
+                return f"the worker ended with {worker.code}"
+            notice = notices.look()
+            if notice is None or (notice.certain is False and hint_heeded):
+                continue
+            hint_heeded = True
+            if _leave(start, watch, scheduler, folder, notice):
+                return f"{notice.text}, and its worker has left"
+            if notice.certain:
+                return _work_on(worker, watch)
+        return why
+    finally:
+        worker.end()
+
+
+class Notice(NamedTuple):
+    """That this machine is taken, or may be."""
+
+    text: str
+    left_s: float
+    certain: bool
+
+
+class Notices:
+    """Looks for notices that this machine will be taken.
+
+    Parameters
+    ----------
+    metadata
+        The service.
+    every_s
+        How often to ask it, seconds.
+    """
+
+    def __init__(self, metadata: Metadata, every_s: float) -> None:
+        self._metadata, self._every_s = metadata, every_s
+        self._next, self._silent = 0.0, False
+
+    def look(self) -> Notice | None:
+        """Return the notice; None while there is none, or when it was asked for just before."""
+        if time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + self._every_s
+        try:
+            taken, likely = self._metadata.interruption(), self._metadata.rebalance()
+        except ProviderError as error:
+            if not self._silent:
+                say(str(error))
+            self._silent = True
+            return None
+        self._silent = False
+        if taken is not None:
+            return Notice(f"it is taken at {_clock(taken)}", max(taken - time.time(), 0.0), True)
+        if likely is not None:
+            return Notice("it is likely to be taken soon", HINT_S, False)
+        return None
+
+
+def _leave(start: Start, watch: Watch, scheduler: str, folder: Path, notice: Notice) -> bool:
+    """Move what the worker holds to others within the notice; say whether it has left."""
+    say(f"{notice.text}: its worker leaves")
+    limit_s = max(notice.left_s - MARGIN_S, 1.0)
+    argv = [sys.executable, "-m", "cloudem.execution.retiring", scheduler, str(start.certificates_folder), str(folder)]
+    retiring = Child("retiring", [*argv, f"{limit_s:.1f}"])
+    retiring.start()
+    end = time.monotonic() + limit_s + MARGIN_S / 3
+    try:
+        while retiring.running and time.monotonic() < end and not watch.over():
+            pass
+    finally:
+        retiring.end(1.0)
+    return retiring.code == 0
+
+
+def _work_on(worker: Child, watch: Watch) -> str:
+    """Wait for the end, which is near; the worker may still be of use."""
+    say("the worker could not leave in time; it works until this machine is taken")
+    while not (why := watch.over()) and worker.running:
+        pass
+    return why or f"the worker ended with {worker.code}"
+
+
+def certificates_as_secret(folder: str | Path) -> bytes:
+    """Return the certificates in a folder as the secret that nodes read them from."""
+    from cloudem.execution.security import FILES
+
+    return json.dumps({name: (Path(folder) / name).read_text() for name in FILES}).encode()
+
+
+def certificates_from_secret(value: bytes, folder: Path) -> None:
+    """Write the certificates of a secret into a new folder that its owner alone can read.
+
+    Raises
+    ------
+    ProviderError
+        The secret holds no certificates; what it holds is not shown.
+    """
+    from cloudem.execution.security import FILES
+
+    try:
+        contents = json.loads(value)
+        texts = {name: str(contents[name]) for name in FILES}
+    except (ValueError, KeyError, TypeError):
+        raise ProviderError(f"the secret of the certificates does not hold {', '.join(FILES)}") from None
+    folder.mkdir(mode=0o700, parents=True)
+    for name, text in texts.items():
+        with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+            file.write(text)
+
+
+def say(line: str) -> None:
+    """Write a line into the node's log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+
+
+def passed() -> float:
+    """Return seconds since some moment, those included for which the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _provider(name: str) -> Any:
+    from cloudem.cloud.local import LocalProvider
+
+    if name != "local":
+        raise ParameterError(f"provider {name!r} is not known on nodes")
+    return LocalProvider()
+
+
+def _shut_down_at(provider: str, deadline: float) -> None:
+    """Have the system end the machine shortly after its deadline, should this process not live to do so."""
+    if provider == "aws":
+        minutes = max(int((deadline - time.time()) // 60) + 2, 1)
+        subprocess.run(["/sbin/shutdown", "-h", f"+{minutes}"], check=False)  # noqa: S603
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _field(raw: bytes | None, name: str) -> Any:
+    return None if not raw else json.loads(raw).get(name)
+
+
+def _clock(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix))
+
+
+if __name__ == "__main__":
+    sys.exit(run_agent())
