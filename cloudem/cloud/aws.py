@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from cloudem.cloud import aws_resources
 from cloudem.cloud.aws_calls import Calls
 from cloudem.cloud.aws_nodes import Refused, launched_node, node_of, refusal, refusals
-from cloudem.cloud.aws_quotas import Quotas, spot_prices
+from cloudem.cloud.aws_quotas import free_vcpus, spot_prices
 from cloudem.cloud.aws_template import TOKEN, base_data, cluster_tags, name_of, node_data, tag_list, tagged
 from cloudem.cloud.nodes import Node, Pool, Request, Resource
 from cloudem.cloud.provider import Provider
@@ -72,7 +72,6 @@ class AWSProvider(Provider):
         session: Any = None,
     ) -> None:
         self._calls = Calls(region, profile, session)
-        self._quotas = Quotas(self._calls)
         self._image_name = image
         self._subnet_ids = tuple(subnets or ())
         self._instance_profile = instance_profile
@@ -127,7 +126,6 @@ class AWSProvider(Provider):
             started, errors = self._fleet(request, number, pools, target)
             if started is not None:
                 pool = pools[0]._replace(instance_type=started["InstanceType"])
-                self._quotas.took(pool)
                 return launched_node(request, started["InstanceIds"][0], pool, time.time())
             refused += refusals(pools, errors)
         raise refusal(request, self._calls.region, refused)
@@ -173,7 +171,7 @@ class AWSProvider(Provider):
 
     def quotas(self) -> Mapping[tuple[str, str], float]:
         """Return the account's limits less what runs in the account, vCPUs, of the families standard, G and P."""
-        return self._quotas.free()
+        return free_vcpus(self._calls)
 
     def spot_prices(self, pools: Sequence[Pool]) -> Mapping[Pool, float]:
         """Return today's spot prices per hour, dollars."""
@@ -301,16 +299,10 @@ class AWSProvider(Provider):
         """Yield what is asked for in one call, numbered: neighbours in preference of one market and zone."""
         runs = itertools.groupby(request.pools, key=lambda pool: (pool.zone, pool.market))
         for number, ((zone, _), run) in enumerate(runs):
-            group = []
-            for pool in run:
-                if zone not in self._subnet():
-                    refused.append(Refused(pool, "InsufficientCapacity", "no subnet in this zone"))
-                elif not self._quotas.fits(pool):
-                    refused.append(Refused(pool, "VcpuLimitExceeded", "too few vCPUs are left"))
-                else:
-                    group.append(pool)
-            if group:
-                yield number, group
+            if zone in self._subnet():
+                yield number, list(run)
+            else:
+                refused += [Refused(pool, "NoSubnet", "the network has no subnet in this zone") for pool in run]
 
     def _fleet(self, request: Request, number: int, pools: Sequence[Pool], template: Mapping[str, str]) -> _Answer:
         """Ask for one node of these pools; return the instance, or why there is none."""

@@ -37,6 +37,7 @@ _CAPACITY = frozenset(
         "InsufficientHostCapacity",
         "InsufficientInstanceCapacity",
         "InsufficientReservedInstanceCapacity",
+        "NoSubnet",  # ours: the account's network does not reach into this zone
         "SpotMaxPriceTooLow",
         "UnfulfillableCapacity",
         "Unsupported",  # this type is not offered in this zone

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cloudem.cloud.aws_calls import Calls
 from cloudem.cloud.nodes import Market, Pool
+from cloudem.errors import ProviderError
 
 CODES: Mapping[tuple[str, Market], str] = {
     ("standard", "on-demand"): "L-1216C47A",
@@ -23,7 +23,7 @@ GPU, or none that cloudem uses, are left to EC2 itself (Amazon EC2 User Guide, "
 
 _FAMILIES = {"g": "G", "vt": "G", "p": "P", "f": "F", "x": "X", "u": "U", "dl": "DL", "inf": "Inf", "trn": "Trn"}
 _OTHER = frozenset({"hpc", "mac"})
-_FRESH_S = 60.0
+_TYPES = 100  # in one filter
 
 
 def family(instance_type: str) -> str:
@@ -35,60 +35,24 @@ def family(instance_type: str) -> str:
     return _FAMILIES.get(first, "standard")
 
 
-class Quotas:
-    """Limits of an account in a region, asked for at most once a minute."""
+def free_vcpus(calls: Calls) -> dict[tuple[str, str], float]:
+    """Return the limits less what runs in the account, whoever started it: (family, market) -> vCPUs.
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self._vcpus: dict[str, int] = {}
-        self._free: dict[tuple[str, str], float] = {}
-        self._asked = float("-inf")
-        self._lock = threading.Lock()
-
-    def free(self) -> dict[tuple[str, str], float]:
-        """Ask for the limits, and for what runs in the account, whoever started it; return the vCPUs that are left."""
-        left: dict[tuple[str, str], float] = {}
-        for (group, market), code in CODES.items():
-            answer = self._calls.call("service-quotas", "get_service_quota", ServiceCode="ec2", QuotaCode=code)
-            left[group, market] = float(answer["Quota"]["Value"])
-        running = list(self._running())
-        vcpus = self.vcpus({name for name, _ in running})
-        for name, market in running:
-            if (family(name), market) in left:
-                left[family(name), market] -= vcpus.get(name, 0)
-        left = {key: max(0.0, value) for key, value in left.items()}
-        with self._lock:
-            self._free, self._asked = dict(left), time.monotonic()
-        return left
-
-    def fits(self, pool: Pool) -> bool:
-        """Whether one more node from a pool is within the limits, as far as they are known; EC2 has the last word."""
-        if time.monotonic() - self._asked > _FRESH_S:
-            self.free()
-        left = self._free.get((family(pool.instance_type), pool.market))
-        return left is None or self.vcpus([pool.instance_type]).get(pool.instance_type, 0) <= left
-
-    def took(self, pool: Pool) -> None:
-        """Count a node that was just launched."""
-        with self._lock:
-            key = (family(pool.instance_type), pool.market)
-            if key in self._free:
-                self._free[key] -= self._vcpus.get(pool.instance_type, 0)
-
-    def vcpus(self, names: Collection[str]) -> Mapping[str, int]:
-        """Return the hardware threads of instance types; those that the region does not have are left out."""
-        unknown = sorted(set(names) - set(self._vcpus))
-        for start in range(0, len(unknown), 100):
-            only = [{"Name": "instance-type", "Values": unknown[start : start + 100]}]
-            for one in self._calls.pages("ec2", "describe_instance_types", "InstanceTypes", Filters=only):
-                self._vcpus[one["InstanceType"]] = int(one["VCpuInfo"]["DefaultVCpus"])
-        return self._vcpus
-
-    def _running(self) -> Iterable[tuple[str, Market]]:
-        states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
-        for reservation in self._calls.pages("ec2", "describe_instances", "Reservations", Filters=states):
-            for one in reservation["Instances"]:
-                yield one["InstanceType"], "spot" if one.get("InstanceLifecycle") == "spot" else "on-demand"
+    Not asked at each launch: EC2 itself refuses what is above a limit, and nodes in a private network do not reach
+    Service Quotas. A limit that the account was never given is left out.
+    """
+    left: dict[tuple[str, str], float] = {}
+    for key, code in CODES.items():
+        given = {"ServiceCode": "ec2", "QuotaCode": code}
+        answer = calls.call("service-quotas", "get_service_quota", accept=("NoSuchResourceException",), **given)
+        if answer is not None:
+            left[key] = float(answer["Quota"]["Value"])
+    running = list(_running(calls))
+    vcpus = _vcpus(calls, sorted({name for name, _ in running}))
+    for name, market in running:
+        if (family(name), market) in left:
+            left[family(name), market] -= vcpus.get(name, 0)
+    return {key: max(0.0, value) for key, value in left.items()}
 
 
 def spot_prices(calls: Calls, pools: Sequence[Pool], zone_ids: Mapping[str, str]) -> dict[Pool, float]:
@@ -106,9 +70,9 @@ def spot_prices(calls: Calls, pools: Sequence[Pool], zone_ids: Mapping[str, str]
     wanted = {pool for pool in pools if pool.market == "spot"}
     types = sorted({pool.instance_type for pool in wanted})
     newest: dict[Pool, tuple[float, float]] = {}
-    for start in range(0, len(types), 100):
+    for start in range(0, len(types), _TYPES):
         only = [
-            {"Name": "instance-type", "Values": types[start : start + 100]},
+            {"Name": "instance-type", "Values": types[start : start + _TYPES]},
             {"Name": "product-description", "Values": ["Linux/UNIX"]},
         ]
         now = int(time.time())  # from now on: the price that holds, and no history
@@ -119,3 +83,20 @@ def spot_prices(calls: Calls, pools: Sequence[Pool], zone_ids: Mapping[str, str]
             if pool in wanted and since >= newest.get(pool, (float("-inf"), 0.0))[0]:
                 newest[pool] = (since, float(one["SpotPrice"]))
     return {pool: price for pool, (_, price) in newest.items()}
+
+
+def _running(calls: Calls) -> Iterator[tuple[str, Market]]:
+    states = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    for reservation in calls.pages("ec2", "describe_instances", "Reservations", Filters=states):
+        for one in reservation["Instances"]:
+            yield one["InstanceType"], "spot" if one.get("InstanceLifecycle") == "spot" else "on-demand"
+
+
+def _vcpus(calls: Calls, types: Sequence[str]) -> dict[str, int]:
+    """Return the hardware threads of instance types."""
+    found = {}
+    for start in range(0, len(types), _TYPES):
+        only = [{"Name": "instance-type", "Values": types[start : start + _TYPES]}]
+        for one in calls.pages("ec2", "describe_instance_types", "InstanceTypes", Filters=only):
+            found[one["InstanceType"]] = int(one["VCpuInfo"]["DefaultVCpus"])
+    return found

@@ -101,8 +101,10 @@ class Metadata:
         """
         given = self._needed("user-data")
         try:
-            document = json.loads(given)
-        except ValueError:
+            document = json.loads(given.removeprefix("#cloud-config\n"))
+            if isinstance(document, dict) and "write_files" in document:  # in a frame for cloud-init (aws_template.py)
+                document = json.loads(document["write_files"][0]["content"])
+        except (ValueError, LookupError, TypeError):
             document = None
         if not isinstance(document, dict):
             raise ProviderError("this machine's user-data is not the JSON object that cloudem gives to its nodes")
