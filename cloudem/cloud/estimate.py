@@ -80,6 +80,8 @@ class Duration:
         What one of its GPUs needs; 0 where none is used.
     lost_s
         Seconds of a machine's work that are gone with it when it is taken without having handed on what it holds.
+    tasks
+        Tasks at the same time on each machine.
     """
 
     seconds: Range
@@ -89,6 +91,7 @@ class Duration:
     memory_GiB: float = 0.0
     gpu_GiB: float = 0.0
     lost_s: float = 0.0
+    tasks: int = 1
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class PlannedStep:
         Expected seconds by part, starting of nodes and rework among them.
     costs
         Expected dollars by what they are paid for.
+    tasks
+        Tasks at the same time on each machine: as many as its threads, or as its memory holds.
     """
 
     name: str
@@ -56,6 +58,7 @@ class PlannedStep:
     measured: bool = False
     parts: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    tasks: int = 0
 
     @property
     def on_head(self) -> bool:

@@ -7,7 +7,7 @@ medians of ``benchmarks/results/workers.jsonl`` (see ``docs/scaling.md``); betwe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ SCORED = 0.7
 """Share of Nyquist to which :data:`ALIGN` was measured; all shells were inserted."""
 
 ALWAYS, INSERTING = 0.15, 0.25
-"""Shares of :data:`ALIGN` that do not depend on how far is scored (transforms), and that go with the shells inserted."""
+"""Shares of :data:`ALIGN` that are always there (transforms), and that go with the shells inserted."""
 
 SEARCH_S, SEARCHED = 12.99e-3, (17, 367, 37, 100)
 """Searching a particle on that many rings, directions, shifts and angles: CPU-seconds, measured."""
@@ -54,10 +54,10 @@ CLIMBS = 6.0
 """Times that a candidate is scored after a search. Fitted to whole refinements."""
 
 PASS_S = 0.2e-3
-"""Passes over the images before the first iteration (noise, contrast), per particle at 128 px: CPU-seconds, measured."""
+"""Passes over the images before the first iteration (noise, contrast), a particle of 128 px: CPU-seconds, measured."""
 
 START_S, FINISH_S = 6.0, 1.0e-6
-"""A job without iterations: its start, and by voxel of the box its last maps, FSC and report. Wall seconds, measured."""
+"""A job without its iterations: its start, and by voxel of the box its last maps, FSC and report. Seconds, measured."""
 
 POSE_S, POSE_BYTES = 2.2e-6, 129
 """A particle's pose in the client, CPU-seconds; and bytes of the table that each worker gets. Measured."""
@@ -65,8 +65,8 @@ POSE_S, POSE_BYTES = 2.2e-6, 129
 TASK_S: Mapping[str, float] = {"add": 1.24e-3, "note": 1.39e-3, "merge": 1.86e-3, "cut": 2.0e-3}
 """Of the scheduler, by kind of task: CPU-seconds, measured with 32 workers."""
 
-INSERT_S = {64: 0.2e-3, 128: 0.75e-3, 192: 2.2e-3, 256: 4.5e-3, 384: 12e-3, 512: 27e-3}
-"""Inserting a particle whose pose is known (``reconstruct``): measured at 128 px, with ALIGN's growth elsewhere."""
+INSERT_S = {box: 0.4 * seconds for box, seconds in ALIGN.items()}
+"""Inserting a particle whose pose is known (``reconstruct``): measured at 128 px, grows like :data:`ALIGN`."""
 
 
 def at_box(figures: Mapping[int, float], box: int) -> float:
@@ -157,13 +157,3 @@ def items_of(particles: int, size: int, most: int) -> int:
     """Return the tasks of both half-sets (:func:`cloudem.jobs.dataset.groups_of`)."""
     each = min(max(particles // 2 // size, 4), most)
     return 2 * (1 << (each.bit_length() - 1))
-
-
-def waves(items: int, threads: int) -> float:
-    """Return how many items the busiest thread works on, one after the other."""
-    return math.ceil(items / threads)
-
-
-def mean_share(values: Sequence[float]) -> float:
-    """Return the mean."""
-    return float(np.mean(values))
