@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cloudem.cloud.aws_calls import Calls
 from cloudem.cloud.nodes import Market, Pool
-from cloudem.errors import ProviderError
 
 CODES: Mapping[tuple[str, Market], str] = {
     ("standard", "on-demand"): "L-1216C47A",
