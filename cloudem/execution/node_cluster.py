@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias
 
 from distributed.core import Status, rpc
 from distributed.deploy.spec import ProcessInterface, SpecCluster
 
-from cloudem.errors import CloudemError, ParameterError, ProviderError, WorkerLostError
-from cloudem.execution.security import host_of, refusal_of
+from cloudem.errors import BudgetError, CloudemError, ParameterError, ProviderError, WorkerLostError
+from cloudem.execution.security import refusal_of, security_of
 
 HEAD = "head"
 """Slot of the node with the scheduler."""
@@ -43,8 +44,8 @@ class Rental(Protocol):
     def launch(self, slot: str, generation: int) -> str:
         """Start the node of a slot and return its id; after `close` it raises, or ends what it has started."""
 
-    def alive(self) -> Mapping[str, str]:
-        """Return the nodes that are not ended, and the address of each, empty while it is not known."""
+    def alive(self) -> Sequence[str]:
+        """Return the nodes that are not ended."""
 
     def scheduler(self) -> str | None:
         """Return the scheduler's address, as soon as the head has told it."""
@@ -111,15 +112,15 @@ class Place:
     again: float = 0.0
     asking: bool = False
 
-    def fate(self, alive: Mapping[str, str], hosts: frozenset[str], now: float, ready_s: float) -> Fate:
+    def fate(self, alive: frozenset[str], at_work: frozenset[str], now: float, ready_s: float) -> Fate:
         """Note what is seen now, and return what follows.
 
         Parameters
         ----------
         alive
-            Nodes that are not ended, and their addresses.
-        hosts
-            Addresses of machines with a worker at the scheduler.
+            Nodes that are not ended.
+        at_work
+            Those with a worker at the scheduler.
         now
             Seconds since 1970.
         ready_s
@@ -130,7 +131,7 @@ class Place:
         self.listed |= self.node in alive
         if self.node not in alive:
             return "vanished" if self.listed or now > self.since + LATE_S else "wait"
-        if alive[self.node] and alive[self.node] in hosts:
+        if self.node in at_work:
             self.joined, self.missed, self.failures = True, None, 0
             return "wait"
         if not self.joined:
@@ -226,8 +227,10 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         Rents the machines.
     workers
         Number of worker nodes.
-    security
-        A ``distributed.Security`` with the cluster's certificates.
+    certificates
+        Folder of the cluster's certificates, kept as attribute for other clients, such as cloudem's own executor.
+    most
+        Largest number of worker nodes that its time and money are reckoned for; None for any.
     patience
         How long is waited for nodes.
     name
@@ -250,23 +253,25 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         rental: Rental,
         *,
         workers: int,
-        security: Any,
+        certificates: str | Path,
+        most: int | None = None,
         patience: Patience | None = None,
         name: str | None = None,
         asynchronous: bool = False,
         loop: Any = None,
         quiet: bool = False,
     ) -> None:
-        _check_count(workers)
-        self._rental, self._patience = rental, patience or Patience()
+        self._rental, self._patience, self._most = rental, patience or Patience(), most
         self._watcher: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self._generations: dict[str, int] = {}
-        self._why_not = ""
-        self.quiet = quiet
+        self._why_not, self._released = "", False
+        self.certificates = str(certificates)
         worker = {"cls": _Worker, "options": {"rental": rental}}
-        head = {"rental": rental, "security": security, "patience": self._patience}
         try:
+            self._check_count(workers)
+            security = security_of(certificates)
+            head = {"rental": rental, "security": security, "patience": self._patience}
             super().__init__(
                 scheduler={"cls": _Head, "options": head},
                 worker=worker,
@@ -280,8 +285,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             if not self.called_from_running_loop:
                 self.sync(self._first_worker)
         except BaseException:  # Ctrl-C too: nothing may stay that costs money
-            if not asynchronous:
-                self.close()
+            self._abandon()
             raise
 
     def scale(self, n: int = 0, memory: object = None, cores: object = None) -> Any:
@@ -299,7 +303,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         """
         if memory is not None or cores is not None:
             raise ParameterError("scale(n) takes the number of worker nodes; memory= and cores= are not known here")
-        _check_count(n)
+        self._check_count(n)
         order = sorted(self.worker_spec, key=lambda name: (not self._joined(name), name))
         for name in order[n:]:
             del self.worker_spec[name]
@@ -348,6 +352,24 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
 
         return started().__await__()
 
+    def _check_count(self, count: object) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ParameterError(f"got {count!r} workers, needs a whole number of nodes, 0 or more")
+        if self._most is not None and count > self._most:
+            raise BudgetError(
+                f"got {count} workers, but time and money are reckoned for at most {self._most}; make a cluster with"
+                f" max_workers={count}"
+            )
+
+    def _abandon(self) -> None:
+        """Leave nothing behind of a cluster that could not be made."""
+        try:
+            if getattr(self, "status", Status.closed) != Status.closed and not self.called_from_running_loop:
+                self.close()
+        finally:
+            if not self._released:
+                self._rental.close()
+
     def _new_worker_name(self, worker_number: int) -> str:
         return f"worker-{worker_number:04d}"
 
@@ -378,6 +400,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             await super()._close()
         finally:
             if closing:
+                self._released = True
                 left = await asyncio.to_thread(self._rental.close)
                 if left:
                     raise ProviderError(
@@ -411,12 +434,12 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
 
     async def _look(self) -> None:
         """Replace what has vanished, destroy what is silent, ask for what is missing."""
-        alive = await asyncio.to_thread(self._rental.alive)
-        hosts = frozenset(host_of(address) for address in self.scheduler_info["workers"])
+        alive = frozenset(await asyncio.to_thread(self._rental.alive))
+        at_work = frozenset(self._at_work().values())
         now, doomed, empty = time.time(), [], []
         for worker in [one for one in self.workers.values() if one.status == Status.running]:
             before = worker.place.joined
-            fate = worker.place.fate(alive, hosts, now, self._patience.ready_s)
+            fate = worker.place.fate(alive, at_work, now, self._patience.ready_s)
             if worker.place.joined and not before:
                 self._log(f"{worker.name} works on {worker.place.node}")
             if fate == "launch":
@@ -468,15 +491,18 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         """Have a node's worker hand on what it holds, for a while."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(RETIRE_S):
-                host = (await asyncio.to_thread(self._rental.alive)).get(node)
-                leaving = [address for address in self.scheduler_info["workers"] if host_of(address) == host]
+                leaving = [address for address, where in self._at_work().items() if where == node]
                 await self.scheduler_comm.retire_workers(workers=leaving, close_workers=True)
+
+    def _at_work(self) -> dict[str, str]:
+        """Return which node each worker is on: nodes' agents name the folder of their worker's files after the node."""
+        nodes = {worker.place.node for worker in self.workers.values()} - {""}
+        found = {}
+        for address, worker in self.scheduler_info["workers"].items():
+            for node in nodes.intersection(PurePath(worker["local_directory"]).parts):
+                found[address] = node
+        return found
 
     def _joined(self, name: str) -> bool:
         worker = self.workers.get(name)
         return worker is not None and worker.place.joined and worker.place.missed is None
-
-
-def _check_count(count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ParameterError(f"got {count!r} workers, needs a whole number of nodes, 0 or more")

@@ -58,6 +58,12 @@ STOP_S = 12.0
 
 PORT = 8786
 
+CLUSTER = "cluster"
+"""``mode`` of nodes of a cluster that somebody's Python process keeps: there is no project, and no controller."""
+
+SCHEDULER = "scheduler"
+"""Secret in which the head of such a cluster tells where its scheduler is, if that is not at its usual port."""
+
 CLOUDEM = (sys.executable, "-m", "cloudem")
 
 
@@ -92,134 +98,6 @@ class Start:
         return f"{str(self.project).rstrip('/')}/runs/{self.run}"
 
 
-@dataclass
-class Child:
-    """A process that this node runs.
-
-    Attributes
-    ----------
-    name
-        For people.
-    argv
-        Command.
-    environment
-        Besides this process's.
-    """
-
-    name: str
-    argv: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    starts: int = 0
-    _process: subprocess.Popen[bytes] | None = None
-    _again: float = 0.0
-
-    def start(self) -> None:
-        """Start it."""
-        self._process = subprocess.Popen(self.argv, env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL)  # noqa: S603
-        self.starts += 1
-        say(f"{self.name} started")
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def code(self) -> int | None:
-        """How it ended; None while it runs, or before it was started."""
-        return None if self._process is None else self._process.poll()
-
-    def keep(self) -> None:
-        """Start it again if it has ended, after a pause that grows."""
-        now = time.monotonic()
-        if self.running:
-            self._again = 0.0
-        elif not self._again:
-            pause = min(2.0 ** (self.starts - 1), 30.0) if self.starts else 0.0
-            if self.starts:
-                say(f"{self.name} ended with {self.code}; starting it again in {pause:.0f} s")
-            self._again = now + pause
-        if self._again and now >= self._again:
-            self._again = 0.0
-            self.start()
-
-    def ask_to_end(self) -> None:
-        """Send SIGTERM."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-
-    def end(self, limit_s: float = STOP_S) -> None:
-        """End it in order within a limit, then by force."""
-        self.ask_to_end()
-        if self._process is not None:
-            try:
-                self._process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-
-class Repeated:
-    """Calls something again and again in a thread that nobody waits for, and keeps what it returned last.
-
-    Parameters
-    ----------
-    call
-        What to call; may hang, or raise.
-    every_s
-        Pause between two calls, seconds.
-    once
-        Whether to stop once it did not raise.
-    """
-
-    def __init__(self, call: Callable[[], Any], every_s: float, once: bool = False) -> None:
-        self._call, self._every_s, self._once = call, every_s, once
-        self.value: Any = None
-        self.changed = time.monotonic()
-        self._last_error = ""
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                found = self._call()
-            except Exception as error:
-                if str(error) != self._last_error:
-                    self._last_error = str(error)
-                    say(f"{type(error).__name__}: {error}")
-            else:
-                if found != self.value:
-                    self.value, self.changed = found, time.monotonic()
-                if self._once:
-                    return
-            time.sleep(self._every_s)
-
-
-class Watch:
-    """What can end a node whatever it is: its deadline, and SIGTERM.
-
-    The deadline holds by the clock of the world and, should somebody set that back, by the time that has passed.
-    """
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self._deadline, self._limit = float("inf"), float("inf")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.asked.set())
-
-    def until(self, deadline: float) -> None:
-        """Set the deadline, unix seconds."""
-        self._deadline, self._limit = deadline, passed() + max(deadline - time.time(), 0.0)
-
-    def over(self) -> str:
-        """Wait for a moment; return why the node has to end, empty while it has not."""
-        if self.asked.wait(TICK_S):
-            return "asked to end"
-        if time.time() >= self._deadline or passed() >= self._limit:
-            return "its deadline has passed"
-        return ""
-
-
 def run_agent() -> int:
     """Be a node until its end; return the exit code of the process.
 
@@ -233,8 +111,10 @@ def run_agent() -> int:
         watch.until(float(document["deadline"]))
         _shut_down_at(provider, float(document["deadline"]))
         with _place(metadata, document, watch) as start:
-            say(f"{start.slot} of {start.cluster} at {start.address}, until {_clock(start.deadline)}")
-            why = (_head if start.slot == HEAD else _worker)(start, metadata, watch)
+            say(f"{start.slot} of {start.cluster} at {start.address}, until {utc(start.deadline)}")
+            kept = document.get("mode") == CLUSTER
+            what = _worker if start.slot != HEAD else _kept_head if kept else _head
+            why = what(start, metadata, watch)
         say(f"this machine ends: {why}")
         return 0
     except (CloudemError, KeyError, ValueError) as error:
@@ -279,11 +159,7 @@ def _place(metadata: Metadata, document: Mapping[str, Any], watch: Watch) -> Ite
 
 def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
     """Run scheduler and controller; return why that is over."""
-    loopback = start.address.startswith("127.")
-    port = _free_port(start.address) if loopback else PORT
-    address = f"tls://{start.address}:{port}"
-    where = ("--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder))
-    scheduler = Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where])
+    scheduler, address = _scheduler(start)
     given = {**start.document, "scheduler": address, "certificates_folder": str(start.certificates_folder)}
     given |= {"node": start.id, "address": start.address}
     controller = Child("controller", [sys.executable, "-m", "cloudem.workflows.controller"], {NODE: json.dumps(given)})
@@ -322,11 +198,37 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
         scheduler.end()
 
 
+def _kept_head(start: Start, metadata: Metadata, watch: Watch) -> str:
+    """Run the scheduler of a cluster that somebody's process keeps; return why that is over."""
+    scheduler, address = _scheduler(start)
+    try:
+        scheduler.start()
+        if not address.endswith(f":{PORT}"):
+            _provider(start.provider).put_secret(start.cluster, SCHEDULER, address.encode())
+        while not (why := watch.over()):
+            if scheduler.code is not None:
+                return f"the scheduler ended with {scheduler.code}"
+        return why
+    finally:
+        scheduler.end()
+
+
+def _scheduler(start: Start) -> tuple[Child, str]:
+    """Return the scheduler, not yet started, and its address; on the loopback other nodes may have the usual port."""
+    port = _free_port(start.address) if start.address.startswith("127.") else PORT
+    where = ("--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder))
+    return Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where]), f"tls://{start.address}:{port}"
+
+
 def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
     """Run the worker; return why that is over."""
     from cloudem.io.location import join, read_bytes
 
-    head = Repeated(lambda: _field(read_bytes(join(start.run_url, "head.json")), "scheduler"), 0.5)
+    def told() -> Any:
+        known = start.document.get("scheduler")
+        return known or _field(read_bytes(join(start.run_url, "head.json")), "scheduler")
+
+    head = Repeated(told, 0.5)
     limit = time.monotonic() + HEAD_S
     while not head.value:
         if why := watch.over():
@@ -356,49 +258,6 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
         return why
     finally:
         worker.end()
-
-
-class Notice(NamedTuple):
-    """That this machine is taken, or may be."""
-
-    text: str
-    left_s: float
-    certain: bool
-
-
-class Notices:
-    """Looks for notices that this machine will be taken.
-
-    Parameters
-    ----------
-    metadata
-        The service.
-    every_s
-        How often to ask it, seconds.
-    """
-
-    def __init__(self, metadata: Metadata, every_s: float) -> None:
-        self._metadata, self._every_s = metadata, every_s
-        self._next, self._silent = 0.0, False
-
-    def look(self) -> Notice | None:
-        """Return the notice; None while there is none, or when it was asked for just before."""
-        if time.monotonic() < self._next:
-            return None
-        self._next = time.monotonic() + self._every_s
-        try:
-            taken, likely = self._metadata.interruption(), self._metadata.rebalance()
-        except ProviderError as error:
-            if not self._silent:
-                say(str(error))
-            self._silent = True
-            return None
-        self._silent = False
-        if taken is not None:
-            return Notice(f"it is taken at {_clock(taken)}", max(taken - time.time(), 0.0), True)
-        if likely is not None:
-            return Notice("it is likely to be taken soon", HINT_S, False)
-        return None
 
 
 def _leave(start: Start, watch: Watch, scheduler: str, folder: Path, notice: Notice) -> bool:
@@ -453,16 +312,6 @@ def certificates_from_secret(value: bytes, folder: Path) -> None:
             file.write(text)
 
 
-def say(line: str) -> None:
-    """Write a line into the node's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
-
-
-def passed() -> float:
-    """Return seconds since some moment, those included for which the machine slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 def _provider(name: str) -> Any:
     from cloudem.cloud.local import LocalProvider
 
@@ -486,10 +335,6 @@ def _free_port(host: str) -> int:
 
 def _field(raw: bytes | None, name: str) -> Any:
     return None if not raw else json.loads(raw).get(name)
-
-
-def _clock(unix: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
 from distributed import Client, Scheduler, Worker
 
-from cloudem.errors import CapacityError, ParameterError, ProviderError, WorkerLostError
+from cloudem.errors import BudgetError, CapacityError, ParameterError, ProviderError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
 from cloudem.execution.node_cluster import GONE_S, HEAD, LATE_S, NodeCluster, Patience, Place
-from cloudem.execution.security import temporary_security
+from cloudem.execution.security import make_certificates, security_of
 
 QUICK = Patience(ready_s=20, look_s=0.05, again_s=0.1, tries=2)
 
@@ -25,8 +26,10 @@ QUICK = Patience(ready_s=20, look_s=0.05, again_s=0.1, tries=2)
 class Room:
     """Rents servers in a thread of its own."""
 
-    def __init__(self) -> None:
-        self.security = temporary_security()
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.certificates = folder, folder / "certificates"
+        make_certificates(self.certificates)
+        self.security = security_of(self.certificates)
         self.servers: dict[str, Any] = {}
         self.slots: dict[str, tuple[str, int]] = {}
         self.addresses: dict[str, str] = {}
@@ -65,13 +68,13 @@ class Room:
             node, host = f"{slot}.{generation}", f"127.0.7.{next(self._hosts)}"
             assert node not in self.slots, "the same token again"
             self.slots[node], self.addresses[node] = (slot, generation), host
-            self.servers[node] = None if self.deaf(slot) else self.do(self._serve(slot, host))
+            self.servers[node] = None if self.deaf(slot) else self.do(self._serve(node, slot, host))
             if slot == HEAD and self.servers[node] is not None:
                 self.at = self.servers[node].address
             return node
 
-    def alive(self) -> Mapping[str, str]:
-        return {node: self.addresses[node] for node in list(self.servers)}
+    def alive(self) -> Sequence[str]:
+        return list(self.servers)
 
     def scheduler(self) -> str | None:
         return self.at
@@ -88,11 +91,12 @@ class Room:
             self.terminate(sorted(self.servers, reverse=True))
             return self.left
 
-    async def _serve(self, slot: str, host: str) -> Any:
+    async def _serve(self, node: str, slot: str, host: str) -> Any:
         options: dict[str, Any] = {"host": host, "protocol": "tls", "security": self.security, "dashboard": False}
         if slot == HEAD:
             return await Scheduler(**options, dashboard_address=f"{host}:0")
-        return await Worker(self.at, **options, nthreads=1, memory_limit=0, dashboard_address=f"{host}:0")
+        options |= {"nthreads": 1, "memory_limit": 0, "local_directory": str(self.folder / node)}
+        return await Worker(self.at, **options, dashboard_address=f"{host}:0")
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +106,14 @@ def _configured() -> Iterator[None]:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    room = Room()
+def room(tmp_path: Path) -> Iterator[Room]:
+    room = Room(tmp_path)
     yield room
     room.stop()
 
 
 def made(room: Room, workers: int = 2, **options: Any) -> NodeCluster:
-    given = {"security": room.security, "patience": QUICK, "quiet": True}
+    given = {"certificates": room.certificates, "patience": QUICK, "quiet": True}
     return NodeCluster(room, workers=workers, **(given | options))
 
 
@@ -213,10 +217,18 @@ def test_a_scheduler_that_never_answers_is_destroyed(room: Room) -> None:
     assert room.closed
 
 
-def test_a_scheduler_of_somebody_else_is_refused(room: Room) -> None:
+def test_a_scheduler_of_somebody_else_is_refused(room: Room, tmp_path: Path) -> None:
+    make_certificates(tmp_path / "other")
     with pytest.raises(WorkerLostError, match="certificates of another cluster"):
-        made(room, security=temporary_security(), patience=QUICK._replace(ready_s=0.3))
+        made(room, certificates=tmp_path / "other", patience=QUICK._replace(ready_s=0.3))
     assert not room.servers
+
+
+def test_no_more_workers_than_are_reckoned_with(room: Room) -> None:
+    with pytest.raises(BudgetError, match="at most 1; make a cluster with max_workers=2"):
+        made(room, workers=2, most=1)
+    assert room.closed
+    assert not room.slots
 
 
 @pytest.mark.parametrize("slot", [HEAD, "worker-0000"])
@@ -278,31 +290,29 @@ def test_cancelled_while_it_starts(room: Room) -> None:
 
 
 def test_the_fate_of_a_node() -> None:
-    place = Place("i-1", since=100.0)
-    seen = {"i-1": "10.0.0.2"}
-    assert place.fate({}, frozenset(), 100.0 + LATE_S, 300.0) == "wait", "not listed yet"
-    assert place.fate({}, frozenset(), 101.0 + LATE_S, 300.0) == "vanished"
-    assert place.fate({"i-1": ""}, frozenset({"10.0.0.2"}), 102.0, 300.0) == "wait"
-    assert not place.joined, "its address is not known yet"
-    assert place.fate(seen, frozenset({"10.0.0.3"}), 399.0, 300.0) == "wait"
-    assert place.fate(seen, frozenset(), 401.0, 300.0) == "silent"
-    assert place.fate(seen, frozenset({"10.0.0.2"}), 402.0, 300.0) == "wait"
+    place, there, nobody = Place("i-1", since=100.0), frozenset({"i-1", "i-2"}), frozenset({"i-2"})
+    assert place.fate(frozenset(), nobody, 100.0 + LATE_S, 300.0) == "wait", "not listed yet"
+    assert place.fate(frozenset(), nobody, 101.0 + LATE_S, 300.0) == "vanished"
+    assert place.fate(there, nobody, 399.0, 300.0) == "wait"
+    assert place.fate(nobody, nobody, 399.0, 300.0) == "vanished", "it was listed before"
+    assert place.fate(there, nobody, 401.0, 300.0) == "silent"
+    assert place.fate(there, there, 402.0, 300.0) == "wait"
     assert place.joined
-    assert place.fate(seen, frozenset(), 500.0, 300.0) == "wait", "its supervisor starts it again"
-    assert place.fate(seen, frozenset({"10.0.0.2"}), 500.0 + GONE_S, 300.0) == "wait"
-    assert place.fate(seen, frozenset(), 600.0, 300.0) == "wait"
-    assert place.fate(seen, frozenset(), 601.0 + GONE_S, 300.0) == "left"
-    assert place.fate({}, frozenset(), 602.0 + GONE_S, 300.0) == "vanished"
+    assert place.fate(there, nobody, 500.0, 300.0) == "wait", "its supervisor starts it again"
+    assert place.fate(there, there, 500.0 + GONE_S, 300.0) == "wait"
+    assert place.fate(there, nobody, 600.0, 300.0) == "wait"
+    assert place.fate(there, nobody, 601.0 + GONE_S, 300.0) == "left"
+    assert place.fate(nobody, nobody, 602.0 + GONE_S, 300.0) == "vanished"
     after = place.without_node()
     assert (after.node, after.failures) == ("", 0), "it had worked"
-    assert after.fate({}, frozenset(), 700.0, 300.0) == "launch"
+    assert after.fate(nobody, nobody, 700.0, 300.0) == "launch"
 
 
 def test_failures_in_a_row_are_counted() -> None:
     place = Place("i-1").without_node()
     assert place.failures == 1
     place.again = 50.0
-    assert place.fate({}, frozenset(), 49.0, 1.0) == "wait"
-    assert place.fate({}, frozenset(), 50.0, 1.0) == "launch"
+    assert place.fate(frozenset(), frozenset(), 49.0, 1.0) == "wait"
+    assert place.fate(frozenset(), frozenset(), 50.0, 1.0) == "launch"
     place.asking = True
-    assert place.fate({}, frozenset(), 51.0, 1.0) == "wait"
+    assert place.fate(frozenset(), frozenset(), 51.0, 1.0) == "wait"
