@@ -288,10 +288,17 @@ def read_document(path: Path) -> Document:
     FormatError
         It is not what `write_document` writes.
     """
-    if path.stat().st_size > LARGEST_FILE:
-        raise FormatError(f"{path}: {path.stat().st_size >> 20} MiB are no file of prices; delete it")
     try:
-        raw = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise FormatError(f"{path}: {size >> 20} MiB are no file of prices; delete it")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}); set CLOUDEM_CACHE to a folder of yours") from None
+    try:
+        raw = json.loads(content)
         if not isinstance(raw, dict) or raw.get("format") != 1:
             raise FormatError("its format is not 1")
         types = dict(_types(raw["types"]))
