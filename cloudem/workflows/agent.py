@@ -13,27 +13,25 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cloudem.cloud.metadata import Metadata
 from cloudem.cloud.nodes import HEAD
+from cloudem.cloud.provider import Provider
+from cloudem.cloud.providers import provider_of
 from cloudem.errors import CloudemError, ParameterError, ProviderError
+from cloudem.workflows.watching import Child, Notice, Notices, Repeated, Watch, say, utc
 
 NODE = "CLOUDEM_NODE"
 """Environment variable in which the controller finds the start document, with scheduler and certificates' folder."""
-
-TICK_S = 0.25
-"""How often processes and the clock are looked at, seconds."""
 
 LOOK_S = {"local": 2.0, "aws": 5.0}
 """How often the metadata service is asked, seconds: a notice comes 120 s ahead."""
@@ -47,14 +45,8 @@ HEAD_S = 600.0
 SILENCE_S = 180.0
 """How long the controller may give no sign of life; after half of it, it is started again."""
 
-HINT_S = 120.0
-"""How long a worker may take to leave a machine that is likely to be taken; after that it works on."""
-
 MARGIN_S = 10.0
 """Time left, of the notice, for the worker and its machine to end once the worker holds nothing any more."""
-
-STOP_S = 12.0
-"""How long what was started may take to end in order."""
 
 PORT = 8786
 
@@ -109,7 +101,6 @@ def run_agent() -> int:
         provider = str(document.get("provider", ""))
         os.environ.update({str(name): str(value) for name, value in document.get("environment", {}).items()})
         watch.until(float(document["deadline"]))
-        _shut_down_at(provider, float(document["deadline"]))
         with _place(metadata, document, watch) as start:
             say(f"{start.slot} of {start.cluster} at {start.address}, until {utc(start.deadline)}")
             kept = document.get("mode") == CLUSTER
@@ -121,8 +112,9 @@ def run_agent() -> int:
         say(f"this machine ends: {type(error).__name__}: {error}")
         return 1
     finally:
-        if provider == "aws":
-            subprocess.run(["/sbin/shutdown", "-h", "now"], check=False)
+        if provider == "aws":  # whose machines end for good, and cost nothing any more, when they shut down
+            with contextlib.suppress(OSError):
+                subprocess.run(["systemctl", "poweroff"], check=False)  # noqa: S607  wherever the image has it
 
 
 def _told(watch: Watch) -> tuple[Metadata, dict[str, Any]]:
@@ -145,7 +137,7 @@ def _place(metadata: Metadata, document: Mapping[str, Any], watch: Watch) -> Ite
         value, limit = None, time.monotonic() + 60.0
         while value is None:
             try:
-                value = _provider(start.provider).secret(start.cluster, start.certificates)
+                value = _provider(start).secret(start.cluster, start.certificates)
             except ProviderError:
                 if time.monotonic() > limit:
                     raise
@@ -169,9 +161,8 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
         from cloudem.io.location import join, read_bytes, write_bytes  # while the scheduler imports
 
         def publish() -> str:
-            write_bytes(
-                join(start.run_url, "head.json"), json.dumps({"scheduler": address, "at": time.time()}).encode()
-            )
+            where = {"scheduler": address, "at": time.time()}
+            write_bytes(join(start.run_url, "head.json"), json.dumps(where).encode())
             return address
 
         published = Repeated(publish, 1.0, once=True)
@@ -204,7 +195,7 @@ def _kept_head(start: Start, metadata: Metadata, watch: Watch) -> str:
     try:
         scheduler.start()
         if not address.endswith(f":{PORT}"):
-            _provider(start.provider).put_secret(start.cluster, SCHEDULER, address.encode())
+            _provider(start).put_secret(start.cluster, SCHEDULER, address.encode())
         while not (why := watch.over()):
             if scheduler.code is not None:
                 return f"the scheduler ended with {scheduler.code}"
@@ -248,9 +239,10 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
             if worker.code is not None:
                 return f"the worker ended with {worker.code}"
             notice = notices.look()
-            if notice is None or (notice.certain is False and hint_heeded):
+            if notice is None or (hint_heeded and not notice.certain):
                 continue
             hint_heeded = True
+            _tell(start, notice)
             if _leave(start, watch, scheduler, folder, notice):
                 return f"{notice.text}, and its worker has left"
             if notice.certain:
@@ -258,6 +250,15 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
         return why
     finally:
         worker.end()
+
+
+def _tell(start: Start, notice: Notice) -> None:
+    """Tell the controller, so that it sees to another node before this one is gone."""
+    from cloudem.io.location import join, write_bytes
+
+    if "run" in start.document:
+        told = json.dumps({"taken": time.time() + notice.left_s}).encode()
+        Repeated(lambda: write_bytes(join(start.run_url, "notices", f"{start.id}.json"), told), 1.0, once=True)
 
 
 def _leave(start: Start, watch: Watch, scheduler: str, folder: Path, notice: Notice) -> bool:
@@ -312,19 +313,9 @@ def certificates_from_secret(value: bytes, folder: Path) -> None:
             file.write(text)
 
 
-def _provider(name: str) -> Any:
-    from cloudem.cloud.local import LocalProvider
-
-    if name != "local":
-        raise ParameterError(f"provider {name!r} is not known on nodes")
-    return LocalProvider()
-
-
-def _shut_down_at(provider: str, deadline: float) -> None:
-    """Have the system end the machine shortly after its deadline, should this process not live to do so."""
-    if provider == "aws":
-        minutes = max(int((deadline - time.time()) // 60) + 2, 1)
-        subprocess.run(["/sbin/shutdown", "-h", f"+{minutes}"], check=False)  # noqa: S603
+def _provider(start: Start) -> Provider:
+    region = start.document.get("region") or os.environ.get("AWS_REGION") or start.provider
+    return provider_of(start.provider, str(region))
 
 
 def _free_port(host: str) -> int:
