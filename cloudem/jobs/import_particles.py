@@ -54,7 +54,7 @@ class ImportParticles(Job):
         """Return memory and disk, from the table and the header of its first stack."""
         from cloudem.io.sources import SourceImages
 
-        source = self._source()
+        source = self.source()
         box = SourceImages(source, self.project_folder).box
         count = len(source.particles)
         size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
@@ -68,7 +68,7 @@ class ImportParticles(Job):
         """Import the particles and say what was left out."""
         from cloudem.io.importing import import_particles
 
-        source = self._source()
+        source = self.source()
         with context.progress.stage("import", total=len(source.particles)) as stage:
             summary = import_particles(
                 source,
@@ -87,7 +87,8 @@ class ImportParticles(Job):
             context.progress.warning(line)
         context.progress.message(f"{summary.imported} particles imported into {context.url}")
 
-    def _source(self) -> SourceTable:
+    def source(self) -> SourceTable:
+        """Return the table that is imported."""
         from cloudem.io.cs import read_particles_cs
         from cloudem.io.location import folder_of
         from cloudem.io.relion import read_particles_star

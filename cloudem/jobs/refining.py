@@ -258,7 +258,11 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
 
 def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
     """Turn Å and degrees into pixels, shells and radians, and check them against the images."""
-    box, pixel_size = dataset.store.box, dataset.store.pixel_size
+    return settings_from(job, dataset.store.box, dataset.store.pixel_size)
+
+
+def settings_from(job: Refine3D, box: int, pixel_size: float) -> Settings:
+    """Do as `settings_of` for images that need not be there yet."""
     length = box * pixel_size
     if job.diameter_A >= length:
         raise ParameterError(

@@ -1,0 +1,228 @@
+"""How long a refinement or a reconstruction takes on a fleet: measured costs, the bytes that are moved, who waits.
+
+The model is that of ``docs/scaling.md`` with machines of several threads: threads of a machine share references and
+memory, machines exchange partial sums. Times are of the critical path. What the data decide (iterations, how far the
+resolution goes) is taken as expected, as short and as long as it was seen to be; that, the speed of the machines, the
+costs themselves and the network are independent of each other, so that their factors are added in quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from cloudem.algorithms.expectation import Plan
+from cloudem.algorithms.refinement import Settings
+from cloudem.algorithms.transport import MAP_BYTES, Iteration
+from cloudem.cloud.estimate import Duration, Range
+from cloudem.execution.folding import GROUP, runs, task_counts
+from cloudem.jobs.dataset import MOST_GROUPS
+from cloudem.workflows import costs
+from cloudem.workflows.costs import Course, at_box
+from cloudem.workflows.crew import Crew
+
+IMAGE_BYTES = 2
+"""Of a pixel: images are stored as float16."""
+
+CONTENTION = 1.08
+"""Wall time of tasks side by side over their CPU time. Measured with two threads."""
+
+CROWDED = 1.15
+"""The same on a machine with 16 threads and more, which share caches and memory. Supposed."""
+
+COST_SPREAD = 1.3
+"""By how much costs of a particle were off, against whole refinements."""
+
+NETWORK_SPREAD = 2.0
+
+WRITE_BYTES, COMMIT_S = 150e6, {True: 1.2, False: 0.2}
+"""Bytes per second into storage, and seconds of an iteration's small objects there; remote or not."""
+
+ALIGNING = ("aligning", "waiting for the last")
+NETWORK = ("reading images", "references to all", "merging", "storage")
+
+LABELS: Mapping[str, str] = {
+    "waiting for the last": "too few tasks for so many threads",
+    "start and end": "start and end of the job",
+    "solving": "solving (one thread for each half)",
+}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a pilot on some of the particles found: factors on the model's costs, and how far they may be off."""
+
+    search: float = 1.0
+    local: float = 1.0
+    spread: float = COST_SPREAD
+
+
+@dataclass(frozen=True)
+class Work:
+    """Particles and what is done with them.
+
+    Attributes
+    ----------
+    count, box
+        Particles.
+    symmetry
+        Point group.
+    group_size
+        Images of a task, at least.
+    remote
+        Whether they lie in object storage.
+    settings
+        Of a refinement; None for a reconstruction.
+    local
+        Whether the refinement begins with known poses.
+    correction
+        Of the pilot.
+    """
+
+    count: int
+    box: int
+    symmetry: str
+    group_size: int
+    remote: bool
+    settings: Settings | None
+    local: bool = False
+    correction: Correction = Correction()
+
+    def passes(self, course: Course) -> list[tuple[float, int, int]]:
+        """Return of each iteration the CPU-seconds of a particle, and the shells inserted and of the reference."""
+        if self.settings is None:
+            return [(self.correction.local * at_box(costs.INSERT_S, self.box), self.box // 2 - 1, 0)]
+        return [
+            (self._particle(plan, unsettled), plan.k_insert, plan.k_score)
+            for plan, unsettled in costs.iterations_of(self.settings, course, local=self.local)
+        ]
+
+    def _particle(self, plan: Plan, unsettled: float) -> float:
+        searching = unsettled * costs.search_seconds(plan, self.symmetry) if unsettled else 0.0
+        return self.correction.local * costs.local_seconds(plan) + self.correction.search * searching
+
+
+def estimate(work: Work, crew: Crew) -> Duration:
+    """Return how long a fleet takes."""
+    expected = parts_of(work, crew, costs.EXPECTED)
+    whole = sum(expected.values())
+    lower: list[float] = []
+    upper: list[float] = []
+    if work.settings is not None:
+        for course, factors in ((costs.QUICK, lower), (costs.LONG, upper)):
+            factors.append(sum(parts_of(work, crew, course).values()) / whole)
+    # one type is slow in all it does; a GPU's aligning does not depend on its processor
+    everywhere = crew.gpu is None
+    others = tuple(name for name in expected if name not in NETWORK and (everywhere or name not in ALIGNING))
+    changes: list[tuple[tuple[str, ...], float]] = [
+        (ALIGNING, work.correction.spread), (others, crew.row.spread), (NETWORK, NETWORK_SPREAD),
+    ]  # fmt: skip
+    if not everywhere:
+        changes.append((ALIGNING, crew.spread))
+    for names, factor in changes:
+        part = sum(expected.get(name, 0.0) for name in names)
+        upper.append(1 + part * (factor - 1) / whole)
+        lower.append(1 + part * (1 / factor - 1) / whole)
+    seconds = Range(whole / _together(lower), whole, whole * _together(upper))
+    first = max(expected, key=lambda name: expected[name])
+    bottleneck = LABELS.get(first, first)
+    if first == "aligning":
+        bottleneck = f"aligning ({'CPU' if crew.gpu is None else 'GPU'})"
+    number = len(work.passes(costs.EXPECTED))
+    return Duration(
+        seconds, bottleneck, expected, crew.measured, crew.memory_GiB, crew.gpu_GiB,
+        lost_s=sum(expected[name] for name in ALIGNING) / number / 2, tasks=crew.tasks,
+    )  # fmt: skip
+
+
+def _together(factors: list[float]) -> float:
+    """Return independent factors as one, 1 or more: their logarithms in quadrature."""
+    return math.exp(math.sqrt(sum(math.log(factor) ** 2 for factor in factors)))
+
+
+def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
+    """Return the wall seconds of all iterations by part, and of the start and the end."""
+    alone = crew.speed(1)
+    both = 1 if crew.threads > 1 else 2  # half-sets that one thread solves one after the other
+    total: defaultdict[str, float] = defaultdict(float)
+    items = costs.items_of(work.count, work.group_size, MOST_GROUPS)
+    busy = min(items, crew.threads)
+    crowd = CONTENTION if crew.tasks < 16 else CROWDED
+    counts = counted(items, crew.machines, crew.tasks)
+    waves = math.ceil(items / crew.threads)
+    reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
+    for particle, k_insert, k_reference in work.passes(course):
+        leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
+        item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
+        share = item * max(items / crew.threads, 1.0)
+        total["aligning"] += share
+        total["waiting for the last"] += item * waves - share
+        total["reading images"] += max(reading - item * waves, 0.0)
+        size = k_insert / (work.box / 2 - 1)
+        total["solving"] += both * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
+        total["poses in the client"] += costs.POSE_S * work.count / alone
+        total["scheduler"] += costs.scheduler_seconds(counts) / alone
+        merging = at_box(costs.MERGE, work.box) * size**3 / crew.speed(busy)
+        total["merging"] += merging * math.log2(max(items / crew.machines, 1))
+        for name, seconds in exchanged(work, crew, counts, size, k_reference, merging).items():
+            total[name] += seconds
+        if work.settings is not None:
+            written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * costs.POSE_BYTES) * work.count
+            total["storage"] += COMMIT_S[work.remote] + written / WRITE_BYTES
+    first = costs.PASS_S * (work.box / 128) ** 2 * work.count / busy / crew.speed(busy) if work.settings else 0.0
+    total["start and end"] = first + (costs.START_S + costs.FINISH_S * work.box**3) / alone
+    return dict(total)
+
+
+def exchanged(
+    work: Work, crew: Crew, counts: Counter[str], size: float, k_reference: int, merging: float
+) -> dict[str, float]:
+    """Return the seconds in which machines exchange references and partial sums in an iteration.
+
+    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; on each level of groups a machine
+    receives what amounts to one sum, on the first one for each part that it holds; and one joins the bricks.
+    """
+    if crew.machines == 1:
+        return {}
+    sums, part, reference = sizes(work.box, work.symmetry, crew.machines, work.count)
+    sums, part = sums * size**3, part * size**3
+    reference *= (k_reference / (work.box / 2 - 1)) ** 3
+    holders = max(crew.machines // 2, 1)
+    table = costs.POSE_BYTES * work.count * 2 * math.log2(crew.machines)
+    unpacking = at_box(costs.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
+    found = {"references to all": (2 * math.log2(holders) * reference + table) / crew.bandwidth + unpacking}
+    found["solving"] = 2 * MAP_BYTES * work.box**3 / crew.bandwidth
+    if holders > 1:
+        fan = min(holders, GROUP)
+        parts = counts["cut"] / 2 / fan / holders
+        levels = math.ceil(math.log(holders) / math.log(fan) - 1e-9)
+        through = parts * (part / crew.bandwidth + merging) + (levels - 1) * (sums / crew.bandwidth + merging)
+        found["merging"] = through + sums / crew.bandwidth
+    return found
+
+
+@cache
+def counted(items: int, machines: int, tasks: int) -> Counter[str]:
+    """Return the tasks of an accumulation, machines working on runs of its items."""
+    whose = [name for name, run in runs(items, dict.fromkeys(range(machines), tasks)).items() for _ in run]
+    return Counter(task_counts([2 * index // items for index in range(items)], whose))
+
+
+@cache
+def sizes(box: int, symmetry: str, machines: int, slices: int) -> tuple[float, float, float]:
+    """Return the bytes of a half-set's sum, of a machine's part of it and of a reference, all shells."""
+    it = replace(_iteration(box, symmetry), workers=machines, slices=slices)
+    return float(it.sum_bytes), float(it.part_bytes), float(_reference_bytes(box))
+
+
+@cache
+def _iteration(box: int, symmetry: str) -> Iteration:
+    return Iteration(box, box // 2 - 1, box // 2 - 1, symmetry, 1, 1)
+
+
+@cache
+def _reference_bytes(box: int) -> int:
+    return _iteration(box, "C1").reference_bytes
