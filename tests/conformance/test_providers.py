@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
 import itertools
 import json
 import secrets
@@ -18,6 +20,8 @@ import pytest
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.provider import Provider
 from cloudem.errors import CapacityError, QuotaError
+from tests.cloud.aws.moto import Moto
+from tests.cloud.aws.moto import moto as moto
 
 ORDER = ("pending", "running", "stopping", "ended")
 
@@ -34,6 +38,8 @@ class Cloud:
     """Lets pools have no capacity from now on."""
     use_up: Callable[[], None]
     """Lets the account's limits be used up from now on."""
+    restore: Callable[[], None]
+    """Undoes both."""
     now: Callable[[], float] = time.time
     wait: Callable[[float], None] = time.sleep
     visible: Callable[[], str] = str
@@ -74,13 +80,17 @@ class Cloud:
 def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
     from cloudem.cloud.local import LocalProvider
 
-    folder = request.getfixturevalue("tmp_path") / "cloud"
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("cloud")
     agent = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
     provider = LocalProvider(folder, namespaces=False, agent=agent)
 
     def visible() -> str:
         files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "secrets"]
         return "".join(path.read_text() for path in files)
+
+    def restore() -> None:
+        provider.sell_out([])
+        provider.limit(spot=64, on_demand=64)
 
     def close() -> None:
         for cluster in {one.cluster for one in provider.resources()}:
@@ -92,20 +102,72 @@ def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud
         pools=(Pool("local.1", "local-a", "spot"), Pool("local.2", "local-b", "on-demand")),
         sell_out=provider.sell_out,
         use_up=lambda: provider.limit(spot=0, on_demand=0),
+        restore=restore,
         visible=visible,
     )
 
 
-CLOUDS = {"local": _local}
+def _aws(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
+    moto: Moto = request.getfixturevalue("moto")
+    from cloudem.cloud.aws import AWSProvider
+    from tests.cloud.aws.recorded import LIMITS, REGION, Recorded
+
+    moto.reset()
+    recorded = Recorded(moto)
+    session = recorded.session()
+    make = functools.cache(session.client)  # a client takes half a second to make
+    session.client = lambda service, **_: make(service, region_name=REGION)
+    environment = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in moto.environment.items():
+        environment.setenv(name, value)
+    first, second, *_ = sorted(recorded.zone_names)
+
+    def restore() -> None:
+        recorded.sold_out.clear()
+        recorded.limits.update(LIMITS)
+
+    def visible() -> str:
+        ec2 = moto.client("ec2")
+        instances = [one for each in ec2.describe_instances()["Reservations"] for one in each["Instances"]]
+        names = [one["InstanceId"] for one in instances]
+        data = [ec2.describe_instance_attribute(InstanceId=one, Attribute="userData")["UserData"] for one in names]
+        templates = [one["LaunchTemplateId"] for one in ec2.describe_launch_templates()["LaunchTemplates"]]
+        versions = [ec2.describe_launch_template_versions(LaunchTemplateId=one) for one in templates]
+        data += [
+            one["LaunchTemplateData"].get("UserData") for each in versions for one in each["LaunchTemplateVersions"]
+        ]
+        given = [one.get("Value", "") if isinstance(one, dict) else one or "" for one in data]
+        told = [instances, versions, ec2.describe_tags()["Tags"], moto.client("ssm").describe_parameters()]
+        return repr([*told, *(base64.b64decode(one) for one in given)])
+
+    return Cloud(
+        another=lambda: AWSProvider(REGION, session=session),
+        pools=(Pool("c7a.large", first, "spot"), Pool("m7a.large", second, "on-demand")),
+        sell_out=lambda pools: recorded.sold_out.update(tuple(pool) for pool in pools),
+        use_up=lambda: recorded.limits.update(dict.fromkeys(recorded.limits, 0.0)),
+        restore=restore,
+        visible=visible,
+    )
 
 
-@pytest.fixture(params=["memory", "local", "aws"])
-def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    """Each provider in turn, in a cloud of its own."""
+CLOUDS = {"local": _local, "aws": _aws}
+
+
+@pytest.fixture(scope="module", params=["memory", "local", "aws"])
+def account(request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    """Each provider in turn."""
     if request.param not in CLOUDS:
         pytest.skip(f"cloudem.cloud.{request.param} is not among those that are tested yet")
     with contextlib.ExitStack() as stack:
         yield CLOUDS[request.param](stack, request)
+
+
+@pytest.fixture
+def cloud(account: Cloud) -> Iterator[Cloud]:
+    """One that knows nothing of the test before."""
+    account.provider = account.another()
+    yield account
+    account.restore()
 
 
 @pytest.fixture
