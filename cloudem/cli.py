@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem import cluster_cli
-from cloudem.commands import DeclaredGroup
+from cloudem import cloud_cli, cluster_cli
+from cloudem.commands import DeclaredCommand, DeclaredGroup
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
 from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
 from cloudem.options import normalise, options_of
@@ -221,7 +221,7 @@ class JobGroup(click.Group):
         """Print the names and summaries of all commands."""
         from cloudem.help import print_overview
 
-        others = {name: command.help or "" for name, command in self.commands.items()}
+        others = {name: command.help or "" for name, command in self.commands.items() if not command.hidden}
         print_overview({name: find_job(name).summary for name in JOBS}, others)
 
 
@@ -292,7 +292,11 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
-COMMANDS.add_command(DeclaredGroup("cluster", cluster_cli.SUMMARY, cluster_cli.COMMANDS))
+for _name, _declaration in cloud_cli.COMMANDS.items():
+    COMMANDS.add_command(DeclaredCommand(_name, _declaration))
+COMMANDS.add_command(DeclaredGroup("cluster", cluster_cli.SUMMARY, {**cloud_cli.CLUSTER, **cluster_cli.COMMANDS}))
+COMMANDS.add_command(DeclaredGroup("prices", cloud_cli.PRICES_SUMMARY, cloud_cli.PRICES))
+COMMANDS.add_command(DeclaredCommand("node", cloud_cli.NodeAgent, hidden=True))
 
 
 class _FileCommand(click.Command):

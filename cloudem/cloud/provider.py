@@ -72,6 +72,10 @@ class Provider(ABC):
     def remove(self, resource: Resource) -> None:
         """Remove it; what is gone is no error. Raises ProviderError where something still uses it."""
 
+    def log(self, node_id: str) -> str:
+        """Return what a node has said, as far as its provider keeps that."""
+        return ""
+
     def release(self, cluster: str) -> list[Resource]:
         """Remove whatever a cluster has, nodes first; return what could not be removed yet."""
         from cloudem.errors import ProviderError

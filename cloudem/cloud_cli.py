@@ -1,0 +1,514 @@
+"""``cloudem submit``, ``cost``, ``prices`` and the clusters that are rented for a while."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import click
+
+from cloudem.commands import Command
+from cloudem.errors import CloudemError, ParameterError
+from cloudem.jobs.base import parameter
+
+if TYPE_CHECKING:
+    from cloudem.cloud.nodes import Market, Resource
+    from cloudem.cloud.plan import Plan
+    from cloudem.cloud.provider import Provider
+    from cloudem.workflows.records import RunState, RunStore, Wanted
+
+PRICES_SUMMARY = "What machines cost: the shipped prices, or newer ones."
+
+
+class Submit(Command):
+    """Plan, confirm, rent, run, report, give back."""
+
+    name: ClassVar[str] = "submit"
+    summary: ClassVar[str] = "Run a workflow on rented machines, within a budget; attach to one, or resume it."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem submit workflow.toml --max-usd 200 --max-hours 6",
+        "cloudem submit workflow.toml --dry-run              # the plan, and nothing else",
+        "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613",
+        "cloudem submit --resume s3://bucket/project/runs/first-map-20261121-0613 --max-usd 300",
+    )
+
+    workflow: str | None = parameter(None, meaning="workflow file, see docs/cloud.md", positional=True)
+    attach: str | None = parameter(None, meaning="follow a run that was submitted from anywhere: its URL")
+    resume: str | None = parameter(None, meaning="go on with a run that was stopped: its URL")
+    max_usd: float | None = parameter(
+        None, meaning="approximate maximum of what it costs, dollars; by default 1.5 times the plan's upper end", gt=0
+    )
+    max_hours: float | None = parameter(
+        None, meaning="when it is to be over, hours; by default 1.5 times the plan's upper end", gt=0
+    )
+    fastest: bool = parameter(False, meaning="the fastest plan within the limits, not the cheapest")
+    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
+    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
+    run_name: str | None = parameter(None, meaning="what to call the run, by default as its workflow")
+    detach: bool = parameter(False, meaning="leave as soon as it runs; it goes on by itself")
+    yes: bool = parameter(False, meaning="do not ask before anything costs money")
+    dry_run: bool = parameter(False, meaning="show the plan, and stop")
+
+    def run(self) -> None:
+        """Do what is asked for; exactly one of workflow, --attach and --resume."""
+        if sum(value is not None for value in (self.workflow, self.attach, self.resume)) != 1:
+            raise ParameterError("give a workflow file, or --attach URL, or --resume URL; see cloudem submit --help")
+        if self.attach is not None:
+            _follow(_store(self.attach))
+        elif self.resume is not None:
+            self._resume(_store(self.resume))
+        else:
+            self._submit()
+
+    def _submit(self) -> None:
+        from cloudem.cloud.providers import provider_name, provider_of
+        from cloudem.help import console
+        from cloudem.plan_cli import make_plan, show_plan
+        from cloudem.workflows.records import new_name
+        from cloudem.workflows.submit import new_run, start
+        from cloudem.workflows.workflow import read_workflow
+
+        assert self.workflow is not None  # noqa: S101 - see run
+        workflow = read_workflow(self.workflow)
+        plan = make_plan(
+            workflow,
+            region=self.region,
+            markets=self.markets,
+            max_usd=self.max_usd,
+            max_hours=self.max_hours,
+            objective="fastest" if self.fastest else "cheapest",
+        )
+        screen = console()
+        show_plan(plan, screen)
+        name = new_name(self.run_name or workflow.name, time.time())
+        provider_kind = provider_name(plan.region)
+        store, record, wanted = new_run(workflow, plan, provider_kind, name, self.max_usd, self.max_hours, time.time())
+        _say_cap(plan, wanted)
+        if self.dry_run:
+            return
+        if not self.yes:
+            _confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
+        store.create(record, wanted)
+        provider = provider_of(provider_kind, plan.region)
+        start(store, provider, click.echo)
+        self._then(store)
+
+    def _resume(self, store: RunStore) -> None:
+        from cloudem.cloud.providers import provider_of
+        from cloudem.workflows.submit import resume, start
+
+        record = store.record()
+        provider = provider_of(record.provider, record.region)
+        wanted = resume(store, self.max_usd, self.max_hours, time.time())
+        click.echo(f"resuming {store.url} with ${wanted.max_usd:.2f} until {_when(wanted.deadline)}")
+        if self.dry_run:
+            return
+        start(store, provider, click.echo)
+        self._then(store)
+
+    def _then(self, store: RunStore) -> None:
+        click.echo(f"run: {store.url}")
+        if self.detach:
+            click.echo(f"detached; follow it with: cloudem submit --attach {store.url}")
+        else:
+            _follow(store)
+
+
+class Cost(Command):
+    """Estimate against actual."""
+
+    name: ClassVar[str] = "cost"
+    summary: ClassVar[str] = "What a run costs, step by step: planned, and as metered."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613",
+        "cloudem cost s3://bucket/project          # all runs of a project",
+        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --ledger",
+    )
+
+    url: str = parameter(meaning="URL of a run, or of a project", positional=True)
+    ledger: bool = parameter(False, meaning="every entry of the ledger, too")
+
+    def run(self) -> None:
+        """Print tables."""
+        from cloudem.cloud.plan import Plan
+        from cloudem.help import console
+        from cloudem.workflows.accounting import costs
+        from cloudem.workflows.cost_tables import ledger_table, node_table, run_table, step_table
+        from cloudem.workflows.records import RunStore, runs_of
+
+        screen, now = console(), time.time()
+        names = runs_of(self.url)
+        if names:
+            stores = [RunStore.of(self.url, name) for name in names]
+            screen.print(
+                run_table(
+                    [(store, costs(Plan.from_json(store.record().plan), store.ledger(), now)) for store in stores]
+                )
+            )
+            return
+        store = _store(self.url)
+        record, entries = store.record(), store.ledger()
+        state = store.state()
+        moment = now if state is None or not state.over else max((entry.at for entry in entries), default=now)
+        found = costs(Plan.from_json(record.plan), entries, moment)
+        for table in (step_table(found), node_table(found)):
+            screen.print(table)
+        if self.ledger:
+            screen.print(ledger_table(entries))
+
+
+class Up(Command):
+    """A cluster that waits for jobs."""
+
+    name: ClassVar[str] = "cluster up"
+    summary: ClassVar[str] = "Rent a scheduler and workers, for jobs of your own; they end by themselves in time."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster up s3://bucket/project --workers 4 --instance-type c7a.4xlarge --max-usd 20 --max-hours 4",
+        "cloudem cluster up ./project --region local --workers 2 --instance-type local.1 --max-usd 1 --max-hours 1",
+    )
+
+    project: str = parameter(meaning="folder or s3://bucket/prefix for its state and ledger", positional=True)
+    workers: int = parameter(meaning="number of worker nodes", ge=1, le=1000)
+    instance_type: tuple[str, ...] = parameter(meaning="type of workers, best first; may be given several times")
+    max_usd: float = parameter(meaning="approximate maximum of what it costs, dollars", gt=0)
+    max_hours: float = parameter(meaning="when it ends, hours", gt=0)
+    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
+    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
+    run_name: str | None = parameter(None, meaning="what to call it")
+    yes: bool = parameter(False, meaning="do not ask before anything costs money")
+    dry_run: bool = parameter(False, meaning="show what would be rented, and stop")
+
+    def run(self) -> None:
+        """Rent, and say how to use it."""
+        from cloudem.cloud.catalogue import Catalogue
+        from cloudem.cloud.providers import provider_name, provider_of
+        from cloudem.workflows.records import new_name
+        from cloudem.workflows.standing import plan_of
+        from cloudem.workflows.submit import new_run, start
+        from cloudem.workflows.workflow import Workflow
+
+        region = _region(self.region)
+        plan = plan_of(
+            Catalogue.load(),
+            region,
+            self.instance_type,
+            self.workers,
+            _markets(self.markets),
+            self.max_usd,
+            self.max_hours,
+        )
+        workflow = Workflow(_absolute(self.project), self.run_name or "cluster", region, ())
+        kind = provider_name(region)
+        name = new_name(workflow.name, time.time())
+        store, record, wanted = new_run(workflow, plan, kind, name, self.max_usd, self.max_hours, time.time())
+        click.echo(
+            f"head {' '.join(plan.head)}, {plan.steps[0].describe()}: ${plan.usd.expected / self.max_hours:.3f} an hour"
+        )
+        _say_cap(plan, wanted)
+        if self.dry_run:
+            return
+        if not self.yes:
+            _confirm(f"Rent these machines ({kind}, {region})?")
+        store.create(record, wanted)
+        start(store, provider_of(kind, region), click.echo)
+        head = store.head()
+        click.echo(f"run: {store.url}\nscheduler: {head.scheduler if head else 'not known yet'}")
+        click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
+
+
+class Status(Command):
+    """How runs and clusters stand."""
+
+    name: ClassVar[str] = "cluster status"
+    summary: ClassVar[str] = "How a run or cluster stands; without a URL, all that exist."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster status",
+        "cloudem cluster status s3://bucket/project/runs/cluster-20261121-0613",
+    )
+
+    url: str | None = parameter(None, meaning="URL of a run", positional=True)
+    region: str | None = parameter(None, meaning="where to look; local is this computer")
+
+    def run(self) -> None:
+        """Print it."""
+        from cloudem.help import console
+        from cloudem.workflows.views import clusters_table, state_view
+
+        screen = console()
+        if self.url is not None:
+            store = _store(self.url)
+            state = store.state()
+            if state is None:
+                raise ParameterError(f"{store.url} has not begun; submit it again")
+            screen.print(state_view(store.record().name, state, store.wanted()))
+            return
+        provider = _provider(self.region)
+        from cloudem.workflows.sweeping import look
+
+        screen.print(clusters_table(look(provider, time.time())))
+
+
+class Down(Command):
+    """The end of a run or cluster."""
+
+    name: ClassVar[str] = "cluster down"
+    summary: ClassVar[str] = "Stop a run or cluster and give back everything it rented; results stay."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613",
+        "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613 --now",
+    )
+
+    url: str = parameter(meaning="URL of the run", positional=True)
+    now: bool = parameter(False, meaning="do not wait for the running iteration")
+    patience_s: float = parameter(600.0, meaning="how long to wait for the running iteration", ge=0)
+
+    def run(self) -> None:
+        """Stop, wait, remove, and say what is left."""
+        from cloudem.cloud.providers import provider_of
+        from cloudem.workflows.submit import end
+
+        store = _store(self.url)
+        record = store.record()
+        provider = provider_of(record.provider, record.region)
+        store.change(stop=True)
+        if not self.now:
+            _wait_until_over(store, self.patience_s)
+        left = end(record.name, provider)
+        _say_left(left)
+
+
+class Sweep(Command):
+    """What clusters left behind."""
+
+    name: ClassVar[str] = "cluster sweep"
+    summary: ClassVar[str] = "List, and remove, whatever clusters left that nobody uses any more."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem cluster sweep --dry-run",
+        "cloudem cluster sweep --region eu-central-1 --yes",
+    )
+
+    region: str | None = parameter(None, meaning="where to look; local is this computer")
+    dry_run: bool = parameter(False, meaning="list only")
+    yes: bool = parameter(False, meaning="do not ask before anything is removed")
+
+    def run(self) -> None:
+        """List, ask, remove."""
+        from cloudem.errors import ProviderError
+        from cloudem.help import console
+        from cloudem.workflows.sweeping import look
+        from cloudem.workflows.views import clusters_table, resource_table
+
+        provider, screen = _provider(self.region), console()
+        found = look(provider, time.time())
+        if found.used:
+            screen.print(clusters_table(found))
+        if not found.left:
+            click.echo("nothing is left of clusters that are not in use")
+            return
+        screen.print(resource_table(found.left))
+        if self.dry_run:
+            return
+        if not self.yes:
+            _confirm(f"Remove these {len(found.left)}?")
+        for _ in range(60):  # what is still used by what is ending can be removed a little later
+            for resource in found.left:
+                try:
+                    provider.remove(resource)
+                except ProviderError:
+                    continue
+            found = look(provider, time.time())
+            if not found.left:
+                break
+            time.sleep(1.0 if provider.name == "local" else 5.0)
+        _say_left(found.left)
+
+
+class UpdatePrices(Command):
+    """Newer prices."""
+
+    name: ClassVar[str] = "prices update"
+    summary: ClassVar[str] = "Ask AWS for today's prices, types and spot history; needs credentials."
+    examples: ClassVar[tuple[str, ...]] = ("cloudem prices update --region eu-central-1",)
+
+    region: tuple[str, ...] = parameter((), meaning="regions, by default those of the shipped prices")
+
+    def run(self) -> None:
+        """Refresh the user's copy."""
+        from cloudem.cloud.catalogue import Catalogue
+        from cloudem.cloud.prices import refresh
+
+        known = Catalogue.load()
+        regions = self.region or tuple(name for name in known.regions() if name != "local")
+        click.echo(f"wrote {refresh(regions, sorted(known.types), click.echo)}")
+
+
+class ShowPrices(Command):
+    """Prices as they are known."""
+
+    name: ClassVar[str] = "prices show"
+    summary: ClassVar[str] = "Show types and prices, and of when they are."
+    examples: ClassVar[tuple[str, ...]] = ("cloudem prices show --region us-east-1 --type g6",)
+
+    region: str | None = parameter(None, meaning="of this region alone")
+    type: str = parameter("", meaning="types that begin like this")
+
+    def run(self) -> None:
+        """Print a table."""
+        from cloudem.cloud.catalogue import Catalogue
+        from cloudem.cloud.prices import show
+        from cloudem.help import console
+
+        console().print(show(Catalogue.load(), self.region, self.type))
+
+
+class NodeAgent(Command):
+    """What runs on nodes."""
+
+    name: ClassVar[str] = "node"
+    summary: ClassVar[str] = "Be a node of a cluster: started by the machine's image, not by people."
+    examples: ClassVar[tuple[str, ...]] = ("cloudem node",)
+
+    def run(self) -> None:
+        """Run until the machine is to end."""
+        from cloudem.workflows.agent import run_agent
+
+        sys.exit(run_agent())
+
+
+COMMANDS: dict[str, type[Command]] = {"submit": Submit, "cost": Cost}
+
+CLUSTER: dict[str, type[Command]] = {"up": Up, "status": Status, "down": Down, "sweep": Sweep}
+
+PRICES: dict[str, type[Command]] = {"show": ShowPrices, "update": UpdatePrices}
+
+
+def _store(url: str) -> RunStore:
+    from cloudem.workflows.records import RunStore
+
+    store = RunStore(_absolute(url))
+    store.record()
+    return store
+
+
+def _absolute(url: str) -> str:
+    from cloudem.io.location import absolute
+
+    return absolute(url)
+
+
+def _region(given: str | None) -> str:
+    """Return the region that was asked for, or that of the environment.
+
+    Raises
+    ------
+    ParameterError
+        Neither says any.
+    """
+    region = given or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not region:
+        raise ParameterError("--region: give one such as eu-central-1, or local for this computer, or set AWS_REGION")
+    return region
+
+
+def _provider(region: str | None) -> Provider:
+    from cloudem.cloud.providers import provider_name, provider_of
+
+    where = _region(region)
+    return provider_of(provider_name(where), where)
+
+
+def _markets(text: str) -> tuple[Market, ...]:
+    """Return ways of buying from what was given, best first."""
+    given = [part.strip() for part in text.split(",")]
+    known: tuple[Market, ...] = ("spot", "on-demand")
+    if not given or set(given) - set(known):
+        raise ParameterError(f"--markets: got {text!r}, needs spot, on-demand or spot,on-demand")
+    return tuple(market for market in known if market in given)
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise ParameterError("nobody is there to confirm; give --yes, or --dry-run to see the plan alone")
+    click.confirm(question, abort=True)
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _say_cap(plan: Plan, wanted: Wanted) -> None:
+    from cloudem.cloud.catalogue import Catalogue
+    from cloudem.workflows.submit import promise
+
+    click.echo(promise(plan, wanted, Catalogue.load()))
+
+
+def _say_left(left: Sequence[Resource]) -> None:
+    from cloudem.help import console
+    from cloudem.workflows.views import resource_table
+
+    if left:
+        console().print(resource_table(left))
+        raise CloudemError("the above is still there; run `cloudem cluster sweep` in a few minutes")
+    click.echo("nothing is left but results, state and ledger")
+
+
+def _wait_until_over(store: RunStore, patience_s: float) -> None:
+    from cloudem.workflows.submit import SILENT_S
+
+    began, asked = time.time(), store.wanted().launch
+    while time.time() - began < patience_s:
+        state = store.state()
+        if state is None or (state.over and state.launch == asked) or time.time() - state.at > SILENT_S:
+            return
+        time.sleep(0.5)
+
+
+def _follow(store: RunStore) -> None:
+    """Show a run until it is over; Ctrl-C leaves it."""
+    from cloudem.cloud.providers import provider_of
+    from cloudem.workflows.submit import end, follow
+
+    record = store.record()
+    provider = provider_of(record.provider, record.region)
+    try:
+        with _shown(store) as show:
+            state = follow(store, show, provider)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\ndetached; the run goes on. Follow it: cloudem submit --attach {store.url}\n"
+            f"stop it: cloudem cluster down {store.url}"
+        )
+        return
+    left = end(record.name, provider)
+    _summary(store, state)
+    _say_left(left)
+    if state.status == "failed":
+        raise CloudemError(f"{state.why}; see {store.url}/log.txt")
+
+
+@contextmanager
+def _shown(store: RunStore) -> Iterator[Callable[[RunState], None]]:
+    from cloudem.help import console
+    from cloudem.workflows.views import following
+
+    with following(console(), store.record().name, store.wanted) as show:
+        yield show
+
+
+def _summary(store: RunStore, state: RunState) -> None:
+    from cloudem.cloud.plan import Plan
+    from cloudem.help import console
+    from cloudem.workflows.accounting import costs
+    from cloudem.workflows.cost_tables import step_table
+
+    entries = store.ledger()
+    found = costs(Plan.from_json(store.record().plan), entries, max(entry.at for entry in entries))
+    console().print(step_table(found))
+    click.echo(f"{state.status}: {state.why or 'all steps are finished'}")
+    if state.status == "stopped":
+        click.echo(f"go on: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")

@@ -1,0 +1,455 @@
+"""What runs on the head node: observe, decide, act; run the steps one after another; meter; stop in time.
+
+Everything that it knows is in the project store before anything depends on it, so that it may die at any moment: the
+head's agent starts it again, and it goes on. What to do about nodes is decided in `cloudem.cloud.reconcile`, what may
+be spent in `cloudem.cloud.money`: both pure. Here is what carries that out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.money import (
+    Account,
+    CapChanged,
+    Entry,
+    NodeEnded,
+    NodeStarted,
+    Note,
+    PriceChanged,
+    StepEnded,
+    StepStarted,
+    account,
+    node_deadline,
+    verdict,
+    worst_overshoot,
+)
+from cloudem.cloud.nodes import HEAD, Node, Pool
+from cloudem.cloud.plan import Plan, PlannedStep
+from cloudem.cloud.provider import Provider
+from cloudem.cloud.providers import provider_of
+from cloudem.cloud.reconcile import (
+    Attempt,
+    Desired,
+    GiveUp,
+    Launch,
+    Observed,
+    Retire,
+    Terminate,
+    noted,
+    reconcile,
+    sent,
+    settled,
+)
+from cloudem.cloud.reconcile import (
+    Wanted as WantedNode,
+)
+from cloudem.errors import CapacityError, CloudemError, ProviderError, QuotaError, StorageError, ThrottledError
+from cloudem.io.lease import hold
+from cloudem.workflows.records import NodeLine, RunState, RunStore, Status, Wanted
+from cloudem.workflows.steps import StepProcess, is_parallel, longest_iteration
+
+LOG = logging.getLogger("cloudem.run")
+
+TICK_S: Mapping[str, float] = {"local": 0.5, "aws": 5.0}
+"""Pause between two looks at everything."""
+
+LATENCY_S = 60.0
+"""How long it takes from deciding to end all nodes until none costs anything, at most: calls, shutting down."""
+
+PRICES_S = 600.0
+"""How often spot prices are asked for."""
+
+LAUNCHES = 8
+"""Nodes that are asked for at the same time."""
+
+DISK_GIB = 30
+"""Root disk of every node."""
+
+TRIES = 3
+"""How often a step is begun that fails, where nodes were lost meanwhile."""
+
+FIRST_FINISH_S: Mapping[str, float] = {"local": 10.0, "aws": 120.0}
+"""How long an iteration is taken to last before one was seen."""
+
+ITERATION_S = 10.0
+"""How often the store is asked for the time that iterations took."""
+
+
+class Controller:
+    """The controller of one run.
+
+    Parameters
+    ----------
+    store
+        Of the run.
+    provider
+        Of its nodes.
+    node
+        The head's start document, with ``scheduler`` and ``certificates_folder``.
+    clock
+        Unix seconds.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        provider: Provider,
+        node: Mapping[str, Any],
+        catalogue: Catalogue,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._provider, self._node, self._catalogue, self._clock = store, provider, node, catalogue, clock
+        self._record = store.record()
+        self._plan = Plan.from_json(self._record.plan)
+        self._wanted: Wanted = store.wanted()
+        self._ledger: list[Entry] = store.ledger()
+        self._attempts: Sequence[Attempt] = store.attempts()
+        self._finished = dict(store.finished())
+        self._nodes: list[Node] = []
+        self._rates: dict[str, float] = {}
+        self._prices_at = 0.0
+        self._status: Status = "starting"
+        self._why = ""
+        self._process: StepProcess | None = None
+        self._began = 0.0
+        self._tries = 0
+        self._lost_before = 0
+        self._asked_to_stop = False
+        self._iteration_s, self._iteration_at = 0.0, 0.0
+        self._quiet_since = clock()
+
+    def run(self) -> None:
+        """Run what is left of the workflow, and return when everything but the head is gone."""
+        with hold(self._store.url, log=LOG):
+            self._begin()
+            try:
+                while self._status not in ("done", "stopped", "failed"):
+                    began = self._clock()
+                    try:
+                        self._tick()
+                    except (ProviderError, StorageError) as error:  # a cloud that fails now may answer soon
+                        LOG.warning("%s", error)
+                    time.sleep(max(0.0, began + TICK_S[self._record.provider] - self._clock()))
+            finally:
+                if self._process is not None:
+                    self._process.kill()
+
+    def _begin(self) -> None:
+        launches = self._wanted.launch
+        self._note(f"controller of launch {launches} begins; steps finished before: {len(self._finished)}")
+        self._enter(self._cap_entry(self._clock(), self._wanted))
+
+    def _tick(self) -> None:
+        """Look at everything once, decide, and act."""
+        now = self._clock()
+        self._look(now)
+        spent = account(self._ledger, now)
+        self._steer(now, spent)
+        self._watch_step(now)
+        self._act(now, spent)
+        self._settle(now)
+        self._store.write_state(self._state(now))
+
+    # ------------------------------------------------------------------ observing
+
+    def _look(self, now: float) -> None:
+        wanted = self._store.wanted()
+        if (wanted.max_usd, wanted.deadline) != (self._wanted.max_usd, self._wanted.deadline):
+            self._enter(self._cap_entry(now, wanted))
+        self._wanted = wanted
+        self._nodes = self._provider.nodes(self._record.name)
+        known = {entry.node for entry in self._ledger if isinstance(entry, NodeStarted)}
+        ended = {entry.node for entry in self._ledger if isinstance(entry, NodeEnded)}
+        for node in self._nodes:
+            if node.id not in known:
+                rate = self._rate(node.pool)
+                self._enter(NodeStarted(node.launched, node.id, node.slot, node.pool, rate))
+                LOG.info("%s: %s, %s, at $%.3f an hour", node.slot, node.id, " ".join(node.pool), rate)
+            if not node.alive and node.id not in ended:
+                self._enter(NodeEnded(node.ended or now, node.id, "ended"))
+                LOG.info("%s: %s has ended", node.slot, node.id)
+        self._reprice(now)
+
+    def _rate(self, pool: Pool) -> float:
+        """Return dollars per hour of a node with its disk."""
+        if pool.market == "spot":
+            prices = self._provider.spot_prices([pool])
+            if pool in prices:
+                return prices[pool] + self._disk_rate
+        price = self._catalogue.price(pool)
+        if price is None:  # the worst that is known of the type, so that the cap holds
+            price = self._catalogue.price(pool._replace(market="on-demand"))
+        if price is None:
+            raise ProviderError(f"there is no price of {' '.join(pool)}; `cloudem prices update` may find one")
+        return price.usd_per_hour + self._disk_rate
+
+    @property
+    def _disk_rate(self) -> float:
+        per_month = self._catalogue.rates.disk_usd_per_GiB_month if self._record.provider != "local" else 0.0
+        return per_month * DISK_GIB / (30 * 24)
+
+    def _reprice(self, now: float) -> None:
+        """Follow the spot market."""
+        if now < self._prices_at + PRICES_S:
+            return
+        self._prices_at = now
+        alive = [node for node in self._nodes if node.alive and node.pool.market == "spot"]
+        if alive:
+            prices = self._provider.spot_prices(list({node.pool for node in alive}))
+            for node in alive:
+                if node.pool in prices:
+                    self._enter(PriceChanged(now, node.id, prices[node.pool] + self._disk_rate))
+
+    # ------------------------------------------------------------------ deciding
+
+    def _steer(self, now: float, spent: Account) -> None:
+        """Go from running to draining to stopping as money, time and the owner want."""
+        finish = self._to_finish(now)
+        what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=LATENCY_S)
+        if self._wanted.stop and what == "run":
+            what = "drain"
+        if what != "run" and self._status in ("starting", "running"):
+            self._status = "draining"
+            self._why = self._reason(now, spent)
+            self._note(f"draining: {self._why}")
+        if what == "end" and self._status == "draining":
+            self._stopping("what is left of the cap pays for shutting down alone")
+
+    def _to_finish(self, now: float) -> float:
+        """Return how long the running iteration may still take, seconds: as long as the longest before it."""
+        if self._process is None:
+            return 0.0
+        if now >= self._iteration_at + ITERATION_S:
+            self._iteration_at = now
+            self._iteration_s = longest_iteration(self._process.out)
+        return self._iteration_s or FIRST_FINISH_S[self._record.provider]
+
+    def _reason(self, now: float, spent: Account) -> str:
+        if self._wanted.stop:
+            return "its owner wants it to stop"
+        if now + self._to_finish(now) + LATENCY_S >= self._wanted.deadline:
+            return "its time is nearly over"
+        return f"${spent.total:.2f} of ${self._wanted.max_usd:.2f} are spent"
+
+    def _stopping(self, text: str) -> None:
+        self._status = "stopping"
+        self._note(f"ending all nodes: {text}")
+        if self._process is not None:
+            self._process.interrupt()
+
+    @property
+    def _step(self) -> int | None:
+        """Number of the step that is next, or runs."""
+        return next((n for n in range(len(self._record.steps)) if n not in self._finished), None)
+
+    @property
+    def _planned(self) -> PlannedStep | None:
+        """What was planned for it; for a cluster without steps, its one fleet."""
+        number = self._step
+        if number is None:
+            return self._plan.steps[0] if not self._record.steps and self._plan.steps else None
+        return self._plan.steps[number]
+
+    def _desired(self, now: float, spent: Account) -> Desired:
+        planned = self._planned
+        needs = planned is not None and (not self._record.steps or is_parallel(self._record.steps[self._step or 0]))
+        if self._status == "stopping" or planned is None or not needs:
+            down = self._status == "stopping" or planned is None
+            return Desired(self._record.name, "down" if down else "run", {}, now)
+        pools = (planned.pool, *planned.fallbacks)
+        start = json.dumps({key: value for key, value in self._node.items() if key in START_KEYS})
+        rate = spent.rate_per_hour + planned.count * self._rate(planned.pool)
+        deadline = node_deadline(self._wanted.cap, spent, rate, now)
+        slots = {
+            f"worker-{planned.pool.instance_type}-{number:04d}": WantedNode(pools, start, DISK_GIB)
+            for number in range(planned.count)
+        }
+        return Desired(self._record.name, "drain" if self._status == "draining" else "run", slots, deadline)
+
+    # ------------------------------------------------------------------ acting
+
+    def _act(self, now: float, spent: Account) -> None:
+        workers = tuple(node for node in self._nodes if node.slot != HEAD)
+        ready = frozenset(node.id for node in workers if node.state == "running")
+        observed = Observed(workers, tuple(self._attempts), self._store.notices(), ready)
+        actions = reconcile(self._desired(now, spent), observed, now)
+        self._launch([action for action in actions if isinstance(action, Launch)], now)
+        for action in actions:
+            if isinstance(action, Terminate):
+                LOG.info("ending %s: %s", ", ".join(action.nodes), action.why)
+                self._provider.terminate(action.nodes)
+            elif isinstance(action, Retire):
+                LOG.info("%s is about to be taken", action.node)
+            elif isinstance(action, GiveUp):
+                self._why = f"{action.slot}: {action.why}"
+        mine = str(self._node.get("slot")), int(self._node.get("generation", 1))
+        older = [n.id for n in self._nodes if n.alive and n.slot == mine[0] and n.generation < mine[1]]
+        if older:
+            self._provider.terminate(older)
+
+    def _launch(self, actions: Sequence[Launch], now: float) -> None:
+        """Ask for nodes; what is asked for is written down first, so that a crash between repeats the same request."""
+        if not actions:
+            return
+        for action in actions:
+            self._remember(sent(action.request, now))
+        self._store.write_attempts(self._attempts)
+        with ThreadPoolExecutor(LAUNCHES) as pool:
+            for attempt in pool.map(self._ask, actions):
+                self._remember(attempt)
+        self._store.write_attempts(self._attempts)
+
+    def _ask(self, action: Launch) -> Attempt:
+        attempt = replace(sent(action.request, self._clock()), outcome="unknown")
+        try:
+            node = self._provider.launch(replace(action.request, tags=self._node.get("tags", {})))
+            return replace(attempt, outcome="launched", node=node.id)
+        except CapacityError as error:
+            LOG.warning("%s", error)
+            return replace(attempt, outcome="no-capacity")
+        except QuotaError as error:
+            LOG.warning("%s", error)
+            return replace(attempt, outcome="quota")
+        except ThrottledError:
+            return replace(attempt, outcome="throttled")
+        except ProviderError as error:
+            LOG.warning("%s", error)
+            return attempt
+
+    def _remember(self, attempt: Attempt) -> None:
+        self._attempts = noted(self._attempts, attempt)
+
+    def _watch_step(self, now: float) -> None:
+        """Begin, follow and end the steps."""
+        if self._process is not None:
+            how = self._process.poll()
+            if how is not None:
+                self._step_ended(now, how)
+            elif self._status == "draining" and not self._asked_to_stop:
+                self._asked_to_stop = True
+                self._process.ask_to_stop()
+            return
+        number = self._step
+        if self._status == "draining" or (number is None and self._record.steps):
+            if self._status == "draining" or self._status in ("starting", "running"):
+                self._stopping("the workflow is finished" if number is None else "nothing runs any more")
+            return
+        if number is None or self._status not in ("starting", "running"):
+            self._status = "running" if self._status == "starting" else self._status
+            return
+        step = self._record.steps[number]
+        self._status = "running"
+        if is_parallel(step) and not any(n.state == "running" for n in self._nodes if n.slot != HEAD):
+            self._why = "waiting for the first node"
+            return
+        self._why, self._began, self._asked_to_stop, self._iteration_s = "", now, False, 0.0
+        planned = self._plan.steps[number]
+        self._enter(StepStarted(now, f"{number}-{step['job']}", planned.usd, planned.wall))
+        LOG.info("step %d of %d: %s", number + 1, len(self._record.steps), step["job"])
+        self._lost_before = self._lost()
+        self._process = StepProcess(step, str(self._node["scheduler"]), self._node.get("certificates_folder"), LOG.info)
+
+    def _step_ended(self, now: float, how: str) -> None:
+        number, process = self._step, self._process
+        assert number is not None and process is not None  # noqa: S101, PT018 - it ran
+        name = f"{number}-{process.job}"
+        self._enter(StepEnded(now, name, how))
+        self._process = None
+        if how == "done":
+            self._store.finish(number, {"at": now, "seconds": now - self._began, "job": process.job})
+            self._finished[number] = {}
+            self._tries = 0
+        elif how == "failed":
+            self._tries += 1
+            lost = self._lost() > self._lost_before
+            if not lost or self._tries >= TRIES:
+                self._why = f"{name} failed: {process.progress[-1] if process.progress else 'it said nothing'}"
+                self._stopping(self._why)
+
+    def _lost(self) -> int:
+        return sum(isinstance(entry, NodeEnded) for entry in self._ledger)
+
+    def _settle(self, now: float) -> None:
+        """End when there is nothing left to end."""
+        if self._status != "stopping" or self._process is not None:
+            return
+        workers = tuple(node for node in self._nodes if node.slot != HEAD)
+        if any(node.alive for node in workers):
+            self._quiet_since = now
+            return
+        gone = {node.token for node in workers}
+        lost = any(attempt.token not in gone for attempt in self._attempts)
+        if lost and not settled(Observed(workers, tuple(self._attempts)), now, self._quiet_since):
+            return
+        failed = "failed:" in self._why
+        self._status = "done" if self._step is None and self._record.steps else "failed" if failed else "stopped"
+        for node in self._nodes:
+            if node.alive:
+                self._enter(NodeEnded(now + TICK_S[self._record.provider], node.id, "the run is over"))
+        self._note(f"{self._status}: {self._why or 'all steps are finished'}")
+
+    # ------------------------------------------------------------------ telling
+
+    def _enter(self, *entries: Entry) -> None:
+        self._store.append(*entries)
+        self._ledger.extend(entries)
+
+    def _cap_entry(self, now: float, wanted: Wanted) -> CapChanged:
+        return CapChanged(now, wanted.max_usd, (wanted.deadline - self._record.created) / 3600)
+
+    def _note(self, text: str) -> None:
+        LOG.info("%s", text)
+        self._enter(Note(self._clock(), text))
+
+    def _state(self, now: float) -> RunState:
+        spent, number = account(self._ledger, now), self._step
+        return RunState(
+            at=now,
+            status=self._status,
+            step=number if number is not None else len(self._record.steps),
+            steps=len(self._record.steps),
+            job=str(self._record.steps[number]["job"]) if number is not None else "",
+            progress=self._process.progress if self._process else (),
+            spent_usd=spent.total,
+            usd_per_hour=spent.rate_per_hour,
+            overshoot_usd=worst_overshoot(spent.rate_per_hour, LATENCY_S),
+            nodes=tuple(_line(node) for node in self._nodes if node.alive),
+            launch=self._wanted.launch,
+            why=self._why,
+        )
+
+
+START_KEYS = ("cloudem", "project", "run", "cluster", "provider", "deadline", "certificates", "environment")
+"""Of the head's start document that workers get, too."""
+
+
+def _line(node: Node) -> NodeLine:
+    return NodeLine(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
+
+
+def main(environment: Mapping[str, str] = os.environ) -> int:
+    """Run the controller that the head's agent starts; what it needs is in ``CLOUDEM_NODE``."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    node = json.loads(environment["CLOUDEM_NODE"])
+    try:
+        store = RunStore.of(node["project"], node["run"])
+        provider = provider_of(node["provider"], store.record().region)
+        Controller(store, provider, node, Catalogue.load()).run()
+    except CloudemError as error:
+        LOG.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""One step of a workflow: a job that runs as a process of its own, so that no job can take the controller with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cloudem.io.groups import list_groups, read_attributes
+from cloudem.jobs.base import find_job
+
+LINES = 6
+"""Of what a job said last that are kept."""
+
+How = Literal["done", "stopped", "failed"]
+
+
+class StepProcess:
+    """A job that runs.
+
+    Parameters
+    ----------
+    step
+        Parameters of the job, with its name as ``job``.
+    scheduler, certificates
+        Of the cluster that it runs on.
+    say
+        Is told every line.
+    """
+
+    def __init__(
+        self, step: Mapping[str, Any], scheduler: str, certificates: str | None, say: Callable[[str], None]
+    ) -> None:
+        self.job, self.out = str(step["job"]), str(step["out"])
+        self._say = say
+        self._last: deque[str] = deque(maxlen=LINES)
+        self._folder = tempfile.TemporaryDirectory(prefix="cloudem-step-")
+        file = Path(self._folder.name) / "job.toml"
+        file.write_text(as_toml(step), encoding="utf-8")
+        where = ["--scheduler", scheduler, *(["--certificates", certificates] if certificates else [])]
+        options = where if is_parallel(step) else ["--executor", "serial"]
+        self._process = subprocess.Popen(  # noqa: S603 - this program itself
+            [sys.executable, "-m", "cloudem", "run", str(file), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, name="cloudem-step", daemon=True)
+        self._reader.start()
+
+    @property
+    def progress(self) -> tuple[str, ...]:
+        """The last lines that it said."""
+        return tuple(self._last)
+
+    def poll(self) -> How | None:
+        """Return how it ended, or None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._reader.join(timeout=5)
+        self._close()
+        return "done" if code == 0 else "stopped" if code in (3, 130, -signal.SIGUSR1) else "failed"
+
+    def ask_to_stop(self) -> None:
+        """Have it stop where it can go on later: after the running iteration."""
+        self._signal(signal.SIGUSR1)
+
+    def interrupt(self) -> None:
+        """Have it stop now; what is committed stays."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(timeout=5)
+        self._close()
+
+    def _signal(self, number: int) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        for line in self._process.stdout:
+            text = line.rstrip()
+            if text:
+                self._last.append(text)
+                self._say(text)
+
+    def _close(self) -> None:
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
+        self._folder.cleanup()
+
+
+def longest_iteration(out: str) -> float:
+    """Return the seconds that the longest finished iteration of a job took; 0 where there is none yet."""
+    rows = [
+        (read_attributes(out, f"iterations/{name}") or {}).get("row", {}) for name in list_groups(out, "iterations")
+    ]
+    return max((float(row.get("seconds", 0.0)) for row in rows), default=0.0)
+
+
+def is_parallel(step: Mapping[str, Any]) -> bool:
+    """Return whether a job needs workers; others run on the head alone."""
+    return find_job(str(step["job"])).parallel
+
+
+def as_toml(step: Mapping[str, Any]) -> str:
+    """Return a job file: strings, numbers, truth values and lists of them are written alike in TOML and JSON."""
+    lines = []
+    for name, value in step.items():
+        if value is None:
+            continue
+        if not isinstance(value, str | int | float | bool | Sequence):
+            raise TypeError(f"{name} = {value!r} is no value of a job file")
+        lines.append(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,249 @@
+"""Starting a run from anywhere, following it, starting it again: the user's side of `cloudem.workflows.controller`.
+
+Whatever fails while a run is started, what was made for it is removed again. Once its controller lives, the run needs
+nobody: who follows it may leave and come back, on another machine, too.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cloudem import __version__
+from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.money import describe_cap
+from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
+from cloudem.cloud.plan import Plan
+from cloudem.cloud.provider import Provider
+from cloudem.errors import ParameterError, ProviderError
+from cloudem.execution.security import make_certificates
+from cloudem.io.location import is_remote
+from cloudem.workflows.agent import PATIENCE_S as PATIENCE_OF_NODES_S
+from cloudem.workflows.agent import certificates_as_secret
+from cloudem.workflows.controller import LATENCY_S
+from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
+from cloudem.workflows.workflow import Workflow
+
+Say = Callable[[str], None]
+
+PASSED_ON = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUDEM_LOCAL_CLOUD")
+"""Of this process's environment what nodes get, too; nothing of it is secret."""
+
+CERTIFICATES = "certificates"
+"""Name of the secret with which the nodes of a run know each other."""
+
+PATIENCE_S: Mapping[str, float] = {"local": 60.0, "aws": 420.0}
+"""How long to wait for the first sign of life of a head."""
+
+SPARE = 1.5
+"""Where no limits are given they are so many times the upper ends of the plan."""
+
+LOOK_S: Mapping[str, float] = {"local": 0.3, "aws": 3.0}
+
+SILENT_S = 240.0
+"""A controller that says nothing for so long, of a head that is gone, is gone."""
+
+
+def new_run(
+    workflow: Workflow, plan: Plan, provider: str, name: str, max_usd: float | None, max_hours: float | None, now: float
+) -> tuple[RunStore, RunRecord, Wanted]:
+    """Return the record of a new run, which nobody has written yet.
+
+    Raises
+    ------
+    ParameterError
+        Nodes could not reach the project.
+    """
+    if not workflow.project:
+        raise ParameterError('a job file has no project; write project = "s3://bucket/prefix" and [[step]]')
+    if provider != "local" and not is_remote(workflow.project):
+        raise ParameterError(f"project: nodes cannot reach {workflow.project}; give s3://bucket/prefix")
+    steps = tuple({"job": step.job.name, **step.job.model_dump(mode="json")} for step in workflow.steps)
+    record = RunRecord(
+        name=name,
+        created=now,
+        owner=f"{_user()}@{platform.node()}",
+        provider=provider,
+        region=plan.region,
+        steps=steps,
+        plan=plan.as_json(),
+        version=__version__,
+    )
+    usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
+    seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
+    return RunStore.of(workflow.project, name), record, Wanted(max_usd=usd, deadline=now + seconds)
+
+
+def start(store: RunStore, provider: Provider, say: Say, clock: Callable[[], float] = time.time) -> Node:
+    """Launch the head of a run and wait until its controller lives; on any failure remove what was made.
+
+    Raises
+    ------
+    ProviderError
+        There is no machine to be had, or it does not come to life.
+    """
+    record, wanted = store.record(), store.wanted()
+    tags = {"project": store.url.rpartition("/runs/")[0], "job": record.name, "owner": record.owner}
+    try:
+        provider.prepare(record.name, tags)
+        provider.put_secret(record.name, CERTIFICATES, certificates())
+        request = head_request(store, record, wanted, tags)
+        say(f"asking for the head node: {' or '.join(' '.join(pool) for pool in request.pools[:3])}")
+        node = provider.launch(request)
+        say(f"{node.id} is starting in {node.pool.zone}")
+        _await_controller(store, provider, node, wanted.launch, record.provider, clock)
+        return node
+    except BaseException:
+        say("removing what was started")
+        end(record.name, provider)
+        raise
+
+
+def head_request(store: RunStore, record: RunRecord, wanted: Wanted, tags: Mapping[str, str]) -> Request:
+    """Return the request for the head node of a run's newest launch."""
+    plan = Plan.from_json(record.plan)
+    document = {
+        "cloudem": 1,
+        "project": store.url.rpartition("/runs/")[0],
+        "run": record.name,
+        "cluster": record.name,
+        "slot": HEAD,
+        "generation": wanted.launch,
+        "provider": record.provider,
+        "deadline": wanted.deadline,
+        "certificates": CERTIFICATES,
+        "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "tags": dict(tags),
+    }
+    return Request(
+        token=f"{record.name}/{HEAD}/{wanted.launch}",
+        cluster=record.name,
+        slot=HEAD,
+        generation=wanted.launch,
+        pools=(plan.head,),
+        deadline=wanted.deadline,
+        start=json.dumps(document),
+        tags=tags,
+    )
+
+
+def certificates() -> bytes:
+    """Return new certificates of a cluster as a secret."""
+    with tempfile.TemporaryDirectory(prefix="cloudem-certificates-") as folder:
+        make_certificates(Path(folder) / "certificates")
+        return certificates_as_secret(Path(folder) / "certificates")
+
+
+def promise(plan: Plan, wanted: Wanted, catalogue: Catalogue) -> str:
+    """Return what is promised of money and time, by the highest rate that the plan may come to."""
+    prices = {pool: price.usd_per_hour for pool in pools_of(plan) if (price := catalogue.price(pool)) is not None}
+    highest = max((step.count * max(prices.get(pool, 0.0) for pool in step.pools) for step in plan.steps), default=0.0)
+    rate = prices.get(plan.head, 0.0) + highest
+    text = describe_cap(wanted.max_usd, rate, latency_s=LATENCY_S, patience_s=PATIENCE_OF_NODES_S)
+    return f"{text}; over by {time.strftime('%Y-%m-%d %H:%M', time.localtime(wanted.deadline))}"
+
+
+def pools_of(plan: Plan) -> set[Pool]:
+    """Return all pools that a plan may use."""
+    return {plan.head, *(pool for step in plan.steps for pool in step.pools)}
+
+
+def resume(store: RunStore, max_usd: float | None, max_hours: float | None, now: float) -> Wanted:
+    """Have a stopped run go on from its last finished step and iteration, with another cap where one is given.
+
+    Raises
+    ------
+    ParameterError
+        It runs, or is finished, or its cap leaves nothing.
+    """
+    state, wanted = store.state(), store.wanted()
+    if state is not None and not state.over and now - state.at < SILENT_S:
+        raise ParameterError(f"{store.url} is running; follow it with `cloudem submit --attach {store.url}`")
+    if state is not None and state.status == "done":
+        raise ParameterError(f"{store.url} is finished; nothing is left to do")
+    usd = wanted.max_usd if max_usd is None else max_usd
+    if state is not None and usd <= state.spent_usd:
+        raise ParameterError(f"--max-usd: ${state.spent_usd:.2f} of ${usd:.2f} are spent; give more to go on")
+    deadline = wanted.deadline if max_hours is None else now + max_hours * 3600
+    if deadline <= now:
+        raise ParameterError("--max-hours: its time is over; give some hours to go on")
+    return store.change(max_usd=usd, deadline=deadline, stop=False, launch=wanted.launch + 1)
+
+
+def follow(store: RunStore, show: Callable[[RunState], None], provider: Provider | None = None) -> RunState:
+    """Show how a run stands until it is over.
+
+    Raises
+    ------
+    ProviderError
+        Its head is gone, and nothing was heard of its controller since.
+    """
+    record, shown = store.record(), None
+    while True:
+        state = store.state()
+        if state is not None and state != shown:
+            show(state)
+            shown = state
+        if state is not None and state.over and state.launch == store.wanted().launch:
+            return state
+        if provider is not None and state is not None and time.time() - state.at > SILENT_S:
+            heads = [node for node in provider.nodes(record.name) if node.slot == HEAD and node.alive]
+            if not heads:
+                raise ProviderError(
+                    f"the head of {store.url} is gone and its controller has been silent for {SILENT_S:.0f} s; go on"
+                    f" with `cloudem submit --resume {store.url}`"
+                )
+        time.sleep(LOOK_S[record.provider])
+
+
+def end(cluster: str, provider: Provider, patience_s: float = 300.0) -> list[Resource]:
+    """End all nodes of a cluster and remove whatever it has; return what could not be removed in time."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        left: list[Resource] = []
+        try:
+            provider.terminate([node.id for node in provider.nodes(cluster) if node.alive])
+            left = provider.release(cluster) or provider.resources(cluster)
+            if not left:
+                return []
+        except ProviderError:
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(1.0)
+
+
+def _await_controller(
+    store: RunStore, provider: Provider, node: Node, launch: int, kind: str, clock: Callable[[], float]
+) -> None:
+    began = clock()
+    while clock() - began < PATIENCE_S[kind]:
+        state = store.state()
+        if state is not None and state.launch == launch and state.at >= began - 1:
+            return
+        if any(each.id == node.id and not each.alive for each in provider.nodes(node.cluster)):
+            raise ProviderError(f"the head node {node.id} ended at once{_last_line(provider, node)}")
+        time.sleep(LOOK_S[kind])
+    raise ProviderError(
+        f"the head node {node.id} gave no sign of life for {PATIENCE_S[kind]:.0f} s; can it reach {store.url}, and is"
+        f" its image of this version of cloudem?{_last_line(provider, node)}"
+    )
+
+
+def _last_line(provider: Provider, node: Node) -> str:
+    lines = [line for line in provider.log(node.id).splitlines() if line.strip()]
+    return f"; the last that it said: {lines[-1].strip()}" if lines else ""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"user-{os.getuid()}"
