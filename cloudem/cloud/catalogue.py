@@ -327,7 +327,7 @@ def _shipped() -> Catalogue:
     day, source = _day(about["as_of"]), _text(about["source"])
     lines = csv.reader((folder / "prices.csv").read_text().splitlines())
     next(lines)
-    rows = [Row(*_row([*line, None, None][:6]), day, source) for line in lines]
+    rows = [Row(*_row([*line, None, None][:6]), day, source) for line in lines]  # most rows have no range
     rates_day, rates_source = _day(about["rates_as_of"]), _text(about["rates_source"])
     rates = {region: _rates(of, rates_day, rates_source) for region, of in about["rates"].items()}
     return Catalogue(types, rows, rates, [Interruptions(**i) for i in about["interruptions"]], is_shipped=True)

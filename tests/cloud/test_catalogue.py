@@ -195,3 +195,40 @@ def test_rates_of_an_unknown_region_are_not_the_cheapest(shipped):
     assert shipped.rates == shipped.rates_in("us-east-1")
     assert shipped.rates_in("mars-north-1").disk_usd_per_GiB_month >= shipped.rates.disk_usd_per_GiB_month
     assert shipped.rates.source
+
+
+def test_shipped_interruption_rates_are_those_of_the_recordings(shipped):
+    recorded = pytest.importorskip("benchmarks.traces", reason="the recordings lie beside the package, not in it")
+    rates = recorded.interruption_rates()
+    assert set(rates) == {"K80", "T4", "V100"}
+    assert shipped.interruption_rate("g4dn.xlarge", "us-east-1") == pytest.approx(rates["T4"], abs=5e-4)
+    assert "recordings" in shipped.interruptions("g4dn.4xlarge", "eu-west-1").source
+    for unknown in ("g6e.xlarge", "c7a.8xlarge", "local.1", "no.such"):
+        assert shipped.interruption_rate(unknown, "us-east-1") is None
+
+
+def test_recordings_are_consistent():
+    recorded = pytest.importorskip("benchmarks.traces", reason="the recordings lie beside the package, not in it")
+    for trace in recorded.traces().values():
+        alive = 0
+        for event, following in zip(trace.events, (*trace.events[1:], None), strict=True):
+            alive += event.came - event.taken
+            assert alive >= 0
+            assert event.came + event.taken > 0
+            assert following is None or following.at >= event.at
+            assert not trace.wanted or alive <= trace.wanted
+        assert len(trace.lifetimes_s) in (0, trace.interruptions)
+        assert all(life > 0 for life in trace.lifetimes_s)
+        once, month = trace.losses(), trace.losses(30 * DAY)
+        assert all(0 < share <= 1 for _, share in once)
+        assert month[: len(once)] == once
+        assert 29 * DAY < month[-1][0] < 30 * DAY
+        assert list(month) == sorted(month)
+
+
+def test_spot_ranges_of_the_snapshot_are_the_recorded_prices(shipped):
+    recorded = pytest.importorskip("benchmarks.traces", reason="the recordings lie beside the package, not in it")
+    for (name, zone), (earlier, later) in recorded.spot_prices().items():
+        assert shipped.price(Pool(name, zone, "spot")).usd_per_hour == later
+        assert shipped.spot_range(name, zone) == (min(earlier, later), max(earlier, later))
+    assert shipped.spot_range("p4d.24xlarge", "use1-az1") is None
