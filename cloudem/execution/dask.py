@@ -358,13 +358,13 @@ class DaskExecutor(Executor):
         return handle.at(worker or self._any_worker()) if isinstance(handle, _Copies) else handle
 
     def _threads(self) -> dict[str, int]:
-        """Return the workers there are now and their threads, in the same order each time.
+        """Return the workers that take tasks now and their threads, in the same order each time.
 
         Where there are none, wait for some; raise WorkerLostError when patience ends.
         """
         began, said = time.monotonic(), False
         with _scheduler_lost():
-            while not (found := self._client.nthreads()):
+            while not (found := self._client.sync(self._client.scheduler.ncores_running)):  # but those that are leaving
                 waited = time.monotonic() - began
                 if waited > SILENCE_S and not said:
                     LOG.info("%s has no workers; waiting up to %.0f s for some", self._description, self._patience_s)

@@ -152,11 +152,11 @@ async def _in_time(work: Any, scheduler: str, limit_s: float) -> Any:
 
 
 def main(scheduler: str, certificates: str, folder: str, limit_s: str) -> int:
-    """Let the workers of a folder leave; return the exit code."""
+    """Let the workers of a folder leave; return the exit code. No certificates are for a scheduler of this machine."""
     end = time.monotonic() + float(limit_s)
     try:
-        addresses = asyncio.run(_in_time(_in_folder(scheduler, certificates, Path(folder)), scheduler, 10.0))
-        left = retire(scheduler, certificates, addresses, max(end - time.monotonic(), 1.0))
+        addresses = asyncio.run(_in_time(_in_folder(scheduler, certificates or None, Path(folder)), scheduler, 10.0))
+        left = retire(scheduler, certificates or None, addresses, max(end - time.monotonic(), 1.0))
     except CloudemError as error:
         print(error, flush=True)
         return 1
