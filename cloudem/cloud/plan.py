@@ -1,19 +1,34 @@
-"""What was decided to rent for a workflow, what it will take and cost, and what else could have been rented."""
+"""What was decided to rent for a workflow, what it will take and cost, and what else could have been rented.
+
+All is judged by what is expected; where the upper end of a range is beyond a limit, a note says so. Deciding is pure:
+the same stages, prices and limits give the same plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from cloudem.cloud.estimate import Range
-from cloudem.cloud.nodes import Market, Pool
-from cloudem.errors import FormatError
+from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.choices import END_S, Choice, Course, Offers, courses
+from cloudem.cloud.estimate import Range, Refusal, Stage, total
+from cloudem.cloud.nodes import InstanceType, Market, Pool
+from cloudem.errors import BudgetError, FormatError, ParameterError
 
 Objective: TypeAlias = Literal["cheapest", "fastest"]
 
 VERSION = 1
 """Of the plan's form as JSON."""
+
+OTHER_TYPES, OTHER_ZONES = 4, 2
+"""Fallbacks of each kind at most."""
+
+AS_FAST = 1.5
+"""A type is a fallback if it takes no longer than so many times the planned one."""
+
+MOST_ALTERNATIVES = 24
+"""Shown of the Pareto set; the ends, and the chosen one, are always among them."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,235 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"this is no plan of cloudem ({error}); make it again: cloudem plan") from None
+
+
+class _Whole(NamedTuple):
+    """A course with its place and head, and all that it takes and costs."""
+
+    zone: str
+    head: InstanceType
+    course: Course
+    start: Range
+    extra: Mapping[str, Range]
+    wall: Range
+    usd: Range
+
+
+def plan(
+    stages: Sequence[Stage],
+    catalogue: Catalogue,
+    *,
+    region: str,
+    now: float,
+    zones: Sequence[str] | None = None,
+    markets: Sequence[Market] = ("spot", "on-demand"),
+    types: Collection[str] | None = None,
+    max_usd: float | None = None,
+    max_hours: float | None = None,
+    objective: Objective = "cheapest",
+    quotas: Mapping[tuple[str, str], float] | None = None,
+) -> Plan:
+    """Return the cheapest, or the fastest, plan within limits.
+
+    Parameters
+    ----------
+    stages
+        Steps, one after the other; each has another name.
+    catalogue
+        Types and prices.
+    region, zones, markets, types
+        What may be used; all zones and types of the region by default. A cluster is in one zone.
+    now
+        Seconds since 1970.
+    max_usd, max_hours
+        Of what is expected in all.
+    objective
+        Of the plans within these limits.
+    quotas
+        Free vCPUs by family and market; what is not in it is not limited.
+
+    Raises
+    ------
+    ParameterError
+        The region has no prices.
+    BudgetError
+        Nothing can do a step, or nothing that can is within the limits; says what comes nearest.
+    """
+    known = catalogue.zones(region)
+    if not known:
+        raise ParameterError(f"there are no prices of {region!r}; regions are {', '.join(catalogue.regions())}")
+    if strange := [zone for zone in zones or () if zone not in known]:
+        raise ParameterError(f"there are no prices of zone {strange[0]!r}; those of {region} are {', '.join(known)}")
+    offers = Offers(catalogue, region, zones or known, markets, types, quotas or {})
+    wholes = [
+        _whole(stages, offers, zone, head, course)
+        for zone in offers.zones
+        for head in offers.heads(stages, zone)
+        for course in courses([offers.choices(stage, zone, head) for stage in stages])
+    ]
+    front = _front(wholes)
+    if not front:
+        raise BudgetError(_impossible(stages, offers))
+    fitting = [whole for whole in front if _fits(whole, max_usd, max_hours)]
+    if not fitting:
+        raise BudgetError(_nearest(front, max_usd, max_hours))
+    chosen = fitting[-1] if objective == "cheapest" else fitting[0]  # ordered by time
+    beyond = len(front) - len(fitting)
+    if beyond:
+        offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {_limits(max_usd, max_hours)}")
+    steps = tuple(_planned(choice, chosen, offers, max_usd) for choice in chosen.course.choices)
+    pools = [Pool(chosen.head.name, chosen.zone, "on-demand"), *(step.pool for step in steps)]
+    dates = [str(price.as_of) for pool in pools if (price := catalogue.price(pool)) is not None]
+    return Plan(
+        region, chosen.zone, objective, max_usd, max_hours, pools[0], steps, chosen.start, chosen.extra,
+        chosen.usd, chosen.wall, tuple(offers.refused), _alternatives(front, chosen),
+        _notes(chosen, catalogue, region, now, max_usd, max_hours), now, min(dates),
+    )  # fmt: skip
+
+
+def _whole(stages: Sequence[Stage], offers: Offers, zone: str, head: InstanceType, course: Course) -> _Whole:
+    """Add what belongs to no step: the head before and after them, what is kept for a month, what is fetched."""
+    rates, rate = offers.catalogue.rates_in(offers.region), offers.rate(Pool(head.name, zone, "on-demand"))
+    assert rate is not None  # noqa: S101 - a head has a price
+    start, end = offers.start, Range.exactly(END_S)
+    alone = start.plus(end)
+    extra = {
+        "head before and after": rate.times(alone).times(1 / 3600).plus(offers.disk(alone)),
+        "storage, one month": Range.within(sum(s.stored_GiB for s in stages) * rates.storage_usd_per_GiB_month, 1.3),
+        "results to you": Range.within(sum(s.result_GiB for s in stages) * rates.egress_usd_per_GiB, 1.3),
+    }
+    wall = total([alone, *(choice.wall for choice in course.choices)])
+    usd = total([*extra.values(), *(choice.usd for choice in course.choices)])
+    return _Whole(zone, head, course, start, extra, wall, usd)
+
+
+def _front(wholes: Sequence[_Whole]) -> list[_Whole]:
+    """Return the Pareto set, by time."""
+    best: list[_Whole] = []
+    for whole in sorted(wholes, key=lambda w: (w.wall.expected, w.usd.expected)):
+        if not best or whole.usd.expected < best[-1].usd.expected:
+            best.append(whole)
+    return best
+
+
+def _fits(whole: _Whole, max_usd: float | None, max_hours: float | None) -> bool:
+    within = max_usd is None or whole.usd.expected <= max_usd
+    return within and (max_hours is None or whole.wall.expected <= 3600 * max_hours)
+
+
+def _limits(max_usd: float | None, max_hours: float | None) -> str:
+    given = [f"${max_usd:g}" if max_usd is not None else "", hours(3600 * max_hours) if max_hours is not None else ""]
+    return " and ".join(filter(None, given))
+
+
+def hours(seconds: float) -> str:
+    """Return a duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def usd(dollars: float) -> str:
+    """Return an amount as people say it."""
+    return f"${dollars:.3f}" if dollars < 0.1 else f"${dollars:.2f}" if dollars < 100 else f"${dollars:,.0f}"
+
+
+def _impossible(stages: Sequence[Stage], offers: Offers) -> str:
+    """Say which step no machine can do, and the reason that most of them have."""
+    for stage in stages:
+        reasons = [why for what, why in offers.refused if what.endswith((f" for {stage.name}", " as head"))]
+        if reasons and not any(offers.choices(stage, z, h) for z in offers.zones for h in offers.heads(stages, z)):
+            return f"no machine of {offers.region} can do {stage.name}: {reasons[-1]} ({len(reasons)} refused)"
+    reasons = list(dict.fromkeys(why for _, why in offers.refused))
+    return f"nothing can be rented in {offers.region}: {'; '.join(reasons[:3]) or 'it sells no machine'}"
+
+
+def _nearest(front: Sequence[_Whole], max_usd: float | None, max_hours: float | None) -> str:
+    """Say what comes nearest: the cheapest that is fast enough, and the fastest that is cheap enough."""
+    near = []
+    quick = [whole for whole in front if _fits(whole, None, max_hours)]
+    cheap = [whole for whole in front if _fits(whole, max_usd, None)]
+    if quick:
+        under = f" under {_limits(None, max_hours)}" if max_hours is not None else ""
+        near.append(f"the cheapest{under} is {usd(quick[-1].usd.expected)} ({hours(quick[-1].wall.expected)})")
+    else:
+        near.append(f"the fastest of all takes {hours(front[0].wall.expected)} ({usd(front[0].usd.expected)})")
+    if cheap and max_hours is not None:
+        under = f" under {_limits(max_usd, None)}" if max_usd is not None else ""
+        near.append(f"the fastest{under} takes {hours(cheap[0].wall.expected)} ({usd(cheap[0].usd.expected)})")
+    elif not cheap and quick != list(front):
+        near.append(f"the cheapest of all is {usd(front[-1].usd.expected)} ({hours(front[-1].wall.expected)})")
+    return f"nothing fits into {_limits(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}"
+
+
+def _planned(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | None) -> PlannedStep:
+    d, kind = choice.duration, offers.catalogue.types[choice.pool.instance_type]
+    fallbacks = _fallbacks(choice, whole, offers, max_usd) if choice.count else ()
+    return PlannedStep(
+        choice.stage.name, choice.pool, choice.count, fallbacks, choice.wall, choice.usd, d.bottleneck, d.memory_GiB,
+        d.gpu_GiB, d.measured, choice.parts, choice.costs, d.tasks if choice.count and d.tasks < kind.vcpus else 0,
+    )  # fmt: skip
+
+
+def _fallbacks(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | None) -> tuple[Pool, ...]:
+    """Return where else as many workers may come from, best first.
+
+    Another type in the same zone, other zones, and on demand as far as the budget allows. Types are as fast at least
+    as 1 / :data:`AS_FAST`, and hold as many tasks if these are limited by memory.
+    """
+    left = float("inf") if max_usd is None else max_usd - whole.usd.expected + choice.usd.expected
+
+    def may(zone: str, market: Market) -> list[Pool]:
+        found = []
+        for kind in offers.types:
+            d = offers.duration(choice.stage, kind, choice.count)
+            if isinstance(d, Refusal) or d.seconds.expected > AS_FAST * choice.duration.seconds.expected:
+                continue
+            if choice.duration.gpu_GiB and not d.gpu_GiB:  # workers of one step are of one kind
+                continue
+            if d.tasks < min(choice.duration.tasks, kind.vcpus):
+                continue
+            other = offers.choice(choice.stage, Pool(kind.name, zone, market), choice.count, whole.head)
+            if other is not None and other.usd.expected <= left:
+                found.append((other.usd.expected, other.pool))
+        return [pool for _, pool in sorted(found)]
+
+    chosen, order = choice.pool, list[Pool]()
+    elsewhere = [zone for zone in offers.zones if zone != chosen.zone]
+    if "spot" in offers.markets and chosen.market == "spot":
+        order += [pool for pool in may(chosen.zone, "spot") if pool != chosen][:OTHER_TYPES]
+        others = [pool for zone in elsewhere for pool in may(zone, "spot")[:1]]
+        order += others[:OTHER_ZONES]
+    if "on-demand" in offers.markets:
+        order += [pool for pool in may(chosen.zone, "on-demand") if pool != chosen][:OTHER_TYPES]
+        order += [pool for zone in elsewhere for pool in may(zone, "on-demand")[:1]][:OTHER_ZONES]
+    return tuple(order)
+
+
+def _alternatives(front: Sequence[_Whole], chosen: _Whole) -> tuple[Alternative, ...]:
+    """Return the Pareto set, evenly thinned if it is long."""
+    step = max(1, -(-len(front) // MOST_ALTERNATIVES))
+    shown = [w for n, w in enumerate(front) if n % step == 0 or w is chosen or n == len(front) - 1]
+    return tuple(Alternative(w.usd, w.wall, tuple(_describe(c) for c in w.course.choices), w is chosen) for w in shown)
+
+
+def _describe(choice: Choice) -> str:
+    return f"{choice.count} × {choice.pool.instance_type} {choice.pool.market}" if choice.count else "head"
+
+
+def _notes(
+    chosen: _Whole, catalogue: Catalogue, region: str, now: float, max_usd: float | None, max_hours: float | None
+) -> tuple[str, ...]:
+    notes = [catalogue.about(now, region)]
+    if any(choice.duration.gpu_GiB for choice in chosen.course.choices):
+        notes.append("GPU speeds are scaled from memory bandwidth, not measured; --pilot on a GPU node would narrow it")
+    elif not all(choice.duration.measured for choice in chosen.course.choices if choice.count):
+        notes.append("the speed of these machines is scaled from other figures, not measured on them")
+    if max_hours is not None and chosen.wall.high > 3600 * max_hours:
+        notes.append(f"it may take up to {hours(chosen.wall.high)}, beyond {hours(3600 * max_hours)}")
+    if max_usd is not None and chosen.usd.high > max_usd:
+        notes.append(f"it may need up to {usd(chosen.usd.high)}: at ${max_usd:g} it would be stopped before its end")
+    return tuple(notes)
 
 
 def _plain(thing: Any) -> dict[str, Any]:

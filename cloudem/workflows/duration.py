@@ -27,6 +27,9 @@ from cloudem.workflows.crew import Crew
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
 
+CACHED_BYTES = 20e9
+"""Of its images, that a machine's disk keeps from one iteration to the next."""
+
 CONTENTION = 1.08
 """Wall time of tasks side by side over their CPU time. Measured with two threads."""
 
@@ -154,13 +157,15 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     counts = counted(items, crew.machines, crew.tasks)
     waves = math.ceil(items / crew.threads)
     reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
-    for particle, k_insert, k_reference in work.passes(course):
+    kept = reading * crew.reading <= CACHED_BYTES
+    for number, (particle, k_insert, k_reference) in enumerate(work.passes(course)):
         leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
         item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
         share = item * max(items / crew.threads, 1.0)
         total["aligning"] += share
         total["waiting for the last"] += item * waves - share
-        total["reading images"] += max(reading - item * waves, 0.0)
+        if number == 0 or not kept:
+            total["reading images"] += max(reading - item * waves, 0.0)
         size = k_insert / (work.box / 2 - 1)
         total["solving"] += both * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
         total["poses in the client"] += costs.POSE_S * work.count / alone
