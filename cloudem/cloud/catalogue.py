@@ -264,9 +264,11 @@ class Catalogue:
         if span is None:
             return f"no prices of {region or 'any region'} but {LOCAL_SOURCE}" if region != LOCAL else LOCAL_SOURCE
         days = f"{span[0]}" if span[0] == span[1] else f"{span[0]} to {span[1]}"
-        text = f"prices of {days}" if not self.is_shipped else f"shipped snapshot of {days}"
+        text = f"prices of {days}" if not self.is_shipped else f"shipped snapshot of {days} at the earliest"
         if self.stale(now, region):
-            text += f", {self.age_days(now, region):.0f} days old: stale; 'cloudem prices update' asks for today's"
+            text += (
+                f", up to {self.age_days(now, region):.0f} days old: stale; 'cloudem prices update' asks for today's"
+            )
         return text
 
 

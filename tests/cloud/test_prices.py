@@ -81,9 +81,16 @@ def product(usd, unit="Hrs", **attributes):
 
 
 class Wire:
-    """What is there instead of AWS."""
+    """What is there instead of AWS; all tests share a session, since botocore takes long to read its models."""
+
+    session = None
+    current = None
 
     def __init__(self):
+        if Wire.session is None:
+            Wire.session = boto3.session.Session("AKIAIOSFODNN7EXAMPLE", "secret", region_name="us-east-1")
+            Wire.session.events.register("before-send", lambda **given: Wire.current._answer(**given))
+        Wire.current = self
         self.asked = Counter()
         self.fail = {}  # operation -> (HTTP status, code, how often)
         self.offers = [("g5.xlarge", "use1-az4"), ("g5.xlarge", "use1-az6"), ("g5.xlarge", "use1-bos1-az1")]
@@ -99,9 +106,7 @@ class Wire:
         ]
 
     def calls(self, region):
-        session = boto3.session.Session("AKIAIOSFODNN7EXAMPLE", "secret", region_name=region)
-        session.events.register("before-send", self._answer)
-        return Calls(region, session=session)
+        return Calls(region, session=self.session)
 
     def _answer(self, request, event_name="", **_):
         _, service, operation = event_name.split(".")
