@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import secrets
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from cloudem.cloud.market import RecordedMarket
+from cloudem.cloud.memory import Clock, MemoryProvider
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.provider import Provider
 from cloudem.errors import CapacityError, QuotaError
@@ -75,6 +78,25 @@ class Cloud:
         node = self.provider.launch(self.request(cluster, slot, **other))
         self.eventually(lambda: any(one.id == node.id for one in self.provider.nodes(cluster)))
         return node
+
+
+def _memory(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
+    clock, sold_out = Clock(), dict[Pool, list[tuple[float, float]]]()
+    pools = (Pool("small", "a", "spot"), Pool("large", "b", "on-demand"))
+    prices = {pool._replace(market=market): [(0.0, 0.1)] for pool in pools for market in ("spot", "on-demand")}
+    limits: dict[tuple[str, str], float] = {("standard", "spot"): 64, ("standard", "on-demand"): 64}
+    provider = MemoryProvider(clock, RecordedMarket(prices, sold_out), quotas=limits)
+    return Cloud(
+        another=lambda: provider,
+        pools=pools,
+        sell_out=lambda pools: sold_out.update({pool: [(clock(), math.inf)] for pool in pools}),
+        use_up=lambda: provider.limits.update(dict.fromkeys(limits, 0.0)),
+        restore=lambda: (sold_out.clear(), provider.limits.update(limits)),
+        now=clock,
+        wait=clock.advance,
+        wait_s=120.0,
+        visible=lambda: repr([provider.truth(one.cluster) for one in provider.resources()]),
+    )
 
 
 def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
@@ -150,7 +172,7 @@ def _aws(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
     )
 
 
-CLOUDS = {"local": _local, "aws": _aws}
+CLOUDS = {"memory": _memory, "local": _local, "aws": _aws}
 
 
 @pytest.fixture(scope="module", params=["memory", "local", "aws"])
