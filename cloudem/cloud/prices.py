@@ -1,8 +1,8 @@
 """Today's prices, asked of AWS: on-demand prices, 90 days of spot prices, and what the machines are.
 
 Every part is kept as soon as it has come; what AWS did not tell stays as it was, and is said. Needs permission for
-``pricing:GetProducts``, ``ec2:DescribeSpotPriceHistory``, ``ec2:DescribeInstanceTypes`` and
-``ec2:DescribeInstanceTypeOfferings``, which all answer for nothing.
+``pricing:GetProducts``, ``ec2:DescribeSpotPriceHistory``, ``ec2:DescribeInstanceTypes``,
+``ec2:DescribeInstanceTypeOfferings`` and ``ec2:DescribeAvailabilityZones``, which all answer for nothing.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class _Region:
 
     def __init__(self, region: str, types: Sequence[str], ec2: Calls, pricing: Calls, now: datetime) -> None:
         self.region, self.types, self.ec2, self.pricing, self.now = region, types, ec2, pricing, now
+        self._zone_ids: dict[str, str] = {}
 
     def parts(self) -> tuple[tuple[str, Callable[[Document], tuple[Document, int]]], ...]:
         return (
@@ -178,9 +179,6 @@ class _Region:
             yield from on_demand_prices(product)
 
     def spot(self, content: Document) -> tuple[Document, int]:
-        zones = {
-            z["ZoneName"]: z["ZoneId"] for z in self.ec2.call("ec2", "describe_availability_zones")["AvailabilityZones"]
-        }
         changes: dict[tuple[str, str], list[tuple[datetime, float]]] = {}
         for entry in self.ec2.pages(
             "ec2",
@@ -191,7 +189,7 @@ class _Region:
             StartTime=self.now - timedelta(days=DAYS),
             EndTime=self.now,
         ):
-            zone = entry.get("AvailabilityZoneId") or zones.get(entry["AvailabilityZone"], "")
+            zone = entry.get("AvailabilityZoneId") or self._zone_id(entry["AvailabilityZone"])
             if _is_zone(zone):
                 change = (entry["Timestamp"], _positive(entry["SpotPrice"]))
                 changes.setdefault((entry["InstanceType"], zone), []).append(change)
@@ -201,6 +199,12 @@ class _Region:
             low, high = weighted_quantiles(of, self.now - timedelta(days=DAYS), self.now)
             rows.append(Row(name, zone, "spot", max(of)[1], low, high, self.now.date(), source))
         return self._with(content, rows), len(rows)
+
+    def _zone_id(self, name: str) -> str:
+        if not self._zone_ids:
+            answer = self.ec2.call("ec2", "describe_availability_zones")
+            self._zone_ids = {zone["ZoneName"]: zone["ZoneId"] for zone in answer["AvailabilityZones"]}
+        return self._zone_ids.get(name, "")
 
     def disks(self, content: Document) -> tuple[Document, int]:
         """Ask for what disks cost; the other rates stay those of the catalogue."""
@@ -298,42 +302,42 @@ def show(catalogue: Catalogue, region: str | None = None, pattern: str | None = 
     from rich.table import Table
 
     regions = [region] if region else [r for r in catalogue.regions() if r != LOCAL]
-    now = datetime.now(UTC).timestamp()
-    title = catalogue.about(now, region)
-    table = Table(
-        "Region", "Machine", "Cores", "GiB", "GPU", "GiB", "Gbit/s", "On demand", "Spot", "of it", title=title
-    )
-    for column in table.columns[2:4] + table.columns[5:]:
-        column.justify = "right"
+    table = Table(title=catalogue.about(datetime.now(UTC).timestamp(), region))
+    for header in ("Machine", "GPU"):
+        table.add_column(header, no_wrap=True)
+    for header in ("its GiB", "Cores", "GiB", "Gbit/s", "On demand", "Spot", ""):
+        table.add_column(header, no_wrap=True, justify="right")
     for where in regions:
         if not catalogue.zones(where):
             raise ParameterError(f"no prices of {where}; there are those of {', '.join(catalogue.regions())}")
-        for name in sorted(catalogue.types):
-            if fnmatch.fnmatchcase(name, f"{pattern or ''}*"):
-                _show_row(table, catalogue, where, catalogue.types[name])
+        ordered = sorted(catalogue.types.values(), key=lambda t: (t.name.partition(".")[0], t.vcpus, t.name))
+        fitting = [of for of in ordered if fnmatch.fnmatchcase(of.name, f"{pattern or ''}*")]
+        rows = [row for of in fitting if (row := _table_row(catalogue, where, of))]
+        if rows and len(regions) > 1:
+            table.add_section()
+            table.add_row(where, style="bold")
+        for row in rows:
+            table.add_row(*row)
     if not table.rows:
         raise ParameterError(f"no machine with a price fits {pattern!r:.60}; try 'g5' or '*.xlarge'")
     return table
 
 
-def _show_row(table: Table, catalogue: Catalogue, region: str, of: InstanceType) -> None:
+def _table_row(catalogue: Catalogue, region: str, of: InstanceType) -> tuple[str, ...]:
     zones = catalogue.zones(region)
     paid = [p.usd_per_hour for z in zones if (p := catalogue.price(Pool(of.name, z, "on-demand")))]
     spot = [p.usd_per_hour for z in zones if (p := catalogue.price(Pool(of.name, z, "spot")))]
     if not paid and not spot:
-        return
-    gpu = (f"{of.gpus} × {of.gpu}" if of.gpus > 1 else of.gpu) or "–"
-    spread = "–" if not spot else f"{min(spot):.3f}" + (f" … {max(spot):.3f}" if max(spot) > min(spot) else "")
-    table.add_row(
-        region,
+        return ()
+    return (
         of.name,
+        (f"{of.gpus} × {of.gpu}" if of.gpus > 1 else of.gpu) or "–",
+        f"{of.gpu_memory_GiB:.0f}" if of.gpu else "–",
         str(of.cores),
         f"{of.memory_GiB:g}",
-        gpu,
-        f"{of.gpu_memory_GiB:.0f}" if of.gpu else "–",
         f"{of.network_Gbps:g}",
         f"{min(paid):.3f}" if paid else "–",
-        spread,
+        "–" if not spot else f"{min(spot):.3f}" + (f" … {max(spot):.3f}" if max(spot) > min(spot) else ""),
         f"{min(spot) / min(paid):.0%}" if paid and spot else "–",
     )
 

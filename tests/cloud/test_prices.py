@@ -180,6 +180,16 @@ def test_refresh_asks_for_everything_and_the_catalogue_has_it(wire, tmp_path):
     assert list(tmp_path.rglob("*")) == [path.parent, path]  # nothing of the writing is left
 
 
+def test_zones_are_not_asked_for_where_the_history_has_their_ids(wire, tmp_path):
+    one = history([("g5.xlarge", "us-east-1a", "0.5", NOW)])
+    wire.pages[0] = one.replace(
+        "<availabilityZone>", "<availabilityZoneId>use1-az6</availabilityZoneId><availabilityZone>"
+    )
+    path = refresh(["us-east-1"], ["g5.xlarge"], lambda s: None, path=tmp_path / "p.json", calls=wire.calls, now=NOW)
+    assert Catalogue.load(path).price(Pool("g5.xlarge", "use1-az6", "spot")).usd_per_hour == 0.5
+    assert wire.asked["DescribeAvailabilityZones"] == 0
+
+
 def test_throttling_is_retried(wire, tmp_path):
     wire.fail = {
         "DescribeSpotPriceHistory": (503, "RequestLimitExceeded", 2),
@@ -219,7 +229,7 @@ def test_what_was_refused_stays_and_is_said(wire, tmp_path, operation, part):
 
 
 def test_where_nothing_was_told_nothing_is_written(wire, tmp_path):
-    every = ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeAvailabilityZones", "GetProducts")
+    every = ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory", "GetProducts")
     wire.fail = dict.fromkeys(every, (403, "UnauthorizedOperation", 99))
     said = []
     with pytest.raises(ProviderError, match="no prices were refreshed"):
