@@ -10,7 +10,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 TEMPLATE = DEPLOY / "account.yaml"
 
 
-def _module(path: Path) -> Any:
+def module(path: Path) -> Any:
     """Import a script of deploy/, which is no package."""
     spec = importlib.util.spec_from_file_location(f"deploy_{path.stem}", path)
     assert spec is not None
@@ -20,7 +20,7 @@ def _module(path: Path) -> Any:
     return module
 
 
-render = _module(DEPLOY / "policies" / "render.py")
+render = module(DEPLOY / "policies" / "render.py")
 
 LACKS = "Tried to parse AWS..S3..BucketPolicy"
 """What moto's CloudFormation leaves out, and says so; the template itself is looked at for it."""

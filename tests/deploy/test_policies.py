@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def calls() -> list[Call]:
             patch.delenv(name, raising=False)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
+        patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # hundreds of Amazon's
         from tests.deploy.recording import record
 
         return record(TEMPLATE.read_text())
@@ -78,13 +80,17 @@ def test_each_action_of_each_statement_is_needed(calls: list[Call], policies: di
     assert idle == []
 
 
-def _resources_of(action: str) -> list[str]:
-    """Return the kinds of resources that AWS lets a policy name for an action, as cfn-lint ships them."""
+@functools.cache
+def _services() -> Any:
+    """What AWS says of its services' actions, as cfn-lint ships it."""
     cfnlint = pytest.importorskip("cfnlint", reason="cfn-lint is not installed")
-    data = Path(cfnlint.__file__).parent / "data" / "AdditionalSpecs" / "Policies.json"
-    services = json.loads(data.read_text())
+    return json.loads((Path(cfnlint.__file__).parent / "data" / "AdditionalSpecs" / "Policies.json").read_text())
+
+
+def _resources_of(action: str) -> list[str]:
+    """Return the kinds of resources that AWS lets a policy name for an action."""
     service, _, name = action.partition(":")
-    found: list[str] = services.get("serviceMap", services)[service]["Actions"][name.lower()].get("Resources", [])
+    found: list[str] = _services()[service]["Actions"][name.lower()].get("Resources", [])
     return found
 
 
