@@ -27,6 +27,9 @@ OTHER_TYPES, OTHER_ZONES = 4, 2
 AS_FAST = 1.5
 """A type is a fallback if it takes no longer than so many times the planned one."""
 
+NEGLIGIBLE = 1.03
+"""Nobody pays for a plan that is faster by less than this factor."""
+
 MOST_ALTERNATIVES = 24
 """Shown of the Pareto set; the ends, and the chosen one, are always among them."""
 
@@ -286,7 +289,8 @@ def plan(
     fitting = [whole for whole in front if _fits(whole, max_usd, max_hours)]
     if not fitting:
         raise BudgetError(_nearest(front, max_usd, max_hours))
-    chosen = fitting[-1] if objective == "cheapest" else fitting[0]  # ordered by time
+    as_fast = [whole for whole in fitting if whole.wall.expected <= NEGLIGIBLE * fitting[0].wall.expected]
+    chosen = fitting[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
     beyond = len(front) - len(fitting)
     if beyond:
         offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {_limits(max_usd, max_hours)}")
@@ -420,9 +424,14 @@ def _fallbacks(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | N
 
 
 def _alternatives(front: Sequence[_Whole], chosen: _Whole) -> tuple[Alternative, ...]:
-    """Return the Pareto set, evenly thinned if it is long."""
-    step = max(1, -(-len(front) // MOST_ALTERNATIVES))
-    shown = [w for n, w in enumerate(front) if n % step == 0 or w is chosen or n == len(front) - 1]
+    """Return the Pareto set without what is faster by a negligible factor, evenly thinned if it is long."""
+    slower = [*front[1:], None]
+    worth = [
+        w for w, n in zip(front, slower, strict=True)
+        if n is None or w is chosen or n.wall.expected > NEGLIGIBLE * w.wall.expected
+    ]  # fmt: skip
+    step = max(1, -(-len(worth) // MOST_ALTERNATIVES))
+    shown = [w for n, w in enumerate(worth) if n % step == 0 or w is chosen or n == len(worth) - 1]
     return tuple(Alternative(w.usd, w.wall, tuple(_describe(c) for c in w.course.choices), w is chosen) for w in shown)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -47,6 +48,13 @@ _SETTINGS: Any = {
 _LOCK = threading.Lock()
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw with these settings; one figure at a time."""
+    with _LOCK, mpl.rc_context(_SETTINGS):
+        yield
+
+
 def draw_svg(width: int, height: int, draw: Callable[[Figure], None], label: str) -> str:
     """Draw one figure and return it as an ``<svg>`` element without any address in it.
 
@@ -60,7 +68,7 @@ def draw_svg(width: int, height: int, draw: Callable[[Figure], None], label: str
         What the figure shows, in words, for readers who cannot see it. Trusted text.
     """
     buffer = io.StringIO()
-    with _LOCK, mpl.rc_context(_SETTINGS):
+    with styled():
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         draw(figure)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
