@@ -144,7 +144,7 @@ class Machine:
         if self._node["namespace"]:
             namespaces.enter(self._node["namespace"])
         signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
-        with _Service(self._folder, self._node) as service:
+        with Service(self._folder, self._node) as service:
             agent = self._start(service.endpoint)
             write(
                 self._folder / "machine.json",
@@ -158,6 +158,10 @@ class Machine:
             end_session(agent.pid, since)
             agent.wait()
         bury(self._folder, why)
+        if self._node["namespace"]:  # also where the folder is gone, with what is written there
+            namespaces.remove(self._node["namespace"])
+            if not self._folder.parents[1].exists():
+                namespaces.remove_if_empty(self._node["namespace"])
 
     def _start(self, endpoint: str) -> subprocess.Popen[bytes]:
         disk = self._folder / "disk"
@@ -203,8 +207,16 @@ class Machine:
         return f"agent exited with {agent.returncode}"
 
 
-class _Service(ThreadingHTTPServer):
-    """The metadata service of one machine, on a free port of the loopback; a context manager."""
+class Service(ThreadingHTTPServer):
+    """The metadata service of one machine, on a free port of the loopback; a context manager.
+
+    Parameters
+    ----------
+    folder
+        The machine's, where notices appear.
+    node
+        What its ``node.json`` says.
+    """
 
     daemon_threads = True
 
@@ -246,7 +258,7 @@ class _Service(ThreadingHTTPServer):
 class _Answer(BaseHTTPRequestHandler):
     """One answer of the service, by the rules of IMDSv2."""
 
-    server: _Service
+    server: Service
     protocol_version = "HTTP/1.1"
     timeout = 10
 

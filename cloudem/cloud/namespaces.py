@@ -149,6 +149,15 @@ def remove(namespace: str) -> None:
                 raise
 
 
+def remove_if_empty(namespace: str) -> None:
+    """Remove the network that a machine's namespace belonged to, if it was the last."""
+    with _alone():
+        found = _NAME.fullmatch(namespace)
+        left = existing(found["key"]) if found else []
+        if len(left) == 1 and left[0].endswith(".switch"):
+            remove(left[0])
+
+
 def ip(*arguments: str) -> str:
     """Run iproute2 and return what it prints.
 

@@ -58,6 +58,8 @@ SCHEDULER = "scheduler"
 
 CLOUDEM = (sys.executable, "-m", "cloudem")
 
+CONTROLLER = (sys.executable, "-m", "cloudem.workflows.controller")
+
 
 @dataclass(frozen=True)
 class Start:
@@ -154,7 +156,7 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
     scheduler, address = _scheduler(start)
     given = {**start.document, "scheduler": address, "certificates_folder": str(start.certificates_folder)}
     given |= {"node": start.id, "address": start.address}
-    controller = Child("controller", [sys.executable, "-m", "cloudem.workflows.controller"], {NODE: json.dumps(given)})
+    controller = Child("controller", [*CONTROLLER], {NODE: json.dumps(given)})
 
     try:
         scheduler.start()
