@@ -18,12 +18,19 @@ every 30 to 600 s); they are not here.
 (github.com/skypilot-org/skypilot-catalog, catalogs/v7/aws/vms.csv, commit 001367d22a0033fac286a8c71aeac7109e431bcb,
 then catalogs/v8/aws/vms.csv, commit e385a0d348eda9cefd9806423e7725944dc249e4). The days are not known; the later one is
 between 2025-08-18 and 2025-11-18. Two points, not a series: nothing in between is recorded.
+
+``spot-history-c5a.2xlarge.csv``: every change of the spot price of c5a.2xlarge (Linux) in five zones of us-east-1 from
+2023-11-11 to 2023-12-06, as AWS's spot price history told it, to the minute; the letters of the zones are those of the
+account that asked (github.com/soso0024/Research-Video-Encoding, data/spot_price_history.csv, commit
+b65f0074e06215f69f18a6a20547a0de41f48de6, its newer rows left out). Another machine's price that moves by the same
+ratios is derived, not recorded.
 """
 
 from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +132,15 @@ def spot_prices() -> dict[tuple[str, str], tuple[float, float]]:
     """Return the spot prices of (type, zone) in the earlier and in the later fetch, dollars per hour."""
     with (FOLDER / "spot-prices.csv").open(newline="") as file:
         return {(row[0], row[1]): (float(row[2]), float(row[3])) for row in list(csv.reader(file))[1:]}
+
+
+def spot_history() -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return for each zone when the spot price of c5a.2xlarge changed, and to what: (seconds since 1970, dollars)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    with (FOLDER / "spot-history-c5a.2xlarge.csv").open(newline="") as file:
+        for time, zone, usd in list(csv.reader(file))[1:]:
+            found.setdefault(zone, []).append((datetime.fromisoformat(time).timestamp(), float(usd)))
+    return {zone: tuple(changes) for zone, changes in found.items()}
 
 
 def _read(path: Path) -> Trace:

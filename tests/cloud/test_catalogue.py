@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import UTC, date, datetime
+from itertools import pairwise
 
 import pytest
 
@@ -232,3 +233,16 @@ def test_spot_ranges_of_the_snapshot_are_the_recorded_prices(shipped):
         assert shipped.price(Pool(name, zone, "spot")).usd_per_hour == later
         assert shipped.spot_range(name, zone) == (min(earlier, later), max(earlier, later))
     assert shipped.spot_range("p4d.24xlarge", "use1-az1") is None
+
+
+def test_the_recorded_price_history_is_a_history():
+    recorded = pytest.importorskip("benchmarks.traces", reason="the recordings lie beside the package, not in it")
+    history = recorded.spot_history()
+    assert len(history) == 5
+    assert sum(map(len, history.values())) == 441
+    for changes in history.values():
+        assert list(changes) == sorted(changes)
+        assert 24 * DAY < changes[-1][0] - changes[0][0] < 25 * DAY
+        for (_, before), (_, after) in pairwise(changes):
+            assert before != after
+            assert abs(after / before - 1) < 0.03
