@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem import cloud_cli, cluster_cli
+from cloudem import cloud_cli, cluster_cli, plan_cli
 from cloudem.commands import DeclaredCommand, DeclaredGroup
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
 from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
@@ -292,6 +292,7 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
+COMMANDS.add_command(DeclaredCommand("plan", plan_cli.PlanCommand))
 for _name, _declaration in cloud_cli.COMMANDS.items():
     COMMANDS.add_command(DeclaredCommand(_name, _declaration))
 COMMANDS.add_command(DeclaredGroup("cluster", cluster_cli.SUMMARY, {**cloud_cli.CLUSTER, **cluster_cli.COMMANDS}))

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
-import click
-
 from cloudem.commands import Command
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import JOBS, find_job, parameter
@@ -350,10 +348,3 @@ def _refused_lines(plan: Plan) -> list[str]:
     ]
     more = len(lines) - SHOWN
     return [*lines[:SHOWN], *([f"and {more} more reasons; --json-file has all"] if more > 0 else [])]
-
-
-def command() -> click.Command:
-    """Return the command ``cloudem plan``."""
-    from cloudem.commands import DeclaredCommand
-
-    return DeclaredCommand("plan", PlanCommand)

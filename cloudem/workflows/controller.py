@@ -54,9 +54,12 @@ from cloudem.cloud.reconcile import (
     Wanted as WantedNode,
 )
 from cloudem.errors import CapacityError, CloudemError, ProviderError, QuotaError, StorageError, ThrottledError
+from cloudem.execution.retiring import workers_of
 from cloudem.io.lease import hold
+from cloudem.jobs.logs import keep_log
 from cloudem.workflows.records import NodeLine, RunState, RunStore, Status, Wanted
 from cloudem.workflows.steps import StepProcess, is_parallel, longest_iteration
+from cloudem.workflows.watching import Repeated
 
 LOG = logging.getLogger("cloudem.run")
 
@@ -127,10 +130,12 @@ class Controller:
         self._asked_to_stop = False
         self._iteration_s, self._iteration_at = 0.0, 0.0
         self._quiet_since = clock()
+        self._ready_at: dict[str, float] = {}
+        self._workers = Repeated(self._ask_scheduler, TICK_S[self._record.provider] * 4)
 
     def run(self) -> None:
         """Run what is left of the workflow, and return when everything but the head is gone."""
-        with hold(self._store.url, log=LOG):
+        with hold(self._store.url, log=LOG) as lease, keep_log(LOG, self._store.url, lease.check):
             self._begin()
             try:
                 while self._status not in ("done", "stopped", "failed"):
@@ -143,6 +148,11 @@ class Controller:
             finally:
                 if self._process is not None:
                     self._process.kill()
+
+    def _ask_scheduler(self) -> frozenset[str]:
+        """Return the nodes whose workers the scheduler knows: their files are in a folder with the node's name."""
+        where = str(self._node["scheduler"]), self._node.get("certificates_folder")
+        return frozenset(workers_of(*where).values())
 
     def _begin(self) -> None:
         launches = self._wanted.launch
@@ -280,8 +290,8 @@ class Controller:
 
     def _act(self, now: float, spent: Account) -> None:
         workers = tuple(node for node in self._nodes if node.slot != HEAD)
-        ready = frozenset(node.id for node in workers if node.state == "running")
-        observed = Observed(workers, tuple(self._attempts), self._store.notices(), ready)
+        ready, ready_at = self._registered()
+        observed = Observed(workers, tuple(self._attempts), self._store.notices(), ready, ready_at)
         actions = reconcile(self._desired(now, spent), observed, now)
         self._launch([action for action in actions if isinstance(action, Launch)], now)
         for action in actions:
@@ -296,6 +306,14 @@ class Controller:
         older = [n.id for n in self._nodes if n.alive and n.slot == mine[0] and n.generation < mine[1]]
         if older:
             self._provider.terminate(older)
+
+    def _registered(self) -> tuple[frozenset[str], Mapping[str, float]]:
+        """Return the nodes whose workers the scheduler knows, and when each was last seen among them."""
+        found = self._workers.value
+        if found is None:  # it was not asked yet, or does not answer: nobody is replaced for that
+            return frozenset(self._ready_at), {node.id: self._clock() for node in self._nodes}
+        self._ready_at |= dict.fromkeys(found, self._clock())
+        return frozenset(found), self._ready_at
 
     def _launch(self, actions: Sequence[Launch], now: float) -> None:
         """Ask for nodes; what is asked for is written down first, so that a crash between repeats the same request."""
@@ -341,8 +359,9 @@ class Controller:
             return
         number = self._step
         if self._status == "draining" or (number is None and self._record.steps):
-            if self._status == "draining" or self._status in ("starting", "running"):
-                self._stopping("the workflow is finished" if number is None else "nothing runs any more")
+            if self._status != "stopping":
+                done = number is None and bool(self._record.steps)
+                self._stopping("the workflow is finished" if done else "nothing runs any more")
             return
         if number is None or self._status not in ("starting", "running"):
             self._status = "running" if self._status == "starting" else self._status

@@ -58,13 +58,12 @@ def following(screen: Console, name: str, wanted: Callable[[], Wanted]) -> Itera
     said: list[str] = []
 
     def show(state: RunState) -> None:
-        for line in (
-            f"{state.status}{f', step {state.step + 1} of {state.steps} {state.job}' if state.steps else ''}",
-            *state.progress,
-        ):
-            if line not in said:
+        step = f", step {state.step + 1} of {state.steps}: {state.job}" if state.job else ""
+        moment = time.strftime("%H:%M:%S", time.localtime(state.at))
+        for line, when in ((f"{state.status}{step}", f"{moment} "), *((line, "") for line in state.progress)):
+            if line not in said:  # lines of jobs have their time
                 said.append(line)
-                screen.print(f"{time.strftime('%H:%M:%S', time.localtime(state.at))} {line}", markup=False)
+                screen.print(f"{when}{line}", markup=False, soft_wrap=True)
 
     yield show
 
