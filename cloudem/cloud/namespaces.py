@@ -143,6 +143,8 @@ def remove(namespace: str) -> None:
     if _NAME.fullmatch(namespace) and (PLACE / namespace).exists():
         try:
             end_all(namespace)
+            with contextlib.suppress(ProviderError):  # now, and not whenever the kernel clears up: the name is needed
+                ip("-n", namespace, "link", "del", "computer" if namespace.endswith(".switch") else "eth0")
             ip("netns", "del", namespace)
         except (ProviderError, FileNotFoundError):
             if (PLACE / namespace).exists():
