@@ -19,7 +19,15 @@ from typing import Any, Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias
 from distributed.core import Status, rpc
 from distributed.deploy.spec import ProcessInterface, SpecCluster
 
-from cloudem.errors import BudgetError, CloudemError, ParameterError, ProviderError, WorkerLostError
+from cloudem.errors import (
+    BudgetError,
+    CapacityError,
+    CloudemError,
+    ParameterError,
+    ProviderError,
+    QuotaError,
+    WorkerLostError,
+)
 from cloudem.execution.security import refusal_of, security_of
 
 HEAD = "head"
@@ -265,7 +273,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         self._watcher: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self._generations: dict[str, int] = {}
-        self._why_not, self._released = "", False
+        self._why_not, self._released, self._quiet = "", False, quiet
         self.certificates = str(certificates)
         worker = {"cls": _Worker, "options": {"rental": rental}}
         try:
@@ -281,7 +289,6 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
                 asynchronous=asynchronous,
                 loop=loop,
             )
-            self.quiet = quiet
             if not self.called_from_running_loop:
                 self.sync(self._first_worker)
         except BaseException:  # Ctrl-C too: nothing may stay that costs money
@@ -374,6 +381,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         return f"worker-{worker_number:04d}"
 
     async def _start(self) -> None:
+        self.quiet = self._quiet  # Dask's own constructor sets it
         try:
             await super()._start()
         except RuntimeError as error:  # Dask wraps what came
@@ -396,6 +404,9 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+        if self._scheduler_is_gone():  # nobody waits for its answer
+            self.shutdown_scheduler = False
+            self.scheduler.status = Status.closed
         try:
             await super()._close()
         finally:
@@ -420,17 +431,26 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         """Look at the nodes again and again."""
         wake, trouble = self._wake, ""
         assert wake is not None  # noqa: S101  made before this task
-        while True:
+        while not self._scheduler_is_gone():
             try:
                 await self._look()
                 trouble = ""
-            except CloudemError as error:
+            except Exception as error:  # of any kind: who keeps rented machines goes on
                 if str(error) != trouble:
                     self._log(f"nodes cannot be looked at: {error}")
                 trouble = str(error)
             wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(wake.wait(), self._patience.look_s)
+        for worker in list(self.workers.values()):
+            self._give_up(worker, "the scheduler is gone")
+        self._log("the scheduler is gone; all nodes are ended")
+        await asyncio.to_thread(self._rental.close)
+
+    def _scheduler_is_gone(self) -> bool:
+        """Whether the connection to the scheduler, which Dask keeps, has ended."""
+        task = self._watch_worker_status_task
+        return task is not None and bool(task.done())
 
     async def _look(self) -> None:
         """Replace what has vanished, destroy what is silent, ask for what is missing."""
@@ -462,14 +482,17 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         self._next_try(worker, why, now)
 
     async def _launch(self, worker: _Worker) -> None:
-        generation = self._generations[worker.name] = self._generations.get(worker.name, 0) + 1
-        worker.place.asking, asked = True, time.time()
+        generation, asked = self._generations.setdefault(worker.name, 1), time.time()
+        worker.place.asking = True
         try:
             node = await asyncio.to_thread(self._rental.launch, worker.name, generation)
-        except CloudemError as error:
+        except Exception as error:  # of any kind: who keeps rented machines goes on
+            if isinstance(error, CapacityError | QuotaError):  # after others the same token may have made a node
+                self._generations[worker.name] += 1
             worker.place = worker.place.without_node()
-            self._next_try(worker, str(error), time.time())
+            self._next_try(worker, str(error) or type(error).__name__, time.time())
             return
+        self._generations[worker.name] += 1
         worker.place = Place(node, asked, failures=worker.place.failures)
         if worker.status != Status.running:  # it was let go meanwhile
             await asyncio.to_thread(self._rental.terminate, [node])
@@ -481,8 +504,11 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             worker.place.again = now + (self._patience.again_s * 2 ** (failures - 1) if failures else 0.0)
             self._log(f"{worker.name}: {why}; another one {'follows' if not failures else 'will be tried'}")
             return
-        self._why_not = why
         self._log(f"{worker.name} is given up: {why}; scale(n) asks again")
+        self._give_up(worker, why)
+
+    def _give_up(self, worker: _Worker, why: str) -> None:
+        self._why_not = why
         worker.status = Status.failed
         self.worker_spec.pop(worker.name, None)
         self.workers.pop(worker.name, None)

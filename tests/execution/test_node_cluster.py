@@ -38,6 +38,8 @@ class Room:
         self.refuse: Callable[[str], Exception | None] = lambda slot: None
         self.deaf: Callable[[str], bool] = lambda slot: False
         self.left: list[str] = []
+        self.loses = ""
+        self.lost: list[str] = []
         self._hosts = itertools.count(2)
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
@@ -66,11 +68,17 @@ class Room:
             if error is not None:
                 raise error
             node, host = f"{slot}.{generation}", f"127.0.7.{next(self._hosts)}"
+            if node in self.lost:
+                self.lost.remove(node)
+                return node
             assert node not in self.slots, "the same token again"
             self.slots[node], self.addresses[node] = (slot, generation), host
             self.servers[node] = None if self.deaf(slot) else self.do(self._serve(node, slot, host))
             if slot == HEAD and self.servers[node] is not None:
                 self.at = self.servers[node].address
+            if slot == self.loses:
+                self.lost, self.loses = [node], ""
+                raise ProviderError("no answer")
             return node
 
     def alive(self) -> Sequence[str]:
@@ -240,6 +248,13 @@ def test_what_is_sold_out_is_said(room: Room, slot: str) -> None:
     assert not room.servers
 
 
+def test_an_answer_that_was_lost_makes_no_second_node(room: Room) -> None:
+    room.loses = "worker-0000"
+    with made(room, workers=1) as cluster:
+        assert sorted(room.servers) == ["head.1", "worker-0000.1"]
+        assert "worker-0000: no answer; another one will be tried" in cluster.get_logs()["Cluster"]
+
+
 def test_what_stays_is_said(room: Room) -> None:
     cluster = made(room, workers=0)
     room.left = ["volume vol-1"]
@@ -254,6 +269,15 @@ def test_an_exception_ends_everything(room: Room) -> None:
     assert not room.servers
 
 
+def test_without_its_scheduler_everything_ends_at_once(room: Room) -> None:
+    with made(room) as cluster:
+        room.terminate(["head.1"])
+        until(lambda: room.closed > 0 and not room.servers)
+        start = time.monotonic()
+    assert time.monotonic() - start < 5, "nobody waits for a scheduler that is gone"
+    assert cluster._cluster_manager_logs[-1][1] == "the scheduler is gone; all nodes are ended"
+
+
 @pytest.mark.parametrize("deaf", [HEAD, "worker-0000"])
 def test_ctrl_c_while_it_starts(room: Room, deaf: str) -> None:
     room.deaf = lambda slot: slot == deaf
@@ -265,11 +289,15 @@ def test_ctrl_c_while_it_starts(room: Room, deaf: str) -> None:
         time.sleep(0.2)
         signal.pthread_kill(main, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        made(room, workers=1)
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made(room, workers=1)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     assert not room.servers
     assert room.closed
 
