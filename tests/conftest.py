@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from cloudem.backend.kernel import Kernel
+from tests.cloud.aws.moto import moto as moto
 from tests.s3 import S3
 from tests.s3 import s3 as s3
 

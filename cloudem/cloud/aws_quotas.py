@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from cloudem.cloud.aws_calls import Calls
 from cloudem.cloud.nodes import Market, Pool
@@ -42,7 +43,7 @@ def free_vcpus(calls: Calls) -> dict[tuple[str, str], float]:
     """
     left: dict[tuple[str, str], float] = {}
     for key, code in CODES.items():
-        given = {"ServiceCode": "ec2", "QuotaCode": code}
+        given: dict[str, Any] = {"ServiceCode": "ec2", "QuotaCode": code}
         answer = calls.call("service-quotas", "get_service_quota", accept=("NoSuchResourceException",), **given)
         if answer is not None:
             left[key] = float(answer["Quota"]["Value"])

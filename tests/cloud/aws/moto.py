@@ -1,5 +1,6 @@
 """A server that answers as AWS does, for the control plane: moto, in a process of its own on a free port."""
 
+import functools
 import os
 import secrets
 import socket
@@ -38,11 +39,15 @@ class Moto:
         }
 
     def session(self) -> Any:
-        """Return a boto3 session for the server."""
+        """Return a boto3 session for the server; all share what was read of boto3's files, which takes a while."""
         import boto3
+        import botocore.session
 
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _loader())
         given = self.environment
-        return boto3.session.Session(given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"], region_name=REGION)
+        session.set_credentials(given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
+        return boto3.session.Session(region_name=REGION, botocore_session=session)
 
     def client(self, service: str) -> Any:
         """Return a client of a service that sees what is there, whatever a test's layer hides."""
@@ -59,6 +64,13 @@ class Moto:
             ec2.modify_subnet_attribute(SubnetId=one, MapPublicIpOnLaunch={"Value": False})
         image = ec2.register_image(Name="cloudem", RootDeviceName="/dev/sda1")["ImageId"]
         ec2.create_tags(Resources=[image], Tags=[{"Key": "cloudem:image", "Value": "test"}])
+
+
+@functools.cache
+def _loader() -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 @contextmanager

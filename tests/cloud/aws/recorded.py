@@ -107,7 +107,7 @@ class Recorded:
             self._go_wrong(context["wrong"], "before", operation)
             if context["wrong"] in ("refused", "throttled"):
                 return _error(*_CODES[context["wrong"]])
-        answer: Callable[[dict[str, Any]], _Answer] | None = getattr(self, f"_do_{operation}", None)
+        answer: Callable[[dict[str, Any]], _Answer | None] | None = getattr(self, f"_do_{operation}", None)
         if answer is None:
             return None
         with self._lock:
@@ -126,7 +126,9 @@ class Recorded:
             error = ConnectTimeoutError if when == "before" else ReadTimeoutError
             raise error(endpoint_url=f"https://{operation}.example", error="timed out")
 
-    def _once(self, operation: str, asked: dict[str, Any], answer: Callable[[dict[str, Any]], _Answer]) -> _Answer:
+    def _once(
+        self, operation: str, asked: dict[str, Any], answer: Callable[[dict[str, Any]], _Answer | None]
+    ) -> _Answer | None:
         token = asked.get("ClientToken", "")
         said = json.dumps(asked, sort_keys=True, default=str)
         if token and (operation + token) in self.tokens:
@@ -134,10 +136,10 @@ class Recorded:
             if before != said:
                 return _error(400, "IdempotentParameterMismatch", "Arguments on this idempotent request differ")
             return _OK, parsed
-        http, parsed = answer(asked)
-        if token and http.status_code == 200:
-            self.tokens[operation + token] = (said, parsed)
-        return http, parsed
+        answered = answer(asked)
+        if token and answered is not None and answered[0].status_code == 200:
+            self.tokens[operation + token] = (said, answered[1])
+        return answered
 
     def _hide(self, parsed: dict[str, Any]) -> None:
         for reservation in parsed.get("Reservations", []):
@@ -207,6 +209,21 @@ class Recorded:
             one = {"InstanceIds": [name], "InstanceType": chosen["InstanceType"], "Lifecycle": market}
             fleet |= {"Instances": [one], "Errors": []}
         return _OK, fleet
+
+    def _do_DeleteSecurityGroup(self, asked: dict[str, Any]) -> _Answer | None:  # noqa: N802
+        """Refuse while an interface is in the group."""
+        only = [{"Name": "group-id", "Values": [asked["GroupId"]]}]
+        if self._ec2.describe_network_interfaces(Filters=only)["NetworkInterfaces"]:
+            return _error(400, "DependencyViolation", f"resource {asked['GroupId']} has a dependent object")
+        return None
+
+    def _do_DeleteNetworkInterface(self, asked: dict[str, Any]) -> _Answer | None:  # noqa: N802
+        """Refuse while an instance has it; moto removes it, and then cannot end the instance any more."""
+        only = [{"Name": "network-interface-id", "Values": [asked["NetworkInterfaceId"]]}]
+        for one in self._ec2.describe_network_interfaces(Filters=only)["NetworkInterfaces"]:
+            if one["Status"] == "in-use":
+                return _error(400, "InvalidParameterValue", f"{one['NetworkInterfaceId']} is currently in use")
+        return None
 
     def _why_not(self, override: Mapping[str, Any], market: str) -> str:
         name, zone = override["InstanceType"], self.zones[override["SubnetId"]]
