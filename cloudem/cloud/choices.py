@@ -23,6 +23,9 @@ END_S = 20.0
 LEAST_PAID_S = 60.0
 """A node in a cloud is paid for a minute at least."""
 
+HEADS = 3
+"""Types that are considered for a head that works."""
+
 DISK_GIB = 30
 HOURS_PER_MONTH = 730.0
 
@@ -163,8 +166,9 @@ class Offers:
             self._durations[key] = stage.estimate(Fleet(kind, count))
         return self._durations[key]
 
-    def heads(self, stages: Sequence[Stage], zone: str, most: int = 4) -> list[InstanceType]:
-        """Return types that can be the head in a zone, the cheapest few."""
+    def heads(self, stages: Sequence[Stage], zone: str) -> list[InstanceType]:
+        """Return types that can be the head in a zone: the cheapest, or the cheapest few if the head works itself."""
+        most = HEADS if any(stage.on_head for stage in stages) else 1
         found = []
         for kind in self.types:
             price = self._price(Pool(kind.name, zone, "on-demand"))

@@ -348,6 +348,8 @@ def hours(seconds: float) -> str:
 
 def usd(dollars: float) -> str:
     """Return an amount as people say it."""
+    if 0 < dollars < 0.0005:
+        return "<$0.001"
     return f"${dollars:.3f}" if dollars < 0.1 else f"${dollars:.2f}" if dollars < 100 else f"${dollars:,.0f}"
 
 

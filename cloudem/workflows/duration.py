@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from cloudem.algorithms.expectation import Plan
 from cloudem.algorithms.refinement import Settings
 from cloudem.algorithms.transport import MAP_BYTES, Iteration
 from cloudem.cloud.estimate import Duration, Range
@@ -94,18 +93,19 @@ class Work:
     local: bool = False
     correction: Correction = Correction()
 
-    def passes(self, course: Course) -> list[tuple[float, int, int]]:
-        """Return of each iteration the CPU-seconds of a particle, and the shells inserted and of the reference."""
-        if self.settings is None:
-            return [(self.correction.local * at_box(costs.INSERT_S, self.box), self.box // 2 - 1, 0)]
-        return [
-            (self._particle(plan, unsettled), plan.k_insert, plan.k_score)
-            for plan, unsettled in costs.iterations_of(self.settings, course, local=self.local)
-        ]
 
-    def _particle(self, plan: Plan, unsettled: float) -> float:
-        searching = unsettled * costs.search_seconds(plan, self.symmetry) if unsettled else 0.0
-        return self.correction.local * costs.local_seconds(plan) + self.correction.search * searching
+@cache
+def passes(work: Work, course: Course) -> tuple[tuple[float, int, int], ...]:
+    """Return of each iteration the CPU-seconds of a particle, and the last shells inserted and of the reference."""
+    factor = work.correction
+    if work.settings is None:
+        return ((factor.local * at_box(costs.INSERT_S, work.box), work.box // 2 - 1, 0),)
+    found = []
+    for plan, unsettled in costs.iterations_of(work.settings, course, local=work.local):
+        searching = unsettled * costs.search_seconds(plan, work.symmetry) if unsettled else 0.0
+        particle = factor.local * costs.local_seconds(plan) + factor.search * searching
+        found.append((particle, plan.k_insert, plan.k_score))
+    return tuple(found)
 
 
 def estimate(work: Work, crew: Crew) -> Duration:
@@ -134,7 +134,7 @@ def estimate(work: Work, crew: Crew) -> Duration:
     bottleneck = LABELS.get(first, first)
     if first == "aligning":
         bottleneck = f"aligning ({'CPU' if crew.gpu is None else 'GPU'})"
-    number = len(work.passes(costs.EXPECTED))
+    number = len(passes(work, costs.EXPECTED))
     return Duration(
         seconds, bottleneck, expected, crew.measured, crew.memory_GiB, crew.gpu_GiB,
         lost_s=sum(expected[name] for name in ALIGNING) / number / 2, tasks=crew.tasks,
@@ -158,7 +158,7 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     waves = math.ceil(items / crew.threads)
     reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
     kept = reading * crew.reading <= CACHED_BYTES
-    for number, (particle, k_insert, k_reference) in enumerate(work.passes(course)):
+    for number, (particle, k_insert, k_reference) in enumerate(passes(work, course)):
         leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
         item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
         share = item * max(items / crew.threads, 1.0)
