@@ -1,7 +1,8 @@
 """Prints the versions of all that cloudem needs, as installed here.
 
 ``python deploy/constraints.py > deploy/constraints.txt``, where the tests have just passed: image and container install
-exactly these. What the extra ``gpu`` adds is not among them, since no GPU was there; pip takes the newest that fit.
+exactly these. constraints-gpu.txt, for the extra ``gpu``, is what pip resolves where no GPU is there to test it: these
+without dask and distributed, given to ``pip install --dry-run --report - --constraint … '.[aws,gpu]'``.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def build(
     ec2, s3 = session.client("ec2"), session.client("s3")
     tags = [{"Key": "creator", "Value": "cloudem"}, {"Key": "Name", "Value": f"cloudem {version} image"}]
     base = base if base.startswith("ami-") else session.client("ssm").get_parameter(Name=base)["Parameter"]["Value"]
-    files = {path.name: path for path in (wheel, HERE / "install.sh", ROOT / "deploy" / "constraints.txt")}
+    files = {path.name: path for path in (wheel, HERE / "install.sh", *(ROOT / "deploy").glob("constraints*.txt"))}
     files |= {f"files/{path.name}": path for path in (HERE / "files").iterdir()}
     instance = ""
     try:

@@ -1,20 +1,22 @@
 #!/bin/bash
 # Makes a machine image out of the machine that it runs on, as root: install.sh FOLDER
 #
-# FOLDER holds the wheel of cloudem, constraints.txt and files/. build.py runs this on a machine of its own; it works as
+# FOLDER holds the wheel of cloudem, constraints and files/. build.py runs this on a machine of its own; it works as
 # well under Packer or EC2 Image Builder, on Amazon Linux 2023.
 set -euo pipefail
 
 cd "$1"
 wheel=$(echo cloudem-*.whl)
 extras=${CLOUDEM_EXTRAS:-aws}
+versions=constraints.txt
+case ",$extras," in *,gpu,*) versions=constraints-gpu.txt ;; esac
 
 dnf -y --setopt=install_weak_deps=False install chrony mdadm python3.11 xfsprogs
 useradd --system --uid 10001 --user-group --home-dir /var/cache/cloudem --shell /usr/sbin/nologin cloudem
 
 python3.11 -m venv /opt/cloudem
 /opt/cloudem/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: \
-    --constraint constraints.txt "./${wheel}[${extras}]"
+    --constraint "$versions" "./${wheel}[${extras}]"
 /opt/cloudem/bin/cloudem version
 /opt/cloudem/bin/pip freeze >/opt/cloudem/versions.txt
 
