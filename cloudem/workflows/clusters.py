@@ -7,7 +7,6 @@ time and money are bounded also where that process, or this machine, is gone.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import platform
@@ -25,15 +24,11 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.nodes import HEAD, Market, Pool, Request
 from cloudem.cloud.provider import Provider
 from cloudem.errors import BudgetError, ParameterError, ProviderError
-from cloudem.execution.node_cluster import NodeCluster, Patience
+from cloudem.execution.node_cluster import NodeCluster
+from cloudem.execution.places import Patience
 from cloudem.execution.security import is_loopback, make_certificates
 from cloudem.workflows.agent import CLUSTER, PORT, SCHEDULER, certificates_as_secret
-
-CERTIFICATES = "certificates"
-"""Name of the secret with which the nodes know each other."""
-
-PASSED_ON = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUDEM_LOCAL_CLOUD")
-"""Of this process's environment what nodes get, too; nothing of it is secret."""
+from cloudem.workflows.submit import CERTIFICATES, PASSED_ON, end
 
 HOURS = 8.0
 """How long a cluster may live where nobody says."""
@@ -149,7 +144,7 @@ class RentedNodes:
         made = f"dask-{time.strftime('%Y%m%d-%H%M', time.gmtime())}-{secrets.token_hex(2)}"
         self._provider, self.cluster, self.deadline = provider, cluster or made, deadline
         self._sale, self._worker_pools = sale, sale.workers
-        owner = f"{getpass.getuser()}@{platform.node()}"
+        owner = f"{os.environ.get('USER') or os.getuid()}@{platform.node()}"
         self._tags = {"project": "none", "job": self.cluster, "owner": owner, **(tags or {})}
         self._launching = threading.Condition()
         self._in_flight, self._closed = 0, False
@@ -213,18 +208,10 @@ class RentedNodes:
             self._closed = True
             self._launching.wait_for(lambda: self._in_flight == 0, REMOVE_S)
         shutil.rmtree(self._folder, ignore_errors=True)
-        end = time.monotonic() + REMOVE_S
-        while True:
-            left, why = [], ""
-            try:
-                left = self._provider.release(self.cluster) or self._provider.resources(self.cluster)
-            except ProviderError as error:
-                why = f"all of {self.cluster} ({error})"
-            if not left and not why:
-                return []
-            if time.monotonic() > end:
-                return [why] if why else [f"{one.kind} {one.id}" for one in left]
-            time.sleep(0.2)
+        try:
+            return [f"{one.kind} {one.id}" for one in end(self.cluster, self._provider, REMOVE_S)]
+        except ProviderError as error:
+            return [f"all of {self.cluster} ({error})"]
 
     def _request(self, slot: str, generation: int) -> Request:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

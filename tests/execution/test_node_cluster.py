@@ -17,7 +17,8 @@ from distributed import Client, Scheduler, Worker
 
 from cloudem.errors import BudgetError, CapacityError, ParameterError, ProviderError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
-from cloudem.execution.node_cluster import GONE_S, HEAD, LATE_S, NodeCluster, Patience, Place
+from cloudem.execution.node_cluster import HEAD, NodeCluster
+from cloudem.execution.places import GONE_S, LATE_S, Patience, Place
 from cloudem.execution.security import make_certificates, security_of
 
 QUICK = Patience(ready_s=20, look_s=0.05, again_s=0.1, tries=2)

@@ -22,7 +22,7 @@ from cloudem.cloud.local import LocalProvider
 from cloudem.cloud.nodes import HEAD, Pool
 from cloudem.errors import BudgetError, CapacityError, ParameterError, WorkerLostError
 from cloudem.execution.dask import DaskExecutor
-from cloudem.execution.node_cluster import Patience
+from cloudem.execution.places import Patience
 from cloudem.workflows.clusters import AWSCluster, Limits, LocalNodeCluster, offer
 from tests.cloud.aws.moto import REGION, Moto
 from tests.cloud.aws.recorded import Recorded
