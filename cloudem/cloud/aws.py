@@ -26,6 +26,9 @@ _Answer: TypeAlias = "tuple[Mapping[str, Any] | None, Sequence[Mapping[str, Any]
 
 _BATCH = 100
 
+SCHEDULER_PORT = 8786
+"""Where the scheduler of a cluster listens, on its head."""
+
 
 class AWSProvider(Provider):
     """Rents nodes of EC2 in one region of one account.
@@ -49,6 +52,9 @@ class AWSProvider(Provider):
         Whether nodes get a public address. None does as the subnets of the stack say, and False elsewhere. True also
         allows the default network where there is no stack: there nodes reach nothing without. In either case nothing
         from outside reaches them.
+    clients
+        Networks, such as ``10.0.0.0/16``, whose machines may reach the scheduler of a cluster, at its usual port; by
+        default none may, and only nodes of the cluster do. Whoever connects has to show the cluster's certificates.
     session
         A boto3 session to be used instead of a new one.
 
@@ -69,6 +75,7 @@ class AWSProvider(Provider):
         subnets: Sequence[str] | None = None,
         instance_profile: str = "cloudem",
         public_addresses: bool | None = None,
+        clients: Sequence[str] = (),
         session: Any = None,
     ) -> None:
         self._calls = Calls(region, profile, session)
@@ -76,6 +83,7 @@ class AWSProvider(Provider):
         self._subnet_ids = tuple(subnets or ())
         self._instance_profile = instance_profile
         self._public = public_addresses
+        self._clients = tuple(clients)
         self._zone_ids: dict[str, str] = {}
         self._subnets: dict[str, Mapping[str, Any]] = {}
         self._seen_ended: dict[str, float] = {}
@@ -213,13 +221,17 @@ class AWSProvider(Provider):
             only = [_filter("group-name", name_of(cluster)), _filter("vpc-id", network)]
             (made,) = self._calls.pages("ec2", "describe_security_groups", "SecurityGroups", Filters=only)
         group = str(made["GroupId"])
-        self._calls.call(
-            "ec2",
-            "authorize_security_group_ingress",
-            accept=("InvalidPermission.Duplicate",),
-            GroupId=group,
-            IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}],
-        )
+        allowed: list[dict[str, Any]] = [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]
+        port = {"IpProtocol": "tcp", "FromPort": SCHEDULER_PORT, "ToPort": SCHEDULER_PORT}
+        allowed += [port | {"IpRanges": [{"CidrIp": network}]} for network in self._clients]
+        for rule in allowed:  # one by one: of several AWS adds none if one is there already
+            self._calls.call(
+                "ec2",
+                "authorize_security_group_ingress",
+                accept=("InvalidPermission.Duplicate",),
+                GroupId=group,
+                IpPermissions=[rule],
+            )
         return group
 
     def _template(self, cluster: str) -> Mapping[str, Any] | None:

@@ -245,8 +245,8 @@ class RentedNodes:
 class AWSCluster(NodeCluster):
     """A Dask cluster of EC2 machines: an on-demand scheduler, and workers from spot pools or on demand.
 
-    The account's stack and an image must be there (docs/deploy.md), and this process must reach the addresses of the
-    nodes, which have none in public: run it in the same network, or behind a VPN.
+    The account's stack and an image must be there (docs/deploy.md). Nodes have no public addresses: run this in their
+    network, or behind a VPN to it, and say so with `clients`.
 
     Parameters
     ----------
@@ -271,6 +271,8 @@ class AWSCluster(NodeCluster):
         Machine of the scheduler.
     profile
         Of the user's AWS configuration.
+    clients
+        Networks, such as ``10.0.0.0/16``, whose machines may reach the scheduler: this machine's must be one of them.
     tags
         More tags for all that is made.
     patience
@@ -303,6 +305,7 @@ class AWSCluster(NodeCluster):
         zones: Sequence[str] | None = None,
         scheduler_type: str = "m7i.large",
         profile: str | None = None,
+        clients: Sequence[str] = (),
         tags: Mapping[str, str] | None = None,
         patience: Patience | None = None,
         provider: Provider | None = None,
@@ -313,7 +316,9 @@ class AWSCluster(NodeCluster):
 
         sale = offer(region, scheduler_type, instance_types, markets, zones)
         limits = Limits.of(sale, workers, max_workers, max_hours, max_usd)
-        nodes = RentedNodes(provider or AWSProvider(region, profile), name, sale, limits.deadline, tags)
+        nodes = RentedNodes(
+            provider or AWSProvider(region, profile, clients=clients), name, sale, limits.deadline, tags
+        )
         self.deadline = limits.deadline
         super().__init__(
             nodes,

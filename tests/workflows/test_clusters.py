@@ -148,7 +148,7 @@ OWNER = """
 
 def test_nodes_end_themselves_when_their_owner_is_killed(cluster: LocalNodeCluster, tmp_path: Path) -> None:
     provider = LocalProvider(tmp_path, namespaces=False)
-    hours = (8 + 2 * cluster.took_s) / 3600  # long enough to start on a busy machine
+    hours = (5 + 2 * cluster.took_s) / 3600  # long enough to start on a busy machine
     argv = [sys.executable, "-c", textwrap.dedent(OWNER), str(tmp_path), str(hours)]
     owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
@@ -236,3 +236,21 @@ def test_aws_is_asked_and_everything_is_removed(moto: Moto, monkeypatch: pytest.
     with pytest.raises(CapacityError, match=r"m7i\.large"):
         AWSCluster(1, **given)
     assert provider.resources() == []
+
+
+def test_clients_reach_the_scheduler_and_nothing_else(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloudem.cloud.aws import AWSProvider
+
+    moto.reset()
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    provider = AWSProvider(REGION, clients=["10.1.0.0/16", "10.2.0.0/16"])
+    for _ in range(2):
+        provider.prepare("mine", {})
+    groups = moto.client("ec2").describe_security_groups()["SecurityGroups"]
+    (own,) = [one for one in groups if one["GroupName"] != "default"]
+    ports = {(one.get("FromPort"), one.get("ToPort")) for one in own["IpPermissions"] if one["IpRanges"]}
+    networks = [each["CidrIp"] for one in own["IpPermissions"] for each in one["IpRanges"]]
+    assert ports == {(8786, 8786)}
+    assert sorted(networks) == ["10.1.0.0/16", "10.2.0.0/16"]
+    assert provider.release("mine") == []
