@@ -161,7 +161,7 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     for number, (particle, k_insert, k_reference) in enumerate(passes(work, course)):
         leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
         item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
-        share = item * max(items / crew.threads, 1.0)
+        share = item * items / crew.threads
         total["aligning"] += share
         total["waiting for the last"] += item * waves - share
         if number == 0 or not kept:
