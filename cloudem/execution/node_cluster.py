@@ -60,15 +60,17 @@ class _Head(ProcessInterface):  # type: ignore[misc]
         """Return the scheduler's address when it answers there."""
         start, listed, why = time.time(), False, "the node has not told its address"
         while time.time() < start + self._patience.ready_s:
-            address = await asyncio.to_thread(self._rental.scheduler)
-            if address:
-                why = await self._refusal(address)
-                if not why:
+            try:
+                address = await asyncio.to_thread(self._rental.scheduler)
+                there = self.node in await asyncio.to_thread(self._rental.alive)
+            except ProviderError as error:  # asked too often, or no answer: it may answer next time
+                why = str(error)
+            else:
+                if address and not (why := await self._refusal(address)):
                     return address
-            there = self.node in await asyncio.to_thread(self._rental.alive)
-            if not there and (listed or time.time() > start + LATE_S):
-                raise WorkerLostError(f"node {self.node} has ended before its scheduler answered; {SEE_ITS_LOG}")
-            listed |= there
+                if not there and (listed or time.time() > start + LATE_S):
+                    raise WorkerLostError(f"node {self.node} has ended before its scheduler answered; {SEE_ITS_LOG}")
+                listed |= there
             await asyncio.sleep(min(self._patience.look_s, 0.5))
         raise WorkerLostError(f"no scheduler within {self._patience.ready_s:g} s: {why}; {SEE_ITS_LOG}")
 

@@ -15,7 +15,7 @@ import dask
 import pytest
 from distributed import Client, Scheduler, Worker
 
-from cloudem.errors import BudgetError, CapacityError, ParameterError, ProviderError, WorkerLostError
+from cloudem.errors import BudgetError, CapacityError, ParameterError, ProviderError, ThrottledError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
 from cloudem.execution.node_cluster import HEAD, NodeCluster
 from cloudem.execution.places import GONE_S, LATE_S, Patience, Place
@@ -40,6 +40,7 @@ class Room:
         self.deaf: Callable[[str], bool] = lambda slot: False
         self.left: list[str] = []
         self.loses = ""
+        self.silent = 0
         self.lost: list[str] = []
         self._hosts = itertools.count(2)
         self._lock = threading.Lock()
@@ -83,6 +84,9 @@ class Room:
             return node
 
     def alive(self) -> Sequence[str]:
+        if self.silent > 0:
+            self.silent -= 1
+            raise ThrottledError("too many calls")
         return list(self.servers)
 
     def scheduler(self) -> str | None:
@@ -254,6 +258,16 @@ def test_an_answer_that_was_lost_makes_no_second_node(room: Room) -> None:
     with made(room, workers=1) as cluster:
         assert sorted(room.servers) == ["head.1", "worker-0000.1"]
         assert "worker-0000: no answer; another one will be tried" in cluster.get_logs()["Cluster"]
+
+
+def test_a_provider_that_does_not_answer_is_asked_again(room: Room) -> None:
+    room.silent = 2
+    with made(room, workers=1) as cluster:
+        room.silent = 3
+        until(lambda: room.silent == 0)
+        cluster.scale(2)
+        until(lambda: len(cluster.observed) == 2)
+        assert cluster.get_logs()["Cluster"].count("nodes cannot be looked at: too many calls") == 1
 
 
 def test_what_stays_is_said(room: Room) -> None:

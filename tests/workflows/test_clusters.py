@@ -24,6 +24,7 @@ from cloudem.errors import BudgetError, CapacityError, ParameterError, WorkerLos
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.places import Patience
 from cloudem.workflows.clusters import AWSCluster, Limits, LocalNodeCluster, offer
+from cloudem.workflows.sweeping import look
 from tests.cloud.aws.moto import REGION, Moto
 from tests.cloud.aws.recorded import Recorded
 
@@ -158,9 +159,13 @@ def test_nodes_end_themselves_when_their_owner_is_killed(cluster: LocalNodeClust
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         assert len(alive(provider)) == 2, "they do not need it"
+        assert not look(provider, time.time()).left, "it is in use"
         until(lambda: not alive(provider), seconds=deadline - time.time() + 20)
-        assert {one.kind for one in provider.resources()} == {"parameter", "folder"}, "which cost nothing"
-        assert provider.release("orphan") == []
+        found = look(provider, time.time())
+        assert not found.used
+        assert {one.kind for one in found.left} == {"parameter", "folder"}, "which cost nothing"
+        for one in found.left:
+            provider.remove(one)
         assert provider.resources() == []
     finally:
         owner.kill()
