@@ -239,7 +239,7 @@ def show_plan(plan: Plan, screen: Console) -> None:
     """Print what is rented for each step, what else could be, what was refused, and what to know."""
     from rich.text import Text
 
-    from cloudem.cloud.plan import hours, usd
+    from cloudem.cloud.totals import hours, usd
 
     limits = [
         f"under ${plan.max_usd:g}" if plan.max_usd else "",
@@ -268,13 +268,13 @@ def show_plan(plan: Plan, screen: Console) -> None:
 
 
 def _times(range: Range) -> str:
-    from cloudem.cloud.plan import hours
+    from cloudem.cloud.totals import hours
 
     return _from_to(hours(range.low), hours(range.high))
 
 
 def _dollars(range: Range) -> str:
-    from cloudem.cloud.plan import usd
+    from cloudem.cloud.totals import usd
 
     return f"{usd(range.low)} to {usd(range.high).removeprefix('$')}"
 
@@ -296,7 +296,7 @@ def _table(*headings: str) -> Table:
 
 
 def _steps_table(plan: Plan) -> Table:
-    from cloudem.cloud.plan import hours, usd
+    from cloudem.cloud.totals import hours, usd
 
     table = _table("  step", "machines", "time", "", "cost", "", "bottleneck", "memory")
     for step in plan.steps:
@@ -309,7 +309,7 @@ def _steps_table(plan: Plan) -> Table:
 
 
 def _alternatives_table(plan: Plan) -> Table:
-    from cloudem.cloud.plan import hours, usd
+    from cloudem.cloud.totals import hours, usd
 
     table = _table("", "time", "", "cost", "", LAST)
     every = max(1, -(-len(plan.alternatives) // SHOWN))

@@ -15,7 +15,7 @@ COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Machines of a fleet that are considered."""
 
 START: Mapping[bool, Range] = {True: Range(3.0, 10.0, 25.0), False: Range(45.0, 110.0, 240.0)}
-"""Seconds from the request for a node until it works, on this machine (measured) and in a cloud (as reported)."""
+"""Seconds from the request for a node until it works: processes of this machine, and in a cloud. Supposed."""
 
 END_S = 20.0
 """Seconds in which a node ends: paid, and not waited for."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.choices import END_S, Choice, Course, Offers, courses
-from cloudem.cloud.estimate import Range, Refusal, Stage, total
-from cloudem.cloud.nodes import InstanceType, Market, Pool
+from cloudem.cloud.choices import Choice, Offers, courses
+from cloudem.cloud.estimate import Range, Refusal, Stage
+from cloudem.cloud.nodes import Market, Pool
+from cloudem.cloud.totals import Whole, fits, front_of, hours, impossible, limits, nearest, usd, whole_of
 from cloudem.errors import BudgetError, FormatError, ParameterError
 
 Objective: TypeAlias = Literal["cheapest", "fastest"]
@@ -219,18 +220,6 @@ class Plan:
             raise FormatError(f"this is no plan of cloudem ({error}); make it again: cloudem plan") from None
 
 
-class _Whole(NamedTuple):
-    """A course with its place and head, and all that it takes and costs."""
-
-    zone: str
-    head: InstanceType
-    course: Course
-    start: Range
-    extra: Mapping[str, Range]
-    wall: Range
-    usd: Range
-
-
 def plan(
     stages: Sequence[Stage],
     catalogue: Catalogue,
@@ -278,22 +267,22 @@ def plan(
         raise ParameterError(f"there are no prices of zone {strange[0]!r}; those of {region} are {', '.join(known)}")
     offers = Offers(catalogue, region, zones or known, markets, types, quotas or {})
     wholes = [
-        _whole(stages, offers, zone, head, course)
+        whole_of(stages, offers, zone, head, course)
         for zone in offers.zones
         for head in offers.heads(stages, zone)
         for course in courses([offers.choices(stage, zone, head) for stage in stages])
     ]
-    front = _front(wholes)
+    front = front_of(wholes)
     if not front:
-        raise BudgetError(_impossible(stages, offers))
-    fitting = [whole for whole in front if _fits(whole, max_usd, max_hours)]
+        raise BudgetError(impossible(stages, offers))
+    fitting = [whole for whole in front if fits(whole, max_usd, max_hours)]
     if not fitting:
-        raise BudgetError(_nearest(front, max_usd, max_hours))
+        raise BudgetError(nearest(front, max_usd, max_hours))
     as_fast = [whole for whole in fitting if whole.wall.expected <= NEGLIGIBLE * fitting[0].wall.expected]
     chosen = fitting[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
     beyond = len(front) - len(fitting)
     if beyond:
-        offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {_limits(max_usd, max_hours)}")
+        offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {limits(max_usd, max_hours)}")
     steps = tuple(_planned(choice, chosen, offers, max_usd) for choice in chosen.course.choices)
     pools = [Pool(chosen.head.name, chosen.zone, "on-demand"), *(step.pool for step in steps)]
     dates = [str(price.as_of) for pool in pools if (price := catalogue.price(pool)) is not None]
@@ -304,84 +293,7 @@ def plan(
     )  # fmt: skip
 
 
-def _whole(stages: Sequence[Stage], offers: Offers, zone: str, head: InstanceType, course: Course) -> _Whole:
-    """Add what belongs to no step: the head before and after them, what is kept for a month, what is fetched."""
-    rates, rate = offers.catalogue.rates_in(offers.region), offers.rate(Pool(head.name, zone, "on-demand"))
-    assert rate is not None  # noqa: S101 - a head has a price
-    start, end = offers.start, Range.exactly(END_S)
-    alone = start.plus(end)
-    extra = {
-        "head before and after": rate.times(alone).times(1 / 3600).plus(offers.disk(alone)),
-        "storage, one month": Range.within(sum(s.stored_GiB for s in stages) * rates.storage_usd_per_GiB_month, 1.3),
-        "results to you": Range.within(sum(s.result_GiB for s in stages) * rates.egress_usd_per_GiB, 1.3),
-    }
-    wall = total([alone, *(choice.wall for choice in course.choices)])
-    usd = total([*extra.values(), *(choice.usd for choice in course.choices)])
-    return _Whole(zone, head, course, start, extra, wall, usd)
-
-
-def _front(wholes: Sequence[_Whole]) -> list[_Whole]:
-    """Return the Pareto set, by time."""
-    best: list[_Whole] = []
-    for whole in sorted(wholes, key=lambda w: (w.wall.expected, w.usd.expected)):
-        if not best or whole.usd.expected < best[-1].usd.expected:
-            best.append(whole)
-    return best
-
-
-def _fits(whole: _Whole, max_usd: float | None, max_hours: float | None) -> bool:
-    within = max_usd is None or whole.usd.expected <= max_usd
-    return within and (max_hours is None or whole.wall.expected <= 3600 * max_hours)
-
-
-def _limits(max_usd: float | None, max_hours: float | None) -> str:
-    given = [f"${max_usd:g}" if max_usd is not None else "", hours(3600 * max_hours) if max_hours is not None else ""]
-    return " and ".join(filter(None, given))
-
-
-def hours(seconds: float) -> str:
-    """Return a duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def usd(dollars: float) -> str:
-    """Return an amount as people say it."""
-    if 0 < dollars < 0.0005:
-        return "<$0.001"
-    return f"${dollars:.3f}" if dollars < 0.1 else f"${dollars:.2f}" if dollars < 100 else f"${dollars:,.0f}"
-
-
-def _impossible(stages: Sequence[Stage], offers: Offers) -> str:
-    """Say which step no machine can do, and the reason that most of them have."""
-    for stage in stages:
-        reasons = [why for what, why in offers.refused if what.endswith((f" for {stage.name}", " as head"))]
-        if reasons and not any(offers.choices(stage, z, h) for z in offers.zones for h in offers.heads(stages, z)):
-            return f"no machine of {offers.region} can do {stage.name}: {reasons[-1]} ({len(reasons)} refused)"
-    reasons = list(dict.fromkeys(why for _, why in offers.refused))
-    return f"nothing can be rented in {offers.region}: {'; '.join(reasons[:3]) or 'it sells no machine'}"
-
-
-def _nearest(front: Sequence[_Whole], max_usd: float | None, max_hours: float | None) -> str:
-    """Say what comes nearest: the cheapest that is fast enough, and the fastest that is cheap enough."""
-    near = []
-    quick = [whole for whole in front if _fits(whole, None, max_hours)]
-    cheap = [whole for whole in front if _fits(whole, max_usd, None)]
-    if quick:
-        under = f" under {_limits(None, max_hours)}" if max_hours is not None else ""
-        near.append(f"the cheapest{under} is {usd(quick[-1].usd.expected)} ({hours(quick[-1].wall.expected)})")
-    else:
-        near.append(f"the fastest of all takes {hours(front[0].wall.expected)} ({usd(front[0].usd.expected)})")
-    if cheap and max_hours is not None:
-        under = f" under {_limits(max_usd, None)}" if max_usd is not None else ""
-        near.append(f"the fastest{under} takes {hours(cheap[0].wall.expected)} ({usd(cheap[0].usd.expected)})")
-    elif not cheap and quick != list(front):
-        near.append(f"the cheapest of all is {usd(front[-1].usd.expected)} ({hours(front[-1].wall.expected)})")
-    return f"nothing fits into {_limits(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}"
-
-
-def _planned(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | None) -> PlannedStep:
+def _planned(choice: Choice, whole: Whole, offers: Offers, max_usd: float | None) -> PlannedStep:
     d, kind = choice.duration, offers.catalogue.types[choice.pool.instance_type]
     fallbacks = _fallbacks(choice, whole, offers, max_usd) if choice.count else ()
     return PlannedStep(
@@ -390,7 +302,7 @@ def _planned(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | Non
     )  # fmt: skip
 
 
-def _fallbacks(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | None) -> tuple[Pool, ...]:
+def _fallbacks(choice: Choice, whole: Whole, offers: Offers, max_usd: float | None) -> tuple[Pool, ...]:
     """Return where else as many workers may come from, best first.
 
     Another type in the same zone, other zones, and on demand as far as the budget allows. Types are as fast at least
@@ -425,7 +337,7 @@ def _fallbacks(choice: Choice, whole: _Whole, offers: Offers, max_usd: float | N
     return tuple(order)
 
 
-def _alternatives(front: Sequence[_Whole], chosen: _Whole) -> tuple[Alternative, ...]:
+def _alternatives(front: Sequence[Whole], chosen: Whole) -> tuple[Alternative, ...]:
     """Return the Pareto set without what is faster by a negligible factor, evenly thinned if it is long."""
     slower = [*front[1:], None]
     worth = [
@@ -442,11 +354,13 @@ def _describe(choice: Choice) -> str:
 
 
 def _notes(
-    chosen: _Whole, catalogue: Catalogue, region: str, now: float, max_usd: float | None, max_hours: float | None
+    chosen: Whole, catalogue: Catalogue, region: str, now: float, max_usd: float | None, max_hours: float | None
 ) -> tuple[str, ...]:
     notes = [catalogue.about(now, region)]
     if any(choice.duration.gpu_GiB for choice in chosen.course.choices):
-        notes.append("GPU speeds are scaled from memory bandwidth, not measured; --pilot on a GPU node would narrow it")
+        notes.append(
+            "GPU speeds are scaled from memory bandwidth, not measured: time and cost may be off by a factor of 3.5"
+        )
     elif not all(choice.duration.measured for choice in chosen.course.choices if choice.count):
         notes.append("the speed of these machines is scaled from other figures, not measured on them")
     if max_hours is not None and chosen.wall.high > 3600 * max_hours:

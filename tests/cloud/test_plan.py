@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.estimate import Duration, Fleet, Range, Refusal, Stage
 from cloudem.cloud.nodes import Pool
-from cloudem.cloud.plan import Plan, hours, plan, usd
+from cloudem.cloud.plan import Plan, plan
+from cloudem.cloud.totals import hours, usd
 from cloudem.errors import BudgetError, FormatError, ParameterError
 
 NOW = 1763700000.0
