@@ -91,6 +91,7 @@ def record(template: str) -> list[Call]:
         with tempfile.TemporaryDirectory() as folder:
             refresh([REGION], [TYPE], path=Path(folder) / "prices.json", calls=asked)
         user.launch(_request(HEAD, "on-demand"))
+        user.launch(_request("worker-0000", "spot"))  # as AWSCluster does
         head = AWSProvider(REGION, session=recorder.session("head"))
         head.secret(CLUSTER, "certificates")
         worker = head.launch(_request("worker-0001", "spot"))

@@ -94,7 +94,7 @@ def test_the_bucket_outlives_the_stack() -> None:
     assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
 
 
-@pytest.mark.parametrize(("network", "zones"), [("private", 3), ("public", 3), ("private", 4)])
+@pytest.mark.parametrize(("network", "zones"), [("private", 4), ("public", 3), ("idle", 3)])
 def test_the_network(cloudformation: Any, network: str, zones: int) -> None:
     vpc, ec2 = _stack(cloudformation, Network=network, Zones=str(zones))["Vpc"], cloudformation("ec2")
     ours = [{"Name": "vpc-id", "Values": [vpc]}]

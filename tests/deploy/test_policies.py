@@ -121,6 +121,7 @@ def test_policies_fit_into_what_iam_takes(policies: dict[str, Any], role: str) -
 
 
 EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}:"
+TO_EC2 = {"iam:PassedToService": "ec2.amazonaws.com"}
 FOREIGN = {"aws:ResourceTag/creator": "somebody"}
 
 
@@ -134,11 +135,11 @@ FOREIGN = {"aws:ResourceTag/creator": "somebody"}
         ("submitter", Need("ec2:CreateTags", f"{EC2}instance/i-1", {"aws:RequestTag/creator": "cloudem"})),
         ("submitter", Need("ec2:RunInstances", f"{EC2}instance/*")),
         ("submitter", Need("ec2:RunInstances", f"arn:aws:ec2:{REGION}::image/ami-1", {"ec2:Owner": "999999999999"})),
-        ("submitter", Need("iam:PassRole", NAMES["WorkerRole.Arn"], {"iam:PassedToService": "ec2.amazonaws.com"})),
+        ("submitter", Need("iam:PassRole", f"arn:aws:iam::{ACCOUNT}:role/admin", TO_EC2)),
         ("submitter", Need("iam:PassRole", NAMES["HeadRole.Arn"], {"iam:PassedToService": "lambda.amazonaws.com"})),
         ("submitter", Need("ssm:GetParameter", f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/other/secret")),
         ("submitter", Need("s3:GetObject", "arn:aws:s3:::OTHER/key")),
-        ("head", Need("iam:PassRole", NAMES["HeadRole.Arn"], {"iam:PassedToService": "ec2.amazonaws.com"})),
+        ("head", Need("iam:PassRole", NAMES["HeadRole.Arn"], TO_EC2)),
         ("head", Need("ec2:TerminateInstances", f"{EC2}instance/i-1", FOREIGN)),
         ("head", Need("ec2:RunInstances", f"{EC2}instance/*")),
         ("head", Need("ec2:RunInstances", f"{EC2}subnet/subnet-1", FOREIGN)),
