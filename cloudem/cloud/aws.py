@@ -269,7 +269,7 @@ class AWSProvider(Provider):
         if not images:
             raise ProviderError(
                 f"the account has no {name or 'image tagged cloudem:image'} in {self._calls.region}; "
-                "build one as docs/deploy.md says, or name another image"
+                "build one as docs/cloud.md says, or name another image"
             )
         return max(images, key=lambda one: (one.get("CreationDate", ""), one["ImageId"]))
 

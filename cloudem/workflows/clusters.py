@@ -245,7 +245,7 @@ class RentedNodes:
 class AWSCluster(NodeCluster):
     """A Dask cluster of EC2 machines: an on-demand scheduler, and workers from spot pools or on demand.
 
-    The account's stack and an image must be there (docs/deploy.md). Nodes have no public addresses: run this in their
+    The account's stack and an image must be there (docs/cloud.md). Nodes have no public addresses: run this in their
     network, or behind a VPN to it, and say so with `clients`.
 
     Parameters
