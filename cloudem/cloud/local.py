@@ -167,8 +167,8 @@ class LocalProvider(Provider):
                     note = f"{node.slot}, {node.pool.instance_type} {node.pool.market}"
                     found.append(Resource("instance", node.id, name, note))
             found += [Resource("namespace", each, name) for each in namespaces.existing(self._key(name))]
-            if (place / "secrets").is_dir():
-                secrets = sorted(path.name for path in (place / "secrets").iterdir())
+            with contextlib.suppress(FileNotFoundError):
+                secrets = sorted(path.name for path in (place / "secrets").iterdir() if _NAME.fullmatch(path.name))
                 found += [Resource("parameter", f"{name}/{each}", name, "secret") for each in secrets]
             if place.is_dir():
                 found.append(Resource("folder", str(place), name, "records and logs of its nodes"))
@@ -281,6 +281,7 @@ class LocalProvider(Provider):
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd="/",  # ours may go while the machine lives
                 pass_fds=[held],
                 check=False,
             )
@@ -338,13 +339,7 @@ class LocalProvider(Provider):
         known = machine.read(place / "node.json")
         if known is None:
             return None
-        if (ended := machine.read(place / "ended.json")) is None and (free := machine.lock(place)) is not None:
-            try:
-                if machine.read(place / "ended.json") is None:
-                    machine.bury(place, why)
-            finally:
-                os.close(free)
-            ended = machine.read(place / "ended.json") or {"at": time.time()}
+        ended = machine.read(place / "ended.json") or self._found_dead(place, why)
         state: State = "running" if (place / "machine.json").exists() else "pending"
         if ended is not None:
             state = "ended"
@@ -364,6 +359,21 @@ class LocalProvider(Provider):
             ended=None if ended is None else ended["at"],
             address=known["address"],
         )
+
+    def _found_dead(self, place: Path, why: str) -> dict[str, Any] | None:
+        """Clear away what a dead machine left, and return how it ended; None while it lives."""
+        try:
+            held = machine.lock(place)
+        except FileNotFoundError:  # somebody has removed it meanwhile
+            return {"at": time.time(), "why": "removed"}
+        if held is None:
+            return None
+        try:
+            if machine.read(place / "ended.json") is None:
+                machine.bury(place, why)
+            return machine.read(place / "ended.json") or {"at": time.time(), "why": "removed"}
+        finally:
+            os.close(held)
 
     def _clusters(self) -> list[Path]:
         place = self.folder / "clusters"

@@ -110,7 +110,7 @@ def bury(folder: Path, why: str) -> None:
     if node is not None and node["namespace"]:
         namespaces.remove(node["namespace"])
     shutil.rmtree(folder / "disk", ignore_errors=True)
-    if folder.is_dir():
+    with contextlib.suppress(FileNotFoundError):  # the folder may be gone
         write(folder / "ended.json", {"at": time.time(), "why": why})
 
 
