@@ -86,7 +86,9 @@ def _fill(figure: Figure, points: Sequence[Point], title: str, max_usd: float | 
         axes.annotate(f" {max_hours:g} h", (max_hours, 1), xycoords=("data", "axes fraction"), va="top", color=FAINT)
     if max_usd is not None:
         axes.axhline(max_usd, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f"${max_usd:g} ", (1, max_usd), xycoords=("axes fraction", "data"), ha="right", color=FAINT)
+        axes.annotate(
+            f"${max_usd:g} ", (1, max_usd), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=FAINT
+        )
     for axis, text in ((axes.xaxis, _time), (axes.yaxis, _money)):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
@@ -105,7 +107,7 @@ def _name(axes: Any, front: Sequence[Point]) -> None:
             continue
         taken.append((x, y))
         axes.annotate(
-            point.label, (_hours(point)[1], point.usd[1]), xytext=(9, -17 if point.chosen else 8), zorder=6,
+            point.label, (_hours(point)[1], point.usd[1]), xytext=(9, 8), zorder=6,
             textcoords="offset points", fontsize=11.5 if point.chosen else 10,
             color=VERMILION if point.chosen else INK, fontweight="bold" if point.chosen else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
