@@ -57,17 +57,17 @@ def operations(moto: Moto) -> tuple[str, ...]:
 
 def everything(moto: Moto) -> Inventory:
     """Return all that exists; instances that ended, which AWS tells of for an hour, are nothing any more."""
-    return _asked(moto, operations(moto))
+    return _asked(moto, [*(("ec2", name) for name in operations(moto)), *OTHERS])
 
 
 def usual(moto: Moto) -> Inventory:
     """Return what exists of the kinds that clusters have: some of `everything`, and quicker."""
-    return _asked(moto, USUAL)
+    return _asked(moto, [*(("ec2", name) for name in USUAL), OTHERS[0]])
 
 
-def _asked(moto: Moto, names: Sequence[str]) -> Inventory:
+def _asked(moto: Moto, calls: Sequence[tuple[str, str]]) -> Inventory:
     found = {}
-    for service, operation in [*(("ec2", name) for name in names), *OTHERS]:
+    for service, operation in calls:
         answer = getattr(_client(moto, service), operation)()
         answer.pop("ResponseMetadata")
         items = [item for value in answer.values() if isinstance(value, list) for item in value]
