@@ -161,7 +161,9 @@ def _in_table(job: ImportParticles) -> Particles:
 
     try:
         source = job.source()
-        return Particles(len(source.particles), SourceImages(source, job.project_folder).box, job.pixel_size_A or 1.0)
+        images = SourceImages(source, job.project_folder)
+        size = job.pixel_size_A or source.pixel_size or images.pixel_size or 1.0  # as importing does
+        return Particles(len(source.particles), images.box, size)
     except CloudemError as error:
         raise ParameterError(f"{error}; or say what will be imported: --particles 100000 --box-px 256") from None
 
