@@ -78,7 +78,8 @@ class _Head(ProcessInterface):  # type: ignore[misc]
         """Return why a scheduler does not answer, empty if it does."""
         try:
             arguments = self._security.get_connection_args("client")
-            async with asyncio.timeout(10), rpc(address, timeout=5.0, connection_args=arguments) as remote:
+            limit = asyncio.timeout(min(10.0, self._patience.ready_s))
+            async with limit, rpc(address, timeout=5.0, connection_args=arguments) as remote:
                 await remote.identity(n_workers=0)
         except (OSError, TimeoutError, ValueError) as error:
             return f"{address} cannot be reached from here ({refusal_of(error) or type(error).__name__})"

@@ -135,6 +135,8 @@ def test_nodes_that_never_come_to_work_are_destroyed(tmp_path: Path) -> None:
     assert provider.resources() == []
 
 
+Orphans = tuple[LocalProvider, float]
+
 OWNER = """
     import sys, time
     from cloudem.cloud.local import LocalProvider
@@ -147,32 +149,30 @@ OWNER = """
 """
 
 
-def test_nodes_end_themselves_when_their_owner_is_killed(cluster: LocalNodeCluster, tmp_path: Path) -> None:
-    provider = LocalProvider(tmp_path, namespaces=False)
+@pytest.fixture(scope="module")
+def orphans(
+    cluster: LocalNodeCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[LocalProvider, float]]:
+    """A cluster whose process was killed, and its deadline."""
+    folder = tmp_path_factory.mktemp("orphans")
+    provider = LocalProvider(folder, namespaces=False)
     hours = (5 + 2 * cluster.took_s) / 3600  # long enough to start on a busy machine
-    argv = [sys.executable, "-c", textwrap.dedent(OWNER), str(tmp_path), str(hours)]
-    owner = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    try:
-        assert owner.stdout is not None
-        deadline = float(owner.stdout.readline())
-        assert len(alive(provider)) == 2
-        owner.send_signal(signal.SIGKILL)
-        owner.wait()
-        assert len(alive(provider)) == 2, "they do not need it"
-        assert not look(provider, time.time()).left, "it is in use"
-        until(lambda: not alive(provider), seconds=deadline - time.time() + 20)
-        found = look(provider, time.time())
-        assert not found.used
-        assert {one.kind for one in found.left} == {"parameter", "folder"}, "which cost nothing"
-        for one in found.left:
-            provider.remove(one)
-        assert provider.resources() == []
-    finally:
-        owner.kill()
-        owner.wait()
-        assert owner.stdout is not None
-        owner.stdout.close()
-        left_behind(provider)
+    argv = [sys.executable, "-c", textwrap.dedent(OWNER), str(folder), str(hours)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        try:
+            assert owner.stdout is not None
+            deadline = float(owner.stdout.readline())
+        finally:
+            owner.send_signal(signal.SIGKILL)
+    yield provider, deadline
+    left_behind(provider)
+
+
+def test_nodes_do_not_need_their_owner(orphans: Orphans) -> None:
+    provider, _ = orphans
+    assert len(alive(provider)) == 2
+    assert not look(provider, time.time()).left, "it is in use"
 
 
 # --- Time and money ---------------------------------------------------------------------------------------------------
@@ -259,3 +259,17 @@ def test_clients_reach_the_scheduler_and_nothing_else(moto: Moto, monkeypatch: p
     assert ports == {(8786, 8786)}
     assert sorted(networks) == ["10.1.0.0/16", "10.2.0.0/16"]
     assert provider.release("mine") == []
+
+
+# --- Last, since it takes a while -------------------------------------------------------------------------------------
+
+
+def test_nodes_end_themselves_when_their_owner_was_killed(orphans: Orphans) -> None:
+    provider, deadline = orphans
+    until(lambda: not alive(provider), seconds=deadline - time.time() + 20)
+    found = look(provider, time.time())
+    assert not found.used
+    assert {one.kind for one in found.left} == {"parameter", "folder"}, "which cost nothing"
+    for one in found.left:
+        provider.remove(one)
+    assert provider.resources() == []
