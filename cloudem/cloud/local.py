@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -168,8 +169,8 @@ class LocalProvider(Provider):
                     found.append(Resource("instance", node.id, name, note))
             found += [Resource("namespace", each, name) for each in namespaces.existing(self._key(name))]
             with contextlib.suppress(FileNotFoundError):
-                secrets = sorted(path.name for path in (place / "secrets").iterdir() if _NAME.fullmatch(path.name))
-                found += [Resource("parameter", f"{name}/{each}", name, "secret") for each in secrets]
+                kept = sorted(path.name for path in (place / "secrets").iterdir() if _NAME.fullmatch(path.name))
+                found += [Resource("parameter", f"{name}/{each}", name, "secret") for each in kept]
             if place.is_dir():
                 found.append(Resource("folder", str(place), name, "records and logs of its nodes"))
         return found
@@ -190,7 +191,10 @@ class LocalProvider(Provider):
                 with self._alone():
                     if any(node.alive for node in self._nodes_in(place)):
                         raise ProviderError(f"{place} is in use by nodes of {resource.cluster}")
-                    shutil.rmtree(place, ignore_errors=True)
+                    with contextlib.suppress(FileNotFoundError):  # at once for all others, who may be looking into it
+                        place.rename(self.folder / f"removed-{secrets.token_hex(8)}")
+                    for gone in self.folder.glob("removed-*"):
+                        shutil.rmtree(gone, ignore_errors=True)
 
     def release(self, cluster: str) -> list[Resource]:
         """Remove whatever a cluster has; all nodes end at the same time."""
@@ -248,7 +252,7 @@ class LocalProvider(Provider):
             raise ProviderError(f"there is no local cluster {request.cluster}; prepare it first")
         pool = self._choose(request.pools)
         place.mkdir(mode=0o700, exist_ok=True)
-        held = machine.lock(place)
+        held = machine.lock(place, new=True)
         if held is None:
             raise ProviderError(f"node {place.name} is being cleared away; launch it again")
         stack.callback(os.close, held)

@@ -40,7 +40,7 @@ from cloudem.cloud import namespaces
 from cloudem.cloud.metadata import ENDPOINT, utc_text
 from cloudem.errors import ProviderError
 
-LOOK_S = 0.05
+LOOK_S = 0.1
 """How often a machine looks whether its time has come, seconds."""
 
 GRACE_S = 15.0
@@ -68,9 +68,9 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def lock(folder: Path) -> int | None:
+def lock(folder: Path, *, new: bool = False) -> int | None:
     """Take the lock of a machine's folder; None if somebody has it, so that the machine lives or is being launched."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if new else 0), 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -262,6 +262,35 @@ def test_without_root_all_nodes_are_on_the_loopback(folder: Path, monkeypatch: p
         LocalProvider(folder, namespaces=True).prepare("d", {})
 
 
+def test_others_may_look_while_a_cluster_is_removed(folder: Path) -> None:
+    provider, done, stumbled = cloud(folder), threading.Event(), []
+
+    def look() -> None:
+        other = LocalProvider(folder)
+        while not done.is_set():
+            try:
+                other.resources()
+                other.nodes("c")
+                other.quotas()
+            except Exception as error:
+                stumbled.append(error)
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    for turn in range(3):
+        provider.prepare("c", {})
+        nodes = [provider.launch(request(f"{turn}/{number}")) for number in range(3)]
+        provider.kill(nodes[0].id)
+        assert provider.release("c") == []
+        assert provider.resources() == []
+    done.set()
+    for thread in looking:
+        thread.join()
+    assert stumbled == []
+    assert sorted(path.name for path in folder.iterdir()) == ["clusters", "lock"]
+
+
 # --- With addresses of their own ------------------------------------------------------------------------------------
 
 TALK = """
