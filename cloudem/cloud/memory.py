@@ -250,11 +250,12 @@ class MemoryProvider(Provider):
         machine = self._machines[node]
         machine.killed = min(machine.killed, self._clock())
 
-    def truth(self, cluster: str) -> list[Node]:
-        """Return all nodes that a cluster ever had, as they are."""
+    def truth(self, cluster: str, lately_s: float = NEVER) -> list[Node]:
+        """Return the nodes of a cluster as they are: all that exist, or ended within ``lately_s`` seconds."""
         with self._lock:
-            has = self._clusters.get(cluster)
-            return [one.node(self._clock()) for one in has.machines] if has is not None else []
+            now, has = self._clock(), self._clusters.get(cluster)
+            machines = has.machines if has is not None else []
+            return [one.node(now) for one in machines if now < one.ended + lately_s]
 
     def spent(self, cluster: str) -> float:
         """Return what the nodes of a cluster really cost until now, dollars: from launch to end, at least a minute."""

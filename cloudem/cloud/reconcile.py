@@ -213,17 +213,13 @@ def noted(attempts: Iterable[Attempt], attempt: Attempt) -> tuple[Attempt, ...]:
 
 
 class _Slot:
-    """What is known of one slot."""
+    """What is known of one slot; ``top`` is the highest generation attempted, 0 where there was none."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.nodes: list[Node] = []
         self.attempts: dict[int, Attempt] = {}
-
-    @property
-    def top(self) -> int:
-        """The highest generation attempted; 0 where there was none."""
-        return max([*self.attempts, *(node.generation for node in self.nodes)], default=0)
+        self.top = 0
 
     def holder(self) -> Node | None:
         """Return the node of the highest generation, as listed.
@@ -236,10 +232,16 @@ class _Slot:
 
 def _by_slot(observed: Observed) -> dict[str, _Slot]:
     slots: dict[str, _Slot] = {}
-    for node in observed.nodes:
-        slots.setdefault(node.slot, _Slot(node.slot)).nodes.append(node)
-    for attempt in observed.attempts:
-        slots.setdefault(attempt.slot, _Slot(attempt.slot)).attempts[attempt.generation] = attempt
+    known: tuple[Node | Attempt, ...] = (*observed.nodes, *observed.attempts)
+    for each in known:
+        slot = slots.get(each.slot)
+        if slot is None:
+            slot = slots[each.slot] = _Slot(each.slot)
+        if isinstance(each, Node):
+            slot.nodes.append(each)
+        else:
+            slot.attempts[each.generation] = each
+        slot.top = max(slot.top, each.generation)
     return slots
 
 
