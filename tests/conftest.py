@@ -22,6 +22,10 @@ settings.register_profile("cloudem", derandomize=True, deadline=None, max_exampl
 settings.load_profile("cloudem")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-aws", action="store_true", help="run tests that rent a machine of AWS for some minutes")
+
+
 @pytest.fixture(scope="session")
 def bucket(s3: S3) -> str:
     """A bucket for the session."""
