@@ -230,7 +230,7 @@ def draw(plan: Plan, path: str) -> None:
     """Draw cost against time into a file."""
     from cloudem.report.planning import Point, save_plan_figure
 
-    points = [Point(a.wall, a.usd, "; ".join(a.steps), a.chosen) for a in plan.alternatives]
+    points = [Point(a.wall, a.usd, "; ".join(_shorter(a.steps)), a.chosen) for a in plan.alternatives]
     title = f"{plan.objective} in {plan.region}, prices of {plan.prices_of}"
     save_plan_figure(path, points, title, max_usd=plan.max_usd, max_hours=plan.max_hours)
 
@@ -291,7 +291,8 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, no_wrap=heading not in ("bottleneck", LAST))
+        wraps = heading in ("bottleneck", LAST)
+        table.add_column(heading, no_wrap=not wraps, min_width=len(heading) if wraps else None)
     return table
 
 

@@ -14,11 +14,11 @@ from cloudem.cloud.nodes import InstanceType, Market, Pool
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Machines of a fleet that are considered."""
 
-START: Mapping[bool, Range] = {True: Range(3.0, 10.0, 25.0), False: Range(45.0, 110.0, 240.0)}
+START: Mapping[bool, Range] = {True: Range(2.0, 6.0, 20.0), False: Range(45.0, 110.0, 240.0)}
 """Seconds from the request for a node until it works: processes of this machine, and in a cloud. Supposed."""
 
-END_S = 20.0
-"""Seconds in which a node ends: paid, and not waited for."""
+END_S: Mapping[bool, float] = {True: 3.0, False: 20.0}
+"""Seconds in which a node ends, likewise: paid, and waited for only at the very end."""
 
 LEAST_PAID_S = 60.0
 """A node in a cloud is paid for a minute at least."""
@@ -139,6 +139,11 @@ class Offers:
         return START[self.region == LOCAL]
 
     @property
+    def end(self) -> float:
+        """Seconds in which a node ends."""
+        return END_S[self.region == LOCAL]
+
+    @property
     def least_paid(self) -> float:
         """Seconds for which a node is paid at least."""
         return 0.0 if self.region == LOCAL else LEAST_PAID_S
@@ -241,7 +246,7 @@ class Offers:
         rework, replaced = self._rework(pool, count, duration)
         start = self.start if count else Range.exactly(0.0)
         wall = total([start, duration.seconds, rework])
-        paid = Range(*(max(s + END_S, self.least_paid) for s in wall)).plus(replaced) if count else wall
+        paid = Range(*(max(s + self.end, self.least_paid) for s in wall)).plus(replaced) if count else wall
         rates = self.catalogue.rates_in(self.region)
         requests = (stage.puts * rates.put_usd_per_1000 + stage.gets * rates.get_usd_per_1000) / 1000
         dollars = {

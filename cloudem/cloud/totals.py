@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cloudem.cloud.choices import END_S, Course, Offers
+from cloudem.cloud.choices import Course, Offers
 from cloudem.cloud.estimate import Range, Stage, total
 from cloudem.cloud.nodes import InstanceType, Pool
 
@@ -26,7 +26,7 @@ def whole_of(stages: Sequence[Stage], offers: Offers, zone: str, head: InstanceT
     """Add what belongs to no step: the head before and after them, what is kept for a month, what is fetched."""
     rates, rate = offers.catalogue.rates_in(offers.region), offers.rate(Pool(head.name, zone, "on-demand"))
     assert rate is not None  # noqa: S101 - a head has a price
-    start, end = offers.start, Range.exactly(END_S)
+    start, end = offers.start, Range.exactly(offers.end)
     alone = start.plus(end)
     extra = {
         "head before and after": rate.times(alone).times(1 / 3600).plus(offers.disk(alone)),

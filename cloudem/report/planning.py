@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from cloudem.errors import ParameterError
 from cloudem.report.style import BLUE, FAINT, GREY, INK, VERMILION, draw_svg, label_axes, styled
@@ -18,6 +18,14 @@ KINDS = (".png", ".svg", ".pdf")
 
 ROOM = 210, 24
 """Pixels beside and above a named point in which no other is named."""
+
+
+RIGHTMOST = 0.65
+"""Share of the width up to which names stand to the right of their points."""
+
+
+TIMES = (10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 57600, 86400, 172800, 345600, 691200)
+"""Seconds at which the axis may have marks."""
 
 
 class Point(NamedTuple):
@@ -89,10 +97,11 @@ def _fill(figure: Figure, points: Sequence[Point], title: str, max_usd: float | 
         axes.annotate(
             f"${max_usd:g} ", (1, max_usd), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=FAINT
         )
+    axes.xaxis.set_major_locator(FixedLocator([seconds / 3600 for seconds in TIMES]))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     for axis, text in ((axes.xaxis, _time), (axes.yaxis, _money)):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
-        axis.set_minor_formatter(NullFormatter())
     _name(axes, front)
     label_axes(axes, "time", "cost; bars: what time and cost may turn out to be", title)
 
@@ -106,8 +115,10 @@ def _name(axes: Any, front: Sequence[Point]) -> None:
         if any(abs(x - other[0]) < ROOM[0] and abs(y - other[1]) < ROOM[1] for other in taken):
             continue
         taken.append((x, y))
+        right = axes.transAxes.inverted().transform((x, y))[0] < RIGHTMOST
         axes.annotate(
-            point.label, (_hours(point)[1], point.usd[1]), xytext=(9, 8), zorder=6,
+            point.label, (_hours(point)[1], point.usd[1]), xytext=(9 if right else -9, 8), zorder=6,
+            ha="left" if right else "right",
             textcoords="offset points", fontsize=11.5 if point.chosen else 10,
             color=VERMILION if point.chosen else INK, fontweight="bold" if point.chosen else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},

@@ -51,7 +51,7 @@ SCORE_S = 101e-9
 """Scoring one Fourier pixel of one pose with its derivatives: CPU-seconds, measured at 128 px."""
 
 CLIMBS = 6.0
-"""Times that a candidate is scored after a search. Fitted to whole refinements."""
+"""Times that a candidate is scored after a search, on the shells searched. Supposed: most are dropped on the way."""
 
 PASS_S = 0.2e-3
 """Passes over the images before the first iteration (noise, contrast), a particle of 128 px: CPU-seconds, measured."""
