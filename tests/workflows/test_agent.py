@@ -273,7 +273,7 @@ class Nodes:
     nodes: list[Node] = field(default_factory=list)
 
     def launch(self, slot: str) -> Node:
-        deadline = time.time() + 120
+        deadline = time.time() + 280
         document = {
             **{"cloudem": 1, "mode": CLUSTER, "cluster": "c", "slot": slot, "generation": 1, "provider": "local"},
             **{"deadline": deadline, "certificates": "certificates", "scheduler": self.scheduler, "environment": {}},
@@ -352,15 +352,15 @@ def test_a_notice_costs_nothing_and_a_kill_costs_no_bit(
 
     # with notice: nothing is computed twice
     fold: Fold[int, str, Any, int] = Fold(keys_of, _Touch(str(marks)), merge, cut, np.concatenate)
-    taken_at = time.time() + 30
-    notice = threading.Timer(1.0, lambda: nodes.provider.interrupt(noticed.id, 29.0))
+    taken_at = time.time() + 60
+    notice = threading.Timer(1.0, lambda: nodes.provider.interrupt(noticed.id, 59.0))
     notice.start()
     with nodes.executor() as executor:
         sums, notes = executor.accumulate(fold, range(36))
         executor.fetch(sums["all"])
     assert notes == list(range(36))
     assert Counter(len(path.read_text()) for path in marks.iterdir()) == {1: 36}
-    eventually(lambda: not nodes.now(noticed).alive)
+    eventually(lambda: not nodes.now(noticed).alive, 60)
     assert (nodes.now(noticed).ended or 0) < taken_at
     assert "its worker leaves" in nodes.provider.log(noticed.id)
     assert "its worker has left" in nodes.provider.log(noticed.id)
@@ -406,6 +406,35 @@ def test_a_worker_that_hears_nothing_of_the_head_ends_its_machine(
 ) -> None:
     monkeypatch.setattr(agent, "HEAD_S", 0.5)
     assert agent._worker(start(tmp_path), Told(), Watch()) == "the head said nothing for 0 s"  # type: ignore[arg-type]
+
+
+def test_a_worker_that_cannot_leave_works_on_until_its_machine_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First a hint, which is heeded once, then the notice itself: the controller is told of both."""
+    told, watch = Told(likely=time.time()), Watch()
+    left_s: list[float] = []
+    known = start(tmp_path, slot="worker-0001", scheduler="tls://127.0.0.1:9")
+    notice = Path(known.run_url) / "notices" / "local-1.json"
+
+    def stay(*_: Any) -> bool:
+        eventually(notice.exists)
+        left_s.append(json.loads(notice.read_text())["taken"] - time.time())
+        notice.unlink()
+        if told.taken is None:
+            threading.Timer(1.0, lambda: setattr(told, "taken", time.time() + 50)).start()
+        else:
+            watch.asked.set()
+        return False
+
+    monkeypatch.setattr(agent, "CLOUDEM", SLEEPER)
+    monkeypatch.setattr(agent, "_leave", stay)
+    monkeypatch.setattr(agent, "LOOK_S", {"local": 0.0})
+    assert agent._worker(known, told, watch) == "asked to end"  # type: ignore[arg-type]
+    assert told.asked > 3
+    assert len(left_s) == 2
+    assert 100 < left_s[0] <= 120
+    assert 30 < left_s[1] <= 50
 
 
 def test_the_loop_looks_often_enough() -> None:
