@@ -110,7 +110,7 @@ class AWSProvider(Provider):
                 "create_launch_template",
                 accept=("InvalidLaunchTemplateName.AlreadyExistsException",),
                 LaunchTemplateName=name_of(cluster),
-                LaunchTemplateData=base_data(image, group, self._with_address()),
+                LaunchTemplateData=base_data(image, group, self._instance_profile, self._with_address()),
                 TagSpecifications=tagged(("launch-template",), own),
             )
 
@@ -253,7 +253,7 @@ class AWSProvider(Provider):
             ClientToken=_client_token(request, "version"),
             LaunchTemplateId=template["LaunchTemplateId"],
             SourceVersion="1",
-            LaunchTemplateData=node_data(template["LaunchTemplateData"], request, self._instance_profile),
+            LaunchTemplateData=node_data(template["LaunchTemplateData"], request),
         )
         return str(made["LaunchTemplateVersion"]["VersionNumber"])
 

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from cloudem.cloud.nodes import HEAD, Request
@@ -20,6 +19,7 @@ CLUSTER = "cloudem:cluster"
 
 SLOT, GENERATION, TOKEN, DEADLINE = "cloudem:slot", "cloudem:generation", "cloudem:token", "cloudem:deadline"
 
+_HEAD, _WORKER = "-head", "-worker"  # ends of the names of instance profiles
 _USER_DATA_BYTES = 16384  # of EC2, before it is encoded
 _NOT_IN_TAGS = re.compile(r"[^\w\s+\-=._:/@]")
 
@@ -56,7 +56,7 @@ def tagged(kinds: tuple[str, ...], tags: Mapping[str, str]) -> list[dict[str, An
     return [{"ResourceType": kind, "Tags": tag_list(tags)} for kind in kinds]
 
 
-def base_data(image: Mapping[str, Any], group: str, public: bool) -> dict[str, Any]:
+def base_data(image: Mapping[str, Any], group: str, profiles: str, public: bool) -> dict[str, Any]:
     """Return version 1 of a cluster's launch template: what all its nodes have in common.
 
     Version 2 of the metadata service only, not reachable from containers (hop limit 1); shutting down is terminating;
@@ -70,6 +70,7 @@ def base_data(image: Mapping[str, Any], group: str, public: bool) -> dict[str, A
     ]
     return {
         "ImageId": image["ImageId"],
+        "IamInstanceProfile": {"Name": f"{profiles}{_WORKER}"},
         "InstanceInitiatedShutdownBehavior": "terminate",
         "MetadataOptions": {
             "HttpEndpoint": "enabled",
@@ -89,7 +90,7 @@ def base_data(image: Mapping[str, Any], group: str, public: bool) -> dict[str, A
     }
 
 
-def node_data(base: Mapping[str, Any], request: Request, instance_profile: str) -> dict[str, Any]:
+def node_data(base: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """Return what the version for one node has besides the first: user-data, tags, rights, size of the disk.
 
     A fleet's call takes neither user-data nor tags of disks and interfaces, only a version of a template does. The
@@ -97,31 +98,31 @@ def node_data(base: Mapping[str, Any], request: Request, instance_profile: str) 
     which they are found; ``RunInstances`` takes all of it, but chooses no pool by price and capacity.
     """
     (root,) = base["BlockDeviceMappings"]
-    role = "head" if request.slot == HEAD else "worker"
+    profile = base["IamInstanceProfile"]["Name"]
+    if request.slot == HEAD:
+        profile = profile.removesuffix(_WORKER) + _HEAD
     return {
-        "UserData": base64.b64encode(user_data(request.start, request.deadline).encode()).decode(),
-        "IamInstanceProfile": {"Name": f"{instance_profile}-{role}"},
+        "UserData": base64.b64encode(user_data(request.start).encode()).decode(),
+        "IamInstanceProfile": {"Name": profile},
         "BlockDeviceMappings": [_root(root["DeviceName"], max(request.disk_GiB, root["Ebs"]["VolumeSize"]))],
         "TagSpecifications": tagged(("instance", "volume", "network-interface"), node_tags(request)),
     }
 
 
-def user_data(start: str, deadline: float) -> str:
-    """Return a document for cloud-init that gives a node its start document and starts the agent of its image.
+def user_data(start: str) -> str:
+    """Return a document for cloud-init that writes a node's start document and starts the agent of its image.
 
-    JSON is YAML, so that nothing needs quoting. The operating system has a timer of its own that ends the node at its
-    deadline: it holds where the agent could not even start. The service is enabled, for nodes that are started again.
+    JSON is YAML, so that nothing needs quoting. The image's timer finds the deadline in the file, also where the agent
+    could not start (deploy/image); the agent itself asks the metadata service for the same document.
 
     Raises
     ------
     ProviderError
         It is longer than EC2 takes.
     """
-    end = datetime.fromtimestamp(deadline, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    power_off = ["systemd-run", "--unit=cloudem-deadline", f"--on-calendar={end}", "systemctl", "poweroff"]
     document = {
         "write_files": [{"path": "/etc/cloudem/start.json", "permissions": "0644", "content": start}],
-        "runcmd": [power_off, ["systemctl", "enable", "--now", "cloudem-node"]],
+        "runcmd": [["systemctl", "enable", "--now", "cloudem-node"]],
     }
     text = "#cloud-config\n" + json.dumps(document) + "\n"
     if len(text.encode()) > _USER_DATA_BYTES:

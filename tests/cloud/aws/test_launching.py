@@ -126,17 +126,29 @@ def told(text: str) -> dict[str, Any]:
             service.shutdown()
 
 
-def test_the_system_ends_a_node_at_its_deadline() -> None:
-    head, _, document = user_data('{"cloudem": 1}', 1_900_000_000.0).partition("\n")
+def test_what_cloud_init_does() -> None:
+    head, _, document = user_data('{"cloudem": 1}').partition("\n")
     assert head == "#cloud-config"
-    timer, agent = json.loads(document)["runcmd"]
-    assert timer[-3:] == ["--on-calendar=2030-03-17 17:46:40 UTC", "systemctl", "poweroff"]
-    assert agent == ["systemctl", "enable", "--now", "cloudem-node"]
+    assert json.loads(document)["runcmd"] == [["systemctl", "enable", "--now", "cloudem-node"]]
+    (file,) = json.loads(document)["write_files"]
+    assert (file["path"], file["content"]) == ("/etc/cloudem/start.json", '{"cloudem": 1}')
 
 
 def test_a_start_document_that_is_too_long() -> None:
     with pytest.raises(ProviderError, match="17000 bytes; EC2 takes 16384"):
-        user_data("x" * 17000, 0.0)
+        user_data("x" * 17000)
+
+
+def test_roles_of_another_stack(account: Recorded, another: Another) -> None:
+    """They are in the template, so that a head, which does not know the name, gives its workers the right one."""
+    another(instance_profile="lab").prepare("one", {})
+    another().launch(wanted("one", HEAD))
+    another().launch(wanted("one", "worker-0001"))
+    assert [data["IamInstanceProfile"]["Name"] for data in versions(account)] == [
+        "lab-worker",
+        "lab-head",
+        "lab-worker",
+    ]
 
 
 # --- images and subnets ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The same against AWS itself: one node of the smallest kind, for some minutes and less than a cent.
 
-``pytest tests/cloud/aws/test_real.py --run-aws`` with credentials, in an account that has the stack of deploy/account.yaml
-in the region of ``AWS_REGION``. Everything that it made is removed again, also when it fails.
+``pytest tests/cloud/aws/test_real.py --run-aws`` with credentials, in an account that has the stack of
+deploy/account.yaml in the region of ``AWS_REGION``. Everything that it made is removed again, also when it fails.
 """
 
 import os
