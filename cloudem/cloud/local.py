@@ -66,8 +66,9 @@ class LocalProvider(Provider):
     folder
         Where all state is; by default what ``CLOUDEM_LOCAL_CLOUD`` names, or ``~/.cache/cloudem/local-cloud``.
     namespaces
-        Whether nodes get addresses of their own: by default where this process is root. Such nodes reach each other and
-        this computer, nothing beyond; without, all are on the loopback. Settled for a cluster when it is prepared.
+        Whether nodes get addresses of their own: by default where this process is root, and the cluster's tag
+        ``project`` names nothing on S3. Such nodes reach each other and this computer, nothing beyond; without, all
+        are on the loopback. Settled for a cluster when it is prepared.
     agent
         Command that nodes run instead of the node agent.
     """
@@ -94,7 +95,7 @@ class LocalProvider(Provider):
             for folder in (place / "nodes", place / "secrets"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (known := machine.read(place / "cluster.json")) is None:
-                known = {"tags": dict(tags), "namespaces": self._with_namespaces()}
+                known = {"tags": dict(tags), "namespaces": self._with_namespaces(tags)}
             if known["namespaces"]:
                 namespaces.make_switch(self._key(cluster))
             machine.write(place / "cluster.json", known)
@@ -397,9 +398,9 @@ class LocalProvider(Provider):
     def _key(self, cluster: str) -> str:
         return namespaces.key_of(self.folder, cluster)
 
-    def _with_namespaces(self) -> bool:
+    def _with_namespaces(self, tags: Mapping[str, str]) -> bool:
         wanted = self._namespaces
-        if wanted is None and os.environ.get(NAMESPACES) == "0":
+        if wanted is None and (os.environ.get(NAMESPACES) == "0" or tags.get("project", "").startswith("s3://")):
             wanted = False
         reason = namespaces.impossible() if wanted is not False else ""
         if wanted and reason:

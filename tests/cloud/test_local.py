@@ -291,6 +291,13 @@ def test_others_may_look_while_a_cluster_is_removed(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["clusters", "lock"]
 
 
+def test_nodes_that_need_s3_are_on_the_loopback(folder: Path) -> None:
+    """From a namespace only this computer is reached."""
+    provider = LocalProvider(folder, agent=SLEEPER)
+    provider.prepare("c", {"project": "s3://bucket/project"})
+    assert provider.launch(request()).address == "127.0.0.1"
+
+
 # --- With addresses of their own ------------------------------------------------------------------------------------
 
 TALK = """
