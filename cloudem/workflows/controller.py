@@ -7,14 +7,16 @@ be spent in `cloudem.cloud.money`: both pure. Here is what carries that out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cloudem.cloud.catalogue import Catalogue
@@ -38,6 +40,7 @@ from cloudem.cloud.plan import Plan, PlannedStep
 from cloudem.cloud.provider import Provider
 from cloudem.cloud.providers import provider_of
 from cloudem.cloud.reconcile import (
+    WORTH_S,
     Attempt,
     Desired,
     GiveUp,
@@ -57,8 +60,9 @@ from cloudem.errors import CapacityError, CloudemError, ProviderError, QuotaErro
 from cloudem.execution.retiring import workers_of
 from cloudem.io.lease import hold
 from cloudem.jobs.logs import keep_log
-from cloudem.workflows.records import NodeLine, RunState, RunStore, Status, Wanted
-from cloudem.workflows.steps import StepProcess, is_parallel, longest_iteration
+from cloudem.workflows.records import OVER, NodeLine, RunState, RunStore, Status, Wanted
+from cloudem.workflows.steps import Step, StepProcess, is_parallel
+from cloudem.workflows.views import dollars
 from cloudem.workflows.watching import Repeated
 
 LOG = logging.getLogger("cloudem.run")
@@ -71,6 +75,9 @@ LATENCY_S = 60.0
 
 PRICES_S = 600.0
 """How often spot prices are asked for."""
+
+KNOWN_S = 3.0
+"""How often the scheduler is asked for its workers."""
 
 LAUNCHES = 8
 """Nodes that are asked for at the same time."""
@@ -99,6 +106,10 @@ class Controller:
         Of its nodes.
     node
         The head's start document, with ``scheduler`` and ``certificates_folder``.
+    begin
+        Begins a step.
+    workers
+        Returns the nodes whose workers the scheduler knows; None while that is not known.
     clock
         Unix seconds.
     """
@@ -109,6 +120,8 @@ class Controller:
         provider: Provider,
         node: Mapping[str, Any],
         catalogue: Catalogue,
+        begin: Callable[[Mapping[str, Any]], Step],
+        workers: Callable[[], Set[str] | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._provider, self._node, self._catalogue, self._clock = store, provider, node, catalogue, clock
@@ -123,50 +136,56 @@ class Controller:
         self._prices_at = 0.0
         self._status: Status = "starting"
         self._why = ""
-        self._process: StepProcess | None = None
+        self._begin_step, self._workers = begin, workers
+        self._process: Step | None = None
         self._began = 0.0
         self._tries = 0
         self._lost_before = 0
         self._asked_to_stop = False
         self._iteration_s, self._iteration_at = 0.0, 0.0
         self._quiet_since = clock()
-        self._ready_at: dict[str, float] = {}
-        self._workers = Repeated(self._ask_scheduler, TICK_S[self._record.provider] * 4)
+        self._ready_at: dict[str, float] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether everything but the head is gone."""
+        return self._status in OVER
 
     def run(self) -> None:
         """Run what is left of the workflow, and return when everything but the head is gone."""
         with hold(self._store.url, log=LOG) as lease, keep_log(LOG, self._store.url, lease.check):
-            self._begin()
+            self.begin()
             try:
-                while self._status not in ("done", "stopped", "failed"):
+                while not self.over:
                     began = self._clock()
                     try:
-                        self._tick()
-                    except (ProviderError, StorageError) as error:  # a cloud that fails now may answer soon
+                        self.tick()
+                    except StorageError as error:  # without a sign of life in the store the head ends after a while
                         LOG.warning("%s", error)
                     time.sleep(max(0.0, began + TICK_S[self._record.provider] - self._clock()))
             finally:
                 if self._process is not None:
                     self._process.kill()
 
-    def _ask_scheduler(self) -> frozenset[str]:
-        """Return the nodes whose workers the scheduler knows: their files are in a folder with the node's name."""
-        where = str(self._node["scheduler"]), self._node.get("certificates_folder")
-        return frozenset(workers_of(*where).values())
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Say that a controller begins, and with which cap."""
         launches = self._wanted.launch
         self._note(f"controller of launch {launches} begins; steps finished before: {len(self._finished)}")
         self._enter(self._cap_entry(self._clock(), self._wanted))
 
-    def _tick(self) -> None:
-        """Look at everything once, decide, and act."""
+    def tick(self) -> None:
+        """Look at everything once, decide, and act.
+
+        The meter goes on, and what it says is acted upon, also while the provider does not answer.
+        """
         now = self._clock()
-        self._look(now)
+        with provider_errors():
+            self._look(now)
         spent = account(self._ledger, now)
         self._steer(now, spent)
         self._watch_step(now)
-        self._act(now, spent)
+        with provider_errors():
+            self._act(now, spent)
         self._settle(now)
         self._store.write_state(self._state(now))
 
@@ -177,10 +196,13 @@ class Controller:
         if (wanted.max_usd, wanted.deadline) != (self._wanted.max_usd, self._wanted.deadline):
             self._enter(self._cap_entry(now, wanted))
         self._wanted = wanted
-        self._nodes = self._provider.nodes(self._record.name)
+        listed = self._provider.nodes(self._record.name)
         known = {entry.node for entry in self._ledger if isinstance(entry, NodeStarted)}
-        ended = {entry.node for entry in self._ledger if isinstance(entry, NodeEnded)}
-        for node in self._nodes:
+        ended = {entry.node: entry.at for entry in self._ledger if isinstance(entry, NodeEnded)}
+        self._nodes = [*listed, *self._forgotten(ended.keys() - {node.id for node in listed}, ended)]
+        if self._ready_at is None:  # of those that are there nobody knows how long they did their work
+            self._ready_at = {node.id: now for node in self._nodes}
+        for node in listed:
             if node.id not in known:
                 rate = self._rate(node.pool)
                 self._enter(NodeStarted(node.launched, node.id, node.slot, node.pool, rate))
@@ -189,6 +211,20 @@ class Controller:
                 self._enter(NodeEnded(node.ended or now, node.id, "ended"))
                 LOG.info("%s: %s has ended", node.slot, node.id)
         self._reprice(now)
+
+    def _forgotten(self, ids: Set[str], ended: Mapping[str, float]) -> list[Node]:
+        """Return nodes that are known to have ended and that the provider lists no more."""
+        found = []
+        for a in self._attempts:
+            if a.node in ids and a.pools:
+                last = ended[a.node]
+                found.append(
+                    Node(
+                        a.node, self._record.name, a.slot, a.generation, a.token, "ended", a.pools[0], a.first or a.at,
+                        a.deadline, last,
+                    )
+                )  # fmt: skip
+        return found
 
     def _rate(self, pool: Pool) -> float:
         """Return dollars per hour of a node with its disk."""
@@ -205,7 +241,11 @@ class Controller:
 
     @property
     def _disk_rate(self) -> float:
-        per_month = self._catalogue.rates.disk_usd_per_GiB_month if self._record.provider != "local" else 0.0
+        per_month = (
+            self._catalogue.rates_in(self._record.region).disk_usd_per_GiB_month
+            if self._record.provider != "local"
+            else 0.0
+        )
         return per_month * DISK_GIB / (30 * 24)
 
     def _reprice(self, now: float) -> None:
@@ -226,7 +266,7 @@ class Controller:
         """Go from running to draining to stopping as money, time and the owner want."""
         finish = self._to_finish(now)
         what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=LATENCY_S)
-        if self._wanted.stop and what == "run":
+        if what == "run" and (self._wanted.stop or self._too_late(now, spent)):
             what = "drain"
         if what != "run" and self._status in ("starting", "running"):
             self._status = "draining"
@@ -235,13 +275,19 @@ class Controller:
         if what == "end" and self._status == "draining":
             self._stopping("what is left of the cap pays for shutting down alone")
 
+    def _too_late(self, now: float, spent: Account) -> bool:
+        """Return whether what is left pays for no worker that would be of use, where there is none."""
+        workers = any(node.alive and node.slot != HEAD for node in self._nodes)
+        desired = self._desired(now, spent)
+        return bool(desired.slots) and not workers and desired.deadline - now < WORTH_S
+
     def _to_finish(self, now: float) -> float:
         """Return how long the running iteration may still take, seconds: as long as the longest before it."""
         if self._process is None:
             return 0.0
         if now >= self._iteration_at + ITERATION_S:
             self._iteration_at = now
-            self._iteration_s = longest_iteration(self._process.out)
+            self._iteration_s = self._process.iteration_s()
         return self._iteration_s or FIRST_FINISH_S[self._record.provider]
 
     def _reason(self, now: float, spent: Account) -> str:
@@ -249,7 +295,7 @@ class Controller:
             return "its owner wants it to stop"
         if now + self._to_finish(now) + LATENCY_S >= self._wanted.deadline:
             return "its time is nearly over"
-        return f"${spent.total:.2f} of ${self._wanted.max_usd:.2f} are spent"
+        return f"{dollars(spent.total)} of {dollars(self._wanted.max_usd)} are spent, too much to begin what is next"
 
     def _stopping(self, text: str) -> None:
         self._status = "stopping"
@@ -309,10 +355,10 @@ class Controller:
 
     def _registered(self) -> tuple[frozenset[str], Mapping[str, float]]:
         """Return the nodes whose workers the scheduler knows, and when each was last seen among them."""
-        found = self._workers.value
+        seen, found = self._ready_at or {}, self._workers()
         if found is None:  # it was not asked yet, or does not answer: nobody is replaced for that
-            return frozenset(self._ready_at), {node.id: self._clock() for node in self._nodes}
-        self._ready_at |= dict.fromkeys(found, self._clock())
+            return frozenset(seen), {node.id: self._clock() for node in self._nodes}
+        self._ready_at = seen | dict.fromkeys(found, self._clock())
         return frozenset(found), self._ready_at
 
     def _launch(self, actions: Sequence[Launch], now: float) -> None:
@@ -376,7 +422,7 @@ class Controller:
         self._enter(StepStarted(now, f"{number}-{step['job']}", planned.usd, planned.wall))
         LOG.info("step %d of %d: %s", number + 1, len(self._record.steps), step["job"])
         self._lost_before = self._lost()
-        self._process = StepProcess(step, str(self._node["scheduler"]), self._node.get("certificates_folder"), LOG.info)
+        self._process = self._begin_step(step)
 
     def _step_ended(self, now: float, how: str) -> None:
         number, process = self._step, self._process
@@ -452,6 +498,15 @@ START_KEYS = ("cloudem", "project", "run", "cluster", "provider", "deadline", "c
 """Of the head's start document that workers get, too."""
 
 
+@contextlib.contextmanager
+def provider_errors() -> Iterator[None]:
+    """Go on where a provider fails: it may answer soon, and the meter must not stop."""
+    try:
+        yield
+    except ProviderError as error:
+        LOG.warning("%s", error)
+
+
 def _line(node: Node) -> NodeLine:
     return NodeLine(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
 
@@ -463,7 +518,11 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     try:
         store = RunStore.of(node["project"], node["run"])
         provider = provider_of(node["provider"], store.record().region)
-        Controller(store, provider, node, Catalogue.load()).run()
+        scheduler, certificates = str(node["scheduler"]), node.get("certificates_folder")
+        # their files are in a folder with the node's name
+        known = Repeated(lambda: frozenset(workers_of(scheduler, certificates).values()), KNOWN_S)
+        begin = partial(StepProcess, scheduler=scheduler, certificates=certificates, say=LOG.info)
+        Controller(store, provider, node, Catalogue.load(), begin, lambda: known.value).run()
     except CloudemError as error:
         LOG.error("%s", error)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cloudem.io.groups import list_groups, read_attributes
 from cloudem.jobs.base import find_job
@@ -20,11 +21,38 @@ from cloudem.jobs.base import find_job
 LINES = 6
 """Of what a job said last that are kept."""
 
+_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl.h
+
 How = Literal["done", "stopped", "failed"]
 
 
-class StepProcess:
-    """A job that runs.
+class Step(Protocol):
+    """A job that runs, as its controller sees it."""
+
+    job: str
+
+    @property
+    def progress(self) -> tuple[str, ...]:
+        """The last lines that it said."""
+
+    def poll(self) -> How | None:
+        """Return how it ended, or None while it runs."""
+
+    def iteration_s(self) -> float:
+        """Return the seconds that its longest finished iteration took; 0 where there is none yet."""
+
+    def ask_to_stop(self) -> None:
+        """Have it stop where it can go on later: after the running iteration."""
+
+    def interrupt(self) -> None:
+        """Have it stop now; what is committed stays."""
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+
+
+class StepProcess(Step):
+    """A job that runs as a process.
 
     Parameters
     ----------
@@ -39,7 +67,7 @@ class StepProcess:
     def __init__(
         self, step: Mapping[str, Any], scheduler: str, certificates: str | None, say: Callable[[str], None]
     ) -> None:
-        self.job, self.out = str(step["job"]), str(step["out"])
+        self.job, self._out = str(step["job"]), str(step["out"])
         self._say = say
         self._last: deque[str] = deque(maxlen=LINES)
         self._folder = tempfile.TemporaryDirectory(prefix="cloudem-step-")
@@ -47,6 +75,7 @@ class StepProcess:
         file.write_text(as_toml(step), encoding="utf-8")
         where = ["--scheduler", scheduler, *(["--certificates", certificates] if certificates else [])]
         options = where if is_parallel(step) else ["--executor", "serial"]
+        library = ctypes.CDLL(None)
         self._process = subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "cloudem", "run", str(file), *options],
             stdout=subprocess.PIPE,
@@ -54,6 +83,8 @@ class StepProcess:
             text=True,
             errors="replace",
             start_new_session=True,
+            # without its controller nobody would hear of its end: the next one has it go on from what is committed
+            preexec_fn=lambda: library.prctl(_PDEATHSIG, signal.SIGKILL),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self._reader = threading.Thread(target=self._read, name="cloudem-step", daemon=True)
@@ -72,6 +103,12 @@ class StepProcess:
         self._reader.join(timeout=5)
         self._close()
         return "done" if code == 0 else "stopped" if code in (3, 130, -signal.SIGUSR1) else "failed"
+
+    def iteration_s(self) -> float:
+        """Return the seconds that its longest finished iteration took; 0 where there is none yet."""
+        names = list_groups(self._out, "iterations")
+        found = [read_attributes(self._out, f"iterations/{name}") or {} for name in names]
+        return max((float(each.get("row", {}).get("seconds", 0.0)) for each in found), default=0.0)
 
     def ask_to_stop(self) -> None:
         """Have it stop where it can go on later: after the running iteration."""
