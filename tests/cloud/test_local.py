@@ -383,3 +383,23 @@ def test_what_runs_in_a_node_dies_with_it_whoever_its_parents_are(folder: Path) 
     os.kill(known_pid(provider, node), signal.SIGKILL)
     eventually(lambda: ended(provider, node))
     eventually(lambda: gone(running), 1.0)
+
+
+LAUNCHER = """
+import sys, time
+from cloudem.cloud.local import LocalProvider
+from cloudem.cloud.nodes import Pool, Request
+provider = LocalProvider(agent=[sys.executable, "-c", "import time; time.sleep(600)"])
+pools = (Pool("local.1", "local-a", "spot"),)
+print(provider.launch(Request("second", "c", "worker-0001", 1, pools, time.time() + 600)).id, flush=True)
+"""
+
+
+def test_a_node_launches_nodes_that_outlive_it(spread: LocalProvider, folder: Path) -> None:
+    head = LocalProvider(folder, agent=[sys.executable, "-c", LAUNCHER]).launch(request("first"))
+    eventually(lambda: ended(spread, head), 20.0)
+    assert why(spread, head) == "agent exited with 0"
+    (worker,) = (node for node in spread.nodes("c") if node.alive)
+    assert worker.id == spread.log(head.id).strip()
+    assert worker.address.rpartition(".")[0] == head.address.rpartition(".")[0]
+    assert worker.address != head.address
