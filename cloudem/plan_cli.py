@@ -59,7 +59,7 @@ class PlanCommand(Command):
         None, meaning="where to rent, as eu-central-1, or local; by default what the workflow or AWS_REGION says"
     )
     zones: str | None = parameter(None, meaning="zones to use, with commas; all that have prices if none")
-    types: str | None = parameter(None, meaning="types of machines to use, with commas; all if none")
+    types: str | None = parameter(None, meaning="types of machines that may work, with commas; all if none")
     markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
     max_usd: float | None = parameter(None, meaning="most that it may be expected to cost, dollars", gt=0)
     max_hours: float | None = parameter(None, meaning="most that it may be expected to take, hours", gt=0)
@@ -299,9 +299,9 @@ def _table(*headings: str) -> Table:
 def _steps_table(plan: Plan) -> Table:
     from cloudem.cloud.totals import hours, usd
 
-    table = _table("  step", "machines", "time", "", "cost", "", "bottleneck", "memory")
+    table = _table("  step", "machines", "time", "", "cost", "", "bottleneck", "GiB")
     for step in plan.steps:
-        memory = f"{step.memory_GiB:.0f} GiB" + (f", GPU {step.gpu_GiB:.0f}" if step.gpu_GiB else "")
+        memory = f"{step.memory_GiB:.0f}" + (f"\nGPU {step.gpu_GiB:.0f}" if step.gpu_GiB else "")
         table.add_row(
             f"  {step.name}", step.describe(), hours(step.wall.expected), _times(step.wall),
             usd(step.usd.expected), _dollars(step.usd), step.bottleneck, memory,

@@ -90,7 +90,7 @@ class Offers:
     catalogue
         Types and prices.
     region, zones, markets, types
-        What may be used; ``types`` None for all.
+        What may be used; ``types`` are those of workers, None for all.
     quotas
         Free vCPUs by family and market; what is not in it is not limited.
     """
@@ -115,7 +115,7 @@ class Offers:
 
     @cached_property
     def types(self) -> tuple[InstanceType, ...]:
-        """Types that are sold in the region at all."""
+        """Types whose machines may work, and that are sold in the region at all."""
         known = [t for name, t in self.catalogue.types.items() if self._wanted is None or name in self._wanted]
         sold = []
         for kind in known:
@@ -175,7 +175,7 @@ class Offers:
         """Return types that can be the head in a zone: the cheapest, or the cheapest few if the head works itself."""
         most = HEADS if any(stage.on_head for stage in stages) else 1
         found = []
-        for kind in self.types:
+        for kind in self.catalogue.types.values():
             price = self._price(Pool(kind.name, zone, "on-demand"))
             if kind.gpus or price is None:
                 continue

@@ -243,7 +243,7 @@ def plan(
     catalogue
         Types and prices.
     region, zones, markets, types
-        What may be used; all zones and types of the region by default. A cluster is in one zone.
+        What may be used; all zones and types (of workers) of the region by default. A cluster is in one zone.
     now
         Seconds since 1970.
     max_usd, max_hours
@@ -256,7 +256,7 @@ def plan(
     Raises
     ------
     ParameterError
-        The region has no prices.
+        The region or a zone has no prices, or a type is none.
     BudgetError
         Nothing can do a step, or nothing that can is within the limits; says what comes nearest.
     """
@@ -265,6 +265,8 @@ def plan(
         raise ParameterError(f"there are no prices of {region!r}; regions are {', '.join(catalogue.regions())}")
     if strange := [zone for zone in zones or () if zone not in known]:
         raise ParameterError(f"there are no prices of zone {strange[0]!r}; those of {region} are {', '.join(known)}")
+    if unknown := [name for name in types or () if name not in catalogue.types]:
+        raise ParameterError(f"there is no machine {unknown[0]!r}; types are {', '.join(sorted(catalogue.types))}")
     offers = Offers(catalogue, region, zones or known, markets, types, quotas or {})
     wholes = [
         whole_of(stages, offers, zone, head, course)

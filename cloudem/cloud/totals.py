@@ -63,7 +63,7 @@ def hours(seconds: float) -> str:
     """Return a duration as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f}".removesuffix(".0") + " h"
 
 
 def usd(dollars: float) -> str:

@@ -129,8 +129,8 @@ def crew_of(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> Crew |
     tasks = kind.vcpus if not needs.task_bytes else min(kind.vcpus, (usable - needs.peak_bytes) // needs.task_bytes)
     if tasks < 1 or needs.peak_bytes > usable:
         return Refusal(
-            f"too little memory: {needs.memory(1) / GIB:.1f} GiB are needed, of its {kind.memory_GiB:g} GiB"
-            f" {max(usable, 0) / GIB:.1f} can be used"
+            f"too little memory: {needs.memory(1) / GIB:.1f} GiB are needed; of its {kind.memory_GiB:g} GiB,"
+            f" {max(usable, 0) / GIB:.1f} are usable"
         )
     gpu, gpu_GiB = speeds.gpu(kind) if box else None, 0.0
     if gpu is not None:

@@ -48,7 +48,6 @@ NETWORK = ("reading images", "references to all", "merging", "storage")
 
 LABELS: Mapping[str, str] = {
     "waiting for the last": "too few tasks for so many threads",
-    "start and end": "start and end of the job",
     "solving": "solving in one thread",
 }
 

@@ -128,7 +128,7 @@ def particles_of(place: str, made: Mapping[str, Particles], given: Given) -> Par
         Neither is there a store, nor does a step before make it, nor was it said.
     """
     found = made.get(place)
-    reason = "no step before makes it"
+    reason = f"{place}: no step before makes it"
     if found is None and given.over(None) is None:
         from cloudem.io.store import open_particles
 
@@ -136,10 +136,10 @@ def particles_of(place: str, made: Mapping[str, Particles], given: Given) -> Par
             store = open_particles(place)
             found = Particles(len(store), store.box, store.pixel_size)
         except CloudemError as error:
-            reason = str(error)
+            reason = str(error)  # names the place
     known = given.over(found)
     if known is None:
-        raise ParameterError(f"{place}: {reason}; say what it will hold: --particles 100000 --box-px 256")
+        raise ParameterError(f"{reason}; say what it will hold: --particles 100000 --box-px 256")
     return known
 
 

@@ -217,8 +217,14 @@ def test_what_cannot_be_asked_is_one_line() -> None:
         make(stages, region="mars")
     with pytest.raises(ParameterError, match="there are no prices of zone 'euc9'"):
         make(stages, zones=["euc9"])
-    with pytest.raises(BudgetError, match="nothing can be rented"):
+    with pytest.raises(ParameterError, match=r"there is no machine 'x9.unknown'; types are .*c7a\.4xlarge"):
         make(stages, types=("x9.unknown",))
+
+
+def test_types_limit_the_workers_and_not_the_head() -> None:
+    found = make([scaling("refine", 1e5, 10)], types=("g6.xlarge",))
+    assert found.step("refine").instance_type == "g6.xlarge"
+    assert not CATALOGUE.types[found.head.instance_type].gpus
 
 
 @pytest.mark.parametrize("change", [{"cloudem_plan": 99}, {"head": 3}, {"steps": [{}]}, {"unknown": 1}, {"usd": [1]}])
