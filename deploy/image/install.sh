@@ -31,5 +31,6 @@ rm -rf /etc/ssh/ssh_host_* /root/.ssh /home/*/.ssh
 
 # A new machine is to begin anew: own identity, own user-data, empty logs.
 dnf clean all
-cloud-init clean --logs --machine-id
+cloud-init clean --logs
+truncate -s 0 /etc/machine-id
 rm -rf /var/log/journal/* /tmp/* /var/tmp/*

@@ -12,6 +12,7 @@ import pytest
 from tests.deploy.iam import ACCOUNT, REGION, Call, Need, allows, needs, statements, without
 from tests.deploy.test_account import LACKS, TEMPLATE, render
 
+TESTS = Path(__file__).parents[1]
 ROLES = ("submitter", "head", "worker")
 NAMES = {
     **render.PLACEHOLDERS,
@@ -78,6 +79,28 @@ def test_each_action_of_each_statement_is_needed(calls: list[Call], policies: di
         if all(is_allowed(less, need) for need in wanted):
             idle.append(f"{statement['Sid']}: {action}")
     assert idle == []
+
+
+METHODS = {
+    "submitter": {"prepare", "put_secret", "secret", "launch", "nodes", "quotas", "spot_prices", "terminate"}
+    | {"resources", "remove"},
+    "head": {"secret", "launch", "nodes", "spot_prices", "terminate"},
+    "worker": {"secret"},
+}
+"""Which methods of the provider are called in each role."""
+
+OTHERS = {"submitter": {"pricing:GetProducts", "ec2:DescribeInstanceTypeOfferings"}}
+"""What a role may besides: of `cloudem prices update`."""
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_policies_and_the_provider_s_own_tests_name_the_same_actions(role: str) -> None:
+    """They were recorded apart, in another simulation."""
+    recorded = json.loads((TESTS / "cloud" / "aws" / "calls.json").read_text())
+    assert set(recorded) == METHODS["submitter"]
+    needed = {action for method in METHODS[role] for action in recorded[method]} | OTHERS.get(role, set())
+    allowed = {action for _, action in statements(render.policies()[role])}
+    assert {action for action in allowed if not action.startswith("s3:")} == needed
 
 
 @functools.cache
