@@ -306,6 +306,17 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
                         f"{', '.join(left)} could not be removed yet; `cloudem cluster sweep` removes what is left"
                     )
 
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        """Keep Dask's copy of who is there; who was lost is seen at the nodes.
+
+        Dask's own fails, and hears nothing any more, if a worker has left that it does not know: `wait_for_workers`
+        may have replaced the copy by a newer one meanwhile.
+        """
+        if op == "remove":
+            self.scheduler_info["workers"].pop(msg, None)
+        else:
+            super()._update_worker_status(op, msg)
+
     async def _first_worker(self) -> None:
         """Return when a worker has joined, or none is wanted; raise if there will be none."""
         while self.status == Status.running and not self.observed:

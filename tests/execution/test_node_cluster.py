@@ -284,6 +284,16 @@ def test_an_exception_ends_everything(room: Room) -> None:
     assert not room.servers
 
 
+def test_a_worker_that_has_left_already_is_no_error(room: Room) -> None:
+    with made(room, workers=1) as cluster, Client(cluster) as client:
+        (address,) = client.scheduler_info()["workers"]
+        cluster.scheduler_info["workers"].pop(address)  # as after a newer copy
+        room.terminate(["worker-0000.1"])
+        until(lambda: "worker-0000.2" in room.servers)
+        until(lambda: len(cluster.observed) == 1)
+        assert client.submit(sum, [1, 2]).result(timeout=20) == 3
+
+
 def test_without_its_scheduler_everything_ends_at_once(room: Room) -> None:
     with made(room) as cluster:
         room.terminate(["head.1"])
