@@ -45,6 +45,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",
+        "CLOUDEM_ADDRESS": "127.0.0.1",
         "PYTHONPATH": str(DEPLOY.parent),
         "SLURM_JOB_ID": str(10_000 + os.getpid() % 10_000),
         "SLURM_JOB_NODELIST": "node[1-2]",
