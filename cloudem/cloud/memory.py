@@ -70,6 +70,8 @@ class _Machine:
     shutdown_s: float
     told: float = NEVER
     killed: float = NEVER
+    seen: tuple[State, bool, float] | None = None
+    as_seen: Node | None = None
 
     @property
     def ended(self) -> float:
@@ -84,14 +86,17 @@ class _Machine:
         return "running" if at >= self.running else "pending"
 
     def node(self, at: float) -> Node:
-        asked, state = self.request, self.state(at)
-        ended = self.ended if state == "ended" else None
-        number = int(self.id.removeprefix("m-"), 16)
-        address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}" if at >= self.running else ""
-        return Node(
-            self.id, asked.cluster, asked.slot, asked.generation, asked.token, state, self.pool, self.launched,
-            asked.deadline, ended, address,
-        )  # fmt: skip
+        ended = self.ended
+        seen = self.state(at), at >= self.running, ended
+        if self.seen != seen or self.as_seen is None:  # rows are asked for far more often than they change
+            self.seen, asked = seen, self.request
+            number = int(self.id.removeprefix("m-"), 16)
+            address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}" if at >= self.running else ""
+            self.as_seen = Node(
+                self.id, asked.cluster, asked.slot, asked.generation, asked.token, seen[0], self.pool, self.launched,
+                asked.deadline, ended if seen[0] == "ended" else None, address,
+            )  # fmt: skip
+        return self.as_seen
 
 
 @dataclass

@@ -35,7 +35,7 @@ from cloudem.cloud.reconcile import (
     settled,
     token_of,
 )
-from tests.cloud.histories import History, Play, histories
+from tests.cloud.histories import CLUSTER, START, History, Play, histories
 
 NOW = 1e6
 SPOT, OTHER, DEMAND = Pool("large", "a", "spot"), Pool("small", "a", "spot"), Pool("large", "a", "on-demand")
@@ -47,6 +47,35 @@ SLOT = "worker-0001"
 @given(histories())
 def test_histories(history: History) -> None:
     Play(history).play()
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(histories().map(lambda history: replace(history, outages=(), crashes=(), dead_at=1e9)))
+def test_where_nothing_fails_the_cap_is_not_passed_at_all(history: History) -> None:
+    played = Play(history).play()
+    assert played.provider.spent(CLUSTER) <= played.cap.max_usd
+
+
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@given(histories())
+def test_when_all_is_well_again_every_slot_gets_its_owner(history: History) -> None:
+    """Whatever went wrong in the first two hours: one node for each slot, which owns it, an hour later."""
+    soon = [replace(outage, begin=outage.begin % 3600, length=min(outage.length, 3600)) for outage in history.outages]
+    played = Play(
+        replace(
+            history, tick_s=60.0, outages=tuple(soon), dead_at=1e9, down_at=4.5 * 3600, hours=100, max_usd=1e6,
+            fewer_at=1e9, interruptions_per_hour=0, sold_out=(), kills=tuple(at for at in history.kills if at < 7200), never_ready=0,
+            unready=tuple((at, 600) for at, _ in history.unready if at < 6600),
+            crashes=tuple(replace(crash, at=crash.at % 7200) for crash in history.crashes[:1]),
+        )
+    )  # fmt: skip
+    played.until_done(lambda: played.provider.prepare(CLUSTER, {}))
+    while played.clock() - START < 4 * 3600:
+        played.clock.advance(history.tick_s)
+        played.step()
+    alive = played.provider.truth(CLUSTER, lately_s=0)
+    assert sorted(node.slot for node in alive) == sorted(played.slots(played.clock()))
+    assert owners(played.observed()) == {node.slot: node.id for node in alive}
 
 
 def desired(phase: Phase = "run", **slots: Wanted) -> Desired:
