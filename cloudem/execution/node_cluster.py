@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path, PurePath
 from typing import Any, NoReturn, Self
 
@@ -52,8 +52,9 @@ class _Head(ProcessInterface):  # type: ignore[misc]
         await super().start()
 
     async def close(self) -> None:
-        if self.node:
-            await asyncio.to_thread(self._rental.terminate, [self.node])
+        if self.node:  # should that fail, it ends when the cluster is removed
+            with contextlib.suppress(ProviderError):
+                await asyncio.to_thread(self._rental.terminate, [self.node])
         await super().close()
 
     async def _found(self) -> str:
@@ -102,10 +103,10 @@ class _Worker(ProcessInterface):  # type: ignore[misc]
         """Let the worker hand on what it holds, then end its node."""
         self.status = Status.closing
         cluster = self._cluster()
-        if self.place.node and cluster is not None and cluster.status == Status.running:
-            await cluster._retire(self.place.node)
-        if self.place.node:
-            await asyncio.to_thread(self._rental.terminate, [self.place.node])
+        if self.place.node and cluster is not None:
+            if cluster.status == Status.running:
+                await cluster._retire(self.place.node)
+            await cluster._let_go([self.place.node])
         await super().close()
 
 
@@ -161,6 +162,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         self._watcher: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self._generations: dict[str, int] = {}
+        self._leaving: set[str] = set()
         self._why_not, self._released, self._quiet = "", False, quiet
         self.certificates = str(certificates)
         worker = {"cls": _Worker, "options": {"rental": rental}}
@@ -355,7 +357,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         """Replace what has vanished, destroy what is silent, ask for what is missing."""
         alive = frozenset(await asyncio.to_thread(self._rental.alive))
         at_work = frozenset(self._at_work().values())
-        now, doomed, empty = time.time(), [], []
+        now, empty = time.time(), []
         for worker in [one for one in self.workers.values() if one.status == Status.running]:
             before = worker.place.joined
             fate = worker.place.fate(alive, at_work, now, self._patience.ready_s)
@@ -364,10 +366,9 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             if fate == "launch":
                 empty.append(worker)
             elif fate != "wait":
-                doomed.append(worker.place.node)
+                self._leaving.add(worker.place.node)
                 self._lose(worker, fate, now)
-        if doomed:
-            await asyncio.to_thread(self._rental.terminate, doomed)
+        await self._let_go(self._leaving & alive)
         await asyncio.gather(*(self._launch(worker) for worker in empty))
 
     def _lose(self, worker: _Worker, fate: Fate, now: float) -> None:
@@ -394,7 +395,14 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
         self._generations[worker.name] += 1
         worker.place = Place(node, asked, failures=worker.place.failures)
         if worker.status != Status.running:  # it was let go meanwhile
-            await asyncio.to_thread(self._rental.terminate, [node])
+            await self._let_go([node])
+
+    async def _let_go(self, nodes: Collection[str]) -> None:
+        """End nodes; those that are still there at the next look are told again."""
+        self._leaving.update(nodes)
+        if nodes:
+            with contextlib.suppress(ProviderError):
+                await asyncio.to_thread(self._rental.terminate, sorted(nodes))
 
     def _next_try(self, worker: _Worker, why: str, now: float) -> None:
         """Say what happened to a slot's node, and when there will be another."""
