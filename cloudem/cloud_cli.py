@@ -16,7 +16,7 @@ from cloudem.errors import CloudemError, ParameterError
 from cloudem.jobs.base import parameter
 
 if TYPE_CHECKING:
-    from cloudem.cloud.nodes import Market, Resource
+    from cloudem.cloud.nodes import Resource
     from cloudem.cloud.plan import Plan
     from cloudem.cloud.provider import Provider
     from cloudem.workflows.records import RunState, RunStore, Wanted
@@ -65,6 +65,7 @@ class Submit(Command):
             self._submit()
 
     def _submit(self) -> None:
+        from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
         from cloudem.help import console
         from cloudem.plan_cli import make_plan, show_plan
@@ -94,10 +95,11 @@ class Submit(Command):
             _confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
         store.create(record, wanted)
         provider = provider_of(provider_kind, plan.region)
-        start(store, provider, click.echo)
+        start(store, provider, Catalogue.load(), click.echo)
         self._then(store)
 
     def _resume(self, store: RunStore) -> None:
+        from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_of
         from cloudem.workflows.submit import resume, start
 
@@ -107,7 +109,7 @@ class Submit(Command):
         click.echo(f"resuming {store.url} with ${wanted.max_usd:.2f} until {_when(wanted.deadline)}")
         if self.dry_run:
             return
-        start(store, provider, click.echo)
+        start(store, provider, Catalogue.load(), click.echo)
         self._then(store)
 
     def _then(self, store: RunStore) -> None:
@@ -186,18 +188,20 @@ class Up(Command):
         """Rent, and say how to use it."""
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
+        from cloudem.plan_cli import markets_of
         from cloudem.workflows.records import new_name
         from cloudem.workflows.standing import plan_of
         from cloudem.workflows.submit import new_run, start
         from cloudem.workflows.workflow import Workflow
 
         region = _region(self.region)
+        catalogue = Catalogue.load()
         plan = plan_of(
-            Catalogue.load(),
+            catalogue,
             region,
             self.instance_type,
             self.workers,
-            _markets(self.markets),
+            markets_of(self.markets),
             self.max_usd,
             self.max_hours,
         )
@@ -214,7 +218,7 @@ class Up(Command):
         if not self.yes:
             _confirm(f"Rent these machines ({kind}, {region})?")
         store.create(record, wanted)
-        start(store, provider_of(kind, region), click.echo)
+        start(store, provider_of(kind, region), catalogue, click.echo)
         head = store.head()
         click.echo(f"run: {store.url}\nscheduler: {head.scheduler if head else 'not known yet'}")
         click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
@@ -419,15 +423,6 @@ def _provider(region: str | None) -> Provider:
 
     where = _region(region)
     return provider_of(provider_name(where), where)
-
-
-def _markets(text: str) -> tuple[Market, ...]:
-    """Return ways of buying from what was given, best first."""
-    given = [part.strip() for part in text.split(",")]
-    known: tuple[Market, ...] = ("spot", "on-demand")
-    if not given or set(given) - set(known):
-        raise ParameterError(f"--markets: got {text!r}, needs spot, on-demand or spot,on-demand")
-    return tuple(market for market in known if market in given)
 
 
 def _confirm(question: str) -> None:

@@ -166,7 +166,7 @@ def make_plan(
         region=where,
         now=time.time(),
         zones=_listed(zones),
-        markets=_markets(markets),
+        markets=markets_of(markets),
         types=_listed(types),
         max_usd=max_usd,
         max_hours=max_hours,
@@ -191,7 +191,14 @@ def _listed(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
-def _markets(text: str) -> list[Market]:
+def markets_of(text: str) -> list[Market]:
+    """Return ways of buying from what was given, best first.
+
+    Raises
+    ------
+    ParameterError
+        One of them is none.
+    """
     from cloudem.cloud.nodes import Market
 
     found = _listed(text) or []

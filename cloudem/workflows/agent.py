@@ -230,9 +230,10 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
             return f"the head said nothing for {HEAD_S:.0f} s"
     scheduler, folder = str(head.value), start.certificates_folder.parent / start.id
     certificates = ("--certificates", str(start.certificates_folder))
-    threads = os.environ.get("CLOUDEM_NODE_VCPUS")
+    # as many as memory was planned for; a machine that is a process has fewer than its computer
+    limits = [int(each) for each in (os.environ.get("CLOUDEM_NODE_VCPUS"), start.document.get("tasks")) if each]
     options: tuple[str, ...] = ("--host", start.address, "--local-folder", str(folder), "--patience-s", str(PATIENCE_S))
-    options += ("--threads", threads) if threads else ()
+    options += ("--threads", str(min(limits))) if limits else ()
     worker = Child("worker", [*CLOUDEM, "cluster", "worker", scheduler, *certificates, *options])
     notices, hint_heeded = Notices(metadata, LOOK_S.get(start.provider, 5.0)), False
     try:

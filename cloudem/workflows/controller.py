@@ -323,13 +323,12 @@ class Controller:
             down = self._status == "stopping" or planned is None
             return Desired(self._record.name, "down" if down else "run", {}, now)
         pools = (planned.pool, *planned.fallbacks)
-        start = json.dumps({key: value for key, value in self._node.items() if key in START_KEYS})
+        given = {key: value for key, value in self._node.items() if key in START_KEYS}
+        start = json.dumps(given | {"tasks": planned.tasks})
+        kind = f"{planned.pool.instance_type}{f'-{planned.tasks}' if planned.tasks else ''}"
         rate = spent.rate_per_hour + planned.count * self._rate(planned.pool)
         deadline = node_deadline(self._wanted.cap, spent, rate, now)
-        slots = {
-            f"worker-{planned.pool.instance_type}-{number:04d}": WantedNode(pools, start, DISK_GIB)
-            for number in range(planned.count)
-        }
+        slots = {f"worker-{kind}-{number:04d}": WantedNode(pools, start, DISK_GIB) for number in range(planned.count)}
         return Desired(self._record.name, "drain" if self._status == "draining" else "run", slots, deadline)
 
     # ------------------------------------------------------------------ acting

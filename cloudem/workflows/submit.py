@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudem import __version__
-from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.catalogue import Catalogue, region_of
 from cloudem.cloud.money import describe_cap
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.plan import Plan
@@ -43,6 +43,9 @@ PATIENCE_S: Mapping[str, float] = {"local": 60.0, "aws": 420.0}
 
 SPARE = 1.5
 """Where no limits are given they are so many times the upper ends of the plan."""
+
+HEADS = 5
+"""Other pools that are tried for the head where the planned one has no capacity."""
 
 LOOK_S: Mapping[str, float] = {"local": 0.3, "aws": 3.0}
 
@@ -80,7 +83,9 @@ def new_run(
     return RunStore.of(workflow.project, name), record, Wanted(max_usd=usd, deadline=now + seconds)
 
 
-def start(store: RunStore, provider: Provider, say: Say, clock: Callable[[], float] = time.time) -> Node:
+def start(
+    store: RunStore, provider: Provider, catalogue: Catalogue, say: Say, clock: Callable[[], float] = time.time
+) -> Node:
     """Launch the head of a run and wait until its controller lives; on any failure remove what was made.
 
     Raises
@@ -93,7 +98,7 @@ def start(store: RunStore, provider: Provider, say: Say, clock: Callable[[], flo
     try:
         provider.prepare(record.name, tags)
         provider.put_secret(record.name, CERTIFICATES, certificates())
-        request = head_request(store, record, wanted, tags)
+        request = head_request(store, record, wanted, tags, catalogue)
         say(f"asking for the head node: {' or '.join(' '.join(pool) for pool in request.pools[:3])}")
         node = provider.launch(request)
         say(f"{node.id} is starting in {node.pool.zone}")
@@ -105,7 +110,9 @@ def start(store: RunStore, provider: Provider, say: Say, clock: Callable[[], flo
         raise
 
 
-def head_request(store: RunStore, record: RunRecord, wanted: Wanted, tags: Mapping[str, str]) -> Request:
+def head_request(
+    store: RunStore, record: RunRecord, wanted: Wanted, tags: Mapping[str, str], catalogue: Catalogue
+) -> Request:
     """Return the request for the head node of a run's newest launch."""
     plan = Plan.from_json(record.plan)
     document = {
@@ -126,11 +133,26 @@ def head_request(store: RunStore, record: RunRecord, wanted: Wanted, tags: Mappi
         cluster=record.name,
         slot=HEAD,
         generation=wanted.launch,
-        pools=(plan.head,),
+        pools=head_pools(plan.head, catalogue),
         deadline=wanted.deadline,
         start=json.dumps(document),
         tags=tags,
     )
+
+
+def head_pools(planned: Pool, catalogue: Catalogue) -> tuple[Pool, ...]:
+    """Return where a head may come from: as planned, else what is no smaller, in the same zone first, then cheapest."""
+    least = catalogue.types[planned.instance_type]
+    found = []
+    for name, kind in catalogue.types.items():
+        no_smaller = kind.vcpus >= least.vcpus and kind.memory_GiB >= least.memory_GiB
+        if kind.gpus or not no_smaller or kind.architecture != least.architecture:
+            continue
+        for zone in catalogue.zones(region_of(planned.zone)):
+            pool = Pool(name, zone, "on-demand")
+            if pool != planned and (price := catalogue.price(pool)) is not None:
+                found.append((zone != planned.zone, price.usd_per_hour, pool))
+    return (planned, *(pool for *_, pool in sorted(found)[:HEADS]))
 
 
 def certificates() -> bytes:

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.local import LocalProvider
+from cloudem.cloud.local import VCPUS, ZONES, LocalProvider
 from cloudem.cloud.money import NodeEnded, NodeStarted, StepEnded, account
-from cloudem.cloud.nodes import HEAD
+from cloudem.cloud.nodes import HEAD, Pool
 from cloudem.errors import ParameterError, ProviderError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.groups import list_groups
@@ -97,7 +97,7 @@ def test_a_run_survives_its_controller_and_a_node_and_leaves_nothing(scene, undi
     store = new(scene, tmp_path / "project", 5.0)
     refine = str(tmp_path / "project/refine")
     said: list[str] = []
-    start(store, provider, said.append)
+    start(store, provider, Catalogue.shipped(), said.append)
     cluster = store.record().name
     wait(store, lambda state: bool(list_groups(refine, "iterations")), "the first iteration")
     mine = [p for p in controllers() if p.environ().get("CLOUDEM_NODE", "").find(cluster) >= 0]
@@ -133,7 +133,7 @@ def test_a_run_survives_its_controller_and_a_node_and_leaves_nothing(scene, undi
 def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, provider, tmp_path):
     # two nodes and a head are charged for a minute each at once, $0.0027: so little is left that it may not begin
     store = new(scene, tmp_path / "project", 0.004, steps=1)
-    start(store, provider, lambda line: None)
+    start(store, provider, Catalogue.shipped(), lambda line: None)
     state = follow(store, lambda state: None, provider)
     assert state.status == "stopped"
     assert "of $0.00400 are spent" in state.why
@@ -144,7 +144,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
         resume(store, state.spent_usd / 2, None, time.time())
     wanted = resume(store, 5.0, None, time.time())
     assert wanted.launch == 2
-    start(store, provider, lambda line: None)
+    start(store, provider, Catalogue.shipped(), lambda line: None)
     refine = str(tmp_path / "project/refine")
     wait(store, lambda state: bool(list_groups(refine, "iterations")), "the first iteration")
     with pytest.raises(ParameterError, match="is running"):
@@ -157,7 +157,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
     end(store.record().name, provider)
 
     resume(store, None, 0.5, time.time())
-    start(store, provider, lambda line: None)
+    start(store, provider, Catalogue.shipped(), lambda line: None)
     assert follow(store, lambda state: None, provider).status == "done"
     assert_same_bits(refine, undisturbed)
 
@@ -166,7 +166,7 @@ def test_a_job_that_fails_ends_the_run_and_says_why(scene, provider, tmp_path):
     store = new(scene, tmp_path / "project", 5.0, steps=1)
     Path(scene.reference).rename(scene.reference + ".gone")
     try:
-        start(store, provider, lambda line: None)
+        start(store, provider, Catalogue.shipped(), lambda line: None)
         state = follow(store, lambda state: None, provider)
     finally:
         Path(scene.reference + ".gone").rename(scene.reference)
@@ -180,19 +180,13 @@ def test_what_could_not_be_started_is_removed_again(scene, tmp_path, monkeypatch
     provider = LocalProvider(tmp_path / "cloud", agent=agent)
     store = new(scene, tmp_path / "project", 5.0, steps=1)
     with pytest.raises(ProviderError, match="ended at once; the last that it said: no image"):
-        start(store, provider, lambda line: None)
+        start(store, provider, Catalogue.shipped(), lambda line: None)
     assert provider.resources() == []
-    provider.sell_out([head_of(store)])
+    provider.sell_out([Pool(name, zone, "on-demand") for name in VCPUS for zone in ZONES])
     resume(store, None, None, time.time())
     with pytest.raises(ProviderError, match="no capacity"):
-        start(store, provider, lambda line: None)
+        start(store, provider, Catalogue.shipped(), lambda line: None)
     assert provider.resources() == []
-
-
-def head_of(store: RunStore):
-    from cloudem.cloud.plan import Plan
-
-    return Plan.from_json(store.record().plan).head
 
 
 def test_a_client_that_is_killed_while_it_starts_leaves_what_sweep_finds(scene, provider, tmp_path):
@@ -201,7 +195,7 @@ def test_a_client_that_is_killed_while_it_starts_leaves_what_sweep_finds(scene, 
     if child == 0:  # dies right after it has made what a head needs
         try:
             provider.launch = lambda request: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment,return-value]
-            start(store, provider, lambda line: None)
+            start(store, provider, Catalogue.shipped(), lambda line: None)
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
