@@ -168,7 +168,7 @@ def histories(draw: st.DrawFn) -> History:
             8,
         ),
         crashes=several(lambda: Crash(number(0, 7200), draw(st.booleans()), number(0, 300)), 3),
-        kills=several(lambda: number(60, 7200), 8),
+        kills=several(lambda: number(60, 14400), 8),
         never_ready=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         unready=several(lambda: (number(0, 7200), number(30, 1200)), 2),
         lag_s=draw(st.sampled_from([0.0, 10.0, 60.0, 100.0])),
@@ -277,6 +277,13 @@ class Play:
             self.kills.pop(0)
             if alive:
                 self.provider.kill(self.random.choice(alive).id)
+        newest = {node.slot: node for node in alive}
+        ready = self.ready()
+        doubled = [newest[node.slot] for node in alive if newest[node.slot] is not node]
+        doubled = [node for node in doubled if node.id in ready and self.owned.get(node.slot, (0, ""))[1] == node.id]
+        if doubled and self.kills and self.random.random() < 0.5:  # the hardest moment: the one before is still there
+            self.kills.pop()
+            self.provider.kill(doubled[0].id)
         if now - START >= self.history.dead_at + self.history.patience_s + SHUTDOWN_S and not self.down:
             for node in alive:
                 self.provider.kill(node.id)
