@@ -33,6 +33,7 @@ class Submit(Command):
         "cloudem submit workflow.toml --max-usd 200 --max-hours 6",
         "cloudem submit workflow.toml --dry-run              # the plan, and nothing else",
         "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613",
+        "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613 --max-usd 250",
         "cloudem submit --resume s3://bucket/project/runs/first-map-20261121-0613 --max-usd 300",
     )
 
@@ -47,6 +48,8 @@ class Submit(Command):
     )
     fastest: bool = parameter(False, meaning="the fastest plan within the limits, not the cheapest")
     region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
+    zones: str | None = parameter(None, meaning="zones to use, with commas; all that have prices if none")
+    types: str | None = parameter(None, meaning="types of workers to use, with commas; all if none")
     markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
     run_name: str | None = parameter(None, meaning="what to call the run, by default as its workflow")
     detach: bool = parameter(False, meaning="leave as soon as it runs; it goes on by itself")
@@ -58,11 +61,22 @@ class Submit(Command):
         if sum(value is not None for value in (self.workflow, self.attach, self.resume)) != 1:
             raise ParameterError("give a workflow file, or --attach URL, or --resume URL; see cloudem submit --help")
         if self.attach is not None:
-            _follow(_store(self.attach))
+            self._attach(_store(self.attach))
         elif self.resume is not None:
             self._resume(_store(self.resume))
         else:
             self._submit()
+
+    def _attach(self, store: RunStore) -> None:
+        """Follow a run; limits that are given are its limits from now on."""
+        changed = {"max_usd": self.max_usd} if self.max_usd else {}
+        if self.max_hours:
+            changed["deadline"] = time.time() + self.max_hours * 3600
+        if changed:
+            wanted = store.change(**changed)
+            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
+        if not self.detach:
+            _follow(store)
 
     def _submit(self) -> None:
         from cloudem.cloud.catalogue import Catalogue
@@ -78,6 +92,8 @@ class Submit(Command):
         plan = make_plan(
             workflow,
             region=self.region,
+            zones=self.zones,
+            types=self.types,
             markets=self.markets,
             max_usd=self.max_usd,
             max_hours=self.max_hours,
