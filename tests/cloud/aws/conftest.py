@@ -24,8 +24,17 @@ def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 @pytest.fixture
 def another(account: Recorded) -> Another:
-    """Makes providers for that account."""
-    return lambda **given: AWSProvider(REGION, session=account.session(), **given)
+    """Makes providers for that account, whose subnets give public addresses unless they are told not to."""
+    session = account.session()
+    make, made = session.client, {}
+
+    def client(service: str, **given: object) -> object:
+        if service not in made:
+            made[service] = make(service, **given)
+        return made[service]
+
+    session.client = client  # providers know nothing of each other but the connection, which takes a while to make
+    return lambda **given: AWSProvider(REGION, session=session, **{"public_addresses": False, **given})
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from botocore import xform_name
 from botocore.exceptions import ClientError
@@ -68,7 +67,7 @@ def usual(moto: Moto) -> Inventory:
 def _asked(moto: Moto, calls: Sequence[tuple[str, str]]) -> Inventory:
     found = {}
     for service, operation in calls:
-        answer = getattr(_client(moto, service), operation)()
+        answer = getattr(moto.client(service), operation)()
         answer.pop("ResponseMetadata")
         items = [item for value in answer.values() if isinstance(value, list) for item in value]
         if operation == "describe_instances":
@@ -87,8 +86,3 @@ def added(before: Inventory, after: Inventory) -> dict[str, list[str]]:
     """Return what is there that was not there before, by listing call."""
     more = {name: sorted(after[name] - before[name]) for name in after}  # `before` may have been asked for more
     return {name: items for name, items in more.items() if items}
-
-
-@functools.cache
-def _client(moto: Moto, service: str) -> Any:
-    return moto.client(service)

@@ -51,7 +51,7 @@ class Moto:
 
     def client(self, service: str) -> Any:
         """Return a client of a service that sees what is there, whatever a test's layer hides."""
-        return self.session().client(service, endpoint_url=self.url)
+        return _client(self, service)
 
     def reset(self) -> None:
         """Empty the account, then give it what every account has: subnets of a stack, and an image."""
@@ -60,8 +60,6 @@ class Moto:
         ec2 = self.client("ec2")
         subnets = [one["SubnetId"] for one in ec2.describe_subnets()["Subnets"]]
         ec2.create_tags(Resources=subnets, Tags=[{"Key": "creator", "Value": "cloudem"}])
-        for one in subnets:
-            ec2.modify_subnet_attribute(SubnetId=one, MapPublicIpOnLaunch={"Value": False})
         image = ec2.register_image(Name="cloudem", RootDeviceName="/dev/sda1")["ImageId"]
         ec2.create_tags(Resources=[image], Tags=[{"Key": "cloudem:image", "Value": "test"}])
 
@@ -71,6 +69,13 @@ def _loader() -> Any:
     import botocore.session
 
     return botocore.session.get_session().get_component("data_loader")
+
+
+@functools.cache
+def _client(moto: Moto, service: str) -> Any:
+    from botocore.config import Config
+
+    return moto.session().client(service, endpoint_url=moto.url, config=Config(retries={"max_attempts": 0}))
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def server(folder: Path) -> Iterator[Moto]:
             _await(process, port)
             yield Moto(f"http://127.0.0.1:{port}")
         finally:
-            process.terminate()
+            process.kill()  # it keeps nothing that would have to be saved
             process.wait(10)
 
 

@@ -97,14 +97,13 @@ def test_secrets_are_in_no_error(account: Recorded) -> None:
 def test_secrets_are_in_nothing_that_is_kept(
     account: Recorded, another: Another, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = everything(account.moto)
     with caplog.at_level(logging.INFO):
         up(another(), "one")
     listed = json.dumps([sorted(items) for items in everything(account.moto).values()])
     ec2 = account.moto.client("ec2")
     templates = ec2.describe_launch_template_versions(LaunchTemplateName="cloudem-one")["LaunchTemplateVersions"]
     kept = listed + json.dumps(templates, default=str) + caplog.text + repr(another().resources())
-    assert before != everything(account.moto)
+    assert "cloudem-one" in kept
     for form in ("not to be seen", "bm90IHRvIGJlIHNlZW4"):
         assert form not in kept
     parameter = account.moto.client("ssm").describe_parameters()["Parameters"][0]

@@ -177,17 +177,20 @@ def test_without_an_image_nothing_is_made(account: Recorded, another: Another) -
 def test_where_nodes_may_be(account: Recorded, another: Another) -> None:
     ec2: Any = account.moto.client("ec2")
     subnets = [one["SubnetId"] for one in ec2.describe_subnets()["Subnets"]]
-    another(subnets=subnets[:1]).prepare("given", {})
-    assert versions(account, "given")[0]["NetworkInterfaces"][0]["AssociatePublicIpAddress"] is False
-    for one in subnets:
-        ec2.modify_subnet_attribute(SubnetId=one, MapPublicIpOnLaunch={"Value": True})
-    another().prepare("public", {})  # the stack's owner wanted it so
-    assert versions(account, "public")[0]["NetworkInterfaces"][0]["AssociatePublicIpAddress"] is True
+
+    def addressed(cluster: str, **given: Any) -> bool:
+        another(**given).prepare(cluster, {})
+        told: bool = versions(account, cluster)[0]["NetworkInterfaces"][0]["AssociatePublicIpAddress"]
+        return told
+
+    assert addressed("public", public_addresses=None), "the stack's owner wanted it so"
+    assert not addressed("given", public_addresses=None, subnets=subnets[:1])
+    ec2.modify_subnet_attribute(SubnetId=subnets[0], MapPublicIpOnLaunch={"Value": False})
+    assert not addressed("private", public_addresses=None)
     ec2.delete_tags(Resources=subnets, Tags=[{"Key": "creator"}])
     with pytest.raises(ProviderError, match=r"deploy/account\.yaml"):
-        another().prepare("none", {})
-    another(public_addresses=True).prepare("default", {})
-    assert versions(account, "default")[0]["NetworkInterfaces"][0]["AssociatePublicIpAddress"] is True
+        another(public_addresses=None).prepare("none", {})
+    assert addressed("default", public_addresses=True)
 
 
 # --- from which pool ------------------------------------------------------------------------------------------------

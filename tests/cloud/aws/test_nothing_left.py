@@ -151,8 +151,10 @@ def test_a_client_that_is_killed(account: Recorded, another: Another, monkeypatc
         assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == -9
         aws = another()
         assert aws.resources(cluster)
-        all_listed(account, before, aws)
-        gone(account, before, aws, cluster)
+        all_listed(account, before, aws, usual)
+        aws.release(cluster)
+        assert aws.resources() == []
+    assert added(before, everything(account.moto)) == {}
 
 
 def test_what_is_not_ours_stays(account: Recorded, another: Another) -> None:
@@ -180,7 +182,7 @@ def test_what_is_not_ours_stays(account: Recorded, another: Another) -> None:
 
 
 def test_what_instances_may_leave_behind(account: Recorded, another: Another) -> None:
-    before = everything(account.moto)
+    before = usual(account.moto)
     ec2: Any = account.moto.client("ec2")
     tags = [{"Key": "creator", "Value": "cloudem"}, {"Key": "cloudem:cluster", "Value": "one"}]
 
@@ -197,7 +199,9 @@ def test_what_instances_may_leave_behind(account: Recorded, another: Another) ->
         *(("volume", "one"), ("address", "one"), ("interface", "one"), ("log-group", "one"))
     }
     assert [one.note for one in aws.resources() if one.kind == "volume"] == ["7 GiB, available"]
-    gone(account, before, aws, "one")
+    aws.release("one")
+    assert aws.resources() == []
+    assert added(before, usual(account.moto)) == {}
 
 
 def test_the_group_goes_after_the_nodes(account: Recorded, another: Another) -> None:
