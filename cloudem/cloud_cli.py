@@ -72,6 +72,7 @@ class Submit(Command):
         changed = {"max_usd": self.max_usd} if self.max_usd else {}
         if self.max_hours:
             changed["deadline"] = time.time() + self.max_hours * 3600
+            _check_head(store, changed["deadline"])
         if changed:
             wanted = store.change(**changed)
             click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
@@ -477,6 +478,21 @@ def _wait_until_over(store: RunStore, patience_s: float) -> None:
         if state is None or (state.over and state.launch == asked) or time.time() - state.at > SILENT_S:
             return
         time.sleep(0.5)
+
+
+def _check_head(store: RunStore, deadline: float) -> None:
+    """Refuse a deadline beyond that of the head, which was told its own when it was launched and ends by it."""
+    from cloudem.cloud.nodes import HEAD
+    from cloudem.cloud.providers import provider_of
+
+    record = store.record()
+    nodes = provider_of(record.provider, record.region).nodes(record.name)
+    own = max((node.deadline for node in nodes if node.slot == HEAD and node.alive), default=deadline)
+    if deadline > own + 1:
+        raise ParameterError(
+            f"--max-hours: the head ends by {_when(own)} whatever happens; for more, stop the run (cloudem cluster"
+            f" down {store.url}) and resume it"
+        )
 
 
 def _follow(store: RunStore) -> None:
