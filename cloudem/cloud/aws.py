@@ -225,7 +225,7 @@ class AWSProvider(Provider):
         port = {"IpProtocol": "tcp", "FromPort": SCHEDULER_PORT, "ToPort": SCHEDULER_PORT}
         allowed += [port | {"IpRanges": [{"CidrIp": network}]} for network in self._clients]
         for rule in allowed:  # one by one: of several AWS adds none if one is there already
-            self._calls.call(
+            self._calls.call_on_new(
                 "ec2",
                 "authorize_security_group_ingress",
                 accept=("InvalidPermission.Duplicate",),
@@ -247,7 +247,7 @@ class AWSProvider(Provider):
         return versions[0] if versions else None
 
     def _version(self, template: Mapping[str, Any], request: Request) -> str:
-        made = self._calls.call(
+        made = self._calls.call_on_new(
             "ec2",
             "create_launch_template_version",
             ClientToken=_client_token(request, "version"),
@@ -327,7 +327,7 @@ class AWSProvider(Provider):
             for place, override in enumerate(overrides):
                 override["Priority"] = float(place)
         try:
-            answer = self._calls.call(
+            answer = self._calls.call_on_new(
                 "ec2",
                 "create_fleet",
                 Type="instant",

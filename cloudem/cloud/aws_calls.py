@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -72,6 +73,13 @@ _KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE = 240
 
 
+_PAUSES_S = (0.5, 1.0, 2.0)
+
+
+class NotKnownError(ProviderError):
+    """AWS knows nothing of what a call is about: gone, or made so lately that not all of AWS has heard of it."""
+
+
 def error_class(code: str) -> type[ProviderError]:
     """Return the class of cloudem's errors that an error code of AWS belongs to."""
     if code in _THROTTLED:
@@ -80,7 +88,7 @@ def error_class(code: str) -> type[ProviderError]:
         return CapacityError
     if code in _QUOTA:
         return QuotaError
-    return ProviderError
+    return NotKnownError if "NotFound" in code else ProviderError
 
 
 def clean(message: str) -> str:
@@ -171,6 +179,15 @@ class Calls:
             + (f": {clean(message)}" if message else "")
             + (f"; {hint}" if hint else "")
         )
+
+    def call_on_new(self, service: str, operation: str, **given: Any) -> Any:
+        """Call an operation on what was made a moment ago; again, for some seconds, while AWS does not know of it."""
+        for pause_s in _PAUSES_S:
+            try:
+                return self.call(service, operation, **given)
+            except NotKnownError:
+                time.sleep(pause_s)
+        return self.call(service, operation, **given)
 
     def pages(self, service: str, operation: str, key: str, **given: Any) -> Iterator[Any]:
         """Yield what an operation lists under ``key``, page after page."""

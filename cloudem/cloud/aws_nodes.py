@@ -11,7 +11,7 @@ from cloudem.cloud.aws_calls import clean, error_class
 from cloudem.cloud.aws_resources import tags_of
 from cloudem.cloud.aws_template import CLUSTER, DEADLINE, GENERATION, SLOT, TOKEN
 from cloudem.cloud.nodes import Market, Node, Pool, Request, State
-from cloudem.errors import CapacityError, ProviderError, QuotaError
+from cloudem.errors import CapacityError, ProviderError, QuotaError, ThrottledError
 
 _STATES: Mapping[str, State] = {
     "pending": "pending",
@@ -87,7 +87,7 @@ def refusal(request: Request, region: str, refused: Sequence[Refused]) -> Provid
     back, before limits. A fleet that was throttled inside has used its token up, so that this counts as capacity.
     """
     kinds = [(error_class(one.code), one) for one in refused]
-    other = [one for kind, one in kinds if kind is ProviderError]
+    other = [one for kind, one in kinds if kind not in (CapacityError, QuotaError, ThrottledError)]
     if other:
         one = other[0]
         return ProviderError(

@@ -54,6 +54,8 @@ class Recorded:
         Error codes that types are refused with besides.
     hidden
         For how many lists a new instance is not told of.
+    unknown
+        How many times an operation is told that what it is about does not exist.
     fail, mode
         Number (from 1) of the call that goes wrong, counted from `arm`, and how.
     calls
@@ -66,6 +68,7 @@ class Recorded:
     spot: dict[str, float] = field(default_factory=lambda: dict(SPOT))
     fleet_errors: dict[str, str] = field(default_factory=dict)
     hidden: int = 0
+    unknown: dict[str, int] = field(default_factory=dict)
     fail: int = 0
     mode: Mode = "refused"
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -107,6 +110,9 @@ class Recorded:
             self._go_wrong(context["wrong"], "before", operation)
             if context["wrong"] in ("refused", "throttled"):
                 return _error(*_CODES[context["wrong"]])
+        if self.unknown.get(operation, 0) > 0:
+            self.unknown[operation] -= 1
+            return _error(400, "InvalidSomething.NotFound", "The something does not exist")
         answer: Callable[[dict[str, Any]], _Answer | None] | None = getattr(self, f"_do_{operation}", None)
         if answer is None:
             return None

@@ -297,6 +297,28 @@ def test_a_node_that_is_not_told_of_yet(account: Recorded, another: Another) -> 
     assert [node.id for node in another().nodes("one")] == [first.id]
 
 
+def test_a_token_that_aws_forgot(account: Recorded, another: Another) -> None:
+    """It remembers them for some hours; the tag stays."""
+    another().prepare("one", {})
+    first = another().launch(wanted("one"))
+    account.tokens.clear()
+    assert another().launch(wanted("one")).id == first.id
+
+
+def test_what_was_just_made_and_is_not_known_everywhere(
+    account: Recorded, aws: AWSProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("cloudem.cloud.aws_calls.time.sleep", pauses.append)
+    account.unknown = {"AuthorizeSecurityGroupIngress": 2, "CreateLaunchTemplateVersion": 1, "CreateFleet": 3}
+    aws.prepare("one", {})
+    assert aws.launch(wanted("one")).alive
+    assert pauses == [0.5, 1.0, 0.5, 0.5, 1.0, 2.0]
+    account.unknown = {"CreateFleet": 4}
+    with pytest.raises(ProviderError, match=r"NotFound"):
+        aws.launch(wanted("one", "worker-0002"))
+
+
 def test_a_token_with_another_wish(account: Recorded, another: Another) -> None:
     another().prepare("one", {})
     account.hidden = 9
