@@ -16,11 +16,11 @@ from typing import Any
 import click
 import pytest
 
+from cloudem import cli
 from cloudem.cli import JobCommand, RunOptions, _split, read_job_file
-from cloudem.cluster_cli import COMMANDS
+from cloudem.commands import DeclaredCommand
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.jobs.base import JOBS, find_job, option_of
-from cloudem.options import options_of
 from tests.counting_job import Count
 
 ROOT = Path(__file__).parents[1]
@@ -94,22 +94,41 @@ def test_what_is_not_given_is_left_to_the_declaration() -> None:
     assert values_of(Count, ["3", "--out", "x"]) == {"numbers": ("3",), "out": "x"}
 
 
+def declared(command: click.Command) -> list[DeclaredCommand]:
+    if isinstance(command, click.Group):
+        return [each for one in command.commands.values() for each in declared(one)]
+    return [command] if isinstance(command, DeclaredCommand) else []
+
+
 def examples() -> list[str]:
-    text = (ROOT / "README.md").read_text().replace("\\\n", "")
-    readme = re.findall(r"^(cloudem .*?) *(?:#.*)?$", text, re.MULTILINE)
-    return [*readme, *(example for name in JOBS for example in find_job(name).examples)]
+    """Return the commands that pages show in their blocks of code, and those that help texts show."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        inside = False
+        for line in page.read_text().replace("\\\n", "").splitlines():
+            if line.startswith("```"):
+                inside = not inside
+            elif inside and line.startswith("cloudem "):
+                found.append(line)
+    found += [example for name in JOBS for example in find_job(name).examples]
+    found += [example for command in declared(cli.COMMANDS) for example in command.declaration.examples]
+    return list(dict.fromkeys(example for example in found if example.startswith("cloudem ")))
 
 
 @pytest.mark.parametrize("example", examples())
 def test_examples_are_commands_that_exist(example: str) -> None:
-    _, name, *line = shlex.split(example)
-    if name == "cluster":
-        command = COMMANDS[line.pop(0)]
-        given = click.Command(command.name, params=options_of(command)).make_context(name, line).params
-        assert command(**{key: value for key, value in given.items() if value is not None}).name.startswith(name)
-        return
-    declaration = find_job(name)
-    assert declaration(**values_of(declaration, line)).name == name
+    _, *line = shlex.split(example, comments=True)
+    command: click.Command | None = cli.COMMANDS
+    while isinstance(command, click.Group):
+        command = command.get_command(click.Context(command), line.pop(0))
+    if isinstance(command, DeclaredCommand):
+        given = command.make_context(str(command.name), line).params
+        command.declaration(**{key: value for key, value in given.items() if value not in (None, ())})
+    elif isinstance(command, cli.JobCommand):
+        assert command.declaration(**values_of(command.declaration, line)).name == command.name
+    else:
+        assert command is not None
+        command.make_context(str(command.name), line)
 
 
 def test_a_job_runs_and_leaves_log_and_result(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from cloudem.cloud.plan import Plan, PlannedStep
 from cloudem.cloud.provider import Provider
 from cloudem.cloud.providers import provider_of
 from cloudem.cloud.reconcile import (
+    LISTING_S,
     WORTH_S,
     Attempt,
     Desired,
@@ -133,6 +134,7 @@ class Controller:
         self._finished = dict(store.finished())
         self._nodes: list[Node] = []
         self._rates: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
         self._prices_at = 0.0
         self._status: Status = "starting"
         self._why = ""
@@ -210,6 +212,10 @@ class Controller:
             if not node.alive and node.id not in ended:
                 self._enter(NodeEnded(node.ended or now, node.id, "ended"))
                 LOG.info("%s: %s has ended", node.slot, node.id)
+        self._seen |= {node.id: now for node in listed}
+        for missing in known - ended.keys() - {node.id for node in listed}:
+            if now - self._seen.setdefault(missing, now) >= LISTING_S:
+                self._enter(NodeEnded(now, missing, f"not listed for {LISTING_S:.0f} s"))
         self._reprice(now)
 
     def _forgotten(self, ids: Set[str], ended: Mapping[str, float]) -> list[Node]:
@@ -265,7 +271,8 @@ class Controller:
     def _steer(self, now: float, spent: Account) -> None:
         """Go from running to draining to stopping as money, time and the owner want."""
         finish = self._to_finish(now)
-        what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=LATENCY_S)
+        planned = self._planned_rate(self._planned)
+        what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=LATENCY_S, planned_rate=planned)
         if what == "run" and (self._wanted.stop or self._too_late(now, spent)):
             what = "drain"
         if what != "run" and self._status in ("starting", "running"):
@@ -316,6 +323,11 @@ class Controller:
             return self._plan.steps[0] if not self._record.steps and self._plan.steps else None
         return self._plan.steps[number]
 
+    def _planned_rate(self, step: PlannedStep | None) -> float:
+        """Return dollars per hour of the head and of all nodes that are planned for a step."""
+        workers = step.count * self._rate(step.pool) if step is not None else 0.0
+        return self._rate(self._plan.head) + workers
+
     def _desired(self, now: float, spent: Account) -> Desired:
         planned = self._planned
         needs = planned is not None and (not self._record.steps or is_parallel(self._record.steps[self._step or 0]))
@@ -326,8 +338,9 @@ class Controller:
         given = {key: value for key, value in self._node.items() if key in START_KEYS}
         start = json.dumps(given | {"tasks": planned.tasks})
         kind = f"{planned.pool.instance_type}{f'-{planned.tasks}' if planned.tasks else ''}"
-        rate = spent.rate_per_hour + planned.count * self._rate(planned.pool)
-        deadline = node_deadline(self._wanted.cap, spent, rate, now)
+        left = [step for n, step in enumerate(self._plan.steps) if n not in self._finished]
+        highest = max(map(self._planned_rate, left), default=0.0)  # so that no node outlives the money, see there
+        deadline = node_deadline(self._wanted.cap, spent, highest, now)
         slots = {f"worker-{kind}-{number:04d}": WantedNode(pools, start, DISK_GIB) for number in range(planned.count)}
         return Desired(self._record.name, "drain" if self._status == "draining" else "run", slots, deadline)
 
