@@ -133,7 +133,7 @@ class Controller:
         self._attempts: Sequence[Attempt] = store.attempts()
         self._finished = dict(store.finished())
         self._nodes: list[Node] = []
-        self._rates: dict[str, float] = {}
+        self._spot: dict[Pool, tuple[float, float | None]] = {}
         self._seen: dict[str, float] = {}
         self._prices_at = 0.0
         self._status: Status = "starting"
@@ -234,16 +234,24 @@ class Controller:
 
     def _rate(self, pool: Pool) -> float:
         """Return dollars per hour of a node with its disk."""
-        if pool.market == "spot":
-            prices = self._provider.spot_prices([pool])
-            if pool in prices:
-                return prices[pool] + self._disk_rate
+        if pool.market == "spot" and (spot := self._spot_price(pool)) is not None:
+            return spot + self._disk_rate
         price = self._catalogue.price(pool)
         if price is None:  # the worst that is known of the type, so that the cap holds
             price = self._catalogue.price(pool._replace(market="on-demand"))
         if price is None:
             raise ProviderError(f"there is no price of {' '.join(pool)}; `cloudem prices update` may find one")
         return price.usd_per_hour + self._disk_rate
+
+    def _spot_price(self, pool: Pool) -> float | None:
+        """Return what a spot pool costs, as asked lately; what was known last where the provider does not answer."""
+        at, known = self._spot.get(pool, (float("-inf"), None))
+        if self._clock() < at + PRICES_S:
+            return known
+        with provider_errors():
+            known = self._provider.spot_prices([pool]).get(pool)
+            self._spot[pool] = self._clock(), known
+        return known
 
     @property
     def _disk_rate(self) -> float:
