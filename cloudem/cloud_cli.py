@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloudem.cloud.plan import Plan
     from cloudem.cloud.provider import Provider
     from cloudem.workflows.records import RunState, RunStore, Wanted
+    from cloudem.workflows.workflow import Workflow
 
 PRICES_SUMMARY = "What machines cost: the shipped prices, or newer ones."
 
@@ -93,7 +94,7 @@ class Submit(Command):
         plan = make_plan(
             workflow,
             region=self.region,
-            zones=self.zones,
+            zones=self.zones or _zones_of_provider(workflow, self.region),
             types=self.types,
             markets=self.markets,
             max_usd=self.max_usd,
@@ -131,6 +132,7 @@ class Submit(Command):
 
     def _then(self, store: RunStore) -> None:
         click.echo(f"run: {store.url}")
+        _say_pages(store)
         if self.detach:
             click.echo(f"detached; follow it with: cloudem submit --attach {store.url}")
         else:
@@ -238,6 +240,7 @@ class Up(Command):
         start(store, provider_of(kind, region), catalogue, click.echo)
         head = store.head()
         click.echo(f"run: {store.url}\nscheduler: {head.scheduler if head else 'not known yet'}")
+        _say_pages(store)
         click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
 
 
@@ -290,7 +293,7 @@ class Down(Command):
     def run(self) -> None:
         """Stop, wait, remove, and say what is left."""
         from cloudem.cloud.providers import provider_of
-        from cloudem.workflows.submit import end
+        from cloudem.workflows.submit import conclude, end
 
         store = _store(self.url)
         record = store.record()
@@ -299,6 +302,7 @@ class Down(Command):
         if not self.now:
             _wait_until_over(store, self.patience_s)
         left = end(record.name, provider)
+        conclude(store, "ended by its owner", time.time())
         _say_left(left)
 
 
@@ -435,6 +439,16 @@ def _region(given: str | None) -> str:
     return region
 
 
+def _zones_of_provider(workflow: Workflow, region: str | None) -> str | None:
+    """Return the zones that the account's network has, so that no other is planned; None for all."""
+    from cloudem.cloud.providers import provider_name, provider_of
+    from cloudem.plan_cli import region_of
+
+    where = region_of(region, workflow)
+    zones = provider_of(provider_name(where), where).zones()
+    return ",".join(zones) if zones else None
+
+
 def _provider(region: str | None) -> Provider:
     from cloudem.cloud.providers import provider_name, provider_of
 
@@ -467,6 +481,13 @@ def _say_left(left: Sequence[Resource]) -> None:
         console().print(resource_table(left))
         raise CloudemError("the above is still there; run `cloudem cluster sweep` in a few minutes")
     click.echo("nothing is left but results, state and ledger")
+
+
+def _say_pages(store: RunStore) -> None:
+    head = store.head()
+    if head is not None and head.pages:
+        local = store.record().provider == "local"
+        click.echo(f"Dask's pages: {head.pages}{'' if local else ', on the head itself: see docs/nodes.md'}")
 
 
 def _wait_until_over(store: RunStore, patience_s: float) -> None:

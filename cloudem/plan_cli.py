@@ -158,7 +158,7 @@ def make_plan(
     from cloudem.cloud.providers import provider_name, provider_of
     from cloudem.workflows.workload import stages
 
-    where = _region(region, workflow)
+    where = region_of(region, workflow)
     free = provider_of(provider_name(where), where).quotas() if quotas else None
     return plan(
         stages(workflow, speeds(), given, corrections),
@@ -175,7 +175,14 @@ def make_plan(
     )
 
 
-def _region(region: str | None, workflow: Workflow) -> str:
+def region_of(region: str | None, workflow: Workflow) -> str:
+    """Return where to rent: as was given, as the workflow says, here for a folder, else as the environment says.
+
+    Raises
+    ------
+    ParameterError
+        None of them says anything.
+    """
     from cloudem.io.location import is_remote
 
     if region or workflow.region:
@@ -235,11 +242,11 @@ def pilots(workflow: Workflow, given: Given, screen: Console) -> dict[str, Corre
 
 def draw(plan: Plan, path: str) -> None:
     """Draw cost against time into a file."""
-    from cloudem.report.planning import Point, save_plan_figure
+    from cloudem.report.planning import save_plan_figure
+    from cloudem.workflows.run_report import points_of
 
-    points = [Point(a.wall, a.usd, "; ".join(_shorter(a.steps)), a.chosen) for a in plan.alternatives]
     title = f"{plan.objective} in {plan.region}, prices of {plan.prices_of}"
-    save_plan_figure(path, points, title, max_usd=plan.max_usd, max_hours=plan.max_hours)
+    save_plan_figure(path, points_of(plan), title, max_usd=plan.max_usd, max_hours=plan.max_hours)
 
 
 def show_plan(plan: Plan, screen: Console) -> None:

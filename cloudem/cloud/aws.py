@@ -275,6 +275,10 @@ class AWSProvider(Provider):
 
     # --- where nodes can be ------------------------------------------------------------------------------------------
 
+    def zones(self) -> Sequence[str]:
+        """Return the zones of the subnets that nodes can be in."""
+        return tuple(self._subnet())
+
     def _subnet(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the subnets that nodes can be in: ID of the zone -> subnet."""
         if not self._subnets:

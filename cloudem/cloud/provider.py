@@ -72,6 +72,10 @@ class Provider(ABC):
     def remove(self, resource: Resource) -> None:
         """Remove it; what is gone is no error. Raises ProviderError where something still uses it."""
 
+    def zones(self) -> Sequence[str] | None:
+        """Return the zones in which nodes can be; None for all of the region."""
+        return None
+
     def log(self, node_id: str) -> str:
         """Return what a node has said, as far as its provider keeps that."""
         return ""

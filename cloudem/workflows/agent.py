@@ -48,7 +48,7 @@ SILENCE_S = 180.0
 MARGIN_S = 10.0
 """Time left, of the notice, for the worker and its machine to end once the worker holds nothing any more."""
 
-PORT = 8786
+PORT, PAGES = 8786, 8787
 
 CLUSTER = "cluster"
 """``mode`` of nodes of a cluster that somebody's Python process keeps: there is no project, and no controller."""
@@ -153,7 +153,7 @@ def _place(metadata: Metadata, document: Mapping[str, Any], watch: Watch) -> Ite
 
 def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
     """Run scheduler and controller; return why that is over."""
-    scheduler, address = _scheduler(start)
+    scheduler, address, pages = _scheduler(start)
     given = {**start.document, "scheduler": address, "certificates_folder": str(start.certificates_folder)}
     given |= {"node": start.id, "address": start.address}
     controller = Child("controller", [*CONTROLLER], {NODE: json.dumps(given)})
@@ -163,7 +163,7 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
         from cloudem.io.location import join, read_bytes, write_bytes  # while the scheduler imports
 
         def publish() -> str:
-            where = {"scheduler": address, "at": time.time()}
+            where = {"scheduler": address, "pages": pages, "at": time.time()}
             write_bytes(join(start.run_url, "head.json"), json.dumps(where).encode())
             return address
 
@@ -193,7 +193,7 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
 
 def _kept_head(start: Start, metadata: Metadata, watch: Watch) -> str:
     """Run the scheduler of a cluster that somebody's process keeps; return why that is over."""
-    scheduler, address = _scheduler(start)
+    scheduler, address, _ = _scheduler(start)
     try:
         scheduler.start()
         if not address.endswith(f":{PORT}"):
@@ -206,11 +206,19 @@ def _kept_head(start: Start, metadata: Metadata, watch: Watch) -> str:
         scheduler.end()
 
 
-def _scheduler(start: Start) -> tuple[Child, str]:
-    """Return the scheduler, not yet started, and its address; on the loopback other nodes may have the usual port."""
-    port = _free_port(start.address) if start.address.startswith("127.") else PORT
-    where = ("--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder))
-    return Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where]), f"tls://{start.address}:{port}"
+def _scheduler(start: Start) -> tuple[Child, str, str]:
+    """Return the scheduler, not yet started, its address and that of its pages.
+
+    On the loopback other nodes may have the usual ports.
+    """
+    loopback = start.address.startswith("127.")
+    port, pages = _free_ports(start.address, 2) if loopback else (PORT, PAGES)
+    where = ["--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder)]
+    # what anybody can read who reaches it: within this computer all may, elsewhere nobody but this machine itself
+    host = start.address if start.provider == "local" else "127.0.0.1"
+    where += ["--dashboard", "--dashboard-host", host, "--dashboard-port", str(pages)]
+    child = Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where])
+    return child, f"tls://{start.address}:{port}", f"http://{host}:{pages}/status"
 
 
 def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
@@ -321,10 +329,11 @@ def _provider(start: Start) -> Provider:
     return provider_of(start.provider, str(region))
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+def _free_ports(host: str, count: int) -> list[int]:
+    """Return ports of an address that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((host, 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _field(raw: bytes | None, name: str) -> Any:

@@ -166,9 +166,10 @@ class RunState(_Record):
 
 
 class Head(_Record):
-    """Where the scheduler of a run is."""
+    """Where the scheduler of a run is, and Dask's pages as its head's own machine sees them."""
 
     scheduler: str
+    pages: str = ""
     at: float
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cloudem import __version__
 from cloudem.cloud.catalogue import Catalogue, region_of
-from cloudem.cloud.money import describe_cap
+from cloudem.cloud.money import NodeEnded, account, describe_cap
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.plan import Plan
 from cloudem.cloud.provider import Provider
@@ -240,6 +240,18 @@ def end(cluster: str, provider: Provider, patience_s: float = 300.0) -> list[Res
         if time.monotonic() > deadline:
             return left
         time.sleep(1.0)
+
+
+def conclude(store: RunStore, why: str, now: float) -> None:
+    """Say of a run whose nodes were ended without its controller that it is stopped, and enter their ends."""
+    state = store.state()
+    if state is None or state.over:
+        return
+    entries = store.ledger()
+    store.append(*(NodeEnded(now, node, why) for node in sorted(account(entries, now).alive)))
+    spent = account(store.ledger(), now).total
+    values = {"at": now, "status": "stopped", "why": why, "nodes": (), "usd_per_hour": 0.0, "spent_usd": spent}
+    store.write_state(state.model_copy(update=values))
 
 
 def _await_controller(

@@ -24,7 +24,7 @@ from cloudem.io.groups import list_groups
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.workflows.records import RunState, RunStore, new_name
 from cloudem.workflows.standing import plan_of
-from cloudem.workflows.submit import end, follow, new_run, resume, start
+from cloudem.workflows.submit import conclude, end, follow, new_run, resume, start
 from cloudem.workflows.sweeping import look
 from cloudem.workflows.workflow import workflow_of
 from tests.jobs.conftest import Scene, assert_same_bits, make_scene, run
@@ -187,6 +187,19 @@ def test_what_could_not_be_started_is_removed_again(scene, tmp_path, monkeypatch
     with pytest.raises(ProviderError, match="no capacity"):
         start(store, provider, Catalogue.shipped(), lambda line: None)
     assert provider.resources() == []
+
+
+def test_what_was_ended_without_its_controller_is_stopped_and_not_paid_for_any_more(scene, provider, tmp_path):
+    store = new(scene, tmp_path / "project", 5.0, steps=1)
+    store.append(NodeStarted(100.0, "n", HEAD, Pool("local.1", "local-a", "spot"), 36.0))
+    store.write_state(RunState(at=200.0, status="running", usd_per_hour=36.0))
+    conclude(store, "ended by its owner", 300.0)
+    state = store.state()
+    assert state is not None
+    assert (state.status, state.usd_per_hour, state.spent_usd) == ("stopped", 0.0, pytest.approx(2.0))
+    assert account(store.ledger(), 9e9).total == pytest.approx(2.0)
+    conclude(store, "again", 400.0)
+    assert store.state() == state
 
 
 def test_a_client_that_is_killed_while_it_starts_leaves_what_sweep_finds(scene, provider, tmp_path):
