@@ -148,10 +148,12 @@ class Cost(Command):
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem cost s3://bucket/project          # all runs of a project",
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --ledger",
+        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --report report.html",
     )
 
     url: str = parameter(meaning="URL of a run, or of a project", positional=True)
     ledger: bool = parameter(False, meaning="every entry of the ledger, too")
+    report: str | None = parameter(None, meaning="file or s3:// URL to write the run's page to, anew")
 
     def run(self) -> None:
         """Print tables."""
@@ -163,6 +165,8 @@ class Cost(Command):
 
         screen, now = console(), time.time()
         names = runs_of(self.url)
+        if names and self.report is not None:
+            raise ParameterError(f"--report: {self.url} is a project; give the URL of one of its runs: {names[-1]}")
         if names:
             stores = [RunStore.of(self.url, name) for name in names]
             screen.print(
@@ -180,6 +184,11 @@ class Cost(Command):
             screen.print(table)
         if self.ledger:
             screen.print(ledger_table(entries))
+        if self.report is not None:
+            from cloudem.cloud.catalogue import Catalogue
+            from cloudem.workflows.run_report import write_report
+
+            click.echo(f"report: {write_report(store, Catalogue.load(), state, self.report)}")
 
 
 class Up(Command):
@@ -551,12 +560,16 @@ def _shown(store: RunStore) -> Iterator[Callable[[RunState], None]]:
 def _summary(store: RunStore, state: RunState) -> None:
     from cloudem.cloud.plan import Plan
     from cloudem.help import console
+    from cloudem.io.location import exists, join
     from cloudem.workflows.accounting import costs
     from cloudem.workflows.cost_tables import step_table
+    from cloudem.workflows.records import PAGE
 
     entries = store.ledger()
     found = costs(Plan.from_json(store.record().plan), entries, max(entry.at for entry in entries))
     console().print(step_table(found))
     click.echo(f"{state.status}: {state.why or 'all steps are finished'}")
+    if exists(page := join(store.url, PAGE)):
+        click.echo(f"report: {page}")
     if state.status == "stopped":
         click.echo(f"go on: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")

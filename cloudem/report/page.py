@@ -20,7 +20,7 @@ from cloudem.report.curves import (
 )
 from cloudem.report.network import network_figure, network_table
 from cloudem.report.panels import map_panels
-from cloudem.report.style import CSS
+from cloudem.report.style import CSS, duration
 from cloudem.report.views import view_density, views_figure
 
 
@@ -83,7 +83,7 @@ def _tiles(content: ReportContent) -> list[tuple[str, str]]:
     wall, cpu = _whole_time(content)
     if wall is not None:
         shown = cpu is not None and not content.transfers  # of other machines' CPUs nothing is known
-        tiles.append((_duration(wall), "total time" + (f" ({_duration(cpu)} CPU)" if shown else "")))
+        tiles.append((duration(wall), "total time" + (f" ({duration(cpu)} CPU)" if shown else "")))
     return tiles
 
 
@@ -227,7 +227,7 @@ def _cost(content: ReportContent) -> str:
     wall, cpu = _whole_time(content)
     peak = max(stage.peak_bytes for stage in content.stages)
     total = (
-        f'<tr class="total"><td>total</td><td></td><td class="n">{_duration(wall)}</td><td class="n">{_duration(cpu)}'
+        f'<tr class="total"><td>total</td><td></td><td class="n">{duration(wall)}</td><td class="n">{duration(cpu)}'
         f'</td><td class="n">{_size(peak)}</td></tr>'
     )
     return (
@@ -253,7 +253,7 @@ def _stage_row(stage: Stage, longest: float, most: int) -> str:
         bars += f'<i style="width:{100 * stage.peak_bytes / most:.1f}%"></i>'
     return (
         f'<tr><td class="name">{escape(stage.name)}</td><td class="bar">{bars}</td>'
-        f'<td class="n">{_duration(stage.wall_s)}</td><td class="n">{_duration(stage.cpu_s)}</td>'
+        f'<td class="n">{duration(stage.wall_s)}</td><td class="n">{duration(stage.cpu_s)}</td>'
         f'<td class="n">{_size(stage.peak_bytes)}</td></tr>'
     )
 
@@ -356,18 +356,6 @@ def _total(values: Iterable[float]) -> float | None:
 
 def _number(value: float, form: str) -> str:
     return format(value, form) if np.isfinite(value) else "–"
-
-
-def _duration(seconds: float | None) -> str:
-    """Seconds as a person would say them."""
-    if seconds is None or not np.isfinite(seconds):
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _size(count: int) -> str:

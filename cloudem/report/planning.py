@@ -48,12 +48,16 @@ class Point(NamedTuple):
 
 
 def plan_figure(
-    points: Sequence[Point], title: str, max_usd: float | None = None, max_hours: float | None = None
+    points: Sequence[Point],
+    title: str,
+    max_usd: float | None = None,
+    max_hours: float | None = None,
+    actual: tuple[float, float] | None = None,
 ) -> str:
-    """Return the figure as an ``<svg>`` element for a page."""
+    """Return the figure as an ``<svg>`` element for a page, with what a run came to: seconds and dollars."""
 
     def fill(figure: Figure) -> None:
-        _fill(figure, points, title, max_usd, max_hours)
+        _fill(figure, points, title, max_usd, max_hours, actual)
 
     return draw_svg(WIDTH, HEIGHT, fill, "Cost against time of the plan and of what else could be rented")
 
@@ -76,7 +80,14 @@ def save_plan_figure(
         figure.savefig(path, dpi=144)
 
 
-def _fill(figure: Figure, points: Sequence[Point], title: str, max_usd: float | None, max_hours: float | None) -> None:
+def _fill(
+    figure: Figure,
+    points: Sequence[Point],
+    title: str,
+    max_usd: float | None,
+    max_hours: float | None,
+    actual: tuple[float, float] | None = None,
+) -> None:
     axes: Any = figure.add_axes((0.1, 0.13, 0.86, 0.76))
     front = sorted(points, key=lambda p: p.wall[1])
     axes.set_xscale("log")
@@ -102,6 +113,12 @@ def _fill(figure: Figure, points: Sequence[Point], title: str, max_usd: float | 
     for axis, text in ((axes.xaxis, _time), (axes.yaxis, _money)):
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
+    if actual is not None:
+        axes.plot([actual[0] / 3600], [actual[1]], "D", color=INK, markersize=9, mec="white", mew=1.2, zorder=7)
+        axes.annotate(
+            "this run", (actual[0] / 3600, actual[1]), xytext=(9, -4), textcoords="offset points", fontweight="bold",
+            va="top", zorder=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+        )  # fmt: skip
     _name(axes, front)
     label_axes(axes, "time", "cost; bars: what time and cost may turn out to be", title)
 

@@ -189,7 +189,10 @@ class Controller:
         with provider_errors():
             self._act(now, spent)
         self._settle(now)
-        self._store.write_state(self._state(now))
+        state = self._state(now)
+        if state.over:  # before anybody hears of it, who might end this machine
+            self._report(state)
+        self._store.write_state(state)
 
     # ------------------------------------------------------------------ observing
 
@@ -495,6 +498,15 @@ class Controller:
     def _note(self, text: str) -> None:
         LOG.info("%s", text)
         self._enter(Note(self._clock(), text))
+
+    def _report(self, state: RunState) -> None:
+        """Write the run's page; nothing that fails there keeps the run from ending."""
+        try:
+            from cloudem.workflows.run_report import write_report  # draws; is not needed before
+
+            LOG.info("report: %s", write_report(self._store, self._catalogue, state))
+        except Exception:
+            LOG.exception("the report could not be written; `cloudem cost %s --report FILE` does", self._store.url)
 
     def _state(self, now: float) -> RunState:
         spent, number = account(self._ledger, now), self._step

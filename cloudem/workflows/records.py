@@ -9,6 +9,7 @@
                          attempts.json       which nodes were asked for, written before they are asked for
                          ledger/00000000.json …   what was spent, append-only
                          steps/0.json …      written when a step is finished
+                         report.html         what was planned and what it took and cost, when it is over
                          notices/<node>.json which nodes are about to be taken, written by themselves
 
 There is one controller at a time: it holds the lease of the run's folder.
@@ -34,6 +35,9 @@ from cloudem.io.location import contents, join, object_store, put_if_absent, rea
 from cloudem.io.swap import slot
 
 RUNS = "runs"
+
+PAGE = "report.html"
+"""Of a run, in its folder; of a job, beside its results."""
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 """What a run may be called: its name becomes part of tags and of names in the cloud."""
