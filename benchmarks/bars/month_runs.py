@@ -220,9 +220,9 @@ class MemoryRun(RunStore):
 class Play:
     """One run, from its plan to its end, and again where it was stopped."""
 
-    def __init__(self, spec: Spec, catalogue: Catalogue, market: RecordedMonth) -> None:
+    def __init__(self, spec: Spec, catalogue: Catalogue, market: RecordedMonth, machines: str = "") -> None:
         self.spec, self.catalogue, self.market = spec, catalogue, market
-        self.world = World(spec.seed)
+        self.world = World(spec.seed, machines)
         self.workflow = workflow_of(spec)
         self.works = works_of(spec, self.workflow)
         self.plan, self.hours = planned(spec, self.workflow, catalogue)
@@ -250,6 +250,7 @@ class Play:
         self._committed: dict[str, list[float]] = {}
         self._there: dict[str, Node] = {}
         self._seen_gone: set[str] = set()
+        self.taken = 0
         self._head_speed = 1.0
         self.launches: list[dict[str, float | str]] = []
 
@@ -295,6 +296,7 @@ class Play:
                 continue
             if node.state == "ended":
                 self._seen_gone.add(node.id)
+                self.taken += node.ended == self.market.taken(node.pool, node.launched, node.id)
                 events.append((node.ended or now, "gone", node))
             elif node.id not in self._there:
                 kind = self.catalogue.types[node.pool.instance_type]
@@ -354,7 +356,7 @@ class Play:
         state = self.store.state()
         assert state is not None
         wall = max(n.ended or self.clock() for n in self.provider.truth(self.name, math.inf)) - began
-        left = self.provider.truth(self.name)
+        left = [each for each in self.provider.truth(self.name) if each.alive]
         self.launches.append({
             "status": state.status, "why": state.why, "wall_s": wall, "cap_usd": wanted.max_usd,
             "deadline_s": wanted.deadline - began, "usd": self.spent(), "metered_usd": state.spent_usd,

@@ -73,9 +73,10 @@ def iterations() -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class World:
-    """What is true for one workflow; everything follows from its seed."""
+    """What is true for one workflow; everything follows from its seed, machines from ``machines`` where it is given."""
 
     seed: str
+    machines: str = ""
 
     def random(self, what: str) -> random.Random:
         """Return the chance of one thing, whatever else was asked for before."""
@@ -86,7 +87,8 @@ class World:
         return self.random(what).uniform(*FACTORS[what])
 
     def _true(self, what: str, row: Row) -> float:
-        return row.core * math.exp(self.random(what).gauss(0.0, math.log(row.spread) / STATED))
+        chance = random.Random(f"{self.machines or self.seed}/{what}")
+        return row.core * math.exp(chance.gauss(0.0, math.log(row.spread) / STATED))
 
     def speed(self, kind: InstanceType, tasks: int) -> float:
         """Return the true speed of each of so many tasks on a machine's processor, threads of the reference."""

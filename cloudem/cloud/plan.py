@@ -14,7 +14,7 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.choices import Choice, Offers, courses
 from cloudem.cloud.estimate import Range, Refusal, Stage
 from cloudem.cloud.nodes import Market, Pool
-from cloudem.cloud.totals import Whole, fits, front_of, hours, impossible, limits, nearest, usd, whole_of
+from cloudem.cloud.totals import Whole, excess, fits, front_of, hours, impossible, limits, nearest, usd, whole_of
 from cloudem.errors import BudgetError, FormatError, ParameterError
 
 Objective: TypeAlias = Literal["cheapest", "fastest"]
@@ -280,8 +280,13 @@ def plan(
     fitting = [whole for whole in front if fits(whole, max_usd, max_hours)]
     if not fitting:
         raise BudgetError(nearest(front, max_usd, max_hours))
-    as_fast = [whole for whole in fitting if whole.wall.expected <= NEGLIGIBLE * fitting[0].wall.expected]
-    chosen = fitting[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
+    # a run is stopped at its limits: what is only just expected to be within them would be stopped every other time
+    beyond_by = {id(whole): excess(whole, max_usd, max_hours) for whole in fitting}
+    safe = [whole for whole in fitting if beyond_by[id(whole)] <= 1] or [
+        min(fitting, key=lambda whole: beyond_by[id(whole)])
+    ]
+    as_fast = [whole for whole in safe if whole.wall.expected <= NEGLIGIBLE * safe[0].wall.expected]
+    chosen = safe[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
     beyond = len(front) - len(fitting)
     if beyond:
         offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {limits(max_usd, max_hours)}")

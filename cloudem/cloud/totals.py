@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -51,6 +52,17 @@ def fits(whole: Whole, max_usd: float | None, max_hours: float | None) -> bool:
     """Tell whether a whole is expected to stay within limits; None is none."""
     within = max_usd is None or whole.usd.expected <= max_usd
     return within and (max_hours is None or whole.wall.expected <= 3600 * max_hours)
+
+
+def likely(figure: Range) -> float:
+    """Return what a figure stays below in about four of five cases: halfway from expected to its end, in logarithms."""
+    return math.sqrt(figure.expected * figure.high)
+
+
+def excess(whole: Whole, max_usd: float | None, max_hours: float | None) -> float:
+    """Return by which factor what is likely is beyond limits: 1 or less where it is within."""
+    money = likely(whole.usd) / max_usd if max_usd is not None else 0.0
+    return max(money, likely(whole.wall) / (3600 * max_hours) if max_hours is not None else 0.0)
 
 
 def limits(max_usd: float | None, max_hours: float | None) -> str:

@@ -14,7 +14,7 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.estimate import Duration, Fleet, Range, Refusal, Stage
 from cloudem.cloud.nodes import Pool
 from cloudem.cloud.plan import Plan, plan
-from cloudem.cloud.totals import hours, usd
+from cloudem.cloud.totals import hours, likely, usd
 from cloudem.errors import BudgetError, FormatError, ParameterError
 
 NOW = 1763700000.0
@@ -143,16 +143,29 @@ def test_the_nearest_is_named_when_nothing_fits() -> None:
     stages = [scaling("refine", 1e6, 600)]
     cheapest, fastest = make(stages), make(stages, objective="fastest")
     middle = (cheapest.wall.expected * fastest.wall.expected) ** 0.5 / 3600
-    quick = make(stages, max_hours=middle)
     with pytest.raises(BudgetError) as caught:
         make(stages, max_hours=middle, max_usd=cheapest.usd.expected * 1.01)
-    assert f"the cheapest under {hours(3600 * middle)} is {usd(quick.usd.expected)}" in str(caught.value)
+    named = [other for other in cheapest.alternatives if other.wall.expected <= 3600 * middle]
+    least = min(other.usd.expected for other in named)
+    assert f"the cheapest under {hours(3600 * middle)} is {usd(least)}" in str(caught.value)
     assert "the fastest under $" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="the fastest of all takes"):
         make(stages, max_hours=0.001)
     with pytest.raises(BudgetError, match=r"fits into \$0.0001: the cheapest is \$"):
         make(stages, max_usd=0.0001)
+
+
+def test_what_is_likely_within_the_limits_goes_before_what_is_only_expected_to_be() -> None:
+    stages = [scaling("refine", 1e6, 600)]
+    cheapest, fastest = make(stages), make(stages, objective="fastest")
+    limit = cheapest.wall.expected * 1.01 / 3600
+    found = make(stages, max_hours=limit)
+    assert found.usd.expected > cheapest.usd.expected
+    assert likely(found.wall) <= 3600 * limit
+    assert make(stages, max_hours=likely(cheapest.wall) * 1.01 / 3600).steps == cheapest.steps
+    barely = fastest.wall.expected * 1.01 / 3600  # nothing is likely in time: then what comes nearest to it
+    assert likely(make(stages, max_hours=barely).wall) > 3600 * barely
 
 
 def test_quotas_are_kept_and_said() -> None:
