@@ -140,7 +140,7 @@ RUN_CSS = """
 .status.done { background: #00795a; } .status.stopped { background: #b35900; } .status.failed { background: #b3261e; }
 .legend { font-size: 13px; color: #52606d; margin: 0 0 2px; } .legend span { margin-right: 16px; }
 .legend .key { display: inline-block; width: 18px; height: 10px; border-radius: 2px; margin-right: 6px; }
-td.plan { width: 164px; padding-right: 4px; } td.plan svg { width: 160px; }
+td.plan { width: 134px; padding-right: 4px; } td.plan svg { width: 130px; }
 .told { margin: 14px 0 0; padding: 8px 18px; background: #eef5fa; border-radius: 4px; max-width: none; }
 td.off { color: #b34700; font-weight: 600; } tr.rest td { color: #52606d; }
 table.compare td { vertical-align: middle; } table.compare td.plan + td { padding-right: 26px; }
@@ -150,10 +150,12 @@ td.event { font-weight: 600; width: 26px; } td.when { white-space: nowrap; width
 .facts td:first-child { width: 190px; color: #52606d; } a { color: #005a8d; }
 """
 
+MINUTE = "Each machine is charged for a minute at least, from its launch on"
+
 MOST_ROWS = 16
 """Of a table of machines that is shown at once."""
 
-_BAR = 160, 18
+_BAR = 130, 18
 """Pixels of a range bar."""
 
 _OUTSIDE, _INSIDE, _RANGE = "#d55e00", "#0072b2", "#b9d3e3"
@@ -329,6 +331,7 @@ def _happened(content: RunContent) -> str:
     return (
         f'<section><h2>What happened when</h2><p class="legend">{legend(bars)}</p>'
         f"{timeline(bars, content.bands, marks, content.spending)}"
+        f'<p class="quiet">{MINUTE}, which the curve shows as a step.</p>'
         f'<table style="margin-top:10px">{rows}</table></section>'
     )
 
@@ -360,7 +363,7 @@ def _nodes(content: RunContent) -> str:
     )
     if len(content.nodes) > MOST_ROWS:
         each = f"<details><summary>each of the {len(content.nodes)} machines</summary>{each}</details>"
-    note = '<p class="quiet">Each machine is charged for a minute at least.</p>'
+    note = f'<p class="quiet">{MINUTE}.</p>'
     return f"<section><h2>Machines</h2>{_pools(content.nodes)}{note}{each}</section>"
 
 

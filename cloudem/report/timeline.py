@@ -161,6 +161,7 @@ def legend(bars: Sequence[NodeBar]) -> str:
     if any(bar.how == "alive" for bar in bars):
         parts.append("▸ still there")
     parts.append(f'<span class="key" style="background:{_BANDS[0]};border:1px solid {_BANDS[1]}"></span>a step runs')
+    parts.append(f'<span class="key" style="background:{PALE_BLUE}"></span>planned cost, lowest to highest')
     return "".join(f"<span>{part}</span>" for part in parts)
 
 

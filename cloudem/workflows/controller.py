@@ -113,6 +113,8 @@ class Controller:
         Returns the nodes whose workers the scheduler knows; None while that is not known.
     clock
         Unix seconds.
+    report
+        Writes the page of a run that is over, and returns where it is.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Controller:
         begin: Callable[[Mapping[str, Any]], Step],
         workers: Callable[[], Set[str] | None],
         clock: Callable[[], float] = time.time,
+        report: Callable[[RunState], str] | None = None,
     ) -> None:
         self._store, self._provider, self._node, self._catalogue, self._clock = store, provider, node, catalogue, clock
         self._record = store.record()
@@ -138,7 +141,7 @@ class Controller:
         self._prices_at = 0.0
         self._status: Status = "starting"
         self._why = ""
-        self._begin_step, self._workers = begin, workers
+        self._begin_step, self._workers, self._write_report = begin, workers, report
         self._process: Step | None = None
         self._began = 0.0
         self._tries = 0
@@ -502,9 +505,8 @@ class Controller:
     def _report(self, state: RunState) -> None:
         """Write the run's page; nothing that fails there keeps the run from ending."""
         try:
-            from cloudem.workflows.run_report import write_report  # draws; is not needed before
-
-            LOG.info("report: %s", write_report(self._store, self._catalogue, state))
+            if self._write_report is not None:
+                LOG.info("report: %s", self._write_report(state))
         except Exception:
             LOG.exception("the report could not be written; `cloudem cost %s --report FILE` does", self._store.url)
 
@@ -554,7 +556,14 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         # their files are in a folder with the node's name
         known = Repeated(lambda: frozenset(workers_of(scheduler, certificates).values()), KNOWN_S)
         begin = partial(StepProcess, scheduler=scheduler, certificates=certificates, say=LOG.info)
-        Controller(store, provider, node, Catalogue.load(), begin, lambda: known.value).run()
+        catalogue = Catalogue.load()
+
+        def report(state: RunState) -> str:
+            from cloudem.workflows.run_report import write_report  # draws; is not needed before the end
+
+            return write_report(store, catalogue, state)
+
+        Controller(store, provider, node, catalogue, begin, lambda: known.value, report=report).run()
     except CloudemError as error:
         LOG.error("%s", error)
         return 1

@@ -102,7 +102,7 @@ def content_of(store: RunStore, catalogue: Catalogue, state: RunState | None, pa
         why=state.why if state.status != "done" else "",
         rehearsal=record.region == LOCAL,
         asked=_asked(record, plan, wanted),
-        promise=promise(plan, wanted, catalogue),
+        promise=promise(plan, wanted, catalogue).rpartition("; over by")[0],
         max_usd=wanted.max_usd,
         spent=found.spent.total,
         wall=axis.active,
