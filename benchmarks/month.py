@@ -159,11 +159,15 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "tight_caps": sum(run["tight"] for run in runs),
         "cap_passed_by_more_than_stated": sum(run["overshoot_share"] > 1 for run in runs),
         "worst_share_of_stated_overshoot": max(run["overshoot_share"] for run in runs),
+        "stopped_by_cap_at_share_of_it": round(
+            median([r["spent"][0] / r["caps"][0] for r in runs if r["launches"] > 1 and _why(r) == "cap"] or [0.0]), 3
+        ),
         "worst_meter_error": max(runs, key=lambda run: abs(run["meter_error"]))["meter_error"],
         "nodes": sum(run["nodes"] for run in runs),
         "nodes_taken": sum(run["taken"] for run in runs),
         "nodes_left": sum(run["left"] for run in runs),
         "in_time": _share(runs, "in_time"),
+        "in_time_where_no_cap_was_tight": _share([run for run in runs if not run["tight"]], "in_time"),
         "preset_in_time": round(sum(bool(run["preset_in_time"]) for run in runs) / len(runs), 3),
         "no_preset_meets_the_deadline": len(runs) - len(paid),
         "preset_over_cloudem": _ratios(paid, "preset_usd"),

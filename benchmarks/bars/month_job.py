@@ -119,6 +119,7 @@ class Alignment(Step):
         self._items = costs.items_of(self.work.count, self.work.group_size, MOST_GROUPS)
         self._scale = self.world.cost(self.work.box)
         self._stop = False
+        self._seconds: dict[tuple[str, bool, int], float] = {}
         self._events: list[Task] = []
         self._left = self._items
         self._began = self.now
@@ -198,13 +199,19 @@ class Alignment(Step):
             while self._left and one.busy < one.slots:
                 one.busy += 1
                 self._left -= 1
-                heapq.heappush(self._events, Task(at + self._task_s(one), one.name))
+                heapq.heappush(self._events, Task(at + self._cached_task_s(one), one.name))
         if not self._left and not self._events and self.machines:
             self._combined = at + self._combining_s()
 
     @property
     def _costs_now(self) -> tuple[float, int, int]:
         return self._costs[len(self.begun)]
+
+    def _cached_task_s(self, one: Machine) -> float:
+        key = one.name, one.passes == 0, len(self.machines)
+        if key not in self._seconds:
+            self._seconds[key] = self._task_s(one)
+        return self._seconds[key]
 
     def _task_s(self, one: Machine) -> float:
         particle, k_insert, _ = self._costs_now
@@ -244,7 +251,7 @@ class Alignment(Step):
         self._began, self._combined, self._left = at, math.inf, self._items
         for one in self.machines.values():
             one.passes, one.done, one.busy = one.passes + 1, 0, 0
-        self._events = []
+        self._events, self._seconds = [], {}
         if len(self.begun) == len(self._costs):
             last = self._scale * costs.FINISH_S * self.work.box**3 / self.head_speed
             self.how, self.ended = "done", at + last

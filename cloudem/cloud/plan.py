@@ -31,6 +31,9 @@ AS_FAST = 1.5
 NEGLIGIBLE = 1.03
 """Nobody pays for a plan that is faster by less than this factor."""
 
+NEARLY = 1.1
+"""Where no plan is likely within the limits: those that miss them by no more than so many times the least."""
+
 MOST_ALTERNATIVES = 24
 """Shown of the Pareto set; the ends, and the chosen one, are always among them."""
 
@@ -281,10 +284,8 @@ def plan(
     if not fitting:
         raise BudgetError(nearest(front, max_usd, max_hours))
     # a run is stopped at its limits: what is only just expected to be within them would be stopped every other time
-    beyond_by = {id(whole): excess(whole, max_usd, max_hours) for whole in fitting}
-    safe = [whole for whole in fitting if beyond_by[id(whole)] <= 1] or [
-        min(fitting, key=lambda whole: beyond_by[id(whole)])
-    ]
+    near = max(1.0, NEARLY * min(excess(whole, max_usd, max_hours) for whole in fitting))
+    safe = [whole for whole in fitting if excess(whole, max_usd, max_hours) <= near]
     as_fast = [whole for whole in safe if whole.wall.expected <= NEGLIGIBLE * safe[0].wall.expected]
     chosen = safe[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
     beyond = len(front) - len(fitting)

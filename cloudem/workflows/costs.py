@@ -71,13 +71,18 @@ INSERT_S = {box: 0.4 * seconds for box, seconds in ALIGN.items()}
 
 def at_box(figures: Mapping[int, float], box: int) -> float:
     """Return a cost at a box: straight lines between the logarithms of the measured ones, beyond them as n³ log n."""
-    known = sorted(figures)
-    if box > known[-1]:
-        last = known[-1]
-        return figures[last] * (box / last) ** 3 * math.log(box) / math.log(last)
-    if box < known[0]:
-        return figures[known[0]] * (box / known[0]) ** 2
-    return float(math.exp(np.interp(math.log(box), np.log(known), np.log([figures[n] for n in known]))))
+    return _at_box(tuple(sorted(figures.items())), box)
+
+
+@cache
+def _at_box(figures: tuple[tuple[int, float], ...], box: int) -> float:
+    (first, least), (last, most) = figures[0], figures[-1]
+    if box > last:
+        return most * (box / last) ** 3 * math.log(box) / math.log(last)
+    if box < first:
+        return least * (box / first) ** 2
+    known, cost = np.log(np.array(figures)).T
+    return float(math.exp(np.interp(math.log(box), known, cost)))
 
 
 class Course(NamedTuple):
