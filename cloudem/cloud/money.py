@@ -8,6 +8,7 @@ price that holds at each moment. What else is assumed is in ``docs/money.md``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -45,8 +46,11 @@ class Entry:
         Raises
         ------
         FormatError
-            It is of no known kind, or its fields are not those of its kind.
+            It is of no known kind, its fields are not those of its kind, or a number is none or beyond all reason:
+            with such a one no comparison with the cap would hold.
         """
+        if not isinstance(data, Mapping):
+            raise FormatError("an entry of the ledger is no JSON object")
         values = dict(data)
         kind = KINDS.get(str(values.pop("kind", "")))
         if kind is None:
@@ -57,9 +61,32 @@ class Entry:
             for name in ("usd", "wall"):
                 if isinstance(values.get(name), list | tuple):
                     values[name] = Range(*values[name])
-            return kind(**values)
+            entry = kind(**values)
         except TypeError as error:
             raise FormatError(f"an entry {data.get('kind')} of the ledger cannot be read: {error}") from None
+        for field in fields(entry):
+            if not _sound(field.name, getattr(entry, field.name)):
+                raise FormatError(
+                    f"an entry {data.get('kind')} of the ledger has {field.name} = {data[field.name]!r:.60}"
+                )
+        return entry
+
+
+_LARGEST = {"at": 1e11, "usd_per_hour": 1e6, "usd": 1e9, "max_usd": 1e12, "max_hours": 1e9}
+"""Fields of entries that are numbers, and how large each may be."""
+
+
+def _sound(name: str, value: object) -> bool:
+    if isinstance(value, Range):
+        return all(isinstance(each, int | float) and math.isfinite(each) for each in value)
+    if isinstance(value, Pool):
+        return all(isinstance(each, str) for each in value)
+    if name in ("usd", "wall") and value is None:
+        return True
+    if name in _LARGEST:
+        least = 0.0 if name in ("usd", "usd_per_hour") else -_LARGEST[name]
+        return isinstance(value, int | float) and least <= value <= _LARGEST[name]
+    return isinstance(value, str)
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,11 @@ class Lease:
         """Renew from now on."""
         self._thread.start()
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody else is known to have it; unlike `check` this asks nobody."""
+        return bool(self._lost)
+
     def check(self) -> None:
         """Make sure that the lease is ours, by renewing it; keep trying for as long as nobody can have taken it over.
 

@@ -13,7 +13,7 @@ from cloudem.cloud.money import Entry
 from cloudem.jobs.progress import clock
 from cloudem.workflows.accounting import Costs
 from cloudem.workflows.records import RunStore
-from cloudem.workflows.views import dollars
+from cloudem.workflows.views import dollars, plain
 
 
 def step_table(costs: Costs) -> Table:
@@ -30,9 +30,9 @@ def step_table(costs: Costs) -> Table:
         inside = step.planned_usd is None or not step.how or step.planned_usd.holds(step.usd)
         note = step.how if inside else f"{step.how}, not as planned"
         times = (_times(step.planned_wall), clock(step.wall)) if step.wall else ("", "")
-        table.add_row(step.name, _dollars(step.planned_usd), dollars(step.usd), *times, note)
+        table.add_row(plain(step.name), _dollars(step.planned_usd), dollars(step.usd), *times, plain(note))
     for what, usd in sorted(costs.spent.by_charge.items()):
-        table.add_row(f"  of these {what}", "", dollars(usd), "", "", "")
+        table.add_row(plain(f"  of these {what}"), "", dollars(usd), "", "", "")
     return table
 
 
@@ -45,7 +45,7 @@ def node_table(costs: Costs) -> Table:
         table.add_column(column, justify="right")
     table.add_column("")
     for node in costs.nodes:
-        row = (node.node, node.slot, node.pool, clock(node.seconds), dollars(node.usd))
+        row = (plain(node.node), plain(node.slot), plain(node.pool), clock(node.seconds), dollars(node.usd))
         table.add_row(*row, "alive" if node.alive else "")
     return table
 
@@ -74,7 +74,7 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
         fields = entry.as_json()
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         rest = ", ".join(f"{name} {_shown(value)}" for name, value in fields.items() if name not in ("kind", "at"))
-        table.add_row(moment, str(fields["kind"]), rest)
+        table.add_row(moment, str(fields["kind"]), plain(rest))
     return table
 
 

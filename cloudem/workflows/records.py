@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloudem.cloud.money import Cap, Entry
 from cloudem.cloud.nodes import Pool
 from cloudem.cloud.reconcile import Attempt
-from cloudem.errors import FormatError, MissingInputError, OutputExistsError, StorageError
+from cloudem.errors import FormatError, MissingInputError, OutputExistsError, ParameterError, StorageError
 from cloudem.io.location import contents, join, object_store, put_if_absent, read_bytes, storage_errors, write_bytes
 from cloudem.io.swap import slot
 
@@ -49,6 +50,13 @@ Status = Literal["starting", "running", "draining", "stopping", "done", "stopped
 
 OVER: tuple[Status, ...] = ("done", "stopped", "failed")
 """A run in one of these has no controller any more."""
+
+
+Moment: TypeAlias = Annotated[float, Field(ge=0, le=1e11)]
+"""Unix seconds, of the next three thousand years: every clock can show them."""
+
+LATEST_NOTICE_S = 3600.0
+"""Notices come two minutes ahead; one for later than that is none."""
 
 
 class _Record(BaseModel):
@@ -78,7 +86,7 @@ class RunRecord(_Record):
 
     format: Literal[1] = 1
     name: str = Field(pattern=NAME.pattern)
-    created: float
+    created: Moment
     owner: str
     provider: str
     region: str
@@ -102,8 +110,8 @@ class Wanted(_Record):
         How often the run was started: 1, or more where it was resumed.
     """
 
-    max_usd: float = Field(gt=0)
-    deadline: float
+    max_usd: float = Field(gt=0, le=1e9)
+    deadline: Moment
     stop: bool = False
     launch: int = Field(default=1, ge=1)
 
@@ -120,7 +128,7 @@ class NodeLine(_Record):
     id: str
     pool: str
     state: str
-    since: float
+    since: Moment
 
 
 class RunState(_Record):
@@ -150,7 +158,7 @@ class RunState(_Record):
         Why it ended, or what it waits for.
     """
 
-    at: float
+    at: Moment
     status: Status
     step: int = 0
     steps: int = 0
@@ -174,7 +182,7 @@ class Head(_Record):
 
     scheduler: str
     pages: str = ""
-    at: float
+    at: Moment
 
 
 class RunStore:
@@ -227,16 +235,27 @@ class RunStore:
             raise MissingInputError(f"{self.url} was begun and never launched; submit the workflow again")
         return found
 
-    def change(self, **values: Any) -> Wanted:
-        """Change some of what is wanted; what others change at the same time stays."""
+    def change(self, *, after: int | None = None, **values: Any) -> Wanted:
+        """Change some of what is wanted; what others change at the same time stays.
+
+        Raises
+        ------
+        ParameterError
+            A value is not allowed; or somebody has launched it again since launch ``after``.
+        """
         place = slot(self.url, "wanted.json")
         for _ in range(20):
             found = place.read()
             if found is not None:
                 before = _parsed(self.url, "wanted.json", found[0], Wanted)
-                after: Wanted = Wanted(**{**before.model_dump(), **values})
-                if place.swap(found[1], after.model_dump_json(indent=2).encode()) is not None:
-                    return after
+                if after is not None and before.launch != after:
+                    raise ParameterError(f"{self.url} was resumed by somebody else just now; attach to it")
+                try:
+                    changed = Wanted(**{**before.model_dump(), **values})
+                except ValidationError as error:
+                    raise ParameterError(f"{self.url}: {_first(error)}") from None
+                if place.swap(found[1], changed.model_dump_json(indent=2).encode()) is not None:
+                    return changed
             time.sleep(0.05)
         raise StorageError(f"{self.url}/wanted.json changes all the time; try again")
 
@@ -264,8 +283,13 @@ class RunStore:
         if raw is None:
             return []
         try:
-            given = json.loads(raw)
-            return [Attempt(**{**each, "pools": tuple(Pool(*pool) for pool in each["pools"])}) for each in given]
+            found = [
+                Attempt(**{**each, "pools": tuple(Pool(*pool) for pool in each["pools"])}) for each in json.loads(raw)
+            ]
+            for each in found:
+                if not all(math.isfinite(number) for number in (each.at, each.first, each.deadline, each.failures)):
+                    raise ValueError(f"{each.token} has a number that is none")
+            return found
         except (ValueError, TypeError, KeyError) as error:
             raise FormatError(
                 f"{self.url}/attempts.json is damaged ({error}); `cloudem cluster sweep` ends what it names"
@@ -277,12 +301,12 @@ class RunStore:
 
     def notices(self) -> dict[str, float]:
         """Return which nodes are about to be taken, and when, unix seconds."""
-        found = {}
+        found, latest = {}, time.time() + LATEST_NOTICE_S
         for name in contents(join(self.url, "notices")):
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                found[name.removesuffix(".json")] = float(
-                    json.loads(read_bytes(join(self.url, "notices", name)) or b"")["taken"]
-                )
+                taken = float(json.loads(read_bytes(join(self.url, "notices", name)) or b"")["taken"])
+                if 0 <= taken <= latest:  # who is always about to be taken would never be ended
+                    found[name.removesuffix(".json")] = taken
         return found
 
     def append(self, *entries: Entry) -> None:
@@ -308,7 +332,13 @@ class RunStore:
     def finished(self) -> Mapping[int, dict[str, Any]]:
         """Return the steps that are finished and what is known of them."""
         names = [name for name in contents(join(self.url, "steps")) if re.fullmatch(r"\d+\.json", name)]
-        return {int(name[:-5]): json.loads(read_bytes(join(self.url, "steps", name)) or b"{}") for name in names}
+        found = {}
+        for name in names:
+            try:
+                found[int(name[:-5])] = dict(json.loads(read_bytes(join(self.url, "steps", name)) or b"{}"))
+            except (ValueError, TypeError) as error:
+                raise FormatError(f"{self.url}/steps/{name} is damaged ({error}); delete it to run it again") from None
+        return found
 
     def finish(self, step: int, result: Mapping[str, Any]) -> None:
         """Note that a step is finished."""
@@ -342,5 +372,9 @@ def _parsed(url: str, name: str, raw: bytes, kind: type[Any]) -> Any:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(f"{url}/{name} cannot be read: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
+        raise FormatError(f"{url}/{name} cannot be read: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))} {first['msg']}"

@@ -18,8 +18,11 @@ from typing import Any, Literal, Protocol
 from cloudem.io.groups import list_groups, read_attributes
 from cloudem.jobs.base import find_job
 
-LINES = 6
-"""Of what a job said last that are kept."""
+LINES, LONGEST = 6, 500
+"""Of what a job said last: lines that are kept, and characters of each."""
+
+DELETE = "\x7f"
+"""The one character that stands for itself in JSON and may not in TOML."""
 
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl.h
 
@@ -134,7 +137,7 @@ class StepProcess(Step):
         for line in self._process.stdout:
             text = line.rstrip()
             if text:
-                self._last.append(text)
+                self._last.append(text[:LONGEST])
                 self._say(text)
 
     def _close(self) -> None:
@@ -143,26 +146,22 @@ class StepProcess(Step):
         self._folder.cleanup()
 
 
-def longest_iteration(out: str) -> float:
-    """Return the seconds that the longest finished iteration of a job took; 0 where there is none yet."""
-    rows = [
-        (read_attributes(out, f"iterations/{name}") or {}).get("row", {}) for name in list_groups(out, "iterations")
-    ]
-    return max((float(row.get("seconds", 0.0)) for row in rows), default=0.0)
-
-
 def is_parallel(step: Mapping[str, Any]) -> bool:
     """Return whether a job needs workers; others run on the head alone."""
     return find_job(str(step["job"])).parallel
 
 
 def as_toml(step: Mapping[str, Any]) -> str:
-    """Return a job file: strings, numbers, truth values and lists of them are written alike in TOML and JSON."""
+    """Return a job file: strings, numbers, truth values and lists of them are written alike in TOML and JSON.
+
+    Names are quoted, so that each is one name whatever is in it.
+    """
     lines = []
     for name, value in step.items():
         if value is None:
             continue
         if not isinstance(value, str | int | float | bool | Sequence):
             raise TypeError(f"{name} = {value!r} is no value of a job file")
-        lines.append(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
+        text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        lines.append(f"{json.dumps(name, ensure_ascii=False)} = {text}".replace(DELETE, "\\u007f"))
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -25,13 +26,18 @@ def dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.3f}" if amount >= 0.01 else f"${amount:.5f}"
 
 
+def plain(text: str, **how: Any) -> Text:
+    """Return what others wrote, as it stands: neither markup nor control characters of it reach the terminal."""
+    return Text("".join(character if character.isprintable() else "\ufffd" for character in text), **how)
+
+
 def state_view(name: str, state: RunState, wanted: Wanted) -> RenderableType:
     """Return how a run stands: status, step, money, time, nodes, and the last lines of its job."""
     head = Text.assemble((name, "bold"), "  ", (state.status, COLOURS.get(state.status, "")))
     if state.steps:
-        head.append(f"  step {min(state.step + 1, state.steps)} of {state.steps} {state.job}")
+        head.append(plain(f"  step {min(state.step + 1, state.steps)} of {state.steps} {state.job}"))
     if state.why:
-        head.append(f"  {state.why}", "yellow")
+        head.append(plain(f"  {state.why}", style="yellow"))
     share = state.spent_usd / wanted.max_usd
     money = Text.assemble(
         "spent ", (dollars(state.spent_usd), "bold"), f" of {dollars(wanted.max_usd)} ({share:.0%}), "
@@ -43,8 +49,9 @@ def state_view(name: str, state: RunState, wanted: Wanted) -> RenderableType:
     for column in ("node", "where from", "state", "for"):
         table.add_column(column)
     for node in state.nodes:
-        table.add_row(node.slot, node.pool, node.state, clock(max(state.at - node.since, 0)))
-    lines = [Text(line, "dim", overflow="ellipsis", no_wrap=True) for line in state.progress]
+        since = clock(max(state.at - node.since, 0))
+        table.add_row(plain(node.slot), plain(node.pool), plain(node.state), since)
+    lines = [plain(line, style="dim", overflow="ellipsis", no_wrap=True) for line in state.progress]
     return Group(head, money, *([table] if state.nodes else []), *lines)
 
 
@@ -63,7 +70,7 @@ def following(screen: Console, name: str, wanted: Callable[[], Wanted]) -> Itera
         for line, when in ((f"{state.status}{step}", f"{moment} "), *((line, "") for line in state.progress)):
             if line not in said:  # lines of jobs have their time
                 said.append(line)
-                screen.print(f"{when}{line}", markup=False, soft_wrap=True)
+                screen.print(plain(f"{when}{line}"), soft_wrap=True)
 
     yield show
 
@@ -76,7 +83,8 @@ def clusters_table(found: Left) -> Table:
     for cluster, (head, resources) in found.used.items():
         kinds = sorted({resource.kind for resource in resources})
         counts = [f"{sum(resource.kind == kind for resource in resources)} {kind}" for kind in kinds]
-        table.add_row(cluster, head.id, _moment(head.launched), _moment(head.deadline), ", ".join(counts))
+        times = _moment(head.launched), _moment(head.deadline)
+        table.add_row(plain(cluster), plain(head.id), *times, ", ".join(counts))
     if found.left:
         table.caption = f"{len(found.left)} resources of clusters not in use: cloudem cluster sweep --dry-run"
     elif not found.used:
@@ -90,7 +98,7 @@ def resource_table(resources: Sequence[Resource]) -> Table:
     for column in ("kind", "id", "cluster", "note"):
         table.add_column(column, overflow="fold")
     for resource in sorted(resources, key=lambda r: (r.cluster, r.kind, r.id)):
-        table.add_row(resource.kind, resource.id, resource.cluster, resource.note)
+        table.add_row(*map(plain, (resource.kind, resource.id, resource.cluster, resource.note)))
     return table
 
 

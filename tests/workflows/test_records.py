@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from cloudem.cloud.money import NodeEnded, NodeStarted, Note
 from cloudem.cloud.nodes import Pool
 from cloudem.cloud.reconcile import Attempt
-from cloudem.errors import FormatError, MissingInputError, OutputExistsError
+from cloudem.errors import FormatError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.io.location import join
 from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted, new_name, runs_of
 
@@ -55,6 +56,16 @@ def test_two_owners_change_different_things_and_nothing_is_lost(project: str) ->
     assert store.wanted() == Wanted(max_usd=3.0, deadline=2e9, stop=True)
 
 
+def test_of_two_who_resume_a_run_at_once_one_does(project: str) -> None:
+    store = RunStore.of(project, "first-20260102-030405")
+    store.create(record(), Wanted(max_usd=2.0, deadline=2e9))
+    assert store.change(after=1, launch=2).launch == 2
+    with pytest.raises(ParameterError, match="by somebody else"):
+        store.change(after=1, launch=2)
+    with pytest.raises(ParameterError, match="max_usd"):
+        store.change(max_usd=float("inf"))
+
+
 def test_the_ledger_only_grows_whoever_writes(project: str) -> None:
     first, second = (RunStore.of(project, "first-20260102-030405") for _ in range(2))
     first.append(NodeStarted(1.0, "n1", "head", POOL, 0.1), Note(2.0, "begins"))
@@ -74,6 +85,8 @@ def test_attempts_steps_and_notices(project: str) -> None:
     store.finish(0, {"seconds": 3})
     write_bytes(join(store.url, "notices/n1.json"), b'{"taken": 7.5}')
     write_bytes(join(store.url, "notices/n2.json"), b"half a docum")
+    for number, never in enumerate((b"1e308", b"Infinity", b"NaN", b"-1", b'"soon"', b"null")):
+        write_bytes(join(store.url, f"notices/m{number}.json"), b'{"taken": ' + never + b"}")
     assert store.attempts() == [attempt]
     assert store.finished() == {0: {"seconds": 3}}
     assert store.notices() == {"n1": 7.5}
@@ -88,7 +101,20 @@ def test_attempts_steps_and_notices(project: str) -> None:
         ("state.json", b"[" * 100_000, "cannot be read"),
         ("state.json", b" " * (17 << 20), "at most"),
         ("attempts.json", b'[{"token": 1}]', "is damaged"),
+        (
+            "attempts.json",
+            b'[{"token": "t", "slot": "s", "generation": 1, "at": NaN, "outcome": "sent", "pools": []}]',
+            "none",
+        ),
         ("ledger/00000000.json", b'{"kind": "Gift", "at": 1}', "no known kind|kind 'Gift'"),
+        ("ledger/00000000.json", b'["Note"]', "no JSON object"),
+        ("ledger/00000000.json", b'{"kind": "NodeEnded", "at": NaN, "node": "n"}', "at = nan"),
+        ("ledger/00000000.json", b'{"kind": "NodeEnded", "at": "soon", "node": "n"}', "at = 'soon'"),
+        ("ledger/00000000.json", b'{"kind": "Charge", "at": 1, "what": "gift", "usd": -1e3}', "usd = -1000"),
+        ("ledger/00000000.json", b'{"kind": "PriceChanged", "at": 1, "node": "n", "usd_per_hour": Infinity}', "inf"),
+        ("steps/0.json", b"[1", "delete it"),
+        ("wanted.json", b'{"max_usd": NaN, "deadline": 2e9}', "max_usd"),
+        ("wanted.json", b'{"max_usd": 1, "deadline": 1e308}', "deadline"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(name: str, text: bytes, says: str, tmp_path: Path) -> None:
@@ -96,11 +122,12 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, text: bytes, says: s
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(text)
-    read = {"run.json": store.record, "state.json": store.state, "attempts.json": store.attempts}.get(
-        name, store.ledger
-    )
+    read: dict[str, Callable[[], object]] = {
+        "run.json": store.record, "state.json": store.state, "attempts.json": store.attempts,
+        "wanted.json": store.wanted, "steps/0.json": store.finished,
+    }  # fmt: skip
     with pytest.raises(FormatError, match=says) as caught:
-        read()
+        read.get(name, store.ledger)()
     assert "\n" not in str(caught.value)
 
 
