@@ -24,11 +24,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from bars import month_presets as presets
 from bars.month_market import RecordedMonth
 from bars.month_runs import BEGIN, Play, spec_of
+
 from cloudem.cloud.catalogue import Catalogue
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,7 +110,7 @@ def told(play: Play) -> dict[str, Any]:
         "caps": [round(float(launch["cap_usd"]), 4) for launch in play.launches],
         "spent": [round(float(launch["usd"]), 4) for launch in play.launches],
         "stated_overshoot": round(stated, 4),
-        "overshoot_share": round(max(float(each["usd"]) - float(each["cap_usd"]) for each in play.launches) / stated, 4),
+        "overshoot_share": round(max(float(a["usd"]) - float(a["cap_usd"]) for a in play.launches) / stated, 4),
         "meter_error": round(float(play.launches[-1]["metered_usd"]) / float(play.launches[-1]["usd"]) - 1, 5),
         "left": int(sum(float(launch["left"]) for launch in play.launches)),
         "nodes": len(play.provider.truth(play.name, 1e12)), "taken": play.taken,
@@ -125,8 +127,8 @@ def describe(run: dict[str, Any]) -> str:
     marks = "".join("." if run[key] else "!" for key in ("wall_holds", "usd_holds", "in_time"))
     return (
         f"{run['number']:4d} {marks} {run['particles']:8,d} x {run['box']} {run['symmetry']}"
-        f" {', '.join(run['machines'])}: {run['actual_wall']} s of {run['wall']}, ${run['actual_usd']:.3f} of {run['usd']},"
-        f" {run['first_status']} {run['why']}; preset {run['preset']} ${run['preset_usd'] or 0:.3f}"
+        f" {', '.join(run['machines'])}: {run['actual_wall']} s of {run['wall']}, ${run['actual_usd']:.3f} of"
+        f" {run['usd']}, {run['first_status']} {run['why']}; preset {run['preset']} ${run['preset_usd'] or 0:.3f}"
     )
 
 

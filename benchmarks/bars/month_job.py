@@ -234,15 +234,17 @@ class Alignment(Step):
         alone, link = min(one.alone for one in crew), min(one.link for one in crew)
         halves = 1 if sum(one.slots for one in crew) > 1 else 2
         solving = self.world.factor("solving") * halves * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
-        merging = self._scale * at_box(costs.MERGE, work.box) * size**3 / alone * math.log2(max(self._items / number, 2))
-        seconds = solving + merging + costs.POSE_S * work.count / self.head_speed
+        merging = self._scale * at_box(costs.MERGE, work.box) * size**3 / alone
+        seconds = (
+            solving + merging * math.log2(max(self._items / number, 2)) + costs.POSE_S * work.count / self.head_speed
+        )
         tasks = 2.5 * self._items + 12 * number * math.log2(number + 1)
         seconds += self.world.factor("scheduler") * 1.5e-3 * tasks / self.head_speed
         if number > 1:
             sums, _, reference = sizes(work.box, work.symmetry, number, work.count)
             moved = 2 * sums * size**3 + reference * (2 * k_reference / work.box) ** 3 * (1 + math.log2(number))
             seconds += (moved + costs.POSE_BYTES * work.count * (1 + math.log2(number))) / link
-            seconds += 2 * merging / math.log2(max(self._items / number, 2)) * math.log2(number)
+            seconds += 2 * merging * math.log2(number)
         return seconds + self.world.factor("storing") * (0.6 + 16 * work.box**3 / 150e6 + 600 * work.count / 150e6)
 
     def _finish(self, at: float) -> None:

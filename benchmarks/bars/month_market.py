@@ -2,9 +2,10 @@
 
 *Recorded*: when which share of a spot fleet was taken, when its pool gave machines again (`traces`), how the spot price
 of one type moved in five zones, by how much spot prices of single pools changed between two fetches. *Derived*: that
-another pool lives through the same, from another moment on; that a recording goes on as it was (T4: 35 h, V100: 11 h,
+another pool lives through the same, from another moment on; that a recording is repeated (T4: 35 h, V100: 11 h,
 K80: 89 h); that no machine is to be had from a loss until the next machine came. Machines without GPUs were in no
-recording: their pools live through that of the K80 machines, the calmest. *Supposed*: when on-demand pools are sold out.
+recording: their pools live through that of the K80 machines, the calmest. *Supposed*: when on-demand pools are sold
+out.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from bisect import bisect_right
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+from traces import spot_history, spot_prices, traces
+
 from bars.month_truth import boot_s
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.market import NEVER, Market
 from cloudem.cloud.nodes import Pool
-from traces import spot_history, spot_prices, traces
 
 DAYS = 34
 """Thirty, and some more for what began on the last of them."""
@@ -52,9 +54,7 @@ def lives() -> dict[str, Life]:
             elif event.came and since is not None:
                 stretches.append((since, at))
                 since = None
-        found[trace.gpu] = Life(
-            shift + trace.duration_s, before.losses + losses, before.sold_out + tuple(stretches)
-        )
+        found[trace.gpu] = Life(shift + trace.duration_s, before.losses + losses, before.sold_out + tuple(stretches))
     return found
 
 

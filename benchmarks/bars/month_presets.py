@@ -133,4 +133,3 @@ def _aligned(play: Play, name: str, work: Work, kind: InstanceType, count: int, 
         job.join(at, machine(play.world, node, kind, work, gpus=kind.gpus))
     job.advance(math.inf)
     return job.ended
-

@@ -1,8 +1,7 @@
-"""Runs of the simulated month: cloudem's planner and controller as they are, in a simulated cloud, with simulated jobs."""
+"""Runs of the simulated month: cloudem's planner and controller as they are, a simulated cloud, simulated jobs."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from cloudem.cloud.plan import Plan, plan
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import ProviderError
 from cloudem.jobs.base import find_job
-from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.jobs.refine3d import Refine3D
 from cloudem.workflows.controller import DISK_GIB, LATENCY_S, Controller
 from cloudem.workflows.duration import Correction, Work
 from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
@@ -263,7 +262,9 @@ class Play:
         work = self.works[step.name]
         if work is None:
             seconds = self.stage(step.name).parts["one thread"] * self._speed_stated
-            self._step = OnHead(step.job.name, self.clock() + self.world.on_head(step.name) * seconds / self._head_speed)
+            self._step = OnHead(
+                step.job.name, self.clock() + self.world.on_head(step.name) * seconds / self._head_speed
+            )
             return self._step
         self._step = Alignment(
             step.job.name, step.name, self.world, work, self.clock(), self._head_speed,
@@ -412,5 +413,3 @@ class Play:
         assert head is not None
         highest = max(step.count * max(prices.get(pool, 0.0) for pool in step.pools) for step in self.plan.steps)
         return worst_overshoot(head.usd_per_hour + highest, LATENCY_S)
-
-

@@ -34,7 +34,13 @@ OVERLOOKED = 0.1
 BEYOND_BOX, BEYOND = 192, 0.15
 """No whole refinement of a larger box was measured: the error grows by so much with each doubling. Supposed."""
 
-FACTORS = {"crowd": (1.0, 1.3), "link": (0.45, 0.9), "solving": (0.8, 1.4), "scheduler": (0.8, 2.0), "storing": (0.5, 3.0)}
+FACTORS = {
+    "crowd": (1.0, 1.3),
+    "link": (0.45, 0.9),
+    "solving": (0.8, 1.4),
+    "scheduler": (0.8, 2.0),
+    "storing": (0.5, 3.0),
+}
 """Drawn evenly: tasks side by side, share of the nominal bandwidth, solving with real data, scheduler with hundreds of
 workers (measured to 32), writing to object storage. Supposed."""
 
