@@ -105,7 +105,7 @@ def told(play: Play) -> dict[str, Any]:
         "actual_wall": round(wall), "actual_usd": round(usd, 4),
         "wall_holds": plan.wall.holds(wall), "usd_holds": plan.usd.holds(usd),
         "status": play.launches[-1]["status"], "why": first["why"], "tight": spec.tight,
-        "launches": len(play.launches), "first_status": first["status"],
+        "launches": len(play.launches), "first_step": first["step"], "first_status": first["status"],
         "deadline_s": round(3600 * play.hours), "in_time": first["status"] == "done" and wall <= 3600 * play.hours,
         "caps": [round(float(launch["cap_usd"]), 4) for launch in play.launches],
         "spent": [round(float(launch["usd"]), 4) for launch in play.launches],

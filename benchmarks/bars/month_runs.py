@@ -361,7 +361,7 @@ class Play:
         self.launches.append({
             "status": state.status, "why": state.why, "wall_s": wall, "cap_usd": wanted.max_usd,
             "deadline_s": wanted.deadline - began, "usd": self.spent(), "metered_usd": state.spent_usd,
-            "left": len(left),
+            "left": len(left), "step": state.step,
         })  # fmt: skip
         self._step, self._there = None, {}
         return state.status

@@ -309,7 +309,8 @@ class Controller:
         if now >= self._iteration_at + ITERATION_S:
             self._iteration_at = now
             self._iteration_s = self._process.iteration_s()
-        return self._iteration_s or FIRST_FINISH_S[self._record.provider]
+        first, planned = FIRST_FINISH_S[self._record.provider], self._planned
+        return self._iteration_s or (first if planned is None else min(first, planned.wall.high))
 
     def _reason(self, now: float, spent: Account) -> str:
         if self._wanted.stop:
