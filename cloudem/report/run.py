@@ -237,8 +237,9 @@ def _bar_legend() -> str:
     return (
         '<p class="quiet">Bars: what time and cost may turn out to be, with the expected value as a stroke and the '
         f'actual one as a <b style="color:{_INSIDE}">●</b>, <b style="color:{_OUTSIDE}">●</b> where it is outside, '
-        "○ where the step did not come to its end; all bars of a column have one logarithmic scale. The plan counts "
-        "the wait for machines with the step that needs them, the meter with what is between the steps.</p>"
+        "○ where the step did not come to its end; all bars of a column have one logarithmic scale. "
+        "<i>Slower</i>, <i>dearer</i> and the like: outside of the whole range. The plan counts the wait for machines "
+        "with the step that needs them, the meter with what is between the steps.</p>"
     )
 
 
@@ -273,7 +274,7 @@ def _words(line: StepLine) -> list[str]:
     ):
         off = _off(planned, actual, line.how)
         if off:
-            found.append(f"{above if off > 0 else below} than planned")
+            found.append(above if off > 0 else below)
     return found
 
 

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, duration, money
@@ -178,9 +180,11 @@ def _slots(bars: Sequence[NodeBar]) -> list[str]:
 
 def _machines(axes: Any, bars: Sequence[NodeBar], slots: Sequence[str], axis: Axis, row: float) -> None:
     thick = 0.62 if row > 8 else 0.8
-    for bar in sorted(bars, key=lambda bar: bar.start):
-        y, left, right = slots.index(bar.slot), axis.at(bar.start), axis.at(bar.end)
-        axes.barh(y, right - left, left=left, height=thick, color=COLOURS.get(bar.market, GREY), lw=0, zorder=4)
+    rows = {slot: y for y, slot in enumerate(slots)}
+    spans = [(rows[bar.slot], axis.at(bar.start), axis.at(bar.end)) for bar in bars]
+    shapes = [Rectangle((left, y - thick / 2), right - left, thick) for y, left, right in spans]
+    axes.add_collection(PatchCollection(shapes, color=[COLOURS.get(bar.market, GREY) for bar in bars], lw=0, zorder=4))
+    for bar, (y, _, right) in zip(bars, spans, strict=True):
         if bar.how == "taken":
             for colour, wide in (("white", 5.5), (VERMILION, 2.6)):
                 axes.plot([right], [y], "x", color=colour, ms=min(9, row), mew=wide, zorder=6, clip_on=False)

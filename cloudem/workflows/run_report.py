@@ -8,6 +8,7 @@ import string
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from cloudem.cloud.catalogue import LOCAL, Catalogue
 from cloudem.cloud.estimate import Range, total
@@ -223,7 +224,7 @@ def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepL
         job = record.steps[number] if number < len(record.steps) else {}
         step: StepCost | None = actual.get(f"{number}-{job.get('job', '')}")
         how = (step.how or "running") if step else "not begun" if job else ""
-        machines = planned.describe() if not planned.on_head else "on the head"
+        machines = planned.describe() if not planned.on_head else "head"
         lines.append(
             StepLine(
                 planned.name, machines, planned.wall, step.wall if step else None, planned.usd,
@@ -335,10 +336,10 @@ def link(out: str, page: str) -> str:
         return ""
     target, start = join(absolute(out), PAGE), page.rpartition("/")[0]
     if not is_remote(page):
-        return posixpath.join(*os.path.relpath(target, start).split(os.sep))  # noqa: PTH206 - relpath is of os
+        return quote(os.path.relpath(target, start).replace(os.sep, "/"))
     if target.split("/")[2] != start.split("/")[2]:  # another bucket
         return ""
-    return posixpath.relpath(target.removeprefix("s3:/"), start.removeprefix("s3:/"))
+    return quote(posixpath.relpath(target.removeprefix("s3:/"), start.removeprefix("s3:/")))
 
 
 def _moment(at: float) -> str:
