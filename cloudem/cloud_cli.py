@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -70,7 +70,7 @@ class Submit(Command):
 
     def _attach(self, store: RunStore) -> None:
         """Follow a run; limits that are given are its limits from now on."""
-        changed = {"max_usd": self.max_usd} if self.max_usd else {}
+        changed: dict[str, Any] = {"max_usd": self.max_usd} if self.max_usd else {}
         if self.max_hours:
             changed["deadline"] = time.time() + self.max_hours * 3600
             _check_head(store, changed["deadline"])
@@ -331,9 +331,8 @@ class Sweep(Command):
 
     def run(self) -> None:
         """List, ask, remove."""
-        from cloudem.errors import ProviderError
         from cloudem.help import console
-        from cloudem.workflows.sweeping import look
+        from cloudem.workflows.sweeping import look, sweep
         from cloudem.workflows.views import clusters_table, resource_table
 
         provider, screen = _provider(self.region), console()
@@ -348,17 +347,7 @@ class Sweep(Command):
             return
         if not self.yes:
             _confirm(f"Remove these {len(found.left)}?")
-        for _ in range(60):  # what is still used by what is ending can be removed a little later
-            for resource in found.left:
-                try:
-                    provider.remove(resource)
-                except ProviderError:
-                    continue
-            found = look(provider, time.time())
-            if not found.left:
-                break
-            time.sleep(1.0 if provider.name == "local" else 5.0)
-        _say_left(found.left)
+        _say_left(sweep(provider, {resource.cluster for resource in found.left}))
 
 
 class UpdatePrices(Command):

@@ -412,4 +412,4 @@ class Play:
         head = self.catalogue.price(self.plan.head)
         assert head is not None
         highest = max(step.count * max(prices.get(pool, 0.0) for pool in step.pools) for step in self.plan.steps)
-        return worst_overshoot(head.usd_per_hour + highest, LATENCY_S)
+        return worst_overshoot(head.usd_per_hour + highest, LATENCY_S["aws"])

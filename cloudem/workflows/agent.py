@@ -39,11 +39,15 @@ LOOK_S = {"local": 2.0, "aws": 5.0}
 PATIENCE_S = 120.0
 """How long a worker looks for a scheduler that does not answer, before its machine ends."""
 
-HEAD_S = 600.0
+HEAD_S = 300.0
 """How long a worker waits for the head to say where the scheduler is."""
 
 SILENCE_S = 180.0
 """How long the controller may give no sign of life; after half of it, it is started again."""
+
+ALONE_S = SILENCE_S + PATIENCE_S + 60.0
+"""How long after the last sign of life of its controller the last node begins to shut down, at most: the head notices
+that (looking every 10 s) and ends what it runs, then workers lose patience and do the same."""
 
 MARGIN_S = 10.0
 """Time left, of the notice, for the worker and its machine to end once the worker holds nothing any more."""
@@ -171,6 +175,9 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
         sign = Repeated(lambda: _field(read_bytes(join(start.run_url, "state.json")), "at"), 10.0)
         while not (why := watch.over()):
             scheduler.keep()
+            silent = time.monotonic() - sign.changed
+            if silent > SILENCE_S:
+                return f"the controller gave no sign of life for {silent:.0f} s"
             if controller.starts == 0:
                 if published.value:
                     controller.start()
@@ -179,9 +186,6 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
             if controller.code == 0:
                 return "the controller is done"
             controller.keep()
-            silent = time.monotonic() - sign.changed
-            if silent > SILENCE_S:
-                return f"the controller gave no sign of life for {silent:.0f} s"
             if silent > SILENCE_S / 2 and controller.starts == 1:
                 say(f"the controller gave no sign of life for {silent:.0f} s")
                 controller.end(1.0)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -57,10 +58,22 @@ from cloudem.cloud.reconcile import (
 from cloudem.cloud.reconcile import (
     Wanted as WantedNode,
 )
-from cloudem.errors import CapacityError, CloudemError, ProviderError, QuotaError, StorageError, ThrottledError
+from cloudem.errors import (
+    CapacityError,
+    CloudemError,
+    FormatError,
+    LeaseLostError,
+    MissingInputError,
+    ParameterError,
+    ProviderError,
+    QuotaError,
+    StorageError,
+    ThrottledError,
+)
 from cloudem.execution.retiring import workers_of
 from cloudem.io.lease import hold
 from cloudem.jobs.logs import keep_log
+from cloudem.workflows.agent import ALONE_S
 from cloudem.workflows.records import OVER, NodeLine, RunState, RunStore, Status, Wanted
 from cloudem.workflows.steps import Step, StepProcess, is_parallel
 from cloudem.workflows.views import dollars
@@ -71,8 +84,17 @@ LOG = logging.getLogger("cloudem.run")
 TICK_S: Mapping[str, float] = {"local": 0.5, "aws": 5.0}
 """Pause between two looks at everything."""
 
-LATENCY_S = 60.0
+LATENCY_S: Mapping[str, float] = {"local": 60.0, "aws": 120.0}
 """How long it takes from deciding to end all nodes until none costs anything, at most: calls, shutting down."""
+
+ORDER_S = 6.0
+"""How long a job may take to end when its controller ends, before it is killed."""
+
+KILL_S = 30.0
+"""How long a job may take to end when it has to, before it is killed."""
+
+ASK_AGAIN_S = 60.0
+"""When a price is asked for again that the provider did not tell."""
 
 PRICES_S = 600.0
 """How often spot prices are asked for."""
@@ -137,7 +159,11 @@ class Controller:
         self._finished = dict(store.finished())
         self._nodes: list[Node] = []
         self._spot: dict[Pool, tuple[float, float | None]] = {}
+        before = store.state()
+        self._sign = clock() if before is None else before.at
         self._seen: dict[str, float] = {}
+        self._missing: dict[str, float] = {}
+        self._repriced: dict[str, float] = {}
         self._prices_at = 0.0
         self._status: Status = "starting"
         self._why = ""
@@ -147,6 +173,7 @@ class Controller:
         self._tries = 0
         self._lost_before = 0
         self._asked_to_stop = False
+        self._stopping_at = 0.0
         self._iteration_s, self._iteration_at = 0.0, 0.0
         self._quiet_since = clock()
         self._ready_at: dict[str, float] | None = None
@@ -162,6 +189,8 @@ class Controller:
             self.begin()
             try:
                 while not self.over:
+                    if lease.lost:
+                        lease.check()
                     began = self._clock()
                     try:
                         self.tick()
@@ -170,6 +199,10 @@ class Controller:
                     time.sleep(max(0.0, began + TICK_S[self._record.provider] - self._clock()))
             finally:
                 if self._process is not None:
+                    self._process.interrupt()
+                    limit = time.monotonic() + ORDER_S
+                    while self._process.poll() is None and time.monotonic() < limit:
+                        time.sleep(0.05)
                     self._process.kill()
 
     def begin(self) -> None:
@@ -200,7 +233,13 @@ class Controller:
     # ------------------------------------------------------------------ observing
 
     def _look(self, now: float) -> None:
-        wanted = self._store.wanted()
+        try:
+            wanted = self._store.wanted()
+        except (FormatError, MissingInputError) as error:  # what was wanted before holds
+            LOG.warning("%s", error)
+            wanted = self._wanted
+        if wanted.launch > int(self._node.get("generation", 1)):
+            raise SupersededError(f"launch {wanted.launch} of {self._record.name} has begun, this one ends")
         if (wanted.max_usd, wanted.deadline) != (self._wanted.max_usd, self._wanted.deadline):
             self._enter(self._cap_entry(now, wanted))
         self._wanted = wanted
@@ -212,17 +251,30 @@ class Controller:
             self._ready_at = {node.id: now for node in self._nodes}
         for node in listed:
             if node.id not in known:
-                rate = self._rate(node.pool)
-                self._enter(NodeStarted(node.launched, node.id, node.slot, node.pool, rate))
-                LOG.info("%s: %s, %s, at $%.3f an hour", node.slot, node.id, " ".join(node.pool), rate)
+                self._enter_start(node)
             if not node.alive and node.id not in ended:
                 self._enter(NodeEnded(node.ended or now, node.id, "ended"))
                 LOG.info("%s: %s has ended", node.slot, node.id)
         self._seen |= {node.id: now for node in listed}
-        for missing in known - ended.keys() - {node.id for node in listed}:
-            if now - self._seen.setdefault(missing, now) >= LISTING_S:
-                self._enter(NodeEnded(now, missing, f"not listed for {LISTING_S:.0f} s"))
+        self._miss(now, {node.id for node in listed})
         self._reprice(now)
+
+    def _enter_start(self, node: Node) -> None:
+        rate = self._rate(node.pool)
+        self._enter(NodeStarted(node.launched, node.id, node.slot, node.pool, rate))
+        LOG.info("%s: %s, %s, at $%.3f an hour", node.slot, node.id, " ".join(node.pool), rate)
+
+    def _miss(self, now: float, listed: Set[str]) -> None:
+        """Enter that nodes are gone which are listed no more: they ended soon after their controller was silent."""
+        starts = {entry.node: entry.at for entry in self._ledger if isinstance(entry, NodeStarted)}
+        ended = {entry.node for entry in self._ledger if isinstance(entry, NodeEnded)}
+        missing = starts.keys() - ended - listed
+        self._missing = {node: self._missing.get(node, max(starts[node], min(now, self._sign))) for node in missing}
+        for node, since in self._missing.items():
+            if now - since >= LISTING_S:
+                last = max(starts[node], self._seen.get(node, self._sign))
+                self._enter(NodeEnded(min(now, last + ALONE_S), node, f"not listed for {LISTING_S:.0f} s"))
+        self._sign = now
 
     def _forgotten(self, ids: Set[str], ended: Mapping[str, float]) -> list[Node]:
         """Return nodes that are known to have ended and that the provider lists no more."""
@@ -246,7 +298,7 @@ class Controller:
         if price is None:  # the worst that is known of the type, so that the cap holds
             price = self._catalogue.price(pool._replace(market="on-demand"))
         if price is None:
-            raise ProviderError(f"there is no price of {' '.join(pool)}; `cloudem prices update` may find one")
+            return self._dearest(pool)
         return price.usd_per_hour + self._disk_rate
 
     def _spot_price(self, pool: Pool) -> float | None:
@@ -254,10 +306,19 @@ class Controller:
         at, known = self._spot.get(pool, (float("-inf"), None))
         if self._clock() < at + PRICES_S:
             return known
+        self._spot[pool] = self._clock() - PRICES_S + ASK_AGAIN_S, known
         with provider_errors():
             known = self._provider.spot_prices([pool]).get(pool)
             self._spot[pool] = self._clock(), known
         return known
+
+    def _dearest(self, pool: Pool) -> float:
+        """Return the highest price of a region, for what has none here: rather too much than nothing."""
+        prices = [self._catalogue.price(Pool(name, pool.zone, "on-demand")) for name in self._catalogue.types]
+        found = [price.usd_per_hour for price in prices if price is not None]
+        if not found:
+            raise ParameterError(f"there is no price of {' '.join(pool)}; `cloudem prices update` may find one")
+        return max(found) + self._disk_rate
 
     @property
     def _disk_rate(self) -> float:
@@ -277,8 +338,10 @@ class Controller:
         if alive:
             prices = self._provider.spot_prices(list({node.pool for node in alive}))
             for node in alive:
-                if node.pool in prices:
-                    self._enter(PriceChanged(now, node.id, prices[node.pool] + self._disk_rate))
+                usd = prices.get(node.pool, 0.0) + self._disk_rate
+                if node.pool in prices and self._repriced.get(node.id) != usd:
+                    self._enter(PriceChanged(now, node.id, usd))
+                    self._repriced[node.id] = usd
 
     # ------------------------------------------------------------------ deciding
 
@@ -286,7 +349,7 @@ class Controller:
         """Go from running to draining to stopping as money, time and the owner want."""
         finish = self._to_finish(now)
         planned = self._planned_rate(self._planned)
-        what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=LATENCY_S, planned_rate=planned)
+        what = verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=self._latency, planned_rate=planned)
         if what == "run" and (self._wanted.stop or self._too_late(now, spent)):
             what = "drain"
         if what != "run" and self._status in ("starting", "running"):
@@ -315,15 +378,19 @@ class Controller:
     def _reason(self, now: float, spent: Account) -> str:
         if self._wanted.stop:
             return "its owner wants it to stop"
-        if now + self._to_finish(now) + LATENCY_S >= self._wanted.deadline:
+        if now + self._to_finish(now) + self._latency >= self._wanted.deadline:
             return "its time is nearly over"
         return f"{dollars(spent.total)} of {dollars(self._wanted.max_usd)} are spent, too much to begin what is next"
 
+    @property
+    def _latency(self) -> float:
+        return LATENCY_S[self._record.provider]
+
     def _stopping(self, text: str) -> None:
-        self._status = "stopping"
-        self._note(f"ending all nodes: {text}")
+        self._status, self._stopping_at = "stopping", self._clock()
         if self._process is not None:
             self._process.interrupt()
+        self._note(f"ending all nodes: {text}")
 
     @property
     def _step(self) -> int | None:
@@ -366,8 +433,7 @@ class Controller:
         ready, ready_at = self._registered()
         observed = Observed(workers, tuple(self._attempts), self._store.notices(), ready, ready_at)
         actions = reconcile(self._desired(now, spent), observed, now)
-        self._launch([action for action in actions if isinstance(action, Launch)], now)
-        for action in actions:
+        for action in actions:  # what costs money first: asking for nodes may take long
             if isinstance(action, Terminate):
                 LOG.info("ending %s: %s", ", ".join(action.nodes), action.why)
                 self._provider.terminate(action.nodes)
@@ -379,6 +445,7 @@ class Controller:
         older = [n.id for n in self._nodes if n.alive and n.slot == mine[0] and n.generation < mine[1]]
         if older:
             self._provider.terminate(older)
+        self._launch([action for action in actions if isinstance(action, Launch)], now)
 
     def _registered(self) -> tuple[frozenset[str], Mapping[str, float]]:
         """Return the nodes whose workers the scheduler knows, and when each was last seen among them."""
@@ -396,26 +463,31 @@ class Controller:
             self._remember(sent(action.request, now))
         self._store.write_attempts(self._attempts)
         with ThreadPoolExecutor(LAUNCHES) as pool:
-            for attempt in pool.map(self._ask, actions):
-                self._remember(attempt)
+            answers = list(pool.map(self._ask, actions))
+        for attempt, _ in answers:
+            self._remember(attempt)
         self._store.write_attempts(self._attempts)
+        known = {entry.node for entry in self._ledger if isinstance(entry, NodeStarted)}
+        for _, node in answers:  # it is paid for, although it may not be listed yet
+            if node is not None and node.id not in known:
+                self._enter_start(node)
 
-    def _ask(self, action: Launch) -> Attempt:
+    def _ask(self, action: Launch) -> tuple[Attempt, Node | None]:
         attempt = replace(sent(action.request, self._clock()), outcome="unknown")
         try:
             node = self._provider.launch(replace(action.request, tags=self._node.get("tags", {})))
-            return replace(attempt, outcome="launched", node=node.id)
+            return replace(attempt, outcome="launched", node=node.id), node
         except CapacityError as error:
             LOG.warning("%s", error)
-            return replace(attempt, outcome="no-capacity")
+            return replace(attempt, outcome="no-capacity"), None
         except QuotaError as error:
             LOG.warning("%s", error)
-            return replace(attempt, outcome="quota")
+            return replace(attempt, outcome="quota"), None
         except ThrottledError:
-            return replace(attempt, outcome="throttled")
+            return replace(attempt, outcome="throttled"), None
         except ProviderError as error:
             LOG.warning("%s", error)
-            return attempt
+            return attempt, None
 
     def _remember(self, attempt: Attempt) -> None:
         self._attempts = noted(self._attempts, attempt)
@@ -429,6 +501,9 @@ class Controller:
             elif self._status == "draining" and not self._asked_to_stop:
                 self._asked_to_stop = True
                 self._process.ask_to_stop()
+            elif self._status == "stopping" and now - self._stopping_at >= KILL_S:
+                LOG.warning("%s did not end within %.0f s and is killed", self._process.job, KILL_S)
+                self._process.kill()
             return
         number = self._step
         if self._status == "draining" or (number is None and self._record.steps):
@@ -455,16 +530,18 @@ class Controller:
         number, process = self._step, self._process
         assert number is not None and process is not None  # noqa: S101, PT018 - it ran
         name = f"{number}-{process.job}"
+        if how == "failed" and self._status == "stopping":  # it was ended before it could say so
+            how = "stopped"
         self._enter(StepEnded(now, name, how))
         self._process = None
         if how == "done":
             self._store.finish(number, {"at": now, "seconds": now - self._began, "job": process.job})
             self._finished[number] = {}
             self._tries = 0
-        elif how == "failed":
+        elif how == "failed" or self._status == "running":  # or somebody else stopped it
             self._tries += 1
             lost = self._lost() > self._lost_before
-            if not lost or self._tries >= TRIES:
+            if (how == "failed" and not lost) or self._tries >= TRIES:
                 self._why = f"{name} failed: {process.progress[-1] if process.progress else 'it said nothing'}"
                 self._stopping(self._why)
 
@@ -522,11 +599,15 @@ class Controller:
             progress=self._process.progress if self._process else (),
             spent_usd=spent.total,
             usd_per_hour=spent.rate_per_hour,
-            overshoot_usd=worst_overshoot(spent.rate_per_hour, LATENCY_S),
+            overshoot_usd=worst_overshoot(spent.rate_per_hour, self._latency),
             nodes=tuple(_line(node) for node in self._nodes if node.alive),
             launch=self._wanted.launch,
             why=self._why,
         )
+
+
+class SupersededError(LeaseLostError):
+    """The run was launched again, and another controller is to go on with it."""
 
 
 START_KEYS = ("cloudem", "project", "run", "cluster", "provider", "deadline", "certificates", "environment")
@@ -549,9 +630,10 @@ def _line(node: Node) -> NodeLine:
 def main(environment: Mapping[str, str] = os.environ) -> int:
     """Run the controller that the head's agent starts; what it needs is in ``CLOUDEM_NODE``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     node = json.loads(environment["CLOUDEM_NODE"])
+    store = RunStore.of(node["project"], node["run"])
     try:
-        store = RunStore.of(node["project"], node["run"])
         provider = provider_of(node["provider"], store.record().region)
         scheduler, certificates = str(node["scheduler"]), node.get("certificates_folder")
         # their files are in a folder with the node's name
@@ -565,6 +647,13 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
             return write_report(store, catalogue, state)
 
         Controller(store, provider, node, catalogue, begin, lambda: known.value, report=report).run()
+    except SupersededError as error:
+        LOG.warning("%s", error)
+    except (FormatError, MissingInputError, ParameterError) as error:  # no other controller could do better
+        LOG.error("%s", error)
+        state = RunState(at=time.time(), status="failed", launch=int(node.get("generation", 1)), why=str(error))
+        with contextlib.suppress(CloudemError), hold(store.url, log=LOG):
+            store.write_state(state)
     except CloudemError as error:
         LOG.error("%s", error)
         return 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cloudem.errors import ParameterError
 from cloudem.io.groups import list_groups, read_attributes
 from cloudem.jobs.base import find_job
 
@@ -161,7 +162,7 @@ def as_toml(step: Mapping[str, Any]) -> str:
         if value is None:
             continue
         if not isinstance(value, str | int | float | bool | Sequence):
-            raise TypeError(f"{name} = {value!r} is no value of a job file")
+            raise ParameterError(f"{name} = {value!r:.60} is no value of a job file")
         text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
         lines.append(f"{json.dumps(name, ensure_ascii=False)} = {text}".replace(DELETE, "\\u007f"))
     return "\n".join(lines) + "\n"

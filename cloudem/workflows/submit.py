@@ -21,11 +21,10 @@ from cloudem.cloud.money import NodeEnded, account, describe_cap
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.plan import Plan
 from cloudem.cloud.provider import Provider
-from cloudem.errors import ParameterError, ProviderError
+from cloudem.errors import CloudemError, ParameterError, ProviderError
 from cloudem.execution.security import make_certificates
 from cloudem.io.location import is_remote
-from cloudem.workflows.agent import PATIENCE_S as PATIENCE_OF_NODES_S
-from cloudem.workflows.agent import certificates_as_secret
+from cloudem.workflows.agent import ALONE_S, certificates_as_secret
 from cloudem.workflows.controller import LATENCY_S
 from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
 from cloudem.workflows.workflow import Workflow
@@ -48,6 +47,9 @@ HEADS = 5
 """Other pools that are tried for the head where the planned one has no capacity."""
 
 LOOK_S: Mapping[str, float] = {"local": 0.3, "aws": 3.0}
+
+HEAD_GONE_S: Mapping[str, float] = {"local": 30.0, "aws": 180.0}
+"""How long to wait until the head of an earlier launch has ended."""
 
 SILENT_S = 240.0
 """A controller that says nothing for so long, of a head that is gone, is gone."""
@@ -95,6 +97,7 @@ def start(
     """
     record, wanted = store.record(), store.wanted()
     tags = {"project": store.url.rpartition("/runs/")[0], "job": record.name, "owner": record.owner}
+    _await_no_head(provider, record)
     try:
         provider.prepare(record.name, tags)
         provider.put_secret(record.name, CERTIFICATES, certificates())
@@ -105,8 +108,9 @@ def start(
         _await_controller(store, provider, node, wanted.launch, record.provider, clock)
         return node
     except BaseException:
-        say("removing what was started")
-        end(record.name, provider)
+        if _newest(store) in (wanted.launch, None):  # what somebody else launched since is not ours to remove
+            say("removing what was started")
+            end(record.name, provider)
         raise
 
 
@@ -167,7 +171,8 @@ def promise(plan: Plan, wanted: Wanted, catalogue: Catalogue) -> str:
     prices = {pool: price.usd_per_hour for pool in pools_of(plan) if (price := catalogue.price(pool)) is not None}
     highest = max((step.count * max(prices.get(pool, 0.0) for pool in step.pools) for step in plan.steps), default=0.0)
     rate = prices.get(plan.head, 0.0) + highest
-    text = describe_cap(wanted.max_usd, rate, latency_s=LATENCY_S, patience_s=PATIENCE_OF_NODES_S)
+    latency_s = LATENCY_S["local" if plan.region == "local" else "aws"]
+    text = describe_cap(wanted.max_usd, rate, latency_s=latency_s, patience_s=ALONE_S)
     return f"{text}; over by {time.strftime('%Y-%m-%d %H:%M', time.localtime(wanted.deadline))}"
 
 
@@ -195,7 +200,7 @@ def resume(store: RunStore, max_usd: float | None, max_hours: float | None, now:
     deadline = wanted.deadline if max_hours is None else now + max_hours * 3600
     if deadline <= now:
         raise ParameterError("--max-hours: its time is over; give some hours to go on")
-    return store.change(max_usd=usd, deadline=deadline, stop=False, launch=wanted.launch + 1)
+    return store.change(max_usd=usd, deadline=deadline, stop=False, launch=wanted.launch + 1, after=wanted.launch)
 
 
 def follow(store: RunStore, show: Callable[[RunState], None], provider: Provider | None = None) -> RunState:
@@ -254,13 +259,33 @@ def conclude(store: RunStore, why: str, now: float) -> None:
     store.write_state(state.model_copy(update=values))
 
 
+def _await_no_head(provider: Provider, record: RunRecord) -> None:
+    """Wait until the head of an earlier launch is gone, which ends as soon as its controller sees the new one."""
+    limit = time.monotonic() + HEAD_GONE_S[record.provider]
+    while heads := [node.id for node in provider.nodes(record.name) if node.slot == HEAD and node.alive]:
+        if time.monotonic() > limit:
+            raise ProviderError(
+                f"{heads[0]}, the head of an earlier launch of {record.name}, has not ended; try again, or end it:"
+                " cloudem cluster down --now"
+            )
+        time.sleep(LOOK_S[record.provider])
+
+
+def _newest(store: RunStore) -> int | None:
+    """Return the number of the newest launch; None where the store does not tell."""
+    try:
+        return store.wanted().launch
+    except CloudemError:
+        return None
+
+
 def _await_controller(
     store: RunStore, provider: Provider, node: Node, launch: int, kind: str, clock: Callable[[], float]
 ) -> None:
     began = clock()
     while clock() - began < PATIENCE_S[kind]:
         state = store.state()
-        if state is not None and state.launch == launch and state.at >= began - 1:
+        if state is not None and state.launch == launch:
             return
         if any(each.id == node.id and not each.alive for each in provider.nodes(node.cluster)):
             raise ProviderError(f"the head node {node.id} ended at once{_last_line(provider, node)}")

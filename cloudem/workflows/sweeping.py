@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from cloudem.cloud.nodes import HEAD, Node, Resource
 from cloudem.cloud.provider import Provider
+from cloudem.errors import ProviderError
+
+STARTING_S: Mapping[str, float] = {"local": 5.0, "aws": 60.0}
+"""From when the first of a cluster's things is made until its head is listed."""
+
+TIMES = 60
+"""How often removing is tried: what is still used by what is ending can be removed a little later."""
 
 
 class Left(NamedTuple):
@@ -34,3 +42,34 @@ def look(provider: Provider, now: float) -> Left:
         else:
             left += resources
     return Left(used, left)
+
+
+def sweep(
+    provider: Provider,
+    clusters: Collection[str],
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Sequence[Resource]:
+    """Remove what these clusters left, and nothing else; return what is still there.
+
+    A cluster without nodes may be one that is just being started elsewhere. So that is waited for first, and a cluster
+    that has got a head by then is left alone.
+    """
+    found = _of(provider, clusters, clock())
+    if {each.cluster for each in found} - {each.cluster for each in found if each.kind == "instance"}:
+        sleep(STARTING_S.get(provider.name, 60.0))
+    for _ in range(TIMES):
+        found = _of(provider, clusters, clock())
+        if not found:
+            break
+        for resource in found:
+            try:
+                provider.remove(resource)
+            except ProviderError:
+                continue
+        sleep(1.0 if provider.name == "local" else 5.0)
+    return found
+
+
+def _of(provider: Provider, clusters: Collection[str], now: float) -> list[Resource]:
+    return [resource for resource in look(provider, now).left if resource.cluster in clusters]

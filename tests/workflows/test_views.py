@@ -12,6 +12,7 @@ from rich.console import Console
 from cloudem.cloud.estimate import Range
 from cloudem.cloud.money import Note
 from cloudem.cloud.nodes import HEAD, Node, Pool, Resource
+from cloudem.errors import ParameterError
 from cloudem.workflows.cost_tables import ledger_table
 from cloudem.workflows.records import NodeLine, RunState, Wanted
 from cloudem.workflows.steps import as_toml
@@ -62,5 +63,5 @@ def test_a_job_file_says_what_the_step_said_whatever_is_in_its_names_and_values(
 
 
 def test_a_job_file_has_no_tables() -> None:
-    with pytest.raises(TypeError, match="is no value of a job file"):
+    with pytest.raises(ParameterError, match="is no value of a job file"):
         as_toml({"wall": {"low": Range.exactly(1.0)}})

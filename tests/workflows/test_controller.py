@@ -1,0 +1,244 @@
+"""The controller alone, with simulated machines, a clock, and a job that does as it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.market import RecordedMarket
+from cloudem.cloud.memory import Clock, Fault, MemoryProvider
+from cloudem.cloud.money import NodeEnded, NodeStarted, StepEnded, account
+from cloudem.cloud.nodes import HEAD, Node, Pool, Request
+from cloudem.io.lease import hold
+from cloudem.workflows import controller as module
+from cloudem.workflows.agent import ALONE_S
+from cloudem.workflows.controller import KILL_S, TRIES, Controller, SupersededError
+from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
+from cloudem.workflows.standing import plan_of
+
+START = 1.8e9
+SPOT = Pool("local.1", "local-a", "spot")
+
+
+class Job:
+    """A job that ends when, and as, a test says."""
+
+    job, progress = "refine3d", ("last words",)
+
+    def __init__(self, step: Any) -> None:
+        self.how: Any = None
+        self.calls: list[str] = []
+
+    def poll(self) -> Any:
+        return self.how
+
+    def iteration_s(self) -> float:
+        return 5.0
+
+    def ask_to_stop(self) -> None:
+        self.calls.append("stop")
+
+    def interrupt(self) -> None:
+        self.calls.append("interrupt")
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+        self.how = "failed"
+
+
+class World:
+    """A run of one step on two spot nodes, in a folder."""
+
+    def __init__(self, folder: Path, max_usd: float = 5.0) -> None:
+        self.clock, self.jobs = Clock(START), list[Job]()
+        self.faults: Callable[[str, float], Fault | None] = lambda call, at: None
+        pools = [Pool(name, zone, market) for name in ("local.1", "local.2") for zone in ("local-a", "local-b")
+                 for market in ("spot", "on-demand")]  # fmt: skip
+        market = RecordedMarket({pool: [(0.0, 0.05)] for pool in pools}, boot=(1.0, 2.0))
+        self.provider = MemoryProvider(self.clock, market, faults=lambda call, at: self.faults(call, at))
+        plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
+        self.store = RunStore.of(str(folder), "run-20270101-000000")
+        step = {"job": "refine3d", "out": str(folder / "out")}
+        record = RunRecord(
+            name="run-20270101-000000", created=START, owner="me", provider="local", region="local", steps=(step,),
+            plan=plan.as_json(), version="0",
+        )  # fmt: skip
+        self.store.create(record, Wanted(max_usd=max_usd, deadline=START + 3600))
+        self.provider.prepare(record.name, {})
+        self.head = self.provider.launch(
+            Request(f"{record.name}/head/1", record.name, HEAD, 1, (plan.head,), START + 3600)
+        )
+
+    def controller(self, generation: int = 1) -> Controller:
+        node = {"slot": HEAD, "generation": generation, "project": "p", "run": "r", "cloudem": 1}
+        made = Controller(
+            self.store,
+            self.provider,
+            node,
+            Catalogue.shipped(),
+            self.begin,
+            lambda: frozenset(self.alive()),
+            self.clock,
+        )
+        made.begin()
+        return made
+
+    def begin(self, step: Any) -> Job:
+        self.jobs.append(Job(step))
+        return self.jobs[-1]
+
+    def nodes(self) -> list[Node]:
+        return [node for node in self.provider.nodes("run-20270101-000000") if node.slot != HEAD]
+
+    def alive(self) -> list[str]:
+        return [node.id for node in self.nodes() if node.alive]
+
+    def tick(self, controller: Controller, seconds: float, pause: float = 5.0) -> RunState:
+        until = self.clock() + seconds
+        while self.clock() < until and not controller.over:
+            controller.tick()
+            self.clock.advance(pause)
+        state = self.store.state()
+        assert state is not None
+        return state
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_job_that_does_not_end_is_killed_and_nothing_is_left(world: World) -> None:
+    controller = world.controller()
+    assert world.tick(controller, 20).status == "running"
+    world.store.change(deadline=world.clock() + 30)  # less than it takes to end all nodes
+    world.tick(controller, 10)
+    assert world.jobs[0].calls == ["interrupt"]
+    state = world.tick(controller, 400)
+    assert world.jobs[0].calls == ["interrupt", "kill"]
+    assert (state.status, world.alive()) == ("stopped", [])
+    ledger = world.store.ledger()
+    ended = next(entry for entry in ledger if isinstance(entry, StepEnded))
+    assert ended.how == "stopped"
+    assert ended.at - START < 20 + 10 + KILL_S + 10
+
+
+def test_a_job_that_somebody_stops_again_and_again_is_not_begun_for_ever(world: World) -> None:
+    controller = world.controller()
+    for number in range(TRIES):
+        world.tick(controller, 20)
+        assert len(world.jobs) == number + 1
+        world.jobs[-1].how = "stopped"
+    assert world.tick(controller, 400).status == "failed"
+    assert len(world.jobs) == TRIES
+
+
+def test_damaged_wishes_change_nothing(world: World) -> None:
+    controller = world.controller()
+    world.tick(controller, 20)
+    for damage in ('{"max_usd": NaN, "deadline": 2e9}', '{"max_usd": 1e400, "deadline": 2e9}', "[", "null", "{}"):
+        Path(world.store.url, "wanted.json").write_text(damage)
+        assert world.tick(controller, 10).status == "running"
+    Path(world.store.url, "wanted.json").unlink()
+    assert world.tick(controller, 10).status == "running"
+
+
+def test_a_controller_ends_when_its_run_was_launched_again(world: World) -> None:
+    controller = world.controller()
+    world.tick(controller, 20)
+    world.store.change(after=1, launch=2)
+    with pytest.raises(SupersededError, match="launch 2"):
+        controller.tick()
+    world.tick(world.controller(2), 20)
+
+
+def test_nodes_are_metered_from_their_launch_although_nobody_lists_them(world: World) -> None:
+    controller = world.controller()
+    world.faults = lambda call, at: Fault("late", 60.0) if call == "nodes" else None
+    controller.tick()
+    assert {entry.slot for entry in world.store.ledger() if isinstance(entry, NodeStarted)} >= {
+        "worker-local.1-0000", "worker-local.1-0001"
+    }  # fmt: skip
+    world.tick(controller, 200)
+    assert not [entry for entry in world.store.ledger() if isinstance(entry, NodeEnded)]
+
+
+def test_a_run_that_goes_on_the_next_day_has_not_paid_for_the_night(world: World) -> None:
+    controller = world.controller()
+    before = world.tick(controller, 60)
+    last = world.clock()
+    world.provider.terminate([*world.alive(), world.head.id])  # the head died, and workers ended themselves
+    world.clock.advance(12 * 3600)
+    world.store.change(after=1, launch=2, deadline=world.clock() + 3600)
+    state = world.tick(world.controller(2), 20)
+    assert state.status == "running"
+    after = account(world.store.ledger(), world.clock())
+    ends = [entry.at for entry in world.store.ledger() if isinstance(entry, NodeEnded)]
+    assert len(ends) == 3
+    assert all(last <= end <= last + ALONE_S for end in ends)
+    rate = before.usd_per_hour
+    assert after.total <= before.spent_usd + rate * (ALONE_S + 120) / 3600
+
+
+def test_prices_that_stay_are_not_entered_again(world: World) -> None:
+    controller = world.controller()
+    world.tick(controller, 1900, pause=60.0)
+    changes = [entry for entry in world.store.ledger() if type(entry).__name__ == "PriceChanged"]
+    assert len(changes) <= 2
+
+
+def test_what_costs_money_is_ended_before_anything_is_asked_for(world: World) -> None:
+    controller, calls = world.controller(), list[str]()
+    world.tick(controller, 20)
+    world.provider.launch(
+        Request("run-20270101-000000/worker-old/1", "run-20270101-000000", "worker-old", 1, (SPOT,), START + 3600)
+    )
+    world.provider.terminate(world.alive()[:1])
+    world.clock.advance(130)
+    world.faults = lambda call, at: calls.append(call)
+    world.tick(controller, 30)
+    assert "launch" in calls
+    assert calls.index("terminate") < calls.index("launch")
+
+
+def test_a_type_without_a_price_costs_as_much_as_the_dearest(world: World) -> None:
+    controller = world.controller()
+    assert controller._rate(Pool("p99.huge", "local-a", "on-demand")) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("ledger/00000000.json", '{"kind": "NodeEnded", "at": NaN, "node": "n"}', "at = nan"),
+        ("attempts.json", "[3]", "attempts.json is damaged"),
+        ("steps/0.json", "[", "delete it"),
+    ],
+)
+def test_records_that_no_controller_can_read_end_the_run_with_one_line(
+    name: str, text: str, says: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(world.store.url, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    monkeypatch.setattr(module, "provider_of", lambda name, region: world.provider)
+    monkeypatch.setattr(module, "workers_of", lambda *_: {})
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    project = world.store.url.rpartition("/runs/")[0]
+    node = {"project": project, "run": "run-20270101-000000", "provider": "local", "scheduler": "s", "generation": 3}
+    assert module.main({"CLOUDEM_NODE": json.dumps(node)}) == 0  # so that the head ends at once
+    state = world.store.state()
+    assert state is not None
+    assert (state.status, state.launch) == ("failed", 3)
+    assert says in state.why
+    with hold(world.store.url, log=module.LOG):  # while another controller lives, nothing is said for it
+        world.store.write_state(RunState(at=1.0, status="running"))
+        monkeypatch.setattr("cloudem.io.lease.observe", lambda looks: __import__("cloudem.io.lease").io.lease.Refuse())
+        assert module.main({"CLOUDEM_NODE": json.dumps(node)}) == 0
+    state = world.store.state()
+    assert state is not None
+    assert state.status == "running"
