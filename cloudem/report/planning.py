@@ -115,9 +115,12 @@ def _fill(
         axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
     if actual is not None:
         axes.plot([actual[0] / 3600], [actual[1]], "D", color=INK, markersize=9, mec="white", mew=1.2, zorder=7)
+        axes.figure.canvas.draw()  # limits are known only then
+        right = axes.transAxes.inverted().transform(axes.transData.transform((actual[0] / 3600, actual[1])))[0] < 0.85
         axes.annotate(
-            "this run", (actual[0] / 3600, actual[1]), xytext=(9, -4), textcoords="offset points", fontweight="bold",
-            va="top", zorder=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+            "this run", (actual[0] / 3600, actual[1]), xytext=(9 if right else -9, -4), textcoords="offset points",
+            fontweight="bold", va="top", ha="left" if right else "right", zorder=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
         )  # fmt: skip
     _name(axes, front)
     label_axes(axes, "time", "cost; bars: what time and cost may turn out to be", title)

@@ -142,6 +142,7 @@ RUN_CSS = """
 .legend .key { display: inline-block; width: 18px; height: 10px; border-radius: 2px; margin-right: 6px; }
 td.plan { width: 134px; padding-right: 4px; } td.plan svg { width: 130px; }
 .told { margin: 14px 0 0; padding: 8px 18px; background: #eef5fa; border-radius: 4px; max-width: none; }
+table:not(.compare) td.n + td, table:not(.compare) th.n + th { padding-left: 18px; }
 td.off { color: #b34700; font-weight: 600; } tr.rest td { color: #52606d; }
 table.compare td { vertical-align: middle; } table.compare td.plan + td { padding-right: 26px; }
 table.compare th.n { padding-right: 26px; } table.compare td:last-child { min-width: 62px; }
@@ -342,10 +343,14 @@ def _front(content: RunContent) -> str:
         return ""
     actual = (content.wall, content.spent) if content.wall > 0 and content.spent > 0 else None
     figure = plan_figure(content.points, content.front_title, *content.limits, actual=actual)
+    others = (
+        "In blue, what else could have been rented: choices of which none is both faster and cheaper than another."
+        if len(content.points) > 1
+        else "Of what was allowed, nothing else would have been faster or cheaper."
+    )
     return (
-        f"<section><h2>What else could have been rented</h2><figure>{figure}<figcaption>Choices of which none is both "
-        "faster and cheaper than another, as they were expected before the run; the plan, and what this run came to."
-        "</figcaption></figure></section>"
+        f"<section><h2>Cost against time</h2><figure>{figure}<figcaption>The plan, with what time and cost might have "
+        f"turned out to be, and what the run came to. {others}</figcaption></figure></section>"
     )
 
 

@@ -107,7 +107,9 @@ def money(usd: float, *, even: bool = False) -> str:
         return f"${usd:,.6g}" if usd else "$0"
     if usd < 0.00005:
         return "<$0.0001"
-    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.3f}" if usd >= 0.1 else f"${usd:.4f}"
+    if usd >= 1 or abs(usd - round(usd, 2)) < 1e-9:
+        return f"${usd:,.2f}"
+    return f"${usd:.3f}" if usd >= 0.1 else f"${usd:.4f}"
 
 
 CSS = """

@@ -34,7 +34,7 @@ from cloudem.report.run import Event, NodeLine, PriceLine, RunContent, StepLine,
 from cloudem.report.timeline import Axis, Band, How, NodeBar, Spending
 from cloudem.workflows.accounting import Costs, StepCost, costs
 from cloudem.workflows.records import PAGE, RunRecord, RunState, RunStore, Wanted
-from cloudem.workflows.submit import promise
+from cloudem.workflows.submit import SILENT_S, promise
 from cloudem.workflows.views import dollars
 
 SAMPLES = 300
@@ -100,7 +100,7 @@ def content_of(store: RunStore, catalogue: Catalogue, state: RunState | None, pa
         title=record.name,
         created=f"submitted {_moment(record.created)} UTC by {record.owner}; page of {_moment(time.time())} UTC",
         status=state.status,
-        why=state.why if state.status != "done" else "",
+        why=_why(state, time.time()),
         rehearsal=record.region == LOCAL,
         asked=_asked(record, plan, wanted),
         promise=promise(plan, wanted, catalogue).rpartition("; over by")[0],
@@ -136,6 +136,12 @@ def points_of(plan: Plan) -> list[Point]:
         return "; ".join([step for step in steps if step != HEAD] or list(steps[:1]))
 
     return [Point(a.wall, a.usd, name(a.steps), a.chosen) for a in plan.alternatives]
+
+
+def _why(state: RunState, now: float) -> str:
+    if not state.over and now - state.at > SILENT_S:
+        return f"its controller has been silent since {_hour(state.at)} UTC; what it left is reckoned until now"
+    return state.why if state.status != "done" else ""
 
 
 def _asked(record: RunRecord, plan: Plan, wanted: Wanted) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ def test_it_says_what_was_planned_and_what_it_was_and_loads_nothing() -> None:
     text = render_run(CONTENT)
     page = Page(text)
     for heading in (
-        "What was asked for", "Planned and actual", "What happened when", "What else could have been rented",
+        "What was asked for", "Planned and actual", "What happened when", "Cost against time",
         "Machines", "Prices", "What was not metered", "How this was made",
     ):  # fmt: skip
         assert heading in page.words, heading
@@ -127,10 +127,10 @@ def test_a_pause_is_narrow_however_long_it_was_and_time_goes_on_after_it() -> No
 
 def test_a_maximum_that_was_passed_is_said_and_one_far_away_is_only_named() -> None:
     assert "was passed by" not in render_run(CONTENT)
-    assert "The approximate maximum was passed by $0.500." in render_run(replace(CONTENT, max_usd=2.0))
-    assert "far above" not in render_run(CONTENT)
+    assert "The approximate maximum was passed by $0.50." in render_run(replace(CONTENT, max_usd=2.0))
+    assert "above this figure" not in render_run(CONTENT)
     far = CONTENT.spending._replace(caps=[(0.0, 500.0)])
-    assert "maximum $500.00, far above" in Page(render_run(replace(CONTENT, spending=far))).text
+    assert "maximum $500.00, above this figure" in Page(render_run(replace(CONTENT, spending=far))).text
 
 
 def test_hostile_text_stays_text() -> None:
@@ -170,4 +170,4 @@ def test_a_run_of_which_nothing_is_known_yet_is_a_page() -> None:
 
 def test_amounts() -> None:
     amounts = [money(usd) for usd in (0.0, 1e-6, 0.00123, 0.0456, 0.5, 12.25, 12345.6)]
-    assert amounts == ["$0", "<$0.0001", "$0.0012", "$0.0456", "$0.500", "$12.25", "$12,345.60"]
+    assert amounts == ["$0", "<$0.0001", "$0.0012", "$0.0456", "$0.50", "$12.25", "$12,345.60"]

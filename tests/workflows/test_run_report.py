@@ -156,6 +156,7 @@ def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> 
     assert (second.name, second.start) == ("first map", T0 + 30)
     assert second.end > T0 + 5000  # it runs until now
     assert content.steps[1].how == "running"
+    assert "silent since 03:12:20 UTC" in content.why
     assert {line.ended for line in content.nodes if line.bar.how == "alive"} == {"still there"}
 
 
