@@ -107,7 +107,7 @@ def test_boto_finds_it_where_the_environment_says(service: Service, monkeypatch:
     session = pytest.importorskip("botocore.session").get_session()
     utils = pytest.importorskip("botocore.utils")
     monkeypatch.setenv(ENDPOINT, service.endpoint)
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     assert utils.IMDSRegionProvider(session).provide() == "local-"  # the zone without its letter
     assert Metadata().zone() == "local-a"

@@ -119,6 +119,7 @@ def _disks(tmp_path: Path, *names: str) -> list[str]:
         _program(programs / name, f'echo "{name} $*" >> {log}')
     _program(programs / "mountpoint", "exit 1")
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "CLOUDEM_DISKS": str(disks)}
+    environment.pop("CLOUDEM_CACHE", None)  # where other tests have theirs
     subprocess.run([FILES / "cloudem-disks"], env=environment, check=True, timeout=20, capture_output=True)
     said = log.read_text().replace(f"{tmp_path}/", "").splitlines()
     return [line for line in said if not line.startswith("install")]
@@ -151,7 +152,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Any:
     moto = pytest.importorskip("moto", reason="moto is not installed")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # hundreds of Amazon's
     with moto.mock_aws():
