@@ -270,8 +270,8 @@ def _spending(axes: Any, spending: Spending, axis: Axis) -> None:
             _label(axes, left, usd, f" maximum {money(usd)}", VERMILION, "left")
         elif right - left > 0.12 * axis.length:
             axes.annotate(
-                f" maximum {money(usd)}, above this figure", (left, 0.98), xycoords=("data", "axes fraction"), fontsize=11,
-                va="top", color=VERMILION, zorder=6,
+                f" maximum {money(usd)}, above this figure", (left, 0.98), xycoords=("data", "axes fraction"),
+                fontsize=11, va="top", color=VERMILION, zorder=6,
             )  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda usd, _: money(usd, even=True)))

@@ -24,6 +24,7 @@ from cloudem.cloud.money import (
 )
 from cloudem.cloud.nodes import Pool
 from cloudem.cloud.plan import Alternative
+from cloudem.cloud_cli import Cost
 from cloudem.errors import ParameterError
 from cloudem.io.location import read_bytes, write_bytes
 from cloudem.report.timeline import Band
@@ -208,3 +209,13 @@ def test_a_page_that_cannot_be_written_keeps_no_run_from_ending(tmp_path: Path, 
     assert [each.status for each in told] == ["stopped"]
     assert "the report could not be written" in caplog.text
     assert "no room" in caplog.text
+
+
+def test_cost_writes_the_page_anew_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = begun(str(tmp_path / "project"))
+    file = tmp_path / "elsewhere/page.html"
+    Cost(url=store.url, report=str(file)).run()
+    assert f"report: {file}" in capsys.readouterr().out
+    assert f"<title>{NAME}</title>" in file.read_text()
+    with pytest.raises(ParameterError, match="one of its runs"):
+        Cost(url=str(tmp_path / "project"), report=str(file)).run()
