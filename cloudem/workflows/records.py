@@ -250,10 +250,7 @@ class RunStore:
                 before = _parsed(self.url, "wanted.json", found[0], Wanted)
                 if after is not None and before.launch != after:
                     raise ParameterError(f"{self.url} was resumed by somebody else just now; attach to it")
-                try:
-                    changed = Wanted(**{**before.model_dump(), **values})
-                except ValidationError as error:
-                    raise ParameterError(f"{self.url}: {_first(error)}") from None
+                changed = wanted_of(**{**before.model_dump(), **values})
                 if place.swap(found[1], changed.model_dump_json(indent=2).encode()) is not None:
                     return changed
             time.sleep(0.05)
@@ -352,6 +349,20 @@ class RunStore:
     def _read(self, name: str, kind: type[Any]) -> Any:
         raw = read_bytes(join(self.url, name))
         return None if not raw else _parsed(self.url, name, raw, kind)
+
+
+def wanted_of(**values: Any) -> Wanted:
+    """Return what is wanted.
+
+    Raises
+    ------
+    ParameterError
+        A limit is not allowed.
+    """
+    try:
+        return Wanted(**values)
+    except ValidationError as error:
+        raise ParameterError(f"the limits of a run: {_first(error)}; got {error.errors()[0]['input']!r:.60}") from None
 
 
 def runs_of(project: str) -> list[str]:

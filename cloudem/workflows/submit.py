@@ -26,7 +26,7 @@ from cloudem.execution.security import make_certificates
 from cloudem.io.location import is_remote
 from cloudem.workflows.agent import ALONE_S, certificates_as_secret
 from cloudem.workflows.controller import LATENCY_S
-from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
+from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted, wanted_of
 from cloudem.workflows.workflow import Workflow
 
 Say = Callable[[str], None]
@@ -82,7 +82,7 @@ def new_run(
     )
     usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
     seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
-    return RunStore.of(workflow.project, name), record, Wanted(max_usd=usd, deadline=now + seconds)
+    return RunStore.of(workflow.project, name), record, wanted_of(max_usd=usd, deadline=now + seconds)
 
 
 def start(

@@ -242,6 +242,17 @@ def test_the_head_ends_in_time_where_the_store_cannot_be_reached(
     assert "StorageError" in capsys.readouterr().out
 
 
+def test_the_head_ends_before_its_deadline_where_the_store_was_never_reached(
+    tmp_path: Path, controller: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller("")
+    (tmp_path / "project").write_text("no folder")
+    monkeypatch.setattr(agent, "SILENCE_S", 1.0)
+    watch = Watch()
+    watch.until(time.time() + 20)
+    assert "no sign of life" in agent._head(start(tmp_path), Told(), watch)  # type: ignore[arg-type]
+
+
 # --- Starting -------------------------------------------------------------------------------------------------------
 
 

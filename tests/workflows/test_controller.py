@@ -14,9 +14,11 @@ from cloudem.cloud.market import RecordedMarket
 from cloudem.cloud.memory import Clock, Fault, MemoryProvider
 from cloudem.cloud.money import NodeEnded, NodeStarted, StepEnded, account
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request
+from cloudem.errors import ProviderError
 from cloudem.io.lease import hold
 from cloudem.workflows import controller as module
-from cloudem.workflows.agent import ALONE_S
+from cloudem.workflows import submit
+from cloudem.workflows.agent import ALONE_S, PATIENCE_S, SILENCE_S
 from cloudem.workflows.controller import KILL_S, TRIES, Controller, SupersededError
 from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
 from cloudem.workflows.standing import plan_of
@@ -183,6 +185,33 @@ def test_a_run_that_goes_on_the_next_day_has_not_paid_for_the_night(world: World
     assert all(last <= end <= last + ALONE_S for end in ends)
     rate = before.usd_per_hour
     assert after.total <= before.spent_usd + rate * (ALONE_S + 120) / 3600
+
+
+def test_what_somebody_else_launched_meanwhile_is_not_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "certificates", lambda: b"{}")
+    world.provider.terminate([world.head.id])
+    world.clock.advance(600)
+    other = Request("run-20270101-000000/head/2", "run-20270101-000000", HEAD, 2, (world.head.pool,), START + 3600)
+
+    def fails(request: Request) -> Node:
+        world.store.change(after=1, launch=2)  # somebody else resumes it
+        MemoryProvider.launch(world.provider, other)
+        raise ProviderError("it does not start")
+
+    monkeypatch.setattr(world.provider, "launch", fails)
+    with pytest.raises(ProviderError, match="does not start"):
+        submit.start(world.store, world.provider, Catalogue.shipped(), lambda line: None, world.clock)
+    (head,) = [node for node in world.provider.nodes("run-20270101-000000") if node.alive]
+    assert head.generation == 2
+
+
+def test_what_is_promised_is_all_of_what_silence_can_cost(world: World) -> None:
+    plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot", "on-demand"), 9.0, 0.5)
+    said = submit.promise(plan, world.store.wanted(), Catalogue.shipped())
+    worst = 0.10 + 2 * 0.10  # a head, and both workers on demand
+    dead = SILENCE_S + PATIENCE_S + 60 + 60
+    assert f"worst overshoot ${worst * 60 / 3600:.2f} (all nodes for 60 s)" in said
+    assert f"${worst * dead / 3600:.2f} if the control plane dies (nodes end themselves after {dead:.0f} s)" in said
 
 
 def test_prices_that_stay_are_not_entered_again(world: World) -> None:
