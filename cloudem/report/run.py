@@ -156,6 +156,9 @@ MINUTE = "Each machine is charged for a minute at least, from its launch on"
 MOST_ROWS = 16
 """Of a table of machines that is shown at once."""
 
+MOST = math.log(20.0)
+"""A figure that differs by more from what was expected is drawn at the end of its bar."""
+
 _BAR = 130, 18
 """Pixels of a range bar."""
 
@@ -238,13 +241,13 @@ def _bar_legend() -> str:
     return (
         '<p class="quiet">Bars: what time and cost may turn out to be, with the expected value as a stroke and the '
         f'actual one as a <b style="color:{_INSIDE}">●</b>, <b style="color:{_OUTSIDE}">●</b> where it is outside, '
-        "○ where the step did not come to its end; all bars of a column have one logarithmic scale. "
+        "○ where the step did not come to its end; relative to the expected value, one logarithmic scale in a column. "
         "<i>Slower</i>, <i>dearer</i> and the like: outside of the whole range. The plan counts the wait for machines "
         "with the step that needs them, the meter with what is between the steps.</p>"
     )
 
 
-def _compare(line: StepLine, scales: tuple[Triple | None, Triple | None], kind: str) -> str:
+def _compare(line: StepLine, scales: tuple[float, float], kind: str) -> str:
     cells = []
     for planned, actual, scale, say in (
         (line.wall_plan, line.wall, scales[0], duration),
@@ -288,33 +291,36 @@ def _off(planned: Triple | None, actual: float | None, how: str) -> int:
     return -1 if how == "done" and actual < planned[0] * (1 - 1e-9) else 0
 
 
-def _scale(figures: Sequence[tuple[Triple | None, float | None]]) -> Triple | None:
-    """Return the least and the greatest figure of a column (logarithms), and their distance."""
-    values = [value for planned, actual in figures for value in (*(planned or ()), actual) if value and value > 0]
-    if not values:
-        return None
-    low, high = math.log(min(values)), math.log(max(values))
-    return low, high, max(high - low, 1e-6)
+def _scale(figures: Sequence[tuple[Triple | None, float | None]]) -> float:
+    """Return by which factor (its logarithm) a column's figures differ most from what was expected."""
+    ratios = [
+        abs(math.log(value / planned[1]))
+        for planned, actual in figures
+        if planned is not None and planned[1] > 0
+        for value in (*planned, actual)
+        if value and value > 0
+    ]
+    return min(max([*ratios, 0.1]), MOST)
 
 
-def _bar(planned: Triple | None, actual: float | None, scale: Triple | None, how: str) -> str:
-    if scale is None or (planned is None and not actual):
+def _bar(planned: Triple | None, actual: float | None, scale: float, how: str) -> str:
+    """Return a range with the actual figure in it, relative to what was expected, which is in the middle."""
+    if planned is None or planned[1] <= 0:
         return ""
-    width, height = _BAR
+    (width, height), expected = _BAR, planned[1]
 
     def at(value: float) -> float:
-        share = (math.log(value) - scale[0]) / scale[2] if value > 0 else 0.0
-        return 7 + min(max(share, 0.0), 1.0) * (width - 14)
+        ratio = math.log(value / expected) / scale if value > 0 else -1.0
+        return width / 2 + min(max(ratio, -1.0), 1.0) * (width / 2 - 7)
 
-    parts = [f'<line x1="0" x2="{width}" y1="9" y2="9" stroke="#eef1f4" stroke-width="1"/>']
-    if planned is not None:
-        left, middle, right = (at(value) for value in planned)
-        parts.append(
-            f'<rect x="{left - 1:.1f}" y="5" width="{right - left + 2:.1f}" height="8" rx="2" fill="{_RANGE}"/>'
-            f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="3" y2="15" stroke="#1f2933" stroke-width="1.6"/>'
-        )
+    left, middle, right = (at(value) for value in planned)
+    parts = [
+        f'<line x1="0" x2="{width}" y1="9" y2="9" stroke="#eef1f4" stroke-width="1"/>'
+        f'<rect x="{left - 1:.1f}" y="5" width="{right - left + 2:.1f}" height="8" rx="2" fill="{_RANGE}"/>'
+        f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="3" y2="15" stroke="#1f2933" stroke-width="1.6"/>'
+    ]
     if actual:
-        colour = _OUTSIDE if _off(planned, actual, how) else _INSIDE if planned is not None else "#6b7785"
+        colour = _OUTSIDE if _off(planned, actual, how) else _INSIDE
         fill, edge = (colour, "#fff") if how in ("", "done") else ("#fff", colour)
         parts.append(f'<circle cx="{at(actual):.1f}" cy="9" r="4.6" fill="{fill}" stroke="{edge}" stroke-width="1.6"/>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="range">{"".join(parts)}</svg>'

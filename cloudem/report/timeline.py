@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -191,7 +192,7 @@ def _machines(axes: Any, bars: Sequence[NodeBar], slots: Sequence[str], axis: Ax
         elif bar.how == "alive":
             axes.plot([right], [y], ">", color=INK, ms=min(6, row), zorder=6, clip_on=False)
     axes.set_ylim(len(slots) - 0.5, -0.5)
-    every = max(1, round(13 / row))
+    every = max(1, ceil(13 / row))
     shown = range(0, len(slots), every)
     axes.set_yticks(list(shown), [_short(slots[n]) for n in shown], fontsize=11)
     axes.grid(visible=False)
