@@ -270,10 +270,6 @@ class RunStore:
         found: Head | None = self._read("head.json", Head)
         return found
 
-    def write_head(self, head: Head) -> None:
-        """Say where the scheduler is."""
-        write_bytes(join(self.url, "head.json"), head.model_dump_json().encode())
-
     def attempts(self) -> list[Attempt]:
         """Return which nodes were asked for."""
         raw = read_bytes(join(self.url, "attempts.json"))
