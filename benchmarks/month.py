@@ -112,6 +112,7 @@ def told(play: Play) -> dict[str, Any]:
         "stated_overshoot": round(stated, 4),
         "overshoot_share": round(max(float(a["usd"]) - float(a["cap_usd"]) for a in play.launches) / stated, 4),
         "meter_error": round(float(play.launches[-1]["metered_usd"]) / float(play.launches[-1]["usd"]) - 1, 5),
+        "unmetered_usd": round(float(play.launches[-1]["usd"]) - float(play.launches[-1]["metered_usd"]), 5),
         "left": int(sum(float(launch["left"]) for launch in play.launches)),
         "nodes": len(play.provider.truth(play.name, 1e12)), "taken": play.taken,
         "preset": None if preset is None else preset.describe(),
@@ -164,7 +165,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "stopped_by_cap_at_share_of_it": round(
             median([r["spent"][0] / r["caps"][0] for r in runs if r["launches"] > 1 and _why(r) == "cap"] or [0.0]), 3
         ),
-        "worst_meter_error": max(runs, key=lambda run: abs(run["meter_error"]))["meter_error"],
+        "meter_error": {
+            "median": median(run["meter_error"] for run in runs),
+            "worst_usd": max((run["unmetered_usd"] for run in runs), key=abs),
+            "worst": max((run["meter_error"] for run in runs), key=abs),
+        },
         "nodes": sum(run["nodes"] for run in runs),
         "nodes_taken": sum(run["taken"] for run in runs),
         "nodes_left": sum(run["left"] for run in runs),

@@ -41,7 +41,7 @@ def _ranges(axes: Axes, runs: Sequence[dict[str, Any]], key: str, what: str) -> 
         )  # fmt: skip
     axes.axhline(1, color=GREY, lw=0.8, zorder=0)
     held = sum(run[f"{key}_holds"] for run in runs)
-    title = f"{what}: {held} of {len(runs)} within the planned range"
+    title = f"{what}: {held} of {len(runs)} in the range"
     label_axes(axes, "runs, ordered by the upper end of their range", f"{what} over what was expected", title)
     axes.set_yscale("log")
     axes.set_ylim(0.2, 7)
@@ -65,7 +65,10 @@ def _presets(axes: Axes, runs: Sequence[dict[str, Any]]) -> None:
     ends = (0.008, 100.0)
     for factor, style in ((1, "-"), (2, "--"), (5, ":")):
         axes.plot(ends, [factor * end for end in ends], style, color=INK, lw=0.8, zorder=0)
-        axes.text(ends[0] * 1.2, factor * ends[0] * 1.35, f"{factor}×", fontsize=9, color=INK, rotation=38)
+        axes.text(
+            0.5 * ends[1] / factor, 0.5 * ends[1], f"{factor}×", fontsize=9, color=INK, ha="center", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
     label_axes(axes, "cloudem, $", "best fixed on-demand preset, $", "cost of a run at the same deadline")
     axes.set_xscale("log")
     axes.set_yscale("log")

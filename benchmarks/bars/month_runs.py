@@ -174,8 +174,9 @@ class MemoryRun(RunStore):
         assert self._limits is not None
         return self._limits
 
-    def change(self, **values: Any) -> Wanted:
-        """Change some of it."""
+    def change(self, *, after: int | None = None, **values: Any) -> Wanted:
+        """Change some of it; nobody else does."""
+        del after
         self._limits = Wanted(**{**self.wanted().model_dump(), **values})
         return self._limits
 

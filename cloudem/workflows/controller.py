@@ -356,8 +356,22 @@ class Controller:
             self._status = "draining"
             self._why = self._reason(now, spent)
             self._note(f"draining: {self._why}")
+        if self._status == "draining" and self._may_go_on(now, spent):
+            self._status, self._why = "running", ""
+            self._note("going on: what is left pays for the next step")
         if what == "end" and self._status == "draining":
             self._stopping("what is left of the cap pays for shutting down alone")
+
+    def _may_go_on(self, now: float, spent: Account) -> bool:
+        """Return whether what is left surely pays for the next step: one on the head, with no worker to begin it for.
+
+        What ran was stopped for the time that an iteration may take; it may have ended sooner, with its last one.
+        """
+        planned = self._planned
+        if self._process is not None or self._wanted.stop or planned is None or not planned.on_head:
+            return False
+        finish = planned.wall.high
+        return verdict(self._wanted.cap, spent, now, to_finish_s=finish, latency_s=self._latency) == "run"
 
     def _too_late(self, now: float, spent: Account) -> bool:
         """Return whether what is left pays for no worker that would be of use, where there is none."""
