@@ -384,6 +384,9 @@ class DaskExecutor(Executor):
         if self._seen and (lost or come):
             changes = [f"{what} {', '.join(sorted(who))}" for what, who in (("lost", lost), ("new", come)) if who]
             LOG.info("workers: %s; now %d with %d threads", ", ".join(changes), len(threads), sum(threads.values()))
+        if self._seen and come and not self._in_this_process:
+            with contextlib.suppress(OSError, ValueError):  # nobody answers, which is noticed elsewhere
+                self._client.run_on_scheduler(_wake)
         self._seen = set(threads)
 
     def _any_worker(self) -> str:
@@ -480,6 +483,16 @@ class _Copies:
                 self._copies.append(submit(itself, self._copies[copied_from(number)]))
             self._made[worker] = submit(self._local, self._copies[number])
         return self._made[worker]
+
+
+def _wake(dask_scheduler: Any) -> None:
+    """Have the scheduler look again at tasks that wait for a worker that is gone.
+
+    They may run anywhere (``allow_other_workers``), and it sends them anywhere else as long as there is somebody; those
+    that came up while there was nobody at all wait for their own worker for ever (distributed 2026.8).
+    """
+    waiting = {task.key: "processing" for task in dask_scheduler.unrunnable if task.loose_restrictions}
+    dask_scheduler.transitions(waiting, f"cloudem-wake-{time.time()}")
 
 
 # What follows runs on the workers.

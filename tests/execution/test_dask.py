@@ -8,8 +8,11 @@ import importlib.util
 import operator
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -173,6 +176,32 @@ def test_work_goes_on_with_workers_that_come_after_all_were_lost(verb: str, resu
         lose(cluster)
         cluster.scale(2)
         assert WORK[verb](executor) == result
+
+
+def slowly(item: int) -> int:
+    time.sleep(0.3)
+    return item
+
+
+def one_slowly(item: int) -> Added[str, int, int]:
+    return Added({"sum": slowly(item)}, item)
+
+
+SLOW_WORK: dict[str, Callable[[DaskExecutor], object]] = {
+    "map": lambda executor: list(executor.map(slowly, range(8))),
+    "accumulate": lambda executor: executor.accumulate(replace(SUM, add=one_slowly), range(8))[1],
+}
+
+
+@pytest.mark.parametrize("verb", SLOW_WORK)
+def test_work_that_waits_for_workers_that_are_all_gone_is_done_by_others(verb: str) -> None:
+    with one_worker(patience_s=30) as (cluster, executor), ThreadPoolExecutor(1) as pool:
+        work = pool.submit(SLOW_WORK[verb], executor)
+        time.sleep(1.0)
+        lose(cluster)
+        time.sleep(1.5)  # a look at workers falls into the time without any
+        cluster.scale(2)
+        assert work.result(timeout=30) == list(range(8))
 
 
 def test_workers_that_are_lost_or_come_are_said(caplog: pytest.LogCaptureFixture) -> None:
