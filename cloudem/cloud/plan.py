@@ -28,6 +28,9 @@ OTHER_TYPES, OTHER_ZONES = 4, 2
 AS_FAST = 1.5
 """A type is a fallback if it takes no longer than so many times the planned one."""
 
+AS_DEAR = 1.3
+"""A type in the same zone goes before other zones if the step costs no more than so many times what was planned."""
+
 NEGLIGIBLE = 1.03
 """Nobody pays for a plan that is faster by less than this factor."""
 
@@ -313,12 +316,13 @@ def _planned(choice: Choice, whole: Whole, offers: Offers, max_usd: float | None
 def _fallbacks(choice: Choice, whole: Whole, offers: Offers, max_usd: float | None) -> tuple[Pool, ...]:
     """Return where else as many workers may come from, best first.
 
-    Another type in the same zone, other zones, and on demand as far as the budget allows. Types are as fast at least
-    as 1 / :data:`AS_FAST`, and hold as many tasks if these are limited by memory.
+    Another type in the same zone that is not much dearer, other zones and dearer types by cost, and on demand as far as
+    the budget allows. Types are as fast at least as 1 / :data:`AS_FAST`, and hold as many tasks if these are limited by
+    memory.
     """
     left = float("inf") if max_usd is None else max_usd - whole.usd.expected + choice.usd.expected
 
-    def may(zone: str, market: Market) -> list[Pool]:
+    def may(zone: str, market: Market) -> list[tuple[float, Pool]]:
         found = []
         for kind in offers.types:
             d = offers.duration(choice.stage, kind, choice.count)
@@ -331,17 +335,19 @@ def _fallbacks(choice: Choice, whole: Whole, offers: Offers, max_usd: float | No
             other = offers.choice(choice.stage, Pool(kind.name, zone, market), choice.count, whole.head)
             if other is not None and other.usd.expected <= left:
                 found.append((other.usd.expected, other.pool))
-        return [pool for _, pool in sorted(found)]
+        return sorted(found)
 
     chosen, order = choice.pool, list[Pool]()
     elsewhere = [zone for zone in offers.zones if zone != chosen.zone]
     if "spot" in offers.markets and chosen.market == "spot":
-        order += [pool for pool in may(chosen.zone, "spot") if pool != chosen][:OTHER_TYPES]
-        others = [pool for zone in elsewhere for pool in may(zone, "spot")[:1]]
-        order += others[:OTHER_ZONES]
+        types = [each for each in may(chosen.zone, "spot") if each[1] != chosen][:OTHER_TYPES]
+        zones = [each for zone in elsewhere for each in may(zone, "spot")[:1]][:OTHER_ZONES]
+        dear = AS_DEAR * choice.usd.expected  # as many of twice the size would cost twice as much
+        order += [pool for usd, pool in types if usd <= dear]
+        order += [pool for _, pool in sorted([*zones, *(each for each in types if each[0] > dear)])]
     if "on-demand" in offers.markets:
-        order += [pool for pool in may(chosen.zone, "on-demand") if pool != chosen][:OTHER_TYPES]
-        order += [pool for zone in elsewhere for pool in may(zone, "on-demand")[:1]][:OTHER_ZONES]
+        order += [pool for _, pool in may(chosen.zone, "on-demand") if pool != chosen][:OTHER_TYPES]
+        order += [pool for zone in elsewhere for _, pool in may(zone, "on-demand")[:1]][:OTHER_ZONES]
     return tuple(order)
 
 
