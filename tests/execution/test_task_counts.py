@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster
 
+from cloudem.execution.configuration import CONFIGURATION
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.executor import Added, Fold
 from cloudem.execution.folding import task_counts
@@ -55,6 +57,7 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(DaskExecutor, "_submit", counting)
     with (
+        dask.config.set(CONFIGURATION),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0"
         ) as cluster,
@@ -78,6 +81,7 @@ def test_with_an_item_for_each_worker_nobody_gets_two(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(DaskExecutor, "_submit", counting)
     with (
+        dask.config.set(CONFIGURATION),
         LocalCluster(
             n_workers=4, threads_per_worker=1, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0"
         ) as cluster,

@@ -38,11 +38,13 @@ SLEEPER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Put back what a watch sets."""
+    """Put back what a watch sets; what listens to this process's signals since a command ran in it hears none."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    listener = signal.set_wakeup_fd(-1)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    signal.set_wakeup_fd(listener, warn_on_full_buffer=False)
 
 
 def eventually(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
