@@ -71,7 +71,7 @@ class Rented:
 
     def __init__(self, work: Path, data: Path) -> None:
         self.work, self.data, self.provider = work, data, LocalProvider()
-        self.began = 0.0
+        self.began, self.overshoot = 0.0, 0.0
 
     def submit(self, name: str) -> RunStore:
         """Submit a refinement of a new project, and return its run as soon as its controller lives."""
@@ -91,7 +91,9 @@ class Rented:
 
     def follow(self, store: RunStore) -> RunState:
         """Wait until a run is over, and give back what it had."""
+        self.overshoot = 0.0
         while (state := store.state()) is None or not state.over or state.launch != store.wanted().launch:
+            self.overshoot = max(self.overshoot, state.overshoot_usd if state else 0.0)
             time.sleep(0.1)
         end(store.record().name, self.provider)
         left = look(self.provider, time.time()).left
@@ -151,6 +153,7 @@ class Rented:
             store = self.submit(f"cap-{number}")
             cloudem("submit", "--attach", store.url, "--max-usd", str(cap), "--detach")
             stopped = self.follow(store)
+            stated = self.overshoot
             project = Path(store.url).parents[1]
             kept = len(list_groups(str(project / "refine"), "iterations"))
             cloudem("submit", "--resume", store.url, "--max-usd", "1", "--max-hours", "1", "--detach", "--yes")
@@ -159,7 +162,7 @@ class Rented:
                 "cap",
                 {
                     "cap_usd": cap, "spent_usd": stopped.spent_usd, "status": stopped.status,
-                    "overshoot_stated_usd": stopped.overshoot_usd, "iterations_kept": kept,
+                    "overshoot_stated_usd": stated, "iterations_kept": kept,
                     "then": done.status, "usd_in_all": done.spent_usd,
                     "same_bits": same_bits(self.work / "alone/refine", project / "refine"),
                 },
