@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,9 @@ class Submit(Command):
         if self.max_hours:
             changed["deadline"] = time.time() + self.max_hours * 3600
             _check_head(store, changed["deadline"])
+        state = store.state()
+        if changed and state is not None and state.over:
+            raise ParameterError(f"{store.url} is {state.status}; its limits change with `cloudem submit --resume`")
         if changed:
             wanted = store.change(**changed)
             click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
@@ -84,17 +88,20 @@ class Submit(Command):
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
         from cloudem.help import console
+        from cloudem.io.location import is_remote
         from cloudem.plan_cli import make_plan, show_plan
         from cloudem.workflows.records import new_name
-        from cloudem.workflows.submit import new_run, start
+        from cloudem.workflows.submit import check_inputs, new_run, start
         from cloudem.workflows.workflow import read_workflow
 
         assert self.workflow is not None  # noqa: S101 - see run
         workflow = read_workflow(self.workflow)
+        if not (self.dry_run and is_remote(workflow.project)):  # to plan, no store need be reached
+            check_inputs(workflow)
         plan = make_plan(
             workflow,
             region=self.region,
-            zones=self.zones or _zones_of_provider(workflow, self.region),
+            zones=self.zones or (None if self.dry_run else _zones_of_provider(workflow, self.region)),
             types=self.types,
             markets=self.markets,
             max_usd=self.max_usd,
@@ -123,10 +130,13 @@ class Submit(Command):
 
         record = store.record()
         provider = provider_of(record.provider, record.region)
-        wanted = resume(store, self.max_usd, self.max_hours, time.time())
-        click.echo(f"resuming {store.url} with ${wanted.max_usd:.2f} until {_when(wanted.deadline)}")
+        usd = self.max_usd or store.wanted().max_usd
+        click.echo(f"{store.url} goes on with an approximate maximum of ${usd:g} in all")
         if self.dry_run:
             return
+        if not self.yes:
+            _confirm(f"Rent its machines again ({record.provider}, {record.region})?")
+        resume(store, self.max_usd, self.max_hours, time.time())
         start(store, provider, Catalogue.load(), click.echo)
         self._then(store)
 
@@ -219,7 +229,7 @@ class Up(Command):
         from cloudem.plan_cli import markets_of
         from cloudem.workflows.records import new_name
         from cloudem.workflows.standing import plan_of
-        from cloudem.workflows.submit import new_run, start
+        from cloudem.workflows.submit import keep_certificates, new_run, start
         from cloudem.workflows.workflow import Workflow
 
         region = _region(self.region)
@@ -248,7 +258,9 @@ class Up(Command):
         store.create(record, wanted)
         start(store, provider_of(kind, region), catalogue, click.echo)
         head = store.head()
-        click.echo(f"run: {store.url}\nscheduler: {head.scheduler if head else 'not known yet'}")
+        scheduler = head.scheduler if head else "SCHEDULER, which `cloudem cluster status` will know"
+        folder = keep_certificates(provider_of(kind, region), name)
+        click.echo(f"run: {store.url}\njobs use it with: --scheduler {scheduler} --certificates {folder}")
         _say_pages(store)
         click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
 
@@ -259,7 +271,7 @@ class Status(Command):
     name: ClassVar[str] = "cluster status"
     summary: ClassVar[str] = "How a run or cluster stands; without a URL, all that exist."
     examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster status",
+        "cloudem cluster status --region us-east-1",
         "cloudem cluster status s3://bucket/project/runs/cluster-20261121-0613",
     )
 
@@ -302,7 +314,7 @@ class Down(Command):
     def run(self) -> None:
         """Stop, wait, remove, and say what is left."""
         from cloudem.cloud.providers import provider_of
-        from cloudem.workflows.submit import conclude, end
+        from cloudem.workflows.submit import certificates_folder, conclude, end
 
         store = _store(self.url)
         record = store.record()
@@ -312,6 +324,7 @@ class Down(Command):
             _wait_until_over(store, self.patience_s)
         left = end(record.name, provider)
         conclude(store, "ended by its owner", time.time())
+        shutil.rmtree(certificates_folder(record.name), ignore_errors=True)
         _say_left(left)
 
 
@@ -321,7 +334,7 @@ class Sweep(Command):
     name: ClassVar[str] = "cluster sweep"
     summary: ClassVar[str] = "List, and remove, whatever clusters left that nobody uses any more."
     examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster sweep --dry-run",
+        "cloudem cluster sweep --region local --dry-run",
         "cloudem cluster sweep --region eu-central-1 --yes",
     )
 
@@ -519,9 +532,9 @@ def _follow(store: RunStore) -> None:
     from cloudem.cloud.providers import provider_of
     from cloudem.workflows.submit import end, follow
 
-    record = store.record()
-    provider = provider_of(record.provider, record.region)
     try:
+        record = store.record()
+        provider = provider_of(record.provider, record.region)
         with _shown(store) as show:
             state = follow(store, show, provider)
     except KeyboardInterrupt:

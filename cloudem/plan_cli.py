@@ -275,6 +275,8 @@ def show_plan(plan: Plan, screen: Console) -> None:
     if len(plan.alternatives) > 1:
         screen.print()
         screen.print(_alternatives_table(plan))
+    if plan.max_usd or plan.max_hours:
+        screen.print(Text("  * is the choice among those that are likely within the limits, not only expected", "dim"))
     for line in (*_fallback_lines(plan), *_refused_lines(plan)):
         screen.print(Text(f"  {line}", "dim"))
     for note in plan.notes:

@@ -110,4 +110,4 @@ def nearest(front: Sequence[Whole], max_usd: float | None, max_hours: float | No
         near.append(f"the fastest{under} takes {hours(cheap[0].wall.expected)} ({usd(cheap[0].usd.expected)})")
     elif not cheap and quick != list(front):
         near.append(f"the cheapest of all is {usd(front[-1].usd.expected)} ({hours(front[-1].wall.expected)})")
-    return f"nothing fits into {limits(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}"
+    return f"nothing fits into {limits(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}; allow that much"

@@ -23,6 +23,7 @@ from typing import Any
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import (
     Account,
+    Cap,
     CapChanged,
     Entry,
     NodeEnded,
@@ -173,6 +174,8 @@ class Controller:
         self._tries = 0
         self._lost_before = 0
         self._asked_to_stop = False
+        self._drained_by: Cap | None = None
+        self._why_ended: dict[str, str] = {}
         self._stopping_at = 0.0
         self._iteration_s, self._iteration_at = 0.0, 0.0
         self._quiet_since = clock()
@@ -253,7 +256,7 @@ class Controller:
             if node.id not in known:
                 self._enter_start(node)
             if not node.alive and node.id not in ended:
-                self._enter(NodeEnded(node.ended or now, node.id, "ended"))
+                self._enter(NodeEnded(node.ended or now, node.id, self._why_ended.get(node.id, "ended")))
                 LOG.info("%s: %s has ended", node.slot, node.id)
         self._seen |= {node.id: now for node in listed}
         self._miss(now, {node.id for node in listed})
@@ -354,8 +357,11 @@ class Controller:
             what = "drain"
         if what != "run" and self._status in ("starting", "running"):
             self._status = "draining"
-            self._why = self._reason(now, spent)
+            self._why, self._drained_by = self._reason(now, spent), self._wanted.cap
             self._note(f"draining: {self._why}")
+        if self._status == "draining" and what == "run" and self._wanted.cap != self._drained_by:
+            self._status, self._why = "running", ""  # a job that was asked to stop goes on where it did
+            self._note("going on: its limits were changed")
         if self._status == "draining" and self._may_go_on(now, spent):
             self._status, self._why = "running", ""
             self._note("going on: what is left pays for the next step")
@@ -436,7 +442,8 @@ class Controller:
         kind = f"{planned.pool.instance_type}{f'-{planned.tasks}' if planned.tasks else ''}"
         left = [step for n, step in enumerate(self._plan.steps) if n not in self._finished]
         highest = max(map(self._planned_rate, left), default=0.0)  # so that no node outlives the money, see there
-        deadline = node_deadline(self._wanted.cap, spent, highest, now)
+        # the last resort, for when nobody is left to end them: the meter has to have drained the run before
+        deadline = node_deadline(self._wanted.cap, spent, highest, now, shutdown_s=0.0)
         slots = {f"worker-{kind}-{number:04d}": WantedNode(pools, start, DISK_GIB) for number in range(planned.count)}
         return Desired(self._record.name, "drain" if self._status == "draining" else "run", slots, deadline)
 
@@ -450,6 +457,7 @@ class Controller:
         for action in actions:  # what costs money first: asking for nodes may take long
             if isinstance(action, Terminate):
                 LOG.info("ending %s: %s", ", ".join(action.nodes), action.why)
+                self._why_ended |= dict.fromkeys(action.nodes, action.why)
                 self._provider.terminate(action.nodes)
             elif isinstance(action, Retire):
                 LOG.info("%s is about to be taken", action.node)
@@ -552,7 +560,7 @@ class Controller:
             self._store.finish(number, {"at": now, "seconds": now - self._began, "job": process.job})
             self._finished[number] = {}
             self._tries = 0
-        elif how == "failed" or self._status == "running":  # or somebody else stopped it
+        elif how == "failed" or (self._status == "running" and not self._asked_to_stop):  # or somebody else stopped it
             self._tries += 1
             lost = self._lost() > self._lost_before
             if (how == "failed" and not lost) or self._tries >= TRIES:

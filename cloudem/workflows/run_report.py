@@ -174,11 +174,11 @@ def _nodes(ledger: Sequence[Entry], notices: Mapping[str, float], until: float) 
         end, how, words = ends.get(node), "alive", "still there"
         if end is not None:
             how, words = "ended", "ended with the run" if end.why == "the run is over" else "ended in order"
-            if end.why.startswith("not listed"):
+            if end.why not in ("ended", "the run is over"):
                 words = f"ended: {end.why}"
             if node in notices:
                 how, words = "taken", "taken by the provider, with notice"
-            elif _replaced(start, end.at, starts.values(), bands):
+            elif end.why == "ended" and _replaced(start, end.at, starts.values(), bands):
                 how, words = "taken", "lost without notice, replaced"
         bar = NodeBar(start.slot, start.pool.market, start.at, end.at if end else until, _how(how))
         found[node] = bar, start.pool, words

@@ -16,18 +16,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudem import __version__
-from cloudem.cloud.catalogue import Catalogue, region_of
+from cloudem.cloud.catalogue import Catalogue, cache_file, region_of
 from cloudem.cloud.money import NodeEnded, account, describe_cap
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.plan import Plan
 from cloudem.cloud.provider import Provider
-from cloudem.errors import CloudemError, ParameterError, ProviderError
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, ProviderError
 from cloudem.execution.security import make_certificates
-from cloudem.io.location import is_remote
-from cloudem.workflows.agent import ALONE_S, certificates_as_secret
+from cloudem.io.location import exists, is_remote
+from cloudem.workflows.agent import ALONE_S, certificates_as_secret, certificates_from_secret
 from cloudem.workflows.controller import LATENCY_S
 from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted, wanted_of
-from cloudem.workflows.workflow import Workflow
+from cloudem.workflows.workflow import Workflow, places
 
 Say = Callable[[str], None]
 
@@ -83,6 +83,25 @@ def new_run(
     usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
     seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
     return RunStore.of(workflow.project, name), record, wanted_of(max_usd=usd, deadline=now + seconds)
+
+
+def check_inputs(workflow: Workflow) -> None:
+    """Make sure that what steps read is there, or is made by a step before, as far as a name tells.
+
+    Raises
+    ------
+    MissingInputError
+        Something is not there.
+    """
+    made: list[str] = []
+    for step in workflow.steps:
+        values = step.job.model_dump()
+        for name in sorted(places(type(step.job)) - {"out"}):
+            url = values.get(name)
+            ours = isinstance(url, str) and any(url == out or url.startswith(f"{out}/") for out in made)
+            if isinstance(url, str) and not ours and not exists(url):
+                raise MissingInputError(f"step {step.name}: {name} {url} is not there; check the workflow file")
+        made.append(values["out"])
 
 
 def start(
@@ -164,6 +183,27 @@ def certificates() -> bytes:
     with tempfile.TemporaryDirectory(prefix="cloudem-certificates-") as folder:
         make_certificates(Path(folder) / "certificates")
         return certificates_as_secret(Path(folder) / "certificates")
+
+
+def certificates_folder(cluster: str) -> Path:
+    """Return where the certificates of a standing cluster are kept for its owner."""
+    return cache_file().parent / "certificates" / cluster
+
+
+def keep_certificates(provider: Provider, cluster: str) -> Path:
+    """Keep the certificates of a standing cluster, so that its owner's jobs are let in; return their folder.
+
+    Raises
+    ------
+    ProviderError
+        The cluster has none.
+    """
+    value, folder = provider.secret(cluster, CERTIFICATES), certificates_folder(cluster)
+    if value is None:
+        raise ProviderError(f"{cluster} has no certificates any more")
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    certificates_from_secret(value, folder)
+    return folder
 
 
 def promise(plan: Plan, wanted: Wanted, catalogue: Catalogue) -> str:

@@ -79,7 +79,7 @@ def clusters_table(found: Left) -> Table:
     """Return the clusters that are in use, and how much is left of others."""
     table = Table(title="clusters in use", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in ("cluster", "head", "since", "ends by", "resources"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for cluster, (head, resources) in found.used.items():
         kinds = sorted({resource.kind for resource in resources})
         counts = [f"{sum(resource.kind == kind for resource in resources)} {kind}" for kind in kinds]

@@ -140,6 +140,35 @@ def test_a_job_that_somebody_stops_again_and_again_is_not_begun_for_ever(world: 
     assert len(world.jobs) == TRIES
 
 
+def test_a_run_whose_limits_are_raised_while_it_drains_goes_on(world: World) -> None:
+    controller = world.controller()
+    world.tick(controller, 120)
+    spent = account(world.store.ledger(), world.clock())
+    enough_to_finish = spent.total + spent.rate_per_hour * 62 / 3600  # for shutting down, and 2 s of the iteration's 5
+    world.store.change(max_usd=enough_to_finish)
+    assert world.tick(controller, 1, 1.0).status == "draining"
+    assert world.jobs[0].calls == ["stop"]
+    world.store.change(max_usd=5.0)
+    state = world.tick(controller, 1, 1.0)
+    assert (state.status, state.why) == ("running", "")
+    world.jobs[0].how = "stopped"  # as it was asked to
+    world.tick(controller, 10)
+    assert len(world.jobs) == 2  # it goes on where it stopped
+    world.jobs[1].how = "done"
+    assert world.tick(controller, 400).status == "done"
+
+
+def test_a_node_ends_itself_no_sooner_than_the_run_is_drained(tmp_path: Path) -> None:
+    world = World(tmp_path, max_usd=0.03)
+    controller = world.controller()
+    world.tick(controller, 20)
+    cap = world.store.wanted().max_usd
+    (deadline,) = {node.deadline for node in world.nodes()}
+    spent = account(world.store.ledger(), world.clock())
+    left_then = cap - spent.total - spent.rate_per_hour * (deadline - world.clock()) / 3600
+    assert left_then < spent.rate_per_hour * 60 / 3600  # less than what shutting down costs: the meter acted before
+
+
 def test_damaged_wishes_change_nothing(world: World) -> None:
     controller = world.controller()
     world.tick(controller, 20)

@@ -18,13 +18,13 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.local import VCPUS, ZONES, LocalProvider
 from cloudem.cloud.money import NodeEnded, NodeStarted, StepEnded, account
 from cloudem.cloud.nodes import HEAD, Pool
-from cloudem.errors import ParameterError, ProviderError
+from cloudem.errors import MissingInputError, ParameterError, ProviderError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.groups import list_groups
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.workflows.records import RunState, RunStore, new_name
 from cloudem.workflows.standing import plan_of
-from cloudem.workflows.submit import conclude, end, follow, new_run, resume, start
+from cloudem.workflows.submit import check_inputs, conclude, end, follow, new_run, resume, start
 from cloudem.workflows.sweeping import look
 from cloudem.workflows.workflow import workflow_of
 from tests.jobs.conftest import Scene, assert_same_bits, make_scene, run
@@ -201,6 +201,15 @@ def test_what_was_ended_without_its_controller_is_stopped_and_not_paid_for_any_m
     assert account(store.ledger(), 9e9).total == pytest.approx(2.0)
     conclude(store, "again", 400.0)
     assert store.state() == state
+
+
+def test_an_input_that_is_missing_is_said_before_anything_is_rented(scene: Scene, tmp_path: Path) -> None:
+    refine = {"job": "refine3d", **scene.refinement(tmp_path / "refine", **FIXED)}
+    mask = {"job": "mask", "map": str(tmp_path / "refine/map.mrc"), "out": str(tmp_path / "mask.mrc")}
+    check_inputs(workflow_of({"project": str(tmp_path), "step": [refine, mask]}, "fine"))  # a step makes the map
+    wrong = {**refine, "reference": "strat.mrc"}
+    with pytest.raises(MissingInputError, match=r"step refine3d: reference .*/strat\.mrc is not there"):
+        check_inputs(workflow_of({"project": str(tmp_path), "step": [wrong]}, "wrong"))
 
 
 def test_a_client_that_is_killed_while_it_starts_leaves_what_sweep_finds(scene, provider, tmp_path):
