@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cloudem.cloud import local, machine, namespaces
@@ -81,11 +82,14 @@ def pids(provider: LocalProvider, node: Node) -> list[int]:
 
 def gone(numbers: list[int]) -> bool:
     """Say whether all of these processes have ended, be it unnoticed by their parents."""
-    return all(
-        not Path(f"/proc/{number}").exists()
-        or Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        for number in numbers
-    )
+
+    def ended(number: int) -> bool:
+        try:
+            return bool(psutil.Process(number).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    return all(map(ended, numbers))
 
 
 def known_pid(provider: LocalProvider, node: Node) -> int:
