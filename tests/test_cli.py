@@ -123,7 +123,8 @@ def test_examples_are_commands_that_exist(example: str) -> None:
         command = command.get_command(click.Context(command), line.pop(0))
     if isinstance(command, DeclaredCommand):
         given = command.make_context(str(command.name), line).params
-        command.declaration(**{key: value for key, value in given.items() if value not in (None, ())})
+        values = {key: value for key, value in given.items() if value not in (None, ())}
+        assert command.declaration(**values).name.split()[-1] == command.name
     elif isinstance(command, cli.JobCommand):
         assert command.declaration(**values_of(command.declaration, line)).name == command.name
     else:
