@@ -171,7 +171,7 @@ class Controller:
         self._begin_step, self._workers, self._write_report = begin, workers, report
         self._process: Step | None = None
         self._began = 0.0
-        self._tries = 0
+        self._tries, self._failed = 0, False
         self._lost_before = 0
         self._asked_to_stop = False
         self._drained_by: Cap | None = None
@@ -325,12 +325,9 @@ class Controller:
 
     @property
     def _disk_rate(self) -> float:
-        per_month = (
-            self._catalogue.rates_in(self._record.region).disk_usd_per_GiB_month
-            if self._record.provider != "local"
-            else 0.0
-        )
-        return per_month * DISK_GIB / (30 * 24)
+        if self._record.provider == "local":
+            return 0.0
+        return self._catalogue.rates_in(self._record.region).disk_usd_per_GiB_month * DISK_GIB / (30 * 24)
 
     def _reprice(self, now: float) -> None:
         """Follow the spot market."""
@@ -564,6 +561,7 @@ class Controller:
             self._tries += 1
             lost = self._lost() > self._lost_before
             if (how == "failed" and not lost) or self._tries >= TRIES:
+                self._failed = True
                 self._why = f"{name} failed: {process.progress[-1] if process.progress else 'it said nothing'}"
                 self._stopping(self._why)
 
@@ -582,8 +580,8 @@ class Controller:
         lost = any(attempt.token not in gone for attempt in self._attempts)
         if lost and not settled(Observed(workers, tuple(self._attempts)), now, self._quiet_since):
             return
-        failed = "failed:" in self._why
-        self._status = "done" if self._step is None and self._record.steps else "failed" if failed else "stopped"
+        done = self._step is None and bool(self._record.steps)
+        self._status = "done" if done else "failed" if self._failed else "stopped"
         for node in self._nodes:
             if node.alive:
                 self._enter(NodeEnded(now + TICK_S[self._record.provider], node.id, "the run is over"))
