@@ -79,14 +79,18 @@ class Worker(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs",
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --host 10.99.0.2 --workers 2 --threads 8",
+        "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --gpus 4     # a worker on each of four GPUs",
         "cloudem cluster worker tcp://127.0.0.1:8786     # a scheduler on this machine, without certificates",
     )
 
     scheduler: str = parameter(meaning="address of the scheduler, as tls://host:8786", positional=True)
     certificates: str | None = parameter(None, meaning="folder of certificates, by default $CLOUDEM_CERTIFICATES")
     host: str | None = parameter(None, meaning="address to listen on, by default the one that faces the scheduler")
-    workers: int = parameter(1, meaning="number of worker processes", ge=1)
-    threads: int | None = parameter(None, meaning="threads of each worker, by default its share of the cores", ge=1)
+    gpus: str = parameter("auto", meaning="GPUs with a worker each: auto (all there are), none, or how many")
+    workers: int | None = parameter(None, meaning="number of worker processes without GPUs, by default one", ge=1)
+    threads: int | None = parameter(
+        None, meaning="tasks at a time of each worker, by default its share of the cores; one on a GPU", ge=1
+    )
     local_folder: str | None = parameter(None, meaning="folder for workers' files, by default one in the system's own")
     metrics_port: int | None = parameter(
         None, meaning="port of /metrics, of the first worker; the next ones count up", ge=1, le=65535
@@ -96,17 +100,16 @@ class Worker(Command):
     def run(self) -> None:
         """Work until told to stop."""
         from cloudem.execution.cluster import run_workers
-        from cloudem.execution.dask import layout
         from cloudem.execution.security import security_for
 
         scheme, separator, _ = self.scheduler.partition("://")
         if not separator or scheme not in ("tls", "tcp"):
             raise ParameterError(f"SCHEDULER: got {self.scheduler!r}, needs an address such as tls://10.99.0.1:8786")
-        workers, threads = layout(processes=True, workers=self.workers, threads=self.threads)
+        visible, threads = self._layout()
         run_workers(
             self.scheduler,
             security_for(self.scheduler, self.certificates),
-            workers=workers,
+            visible=visible,
             threads=threads,
             host=self.host,
             folder=self.local_folder,
@@ -115,6 +118,22 @@ class Worker(Command):
             preload=TASKS,
             say=_say,
         )
+
+    def _layout(self) -> tuple[list[str | None], int]:
+        """Return which GPUs each worker sees (None for as it is), and threads of each."""
+        from cloudem.execution.dask import layout
+        from cloudem.execution.gpus import choose_gpus
+
+        gpus = choose_gpus(self.gpus, _say)
+        if not gpus:
+            workers, threads = layout(processes=True, workers=self.workers or 1, threads=self.threads)
+            return [None if self.gpus == "auto" else ""] * workers, threads
+        if self.workers not in (None, len(gpus)):
+            raise ParameterError(
+                f"--workers: got {self.workers}, but each of {len(gpus)} GPUs has one; leave it out, or"
+                " give --gpus none"
+            )
+        return [*gpus], self.threads or 1
 
 
 COMMANDS: dict[str, type[Command]] = {

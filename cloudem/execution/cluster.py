@@ -1,9 +1,9 @@
 """Scheduler and workers of a cluster of many machines, each run until it is told to stop.
 
-Both listen on the addresses that were asked for and on nothing else. Workers run under a supervisor that starts them
-again when they die; the scheduler has a worker that says nothing any more killed by its supervisor. A worker that has
-lost its scheduler looks for it for a while, so that a scheduler that is started again finds its workers, and then
-ends; a scheduler that is stopped, or that lets a worker go, ends it at once.
+Both listen on the addresses that were asked for and on nothing else. Each worker runs under a supervisor of its own
+that starts it again when it dies; the scheduler has a worker that says nothing any more killed by its supervisor. A
+worker that has lost its scheduler looks for it for a while, so that a scheduler that is started again finds its
+workers, and then ends; a scheduler that is stopped, or that lets a worker go, ends it at once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tornado.httpserver import HTTPServer
 
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION
+from cloudem.execution.gpus import VISIBLE
 from cloudem.execution.security import host_of, refusal_of
 from cloudem.execution.threads import CHILD_ENVIRONMENT
 
@@ -82,7 +83,7 @@ def run_workers(
     scheduler: str,
     security: Any | None,
     *,
-    workers: int,
+    visible: Sequence[str | None],
     threads: int,
     host: str | None = None,
     folder: str | None = None,
@@ -99,8 +100,11 @@ def run_workers(
         Address of the scheduler.
     security
         A ``distributed.Security``; None is for a scheduler without encryption.
-    workers, threads
-        Number of processes, and of threads in each.
+    visible
+        For each worker process the GPUs that it sees (`cloudem.execution.gpus`), the first of which it uses: "" for
+        none, None for all that this process sees.
+    threads
+        Tasks at the same time in each.
     host
         Address on which they listen; by default the one from which the scheduler is reached.
     folder
@@ -123,7 +127,8 @@ def run_workers(
     """
     host = host or get_ip(host_of(scheduler))
     check_free(host, 0)
-    ports = [None] * workers if metrics_port is None else list(range(metrics_port, metrics_port + workers))
+    count = len(visible)
+    ports = [None] * count if metrics_port is None else list(range(metrics_port, metrics_port + count))
     for port in ports:
         if port is not None:
             check_free(host, port)
@@ -137,7 +142,10 @@ def run_workers(
             "local_directory": place,
             "preload": list(preload),
         }
-        keep = [_keep_worker(scheduler, options, port, patience_s, say) for port in ports]
+        keep = [
+            _keep_worker(scheduler, options, seen, port, patience_s, say)
+            for seen, port in zip(visible, ports, strict=True)
+        ]
         asyncio.run(_until_signal(keep, say, "worker"))
 
 
@@ -255,10 +263,11 @@ async def _scheduler(host: str, port: int, security: Any | None, pages: tuple[st
 
 
 async def _keep_worker(
-    scheduler: str, options: dict[str, Any], metrics_port: int | None, patience_s: float, say: Say
+    scheduler: str, options: dict[str, Any], visible: str | None, metrics_port: int | None, patience_s: float, say: Say
 ) -> None:
     """Keep one worker at the scheduler, whatever happens to either; return when the scheduler lets it go."""
     found = time.monotonic()
+    what = f"{options['nthreads']} threads" + (f" on GPU {visible}" if visible else "")
     while True:
         await _find_scheduler(scheduler, options["security"], found + patience_s, say)
         supervisor = _Supervisor(
@@ -267,7 +276,7 @@ async def _keep_worker(
             protocol=scheduler.partition("://")[0],
             worker_class=_Worker,
             memory_limit=0,
-            env=CHILD_ENVIRONMENT,
+            env=CHILD_ENVIRONMENT if visible is None else CHILD_ENVIRONMENT | {VISIBLE: visible},
             death_timeout=START_S,
             dashboard=False,
             dashboard_address=metrics_port and f"{options['host']}:{metrics_port}",
@@ -276,7 +285,7 @@ async def _keep_worker(
         try:
             async with asyncio.timeout(2 * START_S):
                 await supervisor
-            say(f"worker {supervisor.worker_address} with {options['nthreads']} threads is at {scheduler}")
+            say(f"worker {supervisor.worker_address} with {what} is at {scheduler}")
             await supervisor.finished()
             found = time.monotonic()
         except (
