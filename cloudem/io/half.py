@@ -37,40 +37,46 @@ def _copy(
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _narrow(source: NDArray[np.float32], out: NDArray[np.uint16]) -> Any:
-    bits = source.view(np.uint32)
+def _narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.uint16]) -> Any:
     largest = np.uint32(0)
-    for i in range(source.size):
-        size = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
-        largest = np.uint32(max(largest, size))
-        # Round to nearest, ties to even, by adding half of what is dropped; the exponent's bias goes at the same time.
-        even = np.uint32((size >> np.uint32(13)) & np.uint32(1))
-        normal = np.uint32(np.uint32(size - np.uint32(0x37FFF001)) + even) >> np.uint32(13)
-        # Below 2^-14 halves are multiples of 2^-24: the last bit of a single that is at least 0.5.
-        small = np.uint32(np.float32(abs(source[i]) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000))
-        half = np.uint32(normal if size >= np.uint32(0x38800000) else small)
-        out[i] = np.uint16((half & np.uint32(0x7FFF)) | np.uint32((bits[i] >> np.uint32(16)) & np.uint32(0x8000)))
+    for i in range(rows.size):
+        value, half = source[rows[i]], out[i]
+        bits = value.view(np.uint32)
+        for j in range(value.size):
+            size = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
+            largest = np.uint32(max(largest, size))
+            # Round to nearest, ties to even, by adding half of what is dropped; the exponent's bias goes along with it.
+            even = np.uint32((size >> np.uint32(13)) & np.uint32(1))
+            normal = np.uint32(np.uint32(size - np.uint32(0x37FFF001)) + even) >> np.uint32(13)
+            # Below 2^-14 halves are multiples of 2^-24: the last bit of a single that is at least 0.5.
+            small = np.uint32(np.float32(abs(value[j]) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000))
+            short = np.uint32(normal if size >= np.uint32(0x38800000) else small)
+            half[j] = np.uint16((short & np.uint32(0x7FFF)) | np.uint32((bits[j] >> np.uint32(16)) & np.uint32(0x8000)))
     return largest
 
 
-def narrow(images: NDArray[np.float32]) -> tuple[NDArray[np.float16], bool]:
-    """Round to half precision, to nearest, ties to even.
+def narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[Any]) -> bool:
+    """Do ``out[:] = source[rows]`` in the precision of `out`, rounding to nearest, ties to even.
 
     Parameters
     ----------
-    images
-        Any shape.
+    source
+        Shape ``(m, p)``, C-contiguous.
+    rows
+        Row numbers in `source`, shape ``(k,)``; not checked here.
+    out
+        Shape ``(k, p)``, float16 or float32, C-contiguous.
 
     Returns
     -------
-    rounded, fits
-        The same shape; whether every value is finite in half precision. Where it is not, `rounded` is of no use.
+    fits
+        Whether every value is finite in that precision. Where it is not, `out` is of no use.
     """
-    source = np.ascontiguousarray(images, dtype=np.float32)
-    out = np.empty(source.shape, dtype=np.float16)
-    largest = _narrow(source.reshape(-1), out.reshape(-1).view(np.uint16))
-    # From 65520 on, values round to infinity.
-    return out, int(largest) < 0x477FF000
+    if out.dtype == np.float16:
+        # From 65520 on, values round to infinity.
+        return int(_narrow(source, rows, out.view(np.uint16))) < 0x477FF000
+    np.take(source, rows, axis=0, out=out, mode="clip")
+    return bool(np.isfinite(out).all())
 
 
 def gather(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:

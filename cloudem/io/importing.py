@@ -9,16 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
-from cloudem.io.normalising import scale_by_background
+from cloudem.io.normalising import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
 from cloudem.io.sources import SourceImages, SourceTable
-from cloudem.io.store import particle_writer
+from cloudem.io.writing import DTYPES, ParticleWriter, particle_writer
 
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 4 * 2**20
+"""Images that are read at a time, into the same memory: what the caches hold need not come from memory again."""
+
 _NAMED = 1000
 """Left-out images that are named in the store; all are counted."""
 
-_LARGEST_HALF = 65504.0
-NOT_FINITE, CONSTANT, TOO_LARGE = "NaN or infinite", "constant", "values beyond half precision"
+_REASONS = {
+    NOT_FINITE: dict.fromkeys(DTYPES, "NaN or infinite"),
+    CONSTANT: dict.fromkeys(DTYPES, "constant"),
+    TOO_LARGE: {"float16": "values beyond half precision", "float32": "values beyond single precision"},
+}
+"""Why an image is left out of a store of some type."""
 
 
 @dataclass
@@ -48,15 +54,6 @@ class ImportSummary:
         return reasons + self.warnings
 
 
-@dataclass(frozen=True)
-class Normalised:
-    """Images with the background at mean 0 and standard deviation 1; ``source = images * std + mean``."""
-
-    images: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
-
-
 def background(box: int, diameter_px: float) -> NDArray[np.bool_]:
     """Return the pixels outside the circle of a diameter around the origin ``box // 2``, ``(box, box)``.
 
@@ -72,27 +69,6 @@ def background(box: int, diameter_px: float) -> NDArray[np.bool_]:
             f"a circle of {diameter_px:.0f} pixels leaves no background in a box of {box}; give a smaller --diameter-A"
         )
     return np.asarray(outside)
-
-
-def normalise(images: NDArray[np.float32], outside: NDArray[np.bool_]) -> Normalised:
-    """Bring the background of each image to mean 0 and standard deviation 1, as RELION does.
-
-    Parameters
-    ----------
-    images
-        Shape ``(b, n, n)``, finite.
-    outside
-        Pixels of the background, ``(n, n)``.
-
-    Returns
-    -------
-    normalised
-        Where the background alone is constant (noise-free or masked images) the deviation is that of the whole image.
-    """
-    out = np.empty(images.shape, dtype=np.float32)
-    mean, std = np.empty((2, len(images)), dtype=np.float32)
-    scale_by_background(images, outside.astype(np.float64), out, mean, std)
-    return Normalised(out, mean, std)
 
 
 def import_particles(
@@ -153,31 +129,19 @@ def import_particles(
     size = _pixel_size(source, images, pixel_size, summary)
     outside = background(images.box, diameter / size if diameter is not None else 0.9 * images.box)
     stored = "float32" if keep_greyscale else dtype
-    sign = source.sign * (-1.0 if invert_contrast else 1.0)
-    kept: list[NDArray[np.int64]] = []
-    means: list[NDArray[np.float32]] = []
-    deviations: list[NDArray[np.float32]] = []
+    sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
     with particle_writer(
         url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored, guard=guard
     ) as writer:
-        for start, stop in _batches(len(source.particles), images.box):
-            batch = images.read(start, stop)
-            usable = _usable(batch, source, start, summary)
-            done = _prepare(_chosen(batch, usable), sign[start:stop][usable], outside, keep_greyscale)
-            fits = _fits(done, stored, source, start + np.flatnonzero(usable), summary)
-            writer.append(_chosen(done.images, fits))
-            kept.append(start + np.flatnonzero(usable)[fits])
-            means.append(done.mean[fits])
-            deviations.append(done.std[fits])
-            if on_progress is not None:
-                on_progress(stop - start)
-        rows = np.concatenate(kept)
+        mean, std, found = _write_images(writer, images, sign, outside, stored, keep_greyscale, on_progress)
+        rows = np.flatnonzero(found == USABLE)
+        for reason, why in _REASONS.items():
+            _leave_out(np.flatnonzero(found == reason), why[stored], source, summary)
         if not len(rows):
             reasons = ", ".join(f"{len(names)} {reason}" for reason, names in summary.left_out.items())
             raise FormatError(f"{source.path}: no image can be used ({reasons}); look at the stacks")
-        table = source.particles.take(rows).with_columns(
-            image_mean=np.concatenate(means), image_std=np.concatenate(deviations)
-        )
+        # A turned image has a negative deviation, so that the source comes back from it.
+        table = source.particles.take(rows).with_columns(image_mean=mean[rows], image_std=(std * sign)[rows])
         left_out = {
             reason: {"count": len(names), "images": names[:_NAMED]} for reason, names in summary.left_out.items()
         }
@@ -188,43 +152,28 @@ def import_particles(
     return summary
 
 
-def _prepare(
-    images: NDArray[np.float32], sign: NDArray[np.float64], outside: NDArray[np.bool_], keep_greyscale: bool
-) -> Normalised:
-    """Normalise and turn the contrast; a turned image has a negative `std`, so that the source comes back from it."""
-    factor = sign.astype(np.float32)
-    if keep_greyscale:
-        done = Normalised(images, np.zeros(len(images), dtype=np.float32), np.ones(len(images), dtype=np.float32))
-    else:
-        done = normalise(images, outside)
-    if (factor == 1).all():
-        return done
-    return Normalised(done.images * factor[:, None, None], done.mean, done.std * factor)
-
-
-def _usable(batch: NDArray[np.float32], source: SourceTable, start: int, summary: ImportSummary) -> NDArray[np.bool_]:
-    flat = batch.reshape(len(batch), -1)
-    low, high = flat.min(axis=1), flat.max(axis=1)  # NaN wherever there is one
-    finite = np.isfinite(low) & np.isfinite(high)
-    constant = finite & (low == high)
-    _leave_out(start + np.flatnonzero(~finite), NOT_FINITE, source, summary)
-    _leave_out(start + np.flatnonzero(constant), CONSTANT, source, summary)
-    return np.asarray(finite & ~constant)
-
-
-def _fits(
-    done: Normalised, dtype: str, source: SourceTable, rows: NDArray[np.int64], summary: ImportSummary
-) -> NDArray[np.bool_]:
-    if dtype != "float16":
-        return np.ones(len(rows), dtype=bool)
-    largest, least = (bound(done.images, axis=(1, 2), initial=0) for bound in (np.max, np.min))
-    fits = (largest <= _LARGEST_HALF) & (least >= -_LARGEST_HALF)
-    _leave_out(rows[~fits], TOO_LARGE, source, summary)
-    return np.asarray(fits)
-
-
-def _chosen(images: NDArray[np.float32], which: NDArray[np.bool_]) -> NDArray[np.float32]:
-    return images if which.all() else images[which]
+def _write_images(
+    writer: ParticleWriter,
+    images: SourceImages,
+    sign: NDArray[np.float32],
+    outside: NDArray[np.bool_],
+    dtype: str,
+    keep_greyscale: bool,
+    on_progress: Callable[[int], None] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    """Write the images that can be used; return mean and deviation that were taken out, and what was found, of all."""
+    mean, std = np.empty((2, len(sign)), dtype=np.float32)
+    found = np.empty(len(sign), dtype=np.uint8)
+    weights, limit = outside.astype(np.float64), np.float32(np.finfo(dtype).max)
+    for here, batch in _batches(images, len(sign)):
+        measure(batch, weights, mean[here], std[here], found[here])
+        if keep_greyscale:
+            mean[here], std[here] = 0, 1
+        scale(batch, mean[here], std[here], sign[here], limit, found[here])
+        writer.append(batch, np.flatnonzero(found[here] == USABLE))
+        if on_progress is not None:
+            on_progress(len(batch))
+    return mean, std, found
 
 
 def _leave_out(rows: NDArray[np.int64], reason: str, source: SourceTable, summary: ImportSummary) -> None:
@@ -244,6 +193,10 @@ def _pixel_size(source: SourceTable, images: SourceImages, given: float | None, 
     return size
 
 
-def _batches(count: int, box: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _BATCH_BYTES // (4 * box * box))
-    yield from ((start, min(start + step, count)) for start in range(0, count, step))
+def _batches(images: SourceImages, count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the images of all rows, a few at a time, always in the same memory."""
+    step = min(count, max(1, _BATCH_BYTES // (4 * images.box**2)))
+    memory = np.empty((step, images.box, images.box), dtype=np.float32)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        yield slice(start, stop), images.read(start, stop, memory)

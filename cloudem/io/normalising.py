@@ -1,28 +1,35 @@
-"""The inner loop of the import: mean and deviation of each image's background, and the image scaled by them."""
+"""The inner loops of the import: what is in an image, and the image scaled by its background."""
+
+from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+USABLE, NOT_FINITE, CONSTANT, TOO_LARGE = range(4)
+"""What is found of an image."""
+
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def scale_by_background(
+def measure(
     images: NDArray[np.float32],
     outside: NDArray[np.float64],
-    out: NDArray[np.float32],
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
+    found: NDArray[np.uint8],
 ) -> None:
-    """Do ``out = (images - mean) / std`` with the mean and standard deviation of each image's background.
+    """Find the mean and standard deviation of each image's background, and whether the image is of any use.
 
     Parameters
     ----------
-    images, out
+    images
         Shape ``(b, n, n)``.
     outside
         1 in the background and 0 elsewhere, ``(n, n)``.
     mean, std
         Written, ``(b,)``; the deviation is that of the whole image where the background alone is constant.
+    found
+        Written, ``(b,)``: `USABLE`, `NOT_FINITE` or `CONSTANT`; mean and deviation mean something for the first alone.
     """
     # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
     n = images.shape[1]
@@ -46,6 +53,51 @@ def scale_by_background(
         spread, spread_of_whole = np.sqrt(column.sum() / background), np.sqrt(whole.sum() / pixels)
         mean[i] = centre
         std[i] = spread if spread > 1e-6 * spread_of_whole else spread_of_whole
-        for y in range(n):
-            for x in range(n):
-                out[i, y, x] = (image[y, x] - mean[i]) / std[i]
+        if not np.isfinite(middle):  # finite values in single precision have a finite sum in double
+            found[i] = NOT_FINITE
+        else:
+            found[i] = CONSTANT if _is_constant(image) else USABLE
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _is_constant(image: NDArray[np.float32]) -> Any:
+    for row in image:
+        for value in row:
+            if value != image[0, 0]:
+                return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def scale(
+    images: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+    sign: NDArray[np.float32],
+    limit: np.float32,
+    found: NDArray[np.uint8],
+) -> None:
+    """Do ``images = (images - mean) / std * sign`` in place, for those that are usable.
+
+    Parameters
+    ----------
+    images
+        Shape ``(b, n, n)``, C-contiguous.
+    mean, std, sign
+        Of each image, ``(b,)``.
+    limit
+        The largest absolute value that may be.
+    found
+        Shape ``(b,)``; becomes `TOO_LARGE` where a value lies beyond the limit or is NaN.
+    """
+    for i in range(images.shape[0]):
+        if found[i] != USABLE:
+            continue
+        image, centre, spread, factor = images[i].reshape(-1), mean[i], std[i], sign[i]
+        most = np.uint32(0)  # absolute values are ordered as their bits are, with NaN above infinity
+        for j in range(image.size):
+            value = np.float32((image[j] - centre) / spread * factor)
+            image[j] = value
+            most = np.uint32(max(most, value.view(np.uint32) & np.uint32(0x7FFFFFFF)))
+        if most > np.float32(limit).view(np.uint32):
+            found[i] = TOO_LARGE

@@ -1,21 +1,22 @@
 """Particles as another program left them: a table, and the stacks that it refers to."""
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.mrc import MrcHeader, map_stack, read_header
+from cloudem.io.location import storage_errors
+from cloudem.io.mrc import MrcHeader, read_header
 from cloudem.model.particles import Particles
 
-_MAPS_KEPT = 128
+_FILES_KEPT = 128
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class SourceTable:
 
 
 class SourceImages:
-    """The images of a table, read through memory maps; every header is checked before the first image is read.
+    """The images of a table, read from the files; every header is checked before the first image is read.
 
     Parameters
     ----------
@@ -86,28 +87,68 @@ class SourceImages:
         self.box = _common_box(self._paths, headers, source)
         self.pixel_size = headers[0].pixel_size if headers else 0.0
         _check_sections(self._paths, headers, source)
-        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._headers = headers
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._raw = np.empty(0, dtype=np.uint8)
+        weakref.finalize(self, _close, self._files)
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return images `start` to `stop` of the table as they are in the stacks, ``(b, box, box)`` float32."""
-        out = np.empty((stop - start, self.box, self.box), dtype=np.float32)
+    def read(self, start: int, stop: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Return images `start` to `stop` of the table as they are in the stacks, ``(b, box, box)`` float32.
+
+        They are read into the first rows of `out`, if it is given: memory that is new to the process costs more than
+        to fill it.
+
+        Raises
+        ------
+        FormatError
+            A stack has become shorter meanwhile.
+        StorageError
+            A stack that was there cannot be read any more.
+        """
+        if out is None:
+            out = np.empty((stop - start, self.box, self.box), dtype=np.float32)
+        images = out[: stop - start]
         stacks, sections = self._source.stack[start:stop], self._source.section[start:stop]
-        for first, last in _runs(stacks):
-            mapped = self._map(int(stacks[first]))
-            wanted = sections[first:last]
-            contiguous = wanted[-1] - wanted[0] == last - first - 1 and bool(np.all(np.diff(wanted) == 1))
-            part: Any = slice(wanted[0], wanted[-1] + 1) if contiguous else wanted
-            with np.errstate(all="ignore"):
-                out[first:last] = mapped[part]
-        return out
+        for first, last in _runs(stacks, sections):
+            self._read_run(int(stacks[first]), int(sections[first]), images[first:last])
+        return images
 
-    def _map(self, stack: int) -> NDArray[Any]:
-        if stack not in self._maps:
-            self._maps[stack], _ = map_stack(self._paths[stack])
-            while len(self._maps) > _MAPS_KEPT:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(stack)
-        return self._maps[stack]
+    def _read_run(self, stack: int, section: int, out: NDArray[np.float32]) -> None:
+        """Read images that lie one after the other in a stack."""
+        header = self._headers[stack]
+        start = header.offset + section * self.box**2 * header.dtype.itemsize
+        if header.dtype == out.dtype:
+            self._read_bytes(stack, start, out.reshape(-1).view(np.uint8))
+            return
+        size = out.size * header.dtype.itemsize
+        if len(self._raw) < size:
+            self._raw = np.empty(size, dtype=np.uint8)
+        self._read_bytes(stack, start, self._raw[:size])
+        with np.errstate(all="ignore"):
+            out[...] = self._raw[:size].view(header.dtype).reshape(out.shape)
+
+    def _read_bytes(self, stack: int, start: int, out: NDArray[np.uint8]) -> None:
+        path, left = self._paths[stack], out.data
+        with storage_errors(path):
+            file = self._open(stack)
+            while left:
+                got = os.preadv(file, [left], start)
+                if not got:
+                    raise FormatError(f"{path} has become shorter while it was read; copy or make it again")
+                left, start = left[got:], start + got
+
+    def _open(self, stack: int) -> int:
+        if stack not in self._files:
+            self._files[stack] = os.open(self._paths[stack], os.O_RDONLY)
+            while len(self._files) > _FILES_KEPT:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(stack)
+        return self._files[stack]
+
+
+def _close(files: dict[int, int]) -> None:
+    for file in files.values():
+        os.close(file)
 
 
 def find_stacks(
@@ -208,7 +249,8 @@ def _check_sections(paths: Sequence[Path], headers: Sequence[MrcHeader], source:
         )
 
 
-def _runs(values: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """Yield the first and last-plus-one index of each run of equal values."""
-    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+def _runs(stacks: NDArray[np.int32], sections: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last-plus-one index of each run of images that follow each other in one stack."""
+    breaks = (np.diff(stacks) != 0) | (np.diff(sections) != 1)
+    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(stacks)]
     yield from ((first, last) for first, last in pairwise(edges) if first < last)

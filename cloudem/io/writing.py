@@ -52,8 +52,8 @@ class ParticleWriter:
         """Whether `finish` was called."""
         return self._finished
 
-    def append(self, images: NDArray[np.float32]) -> None:
-        """Take the next images, ``(b, box, box)``.
+    def append(self, images: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> None:
+        """Take the next images, ``(b, box, box)``, or those of them that `rows` names.
 
         Raises
         ------
@@ -65,20 +65,16 @@ class ParticleWriter:
         box = self._layout.box
         if images.ndim != 3 or images.shape[1:] != (box, box):
             raise InconsistentDataError(f"images of shape {images.shape[1:]} were given to a store of box {box}")
-        if self._layout.dtype == "float16":
-            stored: NDArray[Any]
-            stored, fits = narrow(images)
-        else:
-            stored = np.array(images, dtype=np.float32)
-            fits = bool(np.isfinite(stored).all())
-        if not fits:
-            raise ParameterError(
-                f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
-                "normalise them, or store float32"
-            )
-        while len(stored):
-            part, stored = np.split(stored, [self._layout.shard - self._in_shard])
-            self._layout.images_of(self._raw)[self._in_shard :][: len(part)] = part
+        source = np.ascontiguousarray(images, dtype=np.float32).reshape(len(images), box * box)
+        rows = np.arange(len(images)) if rows is None else rows
+        while len(rows):
+            part, rows = np.split(rows, [self._layout.shard - self._in_shard])
+            place = self._layout.images_of(self._raw)[self._in_shard :][: len(part)]
+            if not narrow(source, part, place.reshape(len(part), box * box)):
+                raise ParameterError(
+                    f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
+                    "normalise them, or store float32"
+                )
             self._in_shard += len(part)
             if self._in_shard == self._layout.shard:
                 self._write_shard()

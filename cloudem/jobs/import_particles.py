@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _BASE_BYTES = 300 * 2**20
 """Python with its libraries."""
 
-_BATCH_BYTES = 6 * 32 * 2**20 + 5 * 64 * 2**20
-"""A batch of images and what is made of it, a shard that is put together, and those on their way to the store."""
+_BATCH_BYTES = 2 * 4 * 2**20 + 5 * 64 * 2**20
+"""A batch of images as it was read and in single precision, a shard that is put together, and those on their way."""
 
 _ROW_BYTES = 2000
 """A row of the table while it is read and written."""

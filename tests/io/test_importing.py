@@ -2,6 +2,7 @@ import contextlib
 import errno
 import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from cloudem.errors import (
     StorageError,
 )
 from cloudem.io import writing
-from cloudem.io.importing import background, import_particles, normalise
+from cloudem.io.importing import background, import_particles
 from cloudem.io.mrc import write_stack
+from cloudem.io.normalising import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
 from cloudem.io.relion import read_particles_star
+from cloudem.io.sources import SourceImages
 from cloudem.io.store import open_particles
 from tests.io.conftest import BOX, COUNT, LABELS, OPTICS, loop, particle_rows
 
@@ -32,6 +35,15 @@ def run(path, out, **options):
 
 def restack(project, images, box=BOX):
     write_stack(project / "Extract" / "a.mrcs", [images], len(images), 1.34)
+
+
+def normalise(images, outside, sign=1.0, limit=np.inf):
+    """Return the images scaled, what was taken out of them, and what was found."""
+    out, found = np.array(images, dtype=np.float32), np.empty(len(images), dtype=np.uint8)
+    mean, std = np.empty((2, len(images)), dtype=np.float32)
+    measure(out, outside.astype(np.float64), mean, std, found)
+    scale(out, mean, std, np.full(len(images), sign, dtype=np.float32), np.float32(limit), found)
+    return out, mean, std, found
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -52,18 +64,58 @@ def test_background_is_normalised_and_the_source_can_be_had_back(project, images
 def test_normalising_twice_changes_nothing_that_matters():
     images = np.random.default_rng(0).standard_normal((5, 32, 32), dtype=np.float32)
     outside = background(32, 28)
-    once = normalise(images, outside).images
-    np.testing.assert_allclose(normalise(once, outside).images, once, atol=1e-5)
+    once, *_ = normalise(images, outside)
+    np.testing.assert_allclose(normalise(once, outside)[0], once, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(scale=st.floats(1e-3, 1e4), offset=st.floats(-1e4, 1e4))
-def test_normalised_images_do_not_depend_on_grey_values(scale, offset):
+@given(factor=st.floats(1e-3, 1e4), offset=st.floats(-1e4, 1e4))
+def test_normalised_images_do_not_depend_on_grey_values(factor, offset):
     images = np.random.default_rng(0).standard_normal((2, 16, 16))
     outside = background(16, 14)
-    wanted = normalise(images.astype(np.float32), outside).images
-    got = normalise((images * scale + offset).astype(np.float32), outside).images
-    np.testing.assert_allclose(got, wanted, atol=1e-4 + 1e-6 * abs(offset) / scale)
+    wanted, *_ = normalise(images, outside)
+    got, *_ = normalise(images * factor + offset, outside)
+    np.testing.assert_allclose(got, wanted, atol=1e-4 + 1e-6 * abs(offset) / factor)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 99), factor=st.floats(1e-30, 1e20), offset=st.floats(-100, 100), sign=st.sampled_from([-1, 1])
+)
+def test_scaling_is_that_of_the_background_to_the_bit(seed, factor, offset, sign):
+    images = ((np.random.default_rng(seed).standard_normal((3, 16, 16)) + offset) * factor).astype(np.float32)
+    outside = background(16, 14)
+    got, mean, std, found = normalise(images, outside, sign)
+    pixels = images[:, outside].astype(np.float64)
+    np.testing.assert_allclose(mean, pixels.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(std, pixels.std(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(got, (images - mean[:, None, None]) / std[:, None, None] * np.float32(sign))
+    assert (found == USABLE).all()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    value=st.sampled_from([0.0, -0.0, 1e-45, 7.0, -3e38]),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+    places=st.lists(st.integers(0, 255), min_size=1, max_size=3, unique=True),
+)
+def test_what_is_of_no_use_is_found_wherever_it_is(value, bad, places):
+    images = np.full((4, 256), value, dtype=np.float32)
+    images[1, places] = bad
+    images[2, places] = np.nextafter(np.float32(value), np.float32(1))
+    images[3] = np.random.default_rng(0).standard_normal(256)
+    images[3, places[0]] = 66000
+    images = images.reshape(4, 16, 16)
+    outside = np.ones((16, 16), dtype=bool)
+    mean, std = np.empty((2, 4), dtype=np.float32)
+    found = np.empty(4, dtype=np.uint8)
+    measure(images, outside.astype(np.float64), mean, std, found)
+    assert found.tolist() == [CONSTANT, NOT_FINITE, USABLE, USABLE]
+    mean[:], std[:] = 0, 1
+    kept = images.copy()
+    scale(kept, mean, std, np.ones(4, dtype=np.float32), np.float32(65504), found)
+    assert found.tolist() == [CONSTANT, NOT_FINITE, TOO_LARGE if abs(value) > 1e38 else USABLE, TOO_LARGE]
+    np.testing.assert_array_equal(kept, images)
 
 
 def test_grey_values_are_kept_when_asked_for(project, images):
@@ -261,3 +313,61 @@ def test_no_damage_to_the_table_ends_in_anything_but_a_clear_line(tmp_path_facto
     path.write_bytes(text[:cut] + junk + text[cut + len(junk) + 3 :])
     with contextlib.suppress(CloudemError):
         assert len(read_particles_star(path).particles) <= 20
+
+
+def write_mrc(path, images, dtype, extended):
+    """Write a stack of any mode and byte order, with an extended header."""
+    write_stack(path, [images[:1]], 1, 1.34)
+    order, kind = dtype
+    words = np.frombuffer(path.read_bytes()[:1024], "<i4").copy()
+    words[2:4], words[23] = (len(images), {"i1": 0, "i2": 1, "f4": 2, "u2": 6, "f2": 12}[kind]), extended
+    header = bytearray(words.astype(order + "i4").tobytes())
+    header[208:216] = b"MAP \x44\x44\0\0" if order == "<" else b"MAP \x11\x11\0\0"
+    path.write_bytes(bytes(header) + bytes(extended) + images.astype(order + kind).tobytes())
+
+
+@pytest.mark.parametrize("extended", [0, 1, 512])
+@pytest.mark.parametrize("kind", ["i1", "i2", "f4", "u2", "f2"])
+@pytest.mark.parametrize("order", "<>")
+def test_images_of_any_mode_are_read_in_any_order(project, order, kind, extended, monkeypatch):
+    monkeypatch.setattr("cloudem.io.sources._FILES_KEPT", 2)
+    stacks = np.random.default_rng(0).integers(0, 100, (3, 9, BOX, BOX))
+    for number, images in enumerate(stacks):
+        write_mrc(project / "Extract" / f"{number}.mrcs", images, (order, kind), extended)
+    picks = [(0, 3), (0, 4), (0, 5), (0, 2), (1, 2), (1, 3), (2, 4), (0, 8), (0, 0), (2, 0), (2, 0), (1, 8)]
+    rows = [
+        f"{n + 1}@Extract/{s}.mrcs " + row.split(" ", 1)[1]
+        for (s, n), row in zip(picks, particle_rows(12), strict=True)
+    ]
+    (project / "particles.star").write_text(OPTICS + "\ndata_particles\n\n" + loop(LABELS, rows))
+    images = SourceImages(read_particles_star(project / "particles.star"))
+    expected = np.stack([stacks[pick] for pick in picks]).astype(np.float32)
+    np.testing.assert_array_equal(images.read(0, 12), expected)
+    memory = np.full((8, BOX, BOX), np.nan, dtype=np.float32)
+    for start, stop in ((1, 9), (7, 12)):
+        got = images.read(start, stop, memory)
+        assert np.shares_memory(got, memory)
+        np.testing.assert_array_equal(got, expected[start:stop])
+
+
+def test_a_stack_that_changes_while_it_is_read(project):
+    table, stack = read_particles_star(project / "particles.star"), project / "Extract" / "a.mrcs"
+    images, others = SourceImages(table), SourceImages(table)
+    os.truncate(stack, stack.stat().st_size - 4)
+    assert np.isfinite(images.read(0, COUNT - 1)).all()
+    with pytest.raises(FormatError, match="has become shorter while it was read"):
+        images.read(COUNT - 1, COUNT)
+    stack.unlink()
+    with pytest.raises(StorageError, match=r"a\.mrcs: .*No such file"):
+        others.read(0, 1)
+
+
+def test_stacks_are_closed_with_their_reader(project):
+    def opened():
+        return [name for name in map(os.path.realpath, Path("/proc/self/fd").iterdir()) if name.endswith("a.mrcs")]
+
+    images = SourceImages(read_particles_star(project / "particles.star"))
+    images.read(0, 3)
+    assert len(opened()) == 1
+    del images
+    assert opened() == []
