@@ -29,9 +29,8 @@ from bars.tasks import aligning, tasks
 from bars.workers import (
     PARTS,
     Costs,
-    counted,
-    items_of,
     iteration,
+    tasks_of,
     ways,
 )
 
@@ -62,25 +61,22 @@ def measure_scheduler(bench: Bench, workers: int) -> None:
     """CPU time of scheduler and client for each kind of task; an accumulation as a check of the sum."""
     repeats = bench.few(3, 1)
     items = 16 * workers
-    bricks = min(32, workers)
     with office(bench.work, workers) as there:
         idle = there.spent(lambda: time.sleep(5))
         bench.add({"scheduler": "idle", "workers": workers, "CPU-ms per s": round(1e3 * idle.scheduler / idle.wall, 1)})
-        by_kind(there, items, bricks)  # the first opens connections
-        runs = [by_kind(there, items, bricks) for _ in range(repeats)]
+        by_kind(there, items)  # the first opens connections
+        runs = [by_kind(there, items) for _ in range(repeats)]
         for kind in runs[0]:
             number = runs[0][kind][0]
             each = [statistics.median(run[kind][1][n] / number for run in runs) for n in (0, 1)]
             row = {"scheduler": kind, "workers": workers, "tasks": number, "repeats": repeats}
             row |= {"CPU-ms per task": round(1e3 * each[0], 3), "client CPU-ms per task": round(1e3 * each[1], 3)}
-            if kind == "merge_bricks":
-                row["CPU-ms per dependency"] = round(1e3 * each[0] / workers, 3)
             bench.add(row)
         for _ in range(repeats):
             counts, took = accumulated(there, items)
             bench.add({
                 "scheduler": "accumulate", "workers": workers, "items": items, "tasks": sum(counts.values()),
-                "of these cuts": counts["cut"], "CPU-s": round(took.scheduler, 2),
+                "of these merges": counts["merge"], "CPU-s": round(took.scheduler, 2),
                 "client CPU-s": round(took.client, 2), "wall s": round(took.wall, 1),
             })  # fmt: skip
 
@@ -111,8 +107,7 @@ def costs() -> Costs:
     found = rows()
     solve = sum(at_box(by_box(found, name, "CPU-s"), BOX) for name in SOLVE)
     forget = newest(found, "forget", "CPU-ms per task")
-    kinds = {name: newest(found, name, "CPU-ms per task") + forget for name in ("add", "note", "merge", "cut")}
-    kinds["cut"] += newest(found, "merge_bricks", "CPU-ms per dependency")
+    kinds = {name: newest(found, name, "CPU-ms per task") + forget for name in ("add", "note", "merge", "collect")}
     return Costs(
         particle=by_box(found, "aligning", "CPU-ms per particle")[BOX] / 1e3,
         leaf=sum(at_box(by_box(found, name, "CPU-s"), BOX) for name in ("empty", "pack")),
@@ -151,14 +146,16 @@ def tables(given: Costs) -> None:
                 others = [merged_by_others(parts, workers, gigabits, way) for way in ways(at(workers), 1.0)]
                 cells = [whole, one / whole, *(parts[name] for name in PARTS), *others]
                 print(f"| {workers:,} | " + " | ".join(f"{cell:,.1f}" for cell in cells) + " |")
-    print("\nthe scheduler, 10 Gbit/s\n")
-    print("| workers | tasks | of these cuts | CPU-s | share |")
-    print("|" + "---|" * 5)
-    for workers in WORKERS[2:]:
-        counts = counted(items_of(PARTICLES), workers, given.spread)
-        parts = iteration(at(workers), PARTICLES, given, 10 * GIGABIT)
-        cells = f"| {workers:,} | {sum(counts.values()):,} | {counts['cut']:,} | {parts['scheduler']:.1f} "
-        print(cells + f"| {100 * parts['scheduler'] / sum(parts.values()):.2f} % |")
+    for speed in (1.0, GPU):
+        print(f"\nthe scheduler, 10 Gbit/s, workers of {speed:g} CPU threads\n")
+        print("| workers | tasks | items | merges | bricks | CPU-s | share |")
+        print("|" + "---|" * 7)
+        for workers in WORKERS[2:]:
+            counts = tasks_of(at(workers), PARTICLES, given, speed).counts
+            parts = iteration(at(workers), PARTICLES, given, 10 * GIGABIT, speed)
+            kinds = " | ".join(f"{counts[kind]:,}" for kind in ("add", "merge", "collect"))
+            cells = f"| {workers:,} | {sum(counts.values()):,} | {kinds} | {parts['scheduler']:.1f} "
+            print(cells + f"| {100 * parts['scheduler'] / sum(parts.values()):.2f} % |")
 
 
 def draw(given: Costs, folder: Path) -> None:

@@ -67,13 +67,17 @@ class Office:
         self._scheduler = scheduler
         self.executor = executor
         self.submitted: Counter[str] = Counter()
-        submit = executor._submit
+        submit, submit_all = executor._submit, executor._submit_all
 
-        def counting(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        def one(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
             self.submitted[getattr(function, "__name__", "task").strip("_")] += 1
             return submit(function, *args, **options)
 
-        executor._submit = counting  # type: ignore[method-assign]
+        def many(function: Callable[..., Any], rows: Sequence[Any], *args: Any, **options: Any) -> Any:
+            self.submitted[getattr(function, "__name__", "task").strip("_")] += len(rows)
+            return submit_all(function, rows, *args, **options)
+
+        executor._submit, executor._submit_all = one, many  # type: ignore[method-assign]
 
     def now(self) -> Spent:
         cpu = self._scheduler.cpu_times()
@@ -128,12 +132,15 @@ def office(folder: Path, workers: int) -> Iterator[Office]:
                     process.wait()
 
 
-def by_kind(there: Office, items: int, bricks: int) -> dict[str, tuple[int, Spent]]:
+def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     """Submit each kind of task many times; return how many tasks there were and what they took.
 
-    Each task has the arguments, dependencies and place that `DaskExecutor` gives it.
+    Each task has the arguments, dependencies and place that `DaskExecutor` gives it, and is submitted in the same way:
+    those of a kind together, but for merges.
     """
     from cloudem.execution import dask as ours
+    from cloudem.execution.exchange import Holdings, Part, collect
+    from cloudem.execution.folding import Node
 
     run, names = there.executor, list(there.executor._threads())
     shared = [Shared(run._submit(int, number)) for number in (1, 2)]
@@ -156,27 +163,19 @@ def by_kind(there: Office, items: int, bricks: int) -> dict[str, tuple[int, Spen
         found[kind] = len(futures), took
         return futures
 
-    added = all_of("add", lambda: [run._submit(TRIVIAL.add, (1, i), *copies[w], worker=w) for i, w in enumerate(place)])
-    notes = all_of("note", lambda: [run._submit(ours._note, a, worker=w) for a, w in zip(added, place, strict=True)])
+    rows = [(TRIVIAL, [(1, i)], [[copy.handle for copy in copies[w]]]) for i, w in enumerate(place)]
+    added = all_of("add", lambda: run._submit_all(ours._add, rows, place))
+    notes = all_of("note", lambda: run._submit_all(ours._note, [(a,) for a in added], place))
     pairs = [(added[i], added[i + 1], place[i]) for i in range(0, items - 1, 2)]
     merged = all_of("merge", lambda: [run._submit(ours._merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
     first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
-    cuts = all_of(
-        "cut",
-        lambda: [
-            run._submit(ours._cut, TRIVIAL, 1, n, bricks, first[w], worker=w) for n in range(bricks) for w in names
-        ],
-    )
-    rows = [cuts[n * len(names) : (n + 1) * len(names)] for n in range(bricks)]
-    whole = all_of(
-        "merge_bricks",
-        lambda: [
-            run._submit(ours._merge_bricks, TRIVIAL, 1, None, row, worker=names[n * len(names) // bricks])
-            for n, row in enumerate(rows)
-        ],
-    )
-    joined = all_of("join", lambda: [run._submit(TRIVIAL.join, whole, worker=names[0])])
-    kept = [notes, merged, whole, joined, cuts, rows, first, added, pairs, copies, shared]
+    held = Holdings([Part(Node(0, n), first[w].key, w) for n, w in enumerate(names)])
+    holdings = run._submit(ours.itself, held, worker=names[0])
+    asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
+    whole = all_of("collect", lambda: run._submit_all(collect, asked, names))
+    joined = all_of("join", lambda: [run._submit(ours._join, TRIVIAL, whole, worker=names[0])])
+    first.clear()
+    kept = [notes, merged, whole, joined, asked, rows, added, pairs, copies, shared]
 
     def forget() -> None:
         for part in kept:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, relion_bytes, seconds
-from cloudem.execution.folding import GROUP, Roster, task_counts
+from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds
+from cloudem.execution.folding import Node, Roster, Tasks, task_counts, together_for
 from cloudem.jobs.dataset import MOST_GROUPS
 
 IMAGE_BYTES = 2
@@ -66,36 +65,37 @@ class Costs:
 
 
 @functools.cache
-def shared_out(items: int, workers: int, spread: float) -> tuple[float, tuple[int, ...]]:
+def shared_out(items: int, workers: int, together: int, spread: float) -> tuple[float, dict[Node, int]]:
     """Let workers take items as `cloudem.execution.dask` lets them.
 
     Returns
     -------
-    Time until the last is done, in times of an item, and the worker of each item.
+    Time until the last is done, in times of an item, and the tasks with the worker of each.
     """
     random = np.random.default_rng(workers)
     takes = np.maximum(random.normal(1, spread, items), 0.2)
     roster = Roster(items, dict.fromkeys(range(workers), 1))
-    whose = [0] * items
+    whose: dict[Node, int] = {}
     free = [(0.0, worker) for worker in range(workers)]
-    queue: dict[int, list[int]] = {worker: [] for worker in range(workers)}
+    queue: dict[int, list[Node]] = {worker: [] for worker in range(workers)}
     for _ in range(AHEAD - 1):
         for worker in range(workers):
-            if (index := roster.take(worker)) is not None:
-                queue[worker].append(index)
+            if (node := roster.take(worker)) is not None:  # how long items take is not known yet
+                queue[worker].append(node)
     end = 0.0
     heapq.heapify(free)
     while free:
         now, worker = heapq.heappop(free)
-        if (index := roster.take(worker)) is not None:
-            queue[worker].append(index)
+        if (node := roster.take(worker, together)) is not None:
+            queue[worker].append(node)
         if not queue[worker]:
             continue
-        index = queue[worker].pop(0)
-        whose[index] = worker
-        end = max(end, now + takes[index])
-        heapq.heappush(free, (now + takes[index], worker))
-    return end, tuple(whose)
+        node = queue[worker].pop(0)
+        whose[node] = worker
+        done = now + float(takes[node.start : node.stop].sum())
+        end = max(end, done)
+        heapq.heappush(free, (done, worker))
+    return end, whose
 
 
 def items_of(particles: int, size: int = 500) -> int:
@@ -105,24 +105,29 @@ def items_of(particles: int, size: int = 500) -> int:
 
 
 @functools.cache
-def counted(items: int, workers: int, spread: float) -> Counter[str]:
+def counted(items: int, workers: int, together: int, spread: float) -> Tasks:
     """Return the tasks of an iteration: its fold, and what is spread, solved and written."""
-    _, whose = shared_out(items, workers, spread)
+    _, whose = shared_out(items, workers, together, spread)
     keys = [2 * index // items for index in range(items)]
-    counts = Counter(task_counts(keys, whose))
-    models = sum(len({whose[i] for i in range(items) if keys[i] == half}) for half in (0, 1))
-    counts["spread"] = 2 * workers + 2 * models  # table and references: a copy, and what is made of it
-    counts["solve"] = 2 + 2 + 1 + 2
-    return counts
+    tasks = task_counts(keys, whose)
+    readers = {(keys[item], worker) for node, worker in whose.items() for item in range(node.start, node.stop)}
+    more = {"spread": 2 * len(readers), "solve": 2 + 2 + 1 + 2}  # of references a copy, and what is made of it
+    return Tasks({**tasks.counts, **more}, tasks.parts)
 
 
-def tasks_per_iteration(items: int, workers: int, spread: float = 0.0) -> int:
-    """Return how many tasks the scheduler is given in an iteration."""
-    return sum(counted(items, workers, spread).values())
+def tasks_of(it: Iteration, particles: int, costs: Costs, speed: float = 1.0) -> Tasks:
+    """Return the tasks that the scheduler is given in an iteration."""
+    items = items_of(particles)
+    return counted(items, it.workers, together_for(item_seconds(particles, costs, speed)), costs.spread)
 
 
-def scheduler_seconds(counts: Counter[str], costs: Costs) -> float:
-    """Return the scheduler's CPU-seconds; a merged brick costs by the parts that it depends on, which are the cuts."""
+def item_seconds(particles: int, costs: Costs, speed: float) -> float:
+    """Return how long an item takes."""
+    return (costs.particle * particles / items_of(particles) + costs.leaf) / speed
+
+
+def scheduler_seconds(counts: Mapping[str, int], costs: Costs) -> float:
+    """Return the scheduler's CPU-seconds."""
     known = {name: number for name, number in counts.items() if name in costs.task}
     rest = sum(counts.values()) - sum(known.values())
     return sum(costs.task[name] * number for name, number in known.items()) + costs.task["note"] * rest
@@ -145,18 +150,22 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
         Of aligning, solving and unpacking on a worker, in those measured.
     """
     items, workers = items_of(particles), it.workers
-    leaf = (costs.particle * particles / items + costs.leaf) / speed
-    end, _ = shared_out(items, workers, costs.spread)
+    leaf = item_seconds(particles, costs, speed)
+    end, _ = shared_out(items, workers, together_for(leaf), costs.spread)
     mean = items / workers
     reading = IMAGE_BYTES * it.box**2 * particles / workers / bandwidth
     share = max(leaf * mean, reading)
-    counts = counted(items, workers, costs.spread)
+    tasks = tasks_of(it, particles, costs, speed)
     own_merges = math.ceil(math.log2(max(mean, 1))) * costs.merge  # those after its last item
     depth = math.log2(max(it.holders, 1))
     # a copy serves two others over the same link
     handed = 2 * depth * it.reference_bytes / bandwidth
     table = 2 * math.log2(workers) * costs.pose_bytes * particles / bandwidth if workers > 1 else 0.0
-    merging = own_merges + merge_seconds(it, counts, costs, bandwidth)
+    merging = own_merges
+    if it.holders > 1:
+        merging += merging_seconds(
+            it.sum_bytes, tasks.parts * it.part_bytes, bandwidth, tasks.parts * costs.merge, it.holders
+        )
     maps = 2 * MAP_BYTES * it.box**3 / bandwidth if workers > 1 else 0.0
     return {
         "aligning": share,
@@ -165,22 +174,8 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
         "merging": merging,
         "solving": costs.solve / speed * (2 if workers == 1 else 1) + maps,
         "poses in the client": costs.pose * particles,
-        "scheduler": scheduler_seconds(counts, costs),
+        "scheduler": scheduler_seconds(tasks.counts, costs),
     }
-
-
-def merge_seconds(it: Iteration, counts: Counter[str], costs: Costs, bandwidth: float) -> float:
-    """Return how long bricks take through the busiest links: of those who merge them, and of the one who joins them.
-
-    On each level of groups a worker receives what amounts to one sum, on the first one for each part that it holds.
-    """
-    if it.holders == 1:
-        return 0.0
-    fan = min(it.holders, GROUP)
-    parts = counts["cut"] / 2 / fan / it.holders  # of a holder
-    levels = math.ceil(math.log(it.holders) / math.log(fan) - 1e-9)
-    first = parts * (it.part_bytes / bandwidth + costs.merge)
-    return first + (levels - 1) * (it.sum_bytes / bandwidth + costs.merge) + it.sum_bytes / bandwidth  # and the join
 
 
 def ways(it: Iteration, bandwidth: float) -> dict[str, float]:

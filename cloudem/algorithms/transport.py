@@ -21,6 +21,9 @@ REACH = 2.6
 MAP_BYTES = 4
 """Of a voxel of a map."""
 
+PIECE_S = 2e-3
+"""CPU-seconds of a worker to ask for a piece of a partial sum and to answer for one, besides their bytes."""
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -41,8 +44,6 @@ class Iteration:
     nodes
         Partial sums that a worker is left with: 1 where runs of groups end at nodes of the tree, as for any power of
         two of workers (:mod:`cloudem.execution.folding`).
-    bricks
-        Most bricks into which one sum is cut.
     """
 
     box: int
@@ -52,7 +53,6 @@ class Iteration:
     workers: int
     slices: int
     nodes: float = 1.0
-    bricks: int = 8
 
     @property
     def holders(self) -> int:
@@ -120,16 +120,34 @@ class Moved(NamedTuple):
 def moved(it: Iteration) -> Moved:
     """Return what an iteration moves.
 
-    Merging p partial sums into one takes p - 1 of them to somebody else, in whatever pieces and over how many levels.
+    Each of n holders of a half-set's sum merges one of n bricks of it: it receives (n - 1) / n of a partial sum, sends
+    as much, and, but for the one that solves, sends its brick to be joined.
     """
     holders = it.holders
     if it.workers == 1:
         return Moved(0, 0, 0, 0)
-    bricks = min(holders, it.bricks)
-    merge = 2 * (holders - 1) * it.nodes * it.part_bytes if holders > 1 else 0.0
-    join = 2 * it.sum_bytes * (1 - 1 / bricks) if holders > 1 else 0.0
+    merge = 2 * (holders - 1) * it.nodes * it.part_bytes
+    join = 2 * it.sum_bytes * (1 - 1 / holders)
     reference = 2 * (holders - 1) * it.reference_bytes
     return Moved(merge, join, float(reference), 2.0 * MAP_BYTES * it.box**3)
+
+
+def merging_seconds(sum_bytes: float, part_bytes: float, bandwidth: float, merge: float, holders: int) -> float:
+    """Return how long the holders of a sum take to merge it, and one of them to join the bricks.
+
+    Parameters
+    ----------
+    sum_bytes, part_bytes
+        Of the sum, and of all partial sums that a holder has of it.
+    bandwidth
+        Of each link and direction, bytes per second.
+    merge
+        Of adding what a holder has to other sums, seconds.
+    holders
+        That have parts.
+    """
+    foreign = (holders - 1) / holders
+    return foreign * ((part_bytes + sum_bytes) / bandwidth + merge) + holders * PIECE_S
 
 
 def relion_bytes(k_max: int, padding: float = 2.0) -> int:

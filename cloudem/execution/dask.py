@@ -3,8 +3,8 @@
 Every value is the result of a pure task that Dask knows, so that what is lost with a worker is computed again from the
 items, and nothing is lost or counted twice. Who works on what and in which order sums are merged is decided in
 `cloudem.execution.folding`: each worker adds a run of consecutive items and merges their sums by itself; what is left
-on top is cut into bricks, each of which travels to one worker that merges it; and the bricks of one sum are joined on
-one worker. No sum passes through the client or the scheduler.
+on top is cut into bricks, each of which travels to one worker that merges it (`cloudem.execution.exchange`); and the
+bricks of one sum are joined on one worker. No sum passes through the client or the scheduler.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, IN_THIS_PROCESS, WITHOUT_PAGES
-from cloudem.execution.executor import Added, Executor, Fold, Shared, itself
-from cloudem.execution.folding import GROUP, Forest, Node, Roster, copied_from, grown, in_groups, merged
+from cloudem.execution.executor import Added, Executor, Fold, Shared, folded, itself
+from cloudem.execution.folding import Forest, Node, Roster, copied_from, together_for
 from cloudem.execution.security import refusal_of, security_for, temporary_security
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
 from cloudem.traffic import Traffic
@@ -224,38 +224,65 @@ class DaskExecutor(Executor):
         forest: Forest[_Held] = Forest(
             len(items), partial(self._merge_held, fold), lambda earlier, later: earlier.worker == later.worker
         )
-        running: dict[Any, tuple[int, str]] = {}
+        running: dict[Any, tuple[Node, str]] = {}
         load: Counter[str] = Counter()
         notes: dict[int, N] = {}
         completed = as_completed(loop=self._client.loop)
         looked = time.monotonic()
+        together = 1
         try:
             while roster or running:
+                taken: list[tuple[Node, str]] = []
                 # each gets one to run before any gets one to wait: with few items, nobody takes those of others
                 for worker, most in ((w, n * threads[w]) for n in range(1, IN_FLIGHT_PER_THREAD + 1) for w in threads):
-                    while load[worker] < most and (index := roster.take(worker)) is not None:
-                        arguments = (items[index], *shared(items[index]))
-                        added = self._submit(fold.add, *arguments, worker=worker, purpose="bricks")
-                        note = self._submit(_note, added, worker=worker, purpose="poses", priority=MERGE_FIRST)
-                        forest.add(Node(0, index), _Held(index, Node(0, index), added, worker))
-                        del added  # it is freed once it is merged
-                        running[note] = index, worker
-                        completed.add(note)
+                    while load[worker] < most and (node := roster.take(worker, together)) is not None:
+                        taken.append((node, worker))
                         load[worker] += 1
+                for (node, worker), added, note in self._submit_adding(fold, items, shared, taken):
+                    forest.add(node, _Held(node.start, node, added, worker))
+                    running[note] = node, worker
+                    completed.add(note)
+                    del added  # it is freed once it is merged
                 while not completed.has_ready() and time.monotonic() < looked + LOOK_AROUND_S:
                     time.sleep(0.01)
                 if time.monotonic() >= looked + LOOK_AROUND_S:  # workers come and go
                     threads, looked = self._threads(), time.monotonic()
                 for note in completed.next_batch(block=False):
-                    index, worker = running[note]
-                    notes[index] = self._result(note)
+                    node, worker = running[note]
+                    found, seconds = self._result(note)
                     del running[note]
                     load[worker] -= 1
-                    if on_done is not None:
-                        on_done(index)
+                    together = 1 if self._in_this_process else together_for(seconds / len(found))
+                    for index, one in enumerate(found, start=node.start):
+                        notes[index] = one
+                        if on_done is not None:
+                            on_done(index)
             return list(forest.nodes().values()), [notes[index] for index in range(len(items))]
         finally:
             self._drop(list(running))
+
+    def _submit_adding(
+        self,
+        fold: Fold[I, K, V, N],
+        items: Sequence[I],
+        shared: Callable[[I], Sequence[Shared[Any]]],
+        taken: Sequence[tuple[Node, str]],
+    ) -> Iterator[tuple[tuple[Node, str], Any, Any]]:
+        """Have workers add the items of nodes; return with each the future of the sums and that of the notes."""
+        rows, places = [], [worker for _, worker in taken]
+        needed: dict[_Copies, list[str]] = {}
+        for node, worker in taken:
+            for handle in {value.handle for item in items[node.start : node.stop] for value in shared(item)}:
+                if isinstance(handle, _Copies):
+                    needed.setdefault(handle, []).append(worker)
+        for copies, workers in needed.items():
+            copies.prepare(workers)
+        for node, worker in taken:
+            some = items[node.start : node.stop]
+            rows.append((fold, some, [[self._handle(value, worker) for value in shared(item)] for item in some]))
+        added = self._submit_all(_add, rows, places, purpose="bricks")
+        noted = self._submit_all(_note, [(a,) for a in added], places, purpose="poses", priority=MERGE_FIRST)
+        return zip(taken, added, noted, strict=True)
 
     def _merge_held(self, fold: Fold[I, K, V, N], earlier: _Held, later: _Held) -> _Held:
         """Merge two partial sums where the earlier one is."""
@@ -274,35 +301,28 @@ class DaskExecutor(Executor):
         return merged
 
     def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held]) -> Shared[V]:
-        """Cut the partial sums of a key into bricks, merge each on one worker, and join what they make.
+        """Have each worker that holds a part merge one brick of all, and join the bricks on the first of them."""
+        from cloudem.execution.exchange import Holdings, Part, collect
 
-        Workers cut for each other in groups; then bricks of one number are merged, again by groups, until one is left.
-        """
         submit = partial(self._submit, purpose="bricks")
-        places = list(dict.fromkeys(part.worker for part in parts))
         if len(parts) == 1:
-            return Shared(submit(_sum, key, parts[0].future, worker=places[0]), places[0])
-        if not self._fixed_order:  # then any tree will do
-            parts = [part._replace(node=Node(0, number)) for number, part in enumerate(parts)]
-        groups = [(group, [part for part in parts if part.worker in group]) for group in in_groups(places)]
-        bricks = len(groups[0][0])
-        merged = []
-        for number in range(bricks):
-            level: list[tuple[str, Any]] = []
-            for group, mine in groups:
-                cut = [submit(_cut, fold, key, number, bricks, part.future, worker=part.worker) for part in mine]
-                nodes, owner = [part.node for part in mine], group[number % len(group)]
-                level.append((owner, submit(_merge_bricks, fold, nodes, cut, len(groups) == 1, worker=owner)))
-            while len(level) > 1:
-                last = len(level) <= GROUP
-                some = in_groups(level)
-                level = []
-                for members in some:
-                    owner = members[number % len(members)][0]
-                    forests = [future for _, future in members]
-                    level.append((owner, submit(_merge_forests, fold, forests, last, worker=owner)))
-            merged.append(level[0][1])
-        return Shared(submit(_join, fold, merged, worker=places[0]), places[0])
+            place = parts[0].worker
+            return Shared(submit(_sum, key, parts[0].future, worker=place), place)
+        for part in parts:
+            self._wait(part.future)
+        with _scheduler_lost():
+            holders = self._client.who_has([part.future for part in parts])
+        held = []
+        for number, part in enumerate(parts):
+            node = part.node if self._fixed_order else Node(0, number)  # without a fixed order any tree will do
+            held.append(Part(node, part.future.key, next(iter(holders.get(part.future.key, ())), part.worker)))
+        places = list(dict.fromkeys(part.worker for part in held))
+        holdings = submit(itself, Holdings(held), worker=places[0])
+        count = len(places)
+        rows = [(fold, key, number, count, holdings) for number in range(count)]
+        bricks = self._submit_all(collect, rows, places, purpose="bricks")
+        # whoever loses the sum, or a brick, needs the parts once more
+        return Shared(submit(_join, fold, bricks, worker=places[0]), places[0], [part.future for part in parts])
 
     def traffic(self) -> dict[str, Traffic]:
         """Return the bytes of all processes since the start; of a worker that was killed, the last seconds are lost."""
@@ -315,8 +335,10 @@ class DaskExecutor(Executor):
 
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""
+        from cloudem.execution.exchange import Bricks
         from cloudem.execution.transfers import TOPIC, CountTransfers
 
+        self._client.register_plugin(Bricks())
         if not self._in_this_process:
             self._client.register_plugin(CountTransfers())
             self._client.subscribe_topic(TOPIC, lambda event: self._hear(*event[1]))
@@ -344,12 +366,31 @@ class DaskExecutor(Executor):
         purpose: str = "other",
         priority: int = 0,
     ) -> Any:
-        """Have a task run, best on one worker; its name tells what the bytes of its result are for."""
+        """Have a task run, best on one worker."""
         arguments = [self._handle(argument, worker) for argument in args]
-        name = getattr(function, "__name__", "task").strip("_")
         where: dict[str, Any] = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
-        key = f"{purpose}_{name}-{uuid.uuid4().hex}"
+        key = _new_key(function, purpose)
         return self._client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
+
+    def _submit_all(
+        self,
+        function: Callable[..., Any],
+        rows: Sequence[Sequence[Any]],
+        places: Sequence[str],
+        purpose: str = "other",
+        priority: int = 0,
+    ) -> list[Any]:
+        """Submit a function with many rows of arguments, each for one worker: a third of the scheduler's time each."""
+        import dask
+
+        if not rows:
+            return []
+        columns = zip(
+            *([self._handle(a, place) for a in row] for row, place in zip(rows, places, strict=True)), strict=True
+        )
+        where = {_new_key(function, purpose): [place] for place in places}
+        with dask.annotate(workers=where.__getitem__, allow_other_workers=True):
+            return list(self._client.map(function, *columns, key=list(where), pure=False, priority=priority))
 
     def _handle(self, argument: Any, worker: str | None) -> Any:
         if not isinstance(argument, Shared):
@@ -474,15 +515,28 @@ class _Copies:
 
     def at(self, worker: str) -> Any:
         """Return the future of what a worker makes of its copy."""
-        if worker not in self._made:
-            submit = partial(self._executor._submit, worker=worker, purpose=self._purpose, priority=MERGE_FIRST)
-            number = len(self._copies)
-            if number == 0:
-                self._copies.append(submit(self._build, *self._args))
-            else:
-                self._copies.append(submit(itself, self._copies[copied_from(number)]))
-            self._made[worker] = submit(self._local, self._copies[number])
+        self.prepare([worker])
         return self._made[worker]
+
+    def prepare(self, workers: Iterable[str]) -> None:
+        """Have copies made on those workers that have none, a level of the tree at a time."""
+        submit = partial(self._executor._submit_all, purpose=self._purpose, priority=MERGE_FIRST)
+        new = [worker for worker in dict.fromkeys(workers) if worker not in self._made]
+        first = len(self._copies)
+        if new and not first:
+            self._copies += submit(self._build, [self._args], new[:1])
+        while len(self._copies) < first + len(new):
+            known = len(self._copies)
+            places = new[known - first : 2 * known + 1 - first]  # their sources are there
+            rows = [(self._copies[copied_from(known + number)],) for number in range(len(places))]
+            self._copies += submit(itself, rows, places)
+        made = submit(self._local, [(copy,) for copy in self._copies[first:]], new)
+        self._made.update(zip(new, made, strict=True))
+
+
+def _new_key(function: Callable[..., Any], purpose: str) -> str:
+    """Return a name for a task, which tells what the bytes of its result are for."""
+    return f"{purpose}_{getattr(function, '__name__', 'task').strip('_')}-{uuid.uuid4().hex}"
 
 
 def _wake(dask_scheduler: Any) -> None:
@@ -498,6 +552,15 @@ def _wake(dask_scheduler: Any) -> None:
 # What follows runs on the workers.
 
 
+def _add(
+    fold: Fold[I, K, V, N], items: Sequence[I], values: Sequence[Sequence[Any]]
+) -> Added[K, V, tuple[list[N], float]]:
+    """Add the items of a node of the tree one after another; with the notes comes how long that took, seconds."""
+    began = time.monotonic()
+    sums, notes = folded(fold, zip(items, values, strict=True), len(items))
+    return Added(sums, (notes, time.monotonic() - began))
+
+
 def _note(added: Added[K, V, N]) -> N:
     return added.note
 
@@ -506,22 +569,8 @@ def _merge(fold: Fold[I, K, V, N], earlier: Added[K, V, Any], later: Added[K, V,
     return Added(fold.merge_sums(earlier.sums, later.sums), None)
 
 
-def _cut(fold: Fold[I, K, V, N], key: K, number: int, count: int, part: Added[K, V, Any]) -> V:
-    return fold.cut(part.sums[key], number, count)
-
-
-def _merge_bricks(fold: Fold[I, K, V, N], nodes: Sequence[Node], bricks: Sequence[V], last: bool) -> dict[Node, V]:
-    return _merge_forests(fold, [dict(zip(nodes, bricks, strict=True))], last)
-
-
-def _merge_forests(fold: Fold[I, K, V, N], forests: Sequence[Mapping[Node, V]], last: bool) -> dict[Node, V]:
-    """Merge what several hold of one brick; ``last`` if nobody holds more."""
-    together = {node: value for forest in forests for node, value in forest.items()}
-    return {Node(0, 0): merged(together, fold.merge)} if last else grown(together, fold.merge)
-
-
-def _join(fold: Fold[I, K, V, N], bricks: Sequence[Mapping[Node, V]]) -> V:
-    return fold.join([value for brick in bricks for value in brick.values()])
+def _join(fold: Fold[I, K, V, N], bricks: Sequence[V]) -> V:
+    return fold.join(bricks)
 
 
 def _sum(key: K, whole: Added[K, V, Any]) -> V:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -31,11 +31,13 @@ R = TypeVar("R")
 class Shared(Generic[T]):
     """Stands for a value that lives where the tasks run; made by an executor, good only for that one.
 
-    ``place`` is the worker that should hold it, where that is known.
+    ``place`` is the worker that should hold it, where that is known; ``parts`` are values from which it is made once
+    more if it is lost, and that are not freed before it.
     """
 
     handle: Any
     place: str | None = None
+    parts: Any = None
 
 
 class Added(NamedTuple, Generic[K, V, N]):
@@ -235,16 +237,8 @@ class SerialExecutor(Executor):
         on_done: Callable[[int], None] | None = None,
     ) -> tuple[dict[K, Shared[V]], list[N]]:
         """Fold one item after the other, holding no more sums than the tree has levels."""
-        forest: Forest[Mapping[K, V]] = Forest(len(items), fold.merge_sums)
-        notes: list[N] = []
-        for index, item in enumerate(items):
-            added = fold.add(item, *values(shared(item)))
-            forest.add(Node(0, index), added.sums)
-            notes.append(added.note)
-            del added
-            if on_done is not None:
-                on_done(index)
-        (sums,) = forest.nodes().values() or ({},)
+        rows = ((item, values(shared(item))) for item in items)
+        sums, notes = folded(fold, rows, len(items), on_done)
         return {key: Shared(value) for key, value in sums.items()}, notes
 
     def traffic(self) -> dict[str, Traffic]:
@@ -254,6 +248,29 @@ class SerialExecutor(Executor):
     def close(self) -> None:
         """Give the numerical libraries their threads back."""
         self._resources.close()
+
+
+def folded(
+    fold: Fold[I, K, V, N],
+    rows: Iterable[tuple[I, Sequence[Any]]],
+    count: int,
+    on_done: Callable[[int], None] | None = None,
+) -> tuple[Mapping[K, V], list[N]]:
+    """Fold items, each with its shared values, one after another; return the sums by key and the notes.
+
+    No more sums are held than the tree over the items has levels.
+    """
+    forest: Forest[Mapping[K, V]] = Forest(count, fold.merge_sums)
+    notes: list[N] = []
+    for index, (item, shared) in enumerate(rows):
+        added = fold.add(item, *shared)
+        forest.add(Node(0, index), added.sums)
+        notes.append(added.note)
+        del added
+        if on_done is not None:
+            on_done(index)
+    (sums,) = forest.nodes().values() or ({},)
+    return sums, notes
 
 
 def values(arguments: Sequence[Any]) -> list[Any]:

@@ -16,9 +16,11 @@ from typing import Generic, NamedTuple, TypeVar
 V = TypeVar("V")
 W = TypeVar("W", bound=Hashable)
 
-GROUP = 8
-"""Workers that cut their partial sums into bricks for each other: each merges one brick of their sum. Bricks of many
-groups are merged by eights, so that the tasks grow with the workers and not with their square."""
+TASK_S = 10.0
+"""How long a task of several items may take, seconds."""
+
+MOST_TOGETHER = 8
+"""Items of a task."""
 
 
 class Node(NamedTuple):
@@ -146,18 +148,42 @@ def _aligned(position: float, slack: float) -> int:
     return round(position / step) * step
 
 
+def together_for(seconds: float) -> int:
+    """Return how many items, each of so many seconds, a task should have: few seconds of work, for what a task costs.
+
+    Between one and `MOST_TOGETHER`, so that progress shows and little is lost with a worker.
+    """
+    return max(min(int(TASK_S / max(seconds, 1e-9)), MOST_TOGETHER), 1)
+
+
+def first_node(run: range, together: int, threads: int) -> Node:
+    """Return what a thread takes of a run: the widest node at its beginning that holds ``together`` items or fewer.
+
+    Half a thread's share of the run at most, so that all threads of a worker end at about the same time.
+    """
+    most = min(together, len(run) // (2 * threads))
+    level = 0
+    while 2 << level <= most and run.start % (2 << level) == 0:
+        level += 1
+    return Node(level, run.start >> level)
+
+
 class Roster(Generic[W]):
     """Hands out items: each worker its own run first, then, when that is done, the far half of the longest one left."""
 
     def __init__(self, count: int, threads: Mapping[W, int]) -> None:
         self._left: dict[W, range] = runs(count, threads)
+        self._threads = dict(threads)
 
     def __len__(self) -> int:
         """Return how many items have not been handed out."""
         return sum(len(run) for run in self._left.values())
 
-    def take(self, worker: W) -> int | None:
-        """Return the next item for a worker, whether known before or not; None when all are out."""
+    def take(self, worker: W, together: int = 1) -> Node | None:
+        """Return the next items for a worker, whether known before or not; None when all are out.
+
+        They are all items of a node of the tree: ``together`` of them, or fewer (:func:`first_node`).
+        """
         mine = self._left.get(worker, range(0))
         if not mine:
             other = max(self._left, key=lambda w: len(self._left[w]))
@@ -166,15 +192,9 @@ class Roster(Generic[W]):
                 return None
             middle = theirs.start + len(theirs) // 2
             self._left[other], mine = range(theirs.start, middle), range(middle, theirs.stop)
-        self._left[worker] = mine[1:]
-        return mine[0]
-
-
-def in_groups(things: Sequence[V], most: int = GROUP) -> list[list[V]]:
-    """Cut a sequence into consecutive groups of nearly equal size, of ``most`` at most."""
-    count = -(-len(things) // most)
-    edges = [len(things) * number // count for number in range(count + 1)]
-    return [list(things[start:stop]) for start, stop in itertools.pairwise(edges)]
+        node = first_node(mine, together, self._threads.get(worker, 1))
+        self._left[worker] = range(node.stop, mine.stop)
+        return node
 
 
 def copied_from(number: int) -> int:
@@ -182,41 +202,50 @@ def copied_from(number: int) -> int:
     return (number - 1) // 2
 
 
-def task_counts(keys: Sequence[Hashable], workers: Sequence[Hashable]) -> dict[str, int]:
-    """Return how many tasks of each kind a scheduler is given for a fold.
+class Tasks(NamedTuple):
+    """What a scheduler is given for a fold.
+
+    Attributes
+    ----------
+    counts
+        Tasks of each kind.
+    parts
+        Partial sums of a key that each of its holders is left with, on the mean: 1 where runs end at nodes of the tree.
+    """
+
+    counts: Mapping[str, int]
+    parts: float
+
+
+def task_counts(keys: Sequence[Hashable], workers: Mapping[Node, Hashable]) -> Tasks:
+    """Return which tasks a scheduler is given for a fold.
 
     Parameters
     ----------
     keys
         Sum to which each item adds.
     workers
-        Worker that adds it.
+        Nodes of the tree as they are handed out, all items of each being one task, and the worker of each.
     """
     merges = 0
 
-    def merge(earlier: int, later: int) -> int:
+    def merge(earlier: Hashable, later: Hashable) -> Hashable:
         nonlocal merges
         merges += 1
         return earlier
 
-    forest: Forest[int] = Forest(len(keys), merge, lambda earlier, later: workers[earlier] == workers[later])
-    for index in range(len(keys)):
-        forest.add(Node(0, index), index)
-    parts: dict[Hashable, list[int]] = {}
-    for node in forest.nodes():
+    forest: Forest[Hashable] = Forest(len(keys), merge, lambda earlier, later: earlier == later)
+    for node, worker in workers.items():
+        forest.add(node, worker)
+    parts: dict[Hashable, list[Hashable]] = {}
+    for node, worker in forest.nodes().items():
         for key in dict.fromkeys(keys[node.start : node.stop]):
-            parts.setdefault(key, []).append(node.start)
-    counts = {"add": len(keys), "note": len(keys), "merge": merges, "cut": 0}
-    counts |= {"merge_bricks": 0, "merge_forests": 0, "join": 0}
-    counts["sum"] = sum(len(starts) == 1 for starts in parts.values())
-    for starts in parts.values():
-        if len(starts) > 1:
-            groups = in_groups(list(dict.fromkeys(workers[start] for start in starts)))
-            bricks, left = len(groups[0]), len(groups)
-            counts["cut"] += bricks * len(starts)
-            counts["merge_bricks"] += bricks * left
-            while left > 1:
-                left = -(-left // GROUP)
-                counts["merge_forests"] += bricks * left
+            parts.setdefault(key, []).append(worker)
+    counts = {"add": len(workers), "note": len(workers), "merge": merges, "holdings": 0, "collect": 0, "join": 0}
+    counts["sum"] = sum(len(holders) == 1 for holders in parts.values())
+    for holders in parts.values():
+        if len(holders) > 1:
+            counts["holdings"] += 1
+            counts["collect"] += len(set(holders))
             counts["join"] += 1
-    return counts
+    return Tasks(counts, sum(map(len, parts.values())) / sum(len(set(holders)) for holders in parts.values()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,6 +122,11 @@ class Run:
     def url(self) -> str:
         """Of the results."""
         return self.context.url
+
+    @cached_property
+    def data(self) -> Shared[Dataset]:
+        """The particles, open on every worker."""
+        return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
 
     def masking(self, estimate: bool) -> Masking:
         """How masks are made."""
@@ -299,8 +304,7 @@ def begin(run: Run) -> State:
     halves = half_sets(run.dataset.particles, job.seed, run.without)
     items = tasks(halves, job.group_size)
     with progress.stage("noise", int(np.count_nonzero(halves))) as stage:
-        data = run.executor.spread(open_for_tasks, job.particles, local=itself)
-        power = run.executor.map(power_of_group, items, shared=lambda item: [data], on_done=counter(stage, items))
+        power = run.executor.map(power_of_group, items, shared=lambda item: [run.data], on_done=counter(stage, items))
         total: dict[int, Any] = {1: 0, 2: 0}
         for item, part in zip(items, power, strict=True):
             total[item.half] = total[item.half] + part
@@ -384,9 +388,8 @@ def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequ
 def share(run: Run, plan: Plan) -> Callable[[Item], Sequence[Shared[Any]]]:
     """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
     make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
-    data = run.executor.spread(open_for_tasks, run.job.particles, local=itself)
     models = [run.executor.spread(read_reference, run.url, h, plan, local=make, purpose="reference") for h in (1, 2)]
-    return lambda item: (data, models[item.half - 1])
+    return lambda item: (run.data, models[item.half - 1])
 
 
 def reference_scales(run: Run, state: State) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudem.execution.folding import Forest, Node, Roster, copied_from, grown, in_groups, merged, runs
+from cloudem.execution.folding import MOST_TOGETHER, Forest, Node, Roster, copied_from, merged, runs, together_for
 
 
 def joined(earlier: str, later: str) -> str:
@@ -54,8 +54,10 @@ def test_any_division_among_workers_gives_the_same_tree(
         forest.add(Node(0, item), (f"{item}," if item in keyed else "", place[item]))
     parts = {node: text for node, (text, _) in forest.nodes().items() if text}
     assert merged(parts, joined) == serial(count, keyed)
-    halves = [grown(dict(some), joined) for some in in_groups(list(parts.items()), 3)]
-    assert merged({node: text for half in halves for node, text in half.items()}, joined) == serial(count, keyed)
+    arriving: Forest[str] = Forest(1 << 62, joined)  # bricks come in any order
+    for node, text in rng.sample(list(parts.items()), len(parts)):
+        arriving.add(node, text)
+    assert merged(arriving.nodes(), joined) == serial(count, keyed)
 
 
 @given(count=st.integers(0, 300), threads=st.lists(st.integers(1, 8), min_size=1, max_size=12))
@@ -76,22 +78,30 @@ def test_runs_of_a_power_of_two_end_at_nodes() -> None:
     count=st.integers(0, 100),
     threads=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     asked=st.lists(st.integers(0, 8)),
+    together=st.integers(1, 9),
 )
-def test_a_roster_hands_out_each_item_once_whoever_asks(count: int, threads: list[int], asked: list[int]) -> None:
+def test_a_roster_hands_out_each_item_once_whoever_asks(
+    count: int, threads: list[int], asked: list[int], together: int
+) -> None:
     roster = Roster(count, dict(enumerate(threads)))
-    taken = [item for worker in asked if (item := roster.take(worker)) is not None]
-    while (item := roster.take(99)) is not None:  # a worker that came later
-        taken.append(item)
-    assert sorted(taken) == list(range(count))
+    taken = [node for worker in asked if (node := roster.take(worker, together)) is not None]
+    while (node := roster.take(99, together)) is not None:  # a worker that came later
+        taken.append(node)
+    assert sorted(item for node in taken for item in range(node.start, node.stop)) == list(range(count))
+    assert all(node.stop - node.start <= together for node in taken)
     assert len(roster) == 0
 
 
-@given(count=st.integers(1, 100), most=st.integers(1, 12))
-def test_groups_are_consecutive_and_even(count: int, most: int) -> None:
-    groups = in_groups(range(count), most)
-    assert [thing for group in groups for thing in group] == list(range(count))
-    assert max(map(len, groups)) - min(map(len, groups)) <= 1
-    assert max(map(len, groups)) <= most
+def test_tasks_grow_smaller_towards_the_end_of_a_run() -> None:
+    roster = Roster(64, {"a": 1, "b": 1})
+    sizes = []
+    while len(roster) > 32 and (node := roster.take("a", 8)) is not None:
+        sizes.append(node.stop - node.start)
+    assert sizes == [8, 8, 8, 4, 2, 1, 1]
+
+
+def test_a_task_has_seconds_of_work() -> None:
+    assert [together_for(s) for s in (1e3, 10.0, 4.0, 1.3, 0.01, 0.0)] == [1, 1, 2, 7, MOST_TOGETHER, MOST_TOGETHER]
 
 
 def test_a_copy_is_handed_on_twice_at_most() -> None:

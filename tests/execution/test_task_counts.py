@@ -14,7 +14,7 @@ from distributed import LocalCluster
 from cloudem.execution.configuration import CONFIGURATION
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.executor import Added, Fold
-from cloudem.execution.folding import task_counts
+from cloudem.execution.folding import Node, task_counts
 
 Sum = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -42,20 +42,32 @@ def cut(value: Sum, number: int, count: int) -> Sum:
 FOLD: Fold[tuple[int, int], int, Sum, int] = Fold(half_of, add_one, merge, cut, join)
 
 
-@pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32), (20, 80)])
-def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch, workers: int, items: int) -> None:
-    each = [(1 + 2 * index // items, index) for index in range(items)]
+def counted_by(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], dict[int, str]]:
+    """Count submitted tasks by kind, and keep the worker of each item."""
     submitted: Counter[str] = Counter()
     places: dict[int, str] = {}
     submit: Callable[..., Any] = DaskExecutor._submit
+    submit_all: Callable[..., Any] = DaskExecutor._submit_all
 
-    def counting(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def one(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         submitted[function.__name__.strip("_")] += 1
-        if function is add_one:
-            places[args[0][1]] = options["worker"]
         return submit(self, function, *args, **options)
 
-    monkeypatch.setattr(DaskExecutor, "_submit", counting)
+    def many(self: DaskExecutor, function: Callable[..., Any], rows: Any, where: list[str], **options: Any) -> Any:
+        submitted[function.__name__.strip("_")] += len(rows)
+        if function.__name__ == "_add":
+            places.update({item[1]: place for (_, items, _), place in zip(rows, where, strict=True) for item in items})
+        return submit_all(self, function, rows, where, **options)
+
+    monkeypatch.setattr(DaskExecutor, "_submit", one)
+    monkeypatch.setattr(DaskExecutor, "_submit_all", many)
+    return submitted, places
+
+
+@pytest.mark.parametrize(("workers", "items"), [(1, 8), (4, 16), (4, 22), (5, 32), (20, 80)])
+def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch, workers: int, items: int) -> None:
+    each = [(1 + 2 * index // items, index) for index in range(items)]
+    submitted, places = counted_by(monkeypatch)
     with (
         dask.config.set(CONFIGURATION),
         LocalCluster(
@@ -65,21 +77,12 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
     ):
         sums, _ = executor.accumulate(FOLD, each)
         assert [executor.fetch(value).sum() for value in sums.values()] == [8 * items / 2] * 2
-    counted = task_counts([half for half, _ in each], [places[index] for index in range(items)])
-    expected = Counter({"add_one" if kind == "add" else kind: number for kind, number in counted.items()})
-    assert submitted == +expected
+    counted = task_counts([half for half, _ in each], {Node(0, index): places[index] for index in range(items)}).counts
+    assert submitted == +Counter({"itself" if kind == "holdings" else kind: n for kind, n in counted.items()})
 
 
 def test_with_an_item_for_each_worker_nobody_gets_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    places: Counter[str] = Counter()
-    submit: Callable[..., Any] = DaskExecutor._submit
-
-    def counting(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if function is add_one:
-            places[options["worker"]] += 1
-        return submit(self, function, *args, **options)
-
-    monkeypatch.setattr(DaskExecutor, "_submit", counting)
+    _, places = counted_by(monkeypatch)
     with (
         dask.config.set(CONFIGURATION),
         LocalCluster(
@@ -88,4 +91,4 @@ def test_with_an_item_for_each_worker_nobody_gets_two(monkeypatch: pytest.Monkey
         DaskExecutor(scheduler=cluster.scheduler_address) as executor,
     ):
         executor.accumulate(FOLD, [(1, index) for index in range(4)])
-    assert sorted(places.values()) == [1, 1, 1, 1]
+    assert len(set(places.values())) == 4
