@@ -1,6 +1,6 @@
 """Jobs of the simulated month: images are scored task by task by the machines that are there, then sums are combined.
 
-No image is computed. A task is a group of images on one thread (or a share of a GPU); machines take the next task when
+No image is computed. A task is a group of images on one thread (or on a GPU); machines take the next task when
 they have done one, as cloudem's roster has them do; what a machine was working on is lost with it, and what it did in
 this iteration too, unless it handed that on after a notice. Combining sums, solving and writing take all machines'
 time. Costs of a task are those measured on one thread, times what `month_truth` says is true.
@@ -18,7 +18,7 @@ from bars.month_truth import World
 from cloudem.cloud.calibration import speeds
 from cloudem.cloud.estimate import Fleet
 from cloudem.cloud.nodes import InstanceType
-from cloudem.jobs.dataset import MOST_GROUPS
+from cloudem.jobs.dataset import AHEAD, MOST_GROUPS
 from cloudem.jobs.refine3d import alignment_needs
 from cloudem.workflows import costs
 from cloudem.workflows.costs import at_box
@@ -41,16 +41,19 @@ class Machine:
     ----------
     slots
         Tasks at the same time.
+    workers
+        Processes that exchange sums: one, or one for each GPU.
     align, other
         Speed of each of them at aligning and at all else, threads of the reference.
     alone
         Of one thread while the others are idle.
     link, reading
-        Bytes per second of its network, and of each task from object storage.
+        Bytes per second of each process's share of its network, and of each task from object storage.
     """
 
     name: str
     slots: int
+    workers: int
     align: float
     other: float
     alone: float
@@ -61,26 +64,20 @@ class Machine:
     busy: int = 0
 
 
-def machine(world: World, name: str, kind: InstanceType, work: Work, gpus: int = 1) -> Machine:
-    """Return a machine of a type as it truly is.
-
-    Parameters
-    ----------
-    gpus
-        How many of its GPUs work: cloudem uses one.
-    """
+def machine(world: World, name: str, kind: InstanceType, work: Work) -> Machine:
+    """Return a machine of a type as it truly is."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
     crew = crew_of(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
     if not isinstance(crew, Crew):
         raise ValueError(f"{kind.name} cannot do it: {crew.reason}")
-    gpus = min(gpus, kind.gpus) if crew.gpu is not None else 0
-    slots = crew.tasks * max(gpus, 1)
+    slots = crew.threads
     own = world.machine(name)
     other = own * world.speed(kind, slots) / world.factor("crowd")
-    align = own * world.gpu(kind) / crew.tasks if gpus else other
+    align = own * world.gpu(kind) if crew.gpu is not None else other
     link = world.factor("link") * max(kind.network_Gbps, 0.1) * 1e9 / 8
     return Machine(
-        name, slots, align, other, own * world.speed(kind, 1), link, min(world.reading(), link / slots)
+        name, slots, crew.share, align, other, own * world.speed(kind, 1), link / crew.share,
+        min(AHEAD * world.reading(), link / slots),
     )  # fmt: skip
 
 
@@ -227,7 +224,7 @@ class Alignment(Step):
 
     def _combining_s(self) -> float:
         """Return seconds from the last task to the iteration's end."""
-        work, number = self.work, len(self.machines)
+        work, number = self.work, sum(one.workers for one in self.machines.values())
         _, k_insert, k_reference = self._costs_now
         size = k_insert / (work.box / 2 - 1)
         crew = list(self.machines.values())

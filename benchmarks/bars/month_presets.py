@@ -3,10 +3,10 @@
 The types are those of GoToCloud's cluster templates (github.com/KEK-SBRC-CryoEM/gotocloud,
 gtc_sh/gtc_config_template_benchmark.yaml, commit 49ec2f9a840bbfb99232261c9766694dcc724ec7: queues of one type each, on
 demand by default, `MaxCount` 10 from gtc_config_create.sh) that cloudem's catalogue has; g4dn.metal, g4dn.8xlarge and
-12xlarge, g5.16xlarge and 24xlarge, c6i, m6i, r6i and r7i have no price in it. In the preset's favour: all GPUs of a
-machine work (cloudem uses the first), nodes end with their step (ParallelCluster keeps them for ten minutes), the
-shared file system (FSx for Lustre, 2.4 TB by default) and public addresses cost nothing, nothing is ever sold out.
-Everything else is as for cloudem: true speeds, starts, head, disks.
+12xlarge, g5.16xlarge and 24xlarge, c6i, m6i, r6i and r7i have no price in it. In the preset's favour: nodes end with
+their step (ParallelCluster keeps them for ten minutes), the shared file system (FSx for Lustre, 2.4 TB by default) and
+public addresses cost nothing, nothing is ever sold out. Everything else is as for cloudem: true speeds, starts, head,
+disks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bars.month_job import Alignment, machine
 from bars.month_runs import Play
@@ -56,14 +56,10 @@ def _rate(play: Play, name: str) -> float | None:
 
 
 def _expected_s(kind: InstanceType, count: int, work: Work) -> Range | None:
-    """Return what cloudem's own model expects of a fleet whose GPUs all work; None where it cannot do it."""
+    """Return what cloudem's own model expects of a fleet; None where it cannot do it."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
     crew = crew_of(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
-    if not isinstance(crew, Crew):
-        return None
-    if crew.gpu is not None:
-        crew = replace(crew, gpu=replace(crew.gpu, core=crew.gpu.core * kind.gpus))
-    return estimate(work, crew).seconds
+    return estimate(work, crew).seconds if isinstance(crew, Crew) else None
 
 
 def _whole(play: Play, fleets: Mapping[str, tuple[str, int]], seconds: Mapping[str, Range], starts: Range) -> Preset:
@@ -130,6 +126,6 @@ def _aligned(play: Play, name: str, work: Work, kind: InstanceType, count: int, 
     ready = sorted((_ready(play, kind, node), node) for node in nodes)
     job = Alignment("", name, play.world, work, ready[0][0], head_speed)
     for at, node in ready:
-        job.join(at, machine(play.world, node, kind, work, gpus=kind.gpus))
+        job.join(at, machine(play.world, node, kind, work))
     job.advance(math.inf)
     return job.ended

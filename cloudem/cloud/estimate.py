@@ -81,7 +81,7 @@ class Duration:
     lost_s
         Seconds of a machine's work that are gone with it when it is taken without having handed on what it holds.
     tasks
-        Tasks at the same time on each machine.
+        Tasks at the same time on each machine: threads of one worker or, with GPUs, as many workers of one.
     """
 
     seconds: Range
@@ -92,6 +92,10 @@ class Duration:
     gpu_GiB: float = 0.0
     lost_s: float = 0.0
     tasks: int = 1
+
+    def limit(self, type: InstanceType) -> int:
+        """Return the tasks that memory limits a machine to; 0 where it has one for each thread, or for each GPU."""
+        return self.tasks if self.tasks < (type.gpus if self.gpu_GiB else type.vcpus) else 0
 
 
 @dataclass(frozen=True)

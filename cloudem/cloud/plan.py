@@ -68,7 +68,7 @@ class PlannedStep:
     costs
         Expected dollars by what they are paid for.
     tasks
-        Tasks at the same time on each machine: as many as its threads, or as its memory holds.
+        Tasks at the same time on each machine, where its memory holds fewer than it has threads, or GPUs; else 0.
     """
 
     name: str
@@ -104,6 +104,11 @@ class PlannedStep:
     def pools(self) -> tuple[Pool, ...]:
         """Where its workers may come from, best first."""
         return (self.pool, *self.fallbacks)
+
+    @property
+    def workers(self) -> dict[str, Any]:
+        """What its nodes are told of their workers (`cloudem.workflows.agent`): a GPU has a worker of its own."""
+        return {"gpus": self.tasks or "all"} if self.gpu_GiB else {"gpus": "none", "tasks": self.tasks}
 
     def describe(self) -> str:
         """Return what is rented, as people say it."""
@@ -309,7 +314,7 @@ def _planned(choice: Choice, whole: Whole, offers: Offers, max_usd: float | None
     fallbacks = _fallbacks(choice, whole, offers, max_usd) if choice.count else ()
     return PlannedStep(
         choice.stage.name, choice.pool, choice.count, fallbacks, choice.wall, choice.usd, d.bottleneck, d.memory_GiB,
-        d.gpu_GiB, d.measured, choice.parts, choice.costs, d.tasks if choice.count and d.tasks < kind.vcpus else 0,
+        d.gpu_GiB, d.measured, choice.parts, choice.costs, d.limit(kind) if choice.count else 0,
     )  # fmt: skip
 
 
@@ -317,10 +322,11 @@ def _fallbacks(choice: Choice, whole: Whole, offers: Offers, max_usd: float | No
     """Return where else as many workers may come from, best first.
 
     Another type in the same zone that is not much dearer, other zones and dearer types by cost, and on demand as far as
-    the budget allows. Types are as fast at least as 1 / :data:`AS_FAST`, and hold as many tasks if these are limited by
-    memory.
+    the budget allows. Types are as fast at least as 1 / :data:`AS_FAST`, and hold as many tasks as their nodes will be
+    told to run.
     """
     left = float("inf") if max_usd is None else max_usd - whole.usd.expected + choice.usd.expected
+    planned = choice.duration.limit(offers.catalogue.types[choice.pool.instance_type])
 
     def may(zone: str, market: Market) -> list[tuple[float, Pool]]:
         found = []
@@ -328,9 +334,9 @@ def _fallbacks(choice: Choice, whole: Whole, offers: Offers, max_usd: float | No
             d = offers.duration(choice.stage, kind, choice.count)
             if isinstance(d, Refusal) or d.seconds.expected > AS_FAST * choice.duration.seconds.expected:
                 continue
-            if choice.duration.gpu_GiB and not d.gpu_GiB:  # workers of one step are of one kind
+            if (choice.duration.gpu_GiB > 0) != (d.gpu_GiB > 0):  # workers of one step are of one kind
                 continue
-            if d.tasks < min(choice.duration.tasks, kind.vcpus):
+            if (holds := d.limit(kind)) and not 0 < planned <= holds:  # nodes are told what was planned
                 continue
             other = offers.choice(choice.stage, Pool(kind.name, zone, market), choice.count, whole.head)
             if other is not None and other.usd.expected <= left:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.metadata import Metadata
-from cloudem.cloud.nodes import HEAD
+from cloudem.cloud.nodes import HEAD, InstanceType
 from cloudem.cloud.provider import Provider
 from cloudem.cloud.providers import provider_of
 from cloudem.errors import CloudemError, ParameterError, ProviderError
@@ -226,7 +227,7 @@ def _scheduler(start: Start) -> tuple[Child, str, str]:
 
 
 def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
-    """Run the worker; return why that is over."""
+    """Run the workers, one for each GPU; return why that is over."""
     from cloudem.io.location import join, read_bytes
 
     def told() -> Any:
@@ -242,10 +243,8 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
             return f"the head said nothing for {HEAD_S:.0f} s"
     scheduler, folder = str(head.value), start.certificates_folder.parent / start.id
     certificates = ("--certificates", str(start.certificates_folder))
-    # as many as memory was planned for; a machine that is a process has fewer than its computer
-    limits = [int(each) for each in (os.environ.get("CLOUDEM_NODE_VCPUS"), start.document.get("tasks")) if each]
     options: tuple[str, ...] = ("--host", start.address, "--local-folder", str(folder), "--patience-s", str(PATIENCE_S))
-    options += ("--threads", str(min(limits))) if limits else ()
+    options += worker_options(start.document, _kind(metadata), os.environ.get("CLOUDEM_NODE_VCPUS"))
     worker = Child("worker", [*CLOUDEM, "cluster", "worker", scheduler, *certificates, *options])
     notices, hint_heeded = Notices(metadata, LOOK_S.get(start.provider, 5.0)), False
     try:
@@ -265,6 +264,38 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
         return why
     finally:
         worker.end()
+
+
+def worker_options(document: Mapping[str, Any], kind: InstanceType | None, vcpus: str | None) -> tuple[str, ...]:
+    """Return which GPUs and how many threads a node's workers have, as ``cloudem cluster worker`` takes it.
+
+    Parameters
+    ----------
+    document
+        The start document, in which the planner says what memory allows: ``gpus`` is ``none``, ``all`` or how many,
+        ``tasks`` how many threads. Without it all is used that is found.
+    kind
+        The machine's type; None where it is not known. One that lacks a planned GPU is of no use, and ends.
+    vcpus
+        Hardware threads of a machine that is a process, and so has fewer than its computer.
+    """
+    planned, gpus = document.get("gpus"), "auto"
+    if planned == "none" or (kind is not None and not kind.gpus):
+        gpus = "none"
+    elif planned == "all":
+        gpus = str(kind.gpus) if kind is not None else "auto"
+    elif planned is not None:
+        gpus = str(min(int(planned), kind.gpus) if kind is not None else planned)
+    limits = [int(each) for each in (vcpus, document.get("tasks")) if each]
+    return ("--gpus", gpus, *(("--threads", str(min(limits))) if limits else ()))
+
+
+def _kind(metadata: Metadata) -> InstanceType | None:
+    """Return the type of this machine, if the catalogue knows it."""
+    try:
+        return Catalogue.shipped().types.get(metadata.instance_type())
+    except ProviderError:
+        return None
 
 
 def _tell(start: Start, notice: Notice) -> None:

@@ -435,8 +435,10 @@ class Controller:
             return Desired(self._record.name, "down" if down else "run", {}, now)
         pools = (planned.pool, *planned.fallbacks)
         given = {key: value for key, value in self._node.items() if key in START_KEYS}
-        start = json.dumps(given | {"tasks": planned.tasks})
-        kind = f"{planned.pool.instance_type}{f'-{planned.tasks}' if planned.tasks else ''}"
+        # of a cluster without steps nobody knows what its jobs will use
+        start = json.dumps(given | (planned.workers if self._record.steps else {}))
+        kind = f"{planned.pool.instance_type}{'-gpu' if planned.gpu_GiB else ''}"
+        kind += f"-{planned.tasks}" if planned.tasks else ""
         left = [step for n, step in enumerate(self._plan.steps) if n not in self._finished]
         highest = max(map(self._planned_rate, left), default=0.0)  # so that no node outlives the money, see there
         # the last resort, for when nobody is left to end them: the meter has to have drained the run before

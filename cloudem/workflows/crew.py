@@ -8,7 +8,7 @@ from cloudem.cloud.calibration import LOCAL, Row, Speeds
 from cloudem.cloud.estimate import Fleet, Refusal
 from cloudem.cloud.nodes import InstanceType
 from cloudem.jobs.base import Projection
-from cloudem.jobs.dataset import BATCH
+from cloudem.jobs.dataset import AHEAD, BATCH
 from cloudem.kernels.slices import half_width, padded_box
 
 GIB = 1 << 30
@@ -16,14 +16,8 @@ GIB = 1 << 30
 SYSTEM = 0.95, 0.3
 """Share of a machine's memory that a job may use, and GiB of the system besides."""
 
-GPUS_USED = 1
-"""GPUs of a machine that work: a worker uses the first."""
-
-GPU_TASKS = 4
-"""Tasks that share a GPU, at most: enough that one copies while another computes."""
-
-GPU_BASE = int(0.6 * GIB), int(0.6 * GIB)
-"""Of a GPU's memory: its context and libraries, once; and the scores of a tile in the search, for each task."""
+GPU_BASE = int(1.2 * GIB)
+"""Of a GPU's memory: its context and libraries, and the scores of a tile in the search."""
 
 GPU_SPARE = 1.2
 """A pool of freed memory keeps pieces that nothing else fits into."""
@@ -32,29 +26,33 @@ LINK = 0.7
 """Share of a network's nominal bandwidth that is reached."""
 
 LOCAL_GBPS = 10.0
-"""Between processes of one machine, with encryption."""
+"""Of a process with others of its machine, with encryption."""
 
-READ_BYTES = 80e6
-"""That a task reads from object storage in a second, at most, as one connection gives; supposed. Against one server on
-the same machine 200 to 510 MB/s were measured."""
+READ_BYTES = AHEAD * 80e6
+"""That a task reads from object storage in a second, at most: the blocks that it fetches ahead, 80 MB/s each, as one
+connection gives; supposed. Against one server on the same machine 200 to 510 MB/s were measured."""
 
 
 @dataclass(frozen=True)
 class Crew:
     """A fleet at work.
 
+    A machine whose GPUs work is as many machines as it has GPUs, each with its share of the link: a process for each.
+
     Attributes
     ----------
     machines, tasks
         How many, and tasks at the same time on each.
     type
-        Of the machines.
+        Of the machines that are rented.
     row
         Speed of the processor.
     gpu
         Speed of the GPU; None where none works.
     memory_GiB, gpu_GiB
-        What a machine and its GPU need.
+        What a rented machine, and each of its GPUs, needs.
+    share
+        Machines that are one rented machine.
     """
 
     machines: int
@@ -64,6 +62,7 @@ class Crew:
     gpu: Row | None
     memory_GiB: float
     gpu_GiB: float
+    share: int = 1
 
     @property
     def threads(self) -> int:
@@ -72,14 +71,18 @@ class Crew:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second of each machine's link."""
-        gbps = LOCAL_GBPS if self.is_local else max(self.type.network_Gbps, 0.1)
-        return LINK * gbps * 1e9 / 8
+        """Bytes per second of each machine's link to the others."""
+        inside = self.is_local or self.machines == self.share
+        return LINK * LOCAL_GBPS * 1e9 / 8 if inside else self._outside
 
     @property
     def reading(self) -> float:
         """Bytes per second in which a machine reads from object storage."""
-        return min(self.bandwidth, READ_BYTES * self.tasks)
+        return min(LINK * LOCAL_GBPS * 1e9 / 8 if self.is_local else self._outside, READ_BYTES * self.tasks)
+
+    @property
+    def _outside(self) -> float:
+        return LINK * max(self.type.network_Gbps, 0.1) * 1e9 / 8 / self.share
 
     @property
     def is_local(self) -> bool:
@@ -88,16 +91,14 @@ class Crew:
 
     def speed(self, tasks: int) -> float:
         """Return the speed of each of so many CPU tasks in all, in threads of the reference."""
-        each = -(-tasks // self.machines)
+        each = -(-tasks * self.share // self.machines)
         if self.is_local and self.row.cores:
             return self.row.core * min(1.0, self.row.cores / max(tasks, 1))
         return self.row.busy(self.type, each)
 
     def aligning(self, tasks: int) -> float:
         """Return the speed at which each of so many tasks in all aligns, in threads of the reference."""
-        if self.gpu is None:
-            return self.speed(tasks)
-        return GPUS_USED * self.gpu.core / max(-(-tasks // self.machines), 1)
+        return self.speed(tasks) if self.gpu is None else self.gpu.core
 
     @property
     def spread(self) -> float:
@@ -120,39 +121,42 @@ def crew_of(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> Crew |
     needs
         Memory of a worker (:func:`cloudem.jobs.refine3d.alignment_needs`).
     box
-        Pixels; 0 for a job that does not align.
+        Pixels; 0 for a job that does not align, and so uses no GPU.
     speeds
         Table of speeds.
     """
-    kind = fleet.type
+    kind, row = fleet.type, speeds.of(fleet.type)
     usable = int((kind.memory_GiB * SYSTEM[0] - SYSTEM[1]) * GIB)
-    tasks = kind.vcpus if not needs.task_bytes else min(kind.vcpus, (usable - needs.peak_bytes) // needs.task_bytes)
-    if tasks < 1 or needs.peak_bytes > usable:
-        return Refusal(
-            f"too little memory: {needs.memory(1) / GIB:.1f} GiB are needed; of its {kind.memory_GiB:g} GiB,"
-            f" {max(usable, 0) / GIB:.1f} are usable"
-        )
-    gpu, gpu_GiB = speeds.gpu(kind) if box else None, 0.0
-    if gpu is not None:
-        shared, each = gpu_needs(box)
-        tasks = min(tasks, GPU_TASKS, int((kind.gpu_memory_GiB * GIB - shared) // each))
-        if tasks < 1:
-            return Refusal(
-                f"too little GPU memory: {(shared + each) / GIB:.1f} GiB are needed, it has {kind.gpu_memory_GiB:g} GiB"
-            )
-        gpu_GiB = (shared + tasks * each) / GIB
-    memory = needs.memory(tasks) / GIB
-    return Crew(fleet.count, int(tasks), kind, speeds.of(kind), gpu, memory, gpu_GiB)
+    gpu = speeds.gpu(kind) if box else None
+    if gpu is None:
+        free = usable - needs.peak_bytes
+        tasks = min(kind.vcpus, free // needs.task_bytes if needs.task_bytes else kind.vcpus)
+        if tasks < 1 or free < 0:
+            return _too_little(kind, needs, usable)
+        return Crew(fleet.count, int(tasks), kind, row, None, needs.memory(tasks) / GIB, 0.0)
+    on_gpu = gpu_needs(box) / GIB
+    if on_gpu > kind.gpu_memory_GiB:
+        return Refusal(f"too little GPU memory: {on_gpu:.1f} GiB are needed, it has {kind.gpu_memory_GiB:g} GiB")
+    workers = min(kind.gpus, usable // needs.memory(1))
+    if workers < 1:
+        return _too_little(kind, needs, usable)
+    memory = workers * needs.memory(1) / GIB
+    return Crew(fleet.count * workers, 1, kind, row, gpu, memory, on_gpu, share=workers)
 
 
-def gpu_needs(box: int) -> tuple[int, int]:
-    """Return what aligning needs of a GPU's memory, and what each task at the same time adds, bytes.
+def _too_little(kind: InstanceType, needs: Projection, usable: int) -> Refusal:
+    return Refusal(
+        f"too little memory: {needs.memory(1) / GIB:.1f} GiB are needed; of its {kind.memory_GiB:g} GiB,"
+        f" {max(usable, 0) / GIB:.1f} are usable"
+    )
 
-    From the shapes of what is on the GPU: both references; of a task its accumulator, its images with their transforms
-    and five arrays of half discs, and the scores of the search. Not measured.
+
+def gpu_needs(box: int) -> int:
+    """Return what aligning needs of a GPU's memory, bytes.
+
+    From the shapes of what is on the GPU: both references; of the task its accumulator, its images with their
+    transforms and five arrays of half discs, and the scores of the search. Not measured.
     """
     m = half_width(box // 2 - 1, padded_box(box) / box)
     voxels, pixels = (2 * m + 1) ** 2 * (m + 2), int(0.4 * box * box)
-    shared = GPU_BASE[0] + 2 * 8 * voxels
-    each = GPU_BASE[1] + 12 * voxels + BATCH * (24 * box * box + 44 * pixels)
-    return int(GPU_SPARE * shared), int(GPU_SPARE * each)
+    return int(GPU_SPARE * (GPU_BASE + 28 * voxels + BATCH * (24 * box * box + 44 * pixels)))

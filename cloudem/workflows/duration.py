@@ -1,23 +1,24 @@
 """How long a refinement or a reconstruction takes on a fleet: measured costs, the bytes that are moved, who waits.
 
 The model is that of ``docs/scaling.md`` with machines of several threads: threads of a machine share references and
-memory, machines exchange partial sums. Times are of the critical path. What the data decide (iterations, how far the
-resolution goes) is taken as expected, as short and as long as it was seen to be; that, the speed of the machines, the
-costs themselves and the network are independent of each other, so that their factors are added in quadrature.
+memory, machines exchange partial sums; each GPU counts as a machine (`cloudem.workflows.crew.Crew`). Times are of the
+critical path. What the data decide (iterations, how far the resolution goes) is taken as expected, as short and as long
+as it was seen to be; that, the speed of the machines, the costs themselves and the network are independent of each
+other, so that their factors are added in quadrature.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
 from cloudem.algorithms.refinement import Settings
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds
+from cloudem.algorithms.transport import MAP_BYTES, Iteration
 from cloudem.cloud.estimate import Duration, Range
-from cloudem.execution.folding import Tasks, first_node, runs, task_counts, together_for
+from cloudem.execution.folding import GROUP, runs, task_counts
 from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.workflows import costs
 from cloudem.workflows.costs import Course, at_box
@@ -27,7 +28,7 @@ IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
 
 CACHED_BYTES = 20e9
-"""Of its images, that a machine's disk keeps from one iteration to the next."""
+"""Of its images, that a rented machine's disk keeps from one iteration to the next."""
 
 CONTENTION = 1.08
 """Wall time of tasks side by side over their CPU time. Measured with two threads."""
@@ -136,7 +137,7 @@ def estimate(work: Work, crew: Crew) -> Duration:
     number = len(passes(work, costs.EXPECTED))
     return Duration(
         seconds, bottleneck, expected, crew.measured, crew.memory_GiB, crew.gpu_GiB,
-        lost_s=sum(expected[name] for name in ALIGNING) / number / 2, tasks=crew.tasks,
+        lost_s=sum(expected[name] for name in ALIGNING) / number / 2, tasks=crew.tasks * crew.share,
     )  # fmt: skip
 
 
@@ -152,10 +153,11 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     total: defaultdict[str, float] = defaultdict(float)
     items = costs.items_of(work.count, work.group_size, MOST_GROUPS)
     busy = min(items, crew.threads)
-    crowd = CONTENTION if crew.tasks < 16 else CROWDED
+    crowd = CONTENTION if crew.tasks * crew.share < 16 else CROWDED
+    counts = counted(items, crew.machines, crew.tasks)
     waves = math.ceil(items / crew.threads)
     reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
-    kept = reading * crew.reading <= CACHED_BYTES
+    kept = reading * crew.reading * crew.share <= CACHED_BYTES
     for number, (particle, k_insert, k_reference) in enumerate(passes(work, course)):
         leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
         item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
@@ -167,11 +169,10 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
         size = k_insert / (work.box / 2 - 1)
         total["solving"] += both * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
         total["poses in the client"] += costs.POSE_S * work.count / alone
-        tasks = counted(items, crew.machines, crew.tasks, together_for(item))
-        total["scheduler"] += costs.scheduler_seconds(tasks.counts) / alone
+        total["scheduler"] += costs.scheduler_seconds(counts) / alone
         merging = at_box(costs.MERGE, work.box) * size**3 / crew.speed(busy)
         total["merging"] += merging * math.log2(max(items / crew.machines, 1))
-        for name, seconds in exchanged(work, crew, tasks.parts, size, k_reference, merging).items():
+        for name, seconds in exchanged(work, crew, counts, size, k_reference, merging).items():
             total[name] += seconds
         if work.settings is not None:
             written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * costs.POSE_BYTES) * work.count
@@ -181,11 +182,13 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     return dict(total)
 
 
-def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: int, merging: float) -> dict[str, float]:
+def exchanged(
+    work: Work, crew: Crew, counts: Counter[str], size: float, k_reference: int, merging: float
+) -> dict[str, float]:
     """Return the seconds in which machines exchange references and partial sums in an iteration.
 
-    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; each machine receives its brick of
-    every part; and one joins the bricks.
+    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; on each level of groups a machine
+    receives what amounts to one sum, on the first one for each part that it holds; and one joins the bricks.
     """
     if crew.machines == 1:
         return {}
@@ -198,19 +201,19 @@ def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: in
     found = {"references to all": (2 * math.log2(holders) * reference + table) / crew.bandwidth + unpacking}
     found["solving"] = 2 * MAP_BYTES * work.box**3 / crew.bandwidth
     if holders > 1:
-        found["merging"] = merging_seconds(sums, part * parts, crew.bandwidth, merging * parts, holders)
+        fan = min(holders, GROUP)
+        parts = counts["cut"] / 2 / fan / holders
+        levels = math.ceil(math.log(holders) / math.log(fan) - 1e-9)
+        through = parts * (part / crew.bandwidth + merging) + (levels - 1) * (sums / crew.bandwidth + merging)
+        found["merging"] = through + sums / crew.bandwidth
     return found
 
 
 @cache
-def counted(items: int, machines: int, tasks: int, together: int) -> Tasks:
-    """Return the tasks of an accumulation, machines working on runs of its items at the same pace."""
-    whose = {}
-    for machine, run in runs(items, dict.fromkeys(range(machines), tasks)).items():
-        while run:
-            node = first_node(run, together, tasks)
-            whose[node], run = machine, range(node.stop, run.stop)
-    return task_counts([2 * index // items for index in range(items)], whose)
+def counted(items: int, machines: int, tasks: int) -> Counter[str]:
+    """Return the tasks of an accumulation, machines working on runs of its items."""
+    whose = [name for name, run in runs(items, dict.fromkeys(range(machines), tasks)).items() for _ in run]
+    return Counter(task_counts([2 * index // items for index in range(items)], whose))
 
 
 @cache

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cloudem.cloud import calibration
 from cloudem.cloud.calibration import Row, keep, speeds
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.estimate import Range, total
+from cloudem.cloud.estimate import Duration, Range, total
 from cloudem.cloud.nodes import InstanceType
 from cloudem.errors import FormatError
 
@@ -38,6 +38,14 @@ def test_a_range_within_a_factor_holds_both_its_ends(expected: float, factor: fl
     assert found.holds(expected)
     assert not found.holds(expected * factor * 1.01)
     assert math.isclose(found.high / found.low, factor**2)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpu_GiB", "limit"), [(8, 0.0, 0), (7, 0.0, 7), (2, 0.0, 2), (2, 5.0, 0), (1, 5.0, 1)]
+)
+def test_memory_limits_threads_or_with_gpus_the_workers(tasks: int, gpu_GiB: float, limit: int) -> None:
+    kind = InstanceType("x.8", vcpus=8, cores=4, memory_GiB=8, gpu="X", gpus=2)
+    assert Duration(Range.exactly(1.0), "x", gpu_GiB=gpu_GiB, tasks=tasks).limit(kind) == limit
 
 
 def test_nothing_sums_to_zero() -> None:

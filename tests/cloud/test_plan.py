@@ -217,6 +217,48 @@ def test_a_gpu_that_is_faster_for_its_money_is_taken_and_its_speed_said_to_be_sc
     assert any("GPU speeds are scaled" in note for note in found.notes)
 
 
+def on_gpus(name: str, gpus: int, holds: Callable[[str], int]) -> Stage:
+    """A step that runs on GPUs alone; of a type's machines the memory holds so many workers."""
+
+    def estimate(fleet: Fleet) -> Duration | Refusal:
+        tasks = min(fleet.type.gpus, holds(fleet.type.name))
+        if not tasks:
+            return Refusal("no GPU")
+        seconds = Range.within(1e5 / fleet.count / tasks, 1.5)
+        return Duration(seconds, "shared", {"shared": seconds.expected}, gpu_GiB=5.0, tasks=tasks)
+
+    return Stage(name, estimate, most=gpus, head_GiB=1.0)
+
+
+SEVERAL = ("g5.12xlarge", "g6.12xlarge", "g6e.12xlarge", "g5.48xlarge", "g6e.48xlarge", "c7a.16xlarge")
+
+
+def test_nodes_are_told_of_their_gpus_and_only_machines_that_hold_as_many_workers_take_their_place() -> None:
+    stage = on_gpus("refine", 64, lambda name: 8)
+    step = make([stage], types=SEVERAL).step("refine")
+    assert (step.tasks, step.workers) == (0, {"gpus": "all"})
+    assert step.fallbacks
+    chosen, few = step.instance_type, "g6.12xlarge" if step.instance_type != "g6.12xlarge" else "g5.12xlarge"
+    scarce = make([on_gpus("refine", 64, lambda name: 3 if name == few else 8)], types=SEVERAL).step("refine")
+    assert scarce.instance_type == chosen
+    assert few in {pool.instance_type for pool in step.fallbacks}
+    assert few not in {pool.instance_type for pool in scarce.fallbacks}  # it would be told to use all
+    limited = make([on_gpus("refine", 64, lambda name: 3)], types=SEVERAL).step("refine")
+    assert (limited.tasks, limited.workers) == (3, {"gpus": 3})
+    assert few in {pool.instance_type for pool in limited.fallbacks}
+
+
+def test_a_step_on_processors_is_told_to_leave_gpus_alone() -> None:
+    def estimate(fleet: Fleet) -> Duration | Refusal:
+        tasks = fleet.type.vcpus if fleet.type.memory_GiB > 4 * fleet.type.vcpus else fleet.type.vcpus // 2
+        return Duration(Range.exactly(1e6 / fleet.count / tasks), "shared", tasks=tasks)
+
+    step = make([Stage("reconstruct", estimate, most=512)]).step("reconstruct")
+    kind = CATALOGUE.types[step.instance_type]
+    assert step.workers == {"gpus": "none", "tasks": step.tasks}
+    assert step.tasks == (0 if kind.memory_GiB > 4 * kind.vcpus else kind.vcpus // 2)
+
+
 def test_the_rehearsal_region_has_plans_of_small_cost() -> None:
     found = make([scaling("refine", 60, 5, memory=1.0)], region="local", types=None)
     assert found.head.zone.startswith("local-")

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from cloudem.cloud import machine, namespaces
+from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.local import LocalProvider
 from cloudem.cloud.metadata import ENDPOINT
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request
@@ -25,11 +27,19 @@ from cloudem.errors import ParameterError, ProviderError
 from cloudem.execution.dask import DaskExecutor
 from cloudem.execution.executor import Added, Fold
 from cloudem.execution.retiring import workers_of
-from cloudem.execution.security import FILES, make_certificates
+from cloudem.execution.security import FILES, make_certificates, security_of
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.workflows import agent, watching
-from cloudem.workflows.agent import CLUSTER, Start, certificates_as_secret, certificates_from_secret, run_agent
+from cloudem.workflows.agent import (
+    CLUSTER,
+    Start,
+    certificates_as_secret,
+    certificates_from_secret,
+    run_agent,
+    worker_options,
+)
 from cloudem.workflows.watching import Child, Notices, Repeated, Watch
+from tests.execution.test_cluster import free_ports
 from tests.jobs.conftest import assert_same_bits, make_scene, run
 from tests.jobs.conftest import no_report as no_report
 
@@ -97,6 +107,9 @@ class Told:
 
     def rebalance(self) -> float | None:
         return self.likely
+
+    def instance_type(self) -> str:
+        return "local.1"
 
 
 def test_notices_are_seen_and_silence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +284,88 @@ def test_a_node_that_is_told_too_little_says_so_and_ends(
 def test_what_a_start_document_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="start document has no 'certificates'"):
         start(tmp_path).certificates  # noqa: B018
+
+
+G5 = Catalogue.shipped().types["g5.12xlarge"]
+C7 = Catalogue.shipped().types["c7a.xlarge"]
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "vcpus", "options"),
+    [
+        ({"gpus": "all"}, G5, None, "--gpus 4"),
+        ({"gpus": 3}, G5, None, "--gpus 3"),
+        ({"gpus": 8}, G5, None, "--gpus 4"),
+        ({"gpus": "none", "tasks": 0}, G5, None, "--gpus none"),
+        ({"gpus": "none", "tasks": 20}, G5, None, "--gpus none --threads 20"),
+        ({}, G5, None, "--gpus auto"),
+        ({}, C7, None, "--gpus none"),
+        ({"gpus": "none", "tasks": 2}, C7, None, "--gpus none --threads 2"),
+        ({}, C7, "1", "--gpus none --threads 1"),
+        ({"tasks": 2}, C7, "4", "--gpus none --threads 2"),
+        ({"gpus": "all"}, None, None, "--gpus auto"),
+        ({"gpus": 3}, None, None, "--gpus 3"),
+        ({}, None, None, "--gpus auto"),
+    ],
+)
+def test_a_node_has_a_worker_for_each_gpu_of_its_type_or_as_many_as_were_planned(
+    document: dict[str, Any], kind: Any, vcpus: str | None, options: str
+) -> None:
+    assert worker_options(document, kind, vcpus) == tuple(options.split())
+
+
+@dataclass
+class OnG5(Told):
+    """What the metadata service of a machine of four GPUs says."""
+
+    def instance_type(self) -> str:
+        return "g5.12xlarge"
+
+
+def seen() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_workers_on_each_gpu_of_a_node_leave_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds two workers on a machine of four GPUs; it is about to be taken, and another node stays."""
+    (tmp_path / "cupy.py").write_text('raise ImportError("there is no GPU here")\n')
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{tmp_path}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr(agent, "LOOK_S", {"local": 0.1})
+    certificates = tmp_path / "node" / "certificates"
+    make_certificates(certificates)
+    (port,) = free_ports(1)
+    address, told, found = f"tls://127.0.0.1:{port}", OnG5(), list[Any]()
+    members = ["--certificates", str(certificates)]
+    node = start(tmp_path, slot="worker-0001", scheduler=address, gpus=2, mode=CLUSTER)
+    others = [
+        Child("scheduler", [*agent.CLOUDEM, "cluster", "scheduler", "--port", str(port), *members]),
+        Child("another", [*agent.CLOUDEM, "cluster", "worker", address, "--gpus", "none", *members]),
+    ]
+
+    def look() -> None:
+        security = security_of(certificates)
+        with Client(address, security=security, set_as_default=False, timeout=60) as client:
+            eventually(lambda: len(client.nthreads()) == 3, 60)
+            names = workers_of(address, str(certificates))
+            visible = client.run(seen)
+            found.extend((names[worker], visible[worker], client.nthreads()[worker]) for worker in names)
+            told.taken = time.time() + 60
+            eventually(lambda: len(client.nthreads()) == 1, 60)
+
+    watcher = threading.Thread(target=look)
+    try:
+        for other in others:
+            other.start()
+        watcher.start()
+        why = agent._worker(node, told, Watch())  # type: ignore[arg-type]
+        watcher.join()
+    finally:
+        for other in reversed(others):
+            other.end()
+    assert why.endswith("and its worker has left")
+    assert {found_ for found_ in found if found_[0] == "local-1"} == {("local-1", "0", 1), ("local-1", "1", 1)}
+    assert len(found) == 3
 
 
 # --- Real nodes -----------------------------------------------------------------------------------------------------

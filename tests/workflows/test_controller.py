@@ -188,6 +188,27 @@ def test_a_controller_ends_when_its_run_was_launched_again(world: World) -> None
     world.tick(world.controller(2), 20)
 
 
+@pytest.mark.parametrize(
+    ("gpu_GiB", "tasks", "slot", "told"),
+    [
+        (0.0, 0, "worker-local.1-0000", {"gpus": "none", "tasks": 0}),
+        (0.0, 3, "worker-local.1-3-0000", {"gpus": "none", "tasks": 3}),
+        (5.0, 0, "worker-local.1-gpu-0000", {"gpus": "all"}),
+        (5.0, 3, "worker-local.1-gpu-3-0000", {"gpus": 3}),
+    ],
+)
+def test_nodes_are_told_what_was_planned_for_their_workers(world: World, gpu_GiB, tasks, slot, told) -> None:
+    plan = world.store.record().plan
+    plan["steps"][0] |= {"gpu_GiB": gpu_GiB, "tasks": tasks}
+    Path(world.store.url, "run.json").write_text(json.dumps(vars(world.store.record()) | {"plan": plan}))
+    requests: list[Request] = []
+    launch = world.provider.launch
+    world.provider.launch = lambda request: requests.append(request) or launch(request)  # type: ignore[method-assign,func-returns-value]
+    world.tick(world.controller(), 10)
+    start = json.loads({request.slot: request.start for request in requests}[slot])
+    assert {name: start[name] for name in ("gpus", "tasks") if name in start} == told
+
+
 def test_nodes_are_metered_from_their_launch_although_nobody_lists_them(world: World) -> None:
     controller = world.controller()
     world.faults = lambda call, at: Fault("late", 60.0) if call == "nodes" else None

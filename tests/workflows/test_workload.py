@@ -60,7 +60,7 @@ def work(count: int, box: int, length: float = 0.0, diameter: float = 0.0, start
 
 def on(fleet: Fleet, task: Work) -> Duration | Refusal:
     needs = alignment_needs(task.count, task.box, task.group_size, remote=task.remote)
-    crew = crew_of(fleet, needs, task.box, speeds())
+    crew = crew_of(fleet, needs, task.box if task.settings is not None else 0, speeds())
     return crew if isinstance(crew, Refusal) else estimate(task, crew)
 
 
@@ -130,6 +130,60 @@ def test_too_little_memory_is_refused_and_little_memory_limits_the_tasks() -> No
     assert refused.reason.startswith("too little GPU memory: ")
     needed = surely(Fleet(replace(tiny, gpu_memory_GiB=80.0), 1), work(10**5, 512))
     assert 10 < needed.gpu_GiB < 80
+
+
+GPUS = InstanceType("g5.48xlarge", 192, 96, 768.0, "A10G", 8, 22.35, 100.0)
+
+
+@given(
+    st.integers(500, 10**6),
+    st.sampled_from([64, 128, 256, 384]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([1, 4]),
+    st.booleans(),
+)
+def test_all_gpus_of_a_machine_are_faster_and_so_never_dearer_than_one_of_them(count, box, gpus, machines, remote):
+    if machines > 1:
+        count += 100_000  # fewer leave several machines without work
+    task = replace(work(count, box), remote=remote)
+    many = surely(Fleet(replace(GPUS, gpus=gpus), machines), task)
+    one = surely(Fleet(replace(GPUS, gpus=1), machines), task)
+    assert many.seconds.expected < one.seconds.expected  # at the same price per hour
+    assert one.seconds.expected <= gpus * many.seconds.expected
+    assert (many.tasks, one.tasks) == (gpus, 1)
+    assert many.memory_GiB == pytest.approx(gpus * one.memory_GiB)
+    assert many.gpu_GiB == one.gpu_GiB
+
+
+def test_eight_gpus_align_eight_times_as_fast_and_share_processor_and_link() -> None:
+    task = replace(work(1_000_000, 256), remote=True)
+    many, one = (surely(Fleet(replace(GPUS, gpus=gpus), 1), task) for gpus in (8, 1))
+    assert one.parts["aligning"] / many.parts["aligning"] == pytest.approx(8, rel=0.02)
+    narrow = replace(GPUS, network_Gbps=2.5)
+    many, one = (surely(Fleet(replace(narrow, gpus=gpus), 1), task) for gpus in (8, 1))
+    images = 2 * 256**2 * 1e6
+    link = 0.7 * 2.5e9 / 8
+    assert many.parts["reading images"] + many.parts["aligning"] > images / link  # they read through one link
+    spread = replace(GPUS, vcpus=8, cores=4)
+    assert surely(Fleet(spread, 1), task).parts["aligning"] > surely(Fleet(GPUS, 1), task).parts["aligning"]
+
+
+def test_each_gpu_needs_memory_for_a_process_of_its_own() -> None:
+    task = work(10**6, 512)
+    each = surely(Fleet(replace(GPUS, gpus=1), 1), task).memory_GiB
+    some = surely(Fleet(replace(GPUS, memory_GiB=3.5 * each / 0.95 + 0.4), 1), task)
+    assert some.tasks == some.limit(GPUS) == 3
+    assert some.memory_GiB == pytest.approx(3 * each)
+    assert some.seconds.expected > surely(Fleet(GPUS, 1), task).seconds.expected
+    assert surely(Fleet(GPUS, 1), task).limit(GPUS) == 0
+    none = on(Fleet(replace(GPUS, memory_GiB=0.9 * each), 1), task)
+    assert isinstance(none, Refusal)
+    assert none.reason.startswith("too little memory: ")
+
+
+def test_what_uses_no_gpu_has_a_task_on_each_thread_of_a_machine_with_gpus() -> None:
+    found = surely(Fleet(GPUS, 1), replace(work(10**5, 128), settings=None))
+    assert (found.gpu_GiB, found.tasks, found.limit(GPUS)) == (0, GPUS.vcpus, 0)
 
 
 def test_a_pilot_scales_and_narrows_the_estimate() -> None:
