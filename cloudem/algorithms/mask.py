@@ -5,7 +5,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cloudem.algorithms.resolution import low_pass
+from cloudem.backend.threads import over_slabs
 from cloudem.errors import ParameterError
+from cloudem.kernels.outline import scale_planes
+
+SLAB = 8
+"""Planes that a thread takes at a time."""
 
 HISTOGRAM_BINS = 512
 """Bins of the density histogram that Otsu's threshold is taken from."""
@@ -36,9 +41,9 @@ def soft_sphere(box: int, radius_px: float, edge_px: float) -> NDArray[np.float3
 
     Shape (box, box, box) float32.
     """
-    axis2 = (np.arange(box, dtype=np.float32) - box // 2) ** 2
-    radius = np.sqrt(axis2[:, None, None] + axis2[None, :, None] + axis2)
-    return raised_cosine(radius - np.float32(radius_px), edge_px)
+    sphere, line = np.ones((box, box, box), np.float32), np.ones(box, np.float32)
+    over_slabs(lambda first, last: scale_planes(sphere[first:last], line, first, 0, radius_px, edge_px), box, SLAB)
+    return sphere
 
 
 def soft_circle(box: int, radius_px: float, edge_px: float) -> NDArray[np.float32]:

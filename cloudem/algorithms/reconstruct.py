@@ -8,16 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.mask import soft_sphere
+from cloudem.backend.threads import over_slabs
 from cloudem.kernels.fourier import fourier_volume, real_volume
+from cloudem.kernels.outline import scale_planes
+from cloudem.kernels.pruned import (
+    columns_within,
+    frequencies,
+    mixed_to_planes,
+    mixed_to_spectrum,
+    planes_to_mixed,
+    rows_within,
+    slab_of,
+    spectrum_to_mixed,
+)
 from cloudem.kernels.slices import (
-    correct_gridding,
-    crop_volume,
     fast_even,
     gridding,
     half_width,
     padded_box,
     place_volume,
+    touched_radius,
 )
+from cloudem.kernels.wiener import divide, weights_by_shell
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -62,10 +74,11 @@ def shells_of(sums: Sums, box: int) -> NDArray[np.int32]:
 
 def shell_weights(sums: Sums, box: int) -> Float64:
     """Return the mean weight of each shell, (n // 2 + 1,)."""
-    count = box // 2 + 1
-    shells = shells_of(sums, box)[:, :, 1:].ravel()
-    total = np.bincount(shells, sums.weight[:, :, 1:].ravel(), minlength=count)[:count]
-    number = np.bincount(shells, minlength=count)[:count]
+    count, padding = box // 2 + 1, padded_box(box) / box
+    parts = over_slabs(
+        lambda first, last: weights_by_shell(sums.weight, padding, count, first, last), len(sums.weight), 16
+    )
+    total, number = sum(parts[1:], parts[0])
     return np.asarray(total / np.maximum(number, 1))
 
 
@@ -93,74 +106,132 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
     -------
     Shape (n, n, n), float32.
     """
-    shells = np.minimum(shells_of(sums, box), box // 2)
     mean = shell_weights(sums, box)
     floor = 1e-3 * mean + 1e-12 * mean.max() + 1e-30
     # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
     regularise = floor if ssnr is None else np.maximum(mean / np.maximum(ssnr, 1e-6), floor)
-    added = regularise.astype(np.float32)[shells]
-    inverse = 1 / (sums.weight + added)
-    if k_max is not None:
-        inverse[shells > k_max] = 0
-    solved = sums.data * inverse
-    if levelled:
-        _level(solved, sums, added, inverse, shells, box, levelled)
-    padded = padded_box(box)
+    added, last = regularise.astype(np.float32), box // 2 if k_max is None else min(k_max, box // 2)
+    padded, m = padded_box(box), sums.data.shape[2] - 2
+    # shells beyond n // 2 count as that one: without a last shell all that was inserted is kept
+    radius = padded / box * (last + 0.5) if last < box // 2 else 2.0 * m
+    rows, columns = rows_within(min(m, int(radius)), padded)
+    missing = _level(sums, added, last, box, levelled) if levelled else None
+    mixed = np.zeros((box, rows, columns), np.complex64)
+
+    def along_z(first: int, stop: int) -> None:
+        ky = frequencies(rows)[first:stop]
+        width = columns_within(ky, radius**2, columns)
+        spectrum = np.zeros((padded, stop - first, width), np.complex64)
+        divide(sums.data, sums.weight, added, padded / box, last, ky, spectrum)
+        if missing is not None:
+            _add_inner(spectrum, missing, ky)
+        mixed[:, first:stop, :width] = spectrum_to_mixed(spectrum, 0, box, box)
+
+    over_slabs(along_z, rows, slab_of(padded, columns))
+    return _density(mixed, box, padded)
+
+
+def _density(mixed: NDArray[np.complex64], box: int, padded: int) -> Float32:
+    """Return the map of mixed planes, corrected for the window, without its corners."""
+    density = np.zeros((box, box, box), np.float32)
     # the transform is that of the padded box: (n_padded / n)³ more voxels in the sum of its inverse
-    volume = correct_gridding(real_volume(place_volume(solved, padded), box), padded)
+    line = (1 / gridding(box, padded)).astype(np.float32)
     # corners that no circle of the images covers hold little but aliased noise
-    return np.asarray(volume * soft_sphere(box, box / 2 - CORNER_EDGE, CORNER_EDGE), np.float32)
+    radius, edge = box / 2 - CORNER_EDGE, CORNER_EDGE
+
+    def in_plane(first: int, stop: int) -> None:
+        off = min(abs(z - box // 2) for z in range(first, stop))
+        half = min(int(np.sqrt(max((radius + edge) ** 2 - off**2, 0.0))), box // 2 - 1)
+        top, count = box // 2 - half, 2 * half + 1
+        planes = mixed_to_planes(mixed[first:stop], padded, top, count, box)
+        scale_planes(planes, line, first, top, radius, edge)
+        density[first:stop, top : top + count] = planes
+
+    over_slabs(in_plane, box, slab_of(padded, mixed.shape[2]))
+    return density
 
 
-def _level(
-    solved: NDArray[np.complex64],
-    sums: Sums,
-    added: Float32,
-    inverse: Float32,
-    shells: NDArray[np.int32],
-    box: int,
-    levelled: int,
-) -> None:
-    """Correct the quotient of data and weights, in place, where the weights are not even.
+def _level(sums: Sums, added: Float32, last: int, box: int, levelled: int) -> NDArray[np.complex64]:
+    """Return what the quotient of data and weights misses in the inner shells, where the weights are not even.
 
     Dividing voxel by voxel is exact where weights are constant across the window. Near the origin they are not, since
     slices crowd there as 1 / |k|, nor at the first oscillations of the CTF: shells 1 to 4 come out up to 15 % wrong.
     One step of iterative refinement: predict the accumulator from the map, by convolution with what the slices make
     of a single point, and add the quotient of what is missing. Only the inner shells are transformed, on a small grid.
+
+    Returns
+    -------
+    Shape (2 i + 1, 2 i + 1, i + 1), axes [kz, ky, kx], the origin at [i, i, 0].
     """
     padded = padded_box(box)
     m = sums.data.shape[2] - 2
     inner = min(half_width(levelled + LEVEL_MARGIN, padded / box), m)
     size = padded if inner == m else fast_even(2 * inner + 2)
     rows = slice(m - inner, m + inner + 1)
-    part = (rows, rows, slice(inner + 2))
+    part = Sums(sums.data[rows, rows, : inner + 2], sums.weight[rows, rows, : inner + 2])
+    shells = shells_of(part, box)
+    raised = added[np.minimum(shells, box // 2)]
+    inverse = np.where(np.minimum(shells, box // 2) <= last, 1 / (part.weight + raised), np.float32(0))
+    solved = part.data * inverse
     pixel = size / padded  # of the map, in pixels of the small grid
     line = gridding(size, size)
     window = np.asarray(line[:, None, None] * line[:, None] * line, np.float32)
-    point = real_volume(place_volume(sums.weight[part].astype(np.complex64), size))
+    point = real_volume(place_volume(part.weight.astype(np.complex64), size))
     point *= soft_sphere(size, REACH * box * pixel, REACH_EDGE * box * pixel) / window
     response = fourier_volume(point).real
     ball = soft_sphere(size, (box / 2 - CORNER_EDGE) * pixel, max(CORNER_EDGE * pixel, 1.0))
-    density = real_volume(place_volume(solved[part], size)) * (ball / window)
+    density = real_volume(place_volume(solved, size)) * (ball / window)
     predicted = fourier_volume(real_volume(fourier_volume(density) * response) * window)
     around = np.arange(-inner, inner + 1) % size
     known = np.minimum(inner, size // 2 - 1) + 1
-    part = (rows, rows, slice(1, known + 1))
+    here = np.s_[:, :, 1 : known + 1]
     # what was added to the weights counts voxel by voxel: where it is large, all that the ball spreads would grow by it
-    missing = sums.data[part] - added[part] * solved[part] - predicted[np.ix_(around, around, np.arange(known))]
+    missing = part.data[here] - raised[here] * solved[here] - predicted[np.ix_(around, around, np.arange(known))]
     # in the last shell inserted (see half_width) the weights end, and nothing is to be gained
-    last = min(levelled, int((m - 2) * box / padded - 0.5) - 1)
-    solved[part] += np.where(shells[part] <= last, missing * inverse[part], 0)
+    end = min(levelled, int((m - 2) * box / padded - 0.5) - 1)
+    return np.asarray(np.where(shells[here] <= end, missing * inverse[here], 0), np.complex64)
+
+
+def _add_inner(spectrum: NDArray[np.complex64], inner: NDArray[np.complex64], ky: NDArray[np.int64]) -> None:
+    """Add an inner part of a half-volume to a slab of the spectrum, in place."""
+    size, _, width = spectrum.shape
+    reach = min(len(inner) // 2, size // 2 - 1)
+    width = min(width, inner.shape[2])
+    kz, centre = np.arange(-reach, reach + 1), len(inner) // 2
+    for row in np.flatnonzero(np.abs(ky) <= reach):
+        spectrum[kz % size, row, :width] += inner[kz + centre, ky[row] + centre, :width]
 
 
 def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:
-    """Return the padded half-volume of a map, for shells up to ``k_max``, ready for :func:`extract`."""
-    n = density.shape[0]
-    padded = padded_box(n)
-    enlarged = np.zeros((padded, padded, padded), np.float32)
-    low = padded // 2 - n // 2
-    enlarged[low : low + n, low : low + n, low : low + n] = correct_gridding(density, padded)
-    return crop_volume(fourier_volume(enlarged), n, k_max)
+    """Return the padded half-volume of a map, for shells up to ``k_max``, ready for :func:`extract`.
+
+    Voxels that no window of these shells touches are left zero.
+    """
+    box = density.shape[0]
+    padded = padded_box(box)
+    m, radius2 = half_width(k_max, padded / box), touched_radius(k_max, padded / box)
+    rows, columns = rows_within(m, padded)
+    line = (1 / gridding(box, padded)).astype(np.float32)
+    mixed = np.empty((box, rows, columns), np.complex64)
+
+    def in_plane(first: int, stop: int) -> None:
+        planes = density[first:stop].astype(np.float32)
+        scale_planes(planes, line, first, 0, np.inf, 0.0)
+        mixed[first:stop] = planes_to_mixed(planes, 0, box, padded, rows, columns)
+
+    over_slabs(in_plane, box, slab_of(padded, columns))
+    volume = np.zeros((2 * m + 1, 2 * m + 1, m + 2), np.complex64)
+    kz = frequencies(rows)
+
+    def along_z(first: int, stop: int) -> None:
+        ky = kz[first:stop]
+        width = columns_within(ky, radius2, columns)
+        spectrum = mixed_to_spectrum(mixed[:, first:stop, :width], 0, box, padded)
+        volume[(kz + m)[:, None], ky + m, 1 : width + 1] = spectrum[kz % padded]
+
+    over_slabs(along_z, rows, slab_of(padded, columns))
+    volume[:, :, 0] = volume[::-1, ::-1, 2].conj()
+    return volume
 
 
 def signal_to_noise(fsc: Float64) -> Float64:

@@ -5,16 +5,27 @@ Gold-standard FSC with the effect of the mask removed by phase randomisation (Ch
 2003, 10.1016/j.jmb.2003.07.013). Curves are indexed by Fourier shell, 0 to n // 2.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from cloudem.algorithms.spectra import (
+    extent_of,
+    is_finite,
+    map_of,
+    mixed_of,
+    multiply,
+    products,
+    randomise,
+    to_spectrum,
+)
+from cloudem.backend.threads import over_slabs
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.errors import InconsistentDataError, ParameterError
-from cloudem.kernels.correlation import shell_products
 from cloudem.kernels.fourier import shell_index
+from cloudem.kernels.pruned import slab_of
 from cloudem.kernels.shells import correlation, crossing
 
 RANDOMISE_BELOW = 0.8
@@ -80,11 +91,14 @@ class Postprocessed(NamedTuple):
     """The B-factor that the map was sharpened with, Å²: the fitted one unless another was asked for."""
 
 
-def frequency_radius(box: int) -> NDArray[np.float32]:
-    """Return ``|k|`` of each coefficient of an rfftn of a (box, box, box) volume, shape (box, box, box // 2 + 1)."""
+def frequency_radius(box: int, planes: slice = slice(None)) -> NDArray[np.float32]:
+    """Return ``|k|`` of each coefficient of an rfftn of a (box, box, box) volume, shape (box, box, box // 2 + 1).
+
+    Of some of its planes where they are named.
+    """
     k2 = np.fft.fftfreq(box, 1 / box).astype(np.float32) ** 2
     half = np.arange(box // 2 + 1, dtype=np.float32) ** 2
-    return np.asarray(np.sqrt(k2[:, None, None] + k2[None, :, None] + half))
+    return np.asarray(np.sqrt(k2[planes, None, None] + k2[None, :, None] + half))
 
 
 def multiply_shells(volume: NDArray[np.float32], curve: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -104,10 +118,14 @@ def multiply_shells(volume: NDArray[np.float32], curve: NDArray[np.floating]) ->
     box = volume.shape[0]
     if curve.shape != (box // 2 + 1,):
         raise ParameterError(f"a filter curve for box {box} has {box // 2 + 1} shells, not {curve.shape[0]}")
-    radius = frequency_radius(box)
-    factor = np.interp(radius, np.arange(curve.size), curve, right=0.0).astype(np.float32)
     transform = fft.rfftn(np.asarray(volume, np.float32))
-    transform *= factor
+    shells, factors = np.arange(curve.size), np.asarray(curve, np.float64)
+
+    def multiply_planes(first: int, last: int) -> None:
+        radius = frequency_radius(box, slice(first, last))
+        transform[first:last] *= np.interp(radius, shells, factors, right=0.0).astype(np.float32)
+
+    over_slabs(multiply_planes, box, slab_of(box, box // 2 + 1))
     return np.asarray(fft.irfftn(transform, s=volume.shape, overwrite_x=True), np.float32)
 
 
@@ -147,23 +165,10 @@ def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -
     seed
         Seed of the phases.
     """
-    return _turned(fft.rfftn(np.asarray(volume, np.float32)), first_shell, seed)
-
-
-def _turned(transform: NDArray[Any], first_shell: int, seed: int) -> NDArray[np.float32]:
-    """Return the volume of a transform, which is overwritten, with random phases from a shell on."""
-    box = transform.shape[0]
-    beyond = shell_index(box) >= first_shell
-    turn = np.zeros(transform.shape, np.float32)
-    turn[beyond] = np.random.default_rng(seed).uniform(-np.pi, np.pi, np.count_nonzero(beyond)).astype(np.float32)
-    mate = -np.arange(box) % box
-    for plane in (turn[:, :, 0], turn[:, :, -1]):  # these planes hold their own Friedel mates
-        plane[...] = (plane - plane[np.ix_(mate, mate)]) / 2
-    turned = np.empty_like(transform)
-    np.cos(turn, out=turned.real)
-    np.sin(turn, out=turned.imag)
-    turned *= transform
-    return np.asarray(fft.irfftn(turned, s=(box,) * 3, overwrite_x=True), np.float32)
+    mixed = mixed_of(volume)
+    to_spectrum(mixed)
+    randomise(mixed, first_shell, seed)
+    return map_of(mixed)
 
 
 def masked_fsc(
@@ -196,22 +201,22 @@ def masked_fsc(
             raise InconsistentDataError(
                 f"{name} has the shape {volume.shape}, half-map 1 {half1.shape}; give volumes of one box"
             )
-        if not np.isfinite(volume).all():
+        if not is_finite(volume):
             raise InconsistentDataError(f"{name} holds NaN or infinite voxels; an FSC needs finite ones")
-    transforms = [fft.rfftn(np.asarray(half, np.float32)) for half in (half1, half2)]
-    unmasked = _correlation(*transforms)
-    first = _randomise_from(unmasked)
     if mask is None:
-        return FscCurves(unmasked, unmasked.copy(), np.zeros_like(unmasked), unmasked.copy(), first)
-    masked = _correlation(*(fft.rfftn(half * mask) for half in (half1, half2)))
-    seeds = np.random.SeedSequence(seed).generate_state(2)
-    turned = [_turned(transforms.pop(0), first, int(one)) * mask for one in seeds]
-    randomised = _correlation(*(fft.rfftn(half, overwrite_x=True) for half in turned))
+        unmasked = correlation(*products(mixed_of(half1), mixed_of(half2)))
+        nothing = np.zeros_like(unmasked)
+        return FscCurves(unmasked, unmasked.copy(), nothing, unmasked.copy(), _randomise_from(unmasked))
+    extent = extent_of(mask)
+    plane = extent.first_plane
+    masked = correlation(*products(mixed_of(half1, mask, extent), mixed_of(half2, mask, extent), plane))
+    one, other = mixed_of(half1), mixed_of(half2)
+    unmasked = correlation(*products(one, other, keep=True))
+    first = _randomise_from(unmasked)
+    for spectrum, own in zip((one, other), np.random.SeedSequence(seed).generate_state(2), strict=True):
+        randomise(spectrum, first, int(own))
+    randomised = correlation(*products(multiply(one, mask, extent), multiply(other, mask, extent), plane))
     return FscCurves(unmasked, masked, randomised, _correct(masked, randomised, first + RANDOMISE_MARGIN), first)
-
-
-def _correlation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    return correlation(*shell_products(a, b))
 
 
 def _randomise_from(unmasked: NDArray[np.float64]) -> int:

@@ -2,6 +2,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import scipy.fft
 
 from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.mask import soft_sphere
@@ -17,7 +18,15 @@ from cloudem.algorithms.reconstruct import (
 from cloudem.kernels.ctf import ctf
 from cloudem.kernels.fourier import fourier_volume, half_disc, real_volume, shell_index
 from cloudem.kernels.shells import fourier_shell_correlation
-from cloudem.kernels.slices import extract, insert, padded_box
+from cloudem.kernels.slices import (
+    correct_gridding,
+    crop_volume,
+    extract,
+    insert,
+    padded_box,
+    place_volume,
+    touched_radius,
+)
 from cloudem.model.poses import random_rotations
 from cloudem.model.symmetry import operators
 from tests.phantom import Blobs, blobs
@@ -216,3 +225,46 @@ def test_reference_volume_returns_exact_slices() -> None:
 def test_signal_to_noise() -> None:
     np.testing.assert_allclose(signal_to_noise(np.array([-0.1, 0.0, 0.5, 0.9])), [0, 0, 1, 9])
     assert np.isfinite(signal_to_noise(np.ones(1)))[0]
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    sums, smooth = completed(True), blobs(reach=0.3 * BOX).density(BOX)
+    found = []
+    for workers in (1, 2, 3):
+        with scipy.fft.set_workers(workers):
+            found.append(
+                [solve(sums, BOX, None), solve(sums, BOX, np.ones(BOX // 2 + 1), 12), reference_volume(smooth, 9)]
+            )
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("ssnr", "k_max"), [(None, None), (None, 11), (np.linspace(30, 0.1, BOX // 2 + 1), K_MAX)])
+def test_map_is_the_quotient_transformed_in_the_whole_padded_box(ssnr: np.ndarray | None, k_max: int | None) -> None:
+    """The plain form of the solution, in double precision, without correction for uneven weights."""
+    sums, padded = completed(True), padded_box(BOX)
+    shells = np.minimum(shells_of(sums, BOX), BOX // 2)
+    mean = shell_weights(sums, BOX)
+    added = 1e-3 * mean + 1e-12 * mean.max() if ssnr is None else np.maximum(mean / ssnr, 1e-3 * mean)
+    solved = sums.data.astype(np.complex128) / (sums.weight + added[shells])
+    solved[shells > (BOX if k_max is None else k_max)] = 0
+    expected = correct_gridding(real_volume(place_volume(solved, padded), BOX), padded)
+    expected *= soft_sphere(BOX, BOX / 2 - 3, 3)
+    found = solve(sums, BOX, ssnr, k_max, levelled=0)
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("k_max", [7, K_MAX])
+def test_reference_volume_is_the_transform_of_the_whole_padded_box(k_max: int) -> None:
+    """In double precision, where windows of its shells touch it."""
+    density, padded = blobs(reach=0.3 * BOX).density(BOX), padded_box(BOX)
+    low = padded // 2 - BOX // 2
+    whole = np.pad(correct_gridding(density.astype(np.float64), padded), (low, padded - BOX - low))
+    expected = crop_volume(fourier_volume(whole), BOX, k_max)
+    found = reference_volume(density, k_max)
+    m = found.shape[2] - 2
+    rows, half = np.arange(-m, m + 1) ** 2, np.arange(-1, m + 1) ** 2
+    touched = rows[:, None, None] + rows[:, None] + half <= touched_radius(k_max, PADDING)
+    assert touched.sum() > 0.4 * touched.size
+    np.testing.assert_allclose(found[touched], expected[touched], atol=1e-6 * np.abs(expected).max())

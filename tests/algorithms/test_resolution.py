@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from cloudem.algorithms import resolution as res
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
@@ -68,6 +68,41 @@ def test_curves_depend_on_the_seed_alone(blob):
     np.testing.assert_array_equal(first.phase_randomised, again.phase_randomised)
     assert not np.array_equal(first.phase_randomised, other.phase_randomised)
     np.testing.assert_array_equal(first.masked, other.masked)
+
+
+def test_the_number_of_threads_changes_no_bit(blob):
+    halves, mask = [blob + 0.3 * white(seed) for seed in (1, 2)], soft_sphere(BOX, 14, 4)
+    found = []
+    for workers in (1, 2, 3):
+        with fft.set_workers(workers):
+            found.append(
+                [*res.masked_fsc(*halves, mask)[:4], *res.masked_fsc(*halves, None)[:4], res.low_pass(blob, 2, 9)]
+            )
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("reach", [9, BOX])
+def test_masked_curves_are_those_of_whole_transforms(blob, reach):
+    """The mask fills some planes and rows, or all."""
+    halves = [blob + 0.3 * white(seed) for seed in (1, 2)]
+    mask = np.roll(soft_sphere(BOX, min(reach, 14), 4), (3, -2, 1), (0, 1, 2)) if reach < BOX else white(9) ** 2
+    curves = res.masked_fsc(*halves, mask, seed=4)
+    seeds = np.random.SeedSequence(4).generate_state(2)
+    turned = [res.randomise_phases(h, curves.randomise_from, int(s)) for h, s in zip(halves, seeds, strict=True)]
+    expected = [
+        fourier_shell_correlation(*halves),
+        *(fourier_shell_correlation(*(half * mask for half in pair)) for pair in (halves, turned)),
+    ]
+    for ours, theirs in zip(curves[:3], expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_mask_without_a_voxel_leaves_nothing(blob):
+    curves = res.masked_fsc(blob + white(1), blob + white(2), np.zeros_like(blob))
+    np.testing.assert_array_equal(curves.masked, 0)
+    np.testing.assert_array_equal(curves.phase_randomised, 0)
 
 
 def test_without_a_mask_all_curves_are_the_unmasked_one(blob):

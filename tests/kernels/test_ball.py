@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.fft
 
 from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.slices import complete_friedel, split_group
@@ -83,6 +84,21 @@ def test_twins_agree_to_rounding(symmetry: str) -> None:
     ):
         # a voxel that is its own mate by symmetry is real but for rounding, and either of two conjugates may stay
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "D2", "T", "O"])
+def test_the_number_of_threads_changes_no_bit(symmetry: str) -> None:
+    group, m, squared_radius = permutations(symmetry), 17, 260
+    data, weight = accumulator(m, 5)
+    count = count_ball(group, m, squared_radius)
+    found = []
+    for workers in (1, 2, 3):
+        with scipy.fft.set_workers(workers):
+            line = fold_ball(data, weight, group, squared_radius, count)
+            found.append([*line, *unfold_ball(*line, group, squared_radius, m)])
+    for other in found[1:]:
+        for ours, theirs in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("symmetry", ["C1", "C2", "D2", "T", "O"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from cloudem.backend.threads import over_slabs
+
 Array = NDArray[Any]
 jit = njit(nogil=True, cache=True, error_model="numpy")
+
+SLAB = 8
+"""Planes that a thread takes at a time."""
 
 
 def count_ball(permutations: Array, m: int, squared_radius: int) -> int:
     """Twin of :func:`cloudem.kernels.ball.count_ball`."""
-    return int(_count(permutations, m, squared_radius))
+    return int(_starts(permutations, m, squared_radius)[-1])
 
 
 def fold_ball(
@@ -22,7 +28,14 @@ def fold_ball(
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Twin of :func:`cloudem.kernels.ball.fold_ball`."""
     values, weights = np.empty(count, np.complex64), np.empty(count, np.float32)
-    _fold(data, weight, permutations, squared_radius, values, weights)
+    m = data.shape[2] - 2
+    starts = _starts(permutations, m, squared_radius)
+
+    def fold(first: int, last: int) -> None:
+        part = slice(starts[first], starts[last])
+        _fold(data, weight, permutations, squared_radius, first - m, last - m, values[part], weights[part])
+
+    over_slabs(fold, 2 * m + 1, SLAB)
     return values, weights
 
 
@@ -32,8 +45,29 @@ def unfold_ball(
     """Twin of :func:`cloudem.kernels.ball.unfold_ball`."""
     shape = (2 * m + 1, 2 * m + 1, m + 2)
     data, weight = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
-    _unfold(values, weights, permutations, squared_radius, data, weight)
+    starts = _starts(permutations, m, squared_radius)
+
+    def unfold(first: int, last: int) -> None:
+        part = slice(starts[first], starts[last])
+        _unfold(values[part], weights[part], permutations, squared_radius, first - m, last - m, data, weight)
+
+    over_slabs(unfold, 2 * m + 1, SLAB)
     return data, weight
+
+
+def _starts(permutations: Array, m: int, squared_radius: int) -> NDArray[np.int64]:
+    """Return how many independent voxels lie before each plane, (2 m + 2,)."""
+    return _cached_starts(permutations.tobytes(), m, squared_radius)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_starts(permutations: bytes, m: int, squared_radius: int) -> NDArray[np.int64]:
+    counts = np.zeros(2 * m + 1, np.int64)
+    operators = np.frombuffer(permutations, np.int64).reshape(-1, 3, 3)
+    over_slabs(
+        lambda first, last: _count(operators, m, squared_radius, first - m, counts[first:last]), len(counts), SLAB
+    )
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 @jit
@@ -70,20 +104,21 @@ def _reach(squared_radius: int, m: int, y: int, z: int) -> int:
 
 
 @jit
-def _count(permutations: Any, m: int, squared_radius: int) -> int:
-    count = 0
-    for z in range(-m, m + 1):
+def _count(permutations: Any, m: int, squared_radius: int, first: int, counts: Any) -> None:
+    for plane in range(counts.shape[0]):
+        z = first + plane
         for y in range(-m, m + 1):
             for x in range(_reach(squared_radius, m, y, z) + 1):
-                count += _comes_first(permutations, m, x, y, z)
-    return count
+                counts[plane] += _comes_first(permutations, m, x, y, z)
 
 
 @jit
-def _fold(data: Any, weight: Any, permutations: Any, squared_radius: int, values: Any, weights: Any) -> None:
+def _fold(
+    data: Any, weight: Any, permutations: Any, squared_radius: int, first: int, last: int, values: Any, weights: Any
+) -> None:
     m = data.shape[2] - 2
     count = 0
-    for z in range(-m, m + 1):
+    for z in range(first, last):
         for y in range(-m, m + 1):
             for x in range(_reach(squared_radius, m, y, z) + 1):
                 if not _comes_first(permutations, m, x, y, z):
@@ -102,10 +137,12 @@ def _fold(data: Any, weight: Any, permutations: Any, squared_radius: int, values
 
 
 @jit
-def _unfold(values: Any, weights: Any, permutations: Any, squared_radius: int, data: Any, weight: Any) -> None:
+def _unfold(
+    values: Any, weights: Any, permutations: Any, squared_radius: int, first: int, last: int, data: Any, weight: Any
+) -> None:
     m = data.shape[2] - 2
     count = 0
-    for z in range(-m, m + 1):
+    for z in range(first, last):
         for y in range(-m, m + 1):
             for x in range(_reach(squared_radius, m, y, z) + 1):
                 if not _comes_first(permutations, m, x, y, z):
