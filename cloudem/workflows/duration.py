@@ -10,15 +10,15 @@ other, so that their factors are added in quadrature.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
 from cloudem.algorithms.refinement import Settings
-from cloudem.algorithms.transport import MAP_BYTES, Iteration
+from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds
 from cloudem.cloud.estimate import Duration, Range
-from cloudem.execution.folding import GROUP, runs, task_counts
+from cloudem.execution.folding import Tasks, first_node, runs, task_counts, together_for
 from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.workflows import costs
 from cloudem.workflows.costs import Course, at_box
@@ -154,7 +154,6 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     items = costs.items_of(work.count, work.group_size, MOST_GROUPS)
     busy = min(items, crew.threads)
     crowd = CONTENTION if crew.tasks * crew.share < 16 else CROWDED
-    counts = counted(items, crew.machines, crew.tasks)
     waves = math.ceil(items / crew.threads)
     reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
     kept = reading * crew.reading * crew.share <= CACHED_BYTES
@@ -169,10 +168,11 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
         size = k_insert / (work.box / 2 - 1)
         total["solving"] += both * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
         total["poses in the client"] += costs.POSE_S * work.count / alone
-        total["scheduler"] += costs.scheduler_seconds(counts) / alone
+        tasks = counted(items, crew.machines, crew.tasks, together_for(item))
+        total["scheduler"] += costs.scheduler_seconds(tasks.counts) / alone
         merging = at_box(costs.MERGE, work.box) * size**3 / crew.speed(busy)
         total["merging"] += merging * math.log2(max(items / crew.machines, 1))
-        for name, seconds in exchanged(work, crew, counts, size, k_reference, merging).items():
+        for name, seconds in exchanged(work, crew, tasks.parts, size, k_reference, merging).items():
             total[name] += seconds
         if work.settings is not None:
             written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * costs.POSE_BYTES) * work.count
@@ -182,13 +182,11 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     return dict(total)
 
 
-def exchanged(
-    work: Work, crew: Crew, counts: Counter[str], size: float, k_reference: int, merging: float
-) -> dict[str, float]:
+def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: int, merging: float) -> dict[str, float]:
     """Return the seconds in which machines exchange references and partial sums in an iteration.
 
-    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; on each level of groups a machine
-    receives what amounts to one sum, on the first one for each part that it holds; and one joins the bricks.
+    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; each machine receives its brick of
+    every part; and one joins the bricks.
     """
     if crew.machines == 1:
         return {}
@@ -201,19 +199,19 @@ def exchanged(
     found = {"references to all": (2 * math.log2(holders) * reference + table) / crew.bandwidth + unpacking}
     found["solving"] = 2 * MAP_BYTES * work.box**3 / crew.bandwidth
     if holders > 1:
-        fan = min(holders, GROUP)
-        parts = counts["cut"] / 2 / fan / holders
-        levels = math.ceil(math.log(holders) / math.log(fan) - 1e-9)
-        through = parts * (part / crew.bandwidth + merging) + (levels - 1) * (sums / crew.bandwidth + merging)
-        found["merging"] = through + sums / crew.bandwidth
+        found["merging"] = merging_seconds(sums, part * parts, crew.bandwidth, merging * parts, holders)
     return found
 
 
 @cache
-def counted(items: int, machines: int, tasks: int) -> Counter[str]:
-    """Return the tasks of an accumulation, machines working on runs of its items."""
-    whose = [name for name, run in runs(items, dict.fromkeys(range(machines), tasks)).items() for _ in run]
-    return Counter(task_counts([2 * index // items for index in range(items)], whose))
+def counted(items: int, machines: int, tasks: int, together: int) -> Tasks:
+    """Return the tasks of an accumulation, machines working on runs of its items at the same pace."""
+    whose = {}
+    for machine, run in runs(items, dict.fromkeys(range(machines), tasks)).items():
+        while run:
+            node = first_node(run, together, tasks)
+            whose[node], run = machine, range(node.stop, run.stop)
+    return task_counts([2 * index // items for index in range(items)], whose)
 
 
 @cache
