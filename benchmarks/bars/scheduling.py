@@ -67,6 +67,7 @@ class Office:
         self._scheduler = scheduler
         self.executor = executor
         self.submitted: Counter[str] = Counter()
+        self._idle = Spent(0.0, 0.0, 1.0)
         submit, submit_all = executor._submit, executor._submit_all
 
         def one(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -84,13 +85,21 @@ class Office:
         return Spent(cpu.user + cpu.system, time.process_time(), time.monotonic())
 
     def spent(self, run: Callable[[], Any]) -> Spent:
-        """Run, wait until the scheduler has tidied up, and return what that took."""
+        """Run, wait until the scheduler has tidied up, and return what that took, beyond what idling takes."""
         before = self.now()
         run()
-        wall = time.monotonic()
         self.executor._client.sync(self._settled)
         after = self.now()
-        return Spent(after.scheduler - before.scheduler, after.client - before.client, wall - before.wall)
+        wall = after.wall - before.wall
+        spent = after.scheduler - before.scheduler - self._idle.scheduler * wall
+        return Spent(spent, after.client - before.client - self._idle.client * wall, wall)
+
+    def idle(self, seconds: float = 5.0) -> Spent:
+        """Return what a second without tasks takes; it is taken off from then on."""
+        self._idle = Spent(0.0, 0.0, 1.0)
+        took = self.spent(lambda: time.sleep(seconds))
+        self._idle = Spent(took.scheduler / took.wall, took.client / took.wall, 1.0)
+        return self._idle
 
     async def _settled(self) -> None:
         await self.executor._client.scheduler.identity()
@@ -172,8 +181,8 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     held = Holdings([Part(Node(0, n), first[w].key, w) for n, w in enumerate(names)])
     holdings = run._submit(ours.itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
-    whole = all_of("collect", lambda: run._submit_all(collect, asked, names))
-    joined = all_of("join", lambda: [run._submit(ours._join, TRIVIAL, whole, worker=names[0])])
+    whole = all_of("collect", lambda: [f for _ in range(8) for f in run._submit_all(collect, asked, names)])
+    joined = all_of("join", lambda: [run._submit(ours._join, TRIVIAL, whole[: len(names)], worker=names[0])])
     first.clear()
     kept = [notes, merged, whole, joined, asked, rows, added, pairs, copies, shared]
 

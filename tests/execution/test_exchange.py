@@ -1,0 +1,110 @@
+"""Bricks from worker to worker: the same sums when those that hold parts, or a sum, die on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.exchange import Holdings, Part, collect
+from cloudem.execution.executor import Added, Fold, SerialExecutor, itself
+from cloudem.execution.folding import Node
+
+Floats = NDArray[np.float32]
+
+COUNT = 16
+
+
+def one_key(item: int) -> list[str]:
+    return ["sum"]
+
+
+def add(item: int, folder: str) -> Added[str, Floats, int]:
+    """Leave a file for each time; last bits depend on the order of addition."""
+    (Path(folder) / f"{item}-{time.monotonic_ns()}").touch()
+    return Added({"sum": np.random.default_rng(item).standard_normal(999).astype("f4") * 10.0 ** (item % 5)}, item)
+
+
+def merge(earlier: Floats, later: Floats) -> Floats:
+    return earlier + later
+
+
+def cut(value: Floats, number: int, count: int) -> Floats:
+    return np.array_split(value, count)[number]
+
+
+def die_cutting(value: Floats, number: int, count: int, folder: str) -> Floats:
+    """Kill the process that holds a part, the first time that another asks for it."""
+    mark = Path(folder) / "died"
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return cut(value, number, count)
+
+
+def fold_of(cutting: Any = cut) -> Fold[int, str, Floats, int]:
+    return Fold(one_key, add, merge, cutting, np.concatenate)
+
+
+def serial_sum(folder: Path) -> bytes:
+    folder.mkdir()
+    with SerialExecutor() as serial:
+        shared = serial.share(str, str(folder))
+        sums, _ = serial.accumulate(fold_of(), range(COUNT), shared=lambda item: [shared])
+        return serial.fetch(sums["sum"]).tobytes()
+
+
+@pytest.fixture
+def executor() -> Iterator[DaskExecutor]:
+    """Two worker processes of one thread."""
+    with DaskExecutor(processes=True, workers=2, threads=1) as executor:
+        yield executor
+
+
+def test_a_part_that_is_lost_while_others_ask_for_it_is_made_again(executor: DaskExecutor, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    fold = fold_of(partial(die_cutting, folder=str(marks)))
+    folder = executor.share(str, str(tmp_path))
+    sums, notes = executor.accumulate(fold, range(COUNT), shared=lambda item: [folder])
+    assert executor.fetch(sums["sum"]).tobytes() == serial_sum(tmp_path / "serial")
+    assert notes == list(range(COUNT))
+    assert (marks / "died").exists()
+
+
+def test_losing_a_sum_costs_what_its_worker_held(executor: DaskExecutor, tmp_path: Path) -> None:
+    added = tmp_path / "added"
+    added.mkdir()
+    folder = executor.share(str, str(added))
+    sums, _ = executor.accumulate(fold_of(), range(COUNT), shared=lambda item: [folder])
+    (dies,) = executor._client.who_has([sums["sum"].handle])[sums["sum"].handle.key]
+    assert len(list(added.iterdir())) == COUNT
+    executor._client.run(os._exit, 1, workers=[dies], on_error="ignore")
+    assert executor.fetch(sums["sum"]).tobytes() == serial_sum(tmp_path / "serial")
+    assert len(list(added.iterdir())) == COUNT + COUNT // 2
+
+
+async def asking_there() -> int:
+    return sum("_asked" in repr(task) for task in asyncio.all_tasks())
+
+
+def test_nobody_asks_for_ever_for_what_nobody_wants(executor: DaskExecutor) -> None:
+    (worker, *_) = executor._threads()
+    holdings = executor._submit(itself, Holdings([Part(Node(0, 0), "bricks_gone", worker)]), worker=worker)
+    brick = executor._submit(collect, fold_of(), "sum", 0, 1, holdings, worker=worker)
+    deadline = time.monotonic() + 20
+    while executor._client.run(asking_there, workers=[worker])[worker] != 1:
+        assert time.monotonic() < deadline
+    executor._drop([brick])
+    del brick
+    while executor._client.run(asking_there, workers=[worker])[worker]:
+        assert time.monotonic() < deadline
