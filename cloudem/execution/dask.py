@@ -144,7 +144,8 @@ class DaskExecutor(Executor):
     def share(self, build: Callable[..., T], *args: Any, purpose: str = "other") -> Shared[T]:
         """Build the value on one worker; others copy it from there when they first need it."""
         place = next((arg.place for arg in args if isinstance(arg, Shared) and arg.place), None)
-        return Shared(self._submit(build, *args, worker=place, purpose=purpose, priority=MERGE_FIRST), place)
+        made = self._submit(build, *args, worker=place, purpose=purpose, priority=MERGE_FIRST, wide=True)
+        return Shared(made, place)
 
     def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
         """Build the value on the first worker that needs it; each other one copies it from another, along a tree."""
@@ -365,11 +366,14 @@ class DaskExecutor(Executor):
         worker: str | None = None,
         purpose: str = "other",
         priority: int = 0,
+        wide: bool = False,
     ) -> Any:
-        """Have a task run, best on one worker."""
+        """Have a task run, best on one worker; a wide one uses all threads that are free there."""
         arguments = [self._handle(argument, worker) for argument in args]
         where: dict[str, Any] = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
         key = _new_key(function, purpose)
+        if wide:
+            function, arguments = _with_free_threads, [function, *arguments]
         return self._client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
 
     def _submit_all(
@@ -379,6 +383,7 @@ class DaskExecutor(Executor):
         places: Sequence[str],
         purpose: str = "other",
         priority: int = 0,
+        wide: bool = False,
     ) -> list[Any]:
         """Submit a function with many rows of arguments, each for one worker: a third of the scheduler's time each."""
         import dask
@@ -389,6 +394,8 @@ class DaskExecutor(Executor):
             *([self._handle(a, place) for a in row] for row, place in zip(rows, places, strict=True)), strict=True
         )
         where = {_new_key(function, purpose): [place] for place in places}
+        if wide:
+            function = partial(_with_free_threads, function)
         with dask.annotate(workers=where.__getitem__, allow_other_workers=True):
             return list(self._client.map(function, *columns, key=list(where), pure=False, priority=priority))
 
@@ -520,7 +527,7 @@ class _Copies:
 
     def prepare(self, workers: Iterable[str]) -> None:
         """Have copies made on those workers that have none, a level of the tree at a time."""
-        submit = partial(self._executor._submit_all, purpose=self._purpose, priority=MERGE_FIRST)
+        submit = partial(self._executor._submit_all, purpose=self._purpose, priority=MERGE_FIRST, wide=True)
         new = [worker for worker in dict.fromkeys(workers) if worker not in self._made]
         first = len(self._copies)
         if new and not first:
@@ -550,6 +557,16 @@ def _wake(dask_scheduler: Any) -> None:
 
 
 # What follows runs on the workers.
+
+
+def _with_free_threads(function: Callable[..., R], *args: Any) -> R:
+    """Run a task that others wait for with the threads that no other task of its worker uses."""
+    from distributed import get_worker
+    from scipy import fft
+
+    state = get_worker().state
+    with fft.set_workers(max(state.nthreads // max(len(state.executing), 1), 1)):
+        return function(*args)
 
 
 def _add(
