@@ -16,6 +16,7 @@ import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
@@ -62,8 +63,8 @@ class RunOptions(Declaration):
     dashboard: bool = parameter(False, meaning="serve Dask's pages on http://127.0.0.1:8787")
     debug: bool = parameter(False, meaning="show the traceback of an error")
 
-    def make_executor(self) -> Executor:
-        """Start what runs the work."""
+    def make_executor(self, gpus: bool) -> Executor:
+        """Start what runs the work; with worker processes on GPUs only for jobs that use them."""
         if self.executor == "serial":
             from cloudem.execution.executor import SerialExecutor
 
@@ -77,6 +78,7 @@ class RunOptions(Declaration):
             processes=self.in_processes,
             workers=self.workers,
             threads=self.threads,
+            gpus=gpus,
             dashboard=self.dashboard,
             fixed_order=self.reproducible,
         )
@@ -272,7 +274,7 @@ def _run(jobs: Sequence[Job], options: RunOptions) -> None:
     from cloudem.jobs.running import run_job
 
     for job in jobs:
-        run_job(job, options.make_executor, _view, options.tasks)
+        run_job(job, partial(options.make_executor, job.on_gpu), _view, options.tasks)
 
 
 @contextmanager

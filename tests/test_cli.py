@@ -196,6 +196,20 @@ def test_dry_run_plans_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("name", "gpus"), [("refine3d", True), ("reconstruct", False)])
+def test_only_jobs_that_use_gpus_get_worker_processes_on_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, gpus: bool
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("cloudem.execution.dask.DaskExecutor", lambda **options: given.append(options))
+    monkeypatch.setattr("cloudem.jobs.running.run_job", lambda job, make_executor, *rest: make_executor())
+    arguments = ["--particles", "p.zarr", "--out", "o"]
+    if name == "refine3d":
+        arguments += ["--reference", "r.mrc", "--diameter-A", "100"]
+    cli.COMMANDS.main([name, *arguments], standalone_mode=False)
+    assert [options["gpus"] for options in given] == [gpus]
+
+
 @pytest.mark.parametrize(
     ("options", "tasks"),
     [

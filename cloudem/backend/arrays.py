@@ -59,8 +59,8 @@ def why_no_gpu() -> str | None:
 def choose_device(wanted: Literal["auto", "cpu", "gpu"] = "auto") -> Device:
     """Return where the heavy arrays of this process go.
 
-    Which of several GPUs is decided outside, by ``CUDA_VISIBLE_DEVICES``, as dask-cuda does for its workers: a process
-    uses the first that it sees.
+    Which of several GPUs is decided outside, by ``CUDA_VISIBLE_DEVICES`` (`cloudem.execution.gpus`): a process uses the
+    first that it sees.
 
     Raises
     ------

@@ -13,7 +13,6 @@ import asyncio
 import bisect
 import concurrent.futures
 import contextlib
-import importlib.util
 import logging
 import time
 import uuid
@@ -27,6 +26,7 @@ from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, IN_THIS_PROCESS, WITHOUT_PAGES
 from cloudem.execution.executor import Added, Executor, Fold, Shared, folded, itself
 from cloudem.execution.folding import Forest, Node, Roster, copied_from, together_for
+from cloudem.execution.gpus import VISIBLE, choose_gpus
 from cloudem.execution.security import refusal_of, security_for, temporary_security
 from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
 from cloudem.traffic import Traffic
@@ -59,7 +59,7 @@ class DaskExecutor(Executor):
     Without arguments the cluster is embedded: one worker in this process with as many threads as there are cores,
     nothing to be reached from other machines. On two cores importing Dask costs 0.6 s of CPU time, starting and
     stopping the cluster 0.1 s, an item of ``map`` 3 to 6 ms and one of ``accumulate`` 5 to 9 ms: cut the work into
-    items of a second. Where dask-cuda is installed and finds GPUs, there is one worker process for each GPU instead.
+    items of a second. Where there are GPUs and CuPy there is a worker process for each GPU instead.
 
     Parameters
     ----------
@@ -74,6 +74,8 @@ class DaskExecutor(Executor):
         listen on the loopback with certificates of their own, so that nobody else on the machine can use them.
     workers, threads
         Number of worker processes, and of threads in each; by default all cores are used.
+    gpus
+        Have a process for each GPU, with one task at a time, where nothing is said of processes and threads.
     dashboard
         Serve Dask's pages on a port of 127.0.0.1.
     patience_s
@@ -99,6 +101,7 @@ class DaskExecutor(Executor):
         processes: bool = False,
         workers: int | None = None,
         threads: int | None = None,
+        gpus: bool = True,
         dashboard: bool = False,
         patience_s: float = 300.0,
         fixed_order: bool = True,
@@ -122,7 +125,7 @@ class DaskExecutor(Executor):
                 self._client = _connect(undo, scheduler, patience_s, security)
                 self._description = f"Dask at {scheduler}"
             else:
-                cluster, self._description = _start(processes, workers, threads, dashboard)
+                cluster, self._description = _start(processes, workers, threads, gpus, dashboard)
                 undo.enter_context(cluster)
                 self._client = _connect(undo, cluster, patience_s)
             threads_of = self._threads()
@@ -627,7 +630,7 @@ def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security
         ) from error
 
 
-def _start(processes: bool, workers: int | None, threads: int | None, dashboard: bool) -> tuple[Any, str]:
+def _start(processes: bool, workers: int | None, threads: int | None, gpus: bool, dashboard: bool) -> tuple[Any, str]:
     """Start an embedded cluster and say what it is."""
     import dask
     from distributed import LocalCluster
@@ -648,17 +651,21 @@ def _start(processes: bool, workers: int | None, threads: int | None, dashboard:
 
         export_traffic()
     if not processes and workers is None:
-        cluster = _start_on_gpus(common)
-        if cluster is not None:
-            return cluster, f"Dask, {len(cluster.workers)} GPUs of this machine"
+        if gpus and threads is None and (found := choose_gpus("auto", LOG.info)):
+            return _start_on_gpus(found, common), f"Dask, {len(found)} GPUs of this machine"
         _, threads = layout(processes=False, threads=threads)
         common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
         with dask.config.set(IN_THIS_PROCESS):
             return LocalCluster(**common), f"Dask, {threads} threads of this process"
     workers, threads = layout(processes=True, workers=workers, threads=threads)
-    common |= {"processes": True, "host": "127.0.0.1", "n_workers": workers, "threads_per_worker": threads}
-    common |= {"protocol": "tls", "security": temporary_security()}
-    return LocalCluster(**common, env=CHILD_ENVIRONMENT), f"Dask, {workers} processes of {threads} threads"
+    common |= _among_themselves() | {"n_workers": workers, "threads_per_worker": threads}
+    return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
+
+
+def _among_themselves() -> dict[str, Any]:
+    """Return what makes worker processes that nobody else on this machine can use."""
+    addresses = {"host": "127.0.0.1", "protocol": "tls", "security": temporary_security()}
+    return {**addresses, "processes": True, "env": CHILD_ENVIRONMENT}
 
 
 def layout(*, processes: bool, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:
@@ -674,14 +681,13 @@ def layout(*, processes: bool, workers: int | None = None, threads: int | None =
     return workers, threads or max(CPU_COUNT // workers, 1)
 
 
-def _start_on_gpus(common: dict[str, Any]) -> Any | None:
-    """Start one worker for each GPU; None where dask-cuda or GPUs are missing."""
-    if importlib.util.find_spec("dask_cuda") is None:
-        return None
-    try:
-        from dask_cuda import LocalCUDACluster
+def _start_on_gpus(gpus: Sequence[str], common: dict[str, Any]) -> Any:
+    """Start a worker process for each GPU, which sees no other and runs one task at a time."""
+    from distributed import LocalCluster, Nanny
 
-        return LocalCUDACluster(**common | {"device_memory_limit": 0, "threads_per_worker": 1})
-    except Exception as error:  # NVML raises classes of its own, and only where its library is installed
-        LOG.debug("no GPUs: %s: %s", type(error).__name__, error)
-        return None
+    class OnGpu(Nanny):  # type: ignore[misc]  # here, since importing distributed takes long
+        def __init__(self, *args: Any, name: int, env: Mapping[str, str], **options: Any) -> None:
+            super().__init__(*args, name=name, env={**env, VISIBLE: gpus[name]}, **options)
+
+    common |= _among_themselves() | {"n_workers": len(gpus), "threads_per_worker": 1}
+    return LocalCluster(**common, worker_class=OnGpu)

@@ -261,6 +261,8 @@ class Job(Declaration):
     """Whether ``OUT`` is made as a whole and must not be there before."""
     parallel: ClassVar[bool] = True
     """Whether the executor is worth starting; a job of one short step runs on the serial one."""
+    on_gpu: ClassVar[bool] = False
+    """Whether its tasks run on GPUs where there are any; others use all cores of such a machine instead."""
 
     out: Place = parameter(meaning="folder of the results, or s3://bucket/prefix")
 

@@ -17,6 +17,7 @@ class Refine3D(Job):
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
         " --initial-resolution-A 25 --out refine",
     )
+    on_gpu: ClassVar[bool] = True
 
     particles: Place = parameter(meaning="particle store made by cloudem import")
     reference: Place = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")

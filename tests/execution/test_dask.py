@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import importlib.util
 import operator
+import os
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,9 +18,10 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
+from cloudem.backend.arrays import choose_device, why_no_gpu
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.dask import DaskExecutor
-from cloudem.execution.executor import Added, Fold
+from cloudem.execution.executor import Added, Fold, itself
 
 
 def test_without_arguments_it_is_threads_of_this_process() -> None:
@@ -70,39 +70,53 @@ def test_no_workers_or_threads_is_refused(argument: str) -> None:
         DaskExecutor(**{argument: 0})
 
 
-def offer_dask_cuda(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
-    module = types.ModuleType("dask_cuda")
-    module.LocalCUDACluster = start  # type: ignore[attr-defined]
-    module.__spec__ = importlib.machinery.ModuleSpec("dask_cuda", None)
-    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+def visible(item: int) -> tuple[int, str]:
+    time.sleep(0.3)  # so that nobody does it all
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def test_gpus_are_taken_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cluster_of_two(**arguments: Any) -> LocalCluster:
-        arguments.pop("device_memory_limit")
-        return LocalCluster(**arguments, n_workers=2, processes=False, protocol="inproc")
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, as the environment says, and CuPy, as far as anybody looks."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-8932f937")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "cupy" or find(name, *rest))
 
-    offer_dask_cuda(monkeypatch, cluster_of_two)
+
+@pytest.mark.usefixtures("two_gpus")
+def test_each_gpu_has_a_process_of_its_own_that_nobody_else_can_use() -> None:
     with DaskExecutor() as executor:
         assert executor.description == "Dask, 2 GPUs of this machine"
         assert executor.workers == 2
+        assert executor._client.scheduler.address.startswith("tls://127.0.0.1:")
+        found = set(executor.map(visible, range(6)))
+    assert sorted(gpu for _, gpu in found) == ["1", "GPU-8932f937"]
+    assert len({pid for pid, _ in found} | {os.getpid()}) == 3
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("arguments", [{"gpus": False}, {"threads": 1}, {"workers": 1, "threads": 1}])
+def test_gpus_are_left_alone_where_something_else_is_asked_for(arguments: dict[str, Any]) -> None:
+    with DaskExecutor(**arguments) as executor:
+        assert "GPU" not in executor.description
 
 
 def test_without_gpus_it_falls_back_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_driver(**arguments: Any) -> LocalCluster:
-        raise RuntimeError("NVML library not found")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with DaskExecutor() as executor:
+        assert executor.description.endswith(" threads of this process")
 
-    offer_dask_cuda(monkeypatch, no_driver)
-    with DaskExecutor(threads=1) as executor:
-        assert executor.description == "Dask, 1 threads of this process"
+
+def device_of(item: int) -> str:
+    return choose_device()
 
 
 def test_real_gpus_run_tasks() -> None:
-    pytest.importorskip("dask_cuda", reason="dask-cuda is not installed: LocalCUDACluster is not tried here")
+    if reason := why_no_gpu():
+        pytest.skip(f"{reason}: no task is tried on one here")
     with DaskExecutor() as executor:
-        if "GPU" not in executor.description:
-            pytest.skip("no GPU is found on this machine: LocalCUDACluster is not tried here")
-        assert list(executor.map(abs, [-1, 2])) == [1, 2]
+        assert "GPU" in executor.description
+        assert set(executor.map(device_of, range(4))) == {"gpu"}
 
 
 def test_the_serial_executor_does_not_import_dask() -> None:
@@ -225,3 +239,16 @@ def test_a_result_whose_worker_is_lost_before_it_is_fetched_is_not_waited_for_wi
         monkeypatch.setattr(executor, "_wait", lambda future: None)  # as if it were lost right after that
         with pytest.raises(WorkerLostError, match="had no workers"):
             executor.fetch(value)
+
+
+def threads_of_transforms(_value: int) -> int:
+    from scipy import fft
+
+    return int(fft.get_workers())
+
+
+def test_what_others_wait_for_uses_the_threads_that_are_free() -> None:
+    with DaskExecutor(threads=3) as executor:
+        assert executor.fetch(executor.share(threads_of_transforms, 0)) == 3
+        assert executor.fetch(executor.spread(threads_of_transforms, 0, local=itself)) == 3
+        assert list(executor.map(threads_of_transforms, range(2))) == [1, 1]
