@@ -4,10 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cloudem.algorithms.resolution import low_pass
+from cloudem.algorithms.resolution import low_pass_curve
+from cloudem.algorithms.spectra import is_finite, low_frequencies, resampled
 from cloudem.backend.threads import over_slabs
 from cloudem.errors import ParameterError
-from cloudem.kernels.outline import scale_planes
+from cloudem.kernels.outline import scale_planes, soft_outline
+from cloudem.kernels.pruned import frequencies
+from cloudem.kernels.slices import fast_even
 
 SLAB = 8
 """Planes that a thread takes at a time."""
@@ -20,6 +23,10 @@ SOLVENT_SIGMAS = 3.0
 
 LOWEST_FRACTION = 0.25
 """Lowest threshold, as a fraction of the way from the solvent's mode to Otsu's threshold."""
+
+VOXELS_PER_RESOLUTION = 5.0
+"""Of the grid on which an outline is found: masks then overlap by 0.985 (Dice) with those found on a grid five times as
+fine, by 0.98 with four voxels (ribosome and demo molecule, 1.2 Å pixels)."""
 
 COARSER = 1.5
 """Step of the low-pass filter's resolution when a map is too noisy."""
@@ -120,7 +127,8 @@ def estimate_mask(
     """Find a molecule's outline in a noisy map and return it as a soft mask.
 
     Low-pass filter, threshold (:func:`density_threshold`), keep the largest connected pieces, fill the cavities, extend
-    outward, and add a raised-cosine edge. Deterministic; prefers too much solvent to cut density.
+    outward, and add a raised-cosine edge. Deterministic; prefers too much solvent to cut density. The outline is found
+    on the coarser grid that the filtered map needs (:func:`coarse_box`), and distances to it are interpolated.
 
     Parameters
     ----------
@@ -148,15 +156,18 @@ def estimate_mask(
         No voxel is above the threshold, the map is constant or holds NaN.
     """
     box = volume.shape[0]
-    if not np.isfinite(volume).all():
+    if not is_finite(volume):
         raise ParameterError("the map holds NaN or infinite voxels, so no mask can be found in it; give another map")
-    inside = soft_sphere(box, _core_radius(box, pixel_size, diameter), 0.0) > 0.5
     resolution = max(low_pass_resolution, 2 * pixel_size)
-    smooth = low_pass(volume, pixel_size, resolution)
+    size = coarse_box(box, pixel_size, resolution)
+    step = box / size  # of the coarse grid, in pixels
+    inside = soft_sphere(size, _core_radius(box, pixel_size, diameter) / step, 0.0) > 0.5
+    spectrum = low_frequencies(volume, int(np.ceil(box * pixel_size / resolution)) + 1)
+    smooth = _low_passed(spectrum, box, size, pixel_size, resolution)
     level, clear = density_threshold(smooth[inside]) if threshold is None else (threshold, True)
     while not clear and resolution * COARSER < box * pixel_size / 4:
         resolution *= COARSER
-        smooth = low_pass(volume, pixel_size, resolution)
+        smooth = _low_passed(spectrum, box, size, pixel_size, resolution)
         level, clear = density_threshold(smooth[inside])
     solid = inside & (smooth > level)
     if not solid.any():
@@ -166,20 +177,43 @@ def estimate_mask(
             f"{highest:.4g}); give a lower threshold, or leave it out to have it found"
         )
     solid = _without_cavities(_large_components(solid))
-    mask = _grown(solid, extend / pixel_size, edge / pixel_size)
-    # the mask must reach 0 inside the box: density does not go round its walls
-    return mask * soft_sphere(box, box / 2 - 3.0, 2.0)
+    # distances are those to the nearest voxel centre inside, and a voxel is half its width wider than its centre
+    wider = (1 - 1 / step) / 2
+    return _softened(solid, box, extend / (pixel_size * step) + wider, edge / (pixel_size * step))
 
 
-def _grown(solid: NDArray[np.bool_], extend: float, edge: float) -> NDArray[np.float32]:
-    """Extend a solid by some voxels and let it fall to 0 over some more; only its surroundings are computed."""
-    reach = int(np.ceil(extend + edge)) + 1
-    around = tuple(
-        slice(max(part.start - reach, 0), part.stop + reach) for part in ndimage.find_objects(solid.astype(np.int8))[0]
-    )
-    mask = np.zeros(solid.shape, np.float32)
-    # distances are those to the nearest voxel centre inside
-    mask[around] = raised_cosine(ndimage.distance_transform_edt(~solid[around]) - extend, edge)
+def coarse_box(box: int, pixel_size: float, resolution: float) -> int:
+    """Return the edge of the grid on which an outline is found: voxels are a fifth of the resolution at most."""
+    size = fast_even(int(np.ceil(VOXELS_PER_RESOLUTION * box * pixel_size / resolution)))
+    return min(size, box)
+
+
+def _low_passed(
+    spectrum: NDArray[np.complex64], box: int, size: int, pixel_size: float, resolution: float
+) -> NDArray[np.float32]:
+    """Return the map of low frequencies, filtered to a resolution, on a coarser grid."""
+    curve = low_pass_curve(box, pixel_size, resolution)
+    squared = frequencies(len(spectrum)) ** 2
+    radius = np.sqrt(squared[:, None, None] + squared[:, None] + np.arange(spectrum.shape[2]) ** 2)
+    filtered = spectrum * np.interp(radius, np.arange(len(curve)), curve, right=0.0).astype(np.float32)
+    return resampled(filtered, box, size)
+
+
+def _softened(solid: NDArray[np.bool_], box: int, extend: float, edge: float) -> NDArray[np.float32]:
+    """Return the soft mask of a box, of a solid extended by some coarse voxels and falling to 0 over some more."""
+    reach = int(np.ceil(extend + edge)) + 2
+    found = ndimage.find_objects(solid.astype(np.int8))[0]
+    around = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in found)
+    distance = np.full(solid.shape, reach, np.float32)
+    distance[around] = ndimage.distance_transform_edt(~solid[around])
+    mask, line = np.empty((box, box, box), np.float32), np.ones(box, np.float32)
+
+    def in_plane(first: int, last: int) -> None:
+        soft_outline(distance, first, len(solid) / box, extend, edge, mask[first:last])
+        # the mask must reach 0 inside the box: density does not go round its walls
+        scale_planes(mask[first:last], line, first, 0, box / 2 - 3.0, 2.0)
+
+    over_slabs(in_plane, box, SLAB)
     return mask
 
 

@@ -168,7 +168,7 @@ def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -
     mixed = mixed_of(volume)
     to_spectrum(mixed)
     randomise(mixed, first_shell, seed)
-    return map_of(mixed)
+    return map_of(mixed, len(volume))
 
 
 def masked_fsc(

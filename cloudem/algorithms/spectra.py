@@ -18,6 +18,7 @@ from cloudem.kernels.pruned import (
     mixed_to_planes,
     mixed_to_spectrum,
     planes_to_mixed,
+    rows_within,
     slab_of,
     spectrum_to_mixed,
 )
@@ -128,8 +129,40 @@ def multiply(mixed: Complex64, mask: Float32, extent: Extent) -> Complex64:
     return mixed[bottom:top]
 
 
-def map_of(mixed: Complex64) -> Float32:
+def map_of(mixed: Complex64, n: int) -> Float32:
     """Return the map of all its mixed planes, (n, n, n)."""
-    n = mixed.shape[1]
     planes = over_slabs(lambda first, last: mixed_to_planes(mixed[first:last], n, 0, n, n), n, slab_of(n, n // 2 + 1))
     return np.concatenate(planes)
+
+
+def low_frequencies(volume: Float32, reach: int) -> Complex64:
+    """Return the spectrum of a map up to a frequency, (rows, rows, columns) of :func:`rows_within`, in FFT order."""
+    n = len(volume)
+    rows, columns = rows_within(reach, n)
+    mixed, spectrum = np.empty((n, rows, columns), np.complex64), np.empty((rows, rows, columns), np.complex64)
+
+    def in_plane(first: int, last: int) -> None:
+        planes = np.asarray(volume[first:last], np.float32)
+        mixed[first:last] = planes_to_mixed(planes, 0, n, n, rows, columns)
+
+    def along_z(first: int, last: int) -> None:
+        part = mixed_to_spectrum(mixed[:, first:last], 0, n, n)
+        spectrum[:, first:last] = part[frequencies(rows) % n]
+
+    over_slabs(in_plane, n, slab_of(n, n // 2 + 1))
+    over_slabs(along_z, rows, slab_of(n, columns))
+    return spectrum
+
+
+def resampled(spectrum: Complex64, box: int, size: int) -> Float32:
+    """Return the map of low frequencies on a grid of ``size`` instead of ``box`` voxels along each edge."""
+    rows, _, columns = spectrum.shape
+    mixed = np.empty((size, rows, columns), np.complex64)
+
+    def along_z(first: int, last: int) -> None:
+        part = np.zeros((size, last - first, columns), np.complex64)
+        part[frequencies(rows) % size] = spectrum[:, first:last]
+        mixed[:, first:last] = spectrum_to_mixed(part, 0, size, size)
+
+    over_slabs(along_z, rows, slab_of(size, columns))
+    return map_of(mixed, size) * np.float32((size / box) ** 3)

@@ -47,7 +47,8 @@ def soft_outline(distance: Float32, first: int, scale: float, extend: float, edg
     scale
         Coarse voxels per voxel of the mask, at most 1.
     extend, edge
-        The mask is 1 up to the distance ``extend`` and falls to 0 over ``edge`` more; coarse voxels.
+        The mask is 1 up to the distance ``extend``, at least up to half a voxel, which belongs to the solid, and falls
+        to 0 over ``edge`` more; coarse voxels.
     mask
         Filled, (s, n, n) float32, the origin at n // 2.
     """
@@ -59,7 +60,7 @@ def soft_outline(distance: Float32, first: int, scale: float, extend: float, edg
     values = _between(distance[below[part]], distance[below[part] + 1], share[part, None, None])
     values = _between(values[:, below], values[:, below + 1], share[:, None])
     values = _between(values[:, :, below], values[:, :, below + 1], share)
-    mask[...] = _raised_cosine(values - extend, edge)
+    mask[...] = np.where(values <= 0.5, 1, _raised_cosine(values - extend, edge))
 
 
 def _between(low: NDArray[np.floating], high: NDArray[np.floating], share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import fft
 
 from cloudem.algorithms import mask as m
+from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.algorithms.resolution import low_pass
 from cloudem.errors import ParameterError
 
@@ -87,6 +89,30 @@ def test_cavities_are_filled_and_specks_left_out(blob):
     mask = m.estimate_mask(shell, PIXEL, low_pass_resolution=6.0, extend=0.0, edge=3.0)
     assert mask[24, 24, 24] == 1
     assert mask[:6, 24, 24].max() == 0
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_a_coarser_grid_gives_the_same_mask(monkeypatch, level):
+    """Against the outline found voxel by voxel: they overlap, are as large, and none cuts density."""
+    molecule = density_of_atoms(demo_molecule(80.0), 96, 1.25, b_factor=50.0)
+    density = noisy(molecule, level)
+    threshold = m.density_threshold(low_pass(density, 1.25, 15.0))[0]
+    mask = m.estimate_mask(density, 1.25, threshold=threshold)
+    assert m.coarse_box(96, 1.25, 15.0) == 40
+    monkeypatch.setattr(m, "VOXELS_PER_RESOLUTION", 1000.0)
+    plain = m.estimate_mask(density, 1.25, threshold=threshold)
+    assert 2 * np.minimum(mask, plain).sum() > 0.98 * (mask.sum() + plain.sum())
+    assert mask.sum() == pytest.approx(plain.sum(), rel=0.02)
+    assert (mask * molecule).sum() > 0.998 * (plain * molecule).sum()
+
+
+def test_the_number_of_threads_changes_no_bit(blob):
+    masks = []
+    for workers in (1, 2, 3):
+        with fft.set_workers(workers):
+            masks.append(m.estimate_mask(noisy(blob, 0.3), 1.3))
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(masks[0], masks[2])
 
 
 def test_bad_maps_are_named(blob):

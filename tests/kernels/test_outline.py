@@ -24,15 +24,16 @@ def test_planes_are_scaled_and_end_softly(twin: Twin, radius: float, edge: float
     np.testing.assert_allclose(planes, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("extend", [0.0, 0.7])
 @pytest.mark.parametrize("coarse", [4, 6, 11, 20])
-def test_outline_is_made_from_interpolated_distances(twin: Twin, coarse: int) -> None:
+def test_outline_is_made_from_interpolated_distances(twin: Twin, coarse: int, extend: float) -> None:
     """Against SciPy's interpolation of order 1, beyond the grid the nearest voxel; 1e-5."""
-    n, first, extend, edge = 20, 4, 0.7, 1.9
+    n, first, edge = 20, 4, 1.9
     distance = 3 * np.random.default_rng(coarse).random((coarse,) * 3).astype(np.float32)
     mask = np.empty((9, n, n), np.float32)
     twin(soft_outline)(distance, first, coarse / n, extend, edge, mask)
     axis = (np.arange(n) - n // 2) * coarse / n + coarse // 2
     points = np.meshgrid(axis[first : first + 9], axis, axis, indexing="ij")
-    away = ndimage.map_coordinates(distance.astype(np.float64), points, order=1, mode="nearest") - extend
-    expected = np.where(away <= 0, 1, np.where(away >= edge, 0, 0.5 + 0.5 * np.cos(np.pi * np.clip(away / edge, 0, 1))))
-    np.testing.assert_allclose(mask, expected, atol=1e-5)
+    away = ndimage.map_coordinates(distance.astype(np.float64), points, order=1, mode="nearest")
+    ramp = 0.5 + 0.5 * np.cos(np.pi * np.clip((away - extend) / edge, 0, 1))
+    np.testing.assert_allclose(mask, np.where(away <= 0.5, 1, ramp), atol=1e-5)

@@ -75,4 +75,5 @@ def _soft_outline(distance: Any, first: int, scale: float, extend: float, edge: 
             out = mask[i, y]
             for x in range(n):
                 k = below[x]
-                out[x] = _raised_cosine(row[k] + share[x] * (row[k + 1] - row[k]) - extend, edge)
+                away = row[k] + share[x] * (row[k + 1] - row[k])
+                out[x] = 1.0 if away <= 0.5 else _raised_cosine(away - extend, edge)
