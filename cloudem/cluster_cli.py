@@ -105,12 +105,13 @@ class Worker(Command):
         scheme, separator, _ = self.scheduler.partition("://")
         if not separator or scheme not in ("tls", "tcp"):
             raise ParameterError(f"SCHEDULER: got {self.scheduler!r}, needs an address such as tls://10.99.0.1:8786")
-        visible, threads = self._layout()
+        visible, threads, cores = self._layout()
         run_workers(
             self.scheduler,
             security_for(self.scheduler, self.certificates),
             visible=visible,
             threads=threads,
+            cores=cores,
             host=self.host,
             folder=self.local_folder,
             metrics_port=self.metrics_port,
@@ -119,21 +120,22 @@ class Worker(Command):
             say=_say,
         )
 
-    def _layout(self) -> tuple[list[str | None], int]:
-        """Return which GPUs each worker sees (None for as it is), and threads of each."""
+    def _layout(self) -> tuple[list[str | None], int, int]:
+        """Return which GPUs each worker sees (None for as it is), and of each the threads and the cores."""
         from cloudem.execution.dask import layout
         from cloudem.execution.gpus import choose_gpus
 
         gpus = choose_gpus(self.gpus, _say)
         if not gpus:
             workers, threads = layout(processes=True, workers=self.workers or 1, threads=self.threads)
-            return [None if self.gpus == "auto" else ""] * workers, threads
+            return [None if self.gpus == "auto" else ""] * workers, threads, threads
         if self.workers not in (None, len(gpus)):
             raise ParameterError(
                 f"--workers: got {self.workers}, but each of {len(gpus)} GPUs has one; leave it out, or"
                 " give --gpus none"
             )
-        return [*gpus], self.threads or 1
+        _, cores = layout(processes=True, workers=len(gpus))
+        return [*gpus], self.threads or 1, cores
 
 
 COMMANDS: dict[str, type[Command]] = {

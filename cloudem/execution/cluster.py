@@ -33,7 +33,7 @@ from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION
 from cloudem.execution.gpus import VISIBLE
 from cloudem.execution.security import host_of, refusal_of
-from cloudem.execution.threads import CHILD_ENVIRONMENT
+from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES
 
 Say = Callable[[str], None]
 
@@ -85,6 +85,7 @@ def run_workers(
     *,
     visible: Sequence[str | None],
     threads: int,
+    cores: int,
     host: str | None = None,
     folder: str | None = None,
     metrics_port: int | None = None,
@@ -103,8 +104,8 @@ def run_workers(
     visible
         For each worker process the GPUs that it sees (`cloudem.execution.gpus`), the first of which it uses: "" for
         none, None for all that this process sees.
-    threads
-        Tasks at the same time in each.
+    threads, cores
+        Of each: tasks at the same time, and cores that they have together.
     host
         Address on which they listen; by default the one from which the scheduler is reached.
     folder
@@ -139,6 +140,7 @@ def run_workers(
             "security": security,
             "host": host,
             "nthreads": threads,
+            "resources": {CORES: cores},
             "local_directory": place,
             "preload": list(preload),
         }

@@ -28,7 +28,7 @@ from cloudem.execution.executor import Added, Executor, Fold, Shared, folded, it
 from cloudem.execution.folding import Forest, Node, Roster, copied_from, together_for
 from cloudem.execution.gpus import VISIBLE, choose_gpus
 from cloudem.execution.security import refusal_of, security_for, temporary_security
-from cloudem.execution.threads import CHILD_ENVIRONMENT, one_thread_per_task
+from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES, one_thread_per_task
 from cloudem.traffic import Traffic
 
 T = TypeVar("T")
@@ -567,17 +567,31 @@ def _with_free_threads(function: Callable[..., R], *args: Any) -> R:
     from distributed import get_worker
     from scipy import fft
 
-    state = get_worker().state
-    with fft.set_workers(max(state.nthreads // max(len(state.executing), 1), 1)):
+    with fft.set_workers(_cores_for(len(get_worker().state.executing))):
         return function(*args)
+
+
+def _cores_for(tasks: int) -> int:
+    """Return how many cores each of so many tasks of this worker has."""
+    from distributed import get_worker
+
+    state = get_worker().state
+    return max(int(state.total_resources.get(CORES, state.nthreads)) // max(tasks, 1), 1)
 
 
 def _add(
     fold: Fold[I, K, V, N], items: Sequence[I], values: Sequence[Sequence[Any]]
 ) -> Added[K, V, tuple[list[N], float]]:
-    """Add the items of a node of the tree one after another; with the notes comes how long that took, seconds."""
+    """Add the items of a node of the tree one after another; with the notes comes how long that took, seconds.
+
+    A task that leaves most of its work to a GPU has more than one core for the rest.
+    """
+    from distributed import get_worker
+    from scipy import fft
+
     began = time.monotonic()
-    sums, notes = folded(fold, zip(items, values, strict=True), len(items))
+    with fft.set_workers(_cores_for(get_worker().state.nthreads)):
+        sums, notes = folded(fold, zip(items, values, strict=True), len(items))
     return Added(sums, (notes, time.monotonic() - began))
 
 
@@ -689,5 +703,6 @@ def _start_on_gpus(gpus: Sequence[str], common: dict[str, Any]) -> Any:
         def __init__(self, *args: Any, name: int, env: Mapping[str, str], **options: Any) -> None:
             super().__init__(*args, name=name, env={**env, VISIBLE: gpus[name]}, **options)
 
-    common |= _among_themselves() | {"n_workers": len(gpus), "threads_per_worker": 1}
+    _, cores = layout(processes=True, workers=len(gpus))
+    common |= _among_themselves() | {"n_workers": len(gpus), "threads_per_worker": 1, "resources": {CORES: cores}}
     return LocalCluster(**common, worker_class=OnGpu)

@@ -1,5 +1,8 @@
 """One thread for each task: the only place that tells numerical libraries how many threads to use.
 
+What cloudem itself spreads over threads (`cloudem.backend.threads`) takes those that no task uses, and gives the same
+bits for any number of them: a worker on a GPU, with one task at a time, has its share of the cores for that.
+
 Tasks run side by side, one for each core. A library that started threads of its own inside a task would make the two
 of them wait for each other; and sums that depend on the number of threads would not be the same to the bit on another
 machine.
@@ -18,6 +21,9 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THR
 
 CHILD_ENVIRONMENT = {**ENVIRONMENT, "NUMBA_NUM_THREADS": "1"}
 """For worker processes. Numba refuses another number once its threads run, so this one is not for our own process."""
+
+CORES = "cores"
+"""Resource, as Dask calls it, of a worker that has more cores than it runs tasks: how many."""
 
 
 @contextmanager

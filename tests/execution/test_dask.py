@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import LocalCluster
+from scipy import fft
 
 from cloudem.backend.arrays import choose_device, why_no_gpu
 from cloudem.errors import ParameterError, WorkerLostError
@@ -83,15 +84,27 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "cupy" or find(name, *rest))
 
 
+def add_threads(item: int) -> Added[str, int, int]:
+    return Added({"sum": 1}, fft.get_workers())
+
+
 @pytest.mark.usefixtures("two_gpus")
-def test_each_gpu_has_a_process_of_its_own_that_nobody_else_can_use() -> None:
+def test_each_gpu_has_a_process_with_its_share_of_the_cores_that_nobody_else_can_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dask.system.CPU_COUNT", 7)
+    fold: Fold[int, str, int, int] = Fold(keys, add_threads, operator.add, first_takes_all, sum)
     with DaskExecutor() as executor:
         assert executor.description == "Dask, 2 GPUs of this machine"
         assert executor.workers == 2
         assert executor._client.scheduler.address.startswith("tls://127.0.0.1:")
         found = set(executor.map(visible, range(6)))
+        assert executor.fetch(executor.share(fft.get_workers)) == 3
+        assert executor.accumulate(fold, range(4))[1] == [3] * 4
     assert sorted(gpu for _, gpu in found) == ["1", "GPU-8932f937"]
     assert len({pid for pid, _ in found} | {os.getpid()}) == 3
+    with DaskExecutor(threads=3) as executor:
+        assert executor.accumulate(fold, range(4))[1] == [1] * 4
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -153,16 +153,17 @@ def test_each_gpu_has_a_process_of_its_own_and_the_death_of_one_leaves_the_other
     address = f"tcp://127.0.0.1:{port}"
     started("scheduler", "--port", str(port))
     log = started("worker", address, **{VISIBLE: ",".join(NAMES)})
-    eventually(lambda: log.read_text().count(" is at ") == 3, log)
+    blind = started("worker", address, "--gpus", "none", "--threads", "3", **{VISIBLE: "0,1"})
+    eventually(lambda: (log.read_text() + blind.read_text()).count(" is at ") == 4, log)
     for name in NAMES:
         assert f" with 1 threads on GPU {name} is at {address}\n" in log.read_text()
     with Client(address, set_as_default=False) as client:
         before = client.run(sight)
-        assert sorted(visible for _, visible, _ in before.values()) == sorted(NAMES)
+        assert sorted(visible for _, visible, _ in before.values()) == sorted([*NAMES, ""])
         assert {threads for *_, threads in before.values()} == {"1"}
-        assert len({pid for pid, *_ in before.values()}) == 3
-        assert client.nthreads() == dict.fromkeys(before, 1)
-        dead, (pid, visible, _) = next(iter(before.items()))
+        assert len({pid for pid, *_ in before.values()}) == 4
+        assert client.nthreads() == {worker: 1 if visible else 3 for worker, (_, visible, _) in before.items()}
+        dead, (pid, visible, _) = next(each for each in before.items() if each[1][1])
         psutil.Process(pid).kill()
         eventually(lambda: " has taken its place" in log.read_text(), log)
         after = client.run(sight)
@@ -171,19 +172,6 @@ def test_each_gpu_has_a_process_of_its_own_and_the_death_of_one_leaves_the_other
     assert after[new][1] == visible
     assert {k: v for k, v in after.items() if k != new} == {k: v for k, v in before.items() if k != dead}
     assert log.read_text().count(" has died (SIGKILL); starting it again") == 1
-
-
-def test_without_gpus_workers_are_as_before_and_told_so_they_see_none(started) -> None:
-    (port,) = free_ports(1)
-    address = f"tcp://127.0.0.1:{port}"
-    started("scheduler", "--port", str(port))
-    started("worker", address, "--threads", "2", **{VISIBLE: "-1"})
-    log = started("worker", address, "--gpus", "none", "--threads", "3", **{VISIBLE: "0,1"})
-    with Client(address, set_as_default=False) as client:
-        eventually(lambda: len(client.nthreads()) == 2, log)
-        assert sorted(client.nthreads().values()) == [2, 3]
-        seen = {client.nthreads()[worker]: visible for worker, (_, visible, _) in client.run(sight).items()}
-    assert seen == {2: "-1", 3: ""}
 
 
 def test_workers_without_and_with_gpus_are_not_asked_for_at_once(tmp_path: Path) -> None:
