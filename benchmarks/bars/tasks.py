@@ -188,7 +188,7 @@ def poses(bench: Bench, count: int, repeats: int) -> None:
     from cloudem.algorithms.align import Poses
     from cloudem.io.groups import read_group, write_group
     from cloudem.jobs.alignment import Checkpoint, Found
-    from cloudem.jobs.refining import changes, pose_arrays, sorted_found
+    from cloudem.jobs.poses import changes, pose_arrays, sorted_found
 
     random = np.random.default_rng(0)
     plan, rotations = plan_at(512), random_rotations(count, random)

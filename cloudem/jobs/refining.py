@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import best_of, join
+from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import Plan, noise_variance
 from cloudem.algorithms.refinement import (
@@ -27,8 +27,6 @@ from cloudem.algorithms.refinement import (
     State,
     beyond_start,
     first_state,
-    intensity_scales,
-    is_moving,
     next_state,
     plan_of,
     reference_snr,
@@ -64,9 +62,9 @@ from cloudem.jobs.dataset import (
     micrograph_numbers,
     open_dataset,
     open_for_tasks,
-    require_finite,
 )
 from cloudem.jobs.maps import fitted, read_mask
+from cloudem.jobs.poses import changes, no_poses, pose_arrays, scale_changes, shift_variance, sorted_found, table_poses
 from cloudem.jobs.progress import Stage, Value
 from cloudem.jobs.refine3d import Refine3D
 from cloudem.jobs.results import write_maps
@@ -81,7 +79,7 @@ from cloudem.jobs.solving import (
     whole_sums,
     write_reference,
 )
-from cloudem.model.poses import angle_up_to, euler_to_matrix, matrix_to_euler
+from cloudem.model.poses import matrix_to_euler
 from cloudem.model.symmetry import operators
 from cloudem.traffic import Moved, difference, purpose
 
@@ -316,7 +314,7 @@ def begin(run: Run) -> State:
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),
-        **(table_poses(run) if job.local else no_poses()),
+        **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
     clear(run.context)  # only now that the input is known to be good
     run.context.write("", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
@@ -335,29 +333,6 @@ def first_references(run: Run, density: Float32, factors: Iterable[float]) -> li
         with purpose("reference"):
             run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
     return list(names)
-
-
-def no_poses() -> dict[str, Any]:
-    """Return the empty pose arrays of a checkpoint."""
-    return {
-        "pose_images": np.zeros(0, np.int32),
-        "pose_rotations": np.zeros((0, 3, 3)),
-        "pose_shifts": np.zeros((0, 2)),
-        "pose_weights": np.zeros(0),
-    }
-
-
-def table_poses(run: Run) -> dict[str, Any]:
-    """Return the poses of the particle table as the pose arrays of a checkpoint."""
-    table = run.dataset.particles
-    require_finite(table, "rot", "tilt", "psi", *(name for name in ("shift_x", "shift_y") if name in table))
-    shifts = np.stack([table.get("shift_x", 0.0), table.get("shift_y", 0.0)], axis=1) / run.settings.pixel_size
-    return {
-        "pose_images": np.arange(len(table), dtype=np.int32),
-        "pose_rotations": euler_to_matrix(table["rot"], table["tilt"], table["psi"]),
-        "pose_shifts": shifts,
-        "pose_weights": np.ones(len(table)),
-    }
 
 
 def tasks(
@@ -493,76 +468,15 @@ def solve_halves(
         where = (run.url, state.iteration)
         written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
         references = [executor.fetch(name) for name in written]
+    scale = before.scale
+    if run.job.correct_scale:
+        scale = scale * scale_changes(micrograph_numbers(run.dataset.particles), found)
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
         shift_variance=np.array([shift_variance(part) for part in found]),
         half_set=before.half_set,
-        scale=before.scale * scale_changes(run, before, found),
+        scale=scale,
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
     return Outcome(checkpoint, references, observed, after, maps, curves, found, executor.traffic())
-
-
-def sorted_found(parts: Sequence[Found]) -> Found:
-    """Return the poses of all parts, ordered by image and the most probable of each first."""
-    poses = join(*(part.poses for part in parts))
-    weights = np.concatenate([part.weights for part in parts])
-    order = np.lexsort((-weights, poses.images))
-    if not np.isfinite(poses.score).all():
-        worst = poses.images[~np.isfinite(poses.score)][0]
-        raise InconsistentDataError(
-            f"the likelihood of particle {worst + 1} is not a number: its image or CTF is beyond all measure; leave it "
-            "out and import again"
-        )
-    return Found(poses.take(order), weights[order])
-
-
-def shift_variance(found: Found) -> float:
-    """Return the variance of the shifts along one axis, pixels², at least one pixel's."""
-    total = np.sum(found.weights[:, None] * found.poses.shifts**2)
-    return max(float(total / (2 * found.weights.sum())), 1.0)
-
-
-def scale_changes(run: Run, before: Checkpoint, found: Sequence[Found]) -> NDArray[np.float64]:
-    """Return the factor by which each image's intensity scale changes, found in its half-set alone."""
-    change = np.ones(len(before.half_set))
-    if run.job.correct_scale:
-        micrograph = micrograph_numbers(run.dataset.particles)
-        for part in found:
-            best = part.poses.take(best_of(part.poses.images))
-            change[best.images] = intensity_scales(best.numerator, best.norm, micrograph[best.images])
-    return change
-
-
-def pose_arrays(found: Sequence[Found]) -> dict[str, Any]:
-    """Return the pose arrays of a checkpoint, ordered by image."""
-    names = ("images", "rotations", "shifts")
-    joined = {f"pose_{name}": np.concatenate([getattr(f.poses, name) for f in found]) for name in names}
-    joined["pose_weights"] = np.concatenate([f.weights for f in found])
-    order = np.argsort(joined["pose_images"], kind="stable")
-    return {name: values[order] for name, values in joined.items()}
-
-
-class Changes(NamedTuple):
-    """Which images' most probable pose moved, and which jumped to another maximum, (N,) each."""
-
-    moving: NDArray[np.bool_]
-    jumped: NDArray[np.bool_]
-
-
-def changes(plan: Plan, before: Checkpoint, found: Sequence[Found], group: NDArray[np.float64]) -> Changes:
-    """Compare the most probable poses, up to symmetry, with those before."""
-    moving, jumped = (np.ones(len(before.half_set), bool) for _ in range(2))
-    if not len(before.pose_images):
-        return Changes(moving, jumped)
-    old = before.poses()
-    old = old.take(best_of(old.images))
-    for part in found:
-        new = part.poses.take(best_of(part.poses.images))
-        was = old.take(np.searchsorted(old.images, new.images))
-        angle = angle_up_to(new.rotations, was.rotations, group)
-        shift = np.linalg.norm(new.shifts - was.shifts, axis=1)
-        moving[new.images] = is_moving(angle, shift, new.precision)
-        jumped[new.images] = angle > plan.step / 2
-    return Changes(moving, jumped)
