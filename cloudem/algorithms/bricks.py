@@ -124,14 +124,15 @@ def unpack(brick: Brick, ball: Ball) -> Sums:
 def pack_reference(volume: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
     """Return the voxels of a reference's half-volume that slices up to shell ``k_max`` read."""
     m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
-    nothing = np.zeros(volume.shape, np.float32)
-    return fold_ball(volume, nothing, IDENTITY, squared, _count(IDENTITY.tobytes(), m, squared))[0]
+    return fold_ball(
+        volume, np.empty((0, 0, 0), np.float32), IDENTITY, squared, _count(IDENTITY.tobytes(), m, squared)
+    )[0]
 
 
 def unpack_reference(values: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
     """Return the half-volume that :func:`pack_reference` took apart."""
     m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
-    return unfold_ball(values, np.zeros(len(values), np.float32), IDENTITY, squared, m)[0]
+    return unfold_ball(values, np.empty(0, np.float32), IDENTITY, squared, m)[0]
 
 
 def complete(sums: Sums, group: NDArray[np.float64]) -> Sums:

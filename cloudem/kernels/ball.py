@@ -41,7 +41,7 @@ def fold_ball(
     ----------
     data, weight
         Half-volumes with their Friedel mates added (:func:`cloudem.kernels.slices.complete_friedel`),
-        (2 m + 1, 2 m + 1, m + 2).
+        (2 m + 1, 2 m + 1, m + 2); an empty weight where there is none, which gives an empty line.
     permutations, squared_radius
         As in :func:`count_ball`.
     count
@@ -49,14 +49,15 @@ def fold_ball(
     """
     m = data.shape[2] - 2
     points, first = _independent(permutations, m, squared_radius)
-    values, weights = np.zeros(count, np.complex64), np.zeros(count, np.float32)
+    values, weights = np.zeros(count, np.complex64), np.zeros(count if weight.size else 0, np.float32)
     for permutation in permutations:
         x, y, z = (points[first] @ permutation.T).T
         mate = x < 0
         x, y, z = (np.where(mate, -axis, axis) for axis in (x, y, z))
         found = data[z + m, y + m, x + 1]
         values += np.where(mate, found.conj(), found)
-        weights += weight[z + m, y + m, x + 1]
+        if weight.size:
+            weights += weight[z + m, y + m, x + 1]
     return values, weights
 
 
@@ -64,10 +65,13 @@ def fold_ball(
 def unfold_ball(
     values: NDArray[np.complex64], weights: NDArray[np.float32], permutations: Int, squared_radius: int, m: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Return the half-volumes, symmetric by the permutations and with all Friedel mates, that a line stands for."""
+    """Return the half-volumes, symmetric by the permutations and with all Friedel mates, that a line stands for.
+
+    The second one is empty where the line has no weights.
+    """
     points, first = _independent(permutations, m, squared_radius)
     shape = (2 * m + 1, 2 * m + 1, m + 2)
-    data, weight = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
+    data, weight = np.zeros(shape, np.complex64), np.zeros(shape if weights.size else (0, 0, 0), np.float32)
     for permutation in permutations:
         turned = points[first] @ permutation.T
         for sign in (1, -1):
@@ -75,7 +79,8 @@ def unfold_ball(
             here = x >= -1
             place = (z[here] + m, y[here] + m, x[here] + 1)
             data[place] = values[here] if sign == 1 else values[here].conj()
-            weight[place] = weights[here]
+            if weights.size:
+                weight[place] = weights[here]
     return data, weight
 
 

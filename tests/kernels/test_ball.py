@@ -86,6 +86,21 @@ def test_twins_agree_to_rounding(symmetry: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("symmetry", ["C1", "D2"])
+@pytest.mark.parametrize("use_twin", [True, False])
+def test_a_volume_without_weights(symmetry: str, use_twin: bool) -> None:
+    group, m, squared_radius = permutations(symmetry), 7, 60
+    functions = (count_ball, fold_ball, unfold_ball)
+    count, fold, unfold = functions if use_twin else [f.reference for f in functions]
+    data, weight = accumulator(m)
+    size = count(group, m, squared_radius)
+    values, none = fold(data, np.empty((0, 0, 0), np.float32), group, squared_radius, size)
+    np.testing.assert_array_equal(values, fold(data, weight, group, squared_radius, size)[0])
+    found, nothing = unfold(values, none, group, squared_radius, m)
+    np.testing.assert_array_equal(found, unfold(values, np.ones(size, np.float32), group, squared_radius, m)[0])
+    assert none.size == nothing.size == 0
+
+
 @pytest.mark.parametrize("symmetry", ["C1", "D2", "T", "O"])
 def test_the_number_of_threads_changes_no_bit(symmetry: str) -> None:
     group, m, squared_radius = permutations(symmetry), 17, 260

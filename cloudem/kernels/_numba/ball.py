@@ -27,7 +27,7 @@ def fold_ball(
     data: Array, weight: Array, permutations: Array, squared_radius: int, count: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Twin of :func:`cloudem.kernels.ball.fold_ball`."""
-    values, weights = np.empty(count, np.complex64), np.empty(count, np.float32)
+    values, weights = np.empty(count, np.complex64), np.empty(count if weight.size else 0, np.float32)
     m = data.shape[2] - 2
     starts = _starts(permutations, m, squared_radius)
 
@@ -44,7 +44,7 @@ def unfold_ball(
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Twin of :func:`cloudem.kernels.ball.unfold_ball`."""
     shape = (2 * m + 1, 2 * m + 1, m + 2)
-    data, weight = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
+    data, weight = np.zeros(shape, np.complex64), np.zeros(shape if weights.size else (0, 0, 0), np.float32)
     starts = _starts(permutations, m, squared_radius)
 
     def unfold(first: int, last: int) -> None:
@@ -108,7 +108,10 @@ def _count(permutations: Any, m: int, squared_radius: int, first: int, counts: A
     for plane in range(counts.shape[0]):
         z = first + plane
         for y in range(-m, m + 1):
-            for x in range(_reach(squared_radius, m, y, z) + 1):
+            end = _reach(squared_radius, m, y, z) + 1
+            alone = end if permutations.shape[0] > 1 else min(end, 1)  # from there on all come first
+            counts[plane] += end - alone
+            for x in range(alone):
                 counts[plane] += _comes_first(permutations, m, x, y, z)
 
 
@@ -116,23 +119,29 @@ def _count(permutations: Any, m: int, squared_radius: int, first: int, counts: A
 def _fold(
     data: Any, weight: Any, permutations: Any, squared_radius: int, first: int, last: int, values: Any, weights: Any
 ) -> None:
-    m = data.shape[2] - 2
+    m, weighed = data.shape[2] - 2, weight.size > 0
     count = 0
     for z in range(first, last):
         for y in range(-m, m + 1):
             for x in range(_reach(squared_radius, m, y, z) + 1):
                 if not _comes_first(permutations, m, x, y, z):
                     continue
-                total, norm = data[z + m, y + m, x + 1], weight[z + m, y + m, x + 1]
+                total, norm = data[z + m, y + m, x + 1], np.float32(0)
+                if weighed:
+                    norm = weight[z + m, y + m, x + 1]
                 for i in range(1, permutations.shape[0]):
                     u, v, w = _turned(permutations[i], x, y, z)
                     if u < 0:
                         total += np.conj(data[m - w, m - v, 1 - u])
-                        norm += weight[m - w, m - v, 1 - u]
                     else:
                         total += data[w + m, v + m, u + 1]
+                    if weighed and u < 0:
+                        norm += weight[m - w, m - v, 1 - u]
+                    elif weighed:
                         norm += weight[w + m, v + m, u + 1]
-                values[count], weights[count] = total, norm
+                values[count] = total
+                if weighed:
+                    weights[count] = norm
                 count += 1
 
 
@@ -140,18 +149,24 @@ def _fold(
 def _unfold(
     values: Any, weights: Any, permutations: Any, squared_radius: int, first: int, last: int, data: Any, weight: Any
 ) -> None:
-    m = data.shape[2] - 2
+    m, weighed = data.shape[2] - 2, weights.size > 0
     count = 0
     for z in range(first, last):
         for y in range(-m, m + 1):
             for x in range(_reach(squared_radius, m, y, z) + 1):
                 if not _comes_first(permutations, m, x, y, z):
                     continue
-                value, norm = values[count], weights[count]
+                value, norm = values[count], np.float32(0)
+                if weighed:
+                    norm = weights[count]
                 count += 1
                 for i in range(permutations.shape[0]):
                     u, v, w = _turned(permutations[i], x, y, z)
                     if u >= -1:
-                        data[w + m, v + m, u + 1], weight[w + m, v + m, u + 1] = value, norm
+                        data[w + m, v + m, u + 1] = value
                     if u <= 1:
-                        data[m - w, m - v, 1 - u], weight[m - w, m - v, 1 - u] = np.conj(value), norm
+                        data[m - w, m - v, 1 - u] = np.conj(value)
+                    if weighed and u >= -1:
+                        weight[w + m, v + m, u + 1] = norm
+                    if weighed and u <= 1:
+                        weight[m - w, m - v, 1 - u] = norm
