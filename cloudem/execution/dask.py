@@ -565,18 +565,25 @@ def _wake(dask_scheduler: Any) -> None:
 def _with_free_threads(function: Callable[..., R], *args: Any) -> R:
     """Run a task that others wait for with the threads that no other task of its worker uses."""
     from distributed import get_worker
-    from scipy import fft
 
-    with fft.set_workers(_cores_for(len(get_worker().state.executing))):
+    with _cores_shared_by(len(get_worker().state.executing)):
         return function(*args)
 
 
-def _cores_for(tasks: int) -> int:
-    """Return how many cores each of so many tasks of this worker has."""
+@contextlib.contextmanager
+def _cores_shared_by(tasks: int) -> Iterator[None]:
+    """Have a task use its part of this worker's cores, of which so many tasks have the same."""
     from distributed import get_worker
 
     state = get_worker().state
-    return max(int(state.total_resources.get(CORES, state.nthreads)) // max(tasks, 1), 1)
+    cores = int(state.total_resources.get(CORES, state.nthreads)) // max(tasks, 1)
+    if cores < 2:
+        yield
+        return
+    from scipy import fft
+
+    with fft.set_workers(cores):
+        yield
 
 
 def _add(
@@ -587,10 +594,9 @@ def _add(
     A task that leaves most of its work to a GPU has more than one core for the rest.
     """
     from distributed import get_worker
-    from scipy import fft
 
     began = time.monotonic()
-    with fft.set_workers(_cores_for(get_worker().state.nthreads)):
+    with _cores_shared_by(get_worker().state.nthreads):
         sums, notes = folded(fold, zip(items, values, strict=True), len(items))
     return Added(sums, (notes, time.monotonic() - began))
 
