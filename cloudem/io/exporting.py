@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
 from cloudem.io.groups import has_group, particles_from_arrays, read_attributes, read_group
-from cloudem.io.location import exists, folder_of, is_remote, new_folder
+from cloudem.io.location import exists, folder_of, is_remote, join, new_prefix
 from cloudem.io.mrc import write_stack, write_volume
 from cloudem.io.relion import particles_to_blocks
 from cloudem.io.star import write_star
@@ -37,21 +36,24 @@ def export(
     stack: bool = False,
     particles: str | os.PathLike[str] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Write what is under `url` as MRC, MRCS and STAR files into a new folder.
+    """Write what is under `url` as MRC, MRCS and STAR files into a new folder, or under a new prefix on S3.
 
     Parameters
     ----------
     url
         A particle store, or the results of a job.
     folder
-        The new folder.
+        The new folder or prefix; see `cloudem.io.location.new_prefix` for when it counts.
     stack
         Of a result, write the images too; ``particles.star`` then refers to them instead of to the original stacks.
     particles
         The particle store that a result was made from, where it is no longer where the job found it.
     on_progress
         Called with the number of images written since the last call.
+    guard
+        Called before anything is deleted; raises if somebody else may be writing there.
 
     Returns
     -------
@@ -66,16 +68,16 @@ def export(
         The folder is there already; disk full.
     """
     if has_group(url, "result"):
-        with new_folder(folder) as partial:
-            return _export_result(os.fspath(url), partial, stack, particles, on_progress)
+        with new_prefix(folder, guard) as place:
+            return _export_result(os.fspath(url), place, stack, particles, on_progress)
     if not exists(url):
         raise MissingInputError(f"{os.fspath(url)} does not exist; give a particle store or the results of a job")
     is_file = not is_remote(url) and folder_of(url).is_file()
     if not is_file and (read_attributes(url, "") or {}).get("kind") != "particles":
         raise FormatError(f"{os.fspath(url)} holds no finished result and no particle store; run the job to its end")
     store = open_particles(url)
-    with new_folder(folder) as partial:
-        return _export_particles(store, store.particles, partial, on_progress)
+    with new_prefix(folder, guard) as place:
+        return _export_particles(store, store.particles, place, on_progress)
 
 
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -103,11 +105,11 @@ def fsc_block(arrays: Mapping[str, NDArray[Any]], box: int, pixel_size: float) -
 
 
 def _export_particles(
-    store: ParticleStore, particles: Particles, folder: Path, on_progress: Callable[[int], None] | None
+    store: ParticleStore, particles: Particles, folder: str, on_progress: Callable[[int], None] | None
 ) -> list[str]:
     """Write stack and table; the name of the original image becomes rlnImageOriginalName."""
     batches = _source_batches(store, particles, on_progress)
-    write_stack(folder / STACK, batches, len(particles), store.pixel_size)
+    write_stack(join(folder, STACK), batches, len(particles), store.pixel_size)
     columns = dict(particles.columns)
     if "image_name" in columns:
         columns.setdefault("rln:rlnImageOriginalName", columns["image_name"])
@@ -118,7 +120,7 @@ def _export_particles(
 
 def _export_result(
     url: str,
-    folder: Path,
+    folder: str,
     stack: bool,
     particles_url: str | os.PathLike[str] | None,
     on_progress: Callable[[int], None] | None,
@@ -131,10 +133,10 @@ def _export_result(
     box = len(next(iter(maps.values())))
     written = []
     for name, volume in maps.items():
-        write_volume(folder / f"{name}.mrc", volume, pixel_size)
+        write_volume(join(folder, f"{name}.mrc"), volume, pixel_size)
         written.append(f"{name}.mrc")
     if any(name.startswith("fsc_") for name in arrays):
-        write_star(folder / "fsc.star", {"fsc": fsc_block(arrays, box, pixel_size)})
+        write_star(join(folder, "fsc.star"), {"fsc": fsc_block(arrays, box, pixel_size)})
         written.append("fsc.star")
     if has_group(url, "particles"):
         refined = particles_from_arrays(*read_group(url, "particles"))
@@ -172,8 +174,8 @@ def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     return refined.with_columns(**{name: table[name] for name in ("image_mean", "image_std") if name in table})
 
 
-def _write_table(particles: Particles, folder: Path, box: int, pixel_size: float) -> None:
-    write_star(folder / "particles.star", particles_to_blocks(particles, box=box, pixel_size=pixel_size))
+def _write_table(particles: Particles, folder: str, box: int, pixel_size: float) -> None:
+    write_star(join(folder, "particles.star"), particles_to_blocks(particles, box=box, pixel_size=pixel_size))
 
 
 def _source_batches(

@@ -82,6 +82,20 @@ def join(url: str | os.PathLike[str], *parts: str) -> str:
     return "/".join([os.fspath(url).rstrip("/"), *(part for part in parts if part)])
 
 
+def parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return where the one file or object that a URL names lies, absolute, and what it is called there.
+
+    Raises
+    ------
+    ParameterError
+        The URL names none.
+    """
+    parent, _, name = absolute(url).rpartition("/")
+    if parent in ("", "s3:/"):
+        raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
+    return parent, name
+
+
 def exists(url: str | os.PathLike[str]) -> bool:
     """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
     if not is_remote(url):
@@ -201,6 +215,26 @@ def get_ranges(store: Store, key: str, starts: Sequence[int], lengths: Sequence[
     return list(ranges)
 
 
+def start_of(store: Store, key: str, stop: int) -> tuple[bytes, int, str] | None:
+    """Return the bytes up to `stop` of an object, all its bytes' number, and its etag; None where there is none."""
+    try:
+        if not stop:
+            meta = obstore.head(store, key)
+            return b"", int(meta["size"]), str(meta["e_tag"] or "")
+        result = obstore.get(store, key, options={"range": (0, stop)})
+        data = bytes(result.bytes())
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise
+        return None
+    except BaseError as error:
+        if "416 Range" not in str(error):
+            raise
+        return start_of(store, key, 0)  # it is empty, so that no range can be had
+    _count(store, received=len(data))
+    return data, int(result.meta["size"]), str(result.meta["e_tag"] or "")
+
+
 def size_of(store: Store, key: str) -> int | None:
     """Return the bytes of an object, or None where there is none."""
     try:
@@ -224,15 +258,13 @@ def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, in
                 return None
             with path.open("rb") as file:
                 return file.read(-1 if stop is None else stop), file.seek(0, os.SEEK_END)
-        parent, name = _parent_and_name(url)
+        parent, name = parent_and_name(url)
         store = object_store(parent)
         if stop is None:
             whole = get(store, name)
             return None if whole is None else (whole, len(whole))
-        size = size_of(store, name)
-        if size is None or not (size and stop):
-            return None if size is None else (b"", size)
-        return bytes(get_ranges(store, name, [0], [min(stop, size)])[0]), size
+        found = start_of(store, name, stop)
+        return None if found is None else found[:2]
 
 
 def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -243,7 +275,7 @@ def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
     StorageError
         Disk full, no permission, no such bucket, no connection.
     """
-    parent, name = _parent_and_name(url)
+    parent, name = parent_and_name(url)
     with storage_errors(url):
         put(object_store(parent, create=True), name, data)
 
@@ -344,13 +376,6 @@ def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = N
                 delete_all(store, "")
             raise
         store.delete(UNFINISHED)
-
-
-def _parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
-    parent, _, name = absolute(url).rpartition("/")
-    if parent in ("", "s3:/"):
-        raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
-    return parent, name
 
 
 def _count(store: Store, received: int = 0, sent: int = 0) -> None:

@@ -4,22 +4,27 @@ Modes 0, 1, 2, 6 and 12 of either byte order are read; mode 2, little-endian, is
 against the size of the file before anything is allocated.
 """
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, BinaryIO, Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.location import folder_of, is_remote, read_bytes, read_start, storage_errors, write_bytes
+from cloudem.io.files import new_file
+from cloudem.io.location import folder_of, is_remote, read_bytes, read_start, storage_errors
 
-_HEADER_BYTES = 1024
+HEADER_BYTES = 1024
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
+_UNDETERMINED = (0.0, -1.0, -2.0, -1.0)
+"""Least, greatest, mean and deviation of values of which they are not known (MRC2014)."""
+
 _ORDERS: tuple[Literal["<"], Literal[">"]] = ("<", ">")
 
 
@@ -74,11 +79,21 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         Not an MRC file, a mode that is not read, or a file shorter than its header promises.
     """
     path = os.fspath(path)
-    found = read_start(path, _HEADER_BYTES)
+    found = read_start(path, HEADER_BYTES)
     if found is None:
         raise MissingInputError(f"{path} does not exist; check the path")
-    raw, size = found
-    if len(raw) < _HEADER_BYTES:
+    return header_of(*found, path)
+
+
+def header_of(raw: bytes, size: int, path: str) -> MrcHeader:
+    """Return what the first `HEADER_BYTES` of a file of so many bytes say.
+
+    Raises
+    ------
+    FormatError
+        As `read_header`; `path` is what its message calls the file.
+    """
+    if len(raw) < HEADER_BYTES:
         raise FormatError(f"{path} has {size} bytes, less than the 1024 of an MRC header; copy or make it again")
     order = _byte_order(raw, path)
     columns, rows, sections, mode = (int(v) for v in np.frombuffer(raw, order + "i4", 4))
@@ -91,7 +106,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     dtype = _dtype(raw, order, mode)
     if extended < 0:
         raise FormatError(f"{path} claims an extended header of {extended} bytes: it is damaged or not an MRC file")
-    needed = _HEADER_BYTES + extended + columns * rows * sections * dtype.itemsize
+    needed = HEADER_BYTES + extended + columns * rows * sections * dtype.itemsize
     if size < needed:
         raise FormatError(
             f"{path} is truncated: it has {size} bytes, {sections} x {rows} x {columns} of mode {mode} need {needed}; "
@@ -103,7 +118,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     axes = tuple(int(v) for v in np.frombuffer(raw, order + "i4", 3, 64))
     if sorted(axes) != [1, 2, 3]:
         axes = (1, 2, 3)
-    return MrcHeader((sections, rows, columns), dtype, _HEADER_BYTES + extended, pixel_size, axes)  # type: ignore[arg-type]
+    return MrcHeader((sections, rows, columns), dtype, HEADER_BYTES + extended, pixel_size, axes)  # type: ignore[arg-type]
 
 
 def map_stack(path: str | os.PathLike[str]) -> tuple[NDArray[Any], MrcHeader]:
@@ -170,11 +185,19 @@ def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: f
     StorageError
         Disk full, no permission.
     """
-    _write(path, [np.asarray(data, dtype=np.float32)], len(data), pixel_size, is_volume=True)
+    values = np.ascontiguousarray(data, dtype="<f4")
+    statistics = _Statistics()
+    statistics.add(values)
+    with new_file(path, HEADER_BYTES + values.nbytes) as file:
+        file.write(_header(values.shape, pixel_size, statistics.of(values.size), is_volume=True))
+        file.write(values.data)
 
 
 def write_stack(path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float) -> None:
-    """Write images ``(b, n, n)``, batch by batch, as an MRC stack of mode 2; the file appears when it is whole.
+    """Write images ``(b, n, n)``, batch by batch, as an MRC stack of mode 2; it appears when it is whole.
+
+    The header of a stack on S3, which is sent before the images are known, says that their statistics are not
+    determined, in the way of the format.
 
     Raises
     ------
@@ -183,51 +206,46 @@ def write_stack(path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], c
     StorageError
         Disk full, no permission.
     """
-    _write(path, batches, count, pixel_size, is_volume=False)
+    iterator = iter(batches)
+    first = np.ascontiguousarray(next(iterator, np.empty((0, 0, 0))), dtype="<f4")
+    shape, written, statistics = (count, *first.shape[1:]), 0, _Statistics()
+    with new_file(path, HEADER_BYTES + 4 * math.prod(shape)) as file:
+        file.write(_header(shape, pixel_size, _UNDETERMINED, is_volume=False))
+        for batch in chain([first], iterator):
+            data = np.ascontiguousarray(batch, dtype="<f4")
+            file.write(data.data if data.size else b"")
+            written += len(data)
+            statistics.add(data)
+        if written != count:
+            raise InconsistentDataError(f"{written} images came for a stack of {count}")
+        if file.seekable():
+            file.seek(0)
+            file.write(_header(shape, pixel_size, statistics.of(math.prod(shape)), is_volume=False))
 
 
-def _write(
-    path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float, *, is_volume: bool
-) -> None:
-    if is_remote(path):
-        whole = BytesIO()
-        _write_sections(whole, batches, count, pixel_size, is_volume)
-        write_bytes(path, whole.getbuffer())
-        return
-    final = folder_of(path)
-    partial = final.with_name(final.name + ".partial")
-    with storage_errors(path):
-        try:
-            with partial.open("wb") as file:
-                _write_sections(file, batches, count, pixel_size, is_volume)
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+class _Statistics:
+    """Least, greatest, mean and deviation of values that come in batches."""
 
+    def __init__(self) -> None:
+        self._low, self._high, self._total, self._squares = np.inf, -np.inf, 0.0, 0.0
 
-def _write_sections(
-    file: BinaryIO, batches: Iterable[NDArray[Any]], count: int, pixel_size: float, is_volume: bool
-) -> None:
-    file.write(bytes(_HEADER_BYTES))
-    written, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
-    shape = (0, 0)
-    for batch in batches:
-        data = np.ascontiguousarray(batch, dtype="<f4")
-        file.write(data.data if data.size else b"")
-        written, shape = written + len(data), (data.shape[1], data.shape[2])
-        total += float(data.sum(dtype=np.float64))
-        squares += float(np.vdot(data, data))
-        low, high = min(low, float(data.min(initial=low))), max(high, float(data.max(initial=high)))
-    if written != count:
-        raise InconsistentDataError(f"{written} images came for a stack of {count}")
-    mean = total / (count * shape[0] * shape[1])
-    deviation = max(0.0, squares / (count * shape[0] * shape[1]) - mean * mean) ** 0.5
-    file.seek(0)
-    file.write(_header((count, *shape), pixel_size, (low, high, mean, deviation), is_volume))
+    def add(self, data: NDArray[np.float32]) -> None:
+        """Take a batch into account."""
+        self._total += float(data.sum(dtype=np.float64))
+        self._squares += float(np.vdot(data, data))
+        self._low, self._high = (
+            min(self._low, float(data.min(initial=np.inf))),
+            max(self._high, float(data.max(initial=-np.inf))),
+        )
+
+    def of(self, count: int) -> tuple[float, float, float, float]:
+        """Return the four, of so many values."""
+        mean = self._total / count
+        return self._low, self._high, mean, max(0.0, self._squares / count - mean * mean) ** 0.5
 
 
 def _header(
-    shape: tuple[int, int, int], pixel_size: float, statistics: tuple[float, float, float, float], is_volume: bool
+    shape: tuple[int, ...], pixel_size: float, statistics: tuple[float, float, float, float], is_volume: bool
 ) -> bytes:
     """Return the header of mode 2; a stack has one section per unit cell and space group 0, a volume space group 1."""
     sections, rows, columns = shape

@@ -7,14 +7,14 @@ forbids (``$x``, letters beyond ASCII), and blocks without a name.
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, MissingInputError
-from cloudem.io.location import storage_errors
+from cloudem.errors import FormatError
+from cloudem.io.files import new_file, open_table
 from cloudem.model.particles import TEXT
 
 StarTable = dict[str, NDArray[Any]]
@@ -31,7 +31,7 @@ def read_star(path: str | os.PathLike[str]) -> dict[str, StarTable]:
     Parameters
     ----------
     path
-        The file.
+        The file or its URL on S3.
 
     Returns
     -------
@@ -46,19 +46,18 @@ def read_star(path: str | os.PathLike[str]) -> dict[str, StarTable]:
     FormatError
         Not a STAR file, a row with too few or too many values, or a label given twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"{path} does not exist; check the path")
-    with storage_errors(path), path.open("rb") as start:
-        if b"\0" in start.read(4096):
-            raise FormatError(f"{path} is not text, so not a STAR file; give the .star file, not the stack of images")
-    try:
-        with storage_errors(path), path.open(encoding="utf-8") as file:
-            blocks = _Reader(path).read(file)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not UTF-8 text, so not a STAR file: {error.reason}") from error
+    name = os.fspath(path)
+    with open_table(path) as file:
+        if b"\0" in file.read(4096):
+            raise FormatError(f"{name} is not text, so not a STAR file; give the .star file, not the stack of images")
+        file.seek(0)
+        try:
+            with TextIOWrapper(file, encoding="utf-8") as text:
+                blocks = _Reader(name).read(text)
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{name} is not UTF-8 text, so not a STAR file: {error.reason}") from error
     if not blocks:
-        raise FormatError(f"{path} is not a STAR file: no line begins with data_")
+        raise FormatError(f"{name} is not a STAR file: no line begins with data_")
     return blocks
 
 
@@ -68,7 +67,7 @@ def write_star(path: str | os.PathLike[str], blocks: Mapping[str, Mapping[str, N
     Parameters
     ----------
     path
-        The file; replaced if it is there.
+        The file or its URL on S3; replaced if it is there.
     blocks
         Name of the block to label to values as text, all of one length.
 
@@ -77,16 +76,13 @@ def write_star(path: str | os.PathLike[str], blocks: Mapping[str, Mapping[str, N
     StorageError
         Disk full, no permission.
     """
-    final = Path(path)
-    partial = final.with_name(final.name + ".partial")
-    with storage_errors(path):
+    with new_file(path) as file:
+        text = TextIOWrapper(file, encoding="utf-8")
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                for name, table in blocks.items():
-                    _write_block(file, name, table)
-            partial.replace(final)
+            for name, table in blocks.items():
+                _write_block(text, name, table)
         finally:
-            partial.unlink(missing_ok=True)
+            text.detach()
 
 
 def quoted(value: str) -> str:
@@ -100,7 +96,7 @@ def quoted(value: str) -> str:
 class _Reader:
     """Collects tables line by line; rows become arrays early, because lists of strings take ten times the memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
         self._blocks: dict[str, StarTable] = {}
         self._block: str | None = None

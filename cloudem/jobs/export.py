@@ -15,13 +15,14 @@ class Export(Job):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem export refine --out files",
         "cloudem export particles.zarr --out files",
+        "cloudem export s3://bucket/refine --out s3://bucket/files",
     )
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
     parallel: ClassVar[bool] = False
 
     source: Place = parameter(meaning="results of a job, or a particle store", positional=True)
-    out: Place = parameter(meaning="new folder of the files")
+    out: Place = parameter(meaning="new folder of the files, or s3://bucket/prefix")
     stack: bool = parameter(False, meaning="of a result, write the images as well, with their original grey values")
     particles: Place | None = parameter(None, meaning="particle store of the result, if it was moved since")
 
@@ -31,6 +32,11 @@ class Export(Job):
 
         with context.progress.stage("export") as stage:
             names = export(
-                self.source, context.url, stack=self.stack, particles=self.particles, on_progress=stage.advance
+                self.source,
+                context.url,
+                stack=self.stack,
+                particles=self.particles,
+                on_progress=stage.advance,
+                guard=context.check,
             )
         context.progress.message(f"wrote {', '.join(names)} into {context.url}")

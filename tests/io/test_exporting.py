@@ -5,11 +5,19 @@ import subprocess
 import numpy as np
 import pytest
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
-from cloudem.io.exporting import export
+from cloudem.errors import (
+    DamagedShardError,
+    FormatError,
+    InconsistentDataError,
+    MissingInputError,
+    OutputExistsError,
+    ParameterError,
+)
+from cloudem.io.exporting import STACK, export
 from cloudem.io.groups import particles_to_arrays, write_group
 from cloudem.io.importing import import_particles
-from cloudem.io.mrc import map_stack, read_volume
+from cloudem.io.location import contents, join, read_bytes
+from cloudem.io.mrc import HEADER_BYTES, map_stack, read_volume
 from cloudem.io.relion import read_particles_star
 from cloudem.io.star import read_star
 from cloudem.io.store import open_particles, write_particles
@@ -102,6 +110,27 @@ def test_a_result_with_its_images(project, result, images):
     with pytest.raises(InconsistentDataError, match="2 particles"):
         export(url, project / "f3", stack=True, particles=project / "small.zarr")
     assert not list(project.glob("f3*"))
+
+
+def test_what_is_exported_to_s3_is_that_of_a_folder(project, store, result, bucket):
+    there = f"s3://{bucket}/exported"
+    for name, url in (("store", store.url), ("result", result[0])):
+        names = export(url, project / name)
+        assert export(url, join(there, name)) == names
+        assert contents(join(there, name)) == sorted(names)
+        for each in names:
+            start = HEADER_BYTES if each == STACK else 0  # the header of a stack on S3 is without statistics
+            assert read_bytes(join(there, name, each))[start:] == (project / name / each).read_bytes()[start:]
+    with pytest.raises(OutputExistsError, match="exists already"):
+        export(store.url, join(there, "store"))
+
+
+def test_an_export_to_s3_that_fails_leaves_nothing(project, result, bucket):
+    there = f"s3://{bucket}/failed"
+    shutil.rmtree(project / "p.zarr" / "images" / "c")
+    with pytest.raises(DamagedShardError):
+        export(result[0], there, stack=True)
+    assert contents(there) == []
 
 
 def test_what_cannot_be_exported_is_said(project, store, result):

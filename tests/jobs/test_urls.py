@@ -150,7 +150,10 @@ def test_simulate_import_and_reconstruct(project, tmp_path):
         run(ImportParticles(particles=star, out=imported))
     with pytest.raises(ParameterError, match="a folder or file of this machine is needed here"):
         run(ImportParticles(particles=join(project, "particles.star"), out=join(project, "other.zarr")))
-    with pytest.raises(ParameterError, match="a folder or file of this machine is needed here"):
+    run(Export(source=one.url, out=join(project, "files")))
+    assert contents(join(project, "files")) == ["particles.mrcs", "particles.star"]
+    assert read_bytes(join(project, "files", "particles.star")) == Path(star).read_bytes()
+    with pytest.raises(OutputExistsError, match="exists already"):
         run(Export(source=one.url, out=join(project, "files")))
 
 
