@@ -9,15 +9,15 @@ images times ``blob/sign`` have bright protein. What cloudem does not understand
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, MissingInputError, ParameterError
-from cloudem.io.location import storage_errors
+from cloudem.errors import CloudemError, FormatError, InconsistentDataError, MissingColumnError, ParameterError
+from cloudem.io.files import open_table
+from cloudem.io.location import folder_of, is_remote
 from cloudem.io.sources import SourceTable
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
@@ -53,7 +53,7 @@ def read_particles_cs(
     Parameters
     ----------
     path
-        The ``.cs`` file.
+        The ``.cs`` file or its URL.
     passthrough
         Further ``.cs`` files of the same job that hold the other fields of the particles; joined by ``uid``.
     allow_no_ctf
@@ -72,10 +72,10 @@ def read_particles_cs(
     InconsistentDataError
         Mixed pixel or box sizes, or files that list different particles.
     """
-    path = Path(path)
+    path = os.fspath(path)
     fields = _load(path)
     for other in passthrough:
-        fields = _join(fields, _load(Path(other)), path, Path(other))
+        fields = _join(fields, _load(os.fspath(other)), path, os.fspath(other))
     rows = len(next(iter(fields.values())))
     if rows == 0:
         raise ParameterError(f"{path} lists no particles: the selection is empty")
@@ -106,17 +106,18 @@ def read_particles_cs(
     )  # fmt: skip
 
 
-def _load(path: Path) -> Fields:
-    if not path.is_file():
-        raise MissingInputError(f"{path} does not exist; check the path")
+def _load(path: str) -> Fields:
     try:
-        # Mapped, so that nothing is allocated for rows that the file does not have; a pickle in it is refused.
-        with storage_errors(path):
-            data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise FormatError(
-            f"{path} is not a cryoSPARC .cs file, or is truncated: {str(error).splitlines()[0]}"
-        ) from error
+        # A file is mapped, so that nothing is allocated for rows that it does not have, and memory that nobody fills
+        # costs nothing for an object; a pickle in either is refused.
+        with open_table(path) as file:
+            mapped = not is_remote(path)
+            data = np.load(folder_of(path) if mapped else file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except CloudemError:
+        raise
+    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is not a cryoSPARC .cs file, or is truncated: {reason}") from error
     names = getattr(data.dtype, "names", None) if isinstance(data, np.ndarray) else None
     if not names or data.ndim != 1:
         raise FormatError(f"{path} is not a cryoSPARC .cs file: it holds no table")
@@ -126,7 +127,7 @@ def _load(path: Path) -> Fields:
     return {name: np.array(data[name]) for name in names}
 
 
-def _join(first: Fields, second: Fields, path: Path, other: Path) -> Fields:
+def _join(first: Fields, second: Fields, path: str, other: str) -> Fields:
     """Add the fields that only `second` has, row by row of the same uid."""
     if "uid" not in first or "uid" not in second:
         raise MissingColumnError(f"{path} and {other} cannot be joined: both need the field uid")
@@ -137,7 +138,7 @@ def _join(first: Fields, second: Fields, path: Path, other: Path) -> Fields:
     return {**{name: values[order][place] for name, values in second.items()}, **first}
 
 
-def _columns(path: Path, fields: Fields, pixel_size: float) -> dict[str, NDArray[Any]]:
+def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {}
     for name, field in _NUMBERS.items():
         if field in fields:
@@ -166,7 +167,7 @@ def _columns(path: Path, fields: Fields, pixel_size: float) -> dict[str, NDArray
     return columns
 
 
-def _optics(path: Path, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+def _optics(path: str, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
     """Return the optics groups, one for each exposure group with constants of its own, and that of each particle."""
     rows = len(fields["blob/path"])
     missing = [field for field in _OPTICS if field not in fields]
@@ -185,7 +186,7 @@ def _optics(path: Path, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[Optic
     return optics, group.reshape(-1).astype(np.int32)
 
 
-def _one_value(path: Path, fields: Fields, field: str, what: str) -> float:
+def _one_value(path: str, fields: Fields, field: str, what: str) -> float:
     if field not in fields:
         return 0.0
     values = _numbers(path, fields, field, None)
@@ -195,7 +196,7 @@ def _one_value(path: Path, fields: Fields, field: str, what: str) -> float:
     return float(f"{values.flat[0]:.7g}")
 
 
-def _numbers(path: Path, fields: Fields, field: str, width: int | None = 0) -> NDArray[np.float64]:
+def _numbers(path: str, fields: Fields, field: str, width: int | None = 0) -> NDArray[np.float64]:
     """Return a field as finite numbers, ``(n,)`` or ``(n, width)``; any shape where `width` is None."""
     values = fields[field]
     if values.dtype.kind not in "iufb" or (width is not None and values.shape[1:] != ((width,) if width else ())):

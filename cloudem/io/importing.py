@@ -106,7 +106,7 @@ def import_particles(
     invert_contrast
         Images have dark protein: turn their sign.
     project_folder
-        Where relative names of stacks start from, see `cloudem.io.sources.find_stacks`.
+        Where relative names of stacks start from, see `cloudem.io.stacks.find_stacks`.
     attributes
         What else the store should say of itself.
     on_progress

@@ -7,7 +7,7 @@ and kept in the cache, if there is one.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,6 +83,11 @@ def remote_shards(url: str, layout: StackLayout) -> "RemoteShards":
 def in_threads(run: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return ``[run(item) for item in items]``, run in the threads of this process that wait for storage."""
     return [run(item) for item in items] if len(items) < 2 else list(_threads(os.getpid()).map(run, items))
+
+
+def in_background(run: Callable[..., Result], *values: Any) -> Future[Result]:
+    """Have ``run(*values)`` run in one of those threads; whoever asks for many bounds what they hold."""
+    return _threads(os.getpid()).submit(run, *values)
 
 
 @cache

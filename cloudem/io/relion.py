@@ -7,7 +7,6 @@ as text and are written back.
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     Parameters
     ----------
     path
-        The file.
+        The file or its URL.
     allow_no_ctf
         Accept particles without defocus.
 
@@ -58,7 +57,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     InconsistentDataError
         Mixed pixel or box sizes, images that are not two-dimensional, an optics group that is not described.
     """
-    path = Path(path)
+    path = os.fspath(path)
     blocks = read_star(path)
     table = _particle_block(path, blocks)
     rows = len(table["rlnImageName"])
@@ -130,7 +129,7 @@ def group_of_rows(table: Mapping[str, NDArray[Any]]) -> range:
     return range(len(next(iter(table.values()), ())))
 
 
-def numbers_of(path: Path, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.float64]:
+def numbers_of(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.float64]:
     """Return a column as finite numbers.
 
     Raises
@@ -151,14 +150,14 @@ def numbers_of(path: Path, table: Mapping[str, NDArray[Any]], label: str) -> NDA
     return np.asarray(values, dtype=np.float64)
 
 
-def _whole(path: Path, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
+def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
     values = numbers_of(path, table, label)
     if len(values) and not ((abs(values) < 2**31) & (values == np.rint(values))).all():
         raise FormatError(f"{path}: _{label} has values that are not whole numbers of the usual size; correct it")
     return values.astype(np.int64)
 
 
-def _particle_block(path: Path, blocks: Mapping[str, StarTable]) -> StarTable:
+def _particle_block(path: str, blocks: Mapping[str, StarTable]) -> StarTable:
     table = blocks.get("particles") or next((t for t in blocks.values() if "rlnImageName" in t), None)
     if table is None or "rlnImageName" not in table:
         labels = ", ".join(sorted({label for t in blocks.values() for label in t})[:6])
@@ -169,7 +168,7 @@ def _particle_block(path: Path, blocks: Mapping[str, StarTable]) -> StarTable:
     return table
 
 
-def _optics(path: Path, optics: StarTable | None, table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
+def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
     """Return the optics table and the row of it that each particle refers to."""
     if not optics:
         return _optics_from_rows(table)
@@ -211,7 +210,7 @@ def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
     return optics, rank[group]
 
 
-def _optics_group(path: Path, table: StarTable, row: int, allow_no_ctf: bool) -> OpticsGroup:
+def _optics_group(path: str, table: StarTable, row: int, allow_no_ctf: bool) -> OpticsGroup:
     constants = {}
     for label in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
         if label not in table and not allow_no_ctf:
@@ -230,7 +229,7 @@ def _optics_group(path: Path, table: StarTable, row: int, allow_no_ctf: bool) ->
     )
 
 
-def _one_value(path: Path, table: StarTable, label: str, used: NDArray[np.int64], what: str, unit: str) -> float:
+def _one_value(path: str, table: StarTable, label: str, used: NDArray[np.int64], what: str, unit: str) -> float:
     """Return the value that all used optics groups share; 0 where the table does not say."""
     if label not in table:
         return 0.0
@@ -241,7 +240,7 @@ def _one_value(path: Path, table: StarTable, label: str, used: NDArray[np.int64]
     return float(values[0])
 
 
-def _old_pixel_size(path: Path, table: StarTable) -> float:
+def _old_pixel_size(path: str, table: StarTable) -> float:
     """Return the pixel size of a file of version 3.0; 0 where it does not say."""
     for label in ("rlnImagePixelSize", "rlnPixelSize"):
         if label in table:
@@ -259,7 +258,7 @@ def _old_pixel_size(path: Path, table: StarTable) -> float:
     return float(sizes[0])
 
 
-def _columns(path: Path, table: StarTable, pixel_size: float, in_optics: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _columns(path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
     columns: dict[str, NDArray[Any]] = {}
     for label, values in table.items():

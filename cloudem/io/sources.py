@@ -6,14 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
+from cloudem.errors import FormatError, InconsistentDataError
+from cloudem.io.ahead import ImagesAhead
 from cloudem.io.location import storage_errors
-from cloudem.io.mrc import MrcHeader, read_header
+from cloudem.io.stacks import Stack, find_stacks
 from cloudem.model.particles import Particles
 
 _FILES_KEPT = 128
@@ -26,7 +26,7 @@ class SourceTable:
     Parameters
     ----------
     path
-        File that the table came from.
+        File that the table came from, or its URL.
     particles
         The table in cloudem's columns and units.
     stacks
@@ -43,7 +43,7 @@ class SourceTable:
         Factor, 1 or -1, that makes protein bright, shape ``(n,)``.
     """
 
-    path: Path
+    path: str
     particles: Particles
     stacks: tuple[str, ...]
     stack: NDArray[np.int32]
@@ -54,14 +54,16 @@ class SourceTable:
 
 
 class SourceImages:
-    """The images of a table, read from the files; every header is checked before the first image is read.
+    """The images of a table, read from the stacks; every header is checked before the first image is read.
+
+    Those on S3 are fetched ahead, in the order of the table.
 
     Parameters
     ----------
     source
         The table.
     project_folder
-        Folder that relative names start from; without one it is looked for, see `find_stacks`.
+        Folder or URL that relative names start from; without one it is looked for, see `find_stacks`.
 
     Raises
     ------
@@ -82,12 +84,11 @@ class SourceImages:
 
     def __init__(self, source: SourceTable, project_folder: str | os.PathLike[str] | None = None) -> None:
         self._source = source
-        self._paths = find_stacks(source.stacks, source.path, project_folder)
-        headers = [read_header(path) for path in self._paths]
-        self.box = _common_box(self._paths, headers, source)
-        self.pixel_size = headers[0].pixel_size if headers else 0.0
-        _check_sections(self._paths, headers, source)
-        self._headers = headers
+        self._stacks = find_stacks(source.stacks, source.path, project_folder)
+        self.box = _common_box(self._stacks, source)
+        self.pixel_size = self._stacks[0].header.pixel_size
+        _check_sections(self._stacks, source)
+        self._ahead = ImagesAhead(self._stacks, source.stack, source.section) if self._stacks[0].root else None
         self._files: OrderedDict[int, int] = OrderedDict()
         self._raw = np.empty(0, dtype=np.uint8)
         weakref.finalize(self, _close, self._files)
@@ -103,11 +104,14 @@ class SourceImages:
         FormatError
             A stack has become shorter meanwhile.
         StorageError
-            A stack that was there cannot be read any more.
+            A stack that was there cannot be read any more, or is another one on S3.
         """
         if out is None:
             out = np.empty((stop - start, self.box, self.box), dtype=np.float32)
         images = out[: stop - start]
+        if self._ahead is not None:
+            self._ahead.read(start, stop, images)
+            return images
         stacks, sections = self._source.stack[start:stop], self._source.section[start:stop]
         for first, last in _runs(stacks, sections):
             self._read_run(int(stacks[first]), int(sections[first]), images[first:last])
@@ -115,7 +119,7 @@ class SourceImages:
 
     def _read_run(self, stack: int, section: int, out: NDArray[np.float32]) -> None:
         """Read images that lie one after the other in a stack."""
-        header = self._headers[stack]
+        header = self._stacks[stack].header
         start = header.offset + section * self.box**2 * header.dtype.itemsize
         if header.dtype == out.dtype:
             self._read_bytes(stack, start, out.reshape(-1).view(np.uint8))
@@ -128,7 +132,7 @@ class SourceImages:
             out[...] = self._raw[:size].view(header.dtype).reshape(out.shape)
 
     def _read_bytes(self, stack: int, start: int, out: NDArray[np.uint8]) -> None:
-        path, left = self._paths[stack], out.data
+        path, left = self._stacks[stack].place, out.data
         with storage_errors(path):
             file = self._open(stack)
             while left:
@@ -139,7 +143,7 @@ class SourceImages:
 
     def _open(self, stack: int) -> int:
         if stack not in self._files:
-            self._files[stack] = os.open(self._paths[stack], os.O_RDONLY)
+            self._files[stack] = os.open(self._stacks[stack].place, os.O_RDONLY)
             while len(self._files) > _FILES_KEPT:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(stack)
@@ -151,44 +155,7 @@ def _close(files: dict[int, int]) -> None:
         os.close(file)
 
 
-def find_stacks(
-    names: Sequence[str], table: Path, project_folder: str | os.PathLike[str] | None = None
-) -> tuple[Path, ...]:
-    """Return where the stacks are.
-
-    Relative names start, in this order, from the project folder if one is given; else from the working directory, as in
-    RELION; else from the folder of the table or one above it.
-
-    Raises
-    ------
-    MissingInputError
-        Some are nowhere.
-    """
-    if project_folder is not None:
-        bases = [Path(project_folder)]
-    else:
-        here = table.absolute().parent
-        bases = [Path.cwd(), here, *here.parents]
-    found: list[Path] = []
-    missing: list[str] = []
-    for name in names:
-        place = next((base / name for base in bases if (base / name).is_file()), None)
-        if place is None:
-            missing.append(name)
-        else:
-            bases.sort(key=lambda base, place=place, name=name: base / name != place)  # type: ignore[misc]
-            found.append(place)
-    if missing:
-        more = f" and {len(missing) - 1} other stacks" if len(missing) > 1 else ""
-        where = f"under {bases[0]}" if project_folder is not None else "here or beside the table"
-        raise MissingInputError(
-            f"{table} refers to {missing[0]}{more}, not found {where}; give the folder that the names start from "
-            "with --project-folder"
-        )
-    return tuple(found)
-
-
-def split_image_names(names: Sequence[str], path: Path) -> tuple[tuple[str, ...], NDArray[np.int32], NDArray[np.int64]]:
+def split_image_names(names: Sequence[str], path: str) -> tuple[tuple[str, ...], NDArray[np.int32], NDArray[np.int64]]:
     """Take ``N@stack`` apart.
 
     Returns
@@ -217,35 +184,35 @@ def split_image_names(names: Sequence[str], path: Path) -> tuple[tuple[str, ...]
     return tuple(known), stack, section
 
 
-def _common_box(paths: Sequence[Path], headers: Sequence[MrcHeader], source: SourceTable) -> int:
-    boxes: dict[int, Path] = {}
-    for path, header in zip(paths, headers, strict=True):
+def _common_box(stacks: Sequence[Stack], source: SourceTable) -> int:
+    boxes: dict[int, str] = {}
+    for place, header, *_ in stacks:
         _, rows, columns = header.shape
         if rows != columns:
-            raise InconsistentDataError(f"{path} has images of {columns} x {rows} pixels; square ones are needed")
-        boxes.setdefault(rows, path)
-    if len(boxes) > 1:
-        (box, path), (other, place) = list(boxes.items())[:2]
+            raise InconsistentDataError(f"{place} has images of {columns} x {rows} pixels; square ones are needed")
+        boxes.setdefault(rows, place)
+    (box, place), *others = boxes.items()
+    if others:
+        other, where = others[0]
         raise InconsistentDataError(
-            f"mixed box sizes: {path} has {box} pixels, {place} has {other}; import them apart, or scale them"
+            f"mixed box sizes: {place} has {box} pixels, {where} has {other}; import them apart, or scale them"
         )
-    box = next(iter(boxes), 0)
-    if source.box and box and source.box != box:
+    if source.box and source.box != box:
         raise InconsistentDataError(
-            f"{source.path} says the images have {source.box} pixels, {paths[0]} has {box}; correct the table"
+            f"{source.path} says the images have {source.box} pixels, {place} has {box}; correct the table"
         )
     return box
 
 
-def _check_sections(paths: Sequence[Path], headers: Sequence[MrcHeader], source: SourceTable) -> None:
-    counts = np.array([header.shape[0] for header in headers], dtype=np.int64)
+def _check_sections(stacks: Sequence[Stack], source: SourceTable) -> None:
+    counts = np.array([stack.header.shape[0] for stack in stacks], dtype=np.int64)
     beyond = np.flatnonzero(source.section >= counts[source.stack])
     if len(beyond):
         row = beyond[0]
         stack = source.stack[row]
         raise InconsistentDataError(
-            f"{source.path} asks for image {source.section[row] + 1} of {paths[stack]}, which has {counts[stack]} "
-            f"({len(beyond)} such particles); the stack is not the one that the table was written for"
+            f"{source.path} asks for image {source.section[row] + 1} of {stacks[stack].place}, which has "
+            f"{counts[stack]} ({len(beyond)} such particles); the stack is not the one that the table was written for"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.errors import FormatError
@@ -27,13 +28,16 @@ class ImportParticles(Job):
     summary: ClassVar[str] = "Import particles from RELION (.star) or cryoSPARC (.cs) into a particle store."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem import particles.star --out particles.zarr",
+        "cloudem import s3://bucket/project/particles.star --out s3://bucket/particles.zarr",
         "cloudem import J42/particles.cs --passthrough J42/passthrough_particles.cs --out particles.zarr",
     )
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
     parallel: ClassVar[bool] = False
 
-    particles: Place = parameter(meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC", positional=True)
+    particles: Place = parameter(
+        meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC; or its s3:// URL", positional=True
+    )
     out: Place = parameter(meaning="new particle store: a folder that does not exist yet, or s3://bucket/prefix")
     diameter_A: float | None = parameter(
         None,
@@ -46,20 +50,24 @@ class ImportParticles(Job):
     invert_contrast: bool = parameter(False, meaning="turn the sign of images in which the protein is dark")
     allow_no_ctf: bool = parameter(False, meaning="accept particles without defocus")
     project_folder: Place | None = parameter(
-        None, meaning="folder that the names of the stacks start from; if none, here, then beside the file and above it"
+        None,
+        meaning="folder, or s3://bucket/prefix, that the names of the stacks start from; if none, here, then beside the"
+        " file and above it",
     )
     passthrough: Place | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
 
     def project(self) -> Projection:
         """Return memory and disk, from the table and the header of its first stack."""
-        from cloudem.io.sources import SourceImages
+        from cloudem.io.ahead import AHEAD_BYTES
+        from cloudem.io.stacks import find_stacks
 
         source = self.source()
-        box = SourceImages(source, self.project_folder).box
+        first = find_stacks(source.stacks[:1], source.path, self.project_folder)[0]
+        box = first.header.shape[-1]
         count = len(source.particles)
         size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
         return Projection(
-            peak_bytes=_BASE_BYTES + _BATCH_BYTES + _ROW_BYTES * count,
+            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (AHEAD_BYTES if first.root else 0) + _ROW_BYTES * count,
             disk_bytes=count * (box * box * size + 300),
             notes=(f"{count} particles of {box} x {box} pixels in {len(source.stacks)} stacks",),
         )
@@ -90,10 +98,9 @@ class ImportParticles(Job):
     def source(self) -> SourceTable:
         """Return the table that is imported."""
         from cloudem.io.cs import read_particles_cs
-        from cloudem.io.location import folder_of
         from cloudem.io.relion import read_particles_star
 
-        kind = folder_of(self.particles).suffix.lower()
+        kind = PurePosixPath(self.particles).suffix.lower()
         if kind == ".cs":
             others = () if self.passthrough is None else (self.passthrough,)
             return read_particles_cs(self.particles, others, allow_no_ctf=self.allow_no_ctf)

@@ -148,13 +148,18 @@ def test_simulate_import_and_reconstruct(project, tmp_path):
     assert len(open_particles(imported)) == 120
     with pytest.raises(OutputExistsError, match="exists already"):
         run(ImportParticles(particles=star, out=imported))
-    with pytest.raises(ParameterError, match="a folder or file of this machine is needed here"):
-        run(ImportParticles(particles=join(project, "particles.star"), out=join(project, "other.zarr")))
     run(Export(source=one.url, out=join(project, "files")))
     assert contents(join(project, "files")) == ["particles.mrcs", "particles.star"]
     assert read_bytes(join(project, "files", "particles.star")) == Path(star).read_bytes()
     with pytest.raises(OutputExistsError, match="exists already"):
         run(Export(source=one.url, out=join(project, "files")))
+    job = ImportParticles(particles=join(project, "files", "particles.star"), out=join(project, "again.zarr"))
+    assert "120 particles of 32 x 32 pixels in 1 stacks" in job.project().notes
+    run(job)
+    there, here = open_particles(job.out), open_particles(imported)
+    np.testing.assert_array_equal(there.read_images(np.arange(120)), here.read_images(np.arange(120)))
+    run(ImportParticles(particles=star, project_folder=join(project, "files"), out=str(tmp_path / "here.zarr")))
+    assert len(open_particles(tmp_path / "here.zarr")) == 120
 
 
 def test_the_command_line_refines_on_s3_with_workers(remote, refined, project):
