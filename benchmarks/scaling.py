@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py tasks [--boxes 64 96 128 192 256] [--work FOLDER]    cost of tasks by box, one thread
     python benchmarks/scaling.py aligning --boxes 512                       aligning alone, 64 images; 7 GiB at 512 px
+    python benchmarks/scaling.py solving --boxes 128 256 384 512          from sums to references alone; 8 GiB at 512 px
     python benchmarks/scaling.py scheduler [--workers 32]                       cost of a Dask task to the scheduler
     python benchmarks/scaling.py draw                            tables, docs/scaling.png and docs/scaling-parts.png
 
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from bars.measure import HERE, Bench, machine, save
 from bars.scheduling import accumulated, by_kind, office
-from bars.tasks import aligning, tasks
+from bars.tasks import aligning, solving_alone, tasks
 from bars.workers import (
     PARTS,
     Costs,
@@ -246,7 +247,7 @@ def draw_parts(given: Costs, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["tasks", "aligning", "scheduler", "draw"])
+    parser.add_argument("part", choices=["tasks", "aligning", "solving", "scheduler", "draw"])
     parser.add_argument("--boxes", type=int, nargs="+", default=[64, 96, 128, 192, 256])
     parser.add_argument("--workers", type=int, default=32)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "cloudem-scaling")
@@ -266,6 +267,8 @@ def main() -> None:
         with one_thread_per_task():
             for box in options.boxes:
                 aligning(bench, box, bench.few(64, 8), 2)
+    elif options.part == "solving":
+        solving_alone(bench, options.boxes)
     else:
         measure_scheduler(bench, options.workers)
     save(bench, "workers", where)

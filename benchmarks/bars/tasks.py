@@ -1,4 +1,7 @@
-"""What the tasks of a refinement iteration cost by themselves: one thread, arrays in memory, at several boxes."""
+"""What the tasks of a refinement iteration cost by themselves: one thread, arrays in memory, at several boxes.
+
+Those from the sums to the next reference also on two threads, and with the memory that they need beside their input.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from bars.measure import Bench
 from cloudem.algorithms.align import Prior, start_poses
 from cloudem.algorithms.bricks import (
+    Brick,
     ball_of,
     cut,
     join,
@@ -113,6 +119,37 @@ def cpu(run: Callable[[], Any], repeats: int) -> float:
     return statistics.median(taken)
 
 
+def resident(field: str) -> int:
+    """Return a line of this process's memory, ``VmRSS`` or ``VmHWM``, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def threaded(run: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Return CPU-seconds on one thread, seconds on one and two, and the most memory beyond that before, on one.
+
+    Medians. The second thread is free only if the machine is: compare seconds within a row.
+    """
+    taken: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    beyond = 0
+    for _ in range(repeats):
+        for threads, times in taken.items():
+            Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+            before, began, start = resident("VmRSS"), time.process_time(), time.perf_counter()
+            with scipy.fft.set_workers(threads):
+                kept = run()
+            times.append((time.process_time() - began, time.perf_counter() - start))
+            if threads == 1:
+                beyond = max(beyond, resident("VmHWM") - before)
+            del kept
+    one, two = (np.median(taken[threads], axis=0) for threads in (1, 2))
+    return {
+        "repeats": repeats, "CPU-s": round(one[0], 4), "wall s": round(one[1], 4),
+        "CPU-s, 2 threads": round(two[0], 4), "wall s, 2 threads": round(two[1], 4),
+        "peak MiB beyond": round(beyond / 2**20),
+    }  # fmt: skip
+
+
 def aligning(bench: Bench, box: int, count: int, repeats: int) -> tuple[Scene, Sums]:
     """Time the expectation step on a batch of images; return what it leaves."""
     given = scene(box, count)
@@ -132,24 +169,20 @@ def aligning(bench: Bench, box: int, count: int, repeats: int) -> tuple[Scene, S
     return given, sums
 
 
-def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Sums:
-    """Time what is done to partial sums and references, per voxel; return sums that are ready to be solved."""
+def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Brick:
+    """Time what is done to partial sums and references, per voxel; return packed sums that are ready to be solved."""
     plan = given.plan
     box, padding = plan.box, padded_box(plan.box) / plan.box
     ball = ball_of(box, plan.k_insert, operators("C1"))
     spare = Sums(sums.data.copy(), sums.weight.copy())
     packed = pack(sums, ball)
     np.maximum(packed.weight, 1e-3 * packed.weight.max(), out=packed.weight)  # as after many images: all are touched
-    pieces = [cut(packed, number, BRICKS) for number in range(BRICKS)]
     values = pack_reference(given.model.volume, plan.k_insert, padding)
     voxels = len(packed.data)
     runs: dict[str, tuple[int, Callable[[], Any]]] = {
         "pack": (voxels, lambda: pack(spare, ball)),
         "merge": (voxels, lambda: merge(packed, packed)),
         "cut": (voxels, lambda: [cut(packed, number, BRICKS) for number in range(BRICKS)]),
-        "join": (voxels, lambda: join(pieces)),
-        "unpack": (voxels, lambda: unpack(packed, ball)),
-        "pack_reference": (len(values), lambda: pack_reference(given.model.volume, plan.k_insert, padding)),
         "unpack_reference": (len(values), lambda: unpack_reference(values, plan.k_insert, padding)),
     }
     for name, (count, run) in runs.items():
@@ -158,29 +191,59 @@ def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Sums:
             "task": name, "box": box, "voxels": count, "repeats": repeats, "CPU-s": round(took, 4),
             "CPU-ns per voxel": round(1e9 * took / count, 2),
         })  # fmt: skip
-    return unpack(packed, ball)
+    return packed
 
 
-def solving(bench: Bench, given: Scene, sums: Sums, repeats: int) -> None:
-    """Time what turns sums into maps, masks, curves and the next reference."""
-    plan = given.plan
-    box, k_max = plan.box, plan.k_insert
+def solving(bench: Bench, density: NDArray[np.float32], packed: Brick, plan: Plan, repeats: int) -> None:
+    """Time what turns a half-set's packed sums into map, mask, curves and the next reference."""
+    box, k_max, padding = plan.box, plan.k_insert, padded_box(plan.box) / plan.box
+    ball = ball_of(box, k_max, operators("C1"))
+    pieces = [cut(packed, number, BRICKS) for number in range(BRICKS)]
     snr = np.linspace(100, 0.01, box // 2 + 1)
-    half = solve(sums, box, None, k_max)
-    mask = estimate_mask(given.density, plan.pixel_size, diameter=2 * plan.radius * plan.pixel_size)
-    runs: dict[str, Callable[[], Any]] = {
-        "solve": lambda: solve(sums, box, None, k_max),
-        "solve filtered": lambda: solve(sums, box, snr, k_max),
-        "mask": lambda: estimate_mask(given.density, plan.pixel_size, diameter=2 * plan.radius * plan.pixel_size),
-        "fsc": lambda: masked_fsc(half, half, mask, seed=0),
-        "transform": lambda: reference_volume(half, k_max),
-    }
-    for name, run in runs.items():
-        took = cpu(run, repeats)
-        bench.add({
-            "task": name, "box": box, "repeats": repeats, "CPU-s": round(took, 3),
-            "CPU-ns per box voxel": round(1e9 * took / box**3, 1),
-        })  # fmt: skip
+
+    def timed(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        bench.add({"task": name, "box": box, **threaded(lambda: function(*args, **kwargs), repeats)})
+        return function(*args, **kwargs)
+
+    timed("join", join, pieces)
+    del pieces
+    sums = timed("unpack", unpack, packed, ball)
+    half = timed("solve", solve, sums, box, None, k_max)
+    timed("solve filtered", solve, sums, box, snr, k_max)
+    del sums
+    mask = timed("mask", estimate_mask, density, plan.pixel_size, diameter=2 * plan.radius * plan.pixel_size)
+    timed("fsc", masked_fsc, half, density, mask, seed=0)
+    volume = timed("transform", reference_volume, half, k_max)
+    timed("pack_reference", pack_reference, volume, k_max, padding)
+
+
+def packed_sums(density: NDArray[np.float32], plan: Plan) -> Brick:
+    """Return sums as of very many slices of a map, with noise: weights fall as 1 / |k|."""
+    ball = ball_of(plan.box, plan.k_insert, operators("C1"))
+    data = reference_volume(density, plan.k_insert)
+    m = data.shape[2] - 2
+    rows, half = np.arange(-m, m + 1) ** 2, np.arange(-1, m + 1) ** 2
+    weight = np.empty(data.shape, np.float32)
+    for plane, z in zip(weight, rows, strict=True):
+        plane[...] = m / np.sqrt(1 + z + rows[:, None] + half)
+    data *= weight
+    for array in (data, weight):  # what packing adds to these columns
+        array[:, :, :3] *= np.float32([0, 0.5, 1])
+    brick = pack(Sums(data, weight), ball)
+    random, noise = np.random.default_rng(1), np.float32(1e-3 * np.abs(brick.data).max())
+    brick.data.real += noise * np.sqrt(brick.weight) * random.standard_normal(len(brick.data), np.float32)
+    brick.data.imag += noise * np.sqrt(brick.weight) * random.standard_normal(len(brick.data), np.float32)
+    return brick
+
+
+def solving_alone(bench: Bench, boxes: Sequence[int]) -> None:
+    """Time the tasks from the sums to the next reference without aligning anything before."""
+    repeats = bench.few(3, 1)
+    with one_thread_per_task():
+        small = Bench(bench.data, bench.work, True, [0])
+        for own, box in ((small, 32), *((bench, box) for box in boxes)):  # the first compiles
+            plan, density = plan_at(box), phantom(box, np.random.default_rng(0))
+            solving(own, density, packed_sums(density, plan), plan, repeats)
 
 
 def poses(bench: Bench, count: int, repeats: int) -> None:
@@ -244,6 +307,6 @@ def tasks(bench: Bench, boxes: Sequence[int]) -> None:
     with one_thread_per_task():
         for box in boxes:
             given, sums = aligning(bench, box, bench.few(128, 8), repeats)
-            solving(bench, given, bricks(bench, given, sums, repeats), repeats)
+            solving(bench, given.density, bricks(bench, given, sums, repeats), given.plan, repeats)
         poses(bench, bench.few(100_000, 2_000), repeats)
         table_bytes(bench)

@@ -125,7 +125,7 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
         divide(sums.data, sums.weight, added, padded / box, last, ky, spectrum)
         if missing is not None:
             _add_inner(spectrum, missing, ky)
-        mixed[:, first:stop, :width] = spectrum_to_mixed(spectrum, 0, box, box)
+        mixed[:, first:stop, :width] = spectrum_to_mixed(spectrum, -(box // 2), box)
 
     over_slabs(along_z, rows, slab_of(padded, columns))
     return _density(mixed, box, padded)
@@ -142,10 +142,10 @@ def _density(mixed: NDArray[np.complex64], box: int, padded: int) -> Float32:
     def in_plane(first: int, stop: int) -> None:
         off = min(abs(z - box // 2) for z in range(first, stop))
         half = min(int(np.sqrt(max((radius + edge) ** 2 - off**2, 0.0))), box // 2 - 1)
-        top, count = box // 2 - half, 2 * half + 1
-        planes = mixed_to_planes(mixed[first:stop], padded, top, count, box)
-        scale_planes(planes, line, first, top, radius, edge)
-        density[first:stop, top : top + count] = planes
+        rows = slice(box // 2 - half, box // 2 + half + 1)
+        planes = mixed_to_planes(mixed[first:stop], -(box // 2), -half, padded, 2 * half + 1, box)
+        scale_planes(planes, line, first, rows.start, radius, edge)
+        density[first:stop, rows] = planes
 
     over_slabs(in_plane, box, slab_of(padded, mixed.shape[2]))
     return density
@@ -217,7 +217,7 @@ def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:
     def in_plane(first: int, stop: int) -> None:
         planes = density[first:stop].astype(np.float32)
         scale_planes(planes, line, first, 0, np.inf, 0.0)
-        mixed[first:stop] = planes_to_mixed(planes, 0, box, padded, rows, columns)
+        mixed[first:stop] = planes_to_mixed(planes, -(box // 2), -(box // 2), padded, rows, columns)
 
     over_slabs(in_plane, box, slab_of(padded, columns))
     volume = np.zeros((2 * m + 1, 2 * m + 1, m + 2), np.complex64)
@@ -226,7 +226,7 @@ def reference_volume(density: Float32, k_max: int) -> NDArray[np.complex64]:
     def along_z(first: int, stop: int) -> None:
         ky = kz[first:stop]
         width = columns_within(ky, radius2, columns)
-        spectrum = mixed_to_spectrum(mixed[:, first:stop, :width], 0, box, padded)
+        spectrum = mixed_to_spectrum(mixed[:, first:stop, :width], -(box // 2), padded)
         volume[(kz + m)[:, None], ky + m, 1 : width + 1] = spectrum[kz % padded]
 
     over_slabs(along_z, rows, slab_of(padded, columns))

@@ -1,7 +1,8 @@
 """Transforms of whole maps in place and slab by slab, and what two half-maps' have in common in each shell.
 
 A map (n, n, n) becomes a mixed array, this in place a spectrum, and back (:mod:`cloudem.kernels.pruned`): no more than
-(n, n, n // 2 + 1) is kept of a map, and only the planes and rows that a mask reaches are transformed.
+(n, n, n // 2 + 1) is kept of a map, and only the planes and rows that a mask reaches are transformed. The origin is the
+first voxel.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from cloudem.backend.threads import over_slabs
 from cloudem.kernels.correlation import shell_products, turn_phases
 from cloudem.kernels.pruned import (
+    columns_within,
     frequencies,
     mixed_to_planes,
     mixed_to_spectrum,
@@ -62,7 +64,7 @@ def mixed_of(volume: Float32, mask: Float32 | None = None, extent: Extent | None
     def in_plane(first: int, last: int) -> None:
         part = np.s_[bottom + first : bottom + last, first_row:last_row]
         planes = volume[part] if mask is None else volume[part] * mask[part]
-        mixed[first:last] = planes_to_mixed(np.asarray(planes, np.float32), first_row, n, n, n, n // 2 + 1)
+        mixed[first:last] = planes_to_mixed(np.asarray(planes, np.float32), 0, first_row, n, n, n // 2 + 1)
 
     over_slabs(in_plane, len(mixed), slab_of(n, n // 2 + 1))
     return mixed
@@ -83,10 +85,13 @@ def products(a: Complex64, b: Complex64, first_plane: int = 0, *, keep: bool = F
     n = a.shape[1]
 
     def along_z(first: int, last: int) -> Float64:
-        one, other = (mixed_to_spectrum(mixed[:, first:last], first_plane, n, n) for mixed in (a, b))
+        ky = frequencies(n)[first:last]
+        # beyond n // 2 no shell is summed
+        width = n // 2 + 1 if keep else columns_within(ky, (n / 2 + 0.5) ** 2, n // 2 + 1)
+        one, other = (mixed_to_spectrum(mixed[:, first:last, :width], first_plane, n) for mixed in (a, b))
         if keep:
             a[:, first:last], b[:, first:last] = one, other
-        return shell_products(one, other, frequencies(n)[first:last])
+        return shell_products(one, other, ky)
 
     parts = over_slabs(along_z, n, slab_of(n, n // 2 + 1))
     return np.asarray(sum(parts[1:], parts[0]), np.float64)
@@ -97,7 +102,7 @@ def to_spectrum(mixed: Complex64) -> None:
     n = mixed.shape[1]
 
     def along_z(first: int, last: int) -> None:
-        mixed[:, first:last] = mixed_to_spectrum(mixed[:, first:last], 0, n, n)
+        mixed[:, first:last] = mixed_to_spectrum(mixed[:, first:last], 0, n)
 
     over_slabs(along_z, n, slab_of(n, n // 2 + 1))
 
@@ -109,7 +114,7 @@ def randomise(spectrum: Complex64, first_shell: int, seed: int) -> None:
     def along_z(first: int, last: int) -> None:
         part = spectrum[:, first:last].copy()
         turn_phases(part, frequencies(n)[first:last], first_shell, seed)
-        spectrum[:, first:last] = spectrum_to_mixed(part, 0, n, n)
+        spectrum[:, first:last] = spectrum_to_mixed(part, 0, n)
 
     over_slabs(along_z, n, slab_of(n, n // 2 + 1))
 
@@ -121,9 +126,9 @@ def multiply(mixed: Complex64, mask: Float32, extent: Extent) -> Complex64:
 
     def in_plane(first: int, last: int) -> None:
         first, last = bottom + first, bottom + last
-        planes = mixed_to_planes(mixed[first:last], n, first_row, last_row - first_row, n)
+        planes = mixed_to_planes(mixed[first:last], 0, first_row, n, last_row - first_row, n)
         planes *= mask[first:last, first_row:last_row]
-        mixed[first:last] = planes_to_mixed(planes, first_row, n, n, n, n // 2 + 1)
+        mixed[first:last] = planes_to_mixed(planes, 0, first_row, n, n, n // 2 + 1)
 
     over_slabs(in_plane, top - bottom, slab_of(n, n // 2 + 1))
     return mixed[bottom:top]
@@ -131,7 +136,9 @@ def multiply(mixed: Complex64, mask: Float32, extent: Extent) -> Complex64:
 
 def map_of(mixed: Complex64, n: int) -> Float32:
     """Return the map of all its mixed planes, (n, n, n)."""
-    planes = over_slabs(lambda first, last: mixed_to_planes(mixed[first:last], n, 0, n, n), n, slab_of(n, n // 2 + 1))
+    planes = over_slabs(
+        lambda first, last: mixed_to_planes(mixed[first:last], 0, 0, n, n, n), n, slab_of(n, n // 2 + 1)
+    )
     return np.concatenate(planes)
 
 
@@ -143,10 +150,10 @@ def low_frequencies(volume: Float32, reach: int) -> Complex64:
 
     def in_plane(first: int, last: int) -> None:
         planes = np.asarray(volume[first:last], np.float32)
-        mixed[first:last] = planes_to_mixed(planes, 0, n, n, rows, columns)
+        mixed[first:last] = planes_to_mixed(planes, 0, 0, n, rows, columns)
 
     def along_z(first: int, last: int) -> None:
-        part = mixed_to_spectrum(mixed[:, first:last], 0, n, n)
+        part = mixed_to_spectrum(mixed[:, first:last], 0, n)
         spectrum[:, first:last] = part[frequencies(rows) % n]
 
     over_slabs(in_plane, n, slab_of(n, n // 2 + 1))
@@ -162,7 +169,7 @@ def resampled(spectrum: Complex64, box: int, size: int) -> Float32:
     def along_z(first: int, last: int) -> None:
         part = np.zeros((size, last - first, columns), np.complex64)
         part[frequencies(rows) % size] = spectrum[:, first:last]
-        mixed[:, first:last] = spectrum_to_mixed(part, 0, size, size)
+        mixed[:, first:last] = spectrum_to_mixed(part, 0, size)
 
     over_slabs(along_z, rows, slab_of(size, columns))
     return map_of(mixed, size) * np.float32((size / box) ** 3)

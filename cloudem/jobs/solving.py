@@ -97,8 +97,9 @@ def write_reference(
 
     The name is new each time: if a worker that was given up still writes, it is into a group that nothing refers to.
     """
-    box = mask.shape[0]
+    density = solve(sums, mask.shape[0], snr, k_max)
+    density *= mask
     name = f"{iteration:03d}-{half}-{uuid.uuid4().hex[:8]}"
     with purpose("reference"):
-        write_group(url, f"{REFERENCES}/{name}", {"map": solve(sums, box, snr, k_max) * mask}, {"half": half})
+        write_group(url, f"{REFERENCES}/{name}", {"map": density}, {"half": half})
     return name

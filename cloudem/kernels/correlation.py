@@ -29,16 +29,18 @@ def shell_products(
         Transforms of real volumes, shape (n, n, n // 2 + 1), layout of ``rfftn``; both with the same origin. Friedel
         mates that this layout leaves out are counted.
     ky
-        Where they are rows of such transforms, (n, r, n // 2 + 1): the rows' frequencies, (r,).
+        Where they are rows of such transforms, (n, r, c), c columns of them: the rows' frequencies, (r,).
 
     Returns
     -------
     Shape (3, n // 2 + 1), float64; shells beyond n // 2 are left out.
     """
-    box, count = a.shape[0], a.shape[2]
-    shells = np.rint(np.sqrt(_squared(box, np.arange(a.shape[1]) if ky is None else ky))).astype(np.int64).ravel()
+    box, count = a.shape[0], a.shape[0] // 2 + 1
+    squared = _squared(box, np.arange(a.shape[1]) if ky is None else ky)[:, :, : a.shape[2]]
+    shells = np.rint(np.sqrt(squared)).astype(np.int64).ravel()
     mates = np.full(count, 2.0)
     mates[[0, -1]] = 1.0
+    mates = mates[: a.shape[2]]
     products = (a.real * b.real + a.imag * b.imag, a.real**2 + a.imag**2, b.real**2 + b.imag**2)
     sums = [np.bincount(shells, (mates * product).ravel(), minlength=count)[:count] for product in products]
     return np.asarray(sums, np.float64)

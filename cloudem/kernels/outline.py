@@ -40,8 +40,8 @@ def soft_outline(distance: Float32, first: int, scale: float, extend: float, edg
     Parameters
     ----------
     distance
-        Shape (c, c, c), float32, in coarse voxels, the origin at c // 2; interpolated linearly, the outermost value
-        beyond the grid.
+        Shape (c, c, c), float32, in coarse voxels, the first where the mask's first is; interpolated linearly, the
+        outermost value beyond the grid.
     first
         First plane of the mask.
     scale
@@ -50,10 +50,10 @@ def soft_outline(distance: Float32, first: int, scale: float, extend: float, edg
         The mask is 1 up to the distance ``extend``, at least up to half a voxel, which belongs to the solid, and falls
         to 0 over ``edge`` more; coarse voxels.
     mask
-        Filled, (s, n, n) float32, the origin at n // 2.
+        Filled, (s, n, n) float32.
     """
     n, c = mask.shape[2], len(distance)
-    place = np.clip((np.arange(n) - n // 2) * scale + c // 2, 0, c - 1)
+    place = np.minimum(np.arange(n) * scale, c - 1)
     below = np.minimum(place.astype(np.int64), c - 2)
     share = place - below
     part = slice(first, first + len(mask))

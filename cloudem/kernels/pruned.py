@@ -6,9 +6,10 @@ and its spectrum, [kz, ky, kx], stands the *mixed* array (planes, rows, columns)
 into it by transforms of x and y, its lines along z into the spectrum. What is done to a slab of either side fits the
 caches, where the caller puts in or takes out what it needs.
 
-Positions are in the order of the map, the origin at the voxel n // 2. Frequencies are in FFT order: ``rows`` of them
-along ky, kx from 0 to ``columns - 1``; a slab of the spectrum, (size, rows, columns), holds all kz. Transforms are
-unnormalised forward and normalised by the padded box backward, as in :mod:`cloudem.kernels.fourier`.
+Positions are counted from the origin, negative ones before it; maps are given in their order, and where they begin.
+Frequencies are in FFT order: ``rows`` of them along ky, kx from 0 to ``columns - 1``; a slab of the spectrum, (size,
+rows, columns), holds all kz. Transforms are unnormalised forward and normalised by the padded box backward, as in
+:mod:`cloudem.kernels.fourier`.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def frequencies(rows: int) -> NDArray[np.int64]:
     return np.where(order < (rows + 1) // 2, order, order - rows)
 
 
-def planes_to_mixed(planes: Float32, first_row: int, box: int, size: int, rows: int, columns: int) -> Complex64:
+def planes_to_mixed(planes: Float32, left: int, top: int, size: int, rows: int, columns: int) -> Complex64:
     """Transform x and y of planes of a map.
 
     Parameters
     ----------
     planes
-        Shape (s, r, box), float32: some rows of the planes, which are zero in the others.
-    first_row
-        Which rows: from this one on.
-    box, size
-        Edges of the map and of the padded box.
+        Shape (s, r, c), float32: part of planes that are zero elsewhere.
+    left, top
+        Positions of its first column, x, and of its first row, y.
+    size
+        Edge of the padded box.
     rows, columns
         Frequencies that are kept.
 
@@ -61,14 +62,8 @@ def planes_to_mixed(planes: Float32, first_row: int, box: int, size: int, rows: 
     -------
     Shape (s, rows, columns), complex64.
     """
-    padded = np.zeros((*planes.shape[:2], size), np.float32)
-    for source, target in _positions(-(box // 2), box, size):
-        padded[:, :, target] = planes[:, :, source]
-    lines = scipy.fft.rfft(padded, axis=2)
-    square = np.zeros((len(planes), size, columns), np.complex64)
-    for source, target in _positions(first_row - box // 2, planes.shape[1], size):
-        square[:, target] = lines[:, source, :columns]
-    square = scipy.fft.fft(square, axis=1, overwrite_x=True)
+    lines = scipy.fft.rfft(_spread(planes, 2, left, size), axis=2)[:, :, :columns]
+    square = scipy.fft.fft(_spread(lines, 1, top, size), axis=1, overwrite_x=True)
     if rows == size:
         return np.asarray(square, np.complex64)
     mixed = np.empty((len(planes), rows, columns), np.complex64)
@@ -77,48 +72,68 @@ def planes_to_mixed(planes: Float32, first_row: int, box: int, size: int, rows: 
     return mixed
 
 
-def mixed_to_planes(mixed: Complex64, size: int, first_row: int, count: int, box: int) -> Float32:
+def mixed_to_planes(mixed: Complex64, left: int, top: int, size: int, height: int, width: int) -> Float32:
     """Transform ky and kx of mixed planes back: the inverse of :func:`planes_to_mixed`.
 
     Returns
     -------
-    Shape (s, count, box), float32: rows ``first_row`` to ``first_row + count`` of the map.
+    Shape (s, height, width), float32: the part of the planes that begins at column ``left`` and row ``top``.
     """
-    planes, rows, columns = mixed.shape
-    square = np.zeros((planes, size, columns), np.complex64)
+    rows, columns = mixed.shape[1:]
+    square = np.empty((len(mixed), size, columns), np.complex64)
     for source, target in _kept(rows, size):
         square[:, target] = mixed[:, source]
+    square[:, (rows + 1) // 2 : size - rows // 2] = 0
     square = scipy.fft.ifft(square, axis=1, overwrite_x=True)
-    lines = np.zeros((planes, count, size // 2 + 1), np.complex64)
-    for source, target in _positions(first_row - box // 2, count, size):
+    lines = np.empty((len(mixed), height, size // 2 + 1), np.complex64)
+    lines[:, :, columns:] = 0
+    for source, target in _positions(top, height, size):
         lines[:, source, :columns] = square[:, target]
     padded = scipy.fft.irfft(lines, n=size, axis=2, overwrite_x=True)
-    out = np.empty((planes, count, box), np.float32)
-    for source, target in _positions(-(box // 2), box, size):
-        out[:, :, source] = padded[:, :, target]
-    return out
+    if left == 0:
+        return np.asarray(padded[:, :, :width], np.float32)
+    planes = np.empty((len(mixed), height, width), np.float32)
+    for source, target in _positions(left, width, size):
+        planes[:, :, source] = padded[:, :, target]
+    return planes
 
 
-def mixed_to_spectrum(mixed: Complex64, first_plane: int, box: int, size: int) -> Complex64:
-    """Transform z: (planes, rows, columns), from plane ``first_plane`` of the map on, to (size, rows, columns)."""
+def mixed_to_spectrum(mixed: Complex64, bottom: int, size: int) -> Complex64:
+    """Transform z: (planes, rows, columns), the first plane at the position ``bottom``, to (size, rows, columns)."""
     spectrum = np.zeros((size, *mixed.shape[1:]), np.complex64)
-    for source, target in _positions(first_plane - box // 2, len(mixed), size):
+    for source, target in _positions(bottom, len(mixed), size):
         spectrum[target] = mixed[source]
     return np.asarray(scipy.fft.fft(spectrum, axis=0, overwrite_x=True), np.complex64)
 
 
-def spectrum_to_mixed(spectrum: Complex64, first_plane: int, count: int, box: int) -> Complex64:
-    """Transform kz back, (size, rows, columns) to (count, rows, columns); the spectrum is overwritten."""
-    size = len(spectrum)
+def spectrum_to_mixed(spectrum: Complex64, bottom: int, count: int) -> Complex64:
+    """Transform kz back, (size, rows, columns) to ``count`` planes from the position ``bottom`` on.
+
+    The spectrum is overwritten.
+    """
     lines = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True)
+    if bottom == 0:
+        return np.asarray(lines[:count], np.complex64)
     mixed = np.empty((count, *spectrum.shape[1:]), np.complex64)
-    for source, target in _positions(first_plane - box // 2, count, size):
+    for source, target in _positions(bottom, count, len(spectrum)):
         mixed[source] = lines[target]
     return mixed
 
 
+def _spread(values: NDArray[Any], axis: int, low: int, size: int) -> NDArray[Any]:
+    """Return a transform's input of ``size`` along an axis with values from position ``low`` on; or them if all."""
+    count = values.shape[axis]
+    if low == 0 and count == size:
+        return values
+    spread = np.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), values.dtype)
+    before = (slice(None),) * axis
+    for source, target in _positions(low, count, size):
+        spread[(*before, target)] = values[(*before, source)]
+    return spread
+
+
 def _positions(low: int, count: int, size: int) -> list[tuple[slice, slice]]:
-    """Return where positions ``low`` to ``low + count`` of the centre lie in a transform's input of ``size``."""
+    """Return where ``count`` positions from ``low`` on lie in a transform of ``size``."""
     before = min(max(-low, 0), count)
     parts = [(slice(0, before), slice(low % size, low % size + before))]
     start = max(low, 0)

@@ -39,6 +39,9 @@ def test_rows_add_up_to_the_whole(function):
     ky = np.array([0, 1, 2, 3, 4, -5, -4, -3, -2, -1])
     parts = [function(a[:, rows], b[:, rows], ky[rows]) for rows in (slice(3), slice(3, 4), slice(4, 10))]
     np.testing.assert_allclose(sum(parts), function(a, b), rtol=1e-9)
+    narrow = function(a[:, 5:6, :3], b[:, 5:6, :3], ky[5:6])  # beyond kx = 2 no shell up to 5 is
+    np.testing.assert_allclose(narrow, function(a[:, 5:6], b[:, 5:6], ky[5:6]), rtol=1e-9)
+    assert narrow.shape == (3, 6)
 
 
 @pytest.mark.parametrize("function", [turn_phases.reference, turn_phases.twin("_numba")])

@@ -32,7 +32,7 @@ def test_outline_is_made_from_interpolated_distances(twin: Twin, coarse: int, ex
     distance = 3 * np.random.default_rng(coarse).random((coarse,) * 3).astype(np.float32)
     mask = np.empty((9, n, n), np.float32)
     twin(soft_outline)(distance, first, coarse / n, extend, edge, mask)
-    axis = (np.arange(n) - n // 2) * coarse / n + coarse // 2
+    axis = np.arange(n) * coarse / n
     points = np.meshgrid(axis[first : first + 9], axis, axis, indexing="ij")
     away = ndimage.map_coordinates(distance.astype(np.float64), points, order=1, mode="nearest")
     ramp = 0.5 + 0.5 * np.cos(np.pi * np.clip((away - extend) / edge, 0, 1))

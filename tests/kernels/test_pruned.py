@@ -26,6 +26,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def forward(volume: np.ndarray, size: int, rows: int, columns: int) -> np.ndarray:
+    low = -(len(volume) // 2)
+    return mixed_to_spectrum(planes_to_mixed(volume, low, low, size, rows, columns), low, size)
+
+
 @given(box=st.sampled_from([8, 12, 18]), more=st.sampled_from([0, 2, 6]), reach=st.integers(1, 20), seed=seeds)
 def test_forward_is_a_part_of_the_whole_transform(box: int, more: int, reach: int, seed: int) -> None:
     volume, size = noise(box, box, box, seed=seed), box + more
@@ -35,7 +40,7 @@ def test_forward_is_a_part_of_the_whole_transform(box: int, more: int, reach: in
     rows, columns = rows_within(reach, size)
     kept = frequencies(rows) % size
     expected = fourier_volume(padded.astype(np.float64))[:, kept, :columns]
-    found = mixed_to_spectrum(planes_to_mixed(volume, 0, box, size, rows, columns), 0, box, size)
+    found = forward(volume, size, rows, columns)
     assert found.dtype == np.complex64
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
@@ -49,26 +54,40 @@ def test_backward_is_a_part_of_the_whole_inverse(box: int, more: int, reach: int
     kept = frequencies(rows) % size
     pruned[:, kept, :columns] = spectrum[:, kept, :columns]
     expected = real_volume(pruned.astype(np.complex128), box)
-    mixed = spectrum_to_mixed(spectrum[:, kept, :columns].copy(), 0, box, box)
-    found = mixed_to_planes(mixed, size, 0, box, box)
+    mixed = spectrum_to_mixed(spectrum[:, kept, :columns].copy(), -(box // 2), box)
+    found = mixed_to_planes(mixed, -(box // 2), -(box // 2), size, box, box)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("origin", [0, 6])
 @given(planes=st.tuples(st.integers(0, 11), st.integers(0, 12)), rows=st.tuples(st.integers(0, 11), st.integers(0, 12)))
-def test_planes_and_rows_that_are_zero_can_be_left_out(planes: tuple[int, int], rows: tuple[int, int]) -> None:
+def test_what_is_zero_can_be_left_out(origin: int, planes: tuple[int, int], rows: tuple[int, int]) -> None:
+    """Planes, rows and columns; the origin may be any voxel."""
     box, size = 12, 18
     (bottom, count), (top, height) = planes, rows
-    part = np.s_[bottom : min(bottom + count, box), top : min(top + height, box)]
+    part = np.s_[bottom : min(bottom + count, box), top : min(top + height, box), 2:]
     volume = np.zeros((box, box, box), np.float32)
     volume[part] = noise(*volume[part].shape)
-    whole = mixed_to_spectrum(planes_to_mixed(volume, 0, box, size, 11, 6), 0, box, size)
-    mixed = planes_to_mixed(volume[part], top, box, size, 11, 6)
-    np.testing.assert_allclose(mixed_to_spectrum(mixed, bottom, box, size), whole, atol=1e-4)
-    back = spectrum_to_mixed(whole.copy(), bottom, len(mixed), box)
-    every = mixed_to_planes(spectrum_to_mixed(whole.copy(), 0, box, box), size, 0, box, box)
-    found = mixed_to_planes(back, size, top, volume[part].shape[1], box)
+    low = -origin
+    whole = mixed_to_spectrum(planes_to_mixed(volume, low, low, size, 11, 6), low, size)
+    mixed = planes_to_mixed(volume[part], 2 - origin, top - origin, size, 11, 6)
+    np.testing.assert_allclose(mixed_to_spectrum(mixed, bottom - origin, size), whole, atol=1e-4)
+    every = mixed_to_planes(spectrum_to_mixed(whole.copy(), low, box), low, low, size, box, box)
+    back = spectrum_to_mixed(whole.copy(), bottom - origin, len(mixed))
+    found = mixed_to_planes(back, 2 - origin, top - origin, size, volume[part].shape[1], box - 2)
     np.testing.assert_allclose(found, every[part], atol=1e-5)
+
+
+@given(seed=seeds)
+def test_a_whole_transform_is_that_of_scipy(seed: int) -> None:
+    """The origin at the first voxel, nothing padded: there and back."""
+    volume = noise(10, 10, 10, seed=seed)
+    mixed = planes_to_mixed(volume, 0, 0, 10, 10, 6)
+    spectrum = mixed_to_spectrum(mixed, 0, 10)
+    np.testing.assert_allclose(spectrum, np.fft.rfftn(volume.astype(np.float64)), atol=1e-4)
+    back = mixed_to_planes(spectrum_to_mixed(spectrum, 0, 10), 0, 0, 10, 10, 10)
+    np.testing.assert_allclose(back, volume, atol=1e-5)
 
 
 def test_all_frequencies_come_in_the_order_of_a_transform() -> None:

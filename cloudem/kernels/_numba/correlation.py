@@ -16,7 +16,7 @@ COSINES, SINES = np.ascontiguousarray(PHASES.real), np.ascontiguousarray(PHASES.
 
 def shell_products(a: NDArray[Any], b: NDArray[Any], ky: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
     """Twin of :func:`cloudem.kernels.correlation.shell_products`."""
-    sums = np.zeros((a.shape[2], 3))
+    sums = np.zeros((a.shape[0] // 2 + 1, 3))
     rows = np.arange(a.shape[1]) if ky is None else ky
     _shell_products(np.ascontiguousarray(a), np.ascontiguousarray(b), rows, sums)
     return np.ascontiguousarray(sums.T)
@@ -29,7 +29,7 @@ def turn_phases(spectrum: NDArray[np.complex64], ky: NDArray[np.int64], first_sh
 
 @jit
 def _shell_products(a: Any, b: Any, rows: Any, sums: Any) -> None:
-    box, count = a.shape[0], a.shape[2]
+    box, count = a.shape[0], sums.shape[0]
     for iz in range(box):
         kz = iz if iz <= box // 2 else iz - box
         for row in range(rows.shape[0]):
@@ -38,7 +38,7 @@ def _shell_products(a: Any, b: Any, rows: Any, sums: Any) -> None:
             rest = kz * kz + ky * ky
             # neighbours share a shell: their sums stay in registers
             shell, cross, power, other = 0, 0.0, 0.0, 0.0
-            for kx in range(count):
+            for kx in range(a.shape[2]):
                 here = int(np.rint(np.sqrt(rest + kx * kx)))
                 if here != shell:
                     sums[shell, 0] += cross

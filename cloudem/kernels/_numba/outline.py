@@ -59,7 +59,7 @@ def _soft_outline(distance: Any, first: int, scale: float, extend: float, edge: 
     n, c = mask.shape[2], distance.shape[0]
     below, share = np.empty(n, np.int64), np.empty(n, np.float32)
     for x in range(n):
-        place = min(max((x - n // 2) * scale + c // 2, 0.0), c - 1.0)
+        place = min(x * scale, c - 1.0)
         below[x] = min(int(place), c - 2)
         share[x] = place - below[x]
     plane, row = np.empty((c, c), np.float32), np.empty(c, np.float32)
