@@ -95,7 +95,7 @@ class RunOptions(Declaration):
             return 1
         if self.scheduler is not None:
             return 0
-        from cloudem.execution.dask import layout
+        from cloudem.execution.embedded import layout
 
         workers, threads = layout(processes=self.in_processes, workers=self.workers, threads=self.threads)
         return workers * threads

@@ -122,7 +122,7 @@ class Worker(Command):
 
     def _layout(self) -> tuple[list[str | None], int, int]:
         """Return which GPUs each worker sees (None for as it is), and of each the threads and the cores."""
-        from cloudem.execution.dask import layout
+        from cloudem.execution.embedded import layout
         from cloudem.execution.gpus import choose_gpus
 
         gpus = choose_gpus(self.gpus, _say)

@@ -1,8 +1,8 @@
 """Prints the versions of all that cloudem needs, as installed here.
 
 ``python deploy/constraints.py > deploy/constraints.txt``, where the tests have just passed: image and container install
-exactly these. constraints-gpu.txt, for the extra ``gpu``, is these and what pip adds for CuPy, where no GPU is there to
-test it: ``pip install --dry-run --ignore-installed --report - --constraint deploy/constraints.txt '.[aws,gpu]'``.
+exactly these. constraints-gpu.txt, for the extra ``gpu``, is what pip resolves where no GPU is there to test it: these
+without dask and distributed, given to ``pip install --dry-run --report - --constraint … '.[aws,gpu]'``.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
-from cloudem.execution.configuration import CONFIGURATION, IN_THIS_PROCESS, WITHOUT_PAGES
+from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
+from cloudem.execution.embedded import start_cluster
 from cloudem.execution.executor import Added, Executor, Fold, Shared, folded, itself
 from cloudem.execution.folding import Forest, Node, Roster, copied_from, together_for
-from cloudem.execution.gpus import VISIBLE, choose_gpus
-from cloudem.execution.security import refusal_of, security_for, temporary_security
-from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES, one_thread_per_task
+from cloudem.execution.security import refusal_of, security_for
+from cloudem.execution.threads import CORES, one_thread_per_task
 from cloudem.traffic import Traffic
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class DaskExecutor(Executor):
                 self._client = _connect(undo, scheduler, patience_s, security)
                 self._description = f"Dask at {scheduler}"
             else:
-                cluster, self._description = _start(processes, workers, threads, gpus, dashboard)
+                cluster, self._description = start_cluster(processes, workers, threads, gpus, dashboard)
                 undo.enter_context(cluster)
                 self._client = _connect(undo, cluster, patience_s)
             threads_of = self._threads()
@@ -648,67 +648,3 @@ def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security
             f"no Dask scheduler answers at {where}; give --scheduler as tls://host:8786, start one with `cloudem"
             f" cluster scheduler`, or leave --scheduler out ({error})"
         ) from error
-
-
-def _start(processes: bool, workers: int | None, threads: int | None, gpus: bool, dashboard: bool) -> tuple[Any, str]:
-    """Start an embedded cluster and say what it is."""
-    import dask
-    from distributed import LocalCluster
-
-    for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ParameterError(f"--{name}: got {value}, needs at least 1")
-    common: dict[str, Any] = {
-        # Without an address Dask listens on every interface, dashboard or not.
-        "dashboard_address": "127.0.0.1:8787" if dashboard else "127.0.0.1:0",
-        "worker_dashboard_address": "127.0.0.1:0",
-        "scheduler_kwargs": {"dashboard": dashboard},
-        "silence_logs": logging.CRITICAL,  # a heartbeat that meets a closing scheduler is none of the user's business
-        "memory_limit": 0,
-    }
-    if dashboard:
-        from cloudem.execution.metrics import export_traffic
-
-        export_traffic()
-    if not processes and workers is None:
-        if gpus and threads is None and (found := choose_gpus("auto", LOG.info)):
-            return _start_on_gpus(found, common), f"Dask, {len(found)} GPUs of this machine"
-        _, threads = layout(processes=False, threads=threads)
-        common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
-        with dask.config.set(IN_THIS_PROCESS):
-            return LocalCluster(**common), f"Dask, {threads} threads of this process"
-    workers, threads = layout(processes=True, workers=workers, threads=threads)
-    common |= _among_themselves() | {"n_workers": workers, "threads_per_worker": threads}
-    return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
-
-
-def _among_themselves() -> dict[str, Any]:
-    """Return what makes worker processes that nobody else on this machine can use."""
-    addresses = {"host": "127.0.0.1", "protocol": "tls", "security": temporary_security()}
-    return {**addresses, "processes": True, "env": CHILD_ENVIRONMENT}
-
-
-def layout(*, processes: bool, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:
-    """Return how many workers an embedded cluster has, and threads in each; by default they use all cores.
-
-    Cores are those that this process may use: its affinity and the limits of its control group count.
-    """
-    from dask.system import CPU_COUNT
-
-    if not processes:
-        return 1, threads or CPU_COUNT
-    workers = workers or max(CPU_COUNT // (threads or 1), 1)
-    return workers, threads or max(CPU_COUNT // workers, 1)
-
-
-def _start_on_gpus(gpus: Sequence[str], common: dict[str, Any]) -> Any:
-    """Start a worker process for each GPU, which sees no other and runs one task at a time."""
-    from distributed import LocalCluster, Nanny
-
-    class OnGpu(Nanny):  # type: ignore[misc]  # here, since importing distributed takes long
-        def __init__(self, *args: Any, name: int, env: Mapping[str, str], **options: Any) -> None:
-            super().__init__(*args, name=name, env={**env, VISIBLE: gpus[name]}, **options)
-
-    _, cores = layout(processes=True, workers=len(gpus))
-    common |= _among_themselves() | {"n_workers": len(gpus), "threads_per_worker": 1, "resources": {CORES: cores}}
-    return LocalCluster(**common, worker_class=OnGpu)

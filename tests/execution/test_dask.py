@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import operator
 import os
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -105,6 +107,39 @@ def test_each_gpu_has_a_process_with_its_share_of_the_cores_that_nobody_else_can
     assert len({pid for pid, _ in found} | {os.getpid()}) == 3
     with DaskExecutor(threads=3) as executor:
         assert executor.accumulate(fold, range(4))[1] == [1] * 4
+
+
+def offer_dask_cuda(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
+    module = types.ModuleType("dask_cuda")
+    module.LocalCUDACluster = start  # type: ignore[attr-defined]
+    module.__spec__ = importlib.machinery.ModuleSpec("dask_cuda", None)
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_dask_cuda_starts_the_processes_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def cluster_of_two(**arguments: Any) -> LocalCluster:
+        asked.update(arguments)
+        own = {name: arguments.pop(name) for name in ("CUDA_VISIBLE_DEVICES", "device_memory_limit")}
+        return LocalCluster(**arguments, n_workers=len(own["CUDA_VISIBLE_DEVICES"]))
+
+    offer_dask_cuda(monkeypatch, cluster_of_two)
+    with DaskExecutor() as executor:
+        assert executor.description == "Dask, 2 GPUs of this machine"
+        assert executor._client.scheduler.address.startswith("tls://127.0.0.1:")
+    assert asked["CUDA_VISIBLE_DEVICES"] == ["1", "GPU-8932f937"]
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_where_dask_cuda_fails_they_are_started_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(**arguments: Any) -> LocalCluster:
+        raise RuntimeError("NVML library not found")
+
+    offer_dask_cuda(monkeypatch, no_library)
+    with DaskExecutor() as executor:
+        assert {gpu for _, gpu in executor.map(visible, range(6))} == {"1", "GPU-8932f937"}
 
 
 @pytest.mark.usefixtures("two_gpus")
