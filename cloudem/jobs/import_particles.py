@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -61,7 +62,7 @@ class ImportParticles(Job):
         from cloudem.io.ahead import AHEAD_BYTES
         from cloudem.io.stacks import find_stacks
 
-        source = self.source()
+        source = self.source
         first = find_stacks(source.stacks[:1], source.path, self.project_folder)[0]
         box = first.header.shape[-1]
         count = len(source.particles)
@@ -76,7 +77,7 @@ class ImportParticles(Job):
         """Import the particles and say what was left out."""
         from cloudem.io.importing import import_particles
 
-        source = self.source()
+        source = self.source
         with context.progress.stage("import", total=len(source.particles)) as stage:
             summary = import_particles(
                 source,
@@ -95,8 +96,9 @@ class ImportParticles(Job):
             context.progress.warning(line)
         context.progress.message(f"{summary.imported} particles imported into {context.url}")
 
+    @cached_property
     def source(self) -> SourceTable:
-        """Return the table that is imported."""
+        """The table that is imported; reading it takes seconds."""
         from cloudem.io.cs import read_particles_cs
         from cloudem.io.relion import read_particles_star
 

@@ -171,13 +171,13 @@ def _inside(project: str, place: Any, key: str) -> Any:
     Raises
     ------
     ParameterError
-        It is on this machine, and the project is not: no node could read it.
+        It is on this machine, and the project is not: no node could read it. Or nobody could.
     """
-    from cloudem.io.location import is_remote, join
+    from cloudem.io.location import folder_of, is_remote, join
 
     if not isinstance(place, str) or is_remote(place):
         return place
-    if not Path(place).is_absolute():
+    if not folder_of(place).is_absolute():
         return join(project, place)
     if is_remote(project):
         raise ParameterError(

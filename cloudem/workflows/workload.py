@@ -160,7 +160,7 @@ def _in_table(job: ImportParticles) -> Particles:
     from cloudem.io.sources import SourceImages
 
     try:
-        source = job.source()
+        source = job.source
         images = SourceImages(source, job.project_folder)
         size = job.pixel_size_A or source.pixel_size or images.pixel_size or 1.0  # as importing does
         return Particles(len(source.particles), images.box, size)

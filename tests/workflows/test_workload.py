@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -19,14 +20,18 @@ from cloudem.cloud.plan import Plan
 from cloudem.commands import DeclaredCommand
 from cloudem.errors import MissingInputError, ParameterError
 from cloudem.execution.executor import SerialExecutor
+from cloudem.io.mrc import write_stack
+from cloudem.io.star import write_star
 from cloudem.jobs.base import Context
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.refine3d import Refine3D, alignment_needs
 from cloudem.jobs.simulate import Simulate
+from cloudem.model.particles import TEXT
 from cloudem.plan_cli import PlanCommand
 from cloudem.workflows.crew import crew_of
 from cloudem.workflows.duration import Correction, Work, estimate
 from cloudem.workflows.pilot import pilot_of
+from cloudem.workflows.submit import check_inputs
 from cloudem.workflows.workflow import Workflow, places, read_workflow
 from cloudem.workflows.workload import Given, Particles, stages, work_of
 
@@ -260,6 +265,9 @@ def test_a_job_file_is_a_workflow_without_project(tmp_path, monkeypatch) -> None
     assert [step.name for step in read_workflow(written(tmp_path, two)).steps] == ["simulate", "simulate-2"]
 
 
+IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zarr'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -272,6 +280,15 @@ def test_a_job_file_is_a_workflow_without_project(tmp_path, monkeypatch) -> None
         ("project = 's3://some-bucket/p'\n[[step]]\njob = 'refine4d'", "there is no job 'refine4d'"),
         ("project = 's3://some-bucket/p'\n[[step]]\njob = 'refine3d'\nname = 'a'", "step 1, a: refine3d needs"),
         ("project = 's3://some-bucket/p'\n[[step]]\njob = 'export'\nsource = '/data/x'\nout = 'y'", "on this machine"),
+        (
+            IMPORT + "particles = '/data/p.star'",
+            "step 1, import: particles: /data/p.star is on this machine, where nodes",
+        ),
+        (IMPORT + "particles = 'file:///data/p.star'", "particles: file:///data/p.star is on this machine"),
+        (IMPORT + "particles = 'p.star'\nproject_folder = '/data'", "project_folder: /data is on this machine"),
+        (IMPORT + "particles = 'p.cs'\npassthrough = '/q.cs'", "passthrough: /q.cs is on this machine"),
+        (IMPORT + "particles = 'gs://bucket/p.star'", "gs:// locations are not known"),
+        (IMPORT + "particles = '../p.star'", "a prefix has no . or .. in it"),
         (
             "project = 's3://some-bucket/p'\n[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'y'\n"
             "[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'z'",
@@ -311,6 +328,27 @@ def test_steps_know_what_those_before_them_make(tmp_path) -> None:
     for step in (simulate, sharpen):
         assert isinstance(step.estimate(Fleet(CPU, 1)), Duration)
     assert simulate.stored_GiB > 30000 * 64**2 * 2 / 2**30
+
+
+def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(bucket, tmp_path) -> None:
+    project = f"s3://{bucket}/to-import"
+    steps = "particles = 'p.star'\nallow_no_ctf = true\n[[step]]\njob = 'reconstruct'\nparticles = 'p.zarr'\n"
+    both = read_workflow(written(tmp_path, IMPORT.replace("s3://some-bucket/p", project) + steps))
+    with pytest.raises(MissingInputError, match=r"step import: particles s3://.*/p\.star is not there"):
+        check_inputs(both)
+    names = np.array([f"{i + 1}@Extract/a.mrcs" for i in range(6)], dtype=TEXT)
+    write_star(f"{project}/p.star", {"": {"rlnImageName": names}})
+    check_inputs(both)
+    with pytest.raises(ParameterError, match=r"refers to Extract/a\.mrcs, not found under s3://"):
+        stages(both, speeds())
+    write_stack(f"{project}/Extract/a.mrcs", [np.zeros((6, 8, 8))], 6, 2.0)
+    importing, reconstructing = stages(both, speeds())
+    assert importing.on_head
+    assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 8 * 8**3) / 2**30)
+    job = both.steps[1].job
+    assert reconstructing.estimate(Fleet(CPU, 1)) == surely(
+        Fleet(CPU, 1), work_of(job, Particles(6, 8, 2.0), Correction())
+    )  # type: ignore[arg-type]
 
 
 def test_particles_that_nobody_knows_are_asked_for(tmp_path) -> None:
