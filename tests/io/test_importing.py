@@ -363,8 +363,10 @@ def test_a_stack_that_changes_while_it_is_read(project):
 
 
 def test_stacks_are_closed_with_their_reader(project):
+    stack = os.path.realpath(project / "Extract" / "a.mrcs")
+
     def opened():
-        return [name for name in map(os.path.realpath, Path("/proc/self/fd").iterdir()) if name.endswith("a.mrcs")]
+        return [place for place in map(os.path.realpath, Path("/proc/self/fd").iterdir()) if place == stack]
 
     images = SourceImages(read_particles_star(project / "particles.star"))
     images.read(0, 3)
