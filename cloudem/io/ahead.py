@@ -78,8 +78,13 @@ class ImagesAhead:
             if each not in self._blocks:
                 self._blocks[each] = self._request(each)
         block = self._blocks[number]
-        for request in block.requests:
-            request.result()
+        try:
+            for request in block.requests:
+                request.result()
+        except BaseException:
+            _cancel(self._blocks)  # or else the process would wait for all of them before it ends
+            self._blocks.clear()
+            raise
         return block.images
 
     def _request(self, number: int) -> _Block:

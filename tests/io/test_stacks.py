@@ -257,6 +257,7 @@ def test_a_stack_that_is_changed_meanwhile_is_named(remote, change):
             StorageError, match=rf"Extract/a\.mrcs was {'changed' if change == 'written' else 'deleted'}"
         ):
             reader.read(0, COUNT)
+        assert reader._ahead._blocks == {}
 
 
 def test_cryosparc_tables(bucket, tmp_path):
