@@ -21,8 +21,8 @@ from cloudem.model.particles import Particles
 
 DTYPES = ("float16", "float32")
 
-_ON_THEIR_WAY = 3
-"""Shards that are being sent at a time; each is held in memory until it is there."""
+_HELD = 3
+"""Shards in memory at a time: the one that is being filled, and those that are being sent."""
 
 
 class ParticleWriter:
@@ -37,7 +37,8 @@ class ParticleWriter:
         self._uploads = uploads
         self._guard = guard
         self._spare: list[NDArray[np.uint8]] = []
-        self._raw = layout.blank()
+        self._room = threading.Semaphore(_HELD)
+        self._raw: NDArray[np.uint8] | None = None
         self._in_shard = 0
         self._shards = 0
         self._finished = False
@@ -69,7 +70,7 @@ class ParticleWriter:
         rows = np.arange(len(images)) if rows is None else rows
         while len(rows):
             part, rows = np.split(rows, [self._layout.shard - self._in_shard])
-            place = self._layout.images_of(self._raw)[self._in_shard :][: len(part)]
+            place = self._layout.images_of(self._filled())[self._in_shard :][: len(part)]
             if not narrow(source, part, place.reshape(len(part), box * box)):
                 raise ParameterError(
                     f"images with values up to {np.abs(images).max():g} cannot be stored as {self._layout.dtype}; "
@@ -93,7 +94,7 @@ class ParticleWriter:
         if count == 0:
             raise ParameterError("no particles are left to store: the selection is empty")
         if self._in_shard:
-            self._layout.images_of(self._raw)[self._in_shard :] = 0  # what another shard left
+            self._layout.images_of(self._filled())[self._in_shard :] = 0  # what another shard left
             self._write_shard()
         layout = StackLayout(count, self._layout.box, self._layout.dtype, self._layout.chunk, self._layout.shard)
         self._uploads.send("images/zarr.json", layout.metadata({"unit": "standard deviations of the background"}))
@@ -103,40 +104,50 @@ class ParticleWriter:
         write_group(self._url, "", {}, {**(attributes or {}), **described}, guard=self._guard)
         self._finished = True
 
+    def _filled(self) -> NDArray[np.uint8]:
+        """Return the bytes of the shard that is being filled; wait where all that may be held are being sent."""
+        if self._raw is None:
+            self._room.acquire()
+            # Buffers are used again: memory that is new to the process costs more than to fill it.
+            self._raw = self._spare.pop() if self._spare else self._layout.blank()
+        return self._raw
+
     def _write_shard(self) -> None:
         if self._guard is not None:
             self._guard()
-        full = self._raw
-        # Buffers are used again: memory that is new to the process costs more than to fill it.
+        full, self._raw = self._filled(), None
+
+        def release() -> None:
+            self._spare.append(full)
+            self._room.release()
+
         with traffic.purpose("images"):
-            self._uploads.send(self._layout.key(self._shards), full.data, then=lambda: self._spare.append(full))
-        self._raw = self._spare.pop() if self._spare else self._layout.blank()
+            self._uploads.send(self._layout.key(self._shards), full.data, release)
         self._in_shard = 0
         self._shards += 1
 
 
 class _Uploads:
-    """Objects on their way, a few at a time; an error is raised by whatever is called next."""
+    """Objects on their way; an error is raised by whatever is called next."""
 
     def __init__(self, store: Store, pool: ThreadPoolExecutor) -> None:
         self._store = store
         self._pool = pool
-        self._room = threading.Semaphore(_ON_THEIR_WAY)
         self._sent: list[Future[None]] = []
 
     def send(self, key: str, data: bytes | memoryview, then: Callable[[], None] = lambda: None) -> None:
-        """Send an object; wait until there is room for it on the way. What comes `then` runs once it is there."""
-        self._room.acquire()
+        """Send an object. What comes `then` runs once it is there, or has failed."""
         ended = [each for each in self._sent if each.done()]
         self._sent = [each for each in self._sent if not each.done()]
         for each in ended:
             each.result()
         self._sent.append(self._pool.submit(copy_context().run, self._put, key, data, then))
-        self._sent[-1].add_done_callback(lambda _: self._room.release())
 
     def _put(self, key: str, data: bytes | memoryview, then: Callable[[], None]) -> None:
-        put(self._store, key, data)
-        then()
+        try:
+            put(self._store, key, data)
+        finally:
+            then()
 
     def wait(self) -> None:
         """Wait until all are there."""
@@ -193,7 +204,7 @@ def particle_writer(
     if expected < 1:
         raise ParameterError("no particles were selected: the input is empty")
     layout = StackLayout.choose(expected, box, dtype)
-    with new_prefix(url, guard) as place, ThreadPoolExecutor(_ON_THEIR_WAY, "cloudem-uploads") as pool:
+    with new_prefix(url, guard) as place, ThreadPoolExecutor(_HELD, "cloudem-uploads") as pool:
         writer = ParticleWriter(place, layout, pixel_size, _Uploads(object_store(place), pool), guard)
         yield writer
         if not writer.finished:
