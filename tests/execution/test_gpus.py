@@ -134,7 +134,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield start
     for process in reversed(running):
         process.terminate()
-        assert process.wait(timeout=20) == 0
+    assert [process.wait(timeout=20) for process in running] == [0] * len(running)
 
 
 def eventually(holds: Callable[[], object], log: Path) -> None:
