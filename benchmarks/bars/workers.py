@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds
+from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds, spreading_seconds
 from cloudem.execution.folding import Node, Roster, Tasks, task_counts, together_for
 from cloudem.jobs.dataset import MOST_GROUPS
 
@@ -157,9 +157,7 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     share = max(leaf * mean, reading)
     tasks = tasks_of(it, particles, costs, speed)
     own_merges = math.ceil(math.log2(max(mean, 1))) * costs.merge  # those after its last item
-    depth = math.log2(max(it.holders, 1))
-    # a copy serves two others over the same link
-    handed = 2 * depth * it.reference_bytes / bandwidth
+    handed = spreading_seconds(it.reference_bytes, bandwidth, it.holders)
     table = 2 * math.log2(workers) * costs.pose_bytes * particles / bandwidth if workers > 1 else 0.0
     merging = own_merges
     if it.holders > 1:

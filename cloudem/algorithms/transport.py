@@ -150,6 +150,15 @@ def merging_seconds(sum_bytes: float, part_bytes: float, bandwidth: float, merge
     return foreign * ((part_bytes + sum_bytes) / bandwidth + merge) + holders * PIECE_S
 
 
+def spreading_seconds(reference_bytes: float, bandwidth: float, workers: int) -> float:
+    """Return how long a reference takes from where it is made to all workers that need it.
+
+    A piece to each, and then all pieces to all: over every link twice at most; one of two copies it.
+    """
+    crossing = min(workers - 1, 2 * (workers - 1) / workers)
+    return crossing * reference_bytes / bandwidth + (workers * PIECE_S if workers > 2 else 0.0)
+
+
 def relion_bytes(k_max: int, padding: float = 2.0) -> int:
     """Return the bytes of RELION's sum of a half-set: data and weight in double precision over the whole half-cube.
 

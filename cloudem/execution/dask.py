@@ -17,7 +17,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,9 +25,10 @@ from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
 from cloudem.execution.embedded import start_cluster
-from cloudem.execution.executor import Added, Executor, Fold, Shared, folded, itself
-from cloudem.execution.folding import Forest, Node, Roster, copied_from, together_for
+from cloudem.execution.executor import Added, Executor, Fold, Pieces, Shared, folded, itself
+from cloudem.execution.folding import Forest, Node, Roster, together_for
 from cloudem.execution.security import refusal_of, security_for
+from cloudem.execution.spreading import Spread
 from cloudem.execution.threads import CORES, one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -150,14 +151,22 @@ class DaskExecutor(Executor):
         made = self._submit(build, *args, worker=place, purpose=purpose, priority=MERGE_FIRST, wide=True)
         return Shared(made, place)
 
-    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
-        """Build the value on the first worker that needs it; each other one copies it from another, along a tree."""
-        return Shared(_Copies(self, build, args, local, purpose))
+    def spread(
+        self,
+        build: Callable[..., V],
+        *args: Any,
+        local: Callable[[V], T],
+        pieces: Pieces[V] | None = None,
+        purpose: str = "other",
+    ) -> Shared[T]:
+        """Build the value on the first worker that needs it; the others get it from each other."""
+        submit = partial(self._submit_all, purpose=purpose, priority=MERGE_FIRST, wide=True)
+        return Shared(Spread(submit, build, args, local, pieces))
 
     def fetch(self, shared: Shared[T]) -> T:
         """Wait for a value and copy it here."""
         handle = shared.handle
-        value: T = self._result(handle.at(self._any_worker()) if isinstance(handle, _Copies) else handle)
+        value: T = self._result(handle.at(self._any_worker()) if isinstance(handle, Spread) else handle)
         return value
 
     def map(
@@ -274,10 +283,10 @@ class DaskExecutor(Executor):
     ) -> Iterator[tuple[tuple[Node, str], Any, Any]]:
         """Have workers add the items of nodes; return with each the future of the sums and that of the notes."""
         rows, places = [], [worker for _, worker in taken]
-        needed: dict[_Copies, list[str]] = {}
+        needed: dict[Spread, list[str]] = {}
         for node, worker in taken:
             for handle in {value.handle for item in items[node.start : node.stop] for value in shared(item)}:
-                if isinstance(handle, _Copies):
+                if isinstance(handle, Spread):
                     needed.setdefault(handle, []).append(worker)
         for copies, workers in needed.items():
             copies.prepare(workers)
@@ -339,10 +348,10 @@ class DaskExecutor(Executor):
 
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""
-        from cloudem.execution.exchange import Bricks
+        from cloudem.execution.exchange import Exchange
         from cloudem.execution.transfers import TOPIC, CountTransfers
 
-        self._client.register_plugin(Bricks())
+        self._client.register_plugin(Exchange())
         if not self._in_this_process:
             self._client.register_plugin(CountTransfers())
             self._client.subscribe_topic(TOPIC, lambda event: self._hear(*event[1]))
@@ -406,7 +415,7 @@ class DaskExecutor(Executor):
         if not isinstance(argument, Shared):
             return argument
         handle = argument.handle
-        return handle.at(worker or self._any_worker()) if isinstance(handle, _Copies) else handle
+        return handle.at(worker or self._any_worker()) if isinstance(handle, Spread) else handle
 
     def _threads(self) -> dict[str, int]:
         """Return the workers that take tasks now and their threads, in the same order each time.
@@ -507,41 +516,6 @@ class _Held(NamedTuple):
     node: Node
     future: Any
     worker: str
-
-
-class _Copies:
-    """A shared value with a copy on each worker that needs it, made from an earlier copy along a binary tree."""
-
-    def __init__(
-        self, executor: DaskExecutor, build: Callable[..., Any], args: Sequence[Any], local: Callable[..., Any],
-        purpose: str,
-    ) -> None:  # fmt: skip
-        self._executor = executor
-        self._build, self._args = build, args
-        self._local = local
-        self._purpose = purpose
-        self._copies: list[Any] = []
-        self._made: dict[str, Any] = {}
-
-    def at(self, worker: str) -> Any:
-        """Return the future of what a worker makes of its copy."""
-        self.prepare([worker])
-        return self._made[worker]
-
-    def prepare(self, workers: Iterable[str]) -> None:
-        """Have copies made on those workers that have none, a level of the tree at a time."""
-        submit = partial(self._executor._submit_all, purpose=self._purpose, priority=MERGE_FIRST, wide=True)
-        new = [worker for worker in dict.fromkeys(workers) if worker not in self._made]
-        first = len(self._copies)
-        if new and not first:
-            self._copies += submit(self._build, [self._args], new[:1])
-        while len(self._copies) < first + len(new):
-            known = len(self._copies)
-            places = new[known - first : 2 * known + 1 - first]  # their sources are there
-            rows = [(self._copies[copied_from(known + number)],) for number in range(len(places))]
-            self._copies += submit(itself, rows, places)
-        made = submit(self._local, [(copy,) for copy in self._copies[first:]], new)
-        self._made.update(zip(new, made, strict=True))
 
 
 def _new_key(function: Callable[..., Any], purpose: str) -> str:

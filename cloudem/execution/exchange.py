@@ -1,9 +1,11 @@
-"""Bricks of partial sums, from worker to worker: each asks those that hold a part for its brick, and merges what comes.
+"""Parts of large values, from worker to worker: each asks those that hold them, a few at a time.
 
-Dask hands over whole results: a brick of a part would have to be a task of its own, n² of them for n workers, each
-some milliseconds of the scheduler's time. Here a worker has one task for its brick, asks the holders of the parts by
-itself, a few at a time, and the scheduler is only asked where a part is that is not where it was. Parts are results
-that Dask knows: one that is lost is made again from the items, and asked for until it is there.
+Dask hands over whole results: a brick of a partial sum would have to be a task of its own, n² of them for n workers,
+each some milliseconds of the scheduler's time. Here a worker has one task for its brick, asks the holders of the sums
+by itself, merges what comes, and the scheduler is only asked where a part is that is not where it was. In the same way
+a value that all need is handed on: cut into as many pieces as there are workers, each of which gets one, and the others
+from those that have them, so that no link carries it more than twice. Parts are results that Dask knows: one that is
+lost is made again, and asked for until it is there.
 
 Requests come over the connections of Dask, behind its certificates (`cloudem.execution.security`).
 """
@@ -17,18 +19,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dask.sizeof import sizeof
 from distributed import WorkerPlugin, get_worker, secede
 from distributed.protocol import Serialize, to_serialize
 
 from cloudem import traffic
-from cloudem.execution.executor import Fold
+from cloudem.execution.executor import Fold, itself
 from cloudem.execution.folding import Forest, Node, merged
 from cloudem.execution.transfers import purpose_of
 
 K = TypeVar("K")
+T = TypeVar("T")
 V = TypeVar("V")
 
 OPERATION = "cloudem_cut"
@@ -40,8 +43,8 @@ AT_ONCE = 4
 PATIENCE_S = 1.0
 """After that long without an answer a task makes room for others, which may be what it waits for, seconds."""
 
-LOOK_S = 0.2
-"""How often to ask for a part that is being made again, seconds."""
+LOOK_S = (0.01, 0.2)
+"""How long to wait before a part that is not there is asked for again, at first and at most, seconds."""
 
 ANY_NUMBER = 1 << 62
 """Of items: nodes are merged as they come, whatever is still missing."""
@@ -49,7 +52,7 @@ ANY_NUMBER = 1 << 62
 
 @dataclass(frozen=True)
 class Part:
-    """A partial sum: its place in the tree, the name of the result that holds it, and the worker that had it last.
+    """A partial sum or a piece: its place, the name of the result that holds it, and the worker that had it last.
 
     No tuple: Dask would look for names of results in it.
     """
@@ -61,15 +64,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Holdings:
-    """All parts of a sum."""
+    """All parts of a value."""
 
     parts: Sequence[Part]
 
 
-class Bricks(WorkerPlugin):  # type: ignore[misc]
+class Exchange(WorkerPlugin):  # type: ignore[misc]
     """Lets a worker cut for others what it holds."""
 
-    name = "cloudem-bricks"
+    name = "cloudem-exchange"
     idempotent = True
 
     def setup(self, worker: Any) -> None:
@@ -91,23 +94,43 @@ def collect(fold: Fold[Any, K, V, Any], key: K, number: int, count: int, holding
 
     It begins with the parts of another worker each than its neighbours, so that not all ask the same one.
     """
-    worker, parts = get_worker(), holdings.parts
-    first = len(parts) * number // count
-    ask = partial(_asked, worker, worker.get_current_task(), partial(_cut, fold, key, number, count))
+    first = len(holdings.parts) * number // count
     forest: Forest[V] = Forest(ANY_NUMBER, fold.merge)
-    with contextlib.closing(_in_turn(worker, ask, [*parts[first:], *parts[:first]])) as bricks:
+    with contextlib.closing(_in_turn(holdings, partial(_brick, fold, key, number, count), first)) as bricks:
         for part, brick in bricks:
             forest.add(part.node, brick)
             del brick
     return merged(forest.nodes(), fold.merge)
 
 
-def _cut(fold: Fold[Any, K, V, Any], key: K, number: int, count: int, part: Any) -> V:
+def _brick(fold: Fold[Any, K, V, Any], key: K, number: int, count: int, part: Any) -> V:
     return fold.cut(part.sums[key], number, count)
 
 
-def _in_turn(worker: Any, ask: Callable[[Part], Any], parts: Sequence[Part]) -> Generator[tuple[Part, Any]]:
-    """Yield what is answered for each part, asking a few ahead."""
+def one_of(holdings: Holdings, cut: Callable[[V, int, int], V], number: int, count: int) -> V:
+    """Return piece ``number`` of ``count`` of a value that one worker holds; a task."""
+    with contextlib.closing(_in_turn(holdings, partial(_piece, cut, number, count))) as pieces:
+        ((_, piece),) = pieces
+    return cast(V, piece)
+
+
+def _piece(cut: Callable[[V, int, int], V], number: int, count: int, value: V) -> V:
+    return cut(value, number, count)
+
+
+def whole_of(holdings: Holdings, join: Callable[[Sequence[V]], V], local: Callable[[V], T], own: int, _own: V) -> T:
+    """Return what a worker makes of all pieces, the one that it has being ``own``; a task."""
+    found: dict[int, V] = {}
+    with contextlib.closing(_in_turn(holdings, itself, own)) as pieces:
+        for part, piece in pieces:
+            found[part.node.place] = piece
+    return local(join([found.pop(number) for number in sorted(found)]))
+
+
+def _in_turn(holdings: Holdings, cut: Callable[[Any], Any], first: int = 0) -> Generator[tuple[Part, Any]]:
+    """Yield what is cut of each part, from a first one on, asking a few ahead."""
+    worker, parts = get_worker(), [*holdings.parts[first:], *holdings.parts[:first]]
+    ask = partial(_asked, worker, worker.get_current_task(), cut)
     coming: deque[tuple[Part, concurrent.futures.Future[Any]]] = deque()
     left, seceded = iter(parts), False
     try:
@@ -136,19 +159,25 @@ def _bare(value: Any) -> Any:
 
 async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: Part) -> Any:
     """Return a brick of a part, from wherever it is, as soon as it is there."""
-    where = part.worker
+    where, wait = part.worker, LOOK_S[0]
     while True:
         if part.result in worker.data:
             return await asyncio.to_thread(cut, worker.data[part.result])
-        if where != worker.address:
-            with contextlib.suppress(OSError):  # that worker is gone
+        there = where != worker.address
+        if there:
+            try:
                 brick = _bare(await getattr(worker.rpc(where), OPERATION)(result=part.result, cut=to_serialize(cut)))
+            except OSError:  # that worker is gone
+                there = False
+            else:
                 if brick is not None:
                     traffic.count(purpose_of(part.result), received=int(sizeof(brick)))
                     return brick
         if getattr(worker.state.tasks.get(task), "state", "forgotten") not in ("executing", "long-running"):
             raise concurrent.futures.CancelledError("nobody waits for this brick any more")
-        await asyncio.sleep(LOOK_S)
-        with contextlib.suppress(OSError):
-            holders = (await worker.scheduler.who_has(keys=[part.result])).get(part.result, ())
-            where = next(iter(holders), where)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, LOOK_S[1])
+        if not there or wait == LOOK_S[1]:  # it may be made elsewhere
+            with contextlib.suppress(OSError):
+                holders = (await worker.scheduler.who_has(keys=[part.result])).get(part.result, ())
+                where = next(iter(holders), where)

@@ -40,6 +40,14 @@ class Shared(Generic[T]):
     parts: Any = None
 
 
+@dataclass(frozen=True)
+class Pieces(Generic[V]):
+    """How a value is cut to be handed on: ``cut(value, number, count)`` and ``join(all pieces)``, pure."""
+
+    cut: Callable[[V, int, int], V]
+    join: Callable[[Sequence[V]], V]
+
+
 class Added(NamedTuple, Generic[K, V, N]):
     """What one item gives.
 
@@ -114,11 +122,18 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
+    def spread(
+        self,
+        build: Callable[..., V],
+        *args: Any,
+        local: Callable[[V], T],
+        pieces: Pieces[V] | None = None,
+        purpose: str = "other",
+    ) -> Shared[T]:
         """Return a value that all workers will read: ``local(build(*args))``.
 
-        ``build`` runs once; its result is handed from worker to worker along a tree, once to each that needs it, and
-        each makes its own of it with ``local`` and keeps that.
+        ``build`` runs once; its result is handed from worker to worker, once to each that needs it, and each makes its
+        own of it with ``local`` and keeps that. A large one should come with ``pieces``.
         """
 
     @abstractmethod
@@ -204,7 +219,14 @@ class SerialExecutor(Executor):
         """Build the value now."""
         return Shared(build(*values(args)))
 
-    def spread(self, build: Callable[..., V], *args: Any, local: Callable[[V], T], purpose: str = "other") -> Shared[T]:
+    def spread(
+        self,
+        build: Callable[..., V],
+        *args: Any,
+        local: Callable[[V], T],
+        pieces: Pieces[V] | None = None,
+        purpose: str = "other",
+    ) -> Shared[T]:
         """Build the value now."""
         return Shared(local(build(*values(args))))
 

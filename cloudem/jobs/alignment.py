@@ -6,7 +6,7 @@ therefore pure, and a lost worker costs only the recomputation of its tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect,
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device
-from cloudem.execution.executor import Added, Fold
+from cloudem.execution.executor import Added, Fold, Pieces
 from cloudem.io.groups import read_attributes, read_group, read_rows
 from cloudem.jobs.dataset import Dataset, image_batches
 from cloudem.kernels.slices import padded_box
@@ -108,6 +108,20 @@ def read_reference(url: str, half: int, plan: Plan) -> Reference:
     k_max = max(plan.k_score, plan.k_search + MARGIN)
     values = pack_reference(reference_volume(density, k_max), k_max, padded_box(plan.box) / plan.box)
     return Reference(values, k_max, statistics["sigma2"][0], float(statistics["shift_variance"][0]))
+
+
+def cut_reference(reference: Reference, number: int, count: int) -> Reference:
+    """Return a piece of a reference."""
+    edges = [len(reference.values) * n // count for n in (number, number + 1)]
+    return reference._replace(values=reference.values[slice(*edges)])
+
+
+def join_reference(pieces: Sequence[Reference]) -> Reference:
+    """Return the reference that was cut into these."""
+    return pieces[0]._replace(values=np.concatenate([piece.values for piece in pieces]))
+
+
+REFERENCE_PIECES = Pieces(cut_reference, join_reference)
 
 
 def model_of(reference: Reference, plan: Plan, symmetry: str) -> Model:

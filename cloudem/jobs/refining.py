@@ -39,6 +39,7 @@ from cloudem.io.groups import list_groups
 from cloudem.io.mrc import read_volume
 from cloudem.jobs.alignment import (
     CHECKPOINT,
+    REFERENCE_PIECES,
     REFERENCES,
     Aligned,
     Checkpoint,
@@ -363,7 +364,10 @@ def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequ
 def share(run: Run, plan: Plan) -> Callable[[Item], Sequence[Shared[Any]]]:
     """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
     make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
-    models = [run.executor.spread(read_reference, run.url, h, plan, local=make, purpose="reference") for h in (1, 2)]
+    models = [
+        run.executor.spread(read_reference, run.url, h, plan, local=make, pieces=REFERENCE_PIECES, purpose="reference")
+        for h in (1, 2)
+    ]
     return lambda item: (run.data, models[item.half - 1])
 
 

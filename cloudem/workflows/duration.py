@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from cloudem.algorithms.refinement import Settings
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds
+from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, spreading_seconds
 from cloudem.cloud.estimate import Duration, Range
 from cloudem.execution.folding import Tasks, first_node, runs, task_counts, together_for
 from cloudem.jobs.dataset import MOST_GROUPS
@@ -185,8 +185,8 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
 def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: int, merging: float) -> dict[str, float]:
     """Return the seconds in which machines exchange references and partial sums in an iteration.
 
-    As in ``benchmarks/bars/workers.py``: a copy of the reference serves two others; each machine receives its brick of
-    every part; and one joins the bricks.
+    As in ``benchmarks/bars/workers.py``: references are handed on in pieces; each machine receives its brick of every
+    part; and one joins the bricks.
     """
     if crew.machines == 1:
         return {}
@@ -196,7 +196,8 @@ def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: in
     holders = max(crew.machines // 2, 1)
     table = costs.POSE_BYTES * work.count * 2 * math.log2(crew.machines)
     unpacking = at_box(costs.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
-    found = {"references to all": (2 * math.log2(holders) * reference + table) / crew.bandwidth + unpacking}
+    handed = spreading_seconds(reference, crew.bandwidth, holders)
+    found = {"references to all": handed + table / crew.bandwidth + unpacking}
     found["solving"] = 2 * MAP_BYTES * work.box**3 / crew.bandwidth
     if holders > 1:
         found["merging"] = merging_seconds(sums, part * parts, crew.bandwidth, merging * parts, holders)
