@@ -23,7 +23,6 @@ from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
-from cloudem.kernels.fourier import fourier_volume, real_volume
 
 Float = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
@@ -162,44 +161,6 @@ def split_group(group: Float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         coset = permutations @ rest[0]
         rest = rest[np.abs(rest[:, None] - coset).max(axis=(2, 3)).min(axis=1) > 1e-6]
     return permutations.astype(np.int64), np.array(turns).reshape(-1, 3, 3)
-
-
-def turned_sum(volume: NDArray[np.complex64], turns: NDArray[np.float64]) -> NDArray[np.complex64]:
-    """Return the sum over rotations g of an accumulator at ``g k``; zero beyond m - 2.
-
-    The accumulator is freed of its window and interpolated with it again, as if the slices had been inserted there;
-    trilinear interpolation would weaken a map away from its centre, by a tenth at a quarter of the box.
-    """
-    m = volume.shape[2] - 2
-    size = fast_even(2 * m + 2)
-    line = 1 / gridding(size, size)
-    # what lies farther out than half the padded box would fold back inside when turned
-    axis = np.square(np.arange(size) - size // 2) / size**2
-    reach = np.sqrt(axis[:, None, None] + axis[:, None] + axis)
-    taper = 0.5 + 0.5 * np.cos(np.pi * np.clip((reach - 0.4) / 0.1, 0, 1))
-    free = real_volume(place_volume(volume, size)) * (taper * line[:, None, None] * line[:, None] * line)
-    transform = fourier_volume(free.astype(np.float32))
-    rows = np.arange(-m, m + 1)
-    smooth = np.empty_like(volume)
-    smooth[:, :, 1:] = transform[np.ix_(rows % size, rows % size, np.arange(m + 1))]
-    smooth[:, :, 0] = smooth[::-1, ::-1, 2].conj()
-    squared = np.square(rows, dtype=np.int32)
-    inside = np.flatnonzero(squared[:, None, None] + squared[:, None] + squared[m:] <= (m - 2) ** 2)
-    shape = (2 * m + 1, 2 * m + 1, m + 1)
-    total = np.zeros(shape, np.complex64)
-    # a point is the frequency kx = 1 of a pose whose first row points there
-    one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
-    for start in range(0, len(inside), 1 << 16):
-        part = inside[start : start + (1 << 16)]
-        z, y, x = np.unravel_index(part, shape)
-        points = np.stack([x, y - m, z - m], axis=-1)
-        poses = np.zeros((len(part), 3, 3))
-        for turn in turns:
-            poses[:, 0] = points @ turn.T
-            total.reshape(-1)[part] += extract(smooth, poses, one, zero, 1.0)[:, 0]
-    out = np.zeros_like(volume)
-    out[:, :, 1:] = total
-    return out
 
 
 def fast_even(size: int) -> int:
