@@ -1,6 +1,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 
@@ -123,3 +124,5 @@ def test_a_stack_on_s3_is_that_of_a_folder_but_for_its_statistics(bucket, tmp_pa
     assert mean < high
     assert deviation < 0
     np.testing.assert_array_equal(map_stack(places[1])[0], images)
+    (tmp_path / "copy.mrcs").write_bytes(read_bytes(places[1]))
+    assert mrcfile.validate(tmp_path / "copy.mrcs")

@@ -1,5 +1,6 @@
 """Tables and stacks on S3: what is found, what is not to be found, and what is read of it."""
 
+import posixpath
 import secrets
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_unusual_names(remote, project, images, name, bucket):
     import boto3
 
     client = boto3.client("s3")
-    key = join(remote, name).removeprefix(f"s3://{bucket}/")
+    key = posixpath.normpath(join(remote, name).removeprefix(f"s3://{bucket}/"))
     client.put_object(Bucket=bucket, Key=key, Body=(project / "Extract" / "a.mrcs").read_bytes())
     client.close()
     (stack,) = find_stacks([name], join(remote, "particles.star"))
