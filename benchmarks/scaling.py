@@ -6,7 +6,7 @@
     python benchmarks/scaling.py scheduler [--workers 32]                       cost of a Dask task to the scheduler
     python benchmarks/scaling.py draw                            tables, docs/scaling.png and docs/scaling-parts.png
 
-Rows of the measured parts go to ``benchmarks/results/workers.jsonl``; ``draw`` takes medians over the rows of a box.
+Rows of the measured parts go to ``benchmarks/results/workers.jsonl``; ``draw`` takes the newest of a box, of aligning medians.
 What is measured and what is extrapolated stands in ``docs/scaling.md``.
 """
 
@@ -82,12 +82,14 @@ def measure_scheduler(bench: Bench, workers: int) -> None:
 
 
 def by_box(found: Sequence[dict[str, Any]], task: str, column: str) -> dict[int, float]:
-    """Return the figures of a task by box, medians of all its rows."""
+    """Return the figures of a task by box: the newest; of aligning, which is as it was, medians of all rows."""
     rows_of: dict[int, list[float]] = {}
     for row in found:
         if row.get("task") == task and column in row:
             rows_of.setdefault(row["box"], []).append(row[column])
-    return {box: statistics.median(values) for box, values in rows_of.items()}
+    if task == "aligning":
+        return {box: statistics.median(values) for box, values in rows_of.items()}
+    return {box: values[-1] for box, values in rows_of.items()}
 
 
 def at_box(figures: dict[int, float], box: int) -> float:

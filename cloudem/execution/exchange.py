@@ -163,12 +163,12 @@ async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: Part) 
     while True:
         if part.result in worker.data:
             return await asyncio.to_thread(cut, worker.data[part.result])
-        there = where != worker.address
-        if there:
+        gone = where == worker.address
+        if not gone:
             try:
-                brick = _bare(await getattr(worker.rpc(where), OPERATION)(result=part.result, cut=to_serialize(cut)))
-            except OSError:  # that worker is gone
-                there = False
+                brick = await _answered(worker, where, cut, part)
+            except OSError:
+                gone = True
             else:
                 if brick is not None:
                     traffic.count(purpose_of(part.result), received=int(sizeof(brick)))
@@ -177,7 +177,24 @@ async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: Part) 
             raise concurrent.futures.CancelledError("nobody waits for this brick any more")
         await asyncio.sleep(wait)
         wait = min(2 * wait, LOOK_S[1])
-        if not there or wait == LOOK_S[1]:  # it may be made elsewhere
-            with contextlib.suppress(OSError):
-                holders = (await worker.scheduler.who_has(keys=[part.result])).get(part.result, ())
-                where = next(iter(holders), where)
+        if gone or wait == LOOK_S[1]:  # it may be made elsewhere
+            where = next(iter(await _holders(worker, part)), where)
+
+
+async def _answered(worker: Any, where: str, cut: Callable[[Any], Any], part: Part) -> Any:
+    """Return what another worker answers; raise OSError when it is gone, which a connection takes long to notice."""
+    call = asyncio.ensure_future(getattr(worker.rpc(where), OPERATION)(result=part.result, cut=to_serialize(cut)))
+    try:
+        while not (await asyncio.wait([call], timeout=PATIENCE_S))[0]:
+            if where not in await _holders(worker, part):
+                raise OSError(f"{where} does not hold {part.result} any more")
+        return _bare(await call)
+    finally:
+        call.cancel()
+
+
+async def _holders(worker: Any, part: Part) -> Sequence[str]:
+    """Return the workers that hold a part, as the scheduler knows; none, if it does not answer."""
+    with contextlib.suppress(OSError):
+        return tuple((await worker.scheduler.who_has(keys=[part.result])).get(part.result, ()))
+    return ()
