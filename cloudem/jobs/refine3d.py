@@ -110,7 +110,7 @@ def alignment_needs(count: int, box: int, group_size: int, *, remote: bool) -> P
     # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
     aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
     # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
-    solving = 2 * (kept + (12 + 36) * voxels + 2 * 4 * box**3)
+    solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3)
     # the client: several poses for each particle
     peak = 400_000_000 + max(aligning, solving) + 4000 * count
     note = f"{count:,} particles of {box} px, about {groups} tasks for each pass"

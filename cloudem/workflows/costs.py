@@ -29,8 +29,12 @@ LEAF = {64: 0.0034, 96: 0.013, 128: 0.025, 192: 0.114, 256: 0.24, 384: 2.7, 512:
 MERGE = {64: 0.0001, 96: 0.001, 128: 0.0019, 192: 0.0114, 256: 0.0276, 384: 0.127, 512: 0.32}
 """Adding two packed sums: CPU-seconds."""
 
-SOLVE = {64: 0.11, 96: 0.37, 128: 0.86, 192: 3.5, 256: 11.0, 384: 49.0, 512: 121.0}
-"""From the sums of a half-set to its next reference, in one thread: CPU-seconds."""
+SOLVE = {64: 0.09, 96: 0.24, 128: 0.52, 192: 1.48, 256: 3.8, 384: 11.3, 512: 28.9}
+"""From the sums of a half-set to its next reference, in one thread: CPU-seconds (96 px interpolated)."""
+
+SOLVED_BY_ONE, MOST_SOLVING = 0.3, 4.0
+"""Share of it that one thread does, and how many threads make the rest faster at most. Supposed: two made the largest
+part 1.8 times faster, more were not measured."""
 
 UNPACK = {64: 0.0042, 96: 0.0149, 128: 0.0353, 192: 0.139, 256: 0.266, 384: 1.57, 512: 3.9}
 """Unpacking a reference, all shells: CPU-seconds."""

@@ -149,7 +149,7 @@ def _together(factors: list[float]) -> float:
 def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     """Return the wall seconds of all iterations by part, and of the start and the end."""
     alone = crew.speed(1)
-    both = 1 if crew.threads > 1 else 2  # half-sets that one thread solves one after the other
+    solved = solving_seconds(work.box, crew)
     total: defaultdict[str, float] = defaultdict(float)
     items = costs.items_of(work.count, work.group_size, MOST_GROUPS)
     busy = min(items, crew.threads)
@@ -166,7 +166,7 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
         if number == 0 or not kept:
             total["reading images"] += max(reading - item * waves, 0.0)
         size = k_insert / (work.box / 2 - 1)
-        total["solving"] += both * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
+        total["solving"] += solved * (0.5 + 0.5 * size**3)
         total["poses in the client"] += costs.POSE_S * work.count / alone
         tasks = counted(items, crew.machines, crew.tasks, together_for(item))
         total["scheduler"] += costs.scheduler_seconds(tasks.counts) / alone
@@ -180,6 +180,18 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     first = costs.PASS_S * (work.box / 128) ** 2 * work.count / busy / crew.speed(busy) if work.settings else 0.0
     total["start and end"] = first + (costs.START_S + costs.FINISH_S * work.box**3) / alone
     return dict(total)
+
+
+def solving_seconds(box: int, crew: Crew) -> float:
+    """Return the seconds from both half-sets' sums to their next references, all shells.
+
+    Each has the threads of a machine, or half of them where there is one machine, and does with at most
+    `costs.MOST_SOLVING` of them what threads can do.
+    """
+    threads = crew.tasks if crew.machines > 1 else crew.tasks / 2
+    others = (1 - costs.SOLVED_BY_ONE) / min(max(threads, 1.0), costs.MOST_SOLVING)
+    both = 1 if crew.threads > 1 else 2  # one thread solves them one after the other
+    return both * at_box(costs.SOLVE, box) * (costs.SOLVED_BY_ONE + others) / crew.speed(1)
 
 
 def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: int, merging: float) -> dict[str, float]:
