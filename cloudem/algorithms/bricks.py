@@ -103,7 +103,7 @@ class Records:
 
 
 def pack(sums: Sums, ball: Ball) -> Brick:
-    """Return what is kept of an accumulator, as one brick; the accumulator is used up.
+    """Return what is kept of an accumulator, as one brick where the accumulator lives, which is used up.
 
     Summed over the permutations: that commutes with adding accumulators, and makes them as many times smaller.
     """
@@ -131,7 +131,7 @@ def pack_reference(volume: NDArray[np.complex64], k_max: int, padding: float) ->
 
 
 def unpack_reference(values: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
-    """Return the half-volume that :func:`pack_reference` took apart."""
+    """Return the half-volume that :func:`pack_reference` took apart, where its values are."""
     m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
     return unfold_ball(values, np.empty(0, np.float32), IDENTITY, squared, m)[0]
 

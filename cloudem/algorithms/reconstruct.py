@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.mask import soft_sphere
+from cloudem.backend.arrays import array_namespace
 from cloudem.backend.threads import over_slabs
 from cloudem.kernels.fourier import fourier_volume, real_volume
 from cloudem.kernels.outline import scale_planes
@@ -56,11 +58,12 @@ class Sums:
     weight: NDArray[np.float32]
 
 
-def empty_sums(box: int, k_max: int) -> Sums:
-    """Return an accumulator for shells up to ``k_max``."""
+def empty_sums(box: int, k_max: int, beside: NDArray[Any] | None = None) -> Sums:
+    """Return an accumulator for shells up to ``k_max``, where an array lives; on the host by default."""
+    xp = np if beside is None else array_namespace(beside)
     m = half_width(k_max, padded_box(box) / box)
     shape = (2 * m + 1, 2 * m + 1, m + 2)
-    return Sums(np.zeros(shape, np.complex64), np.zeros(shape, np.float32))
+    return Sums(xp.zeros(shape, np.complex64), xp.zeros(shape, np.float32))
 
 
 def shells_of(sums: Sums, box: int) -> NDArray[np.int32]:

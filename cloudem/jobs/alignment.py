@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from cloudem.algorithms.align import Poses, Prior, start_poses
 from cloudem.algorithms.bricks import Brick, ball_of, cut, join, merge, pack, pack_reference, unpack_reference
 from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, insert_known, power_spectrum
-from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
+from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
-from cloudem.backend.arrays import Device, choose_device, on_device, to_device
+from cloudem.backend.arrays import Device, choose_device, on_device, to_device, to_host
 from cloudem.execution.executor import Added, Fold, Pieces
 from cloudem.io.groups import read_attributes, read_group, read_rows
 from cloudem.jobs.dataset import Dataset, image_batches
@@ -127,7 +127,7 @@ REFERENCE_PIECES = Pieces(cut_reference, join_reference)
 def model_of(reference: Reference, plan: Plan, symmetry: str) -> Model:
     """Make what images are compared with; runs on each worker that has images of the half-set."""
     group, padding = operators(symmetry), padded_box(plan.box) / plan.box
-    volume = to_device(unpack_reference(reference.values, reference.k_max, padding), choose_device())
+    volume = unpack_reference(to_device(reference.values, choose_device()), reference.k_max, padding)
     grid = None
     if plan.k_search:
         grid = search_grid(volume, padding, plan.box, plan.k_search, plan.radius, plan.step, group)
@@ -196,7 +196,7 @@ def half_of(item: Item) -> tuple[int]:
 def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> Added[int, Brick, Aligned]:
     """Run the expectation step on a group of images; the ``add`` of the refinement's fold."""
     device: Device = "gpu" if on_device(model.volume) else "cpu"
-    sums = moved(empty_sums(plan.box, plan.k_insert), device)
+    sums = empty_sums(plan.box, plan.k_insert, beside=model.volume)
     found: list[Found] = []
     noise: Any = 0
     known = read_known(url, item.indices)
@@ -205,13 +205,9 @@ def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
         found.append(Found(poses, expected.weights))
         noise = noise + np.column_stack([expected.residual, expected.count])
-    brick = pack(moved(sums, "cpu"), ball_of(plan.box, plan.k_insert, model.group))
-    return Added({item.half: brick}, Aligned(found, noise))
-
-
-def moved(sums: Sums, device: Device) -> Sums:
-    """Return an accumulator on a device."""
-    return Sums(to_device(sums.data, device), to_device(sums.weight, device))
+    brick = pack(sums, ball_of(plan.box, plan.k_insert, model.group))
+    # of the accumulator nothing but the line of its independent voxels leaves the device
+    return Added({item.half: Brick(to_host(brick.data), to_host(brick.weight))}, Aligned(found, noise))
 
 
 def fold_of(add: Callable[..., Added[int, Brick, N]]) -> Fold[Item, int, Brick, N]:

@@ -91,6 +91,7 @@ template <class T> char letter()
     if (std::is_same<T, const float *>() || std::is_same<T, float *>()) return 'F';
     if (std::is_same<T, const double *>() || std::is_same<T, double *>()) return 'D';
     if (std::is_same<T, const int *>() || std::is_same<T, int *>()) return 'I';
+    if (std::is_same<T, const long long *>() || std::is_same<T, long long *>()) return 'L';
     return std::is_same<T, int>() ? 'i' : std::is_same<T, float>() ? 'f' : '?';
 }
 
@@ -133,6 +134,22 @@ inline float __shfl_down_sync(unsigned, float value, int distance)
     const float other = i % 32 + distance < 32 ? emulation::slots[i + distance] : value;
     emulation::yield();
     return other;
+}
+
+inline unsigned __ballot_sync(unsigned, bool vote)
+{
+    const int i = threadIdx.x, first = i - i % 32;
+    emulation::slots[i] = vote;
+    emulation::yield();
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; lane++) votes |= unsigned(emulation::slots[first + lane]) << lane;
+    emulation::yield();
+    return votes;
+}
+
+inline int __popc(unsigned bits)
+{
+    return __builtin_popcount(bits);
 }
 
 inline float atomicAdd(float *at, float value)

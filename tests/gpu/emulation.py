@@ -21,7 +21,8 @@ import scipy.fft
 COMPILER = shutil.which("g++") or shutil.which("c++")
 HEADER = Path(__file__).with_name("emulation.hpp")
 
-LETTERS = {np.dtype(np.float32): "F", np.dtype(np.float64): "D", np.dtype(np.int32): "I", np.dtype(np.complex64): "C"}
+TYPES = {"F": np.float32, "D": np.float64, "I": np.int32, "L": np.int64, "C": np.complex64}
+LETTERS = {np.dtype(kind): letter for letter, kind in TYPES.items()}
 SCALARS = {np.int32: "i", np.float32: "f"}
 
 

@@ -1,14 +1,19 @@
 """The expectation step gives the same whether its heavy arrays lie on the host or on the device."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cloudem.algorithms.align import Prior
+from cloudem.algorithms.bricks import pack_reference
 from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect
-from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
+from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
+from cloudem.backend.arrays import on_device
+from cloudem.jobs import alignment
+from cloudem.jobs.alignment import Item, Known, Reference, align_group, model_of
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
 from cloudem.kernels.slices import padded_box
@@ -52,8 +57,7 @@ def prepare(scene, place):
 def run(scene, place):
     """Run an iteration with a search of all images, and one with a search of some."""
     model, batch = prepare(scene, place)
-    sums = empty_sums(BOX, PLAN.k_insert)
-    sums = Sums(place(sums.data), place(sums.weight))
+    sums = empty_sums(BOX, PLAN.k_insert, beside=batch.images)
     first = expect(batch, PLAN, model, sums)
     second = expect(replace(batch, poses=first.poses, settled=np.arange(IMAGES) % 2 == 0), PLAN, model, sums)
     return first, second, sums
@@ -82,3 +86,46 @@ def test_contrast(cupy, scene):
     )
     assert type(there) is np.ndarray
     np.testing.assert_allclose(here, there, rtol=1e-4)
+
+
+def aligned(scene, device, monkeypatch):
+    """Run a task whose images and poses come from no store; return the model, and what the task adds."""
+    density, images, terms, sigma2 = scene
+    everything, plan = np.arange(IMAGES), replace(PLAN, candidates=1, poses=1)
+    known = Known(0, np.ones(IMAGES), np.zeros(IMAGES, bool), None)
+    monkeypatch.setattr(alignment, "choose_device", lambda: device)
+    monkeypatch.setattr(alignment, "read_known", lambda url, indices: known)
+    monkeypatch.setattr(alignment, "image_batches", lambda dataset, indices: [(indices, images)])
+    optics = everything.astype(np.int32) % 2
+    dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics)
+    values = pack_reference(reference_volume(density, PLAN.k_score), PLAN.k_score, padded_box(BOX) / BOX)
+    reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0)
+    model = model_of(reference, plan, "C1")
+    return model, align_group(Item(1, everything), dataset, model, "", plan)
+
+
+def test_of_a_task_nothing_larger_than_its_line_is_moved(cupy, scene, monkeypatch):
+    model, here = aligned(scene, "cpu", monkeypatch)
+    moved = []
+
+    def counted(move):
+        def counting(values, *rest):
+            if move is to_host or not on_device(values):
+                moved.append(getattr(values, "nbytes", 0))
+            return move(values, *rest)
+
+        return counting
+
+    to_host = cupy.asnumpy
+    for move in (cupy.asarray, to_host):
+        monkeypatch.setattr(cupy, move.__name__, counted(move))
+    device_model, there = aligned(scene, "gpu", monkeypatch)
+    assert isinstance(device_model.volume, cupy.ndarray)
+    (part,), (device_part,) = here.sums.values(), there.sums.values()
+    for a, b in ((part.data, device_part.data), (part.weight, device_part.weight)):
+        assert type(b) is np.ndarray
+        assert a.dtype == b.dtype
+        assert np.abs(a - b).max() < 1e-2 * np.abs(a).max()
+    assert part.data.nbytes in moved
+    assert max(moved) < empty_sums(BOX, PLAN.k_insert).weight.nbytes
+    np.testing.assert_array_equal(cupy.asnumpy(device_model.volume), model.volume)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.polar import best_rotations, decode, polar_grid, shift_samples
-from cloudem.kernels.slices import complete_friedel, extract, half_width, insert, score_derivatives
+from cloudem.kernels.slices import complete_friedel, extract, half_width, insert, score_derivatives, split_group
+from cloudem.model.symmetry import operators
 
 BOX, K_MAX, PADDING = 32, 11, 1.5
 IMAGES, POSES = 3, 7
@@ -163,3 +165,60 @@ def test_ctf_values(cupy, random):
     step = 1 / (BOX * 0.8)
     values = ctf_values(cupy.asarray(disc.kx), cupy.asarray(disc.ky), terms, step)
     close(cupy.asnumpy(values), ctf_values.reference(disc.kx, disc.ky, terms, step), 1e-6)
+
+
+def accumulator_of(random, m):
+    """An accumulator with its Friedel mates, and the weight."""
+    shape = (2 * m + 1, 2 * m + 1, m + 2)
+    data = (random.normal(size=shape) + 1j * random.normal(size=shape)).astype(np.complex64)
+    weight = random.uniform(size=shape).astype(np.float32)
+    complete_friedel(data)
+    complete_friedel(weight)
+    return data, weight
+
+
+def same_bits(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    np.testing.assert_array_equal(actual.view(np.uint32), expected.view(np.uint32))
+
+
+# rows of one warp and of several, spheres that end before and beyond the array
+@pytest.mark.parametrize(
+    ("symmetry", "m", "squared_radius"),
+    [("C1", 9, 57), ("C1", 33, 1200), ("C2", 9, 240), ("D2", 34, 1156), ("C4", 7, 40), ("T", 9, 81), ("O", 32, 1100)],
+)
+def test_fold_and_unfold_give_the_bits_of_the_host(cupy, random, symmetry, m, squared_radius):
+    ball = split_group(operators(symmetry))[0], squared_radius
+    data, weight = accumulator_of(random, m)
+    count = count_ball(ball[0], m, squared_radius)
+    line = fold_ball(cupy.asarray(data), cupy.asarray(weight), *ball, count)
+    whole = unfold_ball(*line, *ball, m)
+    here = fold_ball(data, weight, *ball, count)
+    for actual, expected in zip((*line, *whole), (*here, *unfold_ball(*here, *ball, m)), strict=True):
+        assert isinstance(actual, cupy.ndarray)
+        same_bits(cupy.asnumpy(actual), expected)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "O"])
+def test_a_line_without_weights(cupy, random, symmetry):
+    m, ball = 9, (split_group(operators(symmetry))[0], 70)
+    data, none = cupy.asarray(accumulator_of(random, m)[0]), np.empty((0, 0, 0), np.float32)
+    count = count_ball(ball[0], m, ball[1])
+    values, weights = fold_ball(data, none, *ball, count)
+    assert weights.size == 0
+    same_bits(cupy.asnumpy(values), fold_ball(cupy.asnumpy(data), none, *ball, count)[0])
+    found, nothing = unfold_ball(values, weights, *ball, m)
+    assert nothing.size == 0
+    same_bits(cupy.asnumpy(found), unfold_ball(cupy.asnumpy(values), none.ravel(), *ball, m)[0])
+
+
+def test_friedel_mates_are_completed_on_the_device(cupy, random):
+    m = 9
+    shape = (2 * m + 1, 2 * m + 1, m + 2)
+    data = (random.normal(size=shape) + 1j * random.normal(size=shape)).astype(np.complex64)
+    for here in (data, random.uniform(size=shape).astype(np.float32)):
+        there = cupy.asarray(here)
+        complete_friedel(there)
+        complete_friedel(here)
+        same_bits(cupy.asnumpy(there), here)
