@@ -5,8 +5,9 @@
 
 Starts a server of its own (`tests.s3`), writes images of noise to it and measures; rows go to
 ``benchmarks/results/object_storage.jsonl`` (into the work folder with ``--quick``). Server and client share the cores
-of one machine, so CPU counts twice in every time: compare figures of one part. What is compared is run in turn, and the
-fastest run of each is taken, which depends least on what else the machine does.
+of one machine, so CPU counts twice in every time: compare figures of one part. What is compared is run in turn, every
+other time in the opposite order. Of times the fastest is shown, which depends least on what else the machine does; a
+bar is the median over the turns of the ratio within a turn, with the fastest of the bare client's ways in that turn.
 
 layouts  codec, chunk and shard, written and read through zarr with obstore, and directly where that is possible
 clients  s3fs and obstore: alone, through zarr, and the direct reader
@@ -20,12 +21,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import obstore
@@ -81,27 +83,42 @@ class Run:
         return open_particles(url)
 
 
-def in_turn(
-    runs: int, before: Callable[[], Any] = lambda: None, **calls: Callable[[], Any]
-) -> dict[str, dict[str, float]]:
-    """Run calls in turn; return the least seconds and CPU-seconds here of each, and MB received for images.
+class Taken(NamedTuple):
+    """Seconds, CPU-seconds of this process, and MB received for images."""
+
+    s: float
+    cpu_s: float
+    MB: float
+
+
+def in_turn(runs: int, before: Callable[[], Any] = lambda: None, **calls: Callable[[], Any]) -> dict[str, list[Taken]]:
+    """Run calls in turn; return what each took in each turn.
 
     What runs `before` each call is not measured.
     """
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calls}
+    found: dict[str, list[Taken]] = {name: [] for name in calls}
     for turn in range(runs + 1):
-        for name, call in calls.items():
+        for name, call in list(calls.items())[:: -1 if turn % 2 else 1]:
             before()
             received = traffic.totals()["images"].received
             wall, cpu = time.perf_counter(), time.process_time()
             call()
             taken = (time.perf_counter() - wall, time.process_time() - cpu)
             if turn:  # the first compiles and opens connections
-                found[name].append((*taken, (traffic.totals()["images"].received - received) / 1e6))
-    return {
-        name: dict(zip(("s", "cpu_s", "MB"), map(min, zip(*rows, strict=True)), strict=True))
-        for name, rows in found.items()
-    }
+                found[name].append(Taken(*taken, (traffic.totals()["images"].received - received) / 1e6))
+    return found
+
+
+def least(turns: Sequence[Taken]) -> dict[str, float]:
+    """Return the least of each."""
+    return Taken(*map(min, zip(*turns, strict=True)))._asdict()
+
+
+def ratio(took: Mapping[str, Sequence[Taken]], over: Sequence[str], under: Sequence[str]) -> dict[str, float]:
+    """Return the median over the turns of a ratio of times, each the fastest of some calls in that turn; its range."""
+    times = [[min(turn).s for turn in zip(*(took[name] for name in names), strict=True)] for names in (over, under)]
+    each = [one / other for one, other in zip(*times, strict=True)]
+    return {"value": median(each), "least": min(each), "most": max(each), "turns": len(each)}
 
 
 @contextmanager
@@ -167,7 +184,7 @@ def layout_row(run: Run, url: str, images: np.ndarray, codec: str, compressor: A
         )  # fmt: skip
         array[...] = images
 
-    wrote = in_turn(1, write=write)["write"]
+    wrote = least(in_turn(1, write=write)["write"])
     stored = sum(entry["size"] for batch in obstore.list(objects, "images/c") for entry in batch)
     array, store = zarr.open_array(target, path="images", mode="r"), open_particles(url)
     calls: dict[str, Callable[[], Any]] = {
@@ -183,7 +200,7 @@ def layout_row(run: Run, url: str, images: np.ndarray, codec: str, compressor: A
     run.bench.add(
         {"codec": codec, "chunk": chunk, "shard": shard, "stored MB": round(stored / 1e6, 1)},
         {"write s": round(wrote["s"], 2), "write cpu_s": round(wrote["cpu_s"], 2)},
-        {f"{name} {unit}": round(each[unit], 3) for name, each in took.items() for unit in ("s", "cpu_s")},
+        {f"{name} {unit}": round(least(turns)[unit], 3) for name, turns in took.items() for unit in ("s", "cpu_s")},
     )
 
 
@@ -227,9 +244,9 @@ def compare_clients(run: Run, url: str, files: Any) -> None:
         direct=lambda: store.read_images(subset),
     )
     for what, took, size in (("all", whole, run.count), (f"random {len(subset)}", some, len(subset))):
-        for name, each in took.items():
-            speed = size * run.image_bytes / 1e6 / each["s"]
-            run.bench.add({"read": what, "by": name}, rounded({**each, "useful MB/s": speed}))
+        for name, turns in took.items():
+            speed = size * run.image_bytes / 1e6 / least(turns)["s"]
+            run.bench.add({"read": what, "by": name}, rounded({**least(turns), "useful MB/s": speed}))
 
 
 def reader_settings(run: Run) -> None:
@@ -257,8 +274,8 @@ def vary_settings(run: Run, store: ParticleStore) -> None:
 
         took = in_turn(run.runs, **{str(value): lambda v=value, w=with_value: w(v) for value in values})
         ranges._threads.cache_clear()
-        for value, each in took.items():
-            run.bench.add({"setting": name, "value": int(value), "usual": usual[name]}, rounded(each))
+        for value, turns in took.items():
+            run.bench.add({"setting": name, "value": int(value), "usual": usual[name]}, rounded(least(turns)))
 
 
 def whole_shards(objects: Any, layout: StackLayout, count: int) -> None:
@@ -291,28 +308,24 @@ def bars(run: Run) -> None:
         took = reading(run, url)
     with place(run) as url:
         took |= importing(run, url)
-    for name, each in took.items():
-        run.bench.add({"what": name}, rounded(each))
-
-    def seconds(*names: str) -> float:
-        return min(took[name]["s"] for name in names)
-
-    bare_pass, bare_import = seconds("bare_whole_1", "bare_whole_4"), seconds("bare_put_1", "bare_put_4")
-    bare_random = seconds("bare_single_ranges", "bare_merged_ranges")
-    for bar, value, limit in (
-        ("first pass: speed / bare", bare_pass / seconds("first_pass_without_cache"), ">= 0.7"),
-        ("the same, filling the cache", bare_pass / seconds("first_pass_filling_the_cache"), ">= 0.7"),
-        ("random: time / bare", seconds("random_without_cache") / bare_random, "<= 2"),
-        ("the same, filling the cache", seconds("random_filling_the_cache") / bare_random, "<= 2"),
-        ("warm pass: time / folder", seconds("warm_pass") / seconds("folder_pass"), ""),
-        ("warm random: time / folder", seconds("warm_random") / seconds("folder_random"), ""),
-        ("import: speed / bare", bare_import / seconds("import_to_server"), ">= 0.7"),
-        ("import: time / folder", seconds("import_to_server") / seconds("import_to_folder"), ""),
+    for name, turns in took.items():
+        run.bench.add({"what": name}, rounded(least(turns)))
+    whole, puts = ("bare_whole_1", "bare_whole_4"), ("bare_put_1", "bare_put_4")
+    ranged = ("bare_single_ranges", "bare_merged_ranges")
+    for bar, over, under, limit in (
+        ("first pass: speed / bare", whole, ["first_pass_without_cache"], ">= 0.7"),
+        ("the same, filling the cache", whole, ["first_pass_filling_the_cache"], ">= 0.7"),
+        ("random: time / bare", ["random_without_cache"], ranged, "<= 2"),
+        ("the same, filling the cache", ["random_filling_the_cache"], ranged, "<= 2"),
+        ("warm pass: time / folder", ["warm_pass"], ["folder_pass"], ""),
+        ("warm random: time / folder", ["warm_random"], ["folder_random"], ""),
+        ("import: speed / bare", puts, ["import_to_server"], ">= 0.7"),
+        ("import: time / folder", ["import_to_server"], ["import_to_folder"], ""),
     ):
-        run.bench.add({"bar": bar, "value": round(value, 2), "limit": limit})
+        run.bench.add({"bar": bar}, rounded(ratio(took, over, under)), {"limit": limit})
 
 
-def reading(run: Run, url: str) -> dict[str, dict[str, float]]:
+def reading(run: Run, url: str) -> dict[str, list[Taken]]:
     """Read from the server with and without cache, from a folder, and by the bare client."""
     folder, kept = run.bench.work / "local.zarr", run.bench.work / "cache"
     shutil.rmtree(folder, ignore_errors=True)
@@ -354,7 +367,7 @@ def reading(run: Run, url: str) -> dict[str, dict[str, float]]:
     return took
 
 
-def importing(run: Run, url: str) -> dict[str, dict[str, float]]:
+def importing(run: Run, url: str) -> dict[str, list[Taken]]:
     """Import a stack to the server and to a folder, and put the same bytes by the bare client."""
     project = run.bench.work / "project"
     shutil.rmtree(project, ignore_errors=True)
@@ -379,7 +392,7 @@ def importing(run: Run, url: str) -> dict[str, dict[str, float]]:
         obstore.put(objects, f"bare/{i}", shard, use_multipart=False)
 
     return in_turn(
-        max(1, run.runs // 2),
+        run.runs,
         empty,
         bare_put_1=lambda: threads(1, put, range(layout.shards)),
         bare_put_4=lambda: threads(4, put, range(layout.shards)),
@@ -401,7 +414,7 @@ def main() -> None:
     parser.add_argument("part", choices=["all", *PARTS])
     parser.add_argument("--count", type=int, default=8192)
     parser.add_argument("--box", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--work", type=Path, help="for local stores and the cache; a temporary folder if none")
     parser.add_argument("--quick", action="store_true", help="try it out: 1,024 images, nothing recorded")
     options = parser.parse_args()
