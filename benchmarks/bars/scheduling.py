@@ -178,7 +178,8 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     pairs = [(added[i], added[i + 1], place[i]) for i in range(0, items - 1, 2)]
     merged = all_of("merge", lambda: [run._submit(ours._merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
     first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
-    held = Holdings([Part(Node(0, n), first[w].key, w) for n, w in enumerate(names)])
+    # of two parts: the scheduler has nothing to do with how many there are, and workers of one process are slow at many
+    held = Holdings([Part(Node(0, n), first[w].key, w) for n, w in enumerate(names[:2])])
     holdings = run._submit(ours.itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
     whole = all_of("collect", lambda: [f for _ in range(8) for f in run._submit_all(collect, asked, names)])
