@@ -423,9 +423,9 @@ def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> Non
 
 def power_spectrum(images: Float32, optics_group: NDArray[np.int32], groups: int) -> tuple[Float64, Float64]:
     """Return ``sum |X|²`` by group and shell, and images by group: the residual of knowing nothing."""
-    box = images.shape[-1]
-    disc = half_disc(box, box // 2 - 1)
+    box, xp = images.shape[-1], array_namespace(images)
+    disc = half_disc(box, box // 2 - 1).beside(images)
     values = sample_half_disc(fourier_images(images), disc)
     power = values.real**2 + values.imag**2
-    by_pixel = np.array([power[optics_group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
+    by_pixel = xp.stack([power[optics_group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
     return shell_sums(by_pixel, disc.shell, box // 2 + 1), np.bincount(optics_group, minlength=groups).astype(float)

@@ -218,9 +218,9 @@ def fold_of(add: Callable[..., Added[int, Brick, N]]) -> Fold[Item, int, Brick, 
 def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
     """Return power spectra and their counts: the noise before anything is known."""
     total: Any = 0
-    groups = len(dataset.particles.optics)
+    groups, device = len(dataset.particles.optics), choose_device()
     for indices, images in image_batches(dataset, item.indices):
-        power, count = power_spectrum(images, dataset.optics_group[indices], groups)
+        power, count = power_spectrum(to_device(images, device), dataset.optics_group[indices], groups)
         total = total + np.column_stack([power, count])
     return np.asarray(total)
 

@@ -22,6 +22,14 @@ GPU_BASE = int(1.2 * GIB)
 GPU_SPARE = 1.2
 """A pool of freed memory keeps pieces that nothing else fits into."""
 
+GPU_BYTES = 16e9
+"""Of its memory that a GPU reads or writes in a second, for each thread of the reference that it stands for: from that
+its speed was scaled (``data/speeds.json``). Not measured."""
+
+HOST_BYTES = 5e9
+"""That cross between a GPU and its host in a second. Supposed: PCIe carries 12 GB/s and more, copies from and to memory
+that is not locked, as ours is, reach a part of it."""
+
 LINK = 0.7
 """Share of a network's nominal bandwidth that is reached."""
 
@@ -100,6 +108,10 @@ class Crew:
         """Return the speed at which each of so many tasks in all aligns, in threads of the reference."""
         return self.speed(tasks) if self.gpu is None else self.gpu.core
 
+    def on_gpu(self, touched: float, moved: float) -> float:
+        """Return the seconds in which a GPU touches so many bytes of its memory, and exchanges others with its host."""
+        return touched / (GPU_BYTES * self.gpu.core) + moved / HOST_BYTES if self.gpu is not None else 0.0
+
     @property
     def spread(self) -> float:
         """Factor either way by which the speed of aligning may be off."""
@@ -154,9 +166,14 @@ def _too_little(kind: InstanceType, needs: Projection, usable: int) -> Refusal:
 def gpu_needs(box: int) -> int:
     """Return what aligning needs of a GPU's memory, bytes.
 
-    From the shapes of what is on the GPU: both references; of the task its accumulator, its images with their
-    transforms and five arrays of half discs, and the scores of the search. Not measured.
+    From the shapes of what is on the GPU: both references; of the task its accumulator, the line of what is kept of it,
+    its images with their transforms and five arrays of half discs, and the scores of the search. Not measured.
     """
-    m = half_width(box // 2 - 1, padded_box(box) / box)
-    voxels, pixels = (2 * m + 1) ** 2 * (m + 2), int(0.4 * box * box)
-    return int(GPU_SPARE * (GPU_BASE + 28 * voxels + BATCH * (24 * box * box + 44 * pixels)))
+    voxels, pixels = voxels_of(box, box // 2 - 1), int(0.4 * box * box)
+    return int(GPU_SPARE * (GPU_BASE + (28 + 6) * voxels + BATCH * (24 * box * box + 44 * pixels)))
+
+
+def voxels_of(box: int, k_max: int) -> int:
+    """Return the voxels of a padded half-volume for shells up to ``k_max``."""
+    m = half_width(k_max, padded_box(box) / box)
+    return (2 * m + 1) ** 2 * (m + 2)

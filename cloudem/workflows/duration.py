@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
+from cloudem.algorithms.bricks import VOXEL_BYTES
 from cloudem.algorithms.refinement import Settings
 from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, spreading_seconds
 from cloudem.cloud.estimate import Duration, Range
@@ -22,10 +23,13 @@ from cloudem.execution.folding import Tasks, first_node, runs, task_counts, toge
 from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.workflows import costs
 from cloudem.workflows.costs import Course, at_box
-from cloudem.workflows.crew import Crew
+from cloudem.workflows.crew import Crew, voxels_of
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
+
+GIVEN_BYTES = 4
+"""Of a pixel on its way to a GPU: float32."""
 
 CACHED_BYTES = 20e9
 """Of its images, that a rented machine's disk keeps from one iteration to the next."""
@@ -155,31 +159,51 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     busy = min(items, crew.threads)
     crowd = CONTENTION if crew.tasks * crew.share < 16 else CROWDED
     waves = math.ceil(items / crew.threads)
+    crossing = crew.on_gpu(0.0, GIVEN_BYTES * work.box**2)  # of an image
     reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
     kept = reading * crew.reading * crew.share <= CACHED_BYTES
     for number, (particle, k_insert, k_reference) in enumerate(passes(work, course)):
-        leaf = at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
-        item = crowd * (particle * work.count / items / crew.aligning(busy) + leaf)
+        aligning = particle / crew.aligning(busy) + crossing
+        size = k_insert / (work.box / 2 - 1)
+        merging = at_box(costs.MERGE, work.box) * size**3 / crew.speed(busy)
+        packing = packing_seconds(work, crew, k_insert, busy) + merging  # with a sum that is there already
+        item = crowd * (aligning * work.count / items + packing)
         share = item * items / crew.threads
         total["aligning"] += share
         total["waiting for the last"] += item * waves - share
         if number == 0 or not kept:
             total["reading images"] += max(reading - item * waves, 0.0)
-        size = k_insert / (work.box / 2 - 1)
         total["solving"] += solved * (0.5 + 0.5 * size**3)
         total["poses in the client"] += costs.POSE_S * work.count / alone
         tasks = counted(items, crew.machines, crew.tasks, together_for(item))
         total["scheduler"] += costs.scheduler_seconds(tasks.counts) / alone
-        merging = at_box(costs.MERGE, work.box) * size**3 / crew.speed(busy)
-        total["merging"] += merging * math.log2(max(items / crew.machines, 1))
+        total["merging"] += merging * math.log2(max(busy / crew.machines, 1))
         for name, seconds in exchanged(work, crew, tasks.parts, size, k_reference, merging).items():
             total[name] += seconds
         if work.settings is not None:
             written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * costs.POSE_BYTES) * work.count
             total["storage"] += COMMIT_S[work.remote] + written / WRITE_BYTES
-    first = costs.PASS_S * (work.box / 128) ** 2 * work.count / busy / crew.speed(busy) if work.settings else 0.0
-    total["start and end"] = first + (costs.START_S + costs.FINISH_S * work.box**3) / alone
+    first = costs.PASS_S * (work.box / 128) ** 2 / crew.aligning(busy) + crossing if work.settings else 0.0
+    total["start and end"] = first * work.count / busy + (costs.START_S + costs.FINISH_S * work.box**3) / alone
     return dict(total)
+
+
+def packing_seconds(work: Work, crew: Crew, k_insert: int, busy: int) -> float:
+    """Return the seconds in which a task makes its accumulator and packs it.
+
+    On a GPU it is cleared and read once, and the line of what is kept written and copied to the host.
+    """
+    if crew.gpu is None:
+        return at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3 / crew.speed(busy)
+    line = sizes(work.box, work.symmetry, 1, work.count)[0] * (k_insert / (work.box / 2 - 1)) ** 3
+    return crew.on_gpu(2 * VOXEL_BYTES * voxels_of(work.box, k_insert) + line, line)
+
+
+def unpacking_seconds(work: Work, crew: Crew, k_reference: int, reference: float) -> float:
+    """Return the seconds in which a worker makes a half-volume of the bytes of a reference."""
+    if crew.gpu is None:
+        return at_box(costs.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
+    return crew.on_gpu(8 * voxels_of(work.box, k_reference) + 2 * reference, reference)
 
 
 def solving_seconds(box: int, crew: Crew) -> float:
@@ -207,7 +231,7 @@ def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: in
     reference *= (k_reference / (work.box / 2 - 1)) ** 3
     holders = max(crew.machines // 2, 1)
     table = costs.POSE_BYTES * work.count * 2 * math.log2(crew.machines)
-    unpacking = at_box(costs.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
+    unpacking = unpacking_seconds(work, crew, k_reference, reference)
     handed = spreading_seconds(reference, crew.bandwidth, holders)
     found = {"references to all": handed + table / crew.bandwidth + unpacking}
     found["solving"] = 2 * MAP_BYTES * work.box**3 / crew.bandwidth

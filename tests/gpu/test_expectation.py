@@ -8,7 +8,7 @@ import pytest
 
 from cloudem.algorithms.align import Prior
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect
+from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
 from cloudem.backend.arrays import on_device
@@ -86,6 +86,14 @@ def test_contrast(cupy, scene):
     )
     assert type(there) is np.ndarray
     np.testing.assert_allclose(here, there, rtol=1e-4)
+
+
+def test_power_spectrum(cupy, scene):
+    images, optics = scene[1], np.arange(IMAGES, dtype=np.int32) % 2
+    here, there = (power_spectrum(place(images), optics, 3) for place in (np.asarray, cupy.asarray))
+    for a, b in zip(here, there, strict=True):
+        assert type(b) is np.ndarray
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def aligned(scene, device, monkeypatch):
