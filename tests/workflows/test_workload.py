@@ -28,8 +28,8 @@ from cloudem.jobs.refine3d import Refine3D, alignment_needs
 from cloudem.jobs.simulate import Simulate
 from cloudem.model.particles import TEXT
 from cloudem.plan_cli import PlanCommand
-from cloudem.workflows.crew import crew_of
-from cloudem.workflows.duration import Correction, Work, estimate
+from cloudem.workflows.crew import HOST_BYTES, Crew, crew_of
+from cloudem.workflows.duration import Correction, Work, estimate, packing_seconds
 from cloudem.workflows.pilot import pilot_of
 from cloudem.workflows.submit import check_inputs
 from cloudem.workflows.workflow import Workflow, places, read_workflow
@@ -171,6 +171,20 @@ def test_eight_gpus_align_eight_times_as_fast_and_share_processor_and_link() -> 
     assert many.parts["reading images"] + many.parts["aligning"] > images / link  # they read through one link
     spread = replace(GPUS, vcpus=8, cores=4)
     assert surely(Fleet(spread, 1), task).parts["aligning"] > surely(Fleet(GPUS, 1), task).parts["aligning"]
+
+
+def test_on_a_gpu_an_accumulator_costs_bytes_and_the_less_the_more_symmetric_it_is() -> None:
+    def packing(type: InstanceType, symmetry: str = "C1", k_insert: int = 255) -> float:
+        task = work(10**5, 512, sym=symmetry)
+        needs = alignment_needs(task.count, task.box, task.group_size, remote=False)
+        crew = crew_of(Fleet(type, 1), needs, task.box, speeds())
+        assert isinstance(crew, Crew)
+        return packing_seconds(task, crew, k_insert, 1)
+
+    line = 1.41e9 / HOST_BYTES  # docs/accumulation.md
+    assert line < packing(GPU) < 1.1 * line < packing(CPU) / 10
+    assert packing(GPU) / packing(GPU, "D2") > 3
+    assert packing(GPU) / packing(GPU, k_insert=127) == pytest.approx(8, rel=0.1)
 
 
 def test_each_gpu_needs_memory_for_a_process_of_its_own() -> None:
