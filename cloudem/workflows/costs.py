@@ -66,7 +66,7 @@ START_S, FINISH_S = 6.0, 1.0e-6
 POSE_S, POSE_BYTES = 2.2e-6, 129
 """A particle's pose in the client, CPU-seconds; and bytes of the table that each worker gets. Measured."""
 
-TASK_S: Mapping[str, float] = {"add": 1.24e-3, "note": 1.39e-3, "merge": 1.86e-3, "cut": 2.0e-3}
+TASK_S: Mapping[str, float] = {"add": 0.64e-3, "note": 0.60e-3, "merge": 1.28e-3, "collect": 0.85e-3}
 """Of the scheduler, by kind of task: CPU-seconds, measured with 32 workers."""
 
 INSERT_S = {box: 0.4 * seconds for box, seconds in ALIGN.items()}
