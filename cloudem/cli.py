@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(end.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _say_interrupted()
+        # Python ends by the signal instead if the interrupt met code made from text, as a named tuple's, and nothing
+        # else was run from text since
+        eval("0")  # noqa: S307
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has gone, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

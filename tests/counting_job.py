@@ -51,6 +51,8 @@ class Count(Job):
         if self.fail == "oddly":
             (folder / "part").touch()
             raise KeyError("foo")
+        if self.fail == "interrupted":
+            exec("raise KeyboardInterrupt")  # as while a named tuple is made
         if self.fail == "disk":
             raise OSError(28, "No space left on device", "result/map")
         numbers = [int(number) for number in self.numbers]

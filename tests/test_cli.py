@@ -282,6 +282,14 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
     assert time.monotonic() - sent < 12
 
 
+def test_an_interrupt_in_code_made_from_text_has_the_same_status(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.counting_job", "count", "1", "--out", "x", "--fail", "interrupted"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True
+    )
+    assert ended.returncode == 130
+
+
 class Stalling(BaseHTTPRequestHandler):
     """Answers the first request and no other."""
 
