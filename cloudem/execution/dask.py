@@ -282,17 +282,20 @@ class DaskExecutor(Executor):
         taken: Sequence[tuple[Node, str]],
     ) -> Iterator[tuple[tuple[Node, str], Any, Any]]:
         """Have workers add the items of nodes; return with each the future of the sums and that of the notes."""
-        rows, places = [], [worker for _, worker in taken]
+        batches = [items[node.start : node.stop] for node, _ in taken]
+        values = [[shared(item) for item in batch] for batch in batches]
+        places = [worker for _, worker in taken]
         needed: dict[Spread, list[str]] = {}
-        for node, worker in taken:
-            for handle in {value.handle for item in items[node.start : node.stop] for value in shared(item)}:
+        for worker, mine in zip(places, values, strict=True):
+            for handle in {value.handle for some in mine for value in some}:
                 if isinstance(handle, Spread):
                     needed.setdefault(handle, []).append(worker)
-        for copies, workers in needed.items():
-            copies.prepare(workers)
-        for node, worker in taken:
-            some = items[node.start : node.stop]
-            rows.append((fold, some, [[self._handle(value, worker) for value in shared(item)] for item in some]))
+        for spread, workers in needed.items():  # on all workers at once
+            spread.prepare(workers)
+        rows = [
+            (fold, batch, [[self._handle(value, worker) for value in some] for some in mine])
+            for batch, worker, mine in zip(batches, places, values, strict=True)
+        ]
         added = self._submit_all(_add, rows, places, purpose="bricks")
         noted = self._submit_all(_note, [(a,) for a in added], places, purpose="poses", priority=MERGE_FIRST)
         return zip(taken, added, noted, strict=True)

@@ -27,7 +27,7 @@ from distributed.protocol import Serialize, to_serialize
 
 from cloudem import traffic
 from cloudem.execution.executor import Fold, itself
-from cloudem.execution.folding import Forest, Node, merged
+from cloudem.execution.folding import ANY_NUMBER, Forest, Node, merged
 from cloudem.execution.transfers import purpose_of
 
 K = TypeVar("K")
@@ -45,9 +45,6 @@ PATIENCE_S = 1.0
 
 LOOK_S = (0.01, 0.2)
 """How long to wait before a part that is not there is asked for again, at first and at most, seconds."""
-
-ANY_NUMBER = 1 << 62
-"""Of items: nodes are merged as they come, whatever is still missing."""
 
 
 @dataclass(frozen=True)

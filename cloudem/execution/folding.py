@@ -22,6 +22,9 @@ TASK_S = 10.0
 MOST_TOGETHER = 8
 """Items of a task."""
 
+ANY_NUMBER = 1 << 62
+"""Of items, for a `Forest` that waits for every sibling, whether there is one or not."""
+
 
 class Node(NamedTuple):
     """Items ``place * 2**level`` up to ``(place + 1) * 2**level``, as far as there are any."""
@@ -97,19 +100,6 @@ class Forest(Generic[V]):
         return {node: self._waiting[node] for node in sorted(self._waiting, key=lambda node: node.start)}
 
 
-def grown(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> dict[Node, V]:
-    """Merge siblings among some nodes as far as it goes."""
-    left = dict(nodes)
-    for level in itertools.count(min(node.level for node in left)):
-        for node in sorted((n for n in left if n.level == level), key=lambda n: n.place):
-            if node in left and node.sibling in left:  # node comes first: they are taken in order
-                value = left.pop(node)
-                left[node.parent] = merge(value, left.pop(node.sibling))
-        if all(node.level <= level for node in left):
-            return left
-    raise AssertionError("unreachable")
-
-
 def merged(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
     """Merge all nodes that hold a key into one.
 
@@ -117,11 +107,15 @@ def merged(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
     unmerged.
     """
     left = dict(nodes)
-    while len(left) > 1:
-        left = grown(left, merge)
+    while True:
+        forest: Forest[V] = Forest(ANY_NUMBER, merge)
+        for node in list(left):
+            forest.add(node, left.pop(node))
+        left = forest.nodes()
+        if len(left) == 1:
+            return next(iter(left.values()))
         lowest = min(node.level for node in left)
         left = {node.parent if node.level == lowest else node: value for node, value in left.items()}
-    return next(iter(left.values()))
 
 
 def runs(count: int, threads: Mapping[W, int]) -> dict[W, range]:

@@ -40,7 +40,7 @@ class Spread:
         self._local = local
         self._pieces = pieces
         self._copies: list[Any] = []
-        self._cut: list[Any] = []
+        self._cut: dict[str, Any] = {}  # the piece of each worker, in their order
         self._holdings: Any = None
         self._made: dict[str, Any] = {}
 
@@ -84,23 +84,18 @@ class Spread:
         here = Holdings([Part(Node(0, 0), whole.key, first)])
         (held,) = self._submit(_once_made, [(here, whole)], [first])
         rows = [(held, pieces.cut, number, count) for number in range(1, count)]
-        self._cut = self._submit(pieces.cut, [(whole, 0, count)], [first]) + self._submit(one_of, rows, others)
-        parts = [
-            Part(Node(0, number), piece.key, worker)
-            for number, (piece, worker) in enumerate(zip(self._cut, workers, strict=True))
-        ]
+        cut = self._submit(pieces.cut, [(whole, 0, count)], [first]) + self._submit(one_of, rows, others)
+        self._cut = dict(zip(workers, cut, strict=True))
+        parts = [Part(Node(0, n), piece.key, worker) for n, (worker, piece) in enumerate(self._cut.items())]
         (self._holdings,) = self._submit(_once_made, [(Holdings(parts), whole)], [first])
-        self._owner = {worker: number for number, worker in enumerate(workers)}
 
     def _assemble(self, new: Sequence[str], pieces: Pieces[Any]) -> None:
         """Have workers get all pieces from each other, each once it has its own; later ones have none."""
         from cloudem.execution.exchange import whole_of
 
-        rows = []
-        for worker in new:
-            own = self._owner.get(worker)
-            mine = None if own is None else self._cut[own]
-            rows.append((self._holdings, pieces.join, self._local, own or 0, mine))
+        numbers = {worker: number for number, worker in enumerate(self._cut)}
+        common = self._holdings, pieces.join, self._local
+        rows = [(*common, numbers.get(worker, 0), self._cut.get(worker)) for worker in new]
         self._made.update(zip(new, self._submit(whole_of, rows, new), strict=True))
 
 
