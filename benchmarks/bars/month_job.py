@@ -18,7 +18,7 @@ from bars.month_truth import World
 from cloudem.cloud.calibration import speeds
 from cloudem.cloud.estimate import Fleet
 from cloudem.cloud.nodes import InstanceType
-from cloudem.jobs.dataset import AHEAD, MOST_GROUPS
+from cloudem.jobs.dataset import AHEAD
 from cloudem.jobs.refine3d import alignment_needs
 from cloudem.workflows import costs
 from cloudem.workflows.costs import at_box
@@ -113,7 +113,7 @@ class Alignment(Step):
 
     def __post_init__(self) -> None:
         self._costs = self.world.particle_s(self.work, self.name)
-        self._items = costs.items_of(self.work.count, self.work.group_size, MOST_GROUPS)
+        self._items = costs.items_of(self.work.count, self.work.group_size)
         self._scale = self.world.cost(self.work.box)
         self._stop = False
         self._seconds: dict[tuple[str, bool, int], float] = {}

@@ -16,10 +16,13 @@ import numpy as np
 
 from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds, spreading_seconds
 from cloudem.execution.folding import Node, Roster, Tasks, task_counts, together_for
-from cloudem.jobs.dataset import MOST_GROUPS
+from cloudem.workflows.costs import items_of
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
+
+GROUP_SIZE = 500
+"""Particles of an item, at least."""
 
 AHEAD = 2
 """Items that a worker of one thread is given at a time."""
@@ -98,12 +101,6 @@ def shared_out(items: int, workers: int, together: int, spread: float) -> tuple[
     return end, whose
 
 
-def items_of(particles: int, size: int = 500) -> int:
-    """Return the items of both half-sets (:func:`cloudem.jobs.dataset.groups_of`)."""
-    each = min(max(particles // 2 // size, 4), MOST_GROUPS)
-    return 2 * (1 << (each.bit_length() - 1))
-
-
 @functools.cache
 def counted(items: int, workers: int, together: int, spread: float) -> Tasks:
     """Return the tasks of an iteration: its fold, and what is spread, solved and written."""
@@ -117,13 +114,13 @@ def counted(items: int, workers: int, together: int, spread: float) -> Tasks:
 
 def tasks_of(it: Iteration, particles: int, costs: Costs, speed: float = 1.0) -> Tasks:
     """Return the tasks that the scheduler is given in an iteration."""
-    items = items_of(particles)
+    items = items_of(particles, GROUP_SIZE)
     return counted(items, it.workers, together_for(item_seconds(particles, costs, speed)), costs.spread)
 
 
 def item_seconds(particles: int, costs: Costs, speed: float) -> float:
     """Return how long an item takes."""
-    return (costs.particle * particles / items_of(particles) + costs.leaf) / speed
+    return (costs.particle * particles / items_of(particles, GROUP_SIZE) + costs.leaf) / speed
 
 
 def scheduler_seconds(counts: Mapping[str, int], costs: Costs) -> float:
@@ -149,7 +146,7 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     speed
         Of aligning, solving and unpacking on a worker, in those measured.
     """
-    items, workers = items_of(particles), it.workers
+    items, workers = items_of(particles, GROUP_SIZE), it.workers
     leaf = item_seconds(particles, costs, speed)
     end, _ = shared_out(items, workers, together_for(leaf), costs.spread)
     mean = items / workers

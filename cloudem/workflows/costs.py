@@ -16,6 +16,7 @@ import numpy as np
 from cloudem.algorithms.expectation import Plan
 from cloudem.algorithms.refinement import GROWTH, Settings, State, plan_of
 from cloudem.algorithms.search import shift_grid
+from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.kernels.polar import polar_grid
 from cloudem.model.poses import asymmetric_directions
 from cloudem.model.symmetry import operators
@@ -162,7 +163,7 @@ def scheduler_seconds(counts: Mapping[str, int]) -> float:
     return sum(number * TASK_S.get(name, TASK_S["note"]) for name, number in counts.items())
 
 
-def items_of(particles: int, size: int, most: int) -> int:
+def items_of(particles: int, size: int) -> int:
     """Return the tasks of both half-sets (:func:`cloudem.jobs.dataset.groups_of`)."""
-    each = min(max(particles // 2 // size, 4), most)
+    each = min(max(particles // 2 // size, 4), MOST_GROUPS)
     return 2 * (1 << (each.bit_length() - 1))

@@ -20,7 +20,6 @@ from cloudem.algorithms.refinement import Settings
 from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, spreading_seconds
 from cloudem.cloud.estimate import Duration, Range
 from cloudem.execution.folding import Tasks, first_node, runs, task_counts, together_for
-from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.workflows import costs
 from cloudem.workflows.costs import Course, at_box
 from cloudem.workflows.crew import Crew, voxels_of
@@ -155,7 +154,7 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     alone = crew.speed(1)
     solved = solving_seconds(work.box, crew)
     total: defaultdict[str, float] = defaultdict(float)
-    items = costs.items_of(work.count, work.group_size, MOST_GROUPS)
+    items = costs.items_of(work.count, work.group_size)
     busy = min(items, crew.threads)
     crowd = CONTENTION if crew.tasks * crew.share < 16 else CROWDED
     waves = math.ceil(items / crew.threads)

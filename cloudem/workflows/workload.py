@@ -170,7 +170,7 @@ def _in_table(job: ImportParticles) -> Particles:
 
 def _parallel(name: str, work: Work, speeds: Speeds) -> Stage:
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    items = costs.items_of(work.count, work.group_size, 512)
+    items = costs.items_of(work.count, work.group_size)
     iterations = costs.EXPECTED.iterations if work.settings else 1
     images = IMAGE_BYTES * work.box**2 * work.count
     maps = 3 * 4 * work.box**3
