@@ -20,8 +20,8 @@ from traces import spot_history, spot_prices, traces
 
 from bars.month_truth import boot_s
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.market import NEVER, Market
 from cloudem.cloud.nodes import Pool
+from cloudem.testing.market import NEVER, Market
 
 DAYS = 34
 """Thirty, and some more for what began on the last of them."""

@@ -11,24 +11,24 @@ from typing import Any
 from bars.month_job import HANDED_ON, Alignment, OnHead, machine
 from bars.month_market import RecordedMonth
 from bars.month_truth import World
-from cloudem.cloud.calibration import speeds
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.memory import Clock, Fault, MemoryProvider
 from cloudem.cloud.money import Entry, worst_overshoot
 from cloudem.cloud.nodes import HEAD, Node
-from cloudem.cloud.plan import Plan, plan
+from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.plan import Plan, plan
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import ProviderError
 from cloudem.jobs.base import find_job
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.refine3d import Refine3D
-from cloudem.workflows.controller import DISK_GIB, LATENCY_S, Controller
-from cloudem.workflows.duration import Correction, Work
-from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
-from cloudem.workflows.steps import Step as Running
-from cloudem.workflows.submit import head_request, new_run, resume
-from cloudem.workflows.workflow import Step, Workflow
-from cloudem.workflows.workload import Given, Particles, stages, work_of
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.runs.controller.loop import DISK_GIB, LATENCY_S, Controller
+from cloudem.runs.controller.steps import Step as Running
+from cloudem.runs.duration import Correction, Work
+from cloudem.runs.records import RunRecord, RunState, RunStore, Wanted
+from cloudem.runs.submit import head_request, new_run, resume
+from cloudem.runs.workflow import Step, Workflow
+from cloudem.runs.workload import Given, Particles, stages, work_of
+from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 BEGIN = 1.7e9
 """First second of the month."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cloudem.cloud.calibration import Row, speeds
 from cloudem.cloud.nodes import InstanceType
-from cloudem.workflows import costs
-from cloudem.workflows.costs import Course
-from cloudem.workflows.duration import Work
+from cloudem.cloud.planning.calibration import Row, speeds
+from cloudem.jobs.refine3d import cost as costs
+from cloudem.jobs.refine3d.cost import Course
+from cloudem.runs.duration import Work
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -58,7 +58,7 @@ Supposed, from what people report; not the planner's 45, 110, 240 s."""
 @cache
 def residuals() -> tuple[float, ...]:
     """Return measured over estimated wall time of the whole refinements in the README's tables."""
-    from tests.workflows.test_workload import MEASURED, REFERENCE, Fleet, surely, work
+    from tests.runs.test_workload import MEASURED, REFERENCE, Fleet, surely, work
 
     return tuple(
         wall / surely(Fleet(REFERENCE, 1), work(count, box, length, diameter, start, symmetry)).seconds.expected

@@ -18,9 +18,9 @@ import psutil
 from numpy.typing import NDArray
 
 from bars.measure import HERE
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.dask.security import make_certificates, security_for
 from cloudem.execution.executor import Added, Fold, Shared
-from cloudem.execution.security import make_certificates, security_for
 
 PORT = 18786
 VOXELS = 3200
@@ -148,8 +148,8 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     those of a kind together, but for merges.
     """
     from cloudem.execution import dask as ours
-    from cloudem.execution.exchange import Holdings, Part, collect
-    from cloudem.execution.folding import Node
+    from cloudem.execution.dask.peer_transfer import Holdings, Part, collect
+    from cloudem.execution.reduction_tree import Node
 
     run, names = there.executor, list(there.executor._threads())
     shared = [Shared(run._submit(int, number)) for number in (1, 2)]
@@ -217,7 +217,7 @@ async def _crew(address: str, certificates: str, workers: int) -> None:
     import dask
     from distributed import Worker
 
-    from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
+    from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
 
     dask.config.set(CONFIGURATION | WITHOUT_PAGES)
     security = security_for(address, certificates)

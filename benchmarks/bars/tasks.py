@@ -249,9 +249,9 @@ def solving_alone(bench: Bench, boxes: Sequence[int]) -> None:
 def poses(bench: Bench, count: int, repeats: int) -> None:
     """Time what the client does with poses, per particle: sort, compare, write and read the checkpoint."""
     from cloudem.algorithms.align import Poses
-    from cloudem.io.groups import read_group, write_group
-    from cloudem.jobs.alignment import Checkpoint, Found
-    from cloudem.jobs.poses import changes, pose_arrays, sorted_found
+    from cloudem.io.storage.groups import read_group, write_group
+    from cloudem.jobs.refine3d.poses import changes, pose_arrays, sorted_found
+    from cloudem.jobs.refine3d.tasks import Checkpoint, Found
 
     random = np.random.default_rng(0)
     plan, rotations = plan_at(512), random_rotations(count, random)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds, spreading_seconds
-from cloudem.execution.folding import Node, Roster, Tasks, task_counts, together_for
-from cloudem.workflows.costs import items_of
+from cloudem.execution.reduction_tree import Node, Roster, Tasks, task_counts, together_for
+from cloudem.jobs.refine3d.cost import items_of
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.reconstruct import LEVEL_MARGIN, LEVELLED, Sums
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
+from cloudem.kernels.packed_sphere import count_ball, fold_ball, unfold_ball
+from cloudem.kernels.rotated_sum import turned_sum
 from cloudem.kernels.slices import complete_friedel, half_width, padded_box, split_group, touched_radius
-from cloudem.kernels.turning import turned_sum
 
 VOXEL_BYTES = 12
 """Of a voxel: data as complex64, weight as float32."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloudem.algorithms.bricks import IDENTITY, RECORD_BYTES, VOXEL_BYTES, ball_of, is_sparse
-from cloudem.kernels.ball import count_ball
+from cloudem.kernels.packed_sphere import count_ball
 from cloudem.kernels.slices import half_width, padded_box, touched_radius
 from cloudem.model.symmetry import operators
 
@@ -43,7 +43,7 @@ class Iteration:
         Poses inserted in all, of both half-sets.
     nodes
         Partial sums that a worker is left with: 1 where runs of groups end at nodes of the tree, as for any power of
-        two of workers (:mod:`cloudem.execution.folding`).
+        two of workers (:mod:`cloudem.execution.reduction_tree`).
     """
 
     box: int

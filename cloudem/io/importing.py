@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
-from cloudem.io.normalising import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
-from cloudem.io.sources import SourceImages, SourceTable
-from cloudem.io.writing import DTYPES, ParticleWriter, particle_writer
+from cloudem.io.formats.sources import SourceImages, SourceTable
+from cloudem.io.particle_writer import DTYPES, ParticleWriter, particle_writer
+from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
 
 _BATCH_BYTES = 4 * 2**20
 """Images that are read at a time, into the same memory: what the caches hold need not come from memory again."""
@@ -106,13 +106,13 @@ def import_particles(
     invert_contrast
         Images have dark protein: turn their sign.
     project_folder
-        Where relative names of stacks start from, see `cloudem.io.stacks.find_stacks`.
+        Where relative names of stacks start from, see `cloudem.io.formats.stacks.find_stacks`.
     attributes
         What else the store should say of itself.
     on_progress
         Called with the number of images done since the last call.
     guard
-        As for `cloudem.io.writing.particle_writer`.
+        As for `cloudem.io.particle_writer.particle_writer`.
 
     Returns
     -------

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import DamagedShardError, InconsistentDataError, ParameterError
-from cloudem.io.location import is_remote
-from cloudem.io.store import ParticleStore, open_particles
+from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.io.storage.location import is_remote
 from cloudem.jobs.progress import Progress
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles

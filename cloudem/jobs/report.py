@@ -65,7 +65,7 @@ def write_report(url: str) -> str:
     StorageError
         If there is no finished result, or no room for the page.
     """
-    from cloudem.io.location import object_store, put, storage_errors
+    from cloudem.io.storage.location import object_store, put, storage_errors
     from cloudem.report.page import render
 
     page = render(content_of(url)).encode()
@@ -96,7 +96,7 @@ def content_of(url: str) -> ReportContent:
     StorageError
         If there is no finished result.
     """
-    from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
+    from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     if not has_group(url, "result"):
@@ -164,7 +164,7 @@ def _operators(symmetry: str) -> Any:
 
 def _columns(url: str) -> dict[str, Any]:
     """Columns of the refined particles that a report draws."""
-    from cloudem.io.groups import has_group, read_group
+    from cloudem.io.storage.groups import has_group, read_group
 
     if not has_group(url, "particles"):
         return {}

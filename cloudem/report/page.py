@@ -10,18 +10,11 @@ import numpy as np
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
 from cloudem.report.content import Parameter, ReportContent, Stage
-from cloudem.report.curves import (
-    CURVES,
-    STATED_BY,
-    crossing,
-    fsc_figure,
-    histogram,
-    iterations_figure,
-)
-from cloudem.report.network import network_figure, network_table
-from cloudem.report.panels import map_panels
+from cloudem.report.sections.curves import CURVES, STATED_BY, crossing, fsc_figure, histogram, iterations_figure
+from cloudem.report.sections.map_panels import map_panels
+from cloudem.report.sections.network import network_figure, network_table
+from cloudem.report.sections.view_directions import view_density, views_figure
 from cloudem.report.style import CSS, duration
-from cloudem.report.views import view_density, views_figure
 
 
 def render(content: ReportContent) -> str:

@@ -18,8 +18,6 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
-from cloudem.cloud.market import RecordedMarket
-from cloudem.cloud.memory import Clock, Fault, MemoryProvider
 from cloudem.cloud.money import (
     SHUTDOWN_S,
     Cap,
@@ -52,6 +50,8 @@ from cloudem.cloud.reconcile import (
     settled,
 )
 from cloudem.errors import CapacityError, ProviderError, QuotaError, ThrottledError
+from cloudem.testing.market import RecordedMarket
+from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 START = 1.8e9
 TO_FINISH_S = 240.0

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError, MissingColumnError, WorkerLostError
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import Added, Executor, Fold, SerialExecutor
-from cloudem.execution.folding import MOST_TOGETHER
+from cloudem.execution.reduction_tree import MOST_TOGETHER
 from cloudem.traffic import Traffic
 
 Floats = NDArray[np.floating[Any]]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from cloudem.execution.configuration import CONFIGURATION
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import Added, Fold
-from cloudem.execution.folding import Node, task_counts
+from cloudem.execution.reduction_tree import Node, task_counts
 
 Sum = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import half_disc
+from cloudem.kernels.packed_sphere import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.polar import best_rotations, decode, polar_grid, shift_samples
 from cloudem.kernels.slices import complete_friedel, extract, half_width, insert, score_derivatives, split_group
 from cloudem.model.symmetry import operators

@@ -14,20 +14,20 @@ from cloudem.errors import (
     ParameterError,
 )
 from cloudem.io.exporting import STACK, export
-from cloudem.io.groups import particles_to_arrays, write_group
+from cloudem.io.formats.mrc import HEADER_BYTES, map_stack, read_volume
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.star import read_star
 from cloudem.io.importing import import_particles
-from cloudem.io.location import contents, join, read_bytes
-from cloudem.io.mrc import HEADER_BYTES, map_stack, read_volume
-from cloudem.io.relion import read_particles_star
-from cloudem.io.star import read_star
-from cloudem.io.store import open_particles, write_particles
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import particles_to_arrays, write_group
+from cloudem.io.storage.location import contents, join, read_bytes
 from cloudem.jobs.base import Context
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles
 from cloudem.jobs.progress import SilentProgress
 from cloudem.model.particles import TEXT
 from tests.io.conftest import BOX, COUNT
-from tests.io.test_relion import assert_same_tables
+from tests.io.formats.test_relion import assert_same_tables
 
 
 def relion(*command, cwd):
@@ -204,7 +204,7 @@ def test_real_particles_survive_the_round_trip(shared_data, tmp_path):
     before["particles"].pop("rlnImageName")
     assert_same_tables(before, after)
     ours, _ = map_stack(tmp_path / "files" / "particles.mrcs")
-    from cloudem.io.sources import SourceImages
+    from cloudem.io.formats.sources import SourceImages
 
     theirs = SourceImages(source).read(0, len(source.particles))
     assert np.sqrt(np.mean((ours - theirs) ** 2)) < 3e-4 * theirs.std()

@@ -18,7 +18,7 @@ from rich.console import Console
 from cloudem.errors import InconsistentDataError, OutOfMemoryError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
-from cloudem.jobs.running import check_memory, gib, run_job
+from cloudem.jobs.runner import check_memory, gib, run_job
 from cloudem.jobs.view import LiveProgress, PlainProgress
 from cloudem.traffic import Traffic, in_words, size
 from tests.counting_job import Count

@@ -10,7 +10,7 @@ import pytest
 
 from cloudem.errors import StorageError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.groups import write_group
+from cloudem.io.storage.groups import write_group
 from cloudem.jobs.base import JOBS, Context, Job, job_record, parameter
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.report import Report, command_line, content_of, run_attributes, write_report

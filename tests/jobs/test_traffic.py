@@ -15,14 +15,14 @@ from cloudem.algorithms.refinement import State, plan_of
 from cloudem.algorithms.search import MARGIN
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
 from cloudem.algorithms.transport import Iteration, Moved, moved
-from cloudem.execution.configuration import CONFIGURATION
-from cloudem.execution.dask import DaskExecutor
-from cloudem.io.groups import read_group
-from cloudem.io.mrc import write_volume
-from cloudem.io.store import write_particles
+from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.formats.mrc import write_volume
+from cloudem.io.particle_store import write_particles
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import open_dataset
-from cloudem.jobs.refine3d import Refine3D
-from cloudem.jobs.refining import settings_of
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.run import settings_of
 from tests.jobs.conftest import run
 
 BOX, PIXEL, COUNT = 64, 3.5, 400

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cloudem.algorithms.reconstruct import reference_volume
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.fourier import HalfDisc, fourier_images, fourier_volume, half_disc, sample_half_disc
+from cloudem.kernels.packed_sphere import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.slices import (
     WINDOW,
     complete_friedel,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.transport import Iteration, moved
-from cloudem.execution.dask import DaskExecutor
-from cloudem.io.groups import read_group
-from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.reconstruct.job import Reconstruct
 from tests.jobs.conftest import run
 from tests.network.cluster import ROOT, Cluster
 from tests.network.namespaces import Hosts
