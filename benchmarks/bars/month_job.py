@@ -22,9 +22,9 @@ from cloudem.jobs.dataset import AHEAD
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.cost import at_box
 from cloudem.jobs.refine3d.job import alignment_needs
-from cloudem.runs.controller.steps import How, Step
+from cloudem.runs.controller.steps import How, RunningStep
 from cloudem.runs.duration import CACHED_BYTES, IMAGE_BYTES, Work, sizes
-from cloudem.runs.fleet_capacity import Crew, crew_of
+from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 HANDED_ON = 0.9
 """How often a machine that was warned hands on what it holds. Supposed; the planner takes 0.8."""
@@ -67,8 +67,8 @@ class Machine:
 def machine(world: World, name: str, kind: InstanceType, work: Work) -> Machine:
     """Return a machine of a type as it truly is."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = crew_of(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
-    if not isinstance(crew, Crew):
+    crew = fleet_capacity(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
+    if not isinstance(crew, FleetCapacity):
         raise ValueError(f"{kind.name} cannot do it: {crew.reason}")
     slots = crew.threads
     own = world.machine(name)
@@ -89,8 +89,8 @@ class Task(NamedTuple):
 
 
 @dataclass
-class Alignment(Step):
-    """A refinement, or a reconstruction, in simulated time: a `Step` whose progress somebody looks after (`advance`).
+class Alignment(RunningStep):
+    """A refinement, or a reconstruction, in simulated time: a step whose progress somebody looks after (`advance`).
 
     Parameters
     ----------
@@ -261,7 +261,7 @@ class Alignment(Step):
 
 
 @dataclass
-class OnHead(Step):
+class OnHead(RunningStep):
     """A step on the head: it takes its time."""
 
     job: str

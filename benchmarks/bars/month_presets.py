@@ -26,7 +26,7 @@ from cloudem.cloud.planning.totals import likely
 from cloudem.jobs.refine3d.job import alignment_needs
 from cloudem.runs.controller.loop import DISK_GIB
 from cloudem.runs.duration import Work, estimate
-from cloudem.runs.fleet_capacity import Crew, crew_of
+from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 TYPES = ("c7i.48xlarge", "g4dn.2xlarge", "g5.4xlarge", "g5.8xlarge", "g5.12xlarge", "g5.48xlarge")
 COUNTS = (1, 2, 3, 4, 6, 8, 10)
@@ -58,8 +58,8 @@ def _rate(play: Play, name: str) -> float | None:
 def _expected_s(kind: InstanceType, count: int, work: Work) -> Range | None:
     """Return what cloudem's own model expects of a fleet; None where it cannot do it."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = crew_of(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
-    return estimate(work, crew).seconds if isinstance(crew, Crew) else None
+    crew = fleet_capacity(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
+    return estimate(work, crew).seconds if isinstance(crew, FleetCapacity) else None
 
 
 def _whole(play: Play, fleets: Mapping[str, tuple[str, int]], seconds: Mapping[str, Range], starts: Range) -> Preset:

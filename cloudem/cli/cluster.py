@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import click
 
-from cloudem.cli.commands import Command
+from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import parameter
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
-from cloudem.cli.declare import normalise, options_of
-from cloudem.jobs.base import Declaration
-
-
-class Command(Declaration):
-    """What one command takes and does."""
-
-    summary: ClassVar[str]
-    examples: ClassVar[tuple[str, ...]]
-
-    def run(self) -> None:
-        """Do it."""
-        raise NotImplementedError(f"{type(self).__name__} declares no run()")
+from cloudem.cli.declare import Command, normalise, options_of
 
 
 class DeclaredCommand(click.Command):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from cloudem.cli.tables import dollars, plain
+from cloudem.cli.tables import plain
 from cloudem.cloud.money import Entry
 from cloudem.cloud.planning.estimate import Range
-from cloudem.jobs.progress import clock
 from cloudem.runs.accounting import Costs
 from cloudem.runs.records import RunStore
+from cloudem.text import clock, dollars
 
 
 def step_table(costs: Costs) -> Table:

@@ -1,8 +1,8 @@
-"""Command-line arguments and options, derived from the fields of declarations."""
+"""Commands as declarations: what each takes, from which arguments and options of the command line are derived."""
 
 from __future__ import annotations
 
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import click
 
@@ -36,3 +36,14 @@ def _length(annotation: Any) -> tuple[bool, int]:
 def normalise(token: str) -> str:
     """Return an option as it is compared: in any case, with hyphens or underscores."""
     return token.lower().replace("_", "-")
+
+
+class Command(Declaration):
+    """What one command takes and does."""
+
+    summary: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
+
+    def run(self) -> None:
+        """Do it."""
+        raise NotImplementedError(f"{type(self).__name__} declares no run()")

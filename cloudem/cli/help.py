@@ -16,11 +16,10 @@ from rich.text import Text
 
 import cloudem
 from cloudem.jobs.base import Declaration, Job, Projection, is_positional, label_of, option_of, unit_of
-from cloudem.jobs.progress import clock
-from cloudem.jobs.runner import gib
+from cloudem.text import clock, memory
 
 if TYPE_CHECKING:
-    from cloudem.cli.commands import Command
+    from cloudem.cli.declare import Command
 
 TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -92,7 +91,7 @@ def print_plan(job: Job, projection: Projection, tasks: int) -> None:
         table.add_row(f"  {name}", Text(f"{_default(value)} {unit}".strip(), "" if given else "dim"))
     screen.print(table)
     needs = {"memory": projection.memory(tasks), "disk": projection.disk_bytes}
-    stated = [f"{name} {gib(size)}" for name, size in needs.items() if size]
+    stated = [f"{name} {memory(size)}" for name, size in needs.items() if size]
     if projection.wall_s is not None:
         stated.append(f"time about {clock(projection.wall_s)}")
     screen.print(Text.assemble(("  needs  ", "bold"), ", ".join(stated) or "little memory and disk"))

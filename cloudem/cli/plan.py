@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
-from cloudem.cli.commands import Command
+from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import JOBS, find_job, parameter
 
@@ -79,7 +79,7 @@ class PlanCommand(Command):
             raise ParameterError("got both --cheapest and --fastest; give one of them")
         screen = console()
         if self.benchmark:
-            measure(screen)
+            measure_this_machine(screen)
         if self.what is None:
             if self.benchmark:
                 return
@@ -158,7 +158,7 @@ def make_plan(
     from cloudem.cloud.providers import provider_name, provider_of
     from cloudem.runs.workload import stages
 
-    where = region_of(region, workflow)
+    where = region_to_rent(region, workflow)
     free = provider_of(provider_name(where), where).quotas() if quotas else None
     return plan(
         stages(workflow, speeds(), given, corrections),
@@ -175,7 +175,7 @@ def make_plan(
     )
 
 
-def region_of(region: str | None, workflow: Workflow) -> str:
+def region_to_rent(region: str | None, workflow: Workflow) -> str:
     """Return where to rent: as was given, as the workflow says, here for a folder, else as the environment says.
 
     Raises
@@ -216,7 +216,7 @@ def markets_of(text: str) -> list[Market]:
     return cast("list[Market]", found)
 
 
-def measure(screen: Console) -> None:
+def measure_this_machine(screen: Console) -> None:
     """Measure this machine and keep its row."""
     from cloudem.cloud.planning.calibration import benchmark, keep
 
@@ -253,7 +253,7 @@ def show_plan(plan: Plan, screen: Console) -> None:
     """Print what is rented for each step, what else could be, what was refused, and what to know."""
     from rich.text import Text
 
-    from cloudem.cloud.planning.totals import hours, usd
+    from cloudem.text import rough_dollars, rough_time
 
     limits = [
         f"under ${plan.max_usd:g}" if plan.max_usd else "",
@@ -264,12 +264,12 @@ def show_plan(plan: Plan, screen: Console) -> None:
     screen.print(_steps_table(plan))
     screen.print(
         Text.assemble(
-            ("  in all  ", "bold"), f"{hours(plan.wall.expected)} ({_times(plan.wall)}), ",
-            f"{usd(plan.usd.expected)} ({_dollars(plan.usd)})",
+            ("  in all  ", "bold"), f"{rough_time(plan.wall.expected)} ({_times(plan.wall)}), ",
+            f"{rough_dollars(plan.usd.expected)} ({_dollars(plan.usd)})",
             (f"; head {plan.head.instance_type} on-demand", "dim"),
         )
     )  # fmt: skip
-    extra = ", ".join(f"{name} {usd(part.expected)}" for name, part in plan.extra.items() if part.expected)
+    extra = ", ".join(f"{name} {rough_dollars(part.expected)}" for name, part in plan.extra.items() if part.expected)
     if extra:
         screen.print(Text(f"  besides the steps: {extra}", "dim"))
     if len(plan.alternatives) > 1:
@@ -284,15 +284,15 @@ def show_plan(plan: Plan, screen: Console) -> None:
 
 
 def _times(range: Range) -> str:
-    from cloudem.cloud.planning.totals import hours
+    from cloudem.text import rough_time
 
-    return _from_to(hours(range.low), hours(range.high))
+    return _from_to(rough_time(range.low), rough_time(range.high))
 
 
 def _dollars(range: Range) -> str:
-    from cloudem.cloud.planning.totals import usd
+    from cloudem.text import rough_dollars
 
-    return f"{usd(range.low)} to {usd(range.high).removeprefix('$')}"
+    return f"{rough_dollars(range.low)} to {rough_dollars(range.high).removeprefix('$')}"
 
 
 def _from_to(low: str, high: str) -> str:
@@ -313,28 +313,28 @@ def _table(*headings: str) -> Table:
 
 
 def _steps_table(plan: Plan) -> Table:
-    from cloudem.cloud.planning.totals import hours, usd
+    from cloudem.text import rough_dollars, rough_time
 
     table = _table("  step", "machines", "time", "", "cost", "", "bottleneck", "GiB")
     for step in plan.steps:
         memory = f"{step.memory_GiB:.0f}" + (f"\nGPU {step.gpu_GiB:.0f}" if step.gpu_GiB else "")
         table.add_row(
-            f"  {step.name}", step.describe(), hours(step.wall.expected), _times(step.wall),
-            usd(step.usd.expected), _dollars(step.usd), step.bottleneck, memory,
+            f"  {step.name}", step.describe(), rough_time(step.wall.expected), _times(step.wall),
+            rough_dollars(step.usd.expected), _dollars(step.usd), step.bottleneck, memory,
         )  # fmt: skip
     return table
 
 
 def _alternatives_table(plan: Plan) -> Table:
-    from cloudem.cloud.planning.totals import hours, usd
+    from cloudem.text import rough_dollars, rough_time
 
     table = _table("", "time", "", "cost", "", LAST)
     every = max(1, -(-len(plan.alternatives) // SHOWN))
     for number, other in enumerate(plan.alternatives):
         if other.chosen or number % every == 0 or number == len(plan.alternatives) - 1:
             table.add_row(
-                "  *" if other.chosen else "", hours(other.wall.expected), _times(other.wall),
-                usd(other.usd.expected), _dollars(other.usd), "; ".join(_shorter(other.steps)),
+                "  *" if other.chosen else "", rough_time(other.wall.expected), _times(other.wall),
+                rough_dollars(other.usd.expected), _dollars(other.usd), "; ".join(_shorter(other.steps)),
                 style="bold" if other.chosen else "",
             )  # fmt: skip
     return table

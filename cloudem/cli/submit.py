@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from cloudem.cli.commands import Command
+from cloudem.cli.declare import Command
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.jobs.base import parameter
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cloudem.cloud.nodes import Resource
     from cloudem.cloud.planning.plan import Plan
     from cloudem.cloud.provider import Provider
-    from cloudem.runs.records import RunState, RunStore, Wanted
+    from cloudem.runs.records import RunState, RunStore, Wishes
     from cloudem.runs.workflow import Workflow
 
 PRICES_SUMMARY = "What machines cost: the shipped prices, or newer ones."
@@ -196,9 +196,9 @@ class Cost(Command):
             screen.print(ledger_table(entries))
         if self.report is not None:
             from cloudem.cloud.catalogue import Catalogue
-            from cloudem.runs.run_report import write_report
+            from cloudem.runs.run_report import write_run_page
 
-            click.echo(f"report: {write_report(store, Catalogue.load(), state, self.report)}")
+            click.echo(f"report: {write_run_page(store, Catalogue.load(), state, self.report)}")
 
 
 class Up(Command):
@@ -227,14 +227,14 @@ class Up(Command):
         from cloudem.cli.plan import markets_of
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
-        from cloudem.runs.cluster_plan import plan_of
+        from cloudem.runs.cluster_plan import cluster_plan
         from cloudem.runs.records import new_name
         from cloudem.runs.submit import keep_certificates, new_run, start
         from cloudem.runs.workflow import Workflow
 
         region = _region(self.region)
         catalogue = Catalogue.load()
-        plan = plan_of(
+        plan = cluster_plan(
             catalogue,
             region,
             self.instance_type,
@@ -452,10 +452,10 @@ def _region(given: str | None) -> str:
 
 def _zones_of_provider(workflow: Workflow, region: str | None) -> str | None:
     """Return the zones that the account's network has, so that no other is planned; None for all."""
-    from cloudem.cli.plan import region_of
+    from cloudem.cli.plan import region_to_rent
     from cloudem.cloud.providers import provider_name, provider_of
 
-    where = region_of(region, workflow)
+    where = region_to_rent(region, workflow)
     zones = provider_of(provider_name(where), where).zones()
     return ",".join(zones) if zones else None
 
@@ -477,7 +477,7 @@ def _when(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def _say_cap(plan: Plan, wanted: Wanted) -> None:
+def _say_cap(plan: Plan, wanted: Wishes) -> None:
     from cloudem.cloud.catalogue import Catalogue
     from cloudem.runs.submit import promise
 

@@ -14,16 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cloudem.cloud.nodes import Resource
-from cloudem.jobs.progress import clock
 from cloudem.runs.leftovers import Left
-from cloudem.runs.records import RunState, Wanted
+from cloudem.runs.records import RunState, Wishes
+from cloudem.text import clock, dollars
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "draining": "yellow"}
-
-
-def dollars(amount: float) -> str:
-    """Return an amount as people read it: small ones with more digits."""
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.3f}" if amount >= 0.01 else f"${amount:.5f}"
 
 
 def plain(text: str, **how: Any) -> Text:
@@ -31,7 +26,7 @@ def plain(text: str, **how: Any) -> Text:
     return Text("".join(character if character.isprintable() else "\ufffd" for character in text), **how)
 
 
-def state_view(name: str, state: RunState, wanted: Wanted) -> RenderableType:
+def state_view(name: str, state: RunState, wanted: Wishes) -> RenderableType:
     """Return how a run stands: status, step, money, time, nodes, and the last lines of its job."""
     head = Text.assemble((name, "bold"), "  ", (state.status, COLOURS.get(state.status, "")))
     if state.steps:
@@ -56,7 +51,7 @@ def state_view(name: str, state: RunState, wanted: Wanted) -> RenderableType:
 
 
 @contextmanager
-def following(screen: Console, name: str, wanted: Callable[[], Wanted]) -> Iterator[Callable[[RunState], None]]:
+def following(screen: Console, name: str, wanted: Callable[[], Wishes]) -> Iterator[Callable[[RunState], None]]:
     """Give what shows a run: in place on a terminal, line by line elsewhere."""
     if screen.is_terminal:
         with Live(console=screen, refresh_per_second=4) as live:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from cloudem import traffic
-from cloudem.execution.reduction_tree import Forest, Node
+from cloudem.execution.reduction_tree import Forest, Subtree
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -286,7 +286,7 @@ def folded(
     notes: list[N] = []
     for index, (item, shared) in enumerate(rows):
         added = fold.add(item, *shared)
-        forest.add(Node(0, index), added.sums)
+        forest.add(Subtree(0, index), added.sums)
         notes.append(added.note)
         del added
         if on_done is not None:

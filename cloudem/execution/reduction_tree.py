@@ -26,7 +26,7 @@ ANY_NUMBER = 1 << 62
 """Of items, for a `Forest` that waits for every sibling, whether there is one or not."""
 
 
-class Node(NamedTuple):
+class Subtree(NamedTuple):
     """Items ``place * 2**level`` up to ``(place + 1) * 2**level``, as far as there are any."""
 
     level: int
@@ -43,14 +43,14 @@ class Node(NamedTuple):
         return (self.place + 1) << self.level
 
     @property
-    def parent(self) -> Node:
+    def parent(self) -> Subtree:
         """The node that this one is merged into."""
-        return Node(self.level + 1, self.place >> 1)
+        return Subtree(self.level + 1, self.place >> 1)
 
     @property
-    def sibling(self) -> Node:
+    def sibling(self) -> Subtree:
         """The node that it is merged with."""
-        return Node(self.level, self.place ^ 1)
+        return Subtree(self.level, self.place ^ 1)
 
 
 class Forest(Generic[V]):
@@ -72,9 +72,9 @@ class Forest(Generic[V]):
         self._count = count
         self._merge = merge
         self._may_merge = may_merge
-        self._waiting: dict[Node, V] = {}
+        self._waiting: dict[Subtree, V] = {}
 
-    def add(self, node: Node, value: V) -> None:
+    def add(self, node: Subtree, value: V) -> None:
         """Put a node in, and merge upwards as far as it goes."""
         while True:
             sibling = node.sibling
@@ -91,16 +91,16 @@ class Forest(Generic[V]):
             node = node.parent
         self._waiting[node] = value
 
-    def _ordered(self, node: Node, value: V) -> tuple[V, V]:
+    def _ordered(self, node: Subtree, value: V) -> tuple[V, V]:
         other = self._waiting[node.sibling]
         return (other, value) if node.place % 2 else (value, other)
 
-    def nodes(self) -> dict[Node, V]:
+    def nodes(self) -> dict[Subtree, V]:
         """Return what is left, in the order of the items; one node if all was merged."""
         return {node: self._waiting[node] for node in sorted(self._waiting, key=lambda node: node.start)}
 
 
-def merged(nodes: Mapping[Node, V], merge: Callable[[V, V], V]) -> V:
+def merged(nodes: Mapping[Subtree, V], merge: Callable[[V, V], V]) -> V:
     """Merge all nodes that hold a key into one.
 
     Where a node is absent, because there is no such item or none of its items holds the key, its sibling goes up
@@ -150,7 +150,7 @@ def together_for(seconds: float) -> int:
     return max(min(int(TASK_S / max(seconds, 1e-9)), MOST_TOGETHER), 1)
 
 
-def first_node(run: range, together: int, threads: int) -> Node:
+def first_node(run: range, together: int, threads: int) -> Subtree:
     """Return what a thread takes of a run: the widest node at its beginning that holds ``together`` items or fewer.
 
     Half a thread's share of the run at most, so that all threads of a worker end at about the same time.
@@ -159,7 +159,7 @@ def first_node(run: range, together: int, threads: int) -> Node:
     level = 0
     while 2 << level <= most and run.start % (2 << level) == 0:
         level += 1
-    return Node(level, run.start >> level)
+    return Subtree(level, run.start >> level)
 
 
 class Roster(Generic[W]):
@@ -173,7 +173,7 @@ class Roster(Generic[W]):
         """Return how many items have not been handed out."""
         return sum(len(run) for run in self._left.values())
 
-    def take(self, worker: W, together: int = 1) -> Node | None:
+    def take(self, worker: W, together: int = 1) -> Subtree | None:
         """Return the next items for a worker, whether known before or not; None when all are out.
 
         They are all items of a node of the tree: ``together`` of them, or fewer (:func:`first_node`).
@@ -211,7 +211,7 @@ class Tasks(NamedTuple):
     parts: float
 
 
-def task_counts(keys: Sequence[Hashable], workers: Mapping[Node, Hashable]) -> Tasks:
+def task_counts(keys: Sequence[Hashable], workers: Mapping[Subtree, Hashable]) -> Tasks:
     """Return which tasks a scheduler is given for a fold.
 
     Parameters

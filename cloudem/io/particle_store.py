@@ -22,11 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cloudem import traffic
 from cloudem.errors import DamagedShardError, FormatError, MissingInputError, ParameterError
-from cloudem.io.images.layout import LocalShards, Part, ShardsOfZarr, parse_layout
+from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, parse_layout
 from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
 from cloudem.io.particle_writer import ParticleWriter, particle_writer, write_particles
 from cloudem.io.storage.groups import particles_from_arrays, read_attributes, read_group
-from cloudem.io.storage.location import exists, folder_of, get, is_remote, object_store, storage_errors, zarr_store
+from cloudem.io.storage.location import exists, folder_of, get, is_remote, object_store, storage_errors
+from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.particles import Particles
 
 __all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
@@ -175,13 +176,13 @@ class ParticleStore:
         out[places] = images[which].reshape(len(wanted), -1)
 
 
-def _by_shard(wanted: NDArray[np.int64], size: int) -> list[Part]:
+def _by_shard(wanted: NDArray[np.int64], size: int) -> list[ShardRead]:
     if not wanted.size:
         return []
     shards, rows = np.divmod(wanted, size)
     order = np.argsort(shards, kind="stable")
     edges = np.flatnonzero(np.diff(shards[order])) + 1
-    return [Part(int(shards[places[0]]), rows[places], places) for places in np.split(order, edges)]
+    return [ShardRead(int(shards[places[0]]), rows[places], places) for places in np.split(order, edges)]
 
 
 def open_particles(url: str | os.PathLike[str]) -> ParticleStore:

@@ -59,7 +59,7 @@ class ImportParticles(Job):
 
     def project(self) -> Projection:
         """Return memory and disk, from the table and the header of its first stack."""
-        from cloudem.io.formats.prefetch import AHEAD_BYTES
+        from cloudem.io.formats.prefetch import PREFETCH_BYTES
         from cloudem.io.formats.stacks import find_stacks
 
         source = self.source
@@ -68,7 +68,7 @@ class ImportParticles(Job):
         count = len(source.particles)
         size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
         return Projection(
-            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (AHEAD_BYTES if first.root else 0) + _ROW_BYTES * count,
+            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (PREFETCH_BYTES if first.root else 0) + _ROW_BYTES * count,
             disk_bytes=count * (box * box * size + 300),
             notes=(f"{count} particles of {box} x {box} pixels in {len(source.stacks)} stacks",),
         )

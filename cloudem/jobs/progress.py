@@ -16,6 +16,7 @@ from typing import final
 import psutil
 
 from cloudem import traffic
+from cloudem.text import size
 from cloudem.traffic import Moved
 
 Value = float | int | str
@@ -27,7 +28,7 @@ COLUMNS: dict[str, tuple[str, Callable[..., str]]] = {
     "moving": ("moving", "{:.1%}".format),
     "images_per_s": ("images/s", "{:,.0f}".format),
     "seconds": ("time", "{:.1f} s".format),
-    "received_bytes": ("network", traffic.size),
+    "received_bytes": ("network", size),
 }
 """Names of values of an iteration -> heading and format."""
 
@@ -94,7 +95,7 @@ class Progress(ABC):
         self.log = log or logging.getLogger("cloudem")
         self._clock = _Clock()
         self._iterations: list[dict[str, Value]] = []
-        self._moved = traffic.total([])
+        self._moved = traffic.total_traffic([])
         self._warnings: list[str] = []
 
     def facts(self, facts: Mapping[str, str]) -> None:
@@ -126,7 +127,7 @@ class Progress(ABC):
         self.show_iteration(row)
         if moved and (words := traffic.in_words(moved)):
             self.log.debug("iteration %s %s", row["iteration"], words)
-            self._moved = traffic.total([self._moved, moved])
+            self._moved = traffic.total_traffic([self._moved, moved])
 
     def message(self, text: str) -> None:
         """Say something: on the screen and in the log."""
@@ -206,15 +207,6 @@ def formatted(name: str, value: Value) -> str:
     if name in COLUMNS:
         return COLUMNS[name][1](value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as people read it: ``4.2 s``, ``3:07``, ``2:05:00``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Clock:

@@ -32,11 +32,11 @@ from pydantic_core import PydanticUndefined
 
 from cloudem.errors import ParameterError, StorageError
 from cloudem.jobs.base import JOBS, Context, Job, Place, find_job, option_of, parameter, unit_of
-from cloudem.traffic import Moved, Traffic, difference, total
+from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
-    from cloudem.report.content import Iteration, Parameter, ReportContent, Stage, Transfer
+    from cloudem.report.content import IterationRow, ParameterRow, ReportContent, StageRow, TransferRow
 
 REPORT_FILE = "report.html"
 
@@ -176,47 +176,48 @@ def _columns(url: str) -> dict[str, Any]:
     return columns
 
 
-def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Iteration]:
-    from cloudem.report.content import Iteration
+def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[IterationRow]:
+    from cloudem.report.content import IterationRow
 
     # A resumed job's view has seen only the last iterations; what was kept of each remembers the others.
     rows = {row["iteration"]: row for row in [attributes["row"] for attributes in kept if "row" in attributes]}
     rows |= {row["iteration"]: row for row in result.get("iterations", ())}
     names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
-    return [Iteration(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
+    return [IterationRow(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
 
 
-def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Transfer]:
+def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[TransferRow]:
     """What was moved in each iteration and outside of them; nothing if nothing was."""
-    from cloudem.report.content import Transfer
+    from cloudem.report.content import TransferRow
 
     found = {int(each["row"]["iteration"]): each["traffic"] for each in kept if "row" in each and "traffic" in each}
     named = [(str(number), found[number]) for number in sorted(found)]
     named.append(("otherwise" if named else "whole job", result.get("traffic", {})))
     transfers = [
-        Transfer(label, total([{name: Traffic(**way) for name, way in moved.items()}])) for label, moved in named
+        TransferRow(label, total_traffic([{name: Traffic(**way) for name, way in moved.items()}]))
+        for label, moved in named
     ]
     return transfers if any(any(map(any, each.moved.values())) for each in transfers) else []
 
 
-def _stages(rows: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    from cloudem.report.content import Stage
+def _stages(rows: Sequence[Mapping[str, Any]]) -> list[StageRow]:
+    from cloudem.report.content import StageRow
 
     return [
-        Stage(
+        StageRow(
             str(row["name"]), _number(row.get("wall_s")), _number(row.get("cpu_s")), int(row.get("peak_rss_bytes", 0))
         )
         for row in rows
     ]
 
 
-def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, Parameter]:
+def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, ParameterRow]:
     """Parameters with unit and meaning from the job's declaration."""
-    from cloudem.report.content import Parameter
+    from cloudem.report.content import ParameterRow
 
     fields = find_job(job).model_fields if job in JOBS else {}
     return {
-        name: Parameter(value, unit_of(name), (fields[name].description or "") if name in fields else "")
+        name: ParameterRow(value, unit_of(name), (fields[name].description or "") if name in fields else "")
         for name, value in values.items()
     }
 

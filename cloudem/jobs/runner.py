@@ -19,7 +19,8 @@ from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_remote
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.logs import keep_log
-from cloudem.jobs.progress import Progress, SilentProgress, clock
+from cloudem.jobs.progress import Progress, SilentProgress
+from cloudem.text import clock, memory
 
 
 def run_job(
@@ -105,22 +106,15 @@ def check_memory(needed: int, log: logging.Logger) -> None:
     total = min(psutil.virtual_memory().total, _container_limit())
     if needed > total:
         raise OutOfMemoryError(
-            f"this needs {gib(needed)} of memory and the machine has {gib(total)}; try a machine with"
+            f"this needs {memory(needed)} of memory and the machine has {memory(total)}; try a machine with"
             " more, fewer --threads, or a smaller box (coarser pixels)"
         )
     if needed > psutil.virtual_memory().available:
         log.warning(
             "this needs %s of memory, of which %s is free now",
-            gib(needed),
-            gib(psutil.virtual_memory().available),
+            memory(needed),
+            memory(psutil.virtual_memory().available),
         )
-
-
-def gib(size: float) -> str:
-    """Return a size as people read it."""
-    if size < 1 << 20:
-        return f"{size / (1 << 10):.1f} KiB"
-    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
 
 def _container_limit() -> int:

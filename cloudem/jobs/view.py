@@ -15,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cloudem.jobs.progress import Progress, Stage, Value, clock, formatted, titled
+from cloudem.jobs.progress import Progress, Stage, Value, formatted, titled
+from cloudem.text import clock
 
 COLUMN_WIDTH = 12
 TABLE_WIDTH = 78

@@ -16,7 +16,7 @@ Int = NDArray[np.int64]
 
 
 @kernel
-def count_ball(permutations: Int, m: int, squared_radius: int) -> int:
+def count_packed(permutations: Int, m: int, squared_radius: int) -> int:
     """Return the number of independent voxels.
 
     Parameters
@@ -32,7 +32,7 @@ def count_ball(permutations: Int, m: int, squared_radius: int) -> int:
 
 
 @kernel
-def fold_ball(
+def pack_sphere(
     data: NDArray[np.complex64], weight: NDArray[np.float32], permutations: Int, squared_radius: int, count: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Return an accumulator summed over the permutations, one value for each independent voxel.
@@ -43,7 +43,7 @@ def fold_ball(
         Half-volumes with their Friedel mates added (:func:`cloudem.kernels.slices.complete_friedel`),
         (2 m + 1, 2 m + 1, m + 2); an empty weight where there is none, which gives an empty line.
     permutations, squared_radius
-        As in :func:`count_ball`.
+        As in :func:`count_packed`.
     count
         What that returns.
     """
@@ -62,7 +62,7 @@ def fold_ball(
 
 
 @kernel
-def unfold_ball(
+def unpack_sphere(
     values: NDArray[np.complex64], weights: NDArray[np.float32], permutations: Int, squared_radius: int, m: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Return the half-volumes, symmetric by the permutations and with all Friedel mates, that a line stands for.

@@ -34,7 +34,7 @@ ON_VOXEL = 1e-9
 """A point closer to a voxel than this is on it."""
 
 
-def turned_sum(volume: Complex64, turns: Float64) -> Complex64:
+def rotated_sum(volume: Complex64, turns: Float64) -> Complex64:
     """Return the sum over rotations g of an accumulator at ``g k``; zero beyond m - 2.
 
     The accumulator is freed of its window and interpolated with it again, as if the slices had been inserted there;
@@ -48,7 +48,7 @@ def turned_sum(volume: Complex64, turns: Float64) -> Complex64:
         Rotations (t, 3, 3).
     """
     smooth, total = _freed(volume), np.zeros_like(volume)
-    over_slabs(lambda first, last: add_turned(smooth, turns, first, last, total), len(volume), SLAB)
+    over_slabs(lambda first, last: add_rotated(smooth, turns, first, last, total), len(volume), SLAB)
     return total
 
 
@@ -87,7 +87,7 @@ def _freed(volume: Complex64) -> Complex64:
 
 
 @kernel
-def add_turned(volume: Complex64, turns: Float64, first: int, last: int, total: Complex64) -> None:
+def add_rotated(volume: Complex64, turns: Float64, first: int, last: int, total: Complex64) -> None:
     """Add the interpolated values of a half-volume at ``g k`` for each rotation g, in place.
 
     Parameters

@@ -16,7 +16,7 @@ FSC_NAMES = ("unmasked", "masked", "phase_randomised", "corrected", "truth")
 """Curves that a report knows how to label. ``truth`` is the map against a known structure."""
 
 
-class Iteration(NamedTuple):
+class IterationRow(NamedTuple):
     """One row of the history of a refinement, resolutions in Å; NaN where a figure is not known."""
 
     iteration: int
@@ -29,14 +29,14 @@ class Iteration(NamedTuple):
     seconds: float
 
 
-class Transfer(NamedTuple):
+class TransferRow(NamedTuple):
     """What all processes moved over the network in one iteration, or, with another label, beside the iterations."""
 
     label: str
     moved: Moved
 
 
-class Stage(NamedTuple):
+class StageRow(NamedTuple):
     """What one stage of a job took; NaN (0 for ``peak_bytes``) where it was not measured."""
 
     name: str
@@ -45,7 +45,7 @@ class Stage(NamedTuple):
     peak_bytes: int
 
 
-class Parameter(NamedTuple):
+class ParameterRow(NamedTuple):
     """One parameter of a job as its user would read it."""
 
     value: Any
@@ -106,8 +106,8 @@ class ReportContent:
     fsc: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     resolution: float | None = None
     b_factor: float | None = None
-    iterations: Sequence[Iteration] = ()
-    transfers: Sequence[Transfer] = ()
+    iterations: Sequence[IterationRow] = ()
+    transfers: Sequence[TransferRow] = ()
     rot: NDArray[np.floating[Any]] | None = None
     tilt: NDArray[np.floating[Any]] | None = None
     half_set: NDArray[np.integer[Any]] | None = None
@@ -116,10 +116,10 @@ class ReportContent:
     shift_x: NDArray[np.floating[Any]] | None = None
     shift_y: NDArray[np.floating[Any]] | None = None
     particle_count: int | None = None
-    stages: Sequence[Stage] = ()
+    stages: Sequence[StageRow] = ()
     wall_s: float | None = None
     cpu_s: float | None = None
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, ParameterRow] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()

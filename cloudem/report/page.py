@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
-from cloudem.report.content import Parameter, ReportContent, Stage
-from cloudem.report.sections.curves import CURVES, STATED_BY, crossing, fsc_figure, histogram, iterations_figure
+from cloudem.report.content import ParameterRow, ReportContent, StageRow
+from cloudem.report.sections.curves import (
+    CURVES,
+    STATED_BY,
+    fsc_figure,
+    histogram,
+    iterations_figure,
+    resolution_crossing,
+)
 from cloudem.report.sections.map_panels import map_panels
 from cloudem.report.sections.network import network_figure, network_table
 from cloudem.report.sections.view_directions import view_density, views_figure
-from cloudem.report.style import CSS, duration
+from cloudem.report.style import CSS
+from cloudem.text import duration
 
 
 def render(content: ReportContent) -> str:
@@ -91,7 +99,7 @@ def _stated_resolution(content: ReportContent) -> tuple[str, str] | None:
     curve = content.fsc[name]
     if not np.isfinite(curve[1:]).any():
         return None
-    value = crossing(curve, content.pixel_size, FSC_THRESHOLD)
+    value = resolution_crossing(curve, content.pixel_size, FSC_THRESHOLD)
     if np.isfinite(value):
         return f"{value:.2f} Å", caption
     return f"{2 * content.pixel_size:.2f} Å", f"Nyquist limit; the FSC never falls to {FSC_THRESHOLD:g}"
@@ -144,7 +152,7 @@ def _fsc_table(content: ReportContent) -> str:
         style, curve = CURVES[name], content.fsc[name]
         cells = []
         for threshold in (FSC_HALF, FSC_THRESHOLD):
-            at = crossing(curve, content.pixel_size, threshold)
+            at = resolution_crossing(curve, content.pixel_size, threshold)
             if not np.isfinite(curve[1:]).any():
                 cells.append("unknown")
             else:
@@ -239,7 +247,7 @@ def _counted_here(content: ReportContent) -> str:
     )
 
 
-def _stage_row(stage: Stage, longest: float, most: int) -> str:
+def _stage_row(stage: StageRow, longest: float, most: int) -> str:
     time = 100 * stage.wall_s / longest if np.isfinite(stage.wall_s) else 0.0
     bars = f'<i style="width:{time:.1f}%"></i>'
     if stage.peak_bytes > 0:
@@ -321,7 +329,7 @@ def _facts_table(facts: Sequence[tuple[str, str]]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _value(parameter: Parameter) -> str:
+def _value(parameter: ParameterRow) -> str:
     if parameter.value is None:
         return '<span class="quiet">not set</span>'
     if isinstance(parameter.value, bool):

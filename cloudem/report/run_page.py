@@ -10,13 +10,14 @@ from typing import NamedTuple, TypeAlias
 
 from cloudem.report.sections.planning import Point, plan_figure
 from cloudem.report.sections.timeline import Band, NodeBar, Spending, legend, timeline
-from cloudem.report.style import CSS, duration, money
+from cloudem.report.style import CSS
+from cloudem.text import dollars, duration
 
 Triple: TypeAlias = tuple[float, float, float]
 """Low, expected, high."""
 
 
-class StepLine(NamedTuple):
+class StepRow(NamedTuple):
     """A step, or what belongs to none.
 
     Attributes
@@ -43,7 +44,7 @@ class StepLine(NamedTuple):
     link: str = ""
 
 
-class NodeLine(NamedTuple):
+class NodeRow(NamedTuple):
     """A node: dollars, and how it ended in words."""
 
     name: str
@@ -62,7 +63,7 @@ class Event(NamedTuple):
     text: str
 
 
-class PriceLine(NamedTuple):
+class PriceRow(NamedTuple):
     """A pool: price of the catalogue with date and source, and what was metered, dollars per hour."""
 
     pool: str
@@ -119,15 +120,15 @@ class RunContent:
     usd_plan: Triple
     wall_plan: Triple
     spending: Spending
-    steps: Sequence[StepLine] = ()
-    others: Sequence[StepLine] = ()
+    steps: Sequence[StepRow] = ()
+    others: Sequence[StepRow] = ()
     points: Sequence[Point] = ()
     limits: tuple[float | None, float | None] = (None, None)
     front_title: str = ""
-    nodes: Sequence[NodeLine] = ()
+    nodes: Sequence[NodeRow] = ()
     bands: Sequence[Band] = ()
     events: Sequence[Event] = ()
-    prices: Sequence[PriceLine] = ()
+    prices: Sequence[PriceRow] = ()
     notes: Sequence[str] = ()
     unmetered: Sequence[tuple[str, str]] = ()
     where: str = ""
@@ -194,8 +195,8 @@ def render_run(content: RunContent) -> str:
 def _head(content: RunContent) -> str:
     taken = sum(line.bar.how == "taken" for line in content.nodes)
     tiles = [
-        (money(content.spent), f"spent, of an approximate maximum of {money(content.max_usd)}"),
-        (money(content.usd_plan[1]), f"was expected; planned {_range(content.usd_plan, money)}"),
+        (dollars(content.spent), f"spent, of an approximate maximum of {dollars(content.max_usd)}"),
+        (dollars(content.usd_plan[1]), f"was expected; planned {_range(content.usd_plan, dollars)}"),
         (duration(content.wall), f"with machines; planned {_range(content.wall_plan, duration)}"),
         (str(len(content.nodes)), "machines" + (f", {taken} of them taken or lost and replaced" if taken else "")),
     ]
@@ -207,7 +208,7 @@ def _head(content: RunContent) -> str:
     said = "A rehearsal on one computer: prices are made up, and nothing was charged."
     told = f'<p class="told">{said}</p>' if content.rehearsal else ""
     if passed > 0:
-        told += f'<div class="warnings"><b>The approximate maximum was passed by {money(passed)}.</b></div>'
+        told += f'<div class="warnings"><b>The approximate maximum was passed by {dollars(passed)}.</b></div>'
     return (
         f'<header><h1>{escape(content.title)}<span class="status {kind}">{status}</span></h1>'
         f'<p class="quiet">{escape(content.created)}</p>{why}</header><div class="tiles">{shown}</div>' + told
@@ -221,7 +222,7 @@ def _asked(content: RunContent) -> str:
 
 
 def _compared(content: RunContent) -> str:
-    whole = StepLine(
+    whole = StepRow(
         "in all", "", content.wall_plan, content.wall, content.usd_plan, content.spent,
         content.status if content.status in ("done", "stopped", "failed") else "",
     )  # fmt: skip
@@ -247,11 +248,11 @@ def _bar_legend() -> str:
     )
 
 
-def _compare(line: StepLine, scales: tuple[float, float], kind: str) -> str:
+def _compare(line: StepRow, scales: tuple[float, float], kind: str) -> str:
     cells = []
     for planned, actual, scale, say in (
         (line.wall_plan, line.wall, scales[0], duration),
-        (line.usd_plan, line.usd, scales[1], money),
+        (line.usd_plan, line.usd, scales[1], dollars),
     ):
         off = _off(planned, actual, line.how)
         cells.append(
@@ -269,7 +270,7 @@ def _compare(line: StepLine, scales: tuple[float, float], kind: str) -> str:
     )
 
 
-def _words(line: StepLine) -> list[str]:
+def _words(line: StepRow) -> list[str]:
     """Say what is outside of its range; colours alone say nothing to some."""
     found = []
     for planned, actual, below, above in (
@@ -365,7 +366,7 @@ def _nodes(content: RunContent) -> str:
         return ""
     rows = "".join(
         f'<tr><td class="name">{escape(line.bar.slot)}</td><td>{escape(line.name)}</td><td>{escape(line.pool)}</td>'
-        f'<td class="n">{duration(line.bar.end - line.bar.start)}</td><td class="n">{money(line.usd)}</td>'
+        f'<td class="n">{duration(line.bar.end - line.bar.start)}</td><td class="n">{dollars(line.usd)}</td>'
         f'<td class="{"off" if line.bar.how == "taken" else ""}">{escape(line.ended)}</td></tr>'
         for line in content.nodes
     )
@@ -379,7 +380,7 @@ def _nodes(content: RunContent) -> str:
     return f"<section><h2>Machines</h2>{_pools(content.nodes)}{note}{each}</section>"
 
 
-def _pools(nodes: Sequence[NodeLine]) -> str:
+def _pools(nodes: Sequence[NodeRow]) -> str:
     """Return the nodes by where they come from."""
     rows, total = [], 0.0
     for pool in sorted({line.pool for line in nodes}):
@@ -388,12 +389,12 @@ def _pools(nodes: Sequence[NodeLine]) -> str:
         taken, total = sum(line.bar.how == "taken" for line in mine), total + usd
         rows.append(
             f'<tr><td>{escape(pool)}</td><td class="n">{len(mine)}</td><td class="n">{taken or "–"}</td>'
-            f'<td class="n">{hours:,.3g}</td><td class="n">{money(usd)}</td></tr>'
+            f'<td class="n">{hours:,.3g}</td><td class="n">{dollars(usd)}</td></tr>'
         )
     return (
         '<table><tr><th>where from</th><th class="n">machines</th><th class="n">taken or lost</th>'
         f'<th class="n">machine hours</th><th class="n">cost</th></tr>{"".join(rows)}<tr class="total"><td>in all</td>'
-        f'<td class="n">{len(nodes)}</td><td></td><td></td><td class="n">{money(total)}</td></tr></table>'
+        f'<td class="n">{len(nodes)}</td><td></td><td></td><td class="n">{dollars(total)}</td></tr></table>'
     )
 
 

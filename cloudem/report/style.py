@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,29 +86,6 @@ def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
     if title:
         axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=10)
     axes.tick_params(length=3)
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as a person would say them; a dash where they are not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def money(usd: float, *, even: bool = False) -> str:
-    """Return dollars as people write them, small amounts with more digits; ``even`` for marks of an axis."""
-    if even or usd == 0:
-        return f"${usd:,.6g}" if usd else "$0"
-    if usd < 0.00005:
-        return "<$0.0001"
-    if usd >= 1 or abs(usd - round(usd, 2)) < 1e-9:
-        return f"${usd:,.2f}"
-    return f"${usd:.3f}" if usd >= 0.1 else f"${usd:.4f}"
 
 
 CSS = """

@@ -14,7 +14,7 @@ HEAD_GIB = 4.0
 """Memory of the smallest head node that is taken."""
 
 
-def plan_of(
+def cluster_plan(
     catalogue: Catalogue,
     region: str,
     types: Sequence[str],

@@ -1,7 +1,7 @@
 """Dask clusters of rented machines, from Python: ``with AWSCluster(...) as cluster, Client(cluster) as client``.
 
-Here a provider and :mod:`cloudem.execution.dask.node_cluster` are put together. There is no project and no controller: the
-Python process that makes the cluster keeps it, and every node carries a deadline, at which it ends itself, so that
+Here a provider and :mod:`cloudem.execution.dask.node_cluster` are put together. There is no project and no controller:
+the Python process that makes the cluster keeps it, and every node carries a deadline, at which it ends itself, so that
 time and money are bounded also where that process, or this machine, is gone.
 """
 

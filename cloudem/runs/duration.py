@@ -1,10 +1,10 @@
 """How long a refinement or a reconstruction takes on a fleet: measured costs, the bytes that are moved, who waits.
 
 The model is that of ``docs/scaling.md`` with machines of several threads: threads of a machine share references and
-memory, machines exchange partial sums; each GPU counts as a machine (`cloudem.runs.fleet_capacity.Crew`). Times are of the
-critical path. What the data decide (iterations, how far the resolution goes) is taken as expected, as short and as long
-as it was seen to be; that, the speed of the machines, the costs themselves and the network are independent of each
-other, so that their factors are added in quadrature.
+memory, machines exchange partial sums; each GPU counts as a machine (`cloudem.runs.fleet_capacity.FleetCapacity`).
+Times are of the critical path. What the data decide (iterations, how far the resolution goes) is taken as expected, as
+short and as long as it was seen to be; that, the speed of the machines, the costs themselves and the network are
+independent of each other, so that their factors are added in quadrature.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from functools import cache
 
 from cloudem.algorithms.bricks import VOXEL_BYTES
 from cloudem.algorithms.refinement import Settings
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, spreading_seconds
+from cloudem.algorithms.transport import MAP_BYTES, IterationSizes, merging_seconds, spreading_seconds
 from cloudem.cloud.planning.estimate import Duration, Range
 from cloudem.execution.reduction_tree import Tasks, first_node, runs, task_counts, together_for
 from cloudem.jobs.refine3d import cost
-from cloudem.jobs.refine3d.cost import Course, at_box
-from cloudem.runs.fleet_capacity import Crew, voxels_of
+from cloudem.jobs.refine3d.cost import Convergence, at_box
+from cloudem.runs.fleet_capacity import FleetCapacity, voxels_of
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
@@ -98,7 +98,7 @@ class Work:
 
 
 @cache
-def passes(work: Work, course: Course) -> tuple[tuple[float, int, int], ...]:
+def passes(work: Work, course: Convergence) -> tuple[tuple[float, int, int], ...]:
     """Return of each iteration the CPU-seconds of a particle, and the last shells inserted and of the reference."""
     factor = work.correction
     if work.settings is None:
@@ -111,7 +111,7 @@ def passes(work: Work, course: Course) -> tuple[tuple[float, int, int], ...]:
     return tuple(found)
 
 
-def estimate(work: Work, crew: Crew) -> Duration:
+def estimate(work: Work, crew: FleetCapacity) -> Duration:
     """Return how long a fleet takes."""
     expected = parts_of(work, crew, cost.EXPECTED)
     whole = sum(expected.values())
@@ -149,7 +149,7 @@ def _together(factors: list[float]) -> float:
     return math.exp(math.sqrt(sum(math.log(factor) ** 2 for factor in factors)))
 
 
-def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
+def parts_of(work: Work, crew: FleetCapacity, course: Convergence) -> dict[str, float]:
     """Return the wall seconds of all iterations by part, and of the start and the end."""
     alone = crew.speed(1)
     solved = solving_seconds(work.box, crew)
@@ -187,7 +187,7 @@ def parts_of(work: Work, crew: Crew, course: Course) -> dict[str, float]:
     return dict(total)
 
 
-def packing_seconds(work: Work, crew: Crew, k_insert: int, busy: int) -> float:
+def packing_seconds(work: Work, crew: FleetCapacity, k_insert: int, busy: int) -> float:
     """Return the seconds in which a task makes its accumulator and packs it.
 
     On a GPU it is cleared and read once, and the line of what is kept written and copied to the host.
@@ -198,14 +198,14 @@ def packing_seconds(work: Work, crew: Crew, k_insert: int, busy: int) -> float:
     return crew.on_gpu(2 * VOXEL_BYTES * voxels_of(work.box, k_insert) + line, line)
 
 
-def unpacking_seconds(work: Work, crew: Crew, k_reference: int, reference: float) -> float:
+def unpacking_seconds(work: Work, crew: FleetCapacity, k_reference: int, reference: float) -> float:
     """Return the seconds in which a worker makes a half-volume of the bytes of a reference."""
     if crew.gpu is None:
         return at_box(cost.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
     return crew.on_gpu(8 * voxels_of(work.box, k_reference) + 2 * reference, reference)
 
 
-def solving_seconds(box: int, crew: Crew) -> float:
+def solving_seconds(box: int, crew: FleetCapacity) -> float:
     """Return the seconds from both half-sets' sums to their next references, all shells.
 
     Each has the threads of a machine, or half of them where there is one machine, and does with at most
@@ -217,7 +217,9 @@ def solving_seconds(box: int, crew: Crew) -> float:
     return both * at_box(cost.SOLVE, box) * (cost.SOLVED_BY_ONE + others) / crew.speed(1)
 
 
-def exchanged(work: Work, crew: Crew, parts: float, size: float, k_reference: int, merging: float) -> dict[str, float]:
+def exchanged(
+    work: Work, crew: FleetCapacity, parts: float, size: float, k_reference: int, merging: float
+) -> dict[str, float]:
     """Return the seconds in which machines exchange references and partial sums in an iteration.
 
     As in ``benchmarks/bars/workers.py``: references are handed on in pieces; each machine receives its brick of every
@@ -258,8 +260,8 @@ def sizes(box: int, symmetry: str, machines: int, slices: int) -> tuple[float, f
 
 
 @cache
-def _iteration(box: int, symmetry: str) -> Iteration:
-    return Iteration(box, box // 2 - 1, box // 2 - 1, symmetry, 1, 1)
+def _iteration(box: int, symmetry: str) -> IterationSizes:
+    return IterationSizes(box, box // 2 - 1, box // 2 - 1, symmetry, 1, 1)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloudem.cloud.nodes import InstanceType
-from cloudem.cloud.planning.calibration import LOCAL, Row, Speeds
+from cloudem.cloud.planning.calibration import LOCAL, SpeedRow, Speeds
 from cloudem.cloud.planning.estimate import Fleet, Refusal
 from cloudem.jobs.base import Projection
 from cloudem.jobs.dataset import AHEAD, BATCH
@@ -42,7 +42,7 @@ connection gives; supposed. Against one server on the same machine 200 to 510 MB
 
 
 @dataclass(frozen=True)
-class Crew:
+class FleetCapacity:
     """A fleet at work.
 
     A machine whose GPUs work is as many machines as it has GPUs, each with its share of the link: a process for each.
@@ -66,8 +66,8 @@ class Crew:
     machines: int
     tasks: int
     type: InstanceType
-    row: Row
-    gpu: Row | None
+    row: SpeedRow
+    gpu: SpeedRow | None
     memory_GiB: float
     gpu_GiB: float
     share: int = 1
@@ -123,7 +123,7 @@ class Crew:
         return (self.row if self.gpu is None else self.gpu).how == "measured"
 
 
-def crew_of(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> Crew | Refusal:
+def fleet_capacity(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> FleetCapacity | Refusal:
     """Return a fleet at work on particles of a box, with as many tasks as memory holds; or why it holds none.
 
     Parameters
@@ -145,7 +145,7 @@ def crew_of(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> Crew |
         tasks = min(kind.vcpus, free // needs.task_bytes if needs.task_bytes else kind.vcpus)
         if tasks < 1 or free < 0:
             return _too_little(kind, needs, usable)
-        return Crew(fleet.count, int(tasks), kind, row, None, needs.memory(tasks) / GIB, 0.0)
+        return FleetCapacity(fleet.count, int(tasks), kind, row, None, needs.memory(tasks) / GIB, 0.0)
     on_gpu = gpu_needs(box) / GIB
     if on_gpu > kind.gpu_memory_GiB:
         return Refusal(f"too little GPU memory: {on_gpu:.1f} GiB are needed, it has {kind.gpu_memory_GiB:g} GiB")
@@ -153,7 +153,7 @@ def crew_of(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> Crew |
     if workers < 1:
         return _too_little(kind, needs, usable)
     memory = workers * needs.memory(1) / GIB
-    return Crew(fleet.count * workers, 1, kind, row, gpu, memory, on_gpu, share=workers)
+    return FleetCapacity(fleet.count * workers, 1, kind, row, gpu, memory, on_gpu, share=workers)
 
 
 def _too_little(kind: InstanceType, needs: Projection, usable: int) -> Refusal:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, best_of
-from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, noise_variance, power_spectrum
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, noise_variance, power_spectrum
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.search import MARGIN, search_grid
-from cloudem.cloud.planning.calibration import LOCAL, MEASURED_SPREAD, Row, benchmark, keep, speeds
+from cloudem.cloud.planning.calibration import LOCAL, MEASURED_SPREAD, SpeedRow, benchmark, keep, speeds
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.storage.location import exists, is_remote
@@ -84,7 +84,7 @@ class _Scene:
     density: NDArray[np.float32]
     sigma2: NDArray[np.float64]
 
-    def model(self, plan: Plan) -> Model:
+    def model(self, plan: IterationPlan) -> Model:
         """Return what images are compared with in an iteration."""
         group, padding = operators(self.job.symmetry), padded_box(plan.box) / plan.box
         volume = reference_volume(self.density, max(plan.k_score, plan.k_search + MARGIN))
@@ -112,7 +112,7 @@ def _is_there(place: str) -> bool:
     return exists(place) if is_remote(place) else Path(place).is_file()
 
 
-def _own_row() -> Row:
+def _own_row() -> SpeedRow:
     """Return the speed of this machine, measured now if it never was."""
     row = speeds().families[LOCAL]
     if row.how != "measured":
@@ -121,7 +121,7 @@ def _own_row() -> Row:
     return row
 
 
-def _run(job: Refine3D, row: Row) -> Pilot:
+def _run(job: Refine3D, row: SpeedRow) -> Pilot:
     dataset = open_dataset(job.particles)
     settings = settings_of(job, dataset)
     course = cost.iterations_of(settings, cost.EXPECTED, local=False)
@@ -141,7 +141,7 @@ def _run(job: Refine3D, row: Row) -> Pilot:
     return _compare(np.array(seconds) * row.core, images, searching, local, job.symmetry, row)
 
 
-def _scene(job: Refine3D, dataset: Dataset, plan: Plan) -> _Scene:
+def _scene(job: Refine3D, dataset: Dataset, plan: IterationPlan) -> _Scene:
     """Choose particles, and put the start map on their scale."""
     n = len(dataset.store)
     count = min(n, max(LEAST, math.ceil(SHARE * n)))
@@ -159,7 +159,7 @@ def _scene(job: Refine3D, dataset: Dataset, plan: Plan) -> _Scene:
 
 
 def _expect(
-    scene: _Scene, plan: Plan, model: Model, rows: NDArray[np.int64], poses: Poses | None
+    scene: _Scene, plan: IterationPlan, model: Model, rows: NDArray[np.int64], poses: Poses | None
 ) -> tuple[float, Poses]:
     """Run the expectation on a batch; return its CPU-seconds and the best pose of each image."""
     batch, sums = scene.batch(rows, poses), empty_sums(plan.box, plan.k_insert)
@@ -168,7 +168,14 @@ def _expect(
     return time.thread_time() - start, found.take(best_of(found.images))
 
 
-def _compare(seconds: NDArray[np.float64], images: int, searching: Plan, local: Plan, symmetry: str, row: Row) -> Pilot:
+def _compare(
+    seconds: NDArray[np.float64],
+    images: int,
+    searching: IterationPlan,
+    local: IterationPlan,
+    symmetry: str,
+    row: SpeedRow,
+) -> Pilot:
     """Compare CPU-seconds of particles, (batches, 2), in threads of the reference, with the model's."""
     search_s, local_s = seconds.mean(axis=0)
     factor = local_s / cost.local_seconds(local)

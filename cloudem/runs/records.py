@@ -54,6 +54,9 @@ NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 LARGEST = 16 << 20
 """Bytes of the largest record that is read."""
 
+LATENCY_S: Mapping[str, float] = {"local": 60.0, "aws": 120.0}
+"""How long it takes from deciding to end all nodes until none costs anything, at most: calls, shutting down."""
+
 Status = Literal["starting", "running", "draining", "stopping", "done", "stopped", "failed"]
 
 OVER: tuple[Status, ...] = ("done", "stopped", "failed")
@@ -103,7 +106,7 @@ class RunRecord(_Record):
     version: str
 
 
-class Wanted(_Record):
+class Wishes(_Record):
     """What its owner wants of a run, changed at any time.
 
     Attributes
@@ -129,7 +132,7 @@ class Wanted(_Record):
         return Cap(self.max_usd, self.deadline)
 
 
-class NodeLine(_Record):
+class NodeStatus(_Record):
     """One node, as shown."""
 
     slot: str
@@ -161,7 +164,7 @@ class RunState(_Record):
     nodes
         That are there.
     launch
-        Of which start (`Wanted.launch`).
+        Of which start (`Wishes.launch`).
     why
         Why it ended, or what it waits for.
     """
@@ -175,7 +178,7 @@ class RunState(_Record):
     spent_usd: float = 0.0
     usd_per_hour: float = 0.0
     overshoot_usd: float = 0.0
-    nodes: tuple[NodeLine, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
     launch: int = 1
     why: str = ""
 
@@ -211,7 +214,7 @@ class RunStore:
         """Return the folder of a project's run."""
         return cls(join(project, RUNS, name))
 
-    def create(self, record: RunRecord, wanted: Wanted) -> None:
+    def create(self, record: RunRecord, wanted: Wishes) -> None:
         """Begin a run.
 
         Raises
@@ -236,14 +239,14 @@ class RunStore:
             raise MissingInputError(f"{self.url} holds no run; give its URL as `cloudem submit` printed it")
         return found
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> Wishes:
         """Return what its owner wants."""
-        found: Wanted | None = self._read("wanted.json", Wanted)
+        found: Wishes | None = self._read("wanted.json", Wishes)
         if found is None:
             raise MissingInputError(f"{self.url} was begun and never launched; submit the workflow again")
         return found
 
-    def change(self, *, after: int | None = None, **values: Any) -> Wanted:
+    def change(self, *, after: int | None = None, **values: Any) -> Wishes:
         """Change some of what is wanted; what others change at the same time stays.
 
         Raises
@@ -255,10 +258,10 @@ class RunStore:
         for _ in range(20):
             found = place.read()
             if found is not None:
-                before = _parsed(self.url, "wanted.json", found[0], Wanted)
+                before = _parsed(self.url, "wanted.json", found[0], Wishes)
                 if after is not None and before.launch != after:
                     raise ParameterError(f"{self.url} was resumed by somebody else just now; attach to it")
-                changed = wanted_of(**{**before.model_dump(), **values})
+                changed = wishes_of(**{**before.model_dump(), **values})
                 if place.swap(found[1], changed.model_dump_json(indent=2).encode()) is not None:
                     return changed
             time.sleep(0.05)
@@ -355,7 +358,7 @@ class RunStore:
         return None if not raw else _parsed(self.url, name, raw, kind)
 
 
-def wanted_of(**values: Any) -> Wanted:
+def wishes_of(**values: Any) -> Wishes:
     """Return what is wanted.
 
     Raises
@@ -364,7 +367,7 @@ def wanted_of(**values: Any) -> Wanted:
         A limit is not allowed.
     """
     try:
-        return Wanted(**values)
+        return Wishes(**values)
     except ValidationError as error:
         raise ParameterError(f"the limits of a run: {_first(error)}; got {error.errors()[0]['input']!r:.60}") from None
 

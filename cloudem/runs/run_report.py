@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from cloudem.cli.tables import dollars
 from cloudem.cloud.catalogue import LOCAL, Catalogue
 from cloudem.cloud.money import (
     IDLE,
@@ -30,12 +29,13 @@ from cloudem.cloud.planning.estimate import Range, total
 from cloudem.cloud.planning.plan import Plan
 from cloudem.errors import ParameterError
 from cloudem.io.storage.location import absolute, exists, is_remote, join, write_bytes
-from cloudem.report.run_page import Event, NodeLine, PriceLine, RunContent, StepLine, render_run
+from cloudem.report.run_page import Event, NodeRow, PriceRow, RunContent, StepRow, render_run
 from cloudem.report.sections.planning import Point
 from cloudem.report.sections.timeline import Axis, Band, How, NodeBar, Spending
 from cloudem.runs.accounting import Costs, StepCost, costs
-from cloudem.runs.records import PAGE, RunRecord, RunState, RunStore, Wanted
+from cloudem.runs.records import PAGE, RunRecord, RunState, RunStore, Wishes
 from cloudem.runs.submit import SILENT_S, promise
+from cloudem.text import dollars
 
 SAMPLES = 300
 """Moments at which the curve of what was spent is drawn, besides those at which something happened."""
@@ -56,7 +56,9 @@ UNMETERED = (
 """What the meter leaves out, and on which side it errs (docs/money.md)."""
 
 
-def write_report(store: RunStore, catalogue: Catalogue, state: RunState | None = None, page: str | None = None) -> str:
+def write_run_page(
+    store: RunStore, catalogue: Catalogue, state: RunState | None = None, page: str | None = None
+) -> str:
     """Write the page of a run, anew where there is one.
 
     Parameters
@@ -83,11 +85,11 @@ def write_report(store: RunStore, catalogue: Catalogue, state: RunState | None =
         The page cannot be written.
     """
     where = absolute(page) if page else join(absolute(store.url), PAGE)
-    write_bytes(where, render_run(content_of(store, catalogue, state, where)).encode())
+    write_bytes(where, render_run(run_page_content(store, catalogue, state, where)).encode())
     return where
 
 
-def content_of(store: RunStore, catalogue: Catalogue, state: RunState | None, page: str) -> RunContent:
+def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | None, page: str) -> RunContent:
     """Return what the page says; ``page`` is where it will be, to which its links are relative."""
     record, wanted, ledger = store.record(), store.wanted(), sorted(set(store.ledger()), key=lambda entry: entry.at)
     state, plan = state or store.state(), Plan.from_json(record.plan)
@@ -115,7 +117,7 @@ def content_of(store: RunStore, catalogue: Catalogue, state: RunState | None, pa
         limits=_near(plan),
         front_title=f"{plan.objective} in {plan.region}, prices of {plan.prices_of or 'unknown date'}",
         nodes=[
-            NodeLine(node, " ".join(pool), bar, found.spent.by_node[node], ended)
+            NodeRow(node, " ".join(pool), bar, found.spent.by_node[node], ended)
             for node, (bar, pool, ended) in nodes.items()
         ],
         bands=[band._replace(name=_called(band.name, plan)) for band in _bands(ledger, until)],
@@ -144,7 +146,7 @@ def _why(state: RunState, now: float) -> str:
     return state.why if state.status != "done" else ""
 
 
-def _asked(record: RunRecord, plan: Plan, wanted: Wanted) -> list[tuple[str, str]]:
+def _asked(record: RunRecord, plan: Plan, wanted: Wishes) -> list[tuple[str, str]]:
     limits = [
         f"{dollars(plan.max_usd)}" if plan.max_usd is not None else "no maximum given",
         f"{plan.max_hours:g} h" if plan.max_hours is not None else "no time given",
@@ -223,7 +225,7 @@ def _called(name: str, plan: Plan) -> str:
     return plan.steps[int(number)].name if number.isdecimal() and int(number) < len(plan.steps) else name
 
 
-def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepLine]:
+def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepRow]:
     actual = {step.name: step for step in found.steps}
     lines = []
     for number, planned in enumerate(plan.steps):
@@ -232,7 +234,7 @@ def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepL
         how = (step.how or "running") if step else "not begun" if job else ""
         machines = planned.describe() if not planned.on_head else "head"
         lines.append(
-            StepLine(
+            StepRow(
                 planned.name, machines, planned.wall, step.wall if step else None, planned.usd,
                 step.usd if step else None, how, link(str(job.get("out", "")), page),
             )
@@ -240,12 +242,12 @@ def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepL
     return lines
 
 
-def _others(plan: Plan, found: Costs, active: float) -> list[StepLine]:
+def _others(plan: Plan, found: Costs, active: float) -> list[StepRow]:
     """Return what belongs to no step: the head's start and end and waiting for machines, and what was charged."""
     steps = [step for step in found.steps if step.name not in (START_UP, IDLE)]
     usd = sum(step.usd for step in found.steps if step.name in (START_UP, IDLE))
     wall = max(active - sum(step.wall for step in steps), 0.0)
-    return [StepLine("between the steps", "", _rest(plan), wall, plan.extra.get(BETWEEN), usd)]
+    return [StepRow("between the steps", "", _rest(plan), wall, plan.extra.get(BETWEEN), usd)]
 
 
 def _rest(plan: Plan) -> Range | None:
@@ -303,7 +305,7 @@ def _spending(ledger: Sequence[Entry], plan: Plan, until: float) -> Spending:
     return Spending(times, usd, plan.usd, changed)
 
 
-def _prices(ledger: Sequence[Entry], plan: Plan, catalogue: Catalogue) -> list[PriceLine]:
+def _prices(ledger: Sequence[Entry], plan: Plan, catalogue: Catalogue) -> list[PriceRow]:
     """Return of each pool that was planned or used where its price is from and what was metered."""
     metered: dict[Pool, list[float]] = {}
     pools = {entry.node: entry.pool for entry in ledger if isinstance(entry, NodeStarted)}
@@ -316,7 +318,7 @@ def _prices(ledger: Sequence[Entry], plan: Plan, catalogue: Catalogue) -> list[P
         price, paid = catalogue.price(pool), metered.get(pool, [])
         same = bool(paid) and max(paid) - min(paid) < 5e-5
         lines.append(
-            PriceLine(
+            PriceRow(
                 " ".join(pool),
                 f"{price.usd_per_hour:.4f}" if price else "not known",
                 str(price.as_of) if price else "",

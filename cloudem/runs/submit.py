@@ -25,8 +25,7 @@ from cloudem.errors import CloudemError, MissingInputError, ParameterError, Prov
 from cloudem.execution.dask.security import make_certificates
 from cloudem.io.storage.location import exists, is_remote
 from cloudem.runs.agent import ALONE_S, certificates_as_secret, certificates_from_secret
-from cloudem.runs.controller.loop import LATENCY_S
-from cloudem.runs.records import RunRecord, RunState, RunStore, Wanted, wanted_of
+from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes, wishes_of
 from cloudem.runs.workflow import Workflow, places
 
 Say = Callable[[str], None]
@@ -57,7 +56,7 @@ SILENT_S = 240.0
 
 def new_run(
     workflow: Workflow, plan: Plan, provider: str, name: str, max_usd: float | None, max_hours: float | None, now: float
-) -> tuple[RunStore, RunRecord, Wanted]:
+) -> tuple[RunStore, RunRecord, Wishes]:
     """Return the record of a new run, which nobody has written yet.
 
     Raises
@@ -82,7 +81,7 @@ def new_run(
     )
     usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
     seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
-    return RunStore.of(workflow.project, name), record, wanted_of(max_usd=usd, deadline=now + seconds)
+    return RunStore.of(workflow.project, name), record, wishes_of(max_usd=usd, deadline=now + seconds)
 
 
 def check_inputs(workflow: Workflow) -> None:
@@ -134,7 +133,7 @@ def start(
 
 
 def head_request(
-    store: RunStore, record: RunRecord, wanted: Wanted, tags: Mapping[str, str], catalogue: Catalogue
+    store: RunStore, record: RunRecord, wanted: Wishes, tags: Mapping[str, str], catalogue: Catalogue
 ) -> Request:
     """Return the request for the head node of a run's newest launch."""
     plan = Plan.from_json(record.plan)
@@ -206,7 +205,7 @@ def keep_certificates(provider: Provider, cluster: str) -> Path:
     return folder
 
 
-def promise(plan: Plan, wanted: Wanted, catalogue: Catalogue) -> str:
+def promise(plan: Plan, wanted: Wishes, catalogue: Catalogue) -> str:
     """Return what is promised of money and time, by the highest rate that the plan may come to."""
     prices = {pool: price.usd_per_hour for pool in pools_of(plan) if (price := catalogue.price(pool)) is not None}
     highest = max((step.count * max(prices.get(pool, 0.0) for pool in step.pools) for step in plan.steps), default=0.0)
@@ -221,7 +220,7 @@ def pools_of(plan: Plan) -> set[Pool]:
     return {plan.head, *(pool for step in plan.steps for pool in step.pools)}
 
 
-def resume(store: RunStore, max_usd: float | None, max_hours: float | None, now: float) -> Wanted:
+def resume(store: RunStore, max_usd: float | None, max_hours: float | None, now: float) -> Wishes:
     """Have a stopped run go on from its last finished step and iteration, with another cap where one is given.
 
     Raises

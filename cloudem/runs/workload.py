@@ -8,7 +8,7 @@ from functools import partial
 
 from cloudem.algorithms.refinement import Settings
 from cloudem.cloud.planning.calibration import Speeds
-from cloudem.cloud.planning.estimate import Duration, Fleet, Range, Refusal, Stage
+from cloudem.cloud.planning.estimate import Duration, Fleet, Range, Refusal, StepEstimate
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.jobs.base import Job, Projection
 from cloudem.jobs.export import Export
@@ -18,7 +18,7 @@ from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.job import Refine3D, alignment_needs
 from cloudem.jobs.simulate import DEMO_BOX, DEMO_PIXEL_A, PARTICLES, Simulate
 from cloudem.runs.duration import IMAGE_BYTES, Correction, Work, estimate
-from cloudem.runs.fleet_capacity import GIB, crew_of
+from cloudem.runs.fleet_capacity import GIB, fleet_capacity
 from cloudem.runs.workflow import Step, Workflow
 
 SERIAL_SPREAD = 2.0
@@ -35,7 +35,7 @@ PUT_S, GET_BYTES = 40.0, 32 << 20
 
 
 @dataclass(frozen=True)
-class Particles:
+class StoreFacts:
     """What is known of a particle store."""
 
     count: int
@@ -51,18 +51,18 @@ class Given:
     box: int | None = None
     pixel_size: float | None = None
 
-    def over(self, found: Particles | None) -> Particles | None:
+    def over(self, found: StoreFacts | None) -> StoreFacts | None:
         """Return what was found with what the user said instead; None if that is not enough."""
         count = self.count or (found.count if found else None)
         box = self.box or (found.box if found else None)
         if count is None or box is None:
             return None
-        return Particles(count, box, self.pixel_size or (found.pixel_size if found else 1.0))
+        return StoreFacts(count, box, self.pixel_size or (found.pixel_size if found else 1.0))
 
 
 def stages(
     workflow: Workflow, speeds: Speeds, given: Given | None = None, corrections: Mapping[str, Correction] | None = None
-) -> list[Stage]:
+) -> list[StepEstimate]:
     """Return the steps of a workflow as the planner sees them.
 
     Parameters
@@ -81,13 +81,13 @@ def stages(
     ParameterError
         It is not known how many particles there are, or of which box.
     """
-    made: dict[str, Particles] = {}
+    made: dict[str, StoreFacts] = {}
     return [_stage(step, speeds, given or Given(), made, (corrections or {}).get(step.name)) for step in workflow.steps]
 
 
 def _stage(
-    step: Step, speeds: Speeds, given: Given, made: dict[str, Particles], correction: Correction | None
-) -> Stage:
+    step: Step, speeds: Speeds, given: Given, made: dict[str, StoreFacts], correction: Correction | None
+) -> StepEstimate:
     """Return one step; ``made`` are the particles, or the boxes of maps, that the steps before make, by place."""
     job = step.job
     if isinstance(job, Refine3D | Reconstruct):
@@ -101,7 +101,7 @@ def _stage(
     return _serial(step.name, job, particles, speeds)
 
 
-def work_of(job: Refine3D | Reconstruct, particles: Particles, correction: Correction) -> Work:
+def work_of(job: Refine3D | Reconstruct, particles: StoreFacts, correction: Correction) -> Work:
     """Return particles and what a job does with them."""
     from cloudem.io.storage.location import is_remote
 
@@ -112,14 +112,14 @@ def work_of(job: Refine3D | Reconstruct, particles: Particles, correction: Corre
     return Work(*where, settings, local, correction)
 
 
-def settings_for(job: Refine3D, particles: Particles) -> Settings:
+def settings_for(job: Refine3D, particles: StoreFacts) -> Settings:
     """Return what the user fixed, in pixels and shells (:func:`cloudem.jobs.refine3d.run.settings_of`)."""
     from cloudem.jobs.refine3d.run import settings_from
 
     return settings_from(job, particles.box, particles.pixel_size)
 
 
-def particles_of(place: str, made: Mapping[str, Particles], given: Given) -> Particles:
+def particles_of(place: str, made: Mapping[str, StoreFacts], given: Given) -> StoreFacts:
     """Return what is known of the particles at a place.
 
     Raises
@@ -134,7 +134,7 @@ def particles_of(place: str, made: Mapping[str, Particles], given: Given) -> Par
 
         try:
             store = open_particles(place)
-            found = Particles(len(store), store.box, store.pixel_size)
+            found = StoreFacts(len(store), store.box, store.pixel_size)
         except CloudemError as error:
             reason = str(error)  # names the place
     known = given.over(found)
@@ -143,38 +143,38 @@ def particles_of(place: str, made: Mapping[str, Particles], given: Given) -> Par
     return known
 
 
-def _made_by(job: Job, made: Mapping[str, Particles], given: Given) -> Particles:
+def _made_by(job: Job, made: Mapping[str, StoreFacts], given: Given) -> StoreFacts:
     """Return the particles, or the box of the map, that a job of one machine works with; of none if that is unknown."""
     if isinstance(job, Simulate):
         box = job.box_px or (DEMO_BOX if job.demo else given.box or 0)
-        return Particles(job.count, box, job.pixel_size_A or DEMO_PIXEL_A)
+        return StoreFacts(job.count, box, job.pixel_size_A or DEMO_PIXEL_A)
     if isinstance(job, ImportParticles):
         return given.over(None) or _in_table(job)
     for name in ("particles", "source", "halves", "map", "out"):
         if (found := made.get(getattr(job, name, "") or "")) is not None:
             return found
-    return Particles(0, given.box or 0, given.pixel_size or 1.0)
+    return StoreFacts(0, given.box or 0, given.pixel_size or 1.0)
 
 
-def _in_table(job: ImportParticles) -> Particles:
+def _in_table(job: ImportParticles) -> StoreFacts:
     from cloudem.io.formats.sources import SourceImages
 
     try:
         source = job.source
         images = SourceImages(source, job.project_folder)
         size = job.pixel_size_A or source.pixel_size or images.pixel_size or 1.0  # as importing does
-        return Particles(len(source.particles), images.box, size)
+        return StoreFacts(len(source.particles), images.box, size)
     except CloudemError as error:
         raise ParameterError(f"{error}; or say what will be imported: --particles 100000 --box-px 256") from None
 
 
-def _parallel(name: str, work: Work, speeds: Speeds) -> Stage:
+def _parallel(name: str, work: Work, speeds: Speeds) -> StepEstimate:
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
     items = cost.items_of(work.count, work.group_size)
     iterations = cost.EXPECTED.iterations if work.settings else 1
     images = IMAGE_BYTES * work.box**2 * work.count
     maps = 3 * 4 * work.box**3
-    return Stage(
+    return StepEstimate(
         name,
         partial(_on_fleet, work=work, needs=needs, speeds=speeds),
         most=items,
@@ -187,11 +187,11 @@ def _parallel(name: str, work: Work, speeds: Speeds) -> Stage:
 
 
 def _on_fleet(fleet: Fleet, work: Work, needs: Projection, speeds: Speeds) -> Duration | Refusal:
-    crew = crew_of(fleet, needs, work.box if work.settings is not None else 0, speeds)
+    crew = fleet_capacity(fleet, needs, work.box if work.settings is not None else 0, speeds)
     return crew if isinstance(crew, Refusal) else estimate(work, crew)
 
 
-def _serial(name: str, job: Job, particles: Particles, speeds: Speeds) -> Stage:
+def _serial(name: str, job: Job, particles: StoreFacts, speeds: Speeds) -> StepEstimate:
     pixels, voxels = float(particles.count * particles.box**2), float(particles.box**3)
     stored = 0.0
     if isinstance(job, ImportParticles | Simulate):
@@ -203,7 +203,7 @@ def _serial(name: str, job: Job, particles: Particles, speeds: Speeds) -> Stage:
         memory, stored = 0.4e9 + 40 * voxels + 2000 * particles.count, 16 * voxels + 4 * images
     else:
         seconds, memory, stored = cost.START_S + VOXEL_S * voxels, 0.4e9 + 80 * voxels, 12 * voxels
-    return Stage(
+    return StepEstimate(
         name,
         partial(_on_head, seconds=seconds, memory=memory / GIB, speeds=speeds),
         on_head=True,
@@ -214,7 +214,7 @@ def _serial(name: str, job: Job, particles: Particles, speeds: Speeds) -> Stage:
 
 
 def _on_head(fleet: Fleet, seconds: float, memory: float, speeds: Speeds) -> Duration | Refusal:
-    crew = crew_of(fleet, Projection(int(memory * GIB), 0), 0, speeds)
+    crew = fleet_capacity(fleet, Projection(int(memory * GIB), 0), 0, speeds)
     if isinstance(crew, Refusal):
         return crew
     wall = seconds / crew.speed(1)

@@ -16,7 +16,7 @@ from cloudem.cloud.nodes import Pool
 NEVER = float("inf")
 
 
-class Market(ABC):
+class SimulatedMarket(ABC):
     """What a simulated provider sells; times are seconds since 1970."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Market(ABC):
 
 
 @dataclass(frozen=True)
-class RecordedMarket(Market):
+class RecordedMarket(SimulatedMarket):
     """A market that follows records, or what was made up in their form.
 
     Attributes

@@ -15,7 +15,7 @@ from cloudem.cloud.money import MINIMUM_S
 from cloudem.cloud.nodes import InstanceType, Node, Pool, Request, Resource, State
 from cloudem.cloud.provider import Provider
 from cloudem.errors import CapacityError, ProviderError, QuotaError, ThrottledError
-from cloudem.testing.market import NEVER, Market
+from cloudem.testing.market import NEVER, SimulatedMarket
 
 NOTICE_S = 120.0
 """A spot node is told so long before it is taken (EC2's notice)."""
@@ -135,7 +135,7 @@ class MemoryProvider(Provider):
     def __init__(
         self,
         clock: Callable[[], float],
-        market: Market,
+        market: SimulatedMarket,
         *,
         quotas: Mapping[tuple[str, str], float] | None = None,
         types: Mapping[str, InstanceType] | None = None,

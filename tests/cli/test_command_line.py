@@ -16,14 +16,14 @@ from typing import Any
 import click
 import pytest
 
-from cloudem import cli
+from cloudem.cli import command_line
 from cloudem.cli.command_line import JobCommand, RunOptions, _split, read_job_file
 from cloudem.cli.commands import DeclaredCommand
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.jobs.base import JOBS, find_job, option_of
 from tests.counting_job import Count
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def count(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -111,21 +111,21 @@ def examples() -> list[str]:
             elif inside and line.startswith("cloudem "):
                 found.append(line)
     found += [example for name in JOBS for example in find_job(name).examples]
-    found += [example for command in declared(cli.COMMANDS) for example in command.declaration.examples]
+    found += [example for command in declared(command_line.COMMANDS) for example in command.declaration.examples]
     return list(dict.fromkeys(example for example in found if example.startswith("cloudem ")))
 
 
 @pytest.mark.parametrize("example", examples())
 def test_examples_are_commands_that_exist(example: str) -> None:
     _, *line = shlex.split(example, comments=True)
-    command: click.Command | None = cli.COMMANDS
+    command: click.Command | None = command_line.COMMANDS
     while isinstance(command, click.Group):
         command = command.get_command(click.Context(command), line.pop(0))
     if isinstance(command, DeclaredCommand):
         given = command.make_context(str(command.name), line).params
         values = {key: value for key, value in given.items() if value not in (None, ())}
         assert command.declaration(**values).name.split()[-1] == command.name
-    elif isinstance(command, cli.JobCommand):
+    elif isinstance(command, command_line.JobCommand):
         assert command.declaration(**values_of(command.declaration, line)).name == command.name
     else:
         assert command is not None
@@ -206,7 +206,7 @@ def test_only_jobs_that_use_gpus_get_worker_processes_on_them(
     arguments = ["--particles", "p.zarr", "--out", "o"]
     if name == "refine3d":
         arguments += ["--reference", "r.mrc", "--diameter-A", "100"]
-    cli.COMMANDS.main([name, *arguments], standalone_mode=False)
+    command_line.COMMANDS.main([name, *arguments], standalone_mode=False)
     assert [options["gpus"] for options in given] == [gpus]
 
 

@@ -17,7 +17,7 @@ from cloudem.cloud.planning.estimate import Range
 from cloudem.errors import ParameterError
 from cloudem.runs.controller.steps import as_toml
 from cloudem.runs.leftovers import Left
-from cloudem.runs.records import NodeLine, RunState, Wanted
+from cloudem.runs.records import NodeStatus, RunState, Wishes
 
 HOSTILE = "[/red]a[bold]\x1b[31m\x07b"
 SHOWN = "[/red]a[bold]\ufffd[31m\ufffdb"
@@ -26,11 +26,11 @@ SHOWN = "[/red]a[bold]\ufffd[31m\ufffdb"
 def test_no_markup_and_no_control_character_of_others_reaches_the_terminal() -> None:
     state = RunState(
         at=5.0, status="failed", steps=1, job=HOSTILE, why=HOSTILE, progress=(HOSTILE,),
-        nodes=(NodeLine(slot=HOSTILE, id="i", pool="p", state="running", since=1.0),),
+        nodes=(NodeStatus(slot=HOSTILE, id="i", pool="p", state="running", since=1.0),),
     )  # fmt: skip
     head = Node("i", HOSTILE, HEAD, 1, "t", "running", Pool("a", "b", "spot"), 1.0, 2.0)
     resource = Resource("instance", "i", HOSTILE, HOSTILE)
-    wanted = Wanted(max_usd=1.0, deadline=9.0)
+    wanted = Wishes(max_usd=1.0, deadline=9.0)
     screen = Console(width=300, record=True, force_terminal=False)
     with screen.capture() as said:
         for each in (

@@ -42,7 +42,7 @@ from cloudem.cloud.reconcile import (
     Phase,
     Retire,
     Terminate,
-    Wanted,
+    WantedNode,
     noted,
     owners,
     reconcile,
@@ -358,11 +358,11 @@ class Play:
                 self.rates[node.id] = prices[node.pool]
                 self.ledger.append(PriceChanged(now, node.id, prices[node.pool]))
 
-    def slots(self, now: float) -> dict[str, Wanted]:
+    def slots(self, now: float) -> dict[str, WantedNode]:
         h = self.history
         workers = h.workers if now - START < h.fewer_at else h.workers // 2
-        anywhere = Wanted((*h.pools("spot"), *h.pools("on-demand")), '{"cloudem": 1}')
-        return {HEAD: Wanted(tuple(h.pools("on-demand")), '{"cloudem": 1}')} | {
+        anywhere = WantedNode((*h.pools("spot"), *h.pools("on-demand")), '{"cloudem": 1}')
+        return {HEAD: WantedNode(tuple(h.pools("on-demand")), '{"cloudem": 1}')} | {
             f"worker-{number:04d}": anywhere for number in range(1, workers + 1)
         }
 

@@ -331,7 +331,7 @@ def test_a_killed_worker_is_survived_with_the_same_sums(executors: Callable[[str
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloudem.execution import dask
+    from cloudem.execution.dask import executor as dask
 
     monkeypatch.setitem(dask.CONFIGURATION, "distributed.scheduler.allowed-failures", 0)
     with (

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from cloudem.execution.reduction_tree import (
     MOST_TOGETHER,
     Forest,
-    Node,
     Roster,
+    Subtree,
     copied_from,
     merged,
     runs,
@@ -31,7 +31,7 @@ def serial(count: int, keyed: set[int]) -> str:
 
     forest: Forest[str] = Forest(count, merge)
     for item in range(count):
-        forest.add(Node(0, item), f"{item}," if item in keyed else "")
+        forest.add(Subtree(0, item), f"{item}," if item in keyed else "")
     (whole,) = forest.nodes().values()
     return whole
 
@@ -60,7 +60,7 @@ def test_any_division_among_workers_gives_the_same_tree(
 
     forest: Forest[Part] = Forest(count, merge, lambda earlier, later: earlier[1] == later[1])
     for item in order:
-        forest.add(Node(0, item), (f"{item}," if item in keyed else "", place[item]))
+        forest.add(Subtree(0, item), (f"{item}," if item in keyed else "", place[item]))
     parts = {node: text for node, (text, _) in forest.nodes().items() if text}
     assert merged(parts, joined) == serial(count, keyed)
     arriving: Forest[str] = Forest(1 << 62, joined)  # bricks come in any order

@@ -12,7 +12,7 @@ from tests.gpu import emulation
 KERNELS = [
     slices.extract, slices.insert, slices.score_derivatives,
     polar.shift_samples, polar.best_rotations, polar.ring_norms, ctf.ctf_values,
-    shells.shell_sums, packed_sphere.fold_ball, packed_sphere.unfold_ball,
+    shells.shell_sums, packed_sphere.pack_sphere, packed_sphere.unpack_sphere,
 ]  # fmt: skip
 
 

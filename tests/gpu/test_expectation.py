@@ -8,7 +8,7 @@ import pytest
 
 from cloudem.algorithms.align import Prior
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, power_spectrum
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
 from cloudem.backend.arrays import on_device
@@ -22,7 +22,7 @@ from cloudem.model.symmetry import operators
 from tests.phantom import blobs
 
 BOX, PIXEL_SIZE, IMAGES = 32, 3.0, 4
-PLAN = Plan(
+PLAN = IterationPlan(
     box=BOX, pixel_size=PIXEL_SIZE, radius=13.0, k_score=10, k_insert=12, k_search=7, step=0.25,
     shift_radius=3.0, shift_step=1.5, candidates=3, poses=2, first=False,
 )  # fmt: skip

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import background, import_particles
 from cloudem.io.particle_store import open_particles
+from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
 from tests.io.conftest import BOX, COUNT, LABELS, OPTICS, loop, particle_rows
 
 
@@ -41,8 +41,8 @@ def normalise(images, outside, sign=1.0, limit=np.inf):
     """Return the images scaled, what was taken out of them, and what was found."""
     out, found = np.array(images, dtype=np.float32), np.empty(len(images), dtype=np.uint8)
     mean, std = np.empty((2, len(images)), dtype=np.float32)
-    measure(out, outside.astype(np.float64), mean, std, found)
-    scale(out, mean, std, np.full(len(images), sign, dtype=np.float32), np.float32(limit), found)
+    measure_background(out, outside.astype(np.float64), mean, std, found)
+    scale_images(out, mean, std, np.full(len(images), sign, dtype=np.float32), np.float32(limit), found)
     return out, mean, std, found
 
 
@@ -109,11 +109,11 @@ def test_what_is_of_no_use_is_found_wherever_it_is(value, bad, places):
     outside = np.ones((16, 16), dtype=bool)
     mean, std = np.empty((2, 4), dtype=np.float32)
     found = np.empty(4, dtype=np.uint8)
-    measure(images, outside.astype(np.float64), mean, std, found)
+    measure_background(images, outside.astype(np.float64), mean, std, found)
     assert found.tolist() == [CONSTANT, NOT_FINITE, USABLE, USABLE]
     mean[:], std[:] = 0, 1
     kept = images.copy()
-    scale(kept, mean, std, np.ones(4, dtype=np.float32), np.float32(65504), found)
+    scale_images(kept, mean, std, np.ones(4, dtype=np.float32), np.float32(65504), found)
     assert found.tolist() == [CONSTANT, NOT_FINITE, TOO_LARGE if abs(value) > 1e38 else USABLE, TOO_LARGE]
     np.testing.assert_array_equal(kept, images)
 

@@ -13,7 +13,6 @@ import time
 import numpy as np
 import pytest
 import zarr
-from cloudem.kernels.float16 import gather, narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +31,9 @@ from cloudem.io.images.layout import ShardMaps, StackLayout, parse_layout
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage import s3 as s3_module
 from cloudem.io.storage.groups import write_group
-from cloudem.io.storage.location import contents, is_remote, join, object_store, write_bytes, zarr_store
+from cloudem.io.storage.location import contents, is_remote, join, object_store, write_bytes
+from cloudem.io.storage.zarr_store import zarr_store
+from cloudem.kernels.float16 import gather, narrow
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 

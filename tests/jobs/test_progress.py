@@ -17,10 +17,11 @@ from rich.console import Console
 
 from cloudem.errors import InconsistentDataError, OutOfMemoryError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
-from cloudem.jobs.runner import check_memory, gib, run_job
+from cloudem.jobs.progress import Progress, SilentProgress, formatted, titled
+from cloudem.jobs.runner import check_memory, run_job
 from cloudem.jobs.view import LiveProgress, PlainProgress
-from cloudem.traffic import Traffic, in_words, size
+from cloudem.text import clock, memory, size
+from cloudem.traffic import Traffic, in_words
 from tests.counting_job import Count
 
 
@@ -177,7 +178,7 @@ def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixtu
     check_memory(1 << 20, log)
     with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory and the machine has"):
         check_memory(1 << 50, log)
-    assert (gib(1536), gib(3 << 20), gib(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
+    assert (memory(1536), memory(3 << 20), memory(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
 
 
 def test_run_job_from_python(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from cloudem.kernels.packed_sphere import count_ball, fold_ball, unfold_ball
+from cloudem.kernels.packed_sphere import count_packed, pack_sphere, unpack_sphere
 from cloudem.kernels.slices import complete_friedel, split_group
 from cloudem.model.symmetry import operators
 
@@ -52,7 +52,7 @@ def inside(m: int, squared_radius: int) -> np.ndarray:
 @pytest.mark.parametrize("use_twin", [True, False])
 def test_folding_and_unfolding_sums_over_the_permutations(symmetry: str, use_twin: bool) -> None:
     group, m, squared_radius = permutations(symmetry), 9, 57
-    functions = (count_ball, fold_ball, unfold_ball)
+    functions = (count_packed, pack_sphere, unpack_sphere)
     count, fold, unfold = functions if use_twin else [f.reference for f in functions]
     data, weight = accumulator(m)
     size = count(group, m, squared_radius)
@@ -71,15 +71,15 @@ def test_folding_and_unfolding_sums_over_the_permutations(symmetry: str, use_twi
 def test_twins_agree_to_rounding(symmetry: str) -> None:
     group, m, squared_radius = permutations(symmetry), 8, 60
     data, weight = accumulator(m, 3)
-    count = count_ball(group, m, squared_radius)
-    assert count == count_ball.reference(group, m, squared_radius)
-    line = fold_ball(data, weight, group, squared_radius, count)
-    reference = fold_ball.reference(data, weight, group, squared_radius, count)
+    count = count_packed(group, m, squared_radius)
+    assert count == count_packed.reference(group, m, squared_radius)
+    line = pack_sphere(data, weight, group, squared_radius, count)
+    reference = pack_sphere.reference(data, weight, group, squared_radius, count)
     for ours, theirs in zip(line, reference, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(
-        unfold_ball(*line, group, squared_radius, m),
-        unfold_ball.reference(*line, group, squared_radius, m),
+        unpack_sphere(*line, group, squared_radius, m),
+        unpack_sphere.reference(*line, group, squared_radius, m),
         strict=True,
     ):
         # a voxel that is its own mate by symmetry is real but for rounding, and either of two conjugates may stay
@@ -90,7 +90,7 @@ def test_twins_agree_to_rounding(symmetry: str) -> None:
 @pytest.mark.parametrize("use_twin", [True, False])
 def test_a_volume_without_weights(symmetry: str, use_twin: bool) -> None:
     group, m, squared_radius = permutations(symmetry), 7, 60
-    functions = (count_ball, fold_ball, unfold_ball)
+    functions = (count_packed, pack_sphere, unpack_sphere)
     count, fold, unfold = functions if use_twin else [f.reference for f in functions]
     data, weight = accumulator(m)
     size = count(group, m, squared_radius)
@@ -105,12 +105,12 @@ def test_a_volume_without_weights(symmetry: str, use_twin: bool) -> None:
 def test_the_number_of_threads_changes_no_bit(symmetry: str) -> None:
     group, m, squared_radius = permutations(symmetry), 17, 260
     data, weight = accumulator(m, 5)
-    count = count_ball(group, m, squared_radius)
+    count = count_packed(group, m, squared_radius)
     found = []
     for workers in (1, 2, 3):
         with scipy.fft.set_workers(workers):
-            line = fold_ball(data, weight, group, squared_radius, count)
-            found.append([*line, *unfold_ball(*line, group, squared_radius, m)])
+            line = pack_sphere(data, weight, group, squared_radius, count)
+            found.append([*line, *unpack_sphere(*line, group, squared_radius, m)])
     for other in found[1:]:
         for ours, theirs in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -121,4 +121,4 @@ def test_a_line_is_as_short_as_the_symmetry_allows(symmetry: str) -> None:
     group = permutations(symmetry)
     radius = 90
     whole = 2 / 3 * np.pi * radius**3
-    assert count_ball(group, radius, radius**2) == pytest.approx(whole / len(group), rel=0.1)
+    assert count_packed(group, radius, radius**2) == pytest.approx(whole / len(group), rel=0.1)

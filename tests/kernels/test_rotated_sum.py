@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from cloudem.kernels.rotated_sum import add_turned, turned_sum
+from cloudem.kernels.rotated_sum import add_rotated, rotated_sum
 from cloudem.kernels.slices import split_group
 from cloudem.model.symmetry import operators
 from tests.conftest import Twin
@@ -27,8 +27,8 @@ def test_twin_agrees_with_the_plain_form(twin: Twin, symmetry: str) -> None:
     m, turns = 7, split_group(operators(symmetry))[1]
     volume = accumulator(m)
     expected, found = np.ones_like(volume), np.ones_like(volume)
-    add_turned.reference(volume, turns, 2, 9, expected)
-    twin(add_turned)(volume, turns, 2, 9, found)
+    add_rotated.reference(volume, turns, 2, 9, expected)
+    twin(add_rotated)(volume, turns, 2, 9, found)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(found[:2], 1)
     np.testing.assert_array_equal(found[9:], 1)
@@ -43,7 +43,7 @@ def test_a_map_of_that_symmetry_is_counted_once_for_each_rotation() -> None:
     rows, half = np.arange(-m, m + 1) ** 2, np.arange(-1, m + 1) ** 2
     squared = rows[:, None, None] + rows[:, None] + half
     volume = np.exp(-squared / 40.0).astype(np.complex64)
-    total = turned_sum(volume, turns)
+    total = rotated_sum(volume, turns)
     inside = (squared <= (m - 2) ** 2) & (np.arange(-1, m + 1) >= 0)
     np.testing.assert_allclose(total[inside], len(turns) * volume[inside], atol=0.01 * len(turns))
     np.testing.assert_array_equal(total[~inside], 0)
@@ -54,6 +54,6 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     found = []
     for workers in (1, 2, 3):
         with scipy.fft.set_workers(workers):
-            found.append(turned_sum(volume, turns))
+            found.append(rotated_sum(volume, turns))
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from cloudem.report.run_page import Event, NodeLine, PriceLine, RunContent, StepLine, render_run
+from cloudem.report.run_page import Event, NodeRow, PriceRow, RunContent, StepRow, render_run
 from cloudem.report.sections.planning import Point
 from cloudem.report.sections.timeline import BREAK, Axis, Band, NodeBar, Spending
-from cloudem.report.style import money
+from cloudem.text import dollars
 from tests.report.test_page import HOSTILE, Page
 
 DAY = 86400.0
 
 
-def node(slot: str, start: float, end: float, how: str = "ended", market: str = "spot") -> NodeLine:
+def node(slot: str, start: float, end: float, how: str = "ended", market: str = "spot") -> NodeRow:
     bar = NodeBar(slot, market, start, end, how)  # type: ignore[arg-type]
-    return NodeLine(f"i-{slot}-{start:g}", f"c7a.large zone-a {market}", bar, 0.5, how)
+    return NodeRow(f"i-{slot}-{start:g}", f"c7a.large zone-a {market}", bar, 0.5, how)
 
 
 NODES = (
@@ -44,18 +44,18 @@ CONTENT = RunContent(
     wall_plan=(300.0, 600.0, 1200.0),
     spending=Spending([0.0, 300.0, 600.0, DAY, DAY + 300.0], [0.1, 1.0, 2.0, 2.1, 2.5], (1.0, 2.0, 3.0), [(0.0, 5.0)]),
     steps=[
-        StepLine(
+        StepRow(
             "refine3d", "2 × c7a.large spot", (100.0, 200.0, 300.0), 350.0, (1.0, 1.5, 2.0), 0.5, "done", "../r.html"
         ),
-        StepLine("mask", "on the head", (100.0, 200.0, 300.0), 10.0, (1.0, 1.5, 2.0), 0.1, "stopped"),
-        StepLine("export", "on the head", (10.0, 20.0, 30.0), None, (0.1, 0.2, 0.3), None, "not begun"),
+        StepRow("mask", "on the head", (100.0, 200.0, 300.0), 10.0, (1.0, 1.5, 2.0), 0.1, "stopped"),
+        StepRow("export", "on the head", (10.0, 20.0, 30.0), None, (0.1, 0.2, 0.3), None, "not begun"),
     ],
-    others=[StepLine("between the steps", "", None, 60.0, None, 0.2)],
+    others=[StepRow("between the steps", "", None, 60.0, None, 0.2)],
     points=[Point((300, 600, 1200), (1.0, 2.0, 3.0), "2 × c7a.large spot", chosen=True)],
     nodes=NODES,
     bands=[Band("refine3d", 70.0, 420.0), Band("mask", 421.0, 431.0)],
     events=[Event(200.0, "a", "00:03:20", "worker 0 was lost"), Event(205.0, "b", "00:03:25", "another is asked for")],
-    prices=[PriceLine("c7a.large zone-a spot", "0.0500", "2026-11-01", "price list", "0.0500 to 0.0700")],
+    prices=[PriceRow("c7a.large zone-a spot", "0.0500", "2026-11-01", "price list", "0.0500 to 0.0700")],
     notes=["prices are stale"],
     unmetered=[("taxes", "the bill knows")],
     where="s3://bucket/runs/first-map-1",
@@ -105,9 +105,9 @@ def test_bars_are_relative_to_what_was_expected_on_one_scale() -> None:
         return left + 1, left + width - 1, actual
 
     steps = [
-        StepLine("a", "", (1.0, 4.0, 16.0), 8.0, None, None, "done"),
-        StepLine("b", "", (500.0, 1000.0, 2000.0), 500.0, None, None, "done"),
-        StepLine("c", "", (500.0, 1000.0, 2000.0), 1e9, None, None, "done"),
+        StepRow("a", "", (1.0, 4.0, 16.0), 8.0, None, None, "done"),
+        StepRow("b", "", (500.0, 1000.0, 2000.0), 500.0, None, None, "done"),
+        StepRow("c", "", (500.0, 1000.0, 2000.0), 1e9, None, None, "done"),
     ]
     text = render_run(replace(CONTENT, steps=steps[:2], others=[], wall=100.0, wall_plan=(99.0, 100.0, 101.0)))
     first, second = (places(row) for row in re.findall(r'<tr class=""><td class="name">.*?</tr>', text))
@@ -137,15 +137,15 @@ def test_a_maximum_that_was_passed_is_said_and_one_far_away_is_only_named() -> N
 
 
 def test_hostile_text_stays_text() -> None:
-    steps = [StepLine(HOSTILE, HOSTILE, (1.0, 2.0, 3.0), 1.0, (1.0, 2.0, 3.0), 1.0, HOSTILE, HOSTILE)]
+    steps = [StepRow(HOSTILE, HOSTILE, (1.0, 2.0, 3.0), 1.0, (1.0, 2.0, 3.0), 1.0, HOSTILE, HOSTILE)]
     bar = NodeBar(HOSTILE, HOSTILE, 0.0, 10.0, "ended")
     page = Page(
         render_run(
             replace(
                 CONTENT, title=HOSTILE, created=HOSTILE, status=HOSTILE, why=HOSTILE, asked=[(HOSTILE, HOSTILE)],
-                promise=HOSTILE, steps=steps, nodes=[NodeLine(HOSTILE, HOSTILE, bar, 1.0, HOSTILE)],
+                promise=HOSTILE, steps=steps, nodes=[NodeRow(HOSTILE, HOSTILE, bar, 1.0, HOSTILE)],
                 bands=[Band(HOSTILE, 0.0, 10.0)], events=[Event(1.0, "a", HOSTILE, HOSTILE)], notes=[HOSTILE],
-                prices=[PriceLine(*[HOSTILE] * 5)], unmetered=[(HOSTILE, HOSTILE)], where=HOSTILE, versions=[HOSTILE],
+                prices=[PriceRow(*[HOSTILE] * 5)], unmetered=[(HOSTILE, HOSTILE)], where=HOSTILE, versions=[HOSTILE],
                 points=[Point((1, 2, 3), (1, 2, 3), HOSTILE, chosen=True)], front_title=HOSTILE,
             )
         )
@@ -172,5 +172,5 @@ def test_a_run_of_which_nothing_is_known_yet_is_a_page() -> None:
 
 
 def test_amounts() -> None:
-    amounts = [money(usd) for usd in (0.0, 1e-6, 0.00123, 0.0456, 0.5, 12.25, 12345.6)]
-    assert amounts == ["$0", "<$0.0001", "$0.0012", "$0.0456", "$0.50", "$12.25", "$12,345.60"]
+    amounts = [dollars(usd) for usd in (0.0, 1e-6, 0.00123, 0.0456, 0.5, 12.25, 12345.6)]
+    assert amounts == ["$0.00", "<$0.0001", "$0.0012", "$0.0456", "$0.50", "$12.25", "$12,345.60"]

@@ -11,7 +11,7 @@ from cloudem.cloud.money import CapChanged, Charge, NodeEnded, NodeStarted, Step
 from cloudem.cloud.nodes import Pool
 from cloudem.errors import BudgetError, ParameterError
 from cloudem.runs.accounting import costs
-from cloudem.runs.cluster_plan import plan_of
+from cloudem.runs.cluster_plan import cluster_plan
 
 POOL = Pool("local.1", "local-a", "spot")
 
@@ -30,7 +30,7 @@ LEDGER = [
 
 def plan(**values):
     given = {"types": ("local.1",), "count": 2, "markets": ("spot",), "max_usd": 5.0, "max_hours": 1.0}
-    return plan_of(Catalogue.shipped(), "local", **{**given, **values})
+    return cluster_plan(Catalogue.shipped(), "local", **{**given, **values})
 
 
 def test_a_step_that_was_begun_twice_took_both_times() -> None:

@@ -416,7 +416,7 @@ class Nodes:
 def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head and three workers; with addresses of their own where that is possible."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # where nodes find the functions of this file
-    provider = LocalProvider(tmp_path / "cloud", namespaces=not namespaces.impossible())
+    provider = LocalProvider(tmp_path / "cloud", namespaces=not namespaces.why_impossible_here())
     provider.prepare("c", {})
     made = Nodes(provider, tmp_path / "certs")
     make_certificates(made.certificates)

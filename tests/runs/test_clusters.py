@@ -106,7 +106,7 @@ def test_a_node_that_is_taken_is_replaced(cluster: LocalNodeCluster, provider: L
 
 
 def test_inside_an_event_loop_with_addresses_of_their_own(tmp_path: Path) -> None:
-    if reason := namespaces.impossible():
+    if reason := namespaces.why_impossible_here():
         pytest.skip(reason)
     provider = LocalProvider(tmp_path, namespaces=True)
 
@@ -139,7 +139,7 @@ Orphans = tuple[LocalProvider, float]
 
 OWNER = """
     import sys, time
-    from cloudem.cloud.local import LocalProvider
+    from cloudem.cloud.local.provider import LocalProvider
     from cloudem.runs.clusters import LocalNodeCluster
 
     provider = LocalProvider(sys.argv[1], namespaces=False)

@@ -13,13 +13,13 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import NodeEnded, NodeStarted, StepEnded, account
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request
 from cloudem.errors import ProviderError
-from cloudem.io.storage.lease import hold
+from cloudem.io.storage.lease import Refuse, hold
 from cloudem.runs import submit
 from cloudem.runs.agent import ALONE_S, PATIENCE_S, SILENCE_S
-from cloudem.runs.cluster_plan import plan_of
+from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.controller import loop as module
 from cloudem.runs.controller.loop import KILL_S, TRIES, Controller, SupersededError
-from cloudem.runs.records import RunRecord, RunState, RunStore, Wanted
+from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
 from cloudem.testing.market import RecordedMarket
 from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
@@ -63,14 +63,14 @@ class World:
                  for market in ("spot", "on-demand")]  # fmt: skip
         market = RecordedMarket({pool: [(0.0, 0.05)] for pool in pools}, boot=(1.0, 2.0))
         self.provider = MemoryProvider(self.clock, market, faults=lambda call, at: self.faults(call, at))
-        plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
+        plan = cluster_plan(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
         self.store = RunStore.of(str(folder), "run-20270101-000000")
         step = {"job": "refine3d", "out": str(folder / "out")}
         record = RunRecord(
             name="run-20270101-000000", created=START, owner="me", provider="local", region="local", steps=(step,),
             plan=plan.as_json(), version="0",
         )  # fmt: skip
-        self.store.create(record, Wanted(max_usd=max_usd, deadline=START + 3600))
+        self.store.create(record, Wishes(max_usd=max_usd, deadline=START + 3600))
         self.provider.prepare(record.name, {})
         self.head = self.provider.launch(
             Request(f"{record.name}/head/1", record.name, HEAD, 1, (plan.head,), START + 3600)
@@ -256,7 +256,7 @@ def test_what_somebody_else_launched_meanwhile_is_not_removed(world: World, monk
 
 
 def test_what_is_promised_is_all_of_what_silence_can_cost(world: World) -> None:
-    plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot", "on-demand"), 9.0, 0.5)
+    plan = cluster_plan(Catalogue.shipped(), "local", ("local.1",), 2, ("spot", "on-demand"), 9.0, 0.5)
     said = submit.promise(plan, world.store.wanted(), Catalogue.shipped())
     worst = 0.10 + 2 * 0.10  # a head, and both workers on demand
     dead = SILENCE_S + PATIENCE_S + 60 + 60
@@ -316,9 +316,7 @@ def test_records_that_no_controller_can_read_end_the_run_with_one_line(
     assert says in state.why
     with hold(world.store.url, log=module.LOG):  # while another controller lives, nothing is said for it
         world.store.write_state(RunState(at=1.0, status="running"))
-        monkeypatch.setattr(
-            "cloudem.io.storage.lease.observe", lambda looks: __import__("cloudem.io.storage.lease").io.lease.Refuse()
-        )
+        monkeypatch.setattr("cloudem.io.storage.lease.observe", lambda looks: Refuse())
         assert module.main({"CLOUDEM_NODE": json.dumps(node)}) == 0
     state = world.store.state()
     assert state is not None

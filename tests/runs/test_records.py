@@ -14,7 +14,7 @@ from cloudem.cloud.nodes import Pool
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import FormatError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.io.storage.location import join
-from cloudem.runs.records import RunRecord, RunState, RunStore, Wanted, new_name, runs_of
+from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes, new_name, runs_of
 
 POOL = Pool("local.1", "local-a", "spot")
 
@@ -38,27 +38,27 @@ def test_a_run_is_written_once_and_found_again(project: str) -> None:
     store = RunStore.of(project, "first-20260102-030405")
     with pytest.raises(MissingInputError, match="holds no run"):
         store.record()
-    store.create(record(), Wanted(max_usd=2.0, deadline=2e9))
+    store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
     assert RunStore(store.url + "/").record() == record()
-    assert store.wanted() == Wanted(max_usd=2.0, deadline=2e9)
+    assert store.wanted() == Wishes(max_usd=2.0, deadline=2e9)
     assert store.state() is None
     assert store.head() is None
     assert runs_of(project) == ["first-20260102-030405"]
     with pytest.raises(OutputExistsError, match="is a run already"):
-        store.create(record(), Wanted(max_usd=2.0, deadline=2e9))
+        store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
 
 
 def test_two_owners_change_different_things_and_nothing_is_lost(project: str) -> None:
     store = RunStore.of(project, "first-20260102-030405")
-    store.create(record(), Wanted(max_usd=2.0, deadline=2e9))
+    store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda values: RunStore(store.url).change(**values), [{"max_usd": 3.0}, {"stop": True}]))
-    assert store.wanted() == Wanted(max_usd=3.0, deadline=2e9, stop=True)
+    assert store.wanted() == Wishes(max_usd=3.0, deadline=2e9, stop=True)
 
 
 def test_of_two_who_resume_a_run_at_once_one_does(project: str) -> None:
     store = RunStore.of(project, "first-20260102-030405")
-    store.create(record(), Wanted(max_usd=2.0, deadline=2e9))
+    store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
     assert store.change(after=1, launch=2).launch == 2
     with pytest.raises(ParameterError, match="by somebody else"):
         store.change(after=1, launch=2)

@@ -26,10 +26,10 @@ from cloudem.cloud.planning.plan import Alternative
 from cloudem.errors import ParameterError
 from cloudem.io.storage.location import read_bytes, write_bytes
 from cloudem.report.sections.timeline import Band
-from cloudem.runs.cluster_plan import plan_of
+from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.controller.loop import Controller
-from cloudem.runs.records import RunRecord, RunState, RunStore, Wanted
-from cloudem.runs.run_report import content_of, link, points_of, write_report
+from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
+from cloudem.runs.run_report import link, points_of, run_page_content, write_run_page
 from cloudem.testing.market import RecordedMarket
 from cloudem.testing.simulated_cloud import MemoryProvider
 
@@ -76,7 +76,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def begun(project: str, ledger: list[Entry] = LEDGER, status: str = "done") -> RunStore:
     """Write a run as it is after that ledger."""
-    plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
+    plan = cluster_plan(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
     refine = replace(plan.steps[0], name="first map")
     steps = (replace(refine, name="mask", count=0, pool=HEAD), refine)
     best = (Alternative(plan.usd, plan.wall, ("head", "2 × local.1 spot"), chosen=True),)
@@ -86,7 +86,7 @@ def begun(project: str, ledger: list[Entry] = LEDGER, status: str = "done") -> R
         plan=replace(plan, steps=steps, alternatives=best).as_json(), version="0",
     )  # fmt: skip
     store = RunStore.of(project, NAME)
-    store.create(record, Wanted(max_usd=3.0, deadline=T0 + 7200))
+    store.create(record, Wishes(max_usd=3.0, deadline=T0 + 7200))
     if ledger:
         store.append(*ledger)
         store.write_state(RunState(at=T0 + 5140, status=status, why="its last line"))  # type: ignore[arg-type]
@@ -96,12 +96,12 @@ def begun(project: str, ledger: list[Entry] = LEDGER, status: str = "done") -> R
 def test_the_page_lies_in_the_run_with_what_the_ledger_says_and_links_to_the_steps(project: str) -> None:
     store = begun(project)
     write_bytes(f"{project}/refine/report.html", b"<html></html>")
-    where = write_report(store, Catalogue.shipped())
+    where = write_run_page(store, Catalogue.shipped())
     assert where == f"{store.url}/report.html"
     page = (read_bytes(where) or b"").decode()
     assert 'href="../../refine/report.html"' in page
     assert page.count("<a ") == 1
-    content = content_of(store, Catalogue.shipped(), None, where)
+    content = run_page_content(store, Catalogue.shipped(), None, where)
     assert content.spent == pytest.approx(account(LEDGER, T0 + 5140).total)
     assert content.wall == pytest.approx(340 + 140)
     assert [(line.name, line.how, line.wall) for line in content.steps] == [
@@ -128,7 +128,7 @@ def store_plan(store: RunStore):
 
 def test_a_node_whose_slot_another_took_while_its_step_ran_was_lost_and_no_other(tmp_path: Path) -> None:
     store = begun(str(tmp_path))
-    content = content_of(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
+    content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     assert {line.name: line.bar.how for line in content.nodes} == {
         "h1": "ended", "a": "taken", "b": "ended", "c": "ended", "h2": "ended", "d": "ended",
     }  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_node_whose_slot_another_took_while_its_step_ran_was_lost_and_no_other
     assert [event.letter for event in content.events] == list("abcd")
     assert content.events[1].at == T0 + 100
     write_bytes(f"{store.url}/notices/b.json", b'{"taken": 1000000330}')
-    content = content_of(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
+    content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     assert {line.name for line in content.nodes if line.bar.how == "taken"} == {"a", "b"}
     assert "taken by the provider, with notice" in [line.ended for line in content.nodes]
 
@@ -151,7 +151,7 @@ def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> 
     ledger = [entry for entry in LEDGER if entry.at < T0 + 200]
     ledger.append(StepStarted(T0 + 200, "1-refine3d", USD, WALL))  # by the next controller
     store = begun(str(tmp_path), ledger, "running")
-    content = content_of(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
+    content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     first, second = content.bands
     assert first == Band("mask", T0 + 10, T0 + 20)
     assert (second.name, second.start) == ("first map", T0 + 30)
@@ -163,7 +163,7 @@ def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> 
 
 def test_a_stopped_run_says_why_and_what_has_not_begun(tmp_path: Path) -> None:
     store = begun(str(tmp_path), [entry for entry in LEDGER if entry.at < T0 + 25], "stopped")
-    content = content_of(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
+    content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     assert (content.status, content.why) == ("stopped", "its last line")
     assert [line.how for line in content.steps] == ["done", "not begun"]
     assert content.steps[1].wall is None
@@ -171,7 +171,7 @@ def test_a_stopped_run_says_why_and_what_has_not_begun(tmp_path: Path) -> None:
 
 def test_there_is_no_page_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="has not begun"):
-        write_report(begun(str(tmp_path), []), Catalogue.shipped())
+        write_run_page(begun(str(tmp_path), []), Catalogue.shipped())
 
 
 def test_links_are_only_where_they_lead_somewhere(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from cloudem.errors import MissingInputError, ParameterError, ProviderError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.storage.groups import list_groups
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.runs.cluster_plan import plan_of
+from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.leftovers import look
 from cloudem.runs.records import RunState, RunStore, new_name
 from cloudem.runs.submit import check_inputs, conclude, end, follow, new_run, resume, start
@@ -63,7 +63,7 @@ def new(scene: Scene, project: Path, max_usd: float, steps: int = 2) -> RunStore
     (project / "start.mrc").parent.mkdir(exist_ok=True)
     (project / "start.mrc").write_bytes(Path(scene.reference).read_bytes())
     workflow = workflow_of({"project": str(project), "step": [refine, mask][:steps]}, "two-steps")
-    plan = plan_of(Catalogue.shipped(), "local", ("local.1",), 2, ("spot", "on-demand"), 9.0, 0.5)
+    plan = cluster_plan(Catalogue.shipped(), "local", ("local.1",), 2, ("spot", "on-demand"), 9.0, 0.5)
     step = plan.steps[0]
     planned = (replace(step, name="refine3d"), replace(step, name="mask", count=0, pool=plan.head))
     now = time.time()

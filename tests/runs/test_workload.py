@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cloudem.cli.commands import DeclaredCommand
 from cloudem.cli.plan import PlanCommand
 from cloudem.cloud.nodes import InstanceType
-from cloudem.cloud.planning.calibration import Row, keep, speeds
+from cloudem.cloud.planning.calibration import SpeedRow, keep, speeds
 from cloudem.cloud.planning.estimate import Duration, Fleet, Refusal
 from cloudem.cloud.planning.plan import Plan
 from cloudem.errors import MissingInputError, ParameterError
@@ -29,11 +29,11 @@ from cloudem.jobs.refine3d.job import Refine3D, alignment_needs
 from cloudem.jobs.simulate import Simulate
 from cloudem.model.particles import TEXT
 from cloudem.runs.duration import Correction, Work, estimate, packing_seconds
-from cloudem.runs.fleet_capacity import HOST_BYTES, Crew, crew_of
+from cloudem.runs.fleet_capacity import HOST_BYTES, FleetCapacity, fleet_capacity
 from cloudem.runs.pilot import pilot_of
 from cloudem.runs.submit import check_inputs
 from cloudem.runs.workflow import Workflow, places, read_workflow
-from cloudem.runs.workload import Given, Particles, stages, work_of
+from cloudem.runs.workload import Given, StoreFacts, stages, work_of
 
 REFERENCE = InstanceType("reference.2", 2, 2, 24.0, network_Gbps=10.0)
 CPU = InstanceType("c7a.16xlarge", 64, 64, 128.0, network_Gbps=25.0)
@@ -60,12 +60,12 @@ def work(count: int, box: int, length: float = 0.0, diameter: float = 0.0, start
         particles="/p.zarr", reference="/r.mrc", out="/o", symmetry=sym, initial_resolution_A=start,
         diameter_A=diameter or 0.6 * length,
     )  # fmt: skip
-    return work_of(job, Particles(count, box, length / box), Correction())
+    return work_of(job, StoreFacts(count, box, length / box), Correction())
 
 
 def on(fleet: Fleet, task: Work) -> Duration | Refusal:
     needs = alignment_needs(task.count, task.box, task.group_size, remote=task.remote)
-    crew = crew_of(fleet, needs, task.box if task.settings is not None else 0, speeds())
+    crew = fleet_capacity(fleet, needs, task.box if task.settings is not None else 0, speeds())
     return crew if isinstance(crew, Refusal) else estimate(task, crew)
 
 
@@ -89,7 +89,7 @@ def test_the_late_iteration_of_a_million_particles_costs_what_the_documented_mod
     """docs/scaling.md: 79 and 90 ms for a particle of 512 px, scored to 0.7 Nyquist."""
     from cloudem.jobs.refine3d import cost
 
-    plan, _ = cost.iterations_of(work(1_000_000, 512).settings, cost.Course(9, 0.7, ()), local=True)[-1]  # type: ignore[arg-type]
+    plan, _ = cost.iterations_of(work(1_000_000, 512).settings, cost.Convergence(9, 0.7, ()), local=True)[-1]  # type: ignore[arg-type]
     assert plan.k_insert == 255
     assert 1e6 * cost.local_seconds(plan) == pytest.approx(84_000, rel=0.02)
 
@@ -177,8 +177,8 @@ def test_on_a_gpu_an_accumulator_costs_bytes_and_the_less_the_more_symmetric_it_
     def packing(type: InstanceType, symmetry: str = "C1", k_insert: int = 255) -> float:
         task = work(10**5, 512, sym=symmetry)
         needs = alignment_needs(task.count, task.box, task.group_size, remote=False)
-        crew = crew_of(Fleet(type, 1), needs, task.box, speeds())
-        assert isinstance(crew, Crew)
+        crew = fleet_capacity(Fleet(type, 1), needs, task.box, speeds())
+        assert isinstance(crew, FleetCapacity)
         return packing_seconds(task, crew, k_insert, 1)
 
     line = 1.41e9 / HOST_BYTES  # docs/accumulation.md
@@ -216,7 +216,7 @@ def test_a_pilot_scales_and_narrows_the_estimate() -> None:
 
 def test_processes_of_this_machine_share_its_cores(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CLOUDEM_CACHE", str(tmp_path))
-    keep(Row("x", 1.0, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2))
+    keep(SpeedRow("x", 1.0, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2))
     local = InstanceType("local.2", 2, 2, 4.0)
     one, four = (surely(Fleet(local, n), work(5000, 96)).parts["aligning"] for n in (1, 4))
     assert four > 0.9 * one
@@ -337,7 +337,7 @@ def test_steps_know_what_those_before_them_make(tmp_path) -> None:
     assert sharpen.on_head
     assert not refine.on_head
     assert refine.most == 32  # tasks of 30,000 particles
-    expected = surely(Fleet(CPU, 1), work_of(workflow(tmp_path).steps[1].job, Particles(30000, 64, 4.0), Correction()))  # type: ignore[arg-type]
+    expected = surely(Fleet(CPU, 1), work_of(workflow(tmp_path).steps[1].job, StoreFacts(30000, 64, 4.0), Correction()))  # type: ignore[arg-type]
     assert refine.estimate(Fleet(CPU, 1)) == expected
     for step in (simulate, sharpen):
         assert isinstance(step.estimate(Fleet(CPU, 1)), Duration)
@@ -361,7 +361,7 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 8 * 8**3) / 2**30)
     job = both.steps[1].job
     assert reconstructing.estimate(Fleet(CPU, 1)) == surely(
-        Fleet(CPU, 1), work_of(job, Particles(6, 8, 2.0), Correction())
+        Fleet(CPU, 1), work_of(job, StoreFacts(6, 8, 2.0), Correction())
     )  # type: ignore[arg-type]
 
 
@@ -389,7 +389,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine was measured."""
     monkeypatch.setenv("CLOUDEM_CACHE", str(tmp_path / "cache"))
-    keep(Row("x", 1.0, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2))
+    keep(SpeedRow("x", 1.0, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2))
 
 
 def lone(project: Path, tmp_path: Path) -> str:

@@ -22,8 +22,8 @@ from cloudem.cloud.catalogue import (
     LOCAL,
     Catalogue,
     Document,
+    PriceRecord,
     Rates,
-    Row,
     cache_file,
     document,
     read_document,
@@ -153,7 +153,7 @@ class _Region:
             usd = self._hourly(name)
             if usd is not None:
                 rows += [
-                    Row(name, zone, "on-demand", usd, None, None, self.now.date(), "AWS price list")
+                    PriceRecord(name, zone, "on-demand", usd, None, None, self.now.date(), "AWS price list")
                     for zone in sorted(of)
                     if _is_zone(zone)
                 ]
@@ -197,7 +197,7 @@ class _Region:
         rows = []
         for (name, zone), of in sorted(changes.items()):
             low, high = weighted_quantiles(of, self.now - timedelta(days=DAYS), self.now)
-            rows.append(Row(name, zone, "spot", max(of)[1], low, high, self.now.date(), source))
+            rows.append(PriceRecord(name, zone, "spot", max(of)[1], low, high, self.now.date(), source))
         return self._with(content, rows), len(rows)
 
     def _zone_id(self, name: str) -> str:
@@ -219,7 +219,7 @@ class _Region:
         )
         return content._replace(rates={**content.rates, self.region: rates}), 1
 
-    def _with(self, content: Document, rows: Sequence[Row]) -> Document:
+    def _with(self, content: Document, rows: Sequence[PriceRecord]) -> Document:
         newer = {(r.instance_type, r.market) for r in rows}
         kept = [r for r in content.rows if (r.instance_type, r.market) not in newer or region_of(r.zone) != self.region]
         return content._replace(rows=(*kept, *rows))

@@ -29,7 +29,7 @@ _NAME = re.compile(r"cloudem\.(?P<key>[0-9a-f]{10})\.(?P<network>\d+)\.(?P<host>
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET of sched.h
 
 
-def impossible() -> str:
+def why_impossible_here() -> str:
     """Return why there can be no namespaces here; empty if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"

@@ -1,8 +1,8 @@
 """The provider whose machines are processes of this computer: for rehearsals and tests, nothing is charged.
 
-A node is a process that plays a machine (:mod:`cloudem.cloud.local.machine`), with a metadata service of its own and, where
-this process is root, an address of its own in a network namespace (:mod:`cloudem.cloud.local.namespaces`). Nodes outlive who
-launched them. All state lies in one folder, readable by its owner alone::
+A node is a process that plays a machine (:mod:`cloudem.cloud.local.machine`), with a metadata service of its own and,
+where this process is root, an address of its own in a network namespace (:mod:`cloudem.cloud.local.namespaces`). Nodes
+outlive who launched them. All state lies in one folder, readable by its owner alone::
 
     <folder>/lock                               held by whoever launches, prepares or removes
              market.json                        {"sold_out": [[type, zone, market], …], "limits": {market: vCPUs}}
@@ -402,7 +402,7 @@ class LocalProvider(Provider):
         wanted = self._namespaces
         if wanted is None and (os.environ.get(NAMESPACES) == "0" or tags.get("project", "").startswith("s3://")):
             wanted = False
-        reason = namespaces.impossible() if wanted is not False else ""
+        reason = namespaces.why_impossible_here() if wanted is not False else ""
         if wanted and reason:
             raise ProviderError(f"{reason}; without them all nodes are on the loopback ({NAMESPACES}=0)")
         return wanted is not False and not reason

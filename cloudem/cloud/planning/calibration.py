@@ -42,7 +42,7 @@ MEASURED_SPREAD = 1.15
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """How fast a family of machines, or a kind of GPU, is.
 
     Attributes
@@ -84,14 +84,14 @@ class Row:
 class Speeds:
     """The table: rows by family of machines (``c7a``) and by kind of GPU (``A10G``); "" is any other."""
 
-    families: Mapping[str, Row]
-    gpus: Mapping[str, Row]
+    families: Mapping[str, SpeedRow]
+    gpus: Mapping[str, SpeedRow]
 
-    def of(self, type: InstanceType) -> Row:
+    def of(self, type: InstanceType) -> SpeedRow:
         """Return the row of a machine's processor."""
         return self.families.get(type.name.partition(".")[0]) or self.families[""]
 
-    def gpu(self, type: InstanceType) -> Row | None:
+    def gpu(self, type: InstanceType) -> SpeedRow | None:
         """Return the row of a machine's GPUs; None where it has none."""
         return (self.gpus.get(type.gpu) or self.gpus[""]) if type.gpus else None
 
@@ -107,7 +107,7 @@ def speeds(path: Path | None = None) -> Speeds:
     table = _shipped()
     path = speed_file() if path is None else path
     try:
-        own = Row(**json.loads(path.read_text(encoding="utf-8")))
+        own = SpeedRow(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         own = replace(table.families[LOCAL], cores=os.cpu_count() or 1)
     except (ValueError, TypeError) as error:
@@ -121,7 +121,7 @@ def speed_file() -> Path:
     return (Path(folder) if folder else Path.home() / ".cache" / "cloudem") / "speed.json"
 
 
-def keep(row: Row, path: Path | None = None) -> Path:
+def keep(row: SpeedRow, path: Path | None = None) -> Path:
     """Keep this machine's row and return where."""
     path = speed_file() if path is None else path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def keep(row: Row, path: Path | None = None) -> Path:
     return path
 
 
-def benchmark() -> Row:
+def benchmark() -> SpeedRow:
     """Measure one thread of this machine with the kernels of a refinement; takes about 10 s.
 
     Each kernel's CPU time is compared with the reference's; the speed is their mean, weighted (:data:`WEIGHTS`).
@@ -137,7 +137,7 @@ def benchmark() -> Row:
     reference = _document()["kernels"]["seconds"]
     taken = time_kernels()
     slower = sum(weight * taken[name] / reference[name] for name, weight in WEIGHTS.items())
-    return Row(
+    return SpeedRow(
         processor=_processor(),
         core=1 / slower,
         threads=1.0,
@@ -226,8 +226,8 @@ def _document() -> dict[str, Any]:
 @cache
 def _shipped() -> Speeds:
     document = _document()
-    gpus = {kind: Row(**{"processor": kind, "threads": 1.0, **row}) for kind, row in document["gpus"].items()}
-    table = Speeds({name: Row(**row) for name, row in document["families"].items()}, gpus)
+    gpus = {kind: SpeedRow(**{"processor": kind, "threads": 1.0, **row}) for kind, row in document["gpus"].items()}
+    table = Speeds({name: SpeedRow(**row) for name, row in document["families"].items()}, gpus)
     for row in (*table.families.values(), *table.gpus.values()):
         if not (row.core > 0 and row.spread >= 1 and math.isfinite(row.core * row.spread)):
             raise FormatError(f"data/speeds.json: the row of {row.processor} is none")

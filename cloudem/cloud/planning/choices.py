@@ -9,7 +9,7 @@ from functools import cached_property
 
 from cloudem.cloud.catalogue import LOCAL, Catalogue
 from cloudem.cloud.nodes import InstanceType, Market, Pool
-from cloudem.cloud.planning.estimate import Duration, Fleet, Range, Refusal, Stage, total
+from cloudem.cloud.planning.estimate import Duration, Fleet, Range, Refusal, StepEstimate, total
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Machines of a fleet that are considered."""
@@ -64,7 +64,7 @@ class Choice:
         Expected seconds by part.
     """
 
-    stage: Stage
+    stage: StepEstimate
     pool: Pool
     count: int
     duration: Duration
@@ -75,7 +75,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Course:
+class ChoiceSequence:
     """A choice for each step, one after the other."""
 
     choices: tuple[Choice, ...]
@@ -165,14 +165,14 @@ class Offers:
         per_month = self.catalogue.rates_in(self.region).disk_usd_per_GiB_month * DISK_GIB
         return wall.times(per_month / HOURS_PER_MONTH / 3600)
 
-    def duration(self, stage: Stage, kind: InstanceType, count: int) -> Duration | Refusal:
+    def duration(self, stage: StepEstimate, kind: InstanceType, count: int) -> Duration | Refusal:
         """Return how long a stage takes on a fleet, or why it cannot."""
         key = (stage.name, kind.name, count)
         if key not in self._durations:
             self._durations[key] = stage.estimate(Fleet(kind, count))
         return self._durations[key]
 
-    def heads(self, stages: Sequence[Stage], zone: str) -> list[InstanceType]:
+    def heads(self, stages: Sequence[StepEstimate], zone: str) -> list[InstanceType]:
         """Return types that can be the head in a zone: the cheapest, or the cheapest few if the head works itself."""
         most = HEADS if any(stage.on_head for stage in stages) else 1
         found = []
@@ -199,7 +199,7 @@ class Offers:
     def _quota(self, kind: InstanceType, market: Market, vcpus: int) -> str:
         return f"quota {kind.quota} {market}: {self._free(kind, market):g} vCPUs free, {vcpus} needed"
 
-    def choices(self, stage: Stage, zone: str, head: InstanceType) -> list[Choice]:
+    def choices(self, stage: StepEstimate, zone: str, head: InstanceType) -> list[Choice]:
         """Return what a step may run on in a zone, with a head."""
         if stage.on_head:
             choice = self.choice(stage, Pool(head.name, zone, "on-demand"), 0, head)
@@ -215,7 +215,7 @@ class Offers:
                 found += self._fleets(stage, kind, pool, head)
         return found
 
-    def _fleets(self, stage: Stage, kind: InstanceType, pool: Pool, head: InstanceType) -> list[Choice]:
+    def _fleets(self, stage: StepEstimate, kind: InstanceType, pool: Pool, head: InstanceType) -> list[Choice]:
         found: list[Choice] = []
         free = self._free(kind, pool.market)
         if pool.market == "on-demand" and head.quota == kind.quota:
@@ -234,7 +234,7 @@ class Offers:
                 break
         return found
 
-    def choice(self, stage: Stage, pool: Pool, count: int, head: InstanceType) -> Choice | None:
+    def choice(self, stage: StepEstimate, pool: Pool, count: int, head: InstanceType) -> Choice | None:
         """Return what a fleet takes and costs; None, and note why, where it cannot do the step."""
         kind = self.catalogue.types[pool.instance_type]
         duration = self.duration(stage, kind, max(count, 1))
@@ -287,22 +287,22 @@ class Offers:
         return often.times(each), often.times(start).times(1 / count)
 
 
-def pareto(courses: Iterable[Course]) -> list[Course]:
+def pareto(courses: Iterable[ChoiceSequence]) -> list[ChoiceSequence]:
     """Return those of which no other is both as fast and as cheap, by time."""
-    best: list[Course] = []
+    best: list[ChoiceSequence] = []
     for course in sorted(courses, key=lambda c: (c.wall, c.usd)):
         if not best or course.usd < best[-1].usd:
             best.append(course)
     return best
 
 
-def courses(steps: Sequence[Sequence[Choice]]) -> list[Course]:
+def choice_sequences(steps: Sequence[Sequence[Choice]]) -> list[ChoiceSequence]:
     """Return the Pareto set of the courses that take one choice of each step."""
-    front = [Course((), 0.0, 0.0)]
+    front = [ChoiceSequence((), 0.0, 0.0)]
     for choices in steps:
-        single = pareto(Course((choice,), choice.wall.expected, choice.usd.expected) for choice in choices)
+        single = pareto(ChoiceSequence((choice,), choice.wall.expected, choice.usd.expected) for choice in choices)
         front = pareto(
-            Course((*before.choices, *one.choices), before.wall + one.wall, before.usd + one.usd)
+            ChoiceSequence((*before.choices, *one.choices), before.wall + one.wall, before.usd + one.usd)
             for before in front
             for one in single
         )

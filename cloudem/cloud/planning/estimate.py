@@ -109,7 +109,7 @@ Estimate: TypeAlias = Callable[[Fleet], Duration | Refusal]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StepEstimate:
     """One step as the planner sees it.
 
     Attributes

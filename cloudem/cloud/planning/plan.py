@@ -12,21 +12,20 @@ from typing import Any, Literal, TypeAlias
 
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.nodes import Market, Pool
-from cloudem.cloud.planning.choices import Choice, Offers, courses
-from cloudem.cloud.planning.estimate import Range, Refusal, Stage
+from cloudem.cloud.planning.choices import Choice, Offers, choice_sequences
+from cloudem.cloud.planning.estimate import Range, Refusal, StepEstimate
 from cloudem.cloud.planning.totals import (
     Whole,
     excess,
     fits,
     front_of,
-    hours,
-    impossible,
-    limits,
+    limits_in_words,
     nearest,
-    usd,
-    whole_of,
+    why_impossible,
+    with_overheads,
 )
 from cloudem.errors import BudgetError, FormatError, ParameterError
+from cloudem.text import rough_dollars, rough_time
 
 Objective: TypeAlias = Literal["cheapest", "fastest"]
 
@@ -243,7 +242,7 @@ class Plan:
 
 
 def plan(
-    stages: Sequence[Stage],
+    stages: Sequence[StepEstimate],
     catalogue: Catalogue,
     *,
     region: str,
@@ -291,14 +290,14 @@ def plan(
         raise ParameterError(f"there is no machine {unknown[0]!r}; types are {', '.join(sorted(catalogue.types))}")
     offers = Offers(catalogue, region, zones or known, markets, types, quotas or {})
     wholes = [
-        whole_of(stages, offers, zone, head, course)
+        with_overheads(stages, offers, zone, head, course)
         for zone in offers.zones
         for head in offers.heads(stages, zone)
-        for course in courses([offers.choices(stage, zone, head) for stage in stages])
+        for course in choice_sequences([offers.choices(stage, zone, head) for stage in stages])
     ]
     front = front_of(wholes)
     if not front:
-        raise BudgetError(impossible(stages, offers))
+        raise BudgetError(why_impossible(stages, offers))
     fitting = [whole for whole in front if fits(whole, max_usd, max_hours)]
     if not fitting:
         raise BudgetError(nearest(front, max_usd, max_hours))
@@ -309,7 +308,7 @@ def plan(
     chosen = safe[-1] if objective == "cheapest" else as_fast[-1]  # both are ordered: faster first, cheaper last
     beyond = len(front) - len(fitting)
     if beyond:
-        offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {limits(max_usd, max_hours)}")
+        offers.refuse(f"{beyond} of {len(front)} best choices", f"beyond {limits_in_words(max_usd, max_hours)}")
     steps = tuple(_planned(choice, chosen, offers, max_usd) for choice in chosen.course.choices)
     pools = [Pool(chosen.head.name, chosen.zone, "on-demand"), *(step.pool for step in steps)]
     dates = [str(price.as_of) for pool in pools if (price := catalogue.price(pool)) is not None]
@@ -395,9 +394,11 @@ def _notes(
     elif not all(choice.duration.measured for choice in chosen.course.choices if choice.count):
         notes.append("the speed of these machines is scaled from other figures, not measured on them")
     if max_hours is not None and chosen.wall.high > 3600 * max_hours:
-        notes.append(f"it may take up to {hours(chosen.wall.high)}, beyond {hours(3600 * max_hours)}")
+        notes.append(f"it may take up to {rough_time(chosen.wall.high)}, beyond {rough_time(3600 * max_hours)}")
     if max_usd is not None and chosen.usd.high > max_usd:
-        notes.append(f"it may need up to {usd(chosen.usd.high)}: at ${max_usd:g} it would be stopped before its end")
+        notes.append(
+            f"it may need up to {rough_dollars(chosen.usd.high)}: at ${max_usd:g} it would be stopped before its end"
+        )
     return tuple(notes)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cloudem.cloud.nodes import InstanceType, Pool
-from cloudem.cloud.planning.choices import Course, Offers
-from cloudem.cloud.planning.estimate import Range, Stage, total
+from cloudem.cloud.planning.choices import ChoiceSequence, Offers
+from cloudem.cloud.planning.estimate import Range, StepEstimate, total
+from cloudem.text import rough_dollars, rough_time
 
 
 class Whole(NamedTuple):
@@ -16,14 +17,16 @@ class Whole(NamedTuple):
 
     zone: str
     head: InstanceType
-    course: Course
+    course: ChoiceSequence
     start: Range
     extra: Mapping[str, Range]
     wall: Range
     usd: Range
 
 
-def whole_of(stages: Sequence[Stage], offers: Offers, zone: str, head: InstanceType, course: Course) -> Whole:
+def with_overheads(
+    stages: Sequence[StepEstimate], offers: Offers, zone: str, head: InstanceType, course: ChoiceSequence
+) -> Whole:
     """Add what belongs to no step: the head before and after them, what is kept for a month, what is fetched."""
     rates, rate = offers.catalogue.rates_in(offers.region), offers.rate(Pool(head.name, zone, "on-demand"))
     assert rate is not None  # noqa: S101 - a head has a price
@@ -65,27 +68,16 @@ def excess(whole: Whole, max_usd: float | None, max_hours: float | None) -> floa
     return max(money, likely(whole.wall) / (3600 * max_hours) if max_hours is not None else 0.0)
 
 
-def limits(max_usd: float | None, max_hours: float | None) -> str:
+def limits_in_words(max_usd: float | None, max_hours: float | None) -> str:
     """Return limits as people say them."""
-    given = [f"${max_usd:g}" if max_usd is not None else "", hours(3600 * max_hours) if max_hours is not None else ""]
+    given = [
+        f"${max_usd:g}" if max_usd is not None else "",
+        rough_time(3600 * max_hours) if max_hours is not None else "",
+    ]
     return " and ".join(filter(None, given))
 
 
-def hours(seconds: float) -> str:
-    """Return a duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f}".removesuffix(".0") + " h"
-
-
-def usd(dollars: float) -> str:
-    """Return an amount as people say it."""
-    if 0 < dollars < 0.0005:
-        return "<$0.001"
-    return f"${dollars:.3f}" if dollars < 0.1 else f"${dollars:.2f}" if dollars < 100 else f"${dollars:,.0f}"
-
-
-def impossible(stages: Sequence[Stage], offers: Offers) -> str:
+def why_impossible(stages: Sequence[StepEstimate], offers: Offers) -> str:
     """Say which step no machine can do, and the reason that most of them have."""
     for stage in stages:
         reasons = [why for what, why in offers.refused if what.endswith((f" for {stage.name}", " as head"))]
@@ -101,13 +93,21 @@ def nearest(front: Sequence[Whole], max_usd: float | None, max_hours: float | No
     quick = [whole for whole in front if fits(whole, None, max_hours)]
     cheap = [whole for whole in front if fits(whole, max_usd, None)]
     if quick:
-        under = f" under {limits(None, max_hours)}" if max_hours is not None else ""
-        near.append(f"the cheapest{under} is {usd(quick[-1].usd.expected)} ({hours(quick[-1].wall.expected)})")
+        under = f" under {limits_in_words(None, max_hours)}" if max_hours is not None else ""
+        near.append(
+            f"the cheapest{under} is {rough_dollars(quick[-1].usd.expected)} ({rough_time(quick[-1].wall.expected)})"
+        )
     else:
-        near.append(f"the fastest of all takes {hours(front[0].wall.expected)} ({usd(front[0].usd.expected)})")
+        near.append(
+            f"the fastest of all takes {rough_time(front[0].wall.expected)} ({rough_dollars(front[0].usd.expected)})"
+        )
     if cheap and max_hours is not None:
-        under = f" under {limits(max_usd, None)}" if max_usd is not None else ""
-        near.append(f"the fastest{under} takes {hours(cheap[0].wall.expected)} ({usd(cheap[0].usd.expected)})")
+        under = f" under {limits_in_words(max_usd, None)}" if max_usd is not None else ""
+        near.append(
+            f"the fastest{under} takes {rough_time(cheap[0].wall.expected)} ({rough_dollars(cheap[0].usd.expected)})"
+        )
     elif not cheap and quick != list(front):
-        near.append(f"the cheapest of all is {usd(front[-1].usd.expected)} ({hours(front[-1].wall.expected)})")
-    return f"nothing fits into {limits(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}; allow that much"
+        near.append(
+            f"the cheapest of all is {rough_dollars(front[-1].usd.expected)} ({rough_time(front[-1].wall.expected)})"
+        )
+    return f"nothing fits into {limits_in_words(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}; allow that much"

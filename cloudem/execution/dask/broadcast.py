@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cloudem.execution.executor import Pieces, itself
-from cloudem.execution.reduction_tree import Node, copied_from
+from cloudem.execution.reduction_tree import Subtree, copied_from
 
 FEWEST = 3
 """Workers from which on pieces are worth it: one of two just copies it from the other."""
@@ -16,8 +16,8 @@ class Spread:
     """What each worker makes of a shared value, as far as it was asked for.
 
     Whole copies are made from earlier ones along a binary tree: each link carries two at a time, level by level. Of
-    pieces (`cloudem.execution.dask.peer_transfer`) each worker gets one from where the value was made, and all others from their
-    owners, so that no link carries more than the value twice, whatever the number of workers.
+    pieces (`cloudem.execution.dask.peer_transfer`) each worker gets one from where the value was made, and all others
+    from their owners, so that no link carries more than the value twice, whatever the number of workers.
 
     Parameters
     ----------
@@ -78,25 +78,25 @@ class Spread:
 
     def _cut_for(self, workers: Sequence[str], pieces: Pieces[Any]) -> None:
         """Have each worker get a piece of the value, which the first has."""
-        from cloudem.execution.dask.peer_transfer import Holdings, Part, one_of
+        from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, one_of
 
         (whole,), (first, *others), count = self._copies, workers, len(workers)
-        here = Holdings([Part(Node(0, 0), whole.key, first)])
+        here = Holdings([HeldPart(Subtree(0, 0), whole.key, first)])
         (held,) = self._submit(_once_made, [(here, whole)], [first])
         rows = [(held, pieces.cut, number, count) for number in range(1, count)]
         cut = self._submit(pieces.cut, [(whole, 0, count)], [first]) + self._submit(one_of, rows, others)
         self._cut = dict(zip(workers, cut, strict=True))
-        parts = [Part(Node(0, n), piece.key, worker) for n, (worker, piece) in enumerate(self._cut.items())]
+        parts = [HeldPart(Subtree(0, n), piece.key, worker) for n, (worker, piece) in enumerate(self._cut.items())]
         (self._holdings,) = self._submit(_once_made, [(Holdings(parts), whole)], [first])
 
     def _assemble(self, new: Sequence[str], pieces: Pieces[Any]) -> None:
         """Have workers get all pieces from each other, each once it has its own; later ones have none."""
-        from cloudem.execution.dask.peer_transfer import whole_of
+        from cloudem.execution.dask.peer_transfer import value_of_pieces
 
         numbers = {worker: number for number, worker in enumerate(self._cut)}
         common = self._holdings, pieces.join, self._local
         rows = [(*common, numbers.get(worker, 0), self._cut.get(worker)) for worker in new]
-        self._made.update(zip(new, self._submit(whole_of, rows, new), strict=True))
+        self._made.update(zip(new, self._submit(value_of_pieces, rows, new), strict=True))
 
 
 def _once_made(result: Any, _value: Any) -> Any:

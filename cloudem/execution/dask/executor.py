@@ -2,9 +2,10 @@
 
 Every value is the result of a pure task that Dask knows, so that what is lost with a worker is computed again from the
 items, and nothing is lost or counted twice. Who works on what and in which order sums are merged is decided in
-`cloudem.execution.reduction_tree`: each worker adds a run of consecutive items and merges their sums by itself; what is left
-on top is cut into bricks, each of which travels to one worker that merges it (`cloudem.execution.dask.peer_transfer`); and the
-bricks of one sum are joined on one worker. No sum passes through the client or the scheduler.
+`cloudem.execution.reduction_tree`: each worker adds a run of consecutive items and merges their sums by itself; what is
+left on top is cut into bricks, each of which travels to one worker that merges it
+(`cloudem.execution.dask.peer_transfer`); and the bricks of one sum are joined on one worker. No sum passes through the
+client or the scheduler.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
 from cloudem.execution.dask.embedded import start_cluster
 from cloudem.execution.dask.security import refusal_of, security_for
 from cloudem.execution.executor import Added, Executor, Fold, Pieces, Shared, folded, itself
-from cloudem.execution.reduction_tree import Forest, Node, Roster, together_for
+from cloudem.execution.reduction_tree import Forest, Roster, Subtree, together_for
 from cloudem.execution.threads import CORES, one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -237,7 +238,7 @@ class DaskExecutor(Executor):
         forest: Forest[_Held] = Forest(
             len(items), partial(self._merge_held, fold), lambda earlier, later: earlier.worker == later.worker
         )
-        running: dict[Any, tuple[Node, str]] = {}
+        running: dict[Any, tuple[Subtree, str]] = {}
         load: Counter[str] = Counter()
         notes: dict[int, N] = {}
         completed = as_completed(loop=self._client.loop)
@@ -245,7 +246,7 @@ class DaskExecutor(Executor):
         together = 1
         try:
             while roster or running:
-                taken: list[tuple[Node, str]] = []
+                taken: list[tuple[Subtree, str]] = []
                 # each gets one to run before any gets one to wait: with few items, nobody takes those of others
                 for worker, most in ((w, n * threads[w]) for n in range(1, IN_FLIGHT_PER_THREAD + 1) for w in threads):
                     while load[worker] < most and (node := roster.take(worker, together)) is not None:
@@ -279,8 +280,8 @@ class DaskExecutor(Executor):
         fold: Fold[I, K, V, N],
         items: Sequence[I],
         shared: Callable[[I], Sequence[Shared[Any]]],
-        taken: Sequence[tuple[Node, str]],
-    ) -> Iterator[tuple[tuple[Node, str], Any, Any]]:
+        taken: Sequence[tuple[Subtree, str]],
+    ) -> Iterator[tuple[tuple[Subtree, str], Any, Any]]:
         """Have workers add the items of nodes; return with each the future of the sums and that of the notes."""
         batches = [items[node.start : node.stop] for node, _ in taken]
         values = [[shared(item) for item in batch] for batch in batches]
@@ -318,7 +319,7 @@ class DaskExecutor(Executor):
 
     def _reduce(self, fold: Fold[I, K, V, N], key: K, parts: Sequence[_Held]) -> Shared[V]:
         """Have each worker that holds a part merge one brick of all, and join the bricks on the first of them."""
-        from cloudem.execution.dask.peer_transfer import Holdings, Part, collect
+        from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
 
         submit = partial(self._submit, purpose="bricks")
         if len(parts) == 1:
@@ -330,8 +331,8 @@ class DaskExecutor(Executor):
             holders = self._client.who_has([part.future for part in parts])
         held = []
         for number, part in enumerate(parts):
-            node = part.node if self._fixed_order else Node(0, number)  # without a fixed order any tree will do
-            held.append(Part(node, part.future.key, next(iter(holders.get(part.future.key, ())), part.worker)))
+            node = part.node if self._fixed_order else Subtree(0, number)  # without a fixed order any tree will do
+            held.append(HeldPart(node, part.future.key, next(iter(holders.get(part.future.key, ())), part.worker)))
         places = list(dict.fromkeys(part.worker for part in held))
         holdings = submit(itself, Holdings(held), worker=places[0])
         count = len(places)
@@ -347,7 +348,7 @@ class DaskExecutor(Executor):
                 for process, found in self._client.run(_counted, on_error="ignore").values():
                     self._hear(process, found)
         self._hear(traffic.PROCESS, traffic.totals())
-        return traffic.difference(traffic.total(list(self._heard.values())), self._before)
+        return traffic.difference(traffic.total_traffic(list(self._heard.values())), self._before)
 
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""
@@ -516,7 +517,7 @@ class _Held(NamedTuple):
     """A partial sum and the worker that should hold it."""
 
     start: int
-    node: Node
+    node: Subtree
     future: Any
     worker: str
 

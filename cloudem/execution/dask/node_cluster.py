@@ -27,7 +27,7 @@ from cloudem.errors import (
     QuotaError,
     WorkerLostError,
 )
-from cloudem.execution.dask.rental import LATE_S, Fate, Patience, Place, Rental
+from cloudem.execution.dask.rental import LATE_S, Fate, Patience, Rental, WorkerSlot
 from cloudem.execution.dask.security import refusal_of, security_of
 
 HEAD = "head"
@@ -97,7 +97,7 @@ class _Worker(ProcessInterface):  # type: ignore[misc]
 
     def __init__(self, scheduler: str, rental: Rental, name: str) -> None:
         super().__init__(scheduler, name)
-        self.name, self._rental, self.place = name, rental, Place()
+        self.name, self._rental, self.place = name, rental, WorkerSlot()
 
     async def close(self) -> None:
         """Let the worker hand on what it holds, then end its node."""
@@ -393,7 +393,7 @@ class NodeCluster(SpecCluster):  # type: ignore[misc]
             self._next_try(worker, str(error) or type(error).__name__, time.time())
             return
         self._generations[worker.name] += 1
-        worker.place = Place(node, asked, failures=worker.place.failures)
+        worker.place = WorkerSlot(node, asked, failures=worker.place.failures)
         if worker.status != Status.running:  # it was let go meanwhile
             await self._let_go([node])
 

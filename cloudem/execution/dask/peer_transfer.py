@@ -28,7 +28,7 @@ from distributed.protocol import Serialize, to_serialize
 from cloudem import traffic
 from cloudem.execution.dask.transfer_counts import purpose_of
 from cloudem.execution.executor import Fold, itself
-from cloudem.execution.reduction_tree import ANY_NUMBER, Forest, Node, merged
+from cloudem.execution.reduction_tree import ANY_NUMBER, Forest, Subtree, merged
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -48,13 +48,13 @@ LOOK_S = (0.01, 0.2)
 
 
 @dataclass(frozen=True)
-class Part:
+class HeldPart:
     """A partial sum or a piece: its place, the name of the result that holds it, and the worker that had it last.
 
     No tuple: Dask would look for names of results in it.
     """
 
-    node: Node
+    node: Subtree
     result: str
     worker: str
 
@@ -63,7 +63,7 @@ class Part:
 class Holdings:
     """All parts of a value."""
 
-    parts: Sequence[Part]
+    parts: Sequence[HeldPart]
 
 
 class Exchange(WorkerPlugin):  # type: ignore[misc]
@@ -115,7 +115,9 @@ def _piece(cut: Callable[[V, int, int], V], number: int, count: int, value: V) -
     return cut(value, number, count)
 
 
-def whole_of(holdings: Holdings, join: Callable[[Sequence[V]], V], local: Callable[[V], T], own: int, _own: V) -> T:
+def value_of_pieces(
+    holdings: Holdings, join: Callable[[Sequence[V]], V], local: Callable[[V], T], own: int, _own: V
+) -> T:
     """Return what a worker makes of all pieces, the one that it has being ``own``; a task."""
     found: dict[int, V] = {}
     with contextlib.closing(_in_turn(holdings, itself, own)) as pieces:
@@ -124,11 +126,11 @@ def whole_of(holdings: Holdings, join: Callable[[Sequence[V]], V], local: Callab
     return local(join([found.pop(number) for number in sorted(found)]))
 
 
-def _in_turn(holdings: Holdings, cut: Callable[[Any], Any], first: int = 0) -> Generator[tuple[Part, Any]]:
+def _in_turn(holdings: Holdings, cut: Callable[[Any], Any], first: int = 0) -> Generator[tuple[HeldPart, Any]]:
     """Yield what is cut of each part, from a first one on, asking a few ahead."""
     worker, parts = get_worker(), [*holdings.parts[first:], *holdings.parts[:first]]
     ask = partial(_asked, worker, worker.get_current_task(), cut)
-    coming: deque[tuple[Part, concurrent.futures.Future[Any]]] = deque()
+    coming: deque[tuple[HeldPart, concurrent.futures.Future[Any]]] = deque()
     left, seceded = iter(parts), False
     try:
         while True:
@@ -154,7 +156,7 @@ def _bare(value: Any) -> Any:
     return value.data if isinstance(value, Serialize) else value
 
 
-async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: Part) -> Any:
+async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: HeldPart) -> Any:
     """Return a brick of a part, from wherever it is, as soon as it is there."""
     where, wait = part.worker, LOOK_S[0]
     while True:
@@ -178,7 +180,7 @@ async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: Part) 
             where = next(iter(await _holders(worker, part)), where)
 
 
-async def _answered(worker: Any, where: str, cut: Callable[[Any], Any], part: Part) -> Any:
+async def _answered(worker: Any, where: str, cut: Callable[[Any], Any], part: HeldPart) -> Any:
     """Return what another worker answers; raise OSError when it is gone, which a connection takes long to notice."""
     call = asyncio.ensure_future(getattr(worker.rpc(where), OPERATION)(result=part.result, cut=to_serialize(cut)))
     try:
@@ -190,7 +192,7 @@ async def _answered(worker: Any, where: str, cut: Callable[[Any], Any], part: Pa
         call.cancel()
 
 
-async def _holders(worker: Any, part: Part) -> Sequence[str]:
+async def _holders(worker: Any, part: HeldPart) -> Sequence[str]:
     """Return the workers that hold a part, as the scheduler knows; none, if it does not answer."""
     with contextlib.suppress(OSError):
         return tuple((await worker.scheduler.who_has(keys=[part.result])).get(part.result, ()))

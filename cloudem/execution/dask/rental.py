@@ -60,7 +60,7 @@ Fate: TypeAlias = Literal["wait", "launch", "vanished", "silent", "left"]
 
 
 @dataclass
-class Place:
+class WorkerSlot:
     """What is known of a worker's slot.
 
     Attributes
@@ -117,6 +117,6 @@ class Place:
         self.missed = now if self.missed is None else self.missed
         return "left" if now > self.missed + GONE_S else "wait"
 
-    def without_node(self) -> Place:
+    def without_node(self) -> WorkerSlot:
         """Return the slot after the end of its node, which is no failure where that had worked."""
-        return Place(failures=self.failures if self.joined else self.failures + 1)
+        return WorkerSlot(failures=self.failures if self.joined else self.failures + 1)

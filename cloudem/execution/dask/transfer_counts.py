@@ -27,7 +27,7 @@ TELL_S = 10.0
 
 
 @sizeof.register(object)  # type: ignore[untyped-decorator]
-def size_of(value: Any) -> int:
+def size_of_value(value: Any) -> int:
     """Return the bytes of a value; Dask itself takes a data class to be as large as its pointers."""
     size = sys.getsizeof(value)
     if dataclasses.is_dataclass(value) and type(value).__sizeof__ is object.__sizeof__:

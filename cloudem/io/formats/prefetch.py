@@ -26,7 +26,7 @@ BLOCK_BYTES = 8 * 2**20
 BLOCKS = IN_FLIGHT
 """Blocks that are held or fetched: each is at least one request."""
 
-AHEAD_BYTES = BLOCKS * BLOCK_BYTES + IN_FLIGHT * BLOCK_BYTES
+PREFETCH_BYTES = BLOCKS * BLOCK_BYTES + IN_FLIGHT * BLOCK_BYTES
 """Memory that reading takes at most: blocks, and ranges as they came."""
 
 
@@ -35,7 +35,7 @@ class _Block(NamedTuple):
     requests: list[Future[None]]
 
 
-class ImagesAhead:
+class PrefetchedImages:
     """The images of a table whose stacks are on S3.
 
     Parameters

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError
-from cloudem.io.formats.prefetch import ImagesAhead
+from cloudem.io.formats.prefetch import PrefetchedImages
 from cloudem.io.formats.stacks import Stack, find_stacks
 from cloudem.io.storage.location import storage_errors
 from cloudem.model.particles import Particles
@@ -88,7 +88,7 @@ class SourceImages:
         self.box = _common_box(self._stacks, source)
         self.pixel_size = self._stacks[0].header.pixel_size
         _check_sections(self._stacks, source)
-        self._ahead = ImagesAhead(self._stacks, source.stack, source.section) if self._stacks[0].root else None
+        self._ahead = PrefetchedImages(self._stacks, source.stack, source.section) if self._stacks[0].root else None
         self._files: OrderedDict[int, int] = OrderedDict()
         self._raw = np.empty(0, dtype=np.uint8)
         weakref.finalize(self, _close, self._files)

@@ -18,12 +18,12 @@ from cloudem.io.formats.mrc import HEADER_BYTES, MrcHeader, header_of
 from cloudem.io.images.remote import in_threads
 from cloudem.io.storage.location import (
     absolute,
+    first_bytes,
     folder_of,
     is_remote,
     join,
     object_store,
     read_start,
-    start_of,
     storage_errors,
 )
 from cloudem.io.storage.s3 import SCHEME
@@ -147,7 +147,7 @@ class _Objects:
         place = join(self._root, key)
         with storage_errors(place), traffic.purpose("images"):
             try:
-                start = start_of(self._store, key, HEADER_BYTES)
+                start = first_bytes(self._store, key, HEADER_BYTES)
             except (ValueError, PermissionDeniedError) as error:  # no key has such characters; or nobody may look there
                 if isinstance(error, PermissionDeniedError) and base == self.bases[-1]:
                     raise

@@ -1,7 +1,7 @@
 """STAR files in the dialect that RELION reads and writes: one row of a loop on one line.
 
-What the labels mean is in `cloudem.io.formats.relion`. A general CIF parser is of no use here: RELION writes values that CIF
-forbids (``$x``, letters beyond ASCII), and blocks without a name.
+What the labels mean is in `cloudem.io.formats.relion`. A general CIF parser is of no use here: RELION writes values
+that CIF forbids (``$x``, letters beyond ASCII), and blocks without a name.
 """
 
 import os

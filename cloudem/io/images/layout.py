@@ -154,7 +154,7 @@ class StackLayout:
         return tail == index and size == self.shard // self.chunk * self.chunk_bytes + len(index)
 
 
-class Part(NamedTuple):
+class ShardRead(NamedTuple):
     """What a call reads of one shard: ``out[places] = shard[rows]``."""
 
     shard: int
@@ -256,7 +256,7 @@ class LocalShards:
         self._folder = folder
         self._layout = layout
 
-    def read(self, parts: Sequence[Part], out: NDArray[np.float32]) -> list[Part]:
+    def read(self, parts: Sequence[ShardRead], out: NDArray[np.float32]) -> list[ShardRead]:
         """Read images; return the parts that only zarr can read.
 
         Raises
@@ -306,7 +306,7 @@ class ShardsOfZarr:
         self._url = url
         self._layout = layout
 
-    def read(self, parts: Sequence[Part], out: NDArray[np.float32]) -> list[Part]:
+    def read(self, parts: Sequence[ShardRead], out: NDArray[np.float32]) -> list[ShardRead]:
         """Return all parts, once their shards were found.
 
         Raises

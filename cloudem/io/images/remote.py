@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PreconditionError
 from cloudem import traffic
 from cloudem.errors import DamagedShardError, StorageError
 from cloudem.io.images.cache import CachedShard, image_cache
-from cloudem.io.images.layout import Part, StackLayout, naming
+from cloudem.io.images.layout import ShardRead, StackLayout, naming
 from cloudem.io.storage.location import object_store, size_of, storage_errors
 from cloudem.kernels.float16 import gather
 
@@ -113,7 +113,7 @@ class RemoteShards:
         self._known: dict[int, _Shard] = {}
         self._image_bytes = layout.chunk_bytes // layout.chunk
 
-    def read(self, parts: Sequence[Part], out: NDArray[np.float32]) -> list[Part]:
+    def read(self, parts: Sequence[ShardRead], out: NDArray[np.float32]) -> list[ShardRead]:
         """Read images; return the parts that only zarr can read.
 
         Raises
@@ -168,7 +168,7 @@ class RemoteShards:
         traffic.count("images", received=len(tail))
         return _Shard(result.meta["e_tag"] or "", self._layout.verify(tail, result.meta["size"]))
 
-    def _missing(self, part: Part, shard: _Shard, out: NDArray[np.float32]) -> Iterator[_Range]:
+    def _missing(self, part: ShardRead, shard: _Shard, out: NDArray[np.float32]) -> Iterator[_Range]:
         """Read what the cache holds; yield the ranges of the rest."""
         cache = image_cache()
         cached = None if cache is None else cache.shard(self._url, part.shard, shard.etag, self._layout)

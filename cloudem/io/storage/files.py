@@ -14,6 +14,7 @@ from obstore.store import S3Store
 from cloudem import traffic
 from cloudem.errors import FormatError, MissingInputError
 from cloudem.io.storage.location import Store, folder_of, is_remote, object_store, parent_and_name, put, storage_errors
+from cloudem.text import size
 
 TABLE_BYTES = 4 * 2**30
 """The largest table that is read from S3: ten million particles; such objects are read as a whole."""
@@ -54,7 +55,7 @@ def _fetch(url: str) -> bytes:
         result = obstore.get(object_store(parent), name)
         if result.meta["size"] > TABLE_BYTES:
             raise FormatError(
-                f"{url} has {traffic.size(result.meta['size'])}, more than any table that is read; give the table, not"
+                f"{url} has {size(result.meta['size'])}, more than any table that is read; give the table, not"
                 " the images"
             )
         data = bytes(result.bytes())

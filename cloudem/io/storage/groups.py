@@ -37,8 +37,8 @@ from cloudem.io.storage.location import (
     put_if_absent,
     put_if_match,
     storage_errors,
-    zarr_store,
 )
+from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
 

@@ -1,7 +1,7 @@
 """What a URL means: the only place that turns one into a store.
 
-A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.storage.s3`). What moves over the network is
-counted in `cloudem.traffic`, for the purpose of the block that runs.
+A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.storage.s3`). What moves over the
+network is counted in `cloudem.traffic`, for the purpose of the block that runs.
 """
 
 import errno
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -20,9 +20,6 @@ from obstore.store import LocalStore, S3Store
 from cloudem import traffic
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
 from cloudem.io.storage import s3
-
-if TYPE_CHECKING:
-    from cloudem.io.storage.zarr_store import ObjectsForZarr
 
 Store: TypeAlias = LocalStore | S3Store
 """Objects under a URL; keys are relative to it."""
@@ -136,13 +133,6 @@ def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
         return LocalStore(prefix=str(folder.absolute()), mkdir=create, automatic_cleanup=True)
 
 
-def zarr_store(url: str | os.PathLike[str], *, fresh: bool = False) -> "ObjectsForZarr":
-    """Open the Zarr store under a URL; a `fresh` one takes it that nothing is there where it writes."""
-    from cloudem.io.storage.zarr_store import ObjectsForZarr  # imports zarr, which takes a while
-
-    return ObjectsForZarr(object_store(url), fresh=fresh)
-
-
 def prompt_store(url: str | os.PathLike[str]) -> S3Store:
     """Open the store under an S3 URL with requests that end within 20 s: for what must not be written late."""
     return s3.open_store(absolute(url), prompt=True)
@@ -215,7 +205,7 @@ def get_ranges(store: Store, key: str, starts: Sequence[int], lengths: Sequence[
     return list(ranges)
 
 
-def start_of(store: Store, key: str, stop: int) -> tuple[bytes, int, str] | None:
+def first_bytes(store: Store, key: str, stop: int) -> tuple[bytes, int, str] | None:
     """Return the bytes up to `stop` of an object, all its bytes' number, and its etag; None where there is none."""
     try:
         if not stop:
@@ -230,7 +220,7 @@ def start_of(store: Store, key: str, stop: int) -> tuple[bytes, int, str] | None
     except BaseError as error:
         if "416 Range" not in str(error):
             raise
-        return start_of(store, key, 0)  # it is empty, so that no range can be had
+        return first_bytes(store, key, 0)  # it is empty, so that no range can be had
     _count(store, received=len(data))
     return data, int(result.meta["size"]), str(result.meta["e_tag"] or "")
 
@@ -263,7 +253,7 @@ def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, in
         if stop is None:
             whole = get(store, name)
             return None if whole is None else (whole, len(whole))
-        found = start_of(store, name, stop)
+        found = first_bytes(store, name, stop)
         return None if found is None else found[:2]
 
 

@@ -6,6 +6,7 @@ Python.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from obstore.store import LocalStore, S3Store
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from cloudem.io.storage.location import delete_all, fetch, get_ranges, put, put_if_absent, size_of
+from cloudem.io.storage.location import delete_all, fetch, get_ranges, object_store, put, put_if_absent, size_of
 
 
 class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
@@ -130,3 +131,8 @@ def _limits(byte_range: ByteRequest, size: int) -> tuple[int, int]:
 def _delete(store: LocalStore | S3Store, key: str) -> None:
     if size_of(store, key) is not None:
         obstore.delete(store, key)
+
+
+def zarr_store(url: str | os.PathLike[str], *, fresh: bool = False) -> ObjectsForZarr:
+    """Open the Zarr store under a URL; a `fresh` one takes it that nothing is there where it writes."""
+    return ObjectsForZarr(object_store(url), fresh=fresh)

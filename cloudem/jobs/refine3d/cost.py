@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloudem.algorithms.expectation import Plan
-from cloudem.algorithms.refinement import GROWTH, Settings, State, plan_of
+from cloudem.algorithms.expectation import IterationPlan
+from cloudem.algorithms.refinement import GROWTH, Settings, State, iteration_plan
 from cloudem.algorithms.search import shift_grid
 from cloudem.jobs.dataset import MOST_GROUPS
 from cloudem.kernels.polar import polar_grid
@@ -90,7 +90,7 @@ def _at_box(figures: tuple[tuple[int, float], ...], box: int) -> float:
     return float(math.exp(np.interp(math.log(box), known, cost)))
 
 
-class Course(NamedTuple):
+class Convergence(NamedTuple):
     """How a refinement may go: what the data decide.
 
     Attributes
@@ -108,14 +108,14 @@ class Course(NamedTuple):
     unsettled: tuple[float, ...]
 
 
-EXPECTED = Course(7, 0.6, (1.0, 1.0, 0.3))
+EXPECTED = Convergence(7, 0.6, (1.0, 1.0, 0.3))
 """As most measured refinements went: 5 to 7 iterations, two or three searches."""
 
-QUICK, LONG = Course(5, 0.45, (1.0, 0.5)), Course(11, 1.0, (1.0, 1.0, 1.0, 0.5, 0.3))
+QUICK, LONG = Convergence(5, 0.45, (1.0, 0.5)), Convergence(11, 1.0, (1.0, 1.0, 1.0, 0.5, 0.3))
 """As the shortest and the longest of them went."""
 
 
-def iterations_of(settings: Settings, course: Course, *, local: bool) -> list[tuple[Plan, float]]:
+def iterations_of(settings: Settings, course: Convergence, *, local: bool) -> list[tuple[IterationPlan, float]]:
     """Return what each iteration of a course does, and the share of the images that it searches."""
     reach = max(settings.first_limit, min(settings.last_limit, round(course.reaches * (settings.box // 2 - 1))))
     number = min(course.iterations, settings.most_iterations)
@@ -124,7 +124,7 @@ def iterations_of(settings: Settings, course: Course, *, local: bool) -> list[tu
     for index in range(number):
         search = index < len(searched)
         state = State(iteration=index + 1, limit=limit, search=search, final=index == number - 1)
-        found.append((plan_of(state, settings), searched[index] if search else 0.0))
+        found.append((iteration_plan(state, settings), searched[index] if search else 0.0))
         limit = min(GROWTH * limit, reach)
     return found
 
@@ -134,7 +134,7 @@ def _directions(step: float, symmetry: str) -> int:
     return len(asymmetric_directions(step, operators(symmetry)))
 
 
-def search_seconds(plan: Plan, symmetry: str) -> float:
+def search_seconds(plan: IterationPlan, symmetry: str) -> float:
     """Return CPU-seconds of searching a particle and of refining what is found."""
     rings, directions, shifts, angles = SEARCHED
     k = plan.k_search
@@ -145,7 +145,7 @@ def search_seconds(plan: Plan, symmetry: str) -> float:
     return SEARCH_S * poses * (1 - PRODUCTS + PRODUCTS * k / rings) + climbing
 
 
-def local_seconds(plan: Plan) -> float:
+def local_seconds(plan: IterationPlan) -> float:
     """Return CPU-seconds of refining a particle's poses and inserting them."""
     half = plan.box / 2
     scoring = (1 - ALWAYS - INSERTING) * (plan.k_score / (SCORED * half)) ** 2
@@ -153,7 +153,7 @@ def local_seconds(plan: Plan) -> float:
     return at_box(ALIGN, plan.box) * (ALWAYS + scoring + inserting)
 
 
-def aligning_seconds(plan: Plan, unsettled: float, symmetry: str) -> float:
+def aligning_seconds(plan: IterationPlan, unsettled: float, symmetry: str) -> float:
     """Return CPU-seconds of a particle in an iteration."""
     return local_seconds(plan) + (unsettled * search_seconds(plan, symmetry) if unsettled else 0.0)
 

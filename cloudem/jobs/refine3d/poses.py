@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import best_of, join
-from cloudem.algorithms.expectation import Plan
+from cloudem.algorithms.align import best_of, join_poses
+from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.refinement import intensity_scales, is_moving
 from cloudem.errors import InconsistentDataError
 from cloudem.jobs.dataset import require_finite
@@ -42,7 +42,7 @@ def table_poses(table: Particles, pixel_size: float) -> dict[str, Any]:
 
 def sorted_found(parts: Sequence[Found]) -> Found:
     """Return the poses of all parts, ordered by image and the most probable of each first."""
-    poses = join(*(part.poses for part in parts))
+    poses = join_poses(*(part.poses for part in parts))
     weights = np.concatenate([part.weights for part in parts])
     order = np.lexsort((-weights, poses.images))
     if not np.isfinite(poses.score).all():
@@ -88,7 +88,7 @@ class Changes(NamedTuple):
     jumped: NDArray[np.bool_]
 
 
-def changes(plan: Plan, before: Checkpoint, found: Sequence[Found], group: NDArray[np.float64]) -> Changes:
+def changes(plan: IterationPlan, before: Checkpoint, found: Sequence[Found], group: NDArray[np.float64]) -> Changes:
     """Compare the most probable poses, up to symmetry, with those before."""
     moving, jumped = (np.ones(len(before.half_set), bool) for _ in range(2))
     if not len(before.pose_images):

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
-from cloudem.algorithms.expectation import Plan, noise_variance
+from cloudem.algorithms.expectation import IterationPlan, noise_variance
 from cloudem.algorithms.refinement import (
-    Observed,
+    IterationOutcome,
     Settings,
     State,
     beyond_start,
     first_state,
+    iteration_plan,
     next_state,
-    plan_of,
     reference_snr,
     resolution_shell,
 )
@@ -65,7 +65,7 @@ from cloudem.jobs.refine3d.solving import (
     MASK,
     Masking,
     compare,
-    solvent_mask,
+    half_map_mask,
     unfiltered,
     unfiltered_whole,
     whole_sums,
@@ -177,7 +177,7 @@ class Outcome:
 
     checkpoint: Checkpoint
     references: Sequence[str]
-    observed: Observed
+    observed: IterationOutcome
     after: State
     maps: Maps | None
     curves: FscCurves
@@ -369,7 +369,7 @@ def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequ
         run.context.delete(f"{REFERENCES}/{name}")
 
 
-def share(run: Run, plan: Plan) -> Callable[[Item], Sequence[Shared[Any]]]:
+def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
     """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
     make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
     models = [
@@ -389,7 +389,7 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     """
     halves = read_checkpoint(run.url)[0].half_set
     items = tasks(halves, run.job.group_size, CONTRAST_SAMPLE)
-    plan = plan_of(state, run.settings)
+    plan = iteration_plan(state, run.settings)
     task = partial(contrast_of_group, url=run.url, plan=plan)
     with run.context.progress.stage("contrast", sum(len(item.indices) for item in items)) as stage:
         found = list(run.executor.map(task, items, shared=share(run, plan), on_done=counter(stage, items)))
@@ -414,7 +414,7 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
 def iterate(run: Run, state: State, counters: Moved) -> Outcome:
     """Run one iteration and commit it; ``counters`` are those when the one before was recorded."""
     progress, began = run.context.progress, time.monotonic()
-    plan = plan_of(state, run.settings)
+    plan = iteration_plan(state, run.settings)
     before, _ = read_checkpoint(run.url)
     items = tasks(before.half_set, run.job.group_size)
     count = int(np.count_nonzero(before.half_set))
@@ -451,7 +451,7 @@ def iterate(run: Run, state: State, counters: Moved) -> Outcome:
 def solve_halves(
     run: Run,
     state: State,
-    plan: Plan,
+    plan: IterationPlan,
     before: Checkpoint,
     bricks: Mapping[int, Shared[Brick]],
     aligned: Sequence[tuple[Item, Aligned]],
@@ -463,13 +463,15 @@ def solve_halves(
     halves = [executor.share(unfiltered, half, s.box, k_max) for half in sums]
     # at first the maps are too coarse to outline a molecule
     masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
-    masks = [executor.share(solvent_mask, half, run.url, masking) for half in halves]
+    masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
     comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
     found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
     noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
     change, kept = changes(plan, before, found, run.group), before.half_set > 0
     curves = executor.fetch(comparison)
-    observed = Observed(curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept])))
+    observed = IterationOutcome(
+        curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept]))
+    )
     after = next_state(state, s, observed)
     references: list[str] = []
     maps = Maps(halves, masks)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.bricks import Brick, ball_of, merge, unpack
+from cloudem.algorithms.bricks import Brick, merge, packed_sphere_of, unpack
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.algorithms.reconstruct import Sums, solve
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
@@ -57,7 +57,7 @@ class Masking:
 
 def whole_sums(brick: Brick, box: int, k_max: int, symmetry: str) -> Sums:
     """Return a half-set's accumulator with all Friedel and symmetry mates."""
-    return unpack(brick, ball_of(box, k_max, operators(symmetry)))
+    return unpack(brick, packed_sphere_of(box, k_max, operators(symmetry)))
 
 
 def unfiltered(sums: Sums, box: int, k_max: int) -> Float32:
@@ -70,7 +70,7 @@ def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry
     return solve(whole_sums(merge(first, second), box, k_max, symmetry), box, None, k_max)
 
 
-def solvent_mask(half: Float32, url: str, masking: Masking) -> Float32:
+def half_map_mask(half: Float32, url: str, masking: Masking) -> Float32:
     """Return the mask of a half-set's reference, found in that half-map alone unless the user gave one."""
     if masking.given:
         mask: Float32 = read_group(url, MASK)[0]["mask"]

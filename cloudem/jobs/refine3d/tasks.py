@@ -14,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, start_poses
-from cloudem.algorithms.bricks import Brick, ball_of, cut, join, merge, pack, pack_reference, unpack_reference
-from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, insert_known, power_spectrum
+from cloudem.algorithms.bricks import (
+    Brick,
+    cut,
+    join_bricks,
+    merge,
+    pack,
+    pack_reference,
+    packed_sphere_of,
+    unpack_reference,
+)
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, insert_known, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device, to_host
@@ -99,7 +108,7 @@ class Reference(NamedTuple):
     shift_variance: float
 
 
-def read_reference(url: str, half: int, plan: Plan) -> Reference:
+def read_reference(url: str, half: int, plan: IterationPlan) -> Reference:
     """Transform a half-set's reference; runs once, on one worker."""
     with purpose("reference"):
         names = (read_attributes(url, CHECKPOINT) or {})["references"]
@@ -124,7 +133,7 @@ def join_reference(pieces: Sequence[Reference]) -> Reference:
 REFERENCE_PIECES = Pieces(cut_reference, join_reference)
 
 
-def model_of(reference: Reference, plan: Plan, symmetry: str) -> Model:
+def model_of(reference: Reference, plan: IterationPlan, symmetry: str) -> Model:
     """Make what images are compared with; runs on each worker that has images of the half-set."""
     group, padding = operators(symmetry), padded_box(plan.box) / plan.box
     volume = unpack_reference(to_device(reference.values, choose_device()), reference.k_max, padding)
@@ -193,7 +202,9 @@ def half_of(item: Item) -> tuple[int]:
     return (item.half,)
 
 
-def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> Added[int, Brick, Aligned]:
+def align_group(
+    item: Item, dataset: Dataset, model: Model, url: str, plan: IterationPlan
+) -> Added[int, Brick, Aligned]:
     """Run the expectation step on a group of images; the ``add`` of the refinement's fold."""
     device: Device = "gpu" if on_device(model.volume) else "cpu"
     sums = empty_sums(plan.box, plan.k_insert, beside=model.volume)
@@ -205,14 +216,14 @@ def align_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
         found.append(Found(poses, expected.weights))
         noise = noise + np.column_stack([expected.residual, expected.count])
-    brick = pack(sums, ball_of(plan.box, plan.k_insert, model.group))
+    brick = pack(sums, packed_sphere_of(plan.box, plan.k_insert, model.group))
     # of the accumulator nothing but the line of its independent voxels leaves the device
     return Added({item.half: Brick(to_host(brick.data), to_host(brick.weight))}, Aligned(found, noise))
 
 
 def fold_of(add: Callable[..., Added[int, Brick, N]]) -> Fold[Item, int, Brick, N]:
     """Return the fold whose sums are accumulators of half-sets."""
-    return Fold(half_of, add, merge, cut, join)  # type: ignore[arg-type]  # bricks in the form in which they are sent
+    return Fold(half_of, add, merge, cut, join_bricks)  # type: ignore[arg-type]  # bricks in the form in which they are sent
 
 
 def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
@@ -225,7 +236,7 @@ def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:
     return np.asarray(total)
 
 
-def contrast_of_group(item: Item, dataset: Dataset, model: Model, url: str, plan: Plan) -> NDArray[np.float64]:
+def contrast_of_group(item: Item, dataset: Dataset, model: Model, url: str, plan: IterationPlan) -> NDArray[np.float64]:
     """Return how well images match the reference as it is and with its sign changed (see :func:`contrast`)."""
     known, device = read_known(url, item.indices), choose_device()
     parts = (
@@ -247,4 +258,4 @@ def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Add
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
         batch = Batch(images, *table_rows, poses)
         insert_known(batch, pixel_size, k_max, sums)
-    return Added({item.half: pack(sums, ball_of(dataset.store.box, k_max, operators(symmetry)))}, None)
+    return Added({item.half: pack(sums, packed_sphere_of(dataset.store.box, k_max, operators(symmetry)))}, None)

@@ -1,4 +1,4 @@
-"""CuPy twins of :mod:`cloudem.kernels.packed_sphere`: accumulators and lines on the device, with the bits of the Numba twins."""
+"""CuPy twins of :mod:`cloudem.kernels.packed_sphere`: on the device, with the bits of the Numba twins."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Array = Any
 WARP = 32
 
 
-def fold_ball(data: Array, weight: Array, permutations: Array, squared_radius: int, count: int) -> tuple[Array, Array]:
-    """Twin of :func:`cloudem.kernels.packed_sphere.fold_ball`; the line stays on the device."""
+def pack_sphere(
+    data: Array, weight: Array, permutations: Array, squared_radius: int, count: int
+) -> tuple[Array, Array]:
+    """Twin of :func:`cloudem.kernels.packed_sphere.pack_sphere`; the line stays on the device."""
     m, weighed = int(data.shape[2]) - 2, weight.size > 0
     values, weights = cupy.empty(count, np.complex64), cupy.empty(count if weighed else 0, np.float32)
     sums = device(data, np.complex64), device(weight, np.float32)
@@ -25,8 +27,10 @@ def fold_ball(data: Array, weight: Array, permutations: Array, squared_radius: i
     return values, weights
 
 
-def unfold_ball(values: Array, weights: Array, permutations: Array, squared_radius: int, m: int) -> tuple[Array, Array]:
-    """Twin of :func:`cloudem.kernels.packed_sphere.unfold_ball`; the half-volumes stay on the device."""
+def unpack_sphere(
+    values: Array, weights: Array, permutations: Array, squared_radius: int, m: int
+) -> tuple[Array, Array]:
+    """Twin of :func:`cloudem.kernels.packed_sphere.unpack_sphere`; the half-volumes stay on the device."""
     weighed, shape = weights.size > 0, (2 * m + 1, 2 * m + 1, m + 2)
     data, weight = cupy.zeros(shape, np.complex64), cupy.zeros(shape if weighed else (0, 0, 0), np.float32)
     line = device(values, np.complex64), device(weights, np.float32)

@@ -1,4 +1,4 @@
-"""The inner loops of the import: what is in an image, and the image scaled by its background."""
+"""numba twins of :mod:`cloudem.kernels.background`."""
 
 from typing import Any
 
@@ -6,31 +6,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-USABLE, NOT_FINITE, CONSTANT, TOO_LARGE = range(4)
-"""What is found of an image."""
+from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def measure(
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def measure_background(
     images: NDArray[np.float32],
     outside: NDArray[np.float64],
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
     found: NDArray[np.uint8],
 ) -> None:
-    """Find the mean and standard deviation of each image's background, and whether the image is of any use.
-
-    Parameters
-    ----------
-    images
-        Shape ``(b, n, n)``.
-    outside
-        1 in the background and 0 elsewhere, ``(n, n)``.
-    mean, std
-        Written, ``(b,)``; the deviation is that of the whole image where the background alone is constant.
-    found
-        Written, ``(b,)``: `USABLE`, `NOT_FINITE` or `CONSTANT`; mean and deviation mean something for the first alone.
-    """
+    """Twin of :func:`cloudem.kernels.background.measure_background`."""
     # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
     n = images.shape[1]
     column, whole = np.empty(n), np.empty(n)
@@ -59,7 +46,7 @@ def measure(
             found[i] = CONSTANT if _is_constant(image) else USABLE
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _is_constant(image: NDArray[np.float32]) -> Any:
     for row in image:
         for value in row:
@@ -68,8 +55,8 @@ def _is_constant(image: NDArray[np.float32]) -> Any:
     return True
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def scale(
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def scale_images(
     images: NDArray[np.float32],
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
@@ -77,19 +64,7 @@ def scale(
     limit: np.float32,
     found: NDArray[np.uint8],
 ) -> None:
-    """Do ``images = (images - mean) / std * sign`` in place, for those that are usable.
-
-    Parameters
-    ----------
-    images
-        Shape ``(b, n, n)``, C-contiguous.
-    mean, std, sign
-        Of each image, ``(b,)``.
-    limit
-        The largest absolute value that may be.
-    found
-        Shape ``(b,)``; becomes `TOO_LARGE` where a value lies beyond the limit or is NaN.
-    """
+    """Twin of :func:`cloudem.kernels.background.scale_images`."""
     for i in range(images.shape[0]):
         if found[i] != USABLE:
             continue

@@ -1,4 +1,4 @@
-"""Images between half precision, as stored, and single precision, as used: the inner loops of reading and writing.
+"""numba twins of :mod:`cloudem.kernels.float16`.
 
 NumPy converts one value at a time, 0.3 to 0.7 GB/s; the integer forms below are such that the compiler vectorises them.
 """
@@ -13,7 +13,7 @@ _SCALE = np.float32(2.0**112)
 """Bias of single precision less bias of half precision, as a factor: it also makes subnormal halves right."""
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _widen(
     source: NDArray[np.uint16], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
@@ -28,7 +28,7 @@ def _widen(
             value[j] *= _SCALE
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _copy(
     source: NDArray[np.float32], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
 ) -> None:
@@ -36,7 +36,7 @@ def _copy(
         out[places[i]] = source[rows[i]]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.uint16]) -> Any:
     largest = np.uint32(0)
     for i in range(rows.size):
@@ -56,22 +56,7 @@ def _narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[n
 
 
 def narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[Any]) -> bool:
-    """Do ``out[:] = source[rows]`` in the precision of `out`, rounding to nearest, ties to even.
-
-    Parameters
-    ----------
-    source
-        Shape ``(m, p)``, C-contiguous.
-    rows
-        Row numbers in `source`, shape ``(k,)``; not checked here.
-    out
-        Shape ``(k, p)``, float16 or float32, C-contiguous.
-
-    Returns
-    -------
-    fits
-        Whether every value is finite in that precision. Where it is not, `out` is of no use.
-    """
+    """Twin of :func:`cloudem.kernels.float16.narrow`."""
     if out.dtype == np.float16:
         # From 65520 on, values round to infinity.
         return int(_narrow(source, rows, out.view(np.uint16))) < 0x477FF000
@@ -80,17 +65,7 @@ def narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[An
 
 
 def gather(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Do ``out[places] = source[rows]`` in single precision; exact for every finite half.
-
-    Parameters
-    ----------
-    source
-        Shape ``(m, p)``, float16 or float32. Infinities and NaN in half precision are not kept: the store holds none.
-    rows, places
-        Row numbers in `source` and in `out`, shape ``(k,)``; not checked here.
-    out
-        Shape ``(l, p)``, C-contiguous.
-    """
+    """Twin of :func:`cloudem.kernels.float16.gather`."""
     if source.dtype == np.float16:
         _widen(source.view(np.uint16), rows, places, out)
     else:

@@ -18,15 +18,15 @@ SLAB = 8
 """Planes that a thread takes at a time."""
 
 
-def count_ball(permutations: Array, m: int, squared_radius: int) -> int:
-    """Twin of :func:`cloudem.kernels.packed_sphere.count_ball`."""
+def count_packed(permutations: Array, m: int, squared_radius: int) -> int:
+    """Twin of :func:`cloudem.kernels.packed_sphere.count_packed`."""
     return int(_starts(permutations, m, squared_radius)[-1])
 
 
-def fold_ball(
+def pack_sphere(
     data: Array, weight: Array, permutations: Array, squared_radius: int, count: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Twin of :func:`cloudem.kernels.packed_sphere.fold_ball`."""
+    """Twin of :func:`cloudem.kernels.packed_sphere.pack_sphere`."""
     values, weights = np.empty(count, np.complex64), np.empty(count if weight.size else 0, np.float32)
     m = data.shape[2] - 2
     starts = _starts(permutations, m, squared_radius)
@@ -39,10 +39,10 @@ def fold_ball(
     return values, weights
 
 
-def unfold_ball(
+def unpack_sphere(
     values: Array, weights: Array, permutations: Array, squared_radius: int, m: int
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Twin of :func:`cloudem.kernels.packed_sphere.unfold_ball`."""
+    """Twin of :func:`cloudem.kernels.packed_sphere.unpack_sphere`."""
     shape = (2 * m + 1, 2 * m + 1, m + 2)
     data, weight = np.zeros(shape, np.complex64), np.zeros(shape if weights.size else (0, 0, 0), np.float32)
     starts = _starts(permutations, m, squared_radius)

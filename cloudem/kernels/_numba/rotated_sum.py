@@ -15,8 +15,8 @@ jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 Array = NDArray[Any]
 
 
-def add_turned(volume: Array, turns: Array, first: int, last: int, total: Array) -> None:
-    """Twin of :func:`cloudem.kernels.rotated_sum.add_turned`."""
+def add_rotated(volume: Array, turns: Array, first: int, last: int, total: Array) -> None:
+    """Twin of :func:`cloudem.kernels.rotated_sum.add_rotated`."""
     flat = np.ascontiguousarray(volume).view(np.float32).reshape(-1)
     _add_turned(flat, np.ascontiguousarray(turns, np.float64), first, last, total)
 

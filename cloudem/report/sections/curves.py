@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
 from cloudem.kernels.shells import crossing as crossing_shell
-from cloudem.report.content import Iteration
+from cloudem.report.content import IterationRow
 from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, label_axes
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -57,7 +57,7 @@ _TOP = 1 - 92 / _HEIGHT
 _NICE_RESOLUTIONS = (100, 50, 40, 30, 25, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2, 1.8, 1.6, 1.4, 1.2, 1.0)
 
 
-def crossing(curve: Array, pixel_size: float, threshold: float) -> float:
+def resolution_crossing(curve: Array, pixel_size: float, threshold: float) -> float:
     """Resolution in Å at which an FSC curve first falls below a threshold; NaN where it never does."""
     return float(2 * (len(curve) - 1) * pixel_size / np.maximum(crossing_shell(curve, threshold), 1.0))
 
@@ -126,11 +126,11 @@ def _mark_crossings(axes: Axes, curves: Mapping[str, Array], pixel_size: float, 
     stated = next((name for name in STATED_BY if name in curves), None)
     marks: list[tuple[str, float, float]] = []
     if stated is not None:
-        at = crossing(curves[stated], pixel_size, FSC_THRESHOLD) if resolution is None else resolution
+        at = resolution_crossing(curves[stated], pixel_size, FSC_THRESHOLD) if resolution is None else resolution
         marks.append((stated, FSC_THRESHOLD, at))
-        marks.append((stated, FSC_HALF, crossing(curves[stated], pixel_size, FSC_HALF)))
+        marks.append((stated, FSC_HALF, resolution_crossing(curves[stated], pixel_size, FSC_HALF)))
     if "truth" in curves:
-        marks.append(("truth", FSC_HALF, crossing(curves["truth"], pixel_size, FSC_HALF)))
+        marks.append(("truth", FSC_HALF, resolution_crossing(curves["truth"], pixel_size, FSC_HALF)))
     bottom, nyquist = axes.get_ylim()[0], axes.get_xlim()[1]
     handles, labels = [], []
     for name, threshold, resolution in marks:
@@ -151,7 +151,7 @@ def _mark_crossings(axes: Axes, curves: Mapping[str, Array], pixel_size: float, 
         box.get_texts()[0].set_fontweight("bold")
 
 
-def iterations_figure(iterations: Sequence[Iteration], width: int = 376) -> str:
+def iterations_figure(iterations: Sequence[IterationRow], width: int = 376) -> str:
     """Draw resolution and frequency limit, and below them the share of moving poses, by iteration."""
     rows = np.array([(r.iteration, r.resolution, r.limit, r.moving_share) for r in iterations], dtype=float)
     number, moving = rows[:, 0], rows[:, 3]

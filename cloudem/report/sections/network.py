@@ -9,18 +9,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cloudem.report.content import Transfer
+from cloudem.report.content import TransferRow
 from cloudem.report.style import BLUE, GREEN, GREY, VERMILION, draw_svg, label_axes
-from cloudem.traffic import PURPOSES, Moved, Traffic, size, total
+from cloudem.text import size
+from cloudem.traffic import PURPOSES, Moved, Traffic, total_traffic
 
 COLOURS = {"images": BLUE, "reference": GREEN, "bricks": VERMILION, "poses": "#e69f00", "other": GREY}
 
 _HEIGHT = 250
 
 
-def network_table(transfers: Sequence[Transfer]) -> str:
+def network_table(transfers: Sequence[TransferRow]) -> str:
     """Received bytes by iteration and purpose, and what was sent in all; purposes without any are left out."""
-    everything = total(transfer.moved for transfer in transfers)
+    everything = total_traffic(transfer.moved for transfer in transfers)
     names = _used(everything)
     heads = "".join(
         f'<th class="n"><span class="swatch" style="border-color:{COLOURS[name]}"></span>{name}</th>' for name in names
@@ -45,7 +46,7 @@ def _row(label: str, moved: Moved, names: Sequence[str], kind: str = "") -> str:
     )
 
 
-def network_figure(transfers: Sequence[Transfer], width: int = 320) -> str:
+def network_figure(transfers: Sequence[TransferRow], width: int = 320) -> str:
     """Draw the bytes received in each iteration, one bar each, stacked by purpose."""
     names = [name for name in PURPOSES if any(each.moved[name].received for each in transfers)]
     received = np.array([[each.moved[name].received for name in names] for each in transfers], dtype=float)

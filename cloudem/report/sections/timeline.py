@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, duration, money
+from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg
+from cloudem.text import dollars, duration, round_dollars
 
 WIDTH = 1000
 LEFT, RIGHT = 104, 24
@@ -260,7 +261,7 @@ def _spending(axes: Any, spending: Spending, axis: Axis) -> None:
         top = max(top, expected, min(high, FAR * max(spent, expected)))
         axes.axhspan(low, high, xmin=0.985, color=PALE_BLUE, lw=0, zorder=3)
         axes.axhline(expected, color=BLUE, lw=1.2, ls=(0, (6, 3)), zorder=3)
-        _label(axes, axis.length * 0.98, expected, f"expected {money(expected)}", BLUE, "right")
+        _label(axes, axis.length * 0.98, expected, f"expected {dollars(expected)}", BLUE, "right")
     near = [cap for cap in spending.caps if cap[1] <= FAR * max(top, 1e-9)]
     top = max([top, *(usd for _, usd in near)])
     axes.set_ylim(0, 1.14 * top or 1.0)
@@ -268,14 +269,14 @@ def _spending(axes: Any, spending: Spending, axis: Axis) -> None:
         left, right = axis.at(at), axis.at(after)
         if (at, usd) in near:
             axes.plot([left, right], [usd, usd], color=VERMILION, lw=1.6, zorder=4)
-            _label(axes, left, usd, f" maximum {money(usd)}", VERMILION, "left")
+            _label(axes, left, usd, f" maximum {dollars(usd)}", VERMILION, "left")
         elif right - left > 0.12 * axis.length:
             axes.annotate(
-                f" maximum {money(usd)}, above this figure", (left, 0.98), xycoords=("data", "axes fraction"),
+                f" maximum {dollars(usd)}, above this figure", (left, 0.98), xycoords=("data", "axes fraction"),
                 fontsize=11, va="top", color=VERMILION, zorder=6,
             )  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda usd, _: money(usd, even=True)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda usd, _: round_dollars(usd)))
     axes.set_ylabel("spent")
     axes.grid(visible=False, axis="x")
 

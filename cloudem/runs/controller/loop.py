@@ -20,7 +20,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cloudem.cli.tables import dollars
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import (
     Account,
@@ -52,13 +51,11 @@ from cloudem.cloud.reconcile import (
     Observed,
     Retire,
     Terminate,
+    WantedNode,
     noted,
     reconcile,
     sent,
     settled,
-)
-from cloudem.cloud.reconcile import (
-    Wanted as WantedNode,
 )
 from cloudem.errors import (
     CapacityError,
@@ -76,17 +73,15 @@ from cloudem.execution.dask.draining import workers_of
 from cloudem.io.storage.lease import hold
 from cloudem.jobs.logs import keep_log
 from cloudem.runs.agent import ALONE_S
-from cloudem.runs.controller.steps import Step, StepProcess, is_parallel
-from cloudem.runs.records import OVER, NodeLine, RunState, RunStore, Status, Wanted
+from cloudem.runs.controller.steps import RunningStep, StepProcess, is_parallel
+from cloudem.runs.records import LATENCY_S, OVER, NodeStatus, RunState, RunStore, Status, Wishes
 from cloudem.runs.supervision import Repeated
+from cloudem.text import dollars
 
 LOG = logging.getLogger("cloudem.run")
 
 TICK_S: Mapping[str, float] = {"local": 0.5, "aws": 5.0}
 """Pause between two looks at everything."""
-
-LATENCY_S: Mapping[str, float] = {"local": 60.0, "aws": 120.0}
-"""How long it takes from deciding to end all nodes until none costs anything, at most: calls, shutting down."""
 
 ORDER_S = 6.0
 """How long a job may take to end when its controller ends, before it is killed."""
@@ -146,7 +141,7 @@ class Controller:
         provider: Provider,
         node: Mapping[str, Any],
         catalogue: Catalogue,
-        begin: Callable[[Mapping[str, Any]], Step],
+        begin: Callable[[Mapping[str, Any]], RunningStep],
         workers: Callable[[], Set[str] | None],
         clock: Callable[[], float] = time.time,
         report: Callable[[RunState], str] | None = None,
@@ -154,7 +149,7 @@ class Controller:
         self._store, self._provider, self._node, self._catalogue, self._clock = store, provider, node, catalogue, clock
         self._record = store.record()
         self._plan = Plan.from_json(self._record.plan)
-        self._wanted: Wanted = store.wanted()
+        self._wanted: Wishes = store.wanted()
         self._ledger: list[Entry] = store.ledger()
         self._attempts: Sequence[Attempt] = store.attempts()
         self._finished = dict(store.finished())
@@ -169,7 +164,7 @@ class Controller:
         self._status: Status = "starting"
         self._why = ""
         self._begin_step, self._workers, self._write_report = begin, workers, report
-        self._process: Step | None = None
+        self._process: RunningStep | None = None
         self._began = 0.0
         self._tries, self._failed = 0, False
         self._lost_before = 0
@@ -595,7 +590,7 @@ class Controller:
         self._store.append(*entries)
         self._ledger.extend(entries)
 
-    def _cap_entry(self, now: float, wanted: Wanted) -> CapChanged:
+    def _cap_entry(self, now: float, wanted: Wishes) -> CapChanged:
         return CapChanged(now, wanted.max_usd, (wanted.deadline - self._record.created) / 3600)
 
     def _note(self, text: str) -> None:
@@ -645,8 +640,8 @@ def provider_errors() -> Iterator[None]:
         LOG.warning("%s", error)
 
 
-def _line(node: Node) -> NodeLine:
-    return NodeLine(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
+def _line(node: Node) -> NodeStatus:
+    return NodeStatus(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
@@ -664,9 +659,9 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         catalogue = Catalogue.load()
 
         def report(state: RunState) -> str:
-            from cloudem.runs.run_report import write_report  # draws; is not needed before the end
+            from cloudem.runs.run_report import write_run_page  # draws; is not needed before the end
 
-            return write_report(store, catalogue, state)
+            return write_run_page(store, catalogue, state)
 
         Controller(store, provider, node, catalogue, begin, lambda: known.value, report=report).run()
     except SupersededError as error:

@@ -30,7 +30,7 @@ _PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl.h
 How = Literal["done", "stopped", "failed"]
 
 
-class Step(Protocol):
+class RunningStep(Protocol):
     """A job that runs, as its controller sees it."""
 
     job: str
@@ -55,7 +55,7 @@ class Step(Protocol):
         """End it, whatever it does."""
 
 
-class StepProcess(Step):
+class StepProcess(RunningStep):
     """A job that runs as a process.
 
     Parameters

@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cloudem.cloud import local
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.local import machine, namespaces
+from cloudem.cloud.local import provider as local
 from cloudem.cloud.local.provider import LocalProvider
 from cloudem.cloud.nodes import Node, Pool, Request
 from cloudem.errors import CapacityError, ProviderError
@@ -99,7 +99,7 @@ def known_pid(provider: LocalProvider, node: Node) -> int:
 
 LAUNCH = """
 import json, sys, time
-from cloudem.cloud.local import LocalProvider
+from cloudem.cloud.local.provider import LocalProvider
 from cloudem.cloud.nodes import Pool, Request
 provider = LocalProvider(sys.argv[1], namespaces=False, agent=json.loads(sys.argv[2]))
 pools = (Pool("local.1", "local-a", "spot"),)
@@ -321,7 +321,7 @@ time.sleep(600)
 @pytest.fixture
 def spread(folder: Path) -> LocalProvider:
     """A cloud whose nodes have addresses of their own."""
-    if reason := namespaces.impossible():
+    if reason := namespaces.why_impossible_here():
         pytest.skip(reason)
     provider = LocalProvider(folder, namespaces=True, agent=SLEEPER)
     provider.prepare("c", {})
@@ -378,7 +378,7 @@ def test_a_network_goes_with_its_last_machine_where_the_folder_is_gone(spread: L
 
 def test_what_runs_in_a_node_dies_with_it_whoever_its_parents_are(folder: Path) -> None:
     """A process that left the session of the agent is still in the node's namespace."""
-    if reason := namespaces.impossible():
+    if reason := namespaces.why_impossible_here():
         pytest.skip(reason)
     script = STUBBORN.replace("start_new_session=False", "start_new_session=True")
     provider = LocalProvider(folder, namespaces=True, agent=[sys.executable, "-S", "-c", script])
@@ -392,7 +392,7 @@ def test_what_runs_in_a_node_dies_with_it_whoever_its_parents_are(folder: Path) 
 
 LAUNCHER = """
 import sys, time
-from cloudem.cloud.local import LocalProvider
+from cloudem.cloud.local.provider import LocalProvider
 from cloudem.cloud.nodes import Pool, Request
 provider = LocalProvider(agent=[sys.executable, "-c", "import time; time.sleep(600)"])
 pools = (Pool("local.1", "local-a", "spot"),)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.nodes import InstanceType
 from cloudem.cloud.planning import calibration
-from cloudem.cloud.planning.calibration import Row, keep, speeds
+from cloudem.cloud.planning.calibration import SpeedRow, keep, speeds
 from cloudem.cloud.planning.estimate import Duration, Range, total
 from cloudem.errors import FormatError
 
@@ -76,7 +76,7 @@ def test_only_the_reference_was_measured_and_every_row_says_how() -> None:
 
 
 def test_hyperthreads_share_a_core() -> None:
-    row = Row("x", core=2.0, threads=1.2, spread=1.1, how="scaled", date="", source="")
+    row = SpeedRow("x", core=2.0, threads=1.2, spread=1.1, how="scaled", date="", source="")
     kind = InstanceType("x.8", vcpus=8, cores=4, memory_GiB=8)
     assert row.busy(kind, 1) == row.busy(kind, 4) == 2.0
     assert row.busy(kind, 8) == pytest.approx(0.6 * 2.0)
@@ -86,7 +86,7 @@ def test_hyperthreads_share_a_core() -> None:
 def test_this_machines_own_row_is_kept_and_used(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CLOUDEM_CACHE", str(tmp_path))
     assert speeds().families["local"].how == "supposed"
-    own = Row("my processor", 1.5, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2)
+    own = SpeedRow("my processor", 1.5, 1.0, 1.15, "measured", "2026-11-21", "test", cores=2)
     assert keep(own) == tmp_path / "speed.json"
     assert speeds().families["local"] == own
 

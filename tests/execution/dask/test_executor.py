@@ -176,7 +176,7 @@ def test_the_serial_executor_does_not_import_dask() -> None:
 
 def test_one_cluster_after_another_in_a_fresh_process() -> None:
     code = (
-        "from cloudem.execution.dask import DaskExecutor\n"
+        "from cloudem.execution.dask.executor import DaskExecutor\n"
         "for turn in range(2):\n"
         "    with DaskExecutor(threads=1) as executor: assert list(executor.map(abs, [-1])) == [1]\n"
     )

@@ -19,7 +19,7 @@ from distributed import Client, Scheduler, Worker
 from cloudem.errors import BudgetError, CapacityError, ParameterError, ProviderError, ThrottledError, WorkerLostError
 from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
 from cloudem.execution.dask.node_cluster import HEAD, NodeCluster
-from cloudem.execution.dask.rental import GONE_S, LATE_S, Patience, Place
+from cloudem.execution.dask.rental import GONE_S, LATE_S, Patience, WorkerSlot
 from cloudem.execution.dask.security import make_certificates, security_of
 
 QUICK = Patience(ready_s=20, look_s=0.05, again_s=0.1, tries=2)
@@ -356,7 +356,7 @@ def test_cancelled_while_it_starts(room: Room) -> None:
 
 
 def test_the_fate_of_a_node() -> None:
-    place, there, nobody = Place("i-1", since=100.0), frozenset({"i-1", "i-2"}), frozenset({"i-2"})
+    place, there, nobody = WorkerSlot("i-1", since=100.0), frozenset({"i-1", "i-2"}), frozenset({"i-2"})
     assert place.fate(frozenset(), nobody, 100.0 + LATE_S, 300.0) == "wait", "not listed yet"
     assert place.fate(frozenset(), nobody, 101.0 + LATE_S, 300.0) == "vanished"
     assert place.fate(there, nobody, 399.0, 300.0) == "wait"
@@ -375,7 +375,7 @@ def test_the_fate_of_a_node() -> None:
 
 
 def test_failures_in_a_row_are_counted() -> None:
-    place = Place("i-1").without_node()
+    place = WorkerSlot("i-1").without_node()
     assert place.failures == 1
     place.again = 50.0
     assert place.fate(frozenset(), frozenset(), 49.0, 1.0) == "wait"

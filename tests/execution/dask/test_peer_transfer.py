@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cloudem.execution.dask.configuration import CONFIGURATION
 from cloudem.execution.dask.executor import DaskExecutor
-from cloudem.execution.dask.peer_transfer import Holdings, Part, collect
+from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
 from cloudem.execution.executor import Added, Fold, Pieces, SerialExecutor, itself
-from cloudem.execution.reduction_tree import Node
+from cloudem.execution.reduction_tree import Subtree
 
 Floats = NDArray[np.float32]
 
@@ -105,7 +105,7 @@ async def asking_there() -> int:
 
 def test_nobody_asks_for_ever_for_what_nobody_wants(executor: DaskExecutor) -> None:
     (worker, *_) = executor._threads()
-    holdings = executor._submit(itself, Holdings([Part(Node(0, 0), "bricks_gone", worker)]), worker=worker)
+    holdings = executor._submit(itself, Holdings([HeldPart(Subtree(0, 0), "bricks_gone", worker)]), worker=worker)
     brick = executor._submit(collect, fold_of(), "sum", 0, 1, holdings, worker=worker)
     deadline = time.monotonic() + 20
     while executor._client.run(asking_there, workers=[worker])[worker] != 1:

@@ -150,9 +150,9 @@ def test_prometheus_hears_what_the_client_hears(tmp_path: Path) -> None:
         with DaskExecutor(scheduler=running.address, certificates=str(tmp_path / "certs")) as executor:
             shared = executor.spread(table, 0, local=itself, purpose="reference")
             assert list(executor.map(length_of, range(4), shared=lambda _: [shared])) == [SIZE] * 4
-            workers = traffic.total(map(scraped, urls))
+            workers = traffic.total_traffic(map(scraped, urls))
             assert workers["reference"] == (roughly(SIZE), roughly(SIZE))
-            assert traffic.total([workers, traffic.difference(traffic.totals(), own)]) == executor.traffic()
+            assert traffic.total_traffic([workers, traffic.difference(traffic.totals(), own)]) == executor.traffic()
     finally:
         for process in running.processes.values():
             process.terminate()

@@ -104,7 +104,7 @@ def test_any_rows_of_any_stacks_in_any_order(block, seed, scattered):
         patch.setattr(prefetch, "BLOCK_BYTES", block * 4 * BOX**2)
         patch.setattr(prefetch, "GAP_BYTES", int(rng.integers(0, 5)) * 4 * BOX**2)
         patch.setattr(prefetch, "BLOCKS", int(rng.integers(1, 4)))
-        images = prefetch.ImagesAhead(reader._stacks, reader._source.stack, reader._source.section)
+        images = prefetch.PrefetchedImages(reader._stacks, reader._source.stack, reader._source.section)
         for _ in range(3):
             start, stop = sorted(rng.integers(0, len(expected) + 1, 2).tolist())
             out = np.full((stop - start, BOX, BOX), np.nan, dtype=np.float32)
@@ -196,15 +196,15 @@ def test_no_name_leads_to_this_machine_or_to_another_bucket(remote, project):
 
 def test_where_nobody_may_look_is_looked_past(remote, monkeypatch):
     """Who may read a project alone is refused above it, and where there is nothing."""
-    start_of = stacks.start_of
+    first_bytes = stacks.first_bytes
 
     def guarded(store, key, stop):
-        found = start_of(store, key, stop) if "project/" in key else None
+        found = first_bytes(store, key, stop) if "project/" in key else None
         if found is None:
             raise PermissionDeniedError("403 Forbidden")
         return found
 
-    monkeypatch.setattr(stacks, "start_of", guarded)
+    monkeypatch.setattr(stacks, "first_bytes", guarded)
     table = join(remote, "Refine3D/run_data.star")
     assert find_stacks(["Extract/a.mrcs"], table)[0].place == join(remote, "Extract/a.mrcs")
     with pytest.raises(StorageError, match="denies access"):

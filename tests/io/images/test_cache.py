@@ -215,7 +215,7 @@ def test_threads(remote, folder, monkeypatch):
 READER = """
 import sys
 import numpy as np
-from cloudem.io import cache
+from cloudem.io.images import cache
 from cloudem.io.particle_store import open_particles
 cache.IDLE_SAME, cache._TOUCH = -1.0, 0.0
 store, images = open_particles(sys.argv[1]), np.load(sys.argv[2])

@@ -18,7 +18,8 @@ from cloudem.io.storage.groups import (
     read_rows,
     write_group,
 )
-from cloudem.io.storage.location import contents, is_remote, join, zarr_store
+from cloudem.io.storage.location import contents, is_remote, join
+from cloudem.io.storage.zarr_store import zarr_store
 
 ARRAYS = {
     "map": np.arange(27, dtype=np.float32).reshape(3, 3, 3),

@@ -37,8 +37,8 @@ from cloudem.io.storage.location import (
     read_start,
     size_of,
     write_bytes,
-    zarr_store,
 )
+from cloudem.io.storage.zarr_store import zarr_store
 
 
 @pytest.fixture
@@ -279,7 +279,10 @@ def test_the_endpoint_of_a_profile_is_used(s3, tmp_path):
     )
     plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     places = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys")}
-    code = "import sys; from cloudem.io.storage.location import *; write_bytes(sys.argv[1], b'here'); print(exists(sys.argv[1]))"
+    code = (
+        "import sys; from cloudem.io.storage.location import *; "
+        "write_bytes(sys.argv[1], b'here'); print(exists(sys.argv[1]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, f"s3://{s3.bucket()}/x/y"],
         env={**plain, **places, "AWS_PROFILE": "there"}, capture_output=True, text=True, timeout=60, check=False,

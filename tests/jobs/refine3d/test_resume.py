@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cloudem import errors
-from cloudem.algorithms.refinement import State, plan_of
+from cloudem.algorithms.refinement import State, iteration_plan
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import SerialExecutor, Shared
@@ -319,7 +319,7 @@ def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path
         checkpoint, attributes = read_checkpoint(this.url)
         state = State(**attributes["state"])
         assert state.iteration == 4
-        plan = plan_of(state, this.settings)
+        plan = iteration_plan(state, this.settings)
         fold = fold_of(partial(align_group, url=this.url, plan=plan))
         items = tasks(checkpoint.half_set, 50)
         sums, notes = this.executor.accumulate(fold, items, shared=share(this, plan))

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloudem.report.sections.curves import crossing
+from cloudem.report.sections.curves import resolution_crossing
 from cloudem.report.sections.map_panels import map_panels
 from cloudem.report.sections.view_directions import _mollweide, _raster, view_density, view_directions
 
 
 def test_crossing_is_linear_between_shells():
     curve = np.array([1.0, 1.0, 0.9, 0.5, 0.1, 0.0, 0.0])  # box 12
-    assert crossing(curve, 2.0, 0.5) == pytest.approx(12 * 2.0 / 3)
-    assert crossing(curve, 2.0, 0.3) == pytest.approx(12 * 2.0 / 3.5)
-    assert np.isnan(crossing(np.ones(7), 2.0, 0.143))
-    assert crossing(np.zeros(7), 2.0, 0.143) == pytest.approx(12 * 2.0)
+    assert resolution_crossing(curve, 2.0, 0.5) == pytest.approx(12 * 2.0 / 3)
+    assert resolution_crossing(curve, 2.0, 0.3) == pytest.approx(12 * 2.0 / 3.5)
+    assert np.isnan(resolution_crossing(np.ones(7), 2.0, 0.143))
+    assert resolution_crossing(np.zeros(7), 2.0, 0.143) == pytest.approx(12 * 2.0)
 
 
 def test_crossing_is_the_first_one_and_nan_is_no_correlation():
     curve = np.array([1.0, 0.9, 0.05, 0.9, 0.8, np.nan, 0.9])
-    assert crossing(curve, 1.0, 0.143) < 12 / 1.0
-    assert crossing(curve, 1.0, 0.143) > 12 / 2.0
-    assert crossing(np.array([1.0, 0.9, 0.9, np.nan, 0.9, 0.9, 0.9]), 1.0, 0.45) == pytest.approx(12 / 2.5)
+    assert resolution_crossing(curve, 1.0, 0.143) < 12 / 1.0
+    assert resolution_crossing(curve, 1.0, 0.143) > 12 / 2.0
+    assert resolution_crossing(np.array([1.0, 0.9, 0.9, np.nan, 0.9, 0.9, 0.9]), 1.0, 0.45) == pytest.approx(12 / 2.5)
 
 
 def test_view_direction_is_third_row_of_the_rotation_matrix():
