@@ -156,16 +156,11 @@ def _export_result(
 
 
 def _store_of(url: str, particles_url: str | os.PathLike[str] | None) -> ParticleStore:
-    recorded = (read_attributes(url, "") or {}).get("parameters", {}).get("particles")
-    place = particles_url or recorded
-    if not place:
-        raise ParameterError(f"{url} does not say which particle store it was made from; give it with --particles")
+    """Return the store that holds the images of a result."""
     try:
-        return open_particles(place)
+        return open_particles(open_particles(particles_url or url).image_url)
     except MissingInputError as error:
-        raise MissingInputError(
-            f"{place}, which {url} was made from, does not exist; give it with --particles"
-        ) from error
+        raise MissingInputError(f"{error}; if it was moved, give it with --particles") from error
 
 
 def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:

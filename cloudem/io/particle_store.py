@@ -7,6 +7,9 @@
     <url>/columns       the particle table, a group as in `cloudem.io.storage.groups`
 
 Any Zarr v3 reader can read all of it.
+
+The result of a job that holds particles is a particle store, too: its table is the group ``particles``, which says
+where the images lie (`ImageSource`), and whose column ``store_row`` says which of them belong to its rows.
 """
 
 import json
@@ -14,23 +17,27 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from cloudem import traffic
-from cloudem.errors import DamagedShardError, FormatError, MissingInputError, ParameterError
+from cloudem.errors import DamagedShardError, FormatError, InconsistentDataError, MissingInputError, ParameterError
 from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, parse_layout
 from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
 from cloudem.io.particle_writer import ParticleWriter, particle_writer, write_particles
-from cloudem.io.storage.groups import particles_from_arrays, read_attributes, read_group
-from cloudem.io.storage.location import exists, folder_of, get, is_remote, object_store, storage_errors
+from cloudem.io.storage.groups import list_groups, particles_from_arrays, read_attributes, read_group
+from cloudem.io.storage.location import exists, folder_of, get, is_remote, join, object_store, storage_errors
 from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.particles import Particles
 
 __all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
+
+
+RESULT_TABLE = "particles"
+"""Group of a result that holds its particles."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,39 @@ class Damage:
     Attributes
     ----------
     shard
-        Its key under the URL of the store.
-    first, last
-        Numbers of the first and the last image that it held.
+        Its key under the URL of the store of images.
+    rows
+        Numbers of the particles whose images it held, in order.
     reason
         What is wrong with it.
     """
 
     shard: str
-    first: int
-    last: int
+    rows: NDArray[np.int64]
     reason: str
+
+
+class ImageSource(NamedTuple):
+    """Where the images of a table lie.
+
+    Attributes
+    ----------
+    url
+        Of the particle store that holds them.
+    date
+        When that was made; tells it from one made later under the same name.
+    beside
+        The same place as seen from the table, so that a project can be moved as a whole; empty where they share none.
+    """
+
+    url: str
+    date: str
+    beside: str = ""
+
+    @classmethod
+    def of(cls, store: "ParticleStore", table: str) -> "ImageSource":
+        """Return what a table under a URL is to record of a store whose images it uses."""
+        return cls(store.image_url, store.date, relative(store.image_url, table))
 
 
 class ParticleStore:
@@ -59,7 +88,9 @@ class ParticleStore:
     Attributes
     ----------
     url
-        Where it is.
+        Where its table is.
+    image_url
+        Where its images are: the same, unless it is the result of a job.
     box
         Side of the images in pixels.
     pixel_size
@@ -71,20 +102,42 @@ class ParticleStore:
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = os.fspath(url)
+        self.url = self.image_url = os.fspath(url)
         attributes = read_attributes(url, "")
+        self._count: int | None = None
+        if attributes is not None and attributes.get("kind") == "result" and RESULT_TABLE in list_groups(url, ""):
+            self.image_url, attributes = _images_of(self.url)
         if attributes is None or attributes.get("kind") != "particles":
             raise _not_particles(self.url, attributes)
-        raw = get(object_store(url), "images/zarr.json")
+        raw = get(object_store(self.image_url), "images/zarr.json")
         if raw is None:
-            raise FormatError(f"{self.url} has lost its images; import the particles again")
+            raise FormatError(f"{self.image_url} has lost its images; import the particles again")
         self._layout = parse_layout(json.loads(raw))
-        self._count, self.box, self.dtype = self._layout.count, self._layout.box, self._layout.dtype
+        self.box, self.dtype = self._layout.box, self._layout.dtype
+        if not self.is_result:
+            self._count = self._layout.count
         self.pixel_size = float(attributes["pixel_size_A"])
         self.attributes = attributes
 
+    @property
+    def is_result(self) -> bool:
+        """Whether it is the result of a job, with the images of another store."""
+        return self.url != self.image_url
+
+    @property
+    def date(self) -> str:
+        """When its images were stored; tells it from a store made later under the same name."""
+        return str(self.attributes.get("date", ""))
+
+    @property
+    def remote(self) -> bool:
+        """Whether its images lie in object storage."""
+        return is_remote(self.image_url)
+
     def __len__(self) -> int:
         """Return the number of particles."""
+        if self._count is None:
+            self._count = len(self.particles)
         return self._count
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,12 +145,20 @@ class ParticleStore:
 
         A worker without access must not fail before its task has begun: Dask would send it the task again, for ever.
         """
-        return {name: value for name, value in vars(self).items() if name not in ("particles", "_shards")}
+        return {name: value for name, value in vars(self).items() if name not in ("particles", "rows", "_shards")}
 
     @cached_property
     def particles(self) -> Particles:
         """The particle table."""
-        return particles_from_arrays(*read_group(self.url, "columns"))
+        return particles_from_arrays(*read_group(self.url, RESULT_TABLE if self.is_result else "columns"))
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64] | None:
+        """Number of each particle's image in the store of images, (n,); None where all are there in order."""
+        if not self.is_result or "store_row" not in self.particles:
+            return None
+        rows: NDArray[np.int64] = self.particles["store_row"]
+        return rows
 
     def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
         """Return images.
@@ -120,11 +181,18 @@ class ParticleStore:
             A shard is missing or damaged.
         """
         wanted = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self._count):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise ParameterError(
                 f"image numbers {wanted.min()} to {wanted.max()} were asked for, "
-                f"but {self.url} holds 0 to {self._count - 1}"
+                f"but {self.url} holds 0 to {len(self) - 1}"
             )
+        if self.rows is not None:
+            wanted = self.rows[wanted]
+            if wanted.size and not (wanted.min() >= 0 and wanted.max() < self._layout.count):
+                raise FormatError(
+                    f"{self.url} refers to images {wanted.min()} to {wanted.max()}, but {self.image_url} holds 0 to "
+                    f"{self._layout.count - 1}; run the job that made {self.url} again"
+                )
         out = np.empty((wanted.size, self.box * self.box), dtype=np.float32)
         left = self._shards.read(_by_shard(wanted, self._layout.shard), out)
         if left:
@@ -150,28 +218,31 @@ class ParticleStore:
                 return str(error)
             return ""
 
-        with storage_errors(self.url):
+        with storage_errors(self.image_url):
             reasons = in_threads(reason, range(self._layout.shards))
-        return [
-            Damage(self._layout.key(shard), *self._layout.held(shard), reason)
+        rows = np.arange(self._layout.count) if self.rows is None else self.rows
+        shards = rows // self._layout.shard
+        lost = [
+            Damage(self._layout.key(shard), np.flatnonzero(shards == shard), reason)
             for shard, reason in enumerate(reasons)
             if reason
         ]
+        return [each for each in lost if len(each.rows)]
 
     @cached_property
     def _shards(self) -> LocalShards | RemoteShards | ShardsOfZarr:
         if not self._layout.direct:
-            return ShardsOfZarr(self.url, self._layout)
-        if is_remote(self.url):
-            return remote_shards(self.url, self._layout)
-        return LocalShards(folder_of(self.url), self._layout)
+            return ShardsOfZarr(self.image_url, self._layout)
+        if self.remote:
+            return remote_shards(self.image_url, self._layout)
+        return LocalShards(folder_of(self.image_url), self._layout)
 
     def _read_through_zarr(
         self, wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
     ) -> None:
         numbers, which = np.unique(wanted, return_inverse=True)
-        with storage_errors(self.url), traffic.purpose("images"):
-            stack = zarr.open_array(zarr_store(self.url), path="images", mode="r", zarr_format=3)
+        with storage_errors(self.image_url), traffic.purpose("images"):
+            stack = zarr.open_array(zarr_store(self.image_url), path="images", mode="r", zarr_format=3)
             images = np.asarray(stack.oindex[numbers])
         out[places] = images[which].reshape(len(wanted), -1)
 
@@ -196,6 +267,57 @@ def open_particles(url: str | os.PathLike[str]) -> ParticleStore:
         What is there is not a finished particle store.
     """
     return ParticleStore(url)
+
+
+def _images_of(url: str) -> tuple[str, dict[str, Any]]:
+    """Return where the images of a result's particles lie, and the attributes of that store.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        They are not where they were; the result does not say where; there are others now.
+    """
+    found = (read_attributes(url, RESULT_TABLE) or {}).get("images")
+    record = (read_attributes(url, "") or {}).get("parameters", {})
+    try:
+        source = ImageSource(**found) if found else ImageSource(str(record["particles"]), "")
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{url} does not say where the images of its particles lie; run the job again") from error
+    places = [source.url, *([join(url, source.beside)] if source.beside else [])]
+    others = 0
+    for place in places:
+        attributes = read_attributes(resolved(place), "")
+        if attributes is not None and attributes.get("kind") == "particles":
+            if not source.date or attributes.get("date") == source.date:
+                return resolved(place), attributes
+            others += 1
+    if others:
+        raise InconsistentDataError(
+            f"{source.url}, whose images {url} uses, has been made anew since; run the job that made {url} again"
+        )
+    raise MissingInputError(
+        f"{source.url} does not exist, which holds the images of {url}; put it back, or run the job again"
+    )
+
+
+def relative(place: str, origin: str) -> str:
+    """Return a place as seen from another, both absolute; empty where they share no folder or bucket."""
+    one, other = place.split("/"), origin.split("/")
+    shared = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    if shared < (4 if is_remote(place) or is_remote(origin) else 2):
+        return ""
+    return "/".join([*[".."] * (len(other) - shared), *one[shared:]])
+
+
+def resolved(place: str) -> str:
+    """Return a place without ``..``: object storage knows none."""
+    parts: list[str] = []
+    for part in place.split("/"):
+        if part == ".." and parts:
+            parts.pop()
+        else:
+            parts.append(part)
+    return "/".join(parts)
 
 
 def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:

@@ -35,6 +35,8 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
 from cloudem.errors import CloudemError, ParameterError, StoppedError
+from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
+from cloudem.report.declaration import STANDARD, Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -263,6 +265,11 @@ class Job(Declaration):
     """Whether the executor is worth starting; a job of one short step runs on the serial one."""
     on_gpu: ClassVar[bool] = False
     """Whether its tasks run on GPUs where there are any; others use all cores of such a machine instead."""
+
+    columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
+    """Of the rows that it shows while it runs, and keeps."""
+    sections: ClassVar[tuple[Section, ...]] = STANDARD
+    """Of its report; those that find nothing to show leave themselves out."""
 
     out: Place = parameter(meaning="folder of the results, or s3://bucket/prefix")
 

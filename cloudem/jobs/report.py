@@ -36,7 +36,7 @@ from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
-    from cloudem.report.content import IterationRow, ParameterRow, ReportContent, StageRow, TransferRow
+    from cloudem.report.content import ParameterRow, ReportContent, StageRow, TransferRow
 
 REPORT_FILE = "report.html"
 
@@ -104,6 +104,7 @@ def content_of(url: str) -> ReportContent:
     arrays, result = read_group(url, "result")
     record = read_attributes(url, "") or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
+    declared = find_job(job) if job in JOBS else Job
     symmetry = str(result.get("symmetry") or "")
     kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
     return ReportContent(
@@ -117,6 +118,9 @@ def content_of(url: str) -> ReportContent:
         resolution=result.get("resolution_A"),
         b_factor=result.get("b_factor_A2"),
         iterations=_iterations(kept, result),
+        columns=declared.columns,
+        sections=declared.sections,
+        arrays=arrays,
         transfers=_transfers(kept, result),
         particle_count=result.get("particle_count"),
         stages=_stages(result.get("stages", ())),
@@ -176,14 +180,11 @@ def _columns(url: str) -> dict[str, Any]:
     return columns
 
 
-def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[IterationRow]:
-    from cloudem.report.content import IterationRow
-
+def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     # A resumed job's view has seen only the last iterations; what was kept of each remembers the others.
     rows = {row["iteration"]: row for row in [attributes["row"] for attributes in kept if "row" in attributes]}
     rows |= {row["iteration"]: row for row in result.get("iterations", ())}
-    names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
-    return [IterationRow(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
 
 
 def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[TransferRow]:

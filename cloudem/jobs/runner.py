@@ -53,6 +53,7 @@ def run_job(
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signal())
         progress = stack.enter_context(view(log)) if view else SilentProgress(log)
+        progress.columns = job.columns
         place = place_of_lease(job)
         lease = stack.enter_context(hold(place, log=log)) if place else None
         if job.keeps_log:

@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import NamedTuple, TypeAlias
 
+from cloudem.report.blocks import (
+    Block,
+    Cell,
+    Drawn,
+    Figure,
+    Figures,
+    Part,
+    Remarks,
+    Row,
+    Table,
+    Words,
+    facts,
+    numbers,
+    render_page,
+)
 from cloudem.report.sections.planning import Point, plan_figure
 from cloudem.report.sections.timeline import Band, NodeBar, Spending, legend, timeline
-from cloudem.report.style import CSS
 from cloudem.text import dollars, duration
 
 Triple: TypeAlias = tuple[float, float, float]
@@ -135,22 +148,9 @@ class RunContent:
     versions: Sequence[str] = field(default_factory=tuple)
 
 
-RUN_CSS = """
-.status { display: inline-block; padding: 1px 11px; border-radius: 11px; color: #fff; font-size: 14px;
-  font-weight: 600; vertical-align: 5px; margin-left: 12px; background: #6b7785; }
-.status.done { background: #00795a; } .status.stopped { background: #b35900; } .status.failed { background: #b3261e; }
-.legend { font-size: 13px; color: #52606d; margin: 0 0 2px; } .legend span { margin-right: 16px; }
-.legend .key { display: inline-block; width: 18px; height: 10px; border-radius: 2px; margin-right: 6px; }
-td.plan { width: 134px; padding-right: 4px; } td.plan svg { width: 130px; }
-.told { margin: 14px 0 0; padding: 8px 18px; background: #eef5fa; border-radius: 4px; max-width: none; }
-table:not(.compare) td.n + td, table:not(.compare) th.n + th { padding-left: 18px; }
-td.off { color: #b34700; font-weight: 600; } tr.rest td { color: #52606d; }
-table.compare td { vertical-align: middle; } table.compare td.plan + td { padding-right: 26px; }
-table.compare th.n { padding-right: 26px; } table.compare td:last-child { min-width: 62px; }
-summary { cursor: pointer; font-size: 13.5px; margin: 12px 0 6px; color: #005a8d; }
-td.event { font-weight: 600; width: 26px; } td.when { white-space: nowrap; width: 90px; }
-.facts td:first-child { width: 190px; color: #52606d; } a { color: #005a8d; }
-"""
+ENDS = ("done", "stopped", "failed")
+
+REHEARSAL = "A rehearsal on one computer: prices are made up, and nothing was charged."
 
 MINUTE = "Each machine is charged for a minute at least, from its launch on"
 
@@ -174,100 +174,75 @@ def render_run(content: RunContent) -> str:
     str
         A whole HTML page. It loads nothing, runs nothing, and every text of ``content`` is escaped.
     """
-    sections = (
-        _head(content),
-        _asked(content),
-        _compared(content),
-        _happened(content),
-        _front(content),
-        _nodes(content),
-        _money(content),
-        _made(content),
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=1200">'
-        f"<title>{escape(content.title)}</title><style>{CSS}{RUN_CSS}</style></head>\n<body><main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
+    passed = content.spent - content.max_usd
+    return render_page(
+        "page.html",
+        title=content.title,
+        created=content.created,
+        status=content.status,
+        status_kind=content.status if content.status in ENDS else "",
+        why=content.why,
+        told=REHEARSAL if content.rehearsal else "",
+        tiles=_tiles(content),
+        warnings=[f"The approximate maximum was passed by {dollars(passed)}."] if passed > 0 else [],
+        sections=[
+            *_asked(content),
+            _compared(content),
+            *_happened(content),
+            *_front(content),
+            *_nodes(content),
+            *_money(content),
+            _made(content),
+        ],
     )
 
 
-def _head(content: RunContent) -> str:
+def _tiles(content: RunContent) -> list[tuple[str, str]]:
     taken = sum(line.bar.how == "taken" for line in content.nodes)
-    tiles = [
+    return [
         (dollars(content.spent), f"spent, of an approximate maximum of {dollars(content.max_usd)}"),
         (dollars(content.usd_plan[1]), f"was expected; planned {_range(content.usd_plan, dollars)}"),
         (duration(content.wall), f"with machines; planned {_range(content.wall_plan, duration)}"),
         (str(len(content.nodes)), "machines" + (f", {taken} of them taken or lost and replaced" if taken else "")),
     ]
-    shown = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
-    status = escape(content.status)
-    kind = status if status in ("done", "stopped", "failed") else ""
-    why = f"<p><b>{status}:</b> {escape(content.why)}</p>" if content.why else ""
-    passed = content.spent - content.max_usd
-    said = "A rehearsal on one computer: prices are made up, and nothing was charged."
-    told = f'<p class="told">{said}</p>' if content.rehearsal else ""
-    if passed > 0:
-        told += f'<div class="warnings"><b>The approximate maximum was passed by {dollars(passed)}.</b></div>'
-    return (
-        f'<header><h1>{escape(content.title)}<span class="status {kind}">{status}</span></h1>'
-        f'<p class="quiet">{escape(content.created)}</p>{why}</header><div class="tiles">{shown}</div>' + told
-    )
 
 
-def _asked(content: RunContent) -> str:
-    facts = [*content.asked, *([("what was promised", content.promise)] if content.promise else [])]
-    rows = "".join(f"<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>" for a, b in facts)
-    return f'<section><h2>What was asked for</h2><table class="facts">{rows}</table></section>' if rows else ""
+def _asked(content: RunContent) -> list[Drawn]:
+    pairs = [*content.asked, *([("what was promised", content.promise)] if content.promise else [])]
+    return [Drawn("What was asked for", [facts(pairs, kind="facts")])] if pairs else []
 
 
-def _compared(content: RunContent) -> str:
+def _compared(content: RunContent) -> Drawn:
     whole = StepRow(
         "in all", "", content.wall_plan, content.wall, content.usd_plan, content.spent,
-        content.status if content.status in ("done", "stopped", "failed") else "",
+        content.status if content.status in ENDS else "",
     )  # fmt: skip
     lines = [*content.steps, *content.others, whole]
     scales = _scale([(line.wall_plan, line.wall) for line in lines]), _scale([(li.usd_plan, li.usd) for li in lines])
-    rows = "".join(_compare(line, scales, "") for line in content.steps)
-    rows += "".join(_compare(line, scales, "rest") for line in content.others)
-    rows += _compare(whole, scales, "total")
-    return (
-        '<section><h2>Planned and actual</h2><table class="compare"><tr><th>step</th><th>machines</th>'
-        '<th colspan="2">planned time</th><th class="n">actual</th><th colspan="2">planned cost</th>'
-        f'<th class="n">actual</th><th></th></tr>{rows}</table>{_bar_legend()}</section>'
-    )
+    rows = [_compare(line, scales, "") for line in content.steps]
+    rows += [_compare(line, scales, "rest") for line in content.others]
+    rows.append(_compare(whole, scales, "total"))
+    head = [
+        Cell("step"), Cell("machines"), Cell("planned time", span=2), Cell("actual", "n"),
+        Cell("planned cost", span=2), Cell("actual", "n"), Cell(),
+    ]  # fmt: skip
+    legend = Part("bars.html", {"inside": _INSIDE, "outside": _OUTSIDE})
+    return Drawn("Planned and actual", [Table(head, rows, "compare"), legend])
 
 
-def _bar_legend() -> str:
-    return (
-        '<p class="quiet">Bars: what time and cost may turn out to be, with the expected value as a stroke and the '
-        f'actual one as a <b style="color:{_INSIDE}">●</b>, <b style="color:{_OUTSIDE}">●</b> where it is outside, '
-        "○ where the step did not come to its end; relative to the expected value, one logarithmic scale in a column. "
-        "<i>Slower</i>, <i>dearer</i> and the like: outside of the whole range. The plan counts the wait for machines "
-        "with the step that needs them, the meter with what is between the steps.</p>"
-    )
-
-
-def _compare(line: StepRow, scales: tuple[float, float], kind: str) -> str:
-    cells = []
+def _compare(line: StepRow, scales: tuple[float, float], kind: str) -> Row:
+    cells = [Cell(line.name, "name", link=line.link), Cell(line.machines)]
     for planned, actual, scale, say in (
         (line.wall_plan, line.wall, scales[0], duration),
         (line.usd_plan, line.usd, scales[1], dollars),
     ):
-        off = _off(planned, actual, line.how)
-        cells.append(
-            f'<td class="n">{_range(planned, say) if planned else ""}</td>'
-            f'<td class="plan">{_bar(planned, actual, scale, line.how)}</td>'
-            f'<td class="n{" off" if off else ""}">{say(actual) if actual is not None else "–"}</td>'
-        )
-    name = escape(line.name)
-    if line.link:
-        name = f'<a href="{escape(line.link, quote=True)}">{name}</a>'
-    notes = ", ".join(filter(None, (line.how, *(_words(line)))))
-    return (
-        f'<tr class="{kind}"><td class="name">{name}</td><td>{escape(line.machines)}</td>{"".join(cells)}'
-        f"<td>{escape(notes)}</td></tr>"
-    )
+        off = " off" if _off(planned, actual, line.how) else ""
+        cells += [
+            Cell(_range(planned, say) if planned else "", "n"),
+            Cell(svg=_bar(planned, actual, scale, line.how), kind="plan"),
+            Cell(say(actual) if actual is not None else "–", f"n{off}"),
+        ]
+    return Row([*cells, Cell(", ".join(filter(None, (line.how, *_words(line)))))], kind)
 
 
 def _words(line: StepRow) -> list[str]:
@@ -327,27 +302,23 @@ def _bar(planned: Triple | None, actual: float | None, scale: float, how: str) -
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="range">{"".join(parts)}</svg>'
 
 
-def _happened(content: RunContent) -> str:
+def _happened(content: RunContent) -> list[Drawn]:
     if not content.nodes:
-        return ""
+        return []
     bars = [line.bar for line in content.nodes]
     marks = [(event.at, event.letter) for event in content.events if event.letter]
-    rows = "".join(
-        f'<tr><td class="event">{escape(event.letter)}</td><td class="when">{escape(event.when)}</td>'
-        f"<td>{escape(event.text)}</td></tr>"
-        for event in content.events
-    )
-    return (
-        f'<section><h2>What happened when</h2><p class="legend">{legend(bars)}</p>'
-        f"{timeline(bars, content.bands, marks, content.spending)}"
-        f'<p class="quiet">{MINUTE}, which the curve shows as a step.</p>'
-        f'<table style="margin-top:10px">{rows}</table></section>'
-    )
+    drawing = timeline(bars, content.bands, marks, content.spending)
+    rows = [Row([Cell(event.letter, "event"), Cell(event.when, "when"), Cell(event.text)]) for event in content.events]
+    blocks: list[Block] = [Part("legend.html", {"keys": legend(bars)}), Figures([Figure(1000, drawing)])]
+    blocks.append(Words(f"{MINUTE}, which the curve shows as a step."))
+    if rows:
+        blocks.append(Table((), rows, "events"))
+    return [Drawn("What happened when", blocks)]
 
 
-def _front(content: RunContent) -> str:
+def _front(content: RunContent) -> list[Drawn]:
     if not content.points:
-        return ""
+        return []
     actual = (content.wall, content.spent) if content.wall > 0 and content.spent > 0 else None
     figure = plan_figure(content.points, content.front_title, *content.limits, actual=actual)
     others = (
@@ -355,74 +326,66 @@ def _front(content: RunContent) -> str:
         if len(content.points) > 1
         else "Of what was allowed, nothing else would have been faster or cheaper."
     )
-    return (
-        f"<section><h2>Cost against time</h2><figure>{figure}<figcaption>The plan, with what time and cost might have "
-        f"turned out to be, and what the run came to. {others}</figcaption></figure></section>"
-    )
+    caption = f"The plan, with what time and cost might have turned out to be, and what the run came to. {others}"
+    return [Drawn("Cost against time", [Figures([Figure(1000, figure, caption)])])]
 
 
-def _nodes(content: RunContent) -> str:
+def _nodes(content: RunContent) -> list[Drawn]:
     if not content.nodes:
-        return ""
-    rows = "".join(
-        f'<tr><td class="name">{escape(line.bar.slot)}</td><td>{escape(line.name)}</td><td>{escape(line.pool)}</td>'
-        f'<td class="n">{duration(line.bar.end - line.bar.start)}</td><td class="n">{dollars(line.usd)}</td>'
-        f'<td class="{"off" if line.bar.how == "taken" else ""}">{escape(line.ended)}</td></tr>'
+        return []
+    rows = [
+        Row(
+            [
+                Cell(line.bar.slot, "name"), Cell(line.name), Cell(line.pool),
+                *numbers([duration(line.bar.end - line.bar.start), dollars(line.usd)]),
+                Cell(line.ended, "off" if line.bar.how == "taken" else ""),
+            ]
+        )
         for line in content.nodes
-    )
-    each = (
-        '<table><tr><th>slot</th><th>machine</th><th>where from</th><th class="n">time</th><th class="n">cost</th>'
-        f"<th>end</th></tr>{rows}</table>"
-    )
-    if len(content.nodes) > MOST_ROWS:
-        each = f"<details><summary>each of the {len(content.nodes)} machines</summary>{each}</details>"
-    note = f'<p class="quiet">{MINUTE}.</p>'
-    return f"<section><h2>Machines</h2>{_pools(content.nodes)}{note}{each}</section>"
+    ]  # fmt: skip
+    many = len(content.nodes) > MOST_ROWS
+    head = [Cell("slot"), Cell("machine"), Cell("where from"), *numbers(["time", "cost"]), Cell("end")]
+    each = Table(head, rows, summary=f"each of the {len(content.nodes)} machines" if many else "")
+    return [Drawn("Machines", [_pools(content.nodes), Words(f"{MINUTE}."), each])]
 
 
-def _pools(nodes: Sequence[NodeRow]) -> str:
+def _pools(nodes: Sequence[NodeRow]) -> Table:
     """Return the nodes by where they come from."""
     rows, total = [], 0.0
     for pool in sorted({line.pool for line in nodes}):
         mine = [line for line in nodes if line.pool == pool]
         usd, hours = sum(line.usd for line in mine), sum(line.bar.end - line.bar.start for line in mine) / 3600
         taken, total = sum(line.bar.how == "taken" for line in mine), total + usd
-        rows.append(
-            f'<tr><td>{escape(pool)}</td><td class="n">{len(mine)}</td><td class="n">{taken or "–"}</td>'
-            f'<td class="n">{hours:,.3g}</td><td class="n">{dollars(usd)}</td></tr>'
-        )
-    return (
-        '<table><tr><th>where from</th><th class="n">machines</th><th class="n">taken or lost</th>'
-        f'<th class="n">machine hours</th><th class="n">cost</th></tr>{"".join(rows)}<tr class="total"><td>in all</td>'
-        f'<td class="n">{len(nodes)}</td><td></td><td></td><td class="n">{dollars(total)}</td></tr></table>'
-    )
+        rows.append(Row([Cell(pool), *numbers([str(len(mine)), str(taken or "–"), f"{hours:,.3g}", dollars(usd)])]))
+    whole = Row([Cell("in all"), *numbers([str(len(nodes)), "", "", dollars(total)])], "total")
+    head = [Cell("where from"), *numbers(["machines", "taken or lost", "machine hours", "cost"])]
+    return Table(head, [*rows, whole])
 
 
-def _money(content: RunContent) -> str:
-    prices = "".join(
-        f'<tr><td class="name">{escape(p.pool)}</td><td class="n">{escape(p.listed)}</td><td>{escape(p.as_of)}</td>'
-        f'<td>{escape(p.source)}</td><td class="n">{escape(p.metered)}</td></tr>'
-        for p in content.prices
-    )
-    table = (
-        '<table><tr><th>machine</th><th class="n">listed, $ per hour</th><th>of</th><th>source</th>'
-        f'<th class="n">metered, $ per hour</th></tr>{prices}</table>'
-        if prices
-        else ""
-    )
-    missing = "".join(f"<tr><td>{escape(what)}</td><td>{escape(why)}</td></tr>" for what, why in content.unmetered)
-    unmetered = f'<h2>What was not metered</h2><table class="facts">{missing}</table>' if missing else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in content.notes)
-    said = f'<p style="margin-top:14px">Notes of the plan:</p><ul class="notes">{notes}</ul>' if notes else ""
-    return f"<section><h2>Prices</h2>{table}{said}{unmetered}</section>" if table or said or unmetered else ""
+def _money(content: RunContent) -> list[Drawn]:
+    blocks: list[Block] = []
+    if content.prices:
+        head = [
+            Cell("machine"), Cell("listed, $ per hour", "n"), Cell("of"), Cell("source"),
+            Cell("metered, $ per hour", "n"),
+        ]  # fmt: skip
+        rows = [
+            Row([Cell(p.pool, "name"), Cell(p.listed, "n"), Cell(p.as_of), Cell(p.source), Cell(p.metered, "n")])
+            for p in content.prices
+        ]
+        blocks.append(Table(head, rows))
+    if content.notes:
+        blocks.append(Remarks(content.notes, "Notes of the plan:"))
+    found = [Drawn("Prices", blocks)] if blocks else []
+    if content.unmetered:
+        found.append(Drawn("What was not metered", [facts(content.unmetered, kind="facts")]))
+    return found
 
 
-def _made(content: RunContent) -> str:
-    text = " · ".join(escape(version) for version in content.versions)
-    return (
-        '<section><h2>How this was made</h2><p class="quiet" style="max-width:none">From the ledger, the plan and the '
-        f"records of the run in {escape(content.where)}. {text}</p></section>"
-    )
+def _made(content: RunContent) -> Drawn:
+    text = " · ".join(content.versions)
+    said = f"From the ledger, the plan and the records of the run in {content.where}. {text}"
+    return Drawn("How this was made", [Words(said, "quiet wide")])
 
 
 def _range(planned: Triple, say: Callable[[float], str]) -> str:

@@ -54,7 +54,9 @@ def result(project, store):
     refined = store.particles.with_columns(rot=np.full(COUNT, 0.5), score=np.arange(COUNT))
     url = project / "refine"
     write_group(url, "particles", *particles_to_arrays(refined))
-    write_group(url, "", {}, {"job": "refine3d", "parameters": {"particles": str(project / "p.zarr")}})
+    write_group(
+        url, "", {}, {"kind": "result", "job": "refine3d", "parameters": {"particles": str(project / "p.zarr")}}
+    )
     write_group(url, "result", {**maps, **curves}, {"pixel_size_A": 1.34, "symmetry": "C1"})
     return url, maps
 

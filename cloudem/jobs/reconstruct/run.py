@@ -61,7 +61,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     context.write("", {}, {"kind": "result", **job_record(job)})
     particles = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
     wall = time.monotonic() - started
-    write_maps(context, maps, whole, mask, k_max, pixel_size, job.symmetry, job.seed, wall, particles, job.report)
+    where = (k_max, pixel_size, job.symmetry, job.seed)
+    write_maps(context, maps, whole, mask, *where, wall, particles, dataset.store, job.report)
 
 
 def solvent_mask(

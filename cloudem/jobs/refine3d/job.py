@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from cloudem.jobs.base import Context, Job, Place, Projection, parameter
+from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 
 class Refine3D(Job):
@@ -18,6 +19,22 @@ class Refine3D(Job):
         " --initial-resolution-A 25 --out refine",
     )
     on_gpu: ClassVar[bool] = True
+    columns: ClassVar[tuple[Column, ...]] = (
+        ITERATION,
+        Column("resolution_A", "resolution", "Å", ".2f"),
+        Column("limit_A", "limit", "Å", ".2f", meaning="the finest resolution that the iteration scores"),
+        Column(
+            "moving",
+            "moving",
+            "%",
+            ".1f",
+            100,
+            "images whose pose changed by more than a quarter of its standard error",
+        ),
+        Column("images_per_s", "images/s", form=",.0f"),
+        SECONDS,
+        RECEIVED,
+    )
 
     particles: Place = parameter(meaning="particle store made by cloudem import")
     reference: Place = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
@@ -71,10 +88,9 @@ class Refine3D(Job):
 def project_alignment(particles: str, group_size: int) -> Projection:
     """Return what aligning or inserting a store's particles needs, from its shapes."""
     from cloudem.io.particle_store import open_particles
-    from cloudem.io.storage.location import is_remote
 
     store = open_particles(particles)
-    return alignment_needs(len(store), store.box, group_size, remote=is_remote(particles))
+    return alignment_needs(len(store), store.box, group_size, remote=store.remote)
 
 
 def alignment_needs(count: int, box: int, group_size: int, *, remote: bool) -> Projection:

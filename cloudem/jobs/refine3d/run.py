@@ -49,7 +49,7 @@ from cloudem.jobs.dataset import (
     open_for_tasks,
 )
 from cloudem.jobs.maps import fitted, read_mask
-from cloudem.jobs.progress import Stage, Value
+from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.poses import (
     changes,
@@ -88,6 +88,7 @@ from cloudem.jobs.refine3d.tasks import (
     read_reference,
 )
 from cloudem.jobs.results import write_maps
+from cloudem.model.columns import Value
 from cloudem.model.poses import matrix_to_euler
 from cloudem.model.symmetry import operators
 from cloudem.traffic import Moved, difference, purpose
@@ -264,7 +265,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     mask = np.maximum(*(fetch(mask) for mask in maps.masks))
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
-        run.job.symmetry, run.job.seed, wall, refined, run.job.report,
+        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report,
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Parts of pages: figures and tables."""
+"""The sections of a report, one module for each kind, and the figures in them."""

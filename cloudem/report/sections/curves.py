@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
 from cloudem.kernels.shells import crossing as crossing_shell
-from cloudem.report.content import IterationRow
+from cloudem.model.columns import Value
 from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, label_axes
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -151,9 +151,12 @@ def _mark_crossings(axes: Axes, curves: Mapping[str, Array], pixel_size: float, 
         box.get_texts()[0].set_fontweight("bold")
 
 
-def iterations_figure(iterations: Sequence[IterationRow], width: int = 376) -> str:
-    """Draw resolution and frequency limit, and below them the share of moving poses, by iteration."""
-    rows = np.array([(r.iteration, r.resolution, r.limit, r.moving_share) for r in iterations], dtype=float)
+def iterations_figure(iterations: Sequence[Mapping[str, Value]], width: int = 376) -> str:
+    """Draw resolution and frequency limit, and below them the share of moving poses, by iteration; "" if unknown."""
+    names = ("iteration", "resolution_A", "limit_A", "moving")
+    rows = np.array([[row.get(name, np.nan) for name in names] for row in iterations], dtype=float)
+    if not any(name in row for row in iterations for name in names[1:]):
+        return ""
     number, moving = rows[:, 0], rows[:, 3]
     frequencies = np.full((len(rows), 2), np.nan)
     np.divide(1.0, rows[:, 1:3], out=frequencies, where=rows[:, 1:3] > 0)
@@ -201,7 +204,7 @@ def _draw_resolution(axes: Axes, number: Array, frequencies: Array) -> None:
         axes.set_yticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
 
 
-def histogram(values: Array, x: str, title: str, width: int = 320, height: int = 240) -> str:
+def histogram(values: Array, x: str, title: str, width: int = 320, height: int = 240, unit: str = "particles") -> str:
     """Draw the distribution of one column, its median marked; values that are not finite are left out."""
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
@@ -232,7 +235,7 @@ def histogram(values: Array, x: str, title: str, width: int = 320, height: int =
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(visible=False, axis="x")
-        label_axes(axes, x, "particles")
+        label_axes(axes, x, unit)
         axes.xaxis.set_label_coords(0.5, -24 / (height - 90))  # one level in all histograms, whatever the letters
         figure.text(52 / width, 1 - 4 / height, title, fontsize=12.5, fontweight="bold", va="top")
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from cloudem.report.blocks import Panels
+
 Array: TypeAlias = NDArray[np.floating[Any]]
 
 _RASTER = 420
@@ -20,8 +22,8 @@ _RASTER = 420
 _VIEWS = ((0, "z", "x", "y"), (1, "y", "x", "z"), (2, "x", "y", "z"))
 
 
-def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = None) -> str:
-    """Three central slices and three projections (n, n, n) as HTML figures with a common grey scale per row.
+def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = None) -> Panels:
+    """Return three central slices and three projections of a map (n, n, n), with a common grey scale per row.
 
     Protein is bright. Values that are not finite are drawn as zero. The mask, if given, is outlined on the slices.
     """
@@ -36,9 +38,8 @@ def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = Non
         for image, path, (_, along, right, up) in zip(images, paths, _VIEWS, strict=True):
             where = f"Central slice across {along}" if word == "slice" else f"Projection along {along}"
             svg = _panel(image, low, high, pixel_size, path, where)
-            caption = f"{where} <span class='quiet'>({right} right, {up} up)</span>"
-            panels.append(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>")
-    return f'<div class="panels">{"".join(panels)}</div>'
+            panels.append((svg, where, f"({right} right, {up} up)"))
+    return Panels(panels)
 
 
 def _contrast(images: Array, top: float) -> tuple[float, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from cloudem.report.blocks import Cell, Row, Table, numbers
 from cloudem.report.content import TransferRow
 from cloudem.report.style import BLUE, GREEN, GREY, VERMILION, draw_svg, label_axes
 from cloudem.text import size
@@ -19,31 +19,23 @@ COLOURS = {"images": BLUE, "reference": GREEN, "bricks": VERMILION, "poses": "#e
 _HEIGHT = 250
 
 
-def network_table(transfers: Sequence[TransferRow]) -> str:
-    """Received bytes by iteration and purpose, and what was sent in all; purposes without any are left out."""
+def network_table(transfers: Sequence[TransferRow]) -> Table:
+    """Return received bytes by iteration and purpose, and what was sent in all; purposes without any are left out."""
     everything = total_traffic(transfer.moved for transfer in transfers)
     names = _used(everything)
-    heads = "".join(
-        f'<th class="n"><span class="swatch" style="border-color:{COLOURS[name]}"></span>{name}</th>' for name in names
-    )
-    rows = [_row(escape(each.label), each.moved, names) for each in transfers] if len(transfers) > 1 else []
+    head = [Cell("iteration" if len(transfers) > 1 else "")]
+    head += [Cell(name, "n", swatch=COLOURS[name]) for name in names]
+    rows = [_row(each.label, each.moved, names) for each in transfers] if len(transfers) > 1 else []
     rows.append(_row("received", everything, names, "total"))
-    sent = "".join(f'<td class="n">{_cell(everything[name].sent)}</td>' for name in names)
-    rows.append(f'<tr><td class="name">sent</td>{sent}<td></td><td class="n">{_cell(_sum(everything).sent)}</td></tr>')
-    first = "iteration" if len(transfers) > 1 else ""
-    return (
-        f'<table class="network"><tr><th>{first}</th>{heads}<th class="n">received</th><th class="n">sent</th></tr>'
-        f"{''.join(rows)}</table>"
-    )
+    sent = [*(_cell(everything[name].sent) for name in names), "", _cell(_sum(everything).sent)]
+    rows.append(Row([Cell("sent", "name"), *numbers(sent)]))
+    return Table([*head, *numbers(["received", "sent"])], rows, "network")
 
 
-def _row(label: str, moved: Moved, names: Sequence[str], kind: str = "") -> str:
-    cells = "".join(f'<td class="n">{_cell(moved[name].received)}</td>' for name in names)
+def _row(label: str, moved: Moved, names: Sequence[str], kind: str = "") -> Row:
     whole = _sum(moved)
-    return (
-        f'<tr class="{kind}"><td class="name">{label}</td>{cells}<td class="n">{_cell(whole.received)}</td>'
-        f'<td class="n">{_cell(whole.sent)}</td></tr>'
-    )
+    sizes = [*(moved[name].received for name in names), whole.received, whole.sent]
+    return Row([Cell(label, "name"), *numbers(map(_cell, sizes))], kind)
 
 
 def network_figure(transfers: Sequence[TransferRow], width: int = 320) -> str:

@@ -155,18 +155,25 @@ def timeline(
     return draw_svg(WIDTH, height, draw, "Machines over time, and dollars spent")
 
 
-def legend(bars: Sequence[NodeBar]) -> str:
-    """Return what the colours and marks of the figure mean, as HTML."""
+class Key(NamedTuple):
+    """An entry of the legend: a filled box, perhaps with an edge, or a mark, and what it means."""
+
+    text: str
+    fill: str = ""
+    edge: str = ""
+    mark: str = ""
+    colour: str = ""
+
+
+def legend(bars: Sequence[NodeBar]) -> list[Key]:
+    """Return what the colours and marks of the figure mean."""
     words = {"on-demand": "on demand", "spot": "spot"}
-    markets = [name for name in COLOURS if any(bar.market == name for bar in bars)]
-    parts = [f'<span class="key" style="background:{COLOURS[name]}"></span>{words[name]}' for name in markets]
+    keys = [Key(words[name], COLOURS[name]) for name in COLOURS if any(bar.market == name for bar in bars)]
     if any(bar.how == "taken" for bar in bars):
-        parts.append(f'<b style="color:{VERMILION}">✕</b> taken or lost')
+        keys.append(Key("taken or lost", mark="✕", colour=VERMILION))
     if any(bar.how == "alive" for bar in bars):
-        parts.append("▸ still there")
-    parts.append(f'<span class="key" style="background:{_BANDS[0]};border:1px solid {_BANDS[1]}"></span>a step runs')
-    parts.append(f'<span class="key" style="background:{PALE_BLUE}"></span>planned cost, lowest to highest')
-    return "".join(f"<span>{part}</span>" for part in parts)
+        keys.append(Key("still there", mark="▸"))
+    return [*keys, Key("a step runs", *_BANDS), Key("planned cost, lowest to highest", PALE_BLUE)]
 
 
 _BANDS = "#f3f6f9", "#d5dde5"
