@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cloudem.cli import main
+from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.jobs import base
-from cloudem.jobs.base import Context, Job, Projection, parameter
+from cloudem.jobs.base import Context, Job, parameter
 from cloudem.model.columns import ITERATION, Column
 
 
@@ -41,10 +43,10 @@ class Count(Job):
         if self.kind == "down" and self.limit is None:
             raise ParameterError("count --kind down needs --limit: where to stop")
 
-    def project(self) -> Projection:
-        return Projection(
-            int(self.memory_GiB * 2**30), 2**20, notes=(f"{len(self.numbers)} numbers",), wall_s=75, task_bytes=2**20
-        )
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        stage = Stage("counting", len(self.numbers), "numbers", cpu_s=25, parallel=True, task_bytes=2**20)
+        needed = int(self.memory_GiB * 2**30)
+        return Work((stage,), needed, stored_bytes=2**20, notes=(f"{len(self.numbers)} numbers",))
 
     def run(self, context: Context) -> None:
         if self.fail == "early":

@@ -17,14 +17,14 @@ from typing import NamedTuple
 from bars.month_truth import World
 from cloudem.cloud.nodes import InstanceType
 from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.capacity import FleetCapacity, fleet_capacity
 from cloudem.cloud.planning.estimate import Fleet
+from cloudem.cloud.planning.stages import START_S
 from cloudem.jobs.dataset import AHEAD
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.cost import at_box
-from cloudem.jobs.refine3d.job import alignment_needs
+from cloudem.jobs.refine3d.duration import CACHED_BYTES, IMAGE_BYTES, alignment_work, sizes
 from cloudem.runs.controller.steps import How, RunningStep
-from cloudem.runs.duration import CACHED_BYTES, IMAGE_BYTES, Work, sizes
-from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 HANDED_ON = 0.9
 """How often a machine that was warned hands on what it holds. Supposed; the planner takes 0.8."""
@@ -64,10 +64,9 @@ class Machine:
     busy: int = 0
 
 
-def machine(world: World, name: str, kind: InstanceType, work: Work) -> Machine:
+def machine(world: World, name: str, kind: InstanceType, work: Particles) -> Machine:
     """Return a machine of a type as it truly is."""
-    needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = fleet_capacity(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
+    crew = fleet_capacity(Fleet(kind, 1), alignment_work(work), speeds())
     if not isinstance(crew, FleetCapacity):
         raise ValueError(f"{kind.name} cannot do it: {crew.reason}")
     slots = crew.threads
@@ -103,7 +102,7 @@ class Alignment(RunningStep):
     job: str
     name: str
     world: World
-    work: Work
+    work: Particles
     now: float
     head_speed: float
     begun: list[float] = field(default_factory=list)
@@ -121,7 +120,7 @@ class Alignment(RunningStep):
         self._left = self._items
         self._began = self.now
         self._combined = math.inf
-        start = self._scale * cost.START_S / self.head_speed
+        start = self._scale * START_S / self.head_speed
         self._starts = self.now + start
 
     # --- As its controller sees it ---------------------------------------------------------------------------------

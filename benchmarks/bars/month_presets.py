@@ -20,13 +20,13 @@ from bars.month_job import Alignment, machine
 from bars.month_runs import Play
 from cloudem.cloud.nodes import InstanceType, Pool
 from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.capacity import FleetCapacity, fleet_capacity
 from cloudem.cloud.planning.choices import END_S, START
 from cloudem.cloud.planning.estimate import Fleet, Range, total
 from cloudem.cloud.planning.totals import likely
-from cloudem.jobs.refine3d.job import alignment_needs
+from cloudem.jobs.refine3d.duration import Alignment as Particles
+from cloudem.jobs.refine3d.duration import alignment_work, estimate
 from cloudem.runs.controller.loop import DISK_GIB
-from cloudem.runs.duration import Work, estimate
-from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 TYPES = ("c7i.48xlarge", "g4dn.2xlarge", "g5.4xlarge", "g5.8xlarge", "g5.12xlarge", "g5.48xlarge")
 COUNTS = (1, 2, 3, 4, 6, 8, 10)
@@ -55,10 +55,9 @@ def _rate(play: Play, name: str) -> float | None:
     return None if price is None else price + disk
 
 
-def _expected_s(kind: InstanceType, count: int, work: Work) -> Range | None:
+def _expected_s(kind: InstanceType, count: int, work: Particles) -> Range | None:
     """Return what cloudem's own model expects of a fleet; None where it cannot do it."""
-    needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = fleet_capacity(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
+    crew = fleet_capacity(Fleet(kind, count), alignment_work(work), speeds())
     return estimate(work, crew).seconds if isinstance(crew, FleetCapacity) else None
 
 
@@ -120,7 +119,7 @@ def _ready(play: Play, kind: InstanceType, node: str) -> float:
     return play.market.boot_s(pool, play.spec.at, node) + play.world.ready_s(kind, node)
 
 
-def _aligned(play: Play, name: str, work: Work, kind: InstanceType, count: int, head_speed: float) -> float:
+def _aligned(play: Play, name: str, work: Particles, kind: InstanceType, count: int, head_speed: float) -> float:
     """Return seconds from the request for a fleet to the end of its step."""
     nodes = [f"preset {name} {number}" for number in range(count)]
     ready = sorted((_ready(play, kind, node), node) for node in nodes)

@@ -16,18 +16,19 @@ from cloudem.cloud.money import Entry, worst_overshoot
 from cloudem.cloud.nodes import HEAD, Node
 from cloudem.cloud.planning.calibration import speeds
 from cloudem.cloud.planning.plan import Plan, plan
+from cloudem.cloud.planning.work import Size
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import ProviderError
 from cloudem.jobs.base import find_job
 from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.duration import Alignment as Particles
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.runs.controller.loop import DISK_GIB, Controller
 from cloudem.runs.controller.steps import RunningStep as Running
-from cloudem.runs.duration import Correction, Work
 from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes
 from cloudem.runs.submit import head_request, new_run, resume
 from cloudem.runs.workflow import Step, Workflow
-from cloudem.runs.workload import Given, StoreFacts, stages, work_of
+from cloudem.runs.workload import Given, stages
 from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 BEGIN = 1.7e9
@@ -66,7 +67,7 @@ class Spec:
 
     number: int
     seed: str
-    particles: StoreFacts
+    particles: Size
     symmetry: str
     kind: str
     region: str
@@ -92,7 +93,7 @@ def spec_of(number: int, seed: int) -> Spec:
     return Spec(
         number,
         world.seed,
-        StoreFacts(count, box, round(chance.uniform(0.7, 1.4) * max(1.0, 200 / box), 3)),
+        Size(count, (box, box), round(chance.uniform(0.7, 1.4) * max(1.0, 200 / box), 3)),
         chance.choices(list(SYMMETRIES), list(SYMMETRIES.values()))[0],
         chance.choices(list(KINDS), list(KINDS.values()))[0],
         chance.choice(REGIONS),
@@ -121,12 +122,10 @@ def workflow_of(spec: Spec) -> Workflow:
     return Workflow(project, "month", spec.region, made)
 
 
-def works_of(spec: Spec, workflow: Workflow) -> dict[str, Work | None]:
+def works_of(spec: Spec, workflow: Workflow) -> dict[str, Particles | None]:
     """Return the steps' work by name; None for those on the head."""
     return {
-        step.name: work_of(step.job, spec.particles, Correction())
-        if isinstance(step.job, Refine3D | Reconstruct)
-        else None
+        step.name: step.job.alignment(spec.particles) if isinstance(step.job, Refine3D | Reconstruct) else None
         for step in workflow.steps
     }
 
@@ -256,13 +255,13 @@ class Play:
 
     # --- What the controller is given ------------------------------------------------------------------------------
 
-    def begin(self, parameters: Mapping[str, Any]) -> Running:
+    def begin(self, parameters: Mapping[str, Any], on_head: bool) -> Running:
         """Begin a step."""
         number = next(n for n, each in enumerate(self.store.record().steps) if each == parameters)
         step = self.workflow.steps[number]
         work = self.works[step.name]
         if work is None:
-            seconds = self.stage(step.name).parts["one thread"] * self._speed_stated
+            seconds = sum(self.stage(step.name).parts.values()) * self._speed_stated
             self._step = OnHead(
                 step.job.name, self.clock() + self.world.on_head(step.name) * seconds / self._head_speed
             )

@@ -18,7 +18,7 @@ from cloudem.cloud.nodes import InstanceType
 from cloudem.cloud.planning.calibration import SpeedRow, speeds
 from cloudem.jobs.refine3d import cost as costs
 from cloudem.jobs.refine3d.cost import Convergence
-from cloudem.runs.duration import Work
+from cloudem.jobs.refine3d.duration import Alignment as Particles
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -136,7 +136,7 @@ class World:
         unsettled += [chance.uniform(0.05, 0.5)] if len(unsettled) == 3 and chance.random() < 0.4 else []
         return Convergence(chance.choice(iterations()), chance.uniform(0.4, 1.0), tuple(unsettled))
 
-    def particle_s(self, work: Work, step: str) -> list[tuple[float, int, int]]:
+    def particle_s(self, work: Particles, step: str) -> list[tuple[float, int, int]]:
         """Return of each iteration the CPU-seconds of a particle, the last shell inserted and that of the reference."""
         factor = self.cost(work.box)
         if work.settings is None:

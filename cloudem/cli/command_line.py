@@ -16,7 +16,6 @@ import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
@@ -270,14 +269,15 @@ def _run(jobs: Sequence[Job], options: RunOptions) -> None:
     """Plan the jobs, or run them one after the other; all are checked before the first begins."""
     if options.dry_run:
         from cloudem.cli.help import print_plan
+        from cloudem.jobs.artefacts import sizes_of
 
         for job in jobs:
-            print_plan(job, job.project(), options.tasks)
+            print_plan(job, job.work(sizes_of(job)), options.tasks)
         return
     from cloudem.jobs.runner import run_job
 
     for job in jobs:
-        run_job(job, partial(options.make_executor, job.on_gpu), _view, options.tasks)
+        run_job(job, options.make_executor, _view, options.tasks)
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 import cloudem
-from cloudem.jobs.base import Declaration, Job, Projection, is_positional, label_of, option_of, unit_of
+from cloudem.cloud.planning.work import Work
+from cloudem.jobs.base import Declaration, Job, is_positional, label_of, option_of, unit_of
 from cloudem.text import clock, memory
 
 if TYPE_CHECKING:
     from cloudem.cli.declare import Command
+    from cloudem.cloud.planning.estimate import Range
 
 TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -80,7 +82,7 @@ def print_file_help(options: type[Declaration]) -> None:
     _print_parameters(screen, "How it runs", options)
 
 
-def print_plan(job: Job, projection: Projection, tasks: int) -> None:
+def print_plan(job: Job, work: Work, tasks: int) -> None:
     """Print what a job would do, and what it would need with so many tasks at the same time."""
     screen = console()
     screen.print(Text.assemble(("plan ", "bold"), (job.name, "bold cyan"), f"  {job.summary}"))
@@ -90,13 +92,32 @@ def print_plan(job: Job, projection: Projection, tasks: int) -> None:
         unit = unit_of(name) if value is not None else ""
         table.add_row(f"  {name}", Text(f"{_default(value)} {unit}".strip(), "" if given else "dim"))
     screen.print(table)
-    needs = {"memory": projection.memory(tasks), "disk": projection.disk_bytes}
+    needs = {"memory": work.memory(tasks if work.parallel else 1), "disk": work.disk_bytes}
     stated = [f"{name} {memory(size)}" for name, size in needs.items() if size]
-    if projection.wall_s is not None:
-        stated.append(f"time about {clock(projection.wall_s)}")
+    if tasks and (seconds := _expected(work, tasks)) is not None:
+        low, _, high = seconds
+        stated.append(f"time {clock(low)} to {clock(high)}")
     screen.print(Text.assemble(("  needs  ", "bold"), ", ".join(stated) or "little memory and disk"))
-    for note in projection.notes:
+    for stage in work.stages:
+        if stage.items > 1:
+            how = "in parallel" if stage.parallel else "one after another"
+            screen.print(f"  {stage.name}: {stage.items:,} {stage.unit}, {how}")
+    for note in work.notes:
         screen.print(f"  {note}")
+
+
+def _expected(work: Work, tasks: int) -> Range | None:
+    """Return how long work takes on this machine with so many tasks at the same time; None where it does not fit."""
+    import psutil
+
+    from cloudem.cloud.nodes import InstanceType
+    from cloudem.cloud.planning.calibration import LOCAL, speeds
+    from cloudem.cloud.planning.estimate import Duration, Fleet
+    from cloudem.cloud.planning.stages import on_fleet
+
+    here = InstanceType(f"{LOCAL}.{tasks}", tasks, tasks, psutil.virtual_memory().total / 2**30)
+    found = on_fleet(Fleet(here, 1), work, speeds())
+    return found.seconds if isinstance(found, Duration) else None
 
 
 def _print_commands(screen: Console, commands: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cloudem.cloud.nodes import Market
     from cloudem.cloud.planning.estimate import Range
     from cloudem.cloud.planning.plan import Objective, Plan
-    from cloudem.runs.duration import Correction
+    from cloudem.jobs.refine3d.duration import Correction
     from cloudem.runs.workflow import Workflow
     from cloudem.runs.workload import Given
 

@@ -127,7 +127,7 @@ class ParticleStore:
     @property
     def date(self) -> str:
         """When its images were stored; tells it from a store made later under the same name."""
-        return str(self.attributes.get("date", ""))
+        return date_of(self.attributes)
 
     @property
     def remote(self) -> bool:
@@ -288,7 +288,7 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
     for place in places:
         attributes = read_attributes(resolved(place), "")
         if attributes is not None and attributes.get("kind") == "particles":
-            if not source.date or attributes.get("date") == source.date:
+            if not source.date or date_of(attributes) == source.date:
                 return resolved(place), attributes
             others += 1
     if others:
@@ -298,6 +298,11 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
     raise MissingInputError(
         f"{source.url} does not exist, which holds the images of {url}; put it back, or run the job again"
     )
+
+
+def date_of(attributes: Mapping[str, Any]) -> str:
+    """Return when a store was made, as its attributes say; empty where they do not."""
+    return str(attributes.get("date") or "")
 
 
 def relative(place: str, origin: str) -> str:

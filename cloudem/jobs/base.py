@@ -12,7 +12,7 @@ A job states its parameters once, as fields::
 
 The unit is part of the name (``edge_A``, ``angle_deg``, ``cs_mm``), so that it is the same in Python, on the command
 line (``--edge-A``), in a job file and in the record of the result. A module that declares a job imports what is heavy
-(numba, zarr, …) inside ``run`` and ``project``, because ``cloudem --help`` imports all of them.
+(numba, zarr, …) inside ``run`` and ``work``, because ``cloudem --help`` imports all of them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
+from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import CloudemError, ParameterError, StoppedError
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 from cloudem.report.declaration import STANDARD, Section
@@ -85,11 +86,35 @@ RECORDED_PACKAGES = (
 )
 
 
+Kind: TypeAlias = Literal[
+    "movies", "micrographs", "coordinates", "particles", "volume", "halves", "mask", "curves", "classes", "model",
+    "table", "files",
+]  # fmt: skip
+"""What an artefact is: what a job reads or makes."""
+
+KINDS: dict[Kind, str] = {
+    "movies": "movies",
+    "micrographs": "micrographs",
+    "coordinates": "coordinates of particles",
+    "particles": "particles",
+    "volume": "a map",
+    "halves": "half-maps",
+    "mask": "a mask",
+    "curves": "curves",
+    "classes": "classes",
+    "model": "an atomic model",
+    "table": "a particle table",
+    "files": "files",
+}
+"""Kinds in words."""
+
+
 def parameter(
     default: Any = PydanticUndefined,
     *,
     meaning: str,
     positional: bool = False,
+    reads: tuple[Kind, ...] = (),
     gt: float | None = None,
     ge: float | None = None,
     lt: float | None = None,
@@ -105,10 +130,13 @@ def parameter(
         What it is, in a few words, without the unit (the name has it) and without the default.
     positional
         Whether it is given without an option's name on the command line; ``tuple[str, ...]`` takes several.
+    reads
+        Of an input, the kinds of artefacts that may be there: the first is what it usually is.
     gt, ge, lt, le
         Bounds of a number.
     """
-    return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra={"positional": positional})
+    extra: dict[str, Any] = {"positional": positional, "reads": list(reads)}
+    return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra=extra)
 
 
 def _absolute(url: str) -> str:
@@ -140,35 +168,6 @@ def is_positional(field: FieldInfo) -> bool:
 def label_of(declaration: type[Declaration], name: str) -> str:
     """Return how people give a parameter: ``--diameter-A``, or ``MAP`` if it is positional."""
     return name.upper() if is_positional(declaration.model_fields[name]) else option_of(name)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What a job will need, known from shapes and parameters before it runs.
-
-    Attributes
-    ----------
-    peak_bytes
-        Highest memory of all processes on one machine, bytes, without that of the tasks.
-    disk_bytes
-        What the results will take, bytes.
-    notes
-        Further lines for whoever plans the run: counts, sizes, assumptions.
-    wall_s
-        Expected duration in seconds; None where it is not known.
-    task_bytes
-        Highest memory for each task that runs at the same time, bytes.
-    """
-
-    peak_bytes: int
-    disk_bytes: int
-    notes: tuple[str, ...] = ()
-    wall_s: float | None = None
-    task_bytes: int = 0
-
-    def memory(self, tasks: int) -> int:
-        """Return the highest memory with so many tasks at the same time, bytes."""
-        return self.peak_bytes + tasks * self.task_bytes
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ class Declaration(BaseModel):
 
 
 class Job(Declaration):
-    """A job's declaration: parameters as fields, ``project`` and ``run``."""
+    """A job's declaration: parameters as fields, ``work`` and ``run``."""
 
     summary: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
@@ -261,11 +260,8 @@ class Job(Declaration):
     """Whether ``OUT`` is a folder that gets a ``log.txt``."""
     new_out: ClassVar[bool] = False
     """Whether ``OUT`` is made as a whole and must not be there before."""
-    parallel: ClassVar[bool] = True
-    """Whether the executor is worth starting; a job of one short step runs on the serial one."""
-    on_gpu: ClassVar[bool] = False
-    """Whether its tasks run on GPUs where there are any; others use all cores of such a machine instead."""
-
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
+    """Kinds of what it makes: by the name below ``OUT``, "" for ``OUT`` itself."""
     columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
     """Of the rows that it shows while it runs, and keeps."""
     sections: ClassVar[tuple[Section, ...]] = STANDARD
@@ -273,9 +269,19 @@ class Job(Declaration):
 
     out: Place = parameter(meaning="folder of the results, or s3://bucket/prefix")
 
-    def project(self) -> Projection:
-        """Return what the job will need; jobs that stay small need not state it."""
-        return Projection(peak_bytes=0, disk_bytes=0)
+    def size_of(self, name: str) -> Size | None:
+        """Return the size of the input that a parameter names, where its job knows better than its header; else None.
+
+        `cloudem.jobs.artefacts.sizes_of` reads the headers.
+        """
+        return None
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return the stages of the job and what it needs, from the sizes of its inputs by parameter.
+
+        Jobs that stay small need not state it. An input that was not given has no size.
+        """
+        return Work((Stage(self.name),))
 
     def run(self, context: Context) -> None:
         """Do the work and write the results to ``context.url``."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from cloudem.jobs.base import Context, Job, Place, parameter
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
+from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+
+VOXEL_S, PIXEL_S = 2.0e-7, 4.5e-8
+"""A voxel of a map, and a pixel of an image: CPU-seconds, one run."""
 
 
 class Export(Job):
@@ -19,12 +24,43 @@ class Export(Job):
     )
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
-    parallel: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {
+        "": ("files",),
+        "particles.star": ("table",),
+        "map.mrc": ("volume",),
+        "mask.mrc": ("mask",),
+        "half1.mrc": ("halves", "volume"),
+        "half2.mrc": ("volume",),
+    }
 
-    source: Place = parameter(meaning="results of a job, or a particle store", positional=True)
+    source: Place = parameter(
+        meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")
+    )
     out: Place = parameter(meaning="new folder of the files, or s3://bucket/prefix")
     stack: bool = parameter(False, meaning="of a result, write the images as well, with their original grey values")
-    particles: Place | None = parameter(None, meaning="particle store of the result, if it was moved since")
+    particles: Place | None = parameter(
+        None, meaning="particle store of the result, if it was moved since", reads=("particles",)
+    )
+
+    def size_of(self, name: str) -> Size | None:
+        """Return the box of what is exported, and the number of its particles."""
+        from cloudem.io.storage.groups import read_attributes
+
+        if name == "source" and (found := read_attributes(self.source, "result")) is not None:
+            box = int(found.get("box", 0))
+            return Size(int(found.get("particle_count") or 0), (box, box), float(found.get("pixel_size_A") or 0.0))
+        return None
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs: of a result's images only if they are asked for."""
+        size = sizes.get("source", Size())
+        voxels = size.box**3
+        images = size.count if self.stack else 0
+        stages = (
+            Stage("maps", cpu_s=VOXEL_S * voxels, written_bytes=16.0 * voxels),
+            Stage("images", images, "images", cpu_s=PIXEL_S * size.pixels, written_bytes=4.0 * size.pixels),
+        )
+        return Work(stages, base_bytes=380 * MIB + 40 * voxels + 2000 * size.count, result_bytes=16 * voxels)
 
     def run(self, context: Context) -> None:
         """Write the files."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import FormatError
-from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.sources import SourceTable
+
+PIXEL_S = 4.5e-8
+"""A pixel of an image: CPU-seconds, measured."""
 
 _BASE_BYTES = 300 * 2**20
 """Python with its libraries."""
@@ -34,10 +40,12 @@ class ImportParticles(Job):
     )
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
-    parallel: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
 
     particles: Place = parameter(
-        meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC; or its s3:// URL", positional=True
+        meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC; or its s3:// URL",
+        positional=True,
+        reads=("table",),
     )
     out: Place = parameter(meaning="new particle store: a folder that does not exist yet, or s3://bucket/prefix")
     diameter_A: float | None = parameter(
@@ -57,20 +65,38 @@ class ImportParticles(Job):
     )
     passthrough: Place | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
 
-    def project(self) -> Projection:
-        """Return memory and disk, from the table and the header of its first stack."""
-        from cloudem.io.formats.prefetch import PREFETCH_BYTES
+    def size_of(self, name: str) -> Size | None:
+        """Return what the table and the header of its first stack say."""
+        if name != "particles":
+            return None
         from cloudem.io.formats.stacks import find_stacks
 
         source = self.source
         first = find_stacks(source.stacks[:1], source.path, self.project_folder)[0]
-        box = first.header.shape[-1]
-        count = len(source.particles)
-        size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
-        return Projection(
-            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (PREFETCH_BYTES if first.root else 0) + _ROW_BYTES * count,
-            disk_bytes=count * (box * box * size + 300),
-            notes=(f"{count} particles of {box} x {box} pixels in {len(source.stacks)} stacks",),
+        pixel_size = self.pixel_size_A or source.pixel_size or first.header.pixel_size or 1.0  # as importing does
+        return Size(len(source.particles), first.header.shape[1:], pixel_size, bool(first.root))
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from the table and the header of its first stack."""
+        from cloudem.io.formats.prefetch import PREFETCH_BYTES
+        from cloudem.io.storage.location import is_remote
+
+        size = sizes["particles"]
+        each = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
+        stage = Stage(
+            "import",
+            size.count,
+            "images",
+            cpu_s=PIXEL_S * size.pixels,
+            read_bytes=4.0 * size.pixels,
+            written_bytes=each * size.pixels,
+        )
+        return Work(
+            (stage,),
+            base_bytes=_BASE_BYTES + _BATCH_BYTES + (PREFETCH_BYTES if size.remote else 0) + _ROW_BYTES * size.count,
+            stored_bytes=300 * size.count,
+            makes={"": replace(size, remote=is_remote(self.out))},
+            notes=(f"{size.count} particles of {size.box} x {size.box} pixels in {len(self.source.stacks)} stacks",),
         )
 
     def run(self, context: Context) -> None:

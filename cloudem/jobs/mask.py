@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Place, Projection, parameter
+from cloudem.jobs.base import Context, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.mrc import Volume
+
+VOXEL_S = 2.0e-6
+"""A voxel of the map: CPU-seconds, one run."""
 
 
 class Mask(Job):
@@ -22,9 +27,13 @@ class Mask(Job):
         "cloudem mask map.mrc --threshold 0.02 --extend-A 4 --out mask.mrc",
     )
     keeps_log: ClassVar[bool] = False
-    parallel: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("mask",)}
 
-    map: Place = parameter(meaning="map to find the outline in: an MRC file or the results of a job", positional=True)
+    map: Place = parameter(
+        meaning="map to find the outline in: an MRC file or the results of a job",
+        positional=True,
+        reads=("volume", "halves"),
+    )
     out: Place = parameter(meaning="the mask, an MRC file")
     diameter_A: float | None = parameter(
         None, meaning="diameter of the sphere that holds the particle; that of the whole box if none", gt=0
@@ -36,10 +45,12 @@ class Mask(Job):
     extend_A: float = parameter(6.0, meaning="how far the outline is moved outward", ge=0)
     edge_A: float = parameter(10.0, meaning="width of the soft edge outside that", ge=0)
 
-    def project(self) -> Projection:
-        """Return memory and disk, from the size of the map."""
-        voxels = self._map().data.size
-        return Projection(peak_bytes=200 * 2**20 + 60 * voxels, disk_bytes=4 * voxels)
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from the size of the map."""
+        voxels = sizes["map"].pixels
+        stage = Stage("mask", cpu_s=VOXEL_S * voxels, read_bytes=4.0 * voxels)
+        makes = {"": sizes["map"]}
+        return Work((stage,), base_bytes=200 * MIB + 60 * voxels, stored_bytes=4 * voxels, makes=makes)
 
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError
-from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from cloudem.algorithms.resolution import Postprocessed
+
+VOXEL_S = 2.0e-6
+"""A voxel of a map, its report included: CPU-seconds, one run."""
 
 
 class Postprocess(Job):
@@ -23,14 +28,20 @@ class Postprocess(Job):
         "cloudem postprocess --halves refine --mask mask.mrc --out post",
         "cloudem postprocess --halves run_half1_unfil.mrc --half2 run_half2_unfil.mrc --out post",
     )
-    parallel: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("volume", "mask", "curves")}
 
-    halves: Place = parameter(meaning="results of refine3d or reconstruct, or the MRC file of the first half-map")
+    halves: Place = parameter(
+        meaning="results of refine3d or reconstruct, or the MRC file of the first half-map", reads=("halves", "volume")
+    )
     half2: Place | None = parameter(
-        None, meaning="MRC file of the second half-map; if none, the first one's name with half1 changed to half2"
+        None,
+        meaning="MRC file of the second half-map; if none, the first one's name with half1 changed to half2",
+        reads=("volume",),
     )
     mask: Place | None = parameter(
-        None, meaning="soft mask, an MRC file of the same box; estimated from the mean of the half-maps if none"
+        None,
+        meaning="soft mask, an MRC file of the same box; estimated from the mean of the half-maps if none",
+        reads=("mask",),
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the files say", gt=0)
     b_factor_A2: float | None = parameter(
@@ -39,10 +50,13 @@ class Postprocess(Job):
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
     seed: int = parameter(0, meaning="seed of the random phases", ge=0)
 
-    def project(self) -> Projection:
-        """Return memory and disk, from the size of the half-maps."""
-        voxels = read_halves(self.halves, self.half2, self.pixel_size_A)[0].size
-        return Projection(peak_bytes=250 * 2**20 + 70 * voxels, disk_bytes=8 * voxels)
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from the size of the half-maps."""
+        size = sizes["halves"]
+        stage = Stage("postprocess", cpu_s=VOXEL_S * size.pixels, read_bytes=8.0 * size.pixels)
+        base = 250 * MIB + 70 * size.pixels
+        stored = 8 * size.pixels
+        return Work((stage,), base, stored_bytes=stored, result_bytes=4 * size.pixels, makes={"": size})
 
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
@@ -68,6 +82,7 @@ class Postprocess(Job):
         self._say(done, context)
         context.write("", {}, {"kind": "result", **job_record(self)})
         attributes = {
+            "box": len(mask),
             "pixel_size_A": pixel_size,
             "resolution_A": done.resolution,
             "b_factor_A2": -done.b_factor,

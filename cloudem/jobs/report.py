@@ -48,7 +48,6 @@ class Report(Job):
     summary: ClassVar[str] = "Draw the report of a result again from what is on disk."
     examples: ClassVar[tuple[str, ...]] = ("cloudem report refine",)
     keeps_log: ClassVar[bool] = False
-    parallel: ClassVar[bool] = False
 
     out: Place = parameter(meaning="folder of the results of a job; report.html is written there", positional=True)
 

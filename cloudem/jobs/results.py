@@ -71,6 +71,7 @@ def write_maps(
     write_particles_of(context, particles, store)
     arrays = {"half1": halves[0], "half2": halves[1], "map": shown, "map_unfiltered": whole, "mask": mask}
     attributes = {
+        "box": len(whole),
         "pixel_size_A": pixel_size,
         "symmetry": symmetry,
         "resolution_A": resolution,

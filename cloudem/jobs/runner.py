@@ -17,6 +17,7 @@ from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_remote
+from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress
@@ -25,7 +26,7 @@ from cloudem.text import clock, memory
 
 def run_job(
     job: Job,
-    make_executor: Callable[[], Executor],
+    make_executor: Callable[[bool], Executor],
     view: Callable[[logging.Logger], contextlib.AbstractContextManager[Progress]] | None = None,
     tasks: int = 1,
 ) -> Progress:
@@ -36,7 +37,8 @@ def run_job(
     job
         What to run.
     make_executor
-        Starts the executor; called when the job is known to fit, so that a wrong input costs no start.
+        Starts the executor, on GPUs if its argument says that the job uses them; called when the job is known to fit,
+        so that a wrong input costs no start.
     view
         Opens the view on a logger; by default nothing is shown.
     tasks
@@ -60,8 +62,9 @@ def run_job(
             stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
-            check_memory(job.project().memory(tasks), log)
-            with make_executor() if job.parallel else SerialExecutor() as executor:
+            work = job.work(sizes_of(job))
+            check_memory(work.memory(tasks if work.parallel else 1), log)
+            with make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor:
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():
                     log.debug("parameter %s = %r", name, value)

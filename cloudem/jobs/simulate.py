@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
+from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.algorithms.simulate import Recording
     from cloudem.io.formats.mrc import Volume
 
 DEMO_BOX, DEMO_PIXEL_A = 96, 2.5
+
+IMAGE_PIXEL_S, VOXEL_S = 1.0e-7, 1.0e-6
+"""A pixel of an image, and a voxel of a density: CPU-seconds, one run."""
+
 DENSITY_FILE, START_FILE, PARTICLES = "density.mrc", "start.mrc", "particles.zarr"
 
 
@@ -25,13 +31,20 @@ class Simulate(Job):
         "cloudem simulate --model 4v1w.cif --box-px 64 --pixel-size-A 3 --count 2500 --out apoferritin",
         "cloudem simulate --density map.mrc --count 5000 --snr 0.05 --out particles",
     )
-    parallel: ClassVar[bool] = False
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {
+        "": ("files",),
+        DENSITY_FILE: ("volume",),
+        START_FILE: ("volume",),
+        PARTICLES: ("particles",),
+    }
 
     out: Place = parameter(
         meaning=f"folder that gets {DENSITY_FILE} (the truth), {START_FILE} (low-passed) and {PARTICLES}"
     )
-    model: Place | None = parameter(None, meaning="atomic model, mmCIF or PDB")
-    density: Place | None = parameter(None, meaning="density to project, an MRC file; protein positive")
+    model: Place | None = parameter(None, meaning="atomic model, mmCIF or PDB", reads=("model",))
+    density: Place | None = parameter(
+        None, meaning="density to project, an MRC file; protein positive", reads=("volume",)
+    )
     demo: bool = parameter(False, meaning="use the built-in molecule: helices in a globule of 160 Å, no symmetry")
     assembly: str | None = parameter(None, meaning="biological assembly of the model to build; as deposited if none")
     box_px: int | None = parameter(None, meaning=f"box of the model's density, even; {DEMO_BOX} for the demo", gt=0)
@@ -75,19 +88,26 @@ class Simulate(Job):
         if self.defocus_min_A > self.defocus_max_A:
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
 
-    def project(self) -> Projection:
-        """Return memory and disk from box and count."""
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from box and count."""
         from cloudem.algorithms.simulate import simulation_bytes
+        from cloudem.io.storage.location import is_remote
 
-        box = self.box_px or DEMO_BOX
-        if self.density:
-            from cloudem.io.formats.mrc import read_header
-
-            box = read_header(self.density).shape[-1]
+        density = sizes.get("density", Size())
+        box = density.box or self.box_px or DEMO_BOX
+        pixel_size = self.pixel_size_A or density.pixel_size or DEMO_PIXEL_A
         size = {"float16": 2, "float32": 4}[self.dtype]
-        return Projection(
-            peak_bytes=simulation_bytes(box) + 300 * 2**20 + 40 * 200 * box * box,
-            disk_bytes=8 * box**3 + self.count * (size * box * box + 200),
+        images = size * box * box
+        particles = Size(self.count, (box, box), pixel_size, is_remote(self.out))
+        volume = Size(0, (box,) * 3, pixel_size, particles.remote)
+        return Work(
+            (
+                Stage("density", cpu_s=VOXEL_S * box**3),
+                Stage("particles", self.count, "images", cpu_s=IMAGE_PIXEL_S * box * box, written_bytes=images),
+            ),
+            base_bytes=simulation_bytes(box) + 300 * MIB + 40 * 200 * box * box,
+            stored_bytes=8 * box**3 + 200 * self.count,
+            makes={PARTICLES: particles, DENSITY_FILE: volume, START_FILE: volume},
             notes=(f"{self.count} particles of {box} x {box} pixels",),
         )
 

@@ -30,11 +30,11 @@ from cloudem.jobs.dataset import BATCH, Dataset, open_dataset
 from cloudem.jobs.maps import fitted, soft_edge
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.refine3d import cost
+from cloudem.jobs.refine3d.duration import Correction
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.run import settings_of
 from cloudem.kernels.slices import padded_box
 from cloudem.model.symmetry import operators
-from cloudem.runs.duration import Correction
 
 SHARE, LEAST = 0.015, 200
 """Of the particles, and particles at least."""

@@ -19,8 +19,9 @@ import pytest
 from cloudem.cli import command_line
 from cloudem.cli.command_line import JobCommand, RunOptions, _split, read_job_file
 from cloudem.cli.commands import DeclaredCommand
+from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
-from cloudem.jobs.base import JOBS, find_job, option_of
+from cloudem.jobs.base import JOBS, Job, find_job, option_of
 from tests.counting_job import Count
 
 ROOT = Path(__file__).parents[2]
@@ -191,9 +192,13 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_dry_run_plans_and_leaves_nothing(tmp_path: Path) -> None:
     result = count("count", "1", "2", "--out", "x", "--dry-run", "--executor", "serial", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "memory 2 MiB, disk 1 MiB, time about 1:15" in result.stdout
-    assert "2 numbers" in result.stdout
+    assert "memory 2 MiB, disk 1 MiB, time 22.1 s to 2:22" in result.stdout
+    assert "counting: 2 numbers, in parallel" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def gpus_of(job: Job) -> bool:
+    return job.work({"particles": Size(1000, (64, 64), 4.0)}).on_gpu
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("refine3d", True), ("reconstruct", False)])
@@ -202,7 +207,7 @@ def test_only_jobs_that_use_gpus_get_worker_processes_on_them(
 ) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr("cloudem.execution.dask.executor.DaskExecutor", lambda **options: given.append(options))
-    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make_executor, *rest: make_executor())
+    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make_executor, *rest: make_executor(gpus_of(job)))
     arguments = ["--particles", "p.zarr", "--out", "o"]
     if name == "refine3d":
         arguments += ["--reference", "r.mrc", "--diameter-A", "100"]

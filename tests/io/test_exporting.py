@@ -21,6 +21,7 @@ from cloudem.io.importing import import_particles
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import particles_to_arrays, write_group
 from cloudem.io.storage.location import contents, join, read_bytes
+from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles
@@ -186,7 +187,7 @@ def test_the_jobs_do_the_same(project):
         return Context(executor=None, progress=SilentProgress(), log=logging.getLogger("test"), url=str(url))
 
     declared = ImportParticles(particles=str(project / "particles.star"), out=str(project / "p.zarr"))
-    plan = declared.project()
+    plan = declared.work(sizes_of(declared))
     assert plan.disk_bytes > COUNT * BOX * BOX * 2
     assert "40 particles of 16 x 16" in plan.notes[0]
     declared.run(context(project / "p.zarr"))

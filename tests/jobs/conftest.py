@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.simulate import POSE_COLUMNS, Recording, Simulator, random_particles
+from cloudem.cloud.planning.work import Work
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.io.formats.mrc import write_volume
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import read_group
+from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.progress import Progress, SilentProgress
 from cloudem.jobs.runner import run_job
@@ -95,7 +97,11 @@ def copy(scene: Scene, tmp_path: Path) -> Scene:
 
 
 def run(job: Job, executor: Callable[[], Executor] = SerialExecutor) -> Progress:
-    return run_job(job, executor)
+    return run_job(job, lambda _: executor())
+
+
+def needs(job: Job) -> Work:
+    return job.work(sizes_of(job))
 
 
 def quiet_context(url: Path | str) -> Context:

@@ -13,13 +13,14 @@ from cloudem.jobs.mask import Mask
 from cloudem.jobs.postprocess import Postprocess
 from cloudem.jobs.runner import run_job
 from cloudem.jobs.simulate import Simulate
+from tests.jobs.conftest import needs
 
 BOX, PIXEL = 32, 4.0
 SMALL = {"demo": True, "box_px": 48, "pixel_size_A": 5.0, "count": 30, "dtype": "float32"}
 
 
 def run(job):
-    return run_job(job, SerialExecutor)
+    return run_job(job, lambda _: SerialExecutor())
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,6 @@ def test_simulate_refuses_what_contradicts_itself(values, message, tmp_path):
 
 
 def test_projections_of_jobs_know_their_sizes(halves, tmp_path):
-    assert Simulate(**SMALL, out="x").project().disk_bytes > 30 * 48 * 48 * 4
-    assert Postprocess(halves=str(halves), out="x").project().peak_bytes >= 60 * BOX**3
-    assert Mask(map=str(halves), out="x").project().disk_bytes == 4 * BOX**3
+    assert needs(Simulate(**SMALL, out="x")).disk_bytes > 30 * 48 * 48 * 4
+    assert needs(Postprocess(halves=str(halves), out="x")).base_bytes >= 60 * BOX**3
+    assert needs(Mask(map=str(halves), out="x")).disk_bytes == 4 * BOX**3

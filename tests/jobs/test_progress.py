@@ -191,7 +191,7 @@ def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixtu
 
 
 def test_run_job_from_python(tmp_path: Path) -> None:
-    progress = run_job(Count(numbers=("3", "4"), out=str(tmp_path / "x")), SerialExecutor)
+    progress = run_job(Count(numbers=("3", "4"), out=str(tmp_path / "x")), lambda _: SerialExecutor())
     assert (tmp_path / "x/total").read_text() == "7"
     assert progress.warnings() == ["that was all"]
     assert "counting: 2 numbers in" in (tmp_path / "x/log.txt").read_text()
@@ -199,5 +199,5 @@ def test_run_job_from_python(tmp_path: Path) -> None:
 
 def test_a_job_that_fails_before_it_writes_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InconsistentDataError):
-        run_job(Count(numbers=("3",), out=str(tmp_path / "x"), fail="early"), SerialExecutor)
+        run_job(Count(numbers=("3",), out=str(tmp_path / "x"), fail="early"), lambda _: SerialExecutor())
     assert list(tmp_path.iterdir()) == []

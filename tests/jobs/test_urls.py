@@ -15,6 +15,7 @@ from cloudem.io.formats.mrc import read_volume
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes
 from cloudem.io.storage.location import contents, exists, join, object_store, read_bytes, write_bytes
+from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles
@@ -154,7 +155,7 @@ def test_simulate_import_and_reconstruct(project, tmp_path):
     with pytest.raises(OutputExistsError, match="exists already"):
         run(Export(source=one.url, out=join(project, "files")))
     job = ImportParticles(particles=join(project, "files", "particles.star"), out=join(project, "again.zarr"))
-    assert "120 particles of 32 x 32 pixels in 1 stacks" in job.project().notes
+    assert "120 particles of 32 x 32 pixels in 1 stacks" in job.work(sizes_of(job)).notes
     run(job)
     there, here = open_particles(job.out), open_particles(imported)
     np.testing.assert_array_equal(there.read_images(np.arange(120)), here.read_images(np.arange(120)))

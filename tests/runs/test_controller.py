@@ -90,7 +90,7 @@ class World:
         made.begin()
         return made
 
-    def begin(self, step: Any) -> Job:
+    def begin(self, step: Any, on_head: bool) -> Job:
         self.jobs.append(Job(step))
         return self.jobs[-1]
 

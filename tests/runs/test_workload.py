@@ -17,23 +17,24 @@ from cloudem.cli.commands import DeclaredCommand
 from cloudem.cli.plan import PlanCommand
 from cloudem.cloud.nodes import InstanceType
 from cloudem.cloud.planning.calibration import SpeedRow, keep, speeds
+from cloudem.cloud.planning.capacity import HOST_BYTES, FleetCapacity, fleet_capacity
 from cloudem.cloud.planning.estimate import Duration, Fleet, Refusal
 from cloudem.cloud.planning.plan import Plan
+from cloudem.cloud.planning.work import Size
 from cloudem.errors import MissingInputError, ParameterError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.formats.mrc import write_stack
 from cloudem.io.formats.star import write_star
 from cloudem.jobs.base import Context
 from cloudem.jobs.progress import SilentProgress
-from cloudem.jobs.refine3d.job import Refine3D, alignment_needs
+from cloudem.jobs.refine3d.duration import Alignment, Correction, alignment_work, estimate, packing_seconds
+from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.simulate import Simulate
 from cloudem.model.particles import TEXT
-from cloudem.runs.duration import Correction, Work, estimate, packing_seconds
-from cloudem.runs.fleet_capacity import HOST_BYTES, FleetCapacity, fleet_capacity
 from cloudem.runs.pilot import pilot_of
 from cloudem.runs.submit import check_inputs
 from cloudem.runs.workflow import Workflow, places, read_workflow
-from cloudem.runs.workload import Given, StoreFacts, stages, work_of
+from cloudem.runs.workload import Given, stages
 
 REFERENCE = InstanceType("reference.2", 2, 2, 24.0, network_Gbps=10.0)
 CPU = InstanceType("c7a.16xlarge", 64, 64, 128.0, network_Gbps=25.0)
@@ -54,22 +55,23 @@ MEASURED = [
 ]
 
 
-def work(count: int, box: int, length: float = 0.0, diameter: float = 0.0, start: float = 0.0, sym: str = "C1") -> Work:
+def work(
+    count: int, box: int, length: float = 0.0, diameter: float = 0.0, start: float = 0.0, sym: str = "C1"
+) -> Alignment:
     length = length or 1.0 * box
     job = Refine3D(
         particles="/p.zarr", reference="/r.mrc", out="/o", symmetry=sym, initial_resolution_A=start,
         diameter_A=diameter or 0.6 * length,
     )  # fmt: skip
-    return work_of(job, StoreFacts(count, box, length / box), Correction())
+    return job.alignment(Size(count, (box, box), length / box))
 
 
-def on(fleet: Fleet, task: Work) -> Duration | Refusal:
-    needs = alignment_needs(task.count, task.box, task.group_size, remote=task.remote)
-    crew = fleet_capacity(fleet, needs, task.box if task.settings is not None else 0, speeds())
+def on(fleet: Fleet, task: Alignment) -> Duration | Refusal:
+    crew = fleet_capacity(fleet, alignment_work(task), speeds())
     return crew if isinstance(crew, Refusal) else estimate(task, crew)
 
 
-def surely(fleet: Fleet, task: Work) -> Duration:
+def surely(fleet: Fleet, task: Alignment) -> Duration:
     found = on(fleet, task)
     assert isinstance(found, Duration)
     return found
@@ -176,8 +178,7 @@ def test_eight_gpus_align_eight_times_as_fast_and_share_processor_and_link() -> 
 def test_on_a_gpu_an_accumulator_costs_bytes_and_the_less_the_more_symmetric_it_is() -> None:
     def packing(type: InstanceType, symmetry: str = "C1", k_insert: int = 255) -> float:
         task = work(10**5, 512, sym=symmetry)
-        needs = alignment_needs(task.count, task.box, task.group_size, remote=False)
-        crew = fleet_capacity(Fleet(type, 1), needs, task.box, speeds())
+        crew = fleet_capacity(Fleet(type, 1), alignment_work(task), speeds())
         assert isinstance(crew, FleetCapacity)
         return packing_seconds(task, crew, k_insert, 1)
 
@@ -337,7 +338,7 @@ def test_steps_know_what_those_before_them_make(tmp_path) -> None:
     assert sharpen.on_head
     assert not refine.on_head
     assert refine.most == 32  # tasks of 30,000 particles
-    expected = surely(Fleet(CPU, 1), work_of(workflow(tmp_path).steps[1].job, StoreFacts(30000, 64, 4.0), Correction()))  # type: ignore[arg-type]
+    expected = surely(Fleet(CPU, 1), workflow(tmp_path).steps[1].job.alignment(Size(30000, (64, 64), 4.0)))  # type: ignore[attr-defined]
     assert refine.estimate(Fleet(CPU, 1)) == expected
     for step in (simulate, sharpen):
         assert isinstance(step.estimate(Fleet(CPU, 1)), Duration)
@@ -358,11 +359,12 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     write_stack(f"{project}/Extract/a.mrcs", [np.zeros((6, 8, 8))], 6, 2.0)
     importing, reconstructing = stages(both, speeds())
     assert importing.on_head
-    assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 8 * 8**3) / 2**30)
+    assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 300 * 6) / 2**30)
     job = both.steps[1].job
     assert reconstructing.estimate(Fleet(CPU, 1)) == surely(
-        Fleet(CPU, 1), work_of(job, StoreFacts(6, 8, 2.0), Correction())
-    )  # type: ignore[arg-type]
+        Fleet(CPU, 1),
+        job.alignment(Size(6, (8, 8), 2.0, remote=True)),  # type: ignore[attr-defined]
+    )
 
 
 def test_particles_that_nobody_knows_are_asked_for(tmp_path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-from cloudem.jobs.base import Context, Job, Place, Projection, parameter
+from cloudem.cloud.planning.work import Size, Work
+from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+
+if TYPE_CHECKING:
+    from cloudem.jobs.refine3d.duration import Alignment
 
 
 class Reconstruct(Job):
@@ -17,13 +22,17 @@ class Reconstruct(Job):
         "cloudem reconstruct --particles particles.zarr --symmetry D7 --mask mask.mrc --out rec",
     )
 
-    particles: Place = parameter(meaning="particle store with poses")
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
+
+    particles: Place = parameter(
+        meaning="particle store with poses, or the results of a job that hold particles", reads=("particles",)
+    )
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
     diameter_A: float = parameter(
         0.0, meaning="particle diameter, for the mask of the FSC; 0 for 90 % of the box", ge=0
     )
     mask: Place | None = parameter(
-        None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent"
+        None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent", reads=("mask",)
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)
     group_size: int = parameter(1250, meaning="images of one task, at least", ge=50)
@@ -33,11 +42,18 @@ class Reconstruct(Job):
     seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
 
-    def project(self) -> Projection:
-        """Return memory and disk from box and particles."""
-        from cloudem.jobs.refine3d.job import project_alignment
+    def alignment(self, particles: Size) -> Alignment:
+        """Return what is done with particles of that size."""
+        from cloudem.jobs.refine3d.duration import Alignment
 
-        return project_alignment(self.particles, self.group_size)
+        where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
+        return Alignment(*where, None, pixel_size=particles.pixel_size)
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from box and particles."""
+        from cloudem.jobs.refine3d.duration import alignment_work
+
+        return alignment_work(self.alignment(sizes["particles"]))
 
     def run(self, context: Context) -> None:
         """Insert all images and solve."""

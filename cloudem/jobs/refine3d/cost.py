@@ -61,8 +61,8 @@ CLIMBS = 6.0
 PASS_S = 0.2e-3
 """Passes over the images before the first iteration (noise, contrast), a particle of 128 px: CPU-seconds, measured."""
 
-START_S, FINISH_S = 6.0, 1.0e-6
-"""A job without its iterations: its start, and by voxel of the box its last maps, FSC and report. Seconds, measured."""
+FINISH_S = 1.0e-6
+"""By voxel of the box, the last maps, FSC and report: seconds, measured."""
 
 POSE_S, POSE_BYTES = 2.2e-6, 129
 """A particle's pose in the client, CPU-seconds; and bytes of the table that each worker gets. Measured."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-from cloudem.jobs.base import Context, Job, Place, Projection, parameter
+from cloudem.cloud.planning.work import Size, Work
+from cloudem.jobs.base import Context, Job, Kind, Place, parameter
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
+
+if TYPE_CHECKING:
+    from cloudem.jobs.refine3d.duration import Alignment
 
 
 class Refine3D(Job):
@@ -18,7 +23,7 @@ class Refine3D(Job):
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
         " --initial-resolution-A 25 --out refine",
     )
-    on_gpu: ClassVar[bool] = True
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
     columns: ClassVar[tuple[Column, ...]] = (
         ITERATION,
         Column("resolution_A", "resolution", "Å", ".2f"),
@@ -36,12 +41,16 @@ class Refine3D(Job):
         RECEIVED,
     )
 
-    particles: Place = parameter(meaning="particle store made by cloudem import")
-    reference: Place = parameter(meaning="starting map, an MRC file; resampled to the particles' box and pixel size")
+    particles: Place = parameter(
+        meaning="particle store, or the results of a job that hold particles", reads=("particles",)
+    )
+    reference: Place = parameter(
+        meaning="starting map, an MRC file; resampled to the particles' box and pixel size", reads=("volume",)
+    )
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
     diameter_A: float = parameter(meaning="diameter of a circle that holds the particle", gt=0)
     mask: Place | None = parameter(
-        None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent"
+        None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent", reads=("mask",)
     )
     initial_resolution_A: float = parameter(
         0.0, meaning="resolution to which the reference is trusted; 0 for a seventh of the diameter, 15 to 40 Å", ge=0
@@ -74,61 +83,23 @@ class Refine3D(Job):
         """Resolution in Å to which the reference is trusted."""
         return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
 
-    def project(self) -> Projection:
-        """Return memory and disk from box and particles."""
-        return project_alignment(self.particles, self.group_size)
+    def alignment(self, particles: Size) -> Alignment:
+        """Return what is done with particles of that size."""
+        from cloudem.jobs.refine3d.duration import Alignment
+        from cloudem.jobs.refine3d.run import settings_from
+
+        settings = settings_from(self, particles.box, particles.pixel_size)
+        where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
+        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return stages and needs from box and particles."""
+        from cloudem.jobs.refine3d.duration import alignment_work
+
+        return alignment_work(self.alignment(sizes["particles"]))
 
     def run(self, context: Context) -> None:
         """Refine until the data say that it has converged."""
         from cloudem.jobs.refine3d.run import refine
 
         refine(self, context)
-
-
-def project_alignment(particles: str, group_size: int) -> Projection:
-    """Return what aligning or inserting a store's particles needs, from its shapes."""
-    from cloudem.io.particle_store import open_particles
-
-    store = open_particles(particles)
-    return alignment_needs(len(store), store.box, group_size, remote=store.remote)
-
-
-def alignment_needs(count: int, box: int, group_size: int, *, remote: bool) -> Projection:
-    """Return what aligning or inserting particles needs.
-
-    Measured with two threads, up to Nyquist: 500 particles of 64 px 445 MiB of 508 projected, 250 of 128 px
-    1,046 MiB of 1,158.
-
-    Parameters
-    ----------
-    count, box
-        Of the particles.
-    group_size
-        Images of one task, at least.
-    remote
-        Whether they are read from object storage.
-    """
-    import numpy as np
-
-    from cloudem.jobs.dataset import AHEAD, AHEAD_BYTES, BATCH, groups_of
-    from cloudem.kernels.slices import half_width, padded_box
-
-    m = half_width(box // 2 - 1, padded_box(box) / box)
-    voxels = (2 * m + 1) ** 2 * (m + 2)
-    kept = 6 * voxels  # of an accumulator once it is packed; 12 bytes for each voxel before
-    pixels = int(0.4 * box * box)
-    groups = 2 * len(groups_of(np.arange(-(-count // 2)), group_size))
-    # a task: images with their transforms, five complex arrays of half discs, its accumulator, and that packed; a
-    # packed one that waits to be merged
-    per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels + 2 * kept
-    if remote:  # a block in use, and those that are read meanwhile
-        per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * box * box)
-    # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
-    aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
-    # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
-    solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3)
-    # the client: several poses for each particle
-    peak = 400_000_000 + max(aligning, solving) + 4000 * count
-    note = f"{count:,} particles of {box} px, about {groups} tasks for each pass"
-    disk = 40 * box**3 + 600 * count
-    return Projection(peak_bytes=peak, disk_bytes=disk, notes=(note,), task_bytes=per_task)

@@ -73,7 +73,7 @@ from cloudem.execution.dask.draining import workers_of
 from cloudem.io.storage.lease import hold
 from cloudem.jobs.logs import keep_log
 from cloudem.runs.agent import ALONE_S
-from cloudem.runs.controller.steps import RunningStep, StepProcess, is_parallel
+from cloudem.runs.controller.steps import RunningStep, StepProcess
 from cloudem.runs.records import LATENCY_S, OVER, NodeStatus, RunState, RunStore, Status, Wishes
 from cloudem.runs.supervision import Repeated
 from cloudem.text import dollars
@@ -126,7 +126,7 @@ class Controller:
     node
         The head's start document, with ``scheduler`` and ``certificates_folder``.
     begin
-        Begins a step.
+        Begins a step: its job, and whether it runs on the head alone.
     workers
         Returns the nodes whose workers the scheduler knows; None while that is not known.
     clock
@@ -141,7 +141,7 @@ class Controller:
         provider: Provider,
         node: Mapping[str, Any],
         catalogue: Catalogue,
-        begin: Callable[[Mapping[str, Any]], RunningStep],
+        begin: Callable[[Mapping[str, Any], bool], RunningStep],
         workers: Callable[[], Set[str] | None],
         clock: Callable[[], float] = time.time,
         report: Callable[[RunState], str] | None = None,
@@ -424,7 +424,7 @@ class Controller:
 
     def _desired(self, now: float, spent: Account) -> Desired:
         planned = self._planned
-        needs = planned is not None and (not self._record.steps or is_parallel(self._record.steps[self._step or 0]))
+        needs = planned is not None and not planned.on_head
         if self._status == "stopping" or planned is None or not needs:
             down = self._status == "stopping" or planned is None
             return Desired(self._record.name, "down" if down else "run", {}, now)
@@ -532,15 +532,15 @@ class Controller:
             return
         step = self._record.steps[number]
         self._status = "running"
-        if is_parallel(step) and not any(n.state == "running" for n in self._nodes if n.slot != HEAD):
+        planned = self._plan.steps[number]
+        if not planned.on_head and not any(n.state == "running" for n in self._nodes if n.slot != HEAD):
             self._why = "waiting for the first node"
             return
         self._why, self._began, self._asked_to_stop, self._iteration_s = "", now, False, 0.0
-        planned = self._plan.steps[number]
         self._enter(StepStarted(now, f"{number}-{step['job']}", planned.usd, planned.wall))
         LOG.info("step %d of %d: %s", number + 1, len(self._record.steps), step["job"])
         self._lost_before = self._lost()
-        self._process = self._begin_step(step)
+        self._process = self._begin_step(step, planned.on_head)
 
     def _step_ended(self, now: float, how: str) -> None:
         number, process = self._step, self._process

@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import list_groups, read_attributes
-from cloudem.jobs.base import find_job
 
 LINES, LONGEST = 6, 500
 """Of what a job said last: lines that are kept, and characters of each."""
@@ -62,6 +61,8 @@ class StepProcess(RunningStep):
     ----------
     step
         Parameters of the job, with its name as ``job``.
+    on_head
+        Whether it runs in this process's machine alone, as it was planned: then it waits for no workers.
     scheduler, certificates
         Of the cluster that it runs on.
     say
@@ -69,7 +70,12 @@ class StepProcess(RunningStep):
     """
 
     def __init__(
-        self, step: Mapping[str, Any], scheduler: str, certificates: str | None, say: Callable[[str], None]
+        self,
+        step: Mapping[str, Any],
+        on_head: bool,
+        scheduler: str,
+        certificates: str | None,
+        say: Callable[[str], None],
     ) -> None:
         self.job, self._out = str(step["job"]), str(step["out"])
         self._say = say
@@ -78,7 +84,7 @@ class StepProcess(RunningStep):
         file = Path(self._folder.name) / "job.toml"
         file.write_text(as_toml(step), encoding="utf-8")
         where = ["--scheduler", scheduler, *(["--certificates", certificates] if certificates else [])]
-        options = where if is_parallel(step) else ["--executor", "serial"]
+        options = ["--executor", "serial"] if on_head else where
         library = ctypes.CDLL(None)
         self._process = subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "cloudem", "run", str(file), *options],
@@ -145,11 +151,6 @@ class StepProcess(RunningStep):
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
         self._folder.cleanup()
-
-
-def is_parallel(step: Mapping[str, Any]) -> bool:
-    """Return whether a job needs workers; others run on the head alone."""
-    return find_job(str(step["job"])).parallel
 
 
 def as_toml(step: Mapping[str, Any]) -> str:

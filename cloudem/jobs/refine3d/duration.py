@@ -1,7 +1,7 @@
 """How long a refinement or a reconstruction takes on a fleet: measured costs, the bytes that are moved, who waits.
 
 The model is that of ``docs/scaling.md`` with machines of several threads: threads of a machine share references and
-memory, machines exchange partial sums; each GPU counts as a machine (`cloudem.runs.fleet_capacity.FleetCapacity`).
+memory, machines exchange partial sums; each GPU counts as a machine (`cloudem.cloud.planning.capacity.FleetCapacity`).
 Times are of the critical path. What the data decide (iterations, how far the resolution goes) is taken as expected, as
 short and as long as it was seen to be; that, the speed of the machines, the costs themselves and the network are
 independent of each other, so that their factors are added in quadrature.
@@ -15,14 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
+
 from cloudem.algorithms.bricks import VOXEL_BYTES
 from cloudem.algorithms.refinement import Settings
 from cloudem.algorithms.transport import MAP_BYTES, IterationSizes, merging_seconds, spreading_seconds
+from cloudem.cloud.planning.capacity import FleetCapacity
 from cloudem.cloud.planning.estimate import Duration, Range
+from cloudem.cloud.planning.stages import START_S
+from cloudem.cloud.planning.work import GIB, Size, Stage, Work
 from cloudem.execution.reduction_tree import Tasks, first_node, runs, task_counts, together_for
+from cloudem.jobs.dataset import AHEAD, AHEAD_BYTES, BATCH, groups_of
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.cost import Convergence, at_box
-from cloudem.runs.fleet_capacity import FleetCapacity, voxels_of
+from cloudem.kernels.slices import half_width, padded_box
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
@@ -38,6 +44,15 @@ CONTENTION = 1.08
 
 CROWDED = 1.15
 """The same on a machine with 16 threads and more, which share caches and memory. Supposed."""
+
+PUT_S, GET_BYTES = 40.0, 32 << 20
+"""Objects that an iteration writes (references, checkpoint, curves); and bytes that one request reads of images."""
+
+GPU_BASE = int(1.2 * GIB)
+"""Of a GPU's memory: its context and libraries, and the scores of a tile in the search."""
+
+GPU_SPARE = 1.2
+"""A pool of freed memory keeps pieces that nothing else fits into."""
 
 COST_SPREAD = 1.3
 """By how much costs of a particle were off, against whole refinements."""
@@ -66,7 +81,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Work:
+class Alignment:
     """Particles and what is done with them.
 
     Attributes
@@ -85,6 +100,8 @@ class Work:
         Whether the refinement begins with known poses.
     correction
         Of the pilot.
+    pixel_size
+        Å.
     """
 
     count: int
@@ -95,10 +112,95 @@ class Work:
     settings: Settings | None
     local: bool = False
     correction: Correction = Correction()
+    pixel_size: float = 1.0
+
+
+@dataclass(frozen=True)
+class AlignmentModel:
+    """How long an alignment takes on a fleet, for a job's `Work`."""
+
+    alignment: Alignment
+
+    def __call__(self, capacity: FleetCapacity) -> Duration:
+        """Return how long a fleet takes."""
+        return estimate(self.alignment, capacity)
+
+    def corrected(self, correction: Correction) -> AlignmentModel:
+        """Return the model with what a pilot found."""
+        return AlignmentModel(replace(self.alignment, correction=correction))
+
+
+def alignment_work(alignment: Alignment) -> Work:
+    """Return what aligning or inserting particles does and needs.
+
+    Measured with two threads, up to Nyquist: 500 particles of 64 px 445 MiB of 508 projected, 250 of 128 px
+    1,046 MiB of 1,158.
+    """
+    count, box = alignment.count, alignment.box
+    voxels = voxels_of(box, box // 2 - 1)
+    kept = 6 * voxels  # of an accumulator once it is packed; 12 bytes for each voxel before
+    pixels = int(0.4 * box * box)
+    groups = 2 * len(groups_of(np.arange(-(-count // 2)), alignment.group_size))
+    # a task: images with their transforms, five complex arrays of half discs, its accumulator, and that packed; a
+    # packed one that waits to be merged
+    per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels + 2 * kept
+    if alignment.remote:  # a block in use, and those that are read meanwhile
+        per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * box * box)
+    # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
+    aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
+    # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
+    solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3)
+    steps = passes(alignment, cost.EXPECTED)
+    items = cost.items_of(count, alignment.group_size)
+    images = float(IMAGE_BYTES * box**2)
+    align = Stage(
+        "align" if alignment.settings else "insert",
+        count,
+        "images",
+        cpu_s=sum(particle for particle, *_ in steps) / len(steps),
+        parallel=True,
+        task_items=max(count // items, 1),
+        task_bytes=per_task,
+        read_bytes=images,
+        passes=len(steps),
+        spread=alignment.correction.spread,
+    )
+    solve = Stage("solve", 2, "maps", cpu_s=at_box(cost.SOLVE, box), passes=len(steps))
+    maps = 3 * 4 * box**3
+    return Work(
+        (align, solve),
+        # the client: several poses for each particle
+        base_bytes=400_000_000 + max(aligning, solving) + 4000 * count,
+        client_bytes=int(0.6e9) + 4000 * count + 40 * box**3,
+        gpu_bytes=gpu_needs(box) if alignment.settings else 0,
+        stored_bytes=40 * box**3 + 600 * count,
+        result_bytes=maps + 200 * count,
+        makes={"": Size(count, (box, box), alignment.pixel_size, alignment.remote)},
+        notes=(f"{count:,} particles of {box} px, about {groups} tasks for each pass",),
+        model=AlignmentModel(alignment),
+        puts=PUT_S * len(steps) if alignment.remote else 0.0,
+        gets=len(steps) * (images * count / GET_BYTES + 8 * items) if alignment.remote else 0.0,
+    )
+
+
+def gpu_needs(box: int) -> int:
+    """Return what aligning needs of a GPU's memory, bytes.
+
+    From the shapes of what is on the GPU: both references; of the task its accumulator, the line of what is kept of it,
+    its images with their transforms and five arrays of half discs, and the scores of the search. Not measured.
+    """
+    voxels, pixels = voxels_of(box, box // 2 - 1), int(0.4 * box * box)
+    return int(GPU_SPARE * (GPU_BASE + (28 + 6) * voxels + BATCH * (24 * box * box + 44 * pixels)))
+
+
+def voxels_of(box: int, k_max: int) -> int:
+    """Return the voxels of a padded half-volume for shells up to ``k_max``."""
+    m = half_width(k_max, padded_box(box) / box)
+    return (2 * m + 1) ** 2 * (m + 2)
 
 
 @cache
-def passes(work: Work, course: Convergence) -> tuple[tuple[float, int, int], ...]:
+def passes(work: Alignment, course: Convergence) -> tuple[tuple[float, int, int], ...]:
     """Return of each iteration the CPU-seconds of a particle, and the last shells inserted and of the reference."""
     factor = work.correction
     if work.settings is None:
@@ -111,7 +213,7 @@ def passes(work: Work, course: Convergence) -> tuple[tuple[float, int, int], ...
     return tuple(found)
 
 
-def estimate(work: Work, crew: FleetCapacity) -> Duration:
+def estimate(work: Alignment, crew: FleetCapacity) -> Duration:
     """Return how long a fleet takes."""
     expected = parts_of(work, crew, cost.EXPECTED)
     whole = sum(expected.values())
@@ -149,7 +251,7 @@ def _together(factors: list[float]) -> float:
     return math.exp(math.sqrt(sum(math.log(factor) ** 2 for factor in factors)))
 
 
-def parts_of(work: Work, crew: FleetCapacity, course: Convergence) -> dict[str, float]:
+def parts_of(work: Alignment, crew: FleetCapacity, course: Convergence) -> dict[str, float]:
     """Return the wall seconds of all iterations by part, and of the start and the end."""
     alone = crew.speed(1)
     solved = solving_seconds(work.box, crew)
@@ -183,11 +285,11 @@ def parts_of(work: Work, crew: FleetCapacity, course: Convergence) -> dict[str, 
             written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * cost.POSE_BYTES) * work.count
             total["storage"] += COMMIT_S[work.remote] + written / WRITE_BYTES
     first = cost.PASS_S * (work.box / 128) ** 2 / crew.aligning(busy) + crossing if work.settings else 0.0
-    total["start and end"] = first * work.count / busy + (cost.START_S + cost.FINISH_S * work.box**3) / alone
+    total["start and end"] = first * work.count / busy + (START_S + cost.FINISH_S * work.box**3) / alone
     return dict(total)
 
 
-def packing_seconds(work: Work, crew: FleetCapacity, k_insert: int, busy: int) -> float:
+def packing_seconds(work: Alignment, crew: FleetCapacity, k_insert: int, busy: int) -> float:
     """Return the seconds in which a task makes its accumulator and packs it.
 
     On a GPU it is cleared and read once, and the line of what is kept written and copied to the host.
@@ -198,7 +300,7 @@ def packing_seconds(work: Work, crew: FleetCapacity, k_insert: int, busy: int) -
     return crew.on_gpu(2 * VOXEL_BYTES * voxels_of(work.box, k_insert) + line, line)
 
 
-def unpacking_seconds(work: Work, crew: FleetCapacity, k_reference: int, reference: float) -> float:
+def unpacking_seconds(work: Alignment, crew: FleetCapacity, k_reference: int, reference: float) -> float:
     """Return the seconds in which a worker makes a half-volume of the bytes of a reference."""
     if crew.gpu is None:
         return at_box(cost.UNPACK, work.box) * (2 * k_reference / work.box) ** 3 / crew.speed(1)
@@ -218,7 +320,7 @@ def solving_seconds(box: int, crew: FleetCapacity) -> float:
 
 
 def exchanged(
-    work: Work, crew: FleetCapacity, parts: float, size: float, k_reference: int, merging: float
+    work: Alignment, crew: FleetCapacity, parts: float, size: float, k_reference: int, merging: float
 ) -> dict[str, float]:
     """Return the seconds in which machines exchange references and partial sums in an iteration.
 

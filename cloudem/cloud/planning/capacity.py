@@ -7,20 +7,10 @@ from dataclasses import dataclass
 from cloudem.cloud.nodes import InstanceType
 from cloudem.cloud.planning.calibration import LOCAL, SpeedRow, Speeds
 from cloudem.cloud.planning.estimate import Fleet, Refusal
-from cloudem.jobs.base import Projection
-from cloudem.jobs.dataset import AHEAD, BATCH
-from cloudem.kernels.slices import half_width, padded_box
-
-GIB = 1 << 30
+from cloudem.cloud.planning.work import GIB, Work
 
 SYSTEM = 0.95, 0.3
 """Share of a machine's memory that a job may use, and GiB of the system besides."""
-
-GPU_BASE = int(1.2 * GIB)
-"""Of a GPU's memory: its context and libraries, and the scores of a tile in the search."""
-
-GPU_SPARE = 1.2
-"""A pool of freed memory keeps pieces that nothing else fits into."""
 
 GPU_BYTES = 16e9
 """Of its memory that a GPU reads or writes in a second, for each thread of the reference that it stands for: from that
@@ -36,8 +26,8 @@ LINK = 0.7
 LOCAL_GBPS = 10.0
 """Of a process with others of its machine, with encryption."""
 
-READ_BYTES = AHEAD * 80e6
-"""That a task reads from object storage in a second, at most: the blocks that it fetches ahead, 80 MB/s each, as one
+READ_BYTES = 2 * 80e6
+"""That a task reads from object storage in a second, at most: two blocks that it fetches ahead, 80 MB/s each, as one
 connection gives; supposed. Against one server on the same machine 200 to 510 MB/s were measured."""
 
 
@@ -123,57 +113,39 @@ class FleetCapacity:
         return (self.row if self.gpu is None else self.gpu).how == "measured"
 
 
-def fleet_capacity(fleet: Fleet, needs: Projection, box: int, speeds: Speeds) -> FleetCapacity | Refusal:
-    """Return a fleet at work on particles of a box, with as many tasks as memory holds; or why it holds none.
+def fleet_capacity(fleet: Fleet, work: Work, speeds: Speeds) -> FleetCapacity | Refusal:
+    """Return a fleet at work, with as many tasks as memory holds; or why it holds none.
 
     Parameters
     ----------
     fleet
         Machines.
-    needs
-        Memory of a worker (:func:`cloudem.jobs.refine3d.job.alignment_needs`).
-    box
-        Pixels; 0 for a job that does not align, and so uses no GPU.
+    work
+        What they do: memory of a process, of a task, of a GPU.
     speeds
         Table of speeds.
     """
     kind, row = fleet.type, speeds.of(fleet.type)
     usable = int((kind.memory_GiB * SYSTEM[0] - SYSTEM[1]) * GIB)
-    gpu = speeds.gpu(kind) if box else None
+    gpu = speeds.gpu(kind) if work.on_gpu else None
     if gpu is None:
-        free = usable - needs.peak_bytes
-        tasks = min(kind.vcpus, free // needs.task_bytes if needs.task_bytes else kind.vcpus)
+        free, each = usable - work.base_bytes, work.task_bytes
+        tasks = min(kind.vcpus, free // each if each else kind.vcpus) if work.parallel else 1
         if tasks < 1 or free < 0:
-            return _too_little(kind, needs, usable)
-        return FleetCapacity(fleet.count, int(tasks), kind, row, None, needs.memory(tasks) / GIB, 0.0)
-    on_gpu = gpu_needs(box) / GIB
+            return _too_little(kind, work, usable)
+        return FleetCapacity(fleet.count, int(tasks), kind, row, None, work.memory(tasks) / GIB, 0.0)
+    on_gpu = work.gpu_bytes / GIB
     if on_gpu > kind.gpu_memory_GiB:
         return Refusal(f"too little GPU memory: {on_gpu:.1f} GiB are needed, it has {kind.gpu_memory_GiB:g} GiB")
-    workers = min(kind.gpus, usable // needs.memory(1))
+    workers = min(kind.gpus, usable // max(work.memory(1), 1))
     if workers < 1:
-        return _too_little(kind, needs, usable)
-    memory = workers * needs.memory(1) / GIB
+        return _too_little(kind, work, usable)
+    memory = workers * work.memory(1) / GIB
     return FleetCapacity(fleet.count * workers, 1, kind, row, gpu, memory, on_gpu, share=workers)
 
 
-def _too_little(kind: InstanceType, needs: Projection, usable: int) -> Refusal:
+def _too_little(kind: InstanceType, work: Work, usable: int) -> Refusal:
     return Refusal(
-        f"too little memory: {needs.memory(1) / GIB:.1f} GiB are needed; of its {kind.memory_GiB:g} GiB,"
+        f"too little memory: {work.memory(1) / GIB:.1f} GiB are needed; of its {kind.memory_GiB:g} GiB,"
         f" {max(usable, 0) / GIB:.1f} are usable"
     )
-
-
-def gpu_needs(box: int) -> int:
-    """Return what aligning needs of a GPU's memory, bytes.
-
-    From the shapes of what is on the GPU: both references; of the task its accumulator, the line of what is kept of it,
-    its images with their transforms and five arrays of half discs, and the scores of the search. Not measured.
-    """
-    voxels, pixels = voxels_of(box, box // 2 - 1), int(0.4 * box * box)
-    return int(GPU_SPARE * (GPU_BASE + (28 + 6) * voxels + BATCH * (24 * box * box + 44 * pixels)))
-
-
-def voxels_of(box: int, k_max: int) -> int:
-    """Return the voxels of a padded half-volume for shells up to ``k_max``."""
-    m = half_width(k_max, padded_box(box) / box)
-    return (2 * m + 1) ** 2 * (m + 2)

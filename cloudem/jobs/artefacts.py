@@ -1,0 +1,125 @@
+"""What jobs read and make: kinds of artefacts, where they are declared, and what is known of one before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cloudem.cloud.planning.work import Size
+from cloudem.errors import CloudemError, ParameterError
+from cloudem.jobs.base import KINDS, Job, Kind, label_of
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+VOLUMES: tuple[Kind, ...] = ("volume", "halves", "mask")
+"""Kinds that lie in a file of their own as well as in a result."""
+
+
+def kinds_read(field: FieldInfo) -> tuple[Kind, ...]:
+    """Return the kinds of artefacts that a parameter takes; none if it is no input."""
+    extra = field.json_schema_extra
+    found: Any = extra.get("reads", ()) if isinstance(extra, dict) else ()
+    return tuple(found)
+
+
+def inputs_of(job: Job) -> dict[str, str]:
+    """Return the places of the inputs that were given, by parameter."""
+    values = {name: getattr(job, name) for name, field in type(job).model_fields.items() if kinds_read(field)}
+    return {name: str(value) for name, value in values.items() if value}
+
+
+def made_by(job: Job) -> dict[str, tuple[Kind, ...]]:
+    """Return the kinds of what a job makes, by place."""
+    return {f"{job.out}/{name}" if name else job.out: kinds for name, kinds in type(job).makes.items()}
+
+
+def check_kinds(job: Job, made: Mapping[str, tuple[Kind, ...]]) -> None:
+    """Make sure that what a job reads and earlier steps make is of a kind that it can use.
+
+    Parameters
+    ----------
+    job
+        What is to run.
+    made
+        What the steps before make, by place.
+
+    Raises
+    ------
+    ParameterError
+        It is of another kind.
+    """
+    for name, place in inputs_of(job).items():
+        wanted = kinds_read(type(job).model_fields[name])
+        if place in made and not set(wanted) & set(made[place]):
+            raise ParameterError(
+                f"{label_of(type(job), name)} {place} is made by an earlier step and holds {said(made[place])}; "
+                f"{job.name} needs {said(wanted)} there"
+            )
+
+
+def said(kinds: tuple[Kind, ...]) -> str:
+    """Return kinds in words."""
+    return " or ".join(KINDS[kind] for kind in kinds) if kinds else "nothing that a job reads"
+
+
+def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:
+    """Return what headers and tables say of an artefact.
+
+    Raises
+    ------
+    CloudemError
+        It is not there, or is not what it should be.
+    """
+    from cloudem.io.storage.location import is_remote
+
+    if "particles" in kinds:
+        from cloudem.io.particle_store import open_particles
+
+        store = open_particles(place)
+        return Size(len(store), (store.box, store.box), store.pixel_size, store.remote)
+    if set(kinds) & set(VOLUMES):
+        return Size(0, *_volume(place), is_remote(place))
+    return Size(remote=is_remote(place))
+
+
+def _size(job: Job, name: str) -> Size:
+    found = job.size_of(name)
+    return size_at(getattr(job, name), kinds_read(type(job).model_fields[name])) if found is None else found
+
+
+def _volume(place: str) -> tuple[tuple[int, ...], float]:
+    """Return shape and pixel size of a map: that of a result, or of an MRC file."""
+    from cloudem.io.formats.mrc import read_header
+    from cloudem.io.storage.groups import read_attributes
+
+    result = read_attributes(place, "result")
+    if result is not None:
+        box = int(result.get("box", 0))
+        return ((box,) * 3 if box else ()), float(result.get("pixel_size_A") or 0.0)
+    header = read_header(place)
+    return header.shape, header.pixel_size
+
+
+def sizes_of(job: Job, known: Mapping[str, Size] | None = None) -> dict[str, Size]:
+    """Return the sizes of a job's inputs, by parameter: those that are known, by place, and those that can be read.
+
+    Raises
+    ------
+    CloudemError
+        An input is not there, or is not what it should be.
+    """
+    known = known or {}
+    return {name: known[place] if place in known else _size(job, name) for name, place in inputs_of(job).items()}
+
+
+def sizes_if_known(job: Job, known: Mapping[str, Size]) -> tuple[dict[str, Size], dict[str, CloudemError]]:
+    """Do as `sizes_of`, and return what was wrong with the others."""
+    found: dict[str, Size] = {}
+    wrong: dict[str, CloudemError] = {}
+    for name, place in inputs_of(job).items():
+        try:
+            found[name] = known[place] if place in known else _size(job, name)
+        except CloudemError as error:
+            wrong[name] = error
+    return found, wrong
