@@ -24,6 +24,7 @@ from cloudem.jobs.dataset import AHEAD
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.cost import at_box
 from cloudem.jobs.refine3d.duration import CACHED_BYTES, IMAGE_BYTES, alignment_work, sizes
+from cloudem.jobs.refine3d.duration import Alignment as Particles
 from cloudem.runs.controller.steps import How, RunningStep
 
 HANDED_ON = 0.9

@@ -106,7 +106,7 @@ def actual(play: Play, preset: Preset) -> Preset:
     seconds: dict[str, Range] = {}
     for name, work in play.works.items():
         if work is None:
-            stated = play.stage(name).parts["one thread"] * speeds().of(head).core
+            stated = sum(play.stage(name).parts.values()) * speeds().of(head).core
             seconds[name] = Range.exactly(play.world.on_head(name) * stated / speed)
             continue
         kind, count = play.catalogue.types[fleets[name][0]], fleets[name][1]
