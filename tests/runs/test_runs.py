@@ -137,7 +137,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
     start(store, provider, Catalogue.shipped(), lambda line: None)
     state = follow(store, lambda state: None, provider)
     assert state.status == "stopped"
-    assert "of $0.00400 are spent" in state.why
+    assert "of $0.0040 are spent" in state.why
     assert state.spent_usd <= 0.004 + state.overshoot_usd
     end(store.record().name, provider)
 

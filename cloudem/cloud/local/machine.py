@@ -20,7 +20,6 @@ Nobody has to be there for a machine to end: it outlives who launched it, and en
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -39,6 +38,7 @@ from typing import Any
 from cloudem.cloud.local import namespaces
 from cloudem.cloud.metadata import ENDPOINT, utc_text
 from cloudem.errors import ProviderError
+from cloudem.processes import ending_with_this
 
 LOOK_S = 0.1
 """How often a machine looks whether its time has come, seconds."""
@@ -48,8 +48,6 @@ GRACE_S = 15.0
 
 LATE_S = 15.0
 """How long after its deadline the machine ends an agent that did not do so itself, seconds."""
-
-_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl.h
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -174,17 +172,15 @@ class Machine:
             "TMPDIR": str(disk),
             "PYTHONUNBUFFERED": "1",
         }
-        library = ctypes.CDLL(None)
         with (self._folder / "agent.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603  what the launcher was told to run
-                self._node["argv"],
+                ending_with_this(self._node["argv"]),  # a machine without power runs nothing
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment,
                 cwd=disk,
                 start_new_session=True,
-                preexec_fn=lambda: library.prctl(_PDEATHSIG, signal.SIGKILL),  # a machine without power runs nothing
             )
 
     def _watch(self, agent: subprocess.Popen[bytes]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -17,14 +16,13 @@ from typing import Any, Literal, Protocol
 
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import list_groups, read_attributes
+from cloudem.processes import ending_with_this
 
 LINES, LONGEST = 6, 500
 """Of what a job said last: lines that are kept, and characters of each."""
 
 DELETE = "\x7f"
 """The one character that stands for itself in JSON and may not in TOML."""
-
-_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl.h
 
 How = Literal["done", "stopped", "failed"]
 
@@ -85,16 +83,14 @@ class StepProcess(RunningStep):
         file.write_text(as_toml(step), encoding="utf-8")
         where = ["--scheduler", scheduler, *(["--certificates", certificates] if certificates else [])]
         options = ["--executor", "serial"] if on_head else where
-        library = ctypes.CDLL(None)
         self._process = subprocess.Popen(  # noqa: S603 - this program itself
-            [sys.executable, "-m", "cloudem", "run", str(file), *options],
+            # without its controller nobody would hear of its end: the next one has it go on from what is committed
+            ending_with_this([sys.executable, "-m", "cloudem", "run", str(file), *options]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,
-            # without its controller nobody would hear of its end: the next one has it go on from what is committed
-            preexec_fn=lambda: library.prctl(_PDEATHSIG, signal.SIGKILL),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self._reader = threading.Thread(target=self._read, name="cloudem-step", daemon=True)
