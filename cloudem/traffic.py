@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -95,3 +95,31 @@ def in_words(moved: Moved) -> str:
         sizes = {name: getattr(part, way) for name, part in moved.items()}
         ways.append(f"{way}: " + (", ".join(f"{name} {size(n)}" for name, n in sizes.items() if n) or "nothing"))
     return "; ".join(ways) if any(map(any, moved.values())) else ""
+
+
+class Tally:
+    """What several processes have told of what they moved, and its sum since a beginning.
+
+    Attributes
+    ----------
+    by_process
+        The last that each process told.
+    """
+
+    def __init__(self) -> None:
+        self.by_process: dict[str, dict[str, Traffic]] = {}
+        self._before: dict[str, Traffic] = {}
+
+    def hear(self, process: str, found: Mapping[str, Sequence[int]]) -> None:
+        """Keep what a process has counted, unless that is older than what is known: counters only rise."""
+        known = self.by_process.get(process, {})
+        if sum(map(sum, found.values())) >= sum(map(sum, known.values())):
+            self.by_process[process] = {purpose: Traffic(*moved) for purpose, moved in found.items()}
+
+    def begin(self) -> None:
+        """Begin here: what was told before is left out of the sum."""
+        self._before = total_traffic(list(self.by_process.values()))
+
+    def total(self) -> dict[str, Traffic]:
+        """Return the sum since the beginning, by purpose."""
+        return difference(total_traffic(list(self.by_process.values())), self._before)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bars.measure import HERE
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.dask.security import make_certificates, security_for
-from cloudem.execution.executor import Added, Fold, Shared
+from cloudem.execution.executor import Added, Fold, Shared, itself
 
 PORT = 18786
 VOXELS = 3200
@@ -147,13 +147,13 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     Each task has the arguments, dependencies and place that `DaskExecutor` gives it, and is submitted in the same way:
     those of a kind together, but for merges.
     """
-    from cloudem.execution.dask import executor as ours
+    from cloudem.execution.dask import worker_tasks
     from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
     from cloudem.execution.reduction_tree import Subtree
 
     run, names = there.executor, list(there.executor._threads())
     shared = [Shared(run._submit(int, number)) for number in (1, 2)]
-    copies = {name: [Shared(run._submit(ours.itself, s, worker=name)) for s in shared] for name in names}
+    copies = {name: [Shared(run._submit(itself, s, worker=name)) for s in shared] for name in names}
     for pair in copies.values():
         for copy in pair:
             run._wait(copy.handle)
@@ -173,17 +173,17 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
         return futures
 
     rows = [(TRIVIAL, [(1, i)], [[copy.handle for copy in copies[w]]]) for i, w in enumerate(place)]
-    added = all_of("add", lambda: run._submit_all(ours._add, rows, place))
-    notes = all_of("note", lambda: run._submit_all(ours._note, [(a,) for a in added], place))
+    added = all_of("add", lambda: run._submit_all(worker_tasks.add, rows, place))
+    notes = all_of("note", lambda: run._submit_all(worker_tasks.note, [(a,) for a in added], place))
     pairs = [(added[i], added[i + 1], place[i]) for i in range(0, items - 1, 2)]
-    merged = all_of("merge", lambda: [run._submit(ours._merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
+    merged = all_of("merge", lambda: [run._submit(worker_tasks.merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
     first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
     # of two parts: the scheduler has nothing to do with how many there are, and workers of one process are slow at many
     held = Holdings([HeldPart(Subtree(0, n), first[w].key, w) for n, w in enumerate(names[:2])])
-    holdings = run._submit(ours.itself, held, worker=names[0])
+    holdings = run._submit(itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
     whole = all_of("collect", lambda: [f for _ in range(8) for f in run._submit_all(collect, asked, names)])
-    joined = all_of("join", lambda: [run._submit(ours._join, TRIVIAL, whole[: len(names)], worker=names[0])])
+    joined = all_of("join", lambda: [run._submit(worker_tasks.join, TRIVIAL, whole[: len(names)], worker=names[0])])
     first.clear()
     kept = [notes, merged, whole, joined, asked, rows, added, pairs, copies, shared]
 

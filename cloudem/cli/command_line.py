@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem.cli import cluster, plan, submit
+from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, submit
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
@@ -298,11 +298,11 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
 COMMANDS.add_command(DeclaredCommand("plan", plan.PlanCommand))
-for _name, _declaration in submit.COMMANDS.items():
-    COMMANDS.add_command(DeclaredCommand(_name, _declaration))
-COMMANDS.add_command(DeclaredGroup("cluster", cluster.SUMMARY, {**submit.CLUSTER, **cluster.COMMANDS}))
-COMMANDS.add_command(DeclaredGroup("prices", submit.PRICES_SUMMARY, submit.PRICES))
-COMMANDS.add_command(DeclaredCommand("node", submit.NodeAgent, hidden=True))
+COMMANDS.add_command(DeclaredCommand("submit", submit.Submit))
+COMMANDS.add_command(DeclaredCommand("cost", cost.Cost))
+COMMANDS.add_command(DeclaredGroup("cluster", cluster.SUMMARY, {**rented_cluster.COMMANDS, **cluster.COMMANDS}))
+COMMANDS.add_command(DeclaredGroup("prices", prices.SUMMARY, prices.COMMANDS))
+COMMANDS.add_command(DeclaredCommand("node", node.NodeAgent, hidden=True))
 
 
 class _FileCommand(click.Command):

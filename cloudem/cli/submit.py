@@ -1,29 +1,20 @@
-"""``cloudem submit``, ``cost``, ``prices`` and the clusters that are rented for a while."""
+"""``cloudem submit``: a workflow on machines that are rented for it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from cloudem.cli.declare import Command
-from cloudem.errors import CloudemError, ParameterError
+from cloudem.cli.runs import check_head, confirm, follow_run, say_cap, say_pages, store_at, when
+from cloudem.errors import ParameterError
 from cloudem.jobs.base import parameter
 
 if TYPE_CHECKING:
-    from cloudem.cloud.nodes import Resource
-    from cloudem.cloud.planning.plan import Plan
-    from cloudem.cloud.provider import Provider
-    from cloudem.runs.records import RunState, RunStore, Wishes
+    from cloudem.runs.records import RunStore
     from cloudem.runs.workflow import Workflow
-
-PRICES_SUMMARY = "What machines cost: the shipped prices, or newer ones."
 
 
 class Submit(Command):
@@ -63,9 +54,9 @@ class Submit(Command):
         if sum(value is not None for value in (self.workflow, self.attach, self.resume)) != 1:
             raise ParameterError("give a workflow file, or --attach URL, or --resume URL; see cloudem submit --help")
         if self.attach is not None:
-            self._attach(_store(self.attach))
+            self._attach(store_at(self.attach))
         elif self.resume is not None:
-            self._resume(_store(self.resume))
+            self._resume(store_at(self.resume))
         else:
             self._submit()
 
@@ -74,15 +65,15 @@ class Submit(Command):
         changed: dict[str, Any] = {"max_usd": self.max_usd} if self.max_usd else {}
         if self.max_hours:
             changed["deadline"] = time.time() + self.max_hours * 3600
-            _check_head(store, changed["deadline"])
+            check_head(store, changed["deadline"])
         state = store.state()
         if changed and state is not None and state.over:
             raise ParameterError(f"{store.url} is {state.status}; its limits change with `cloudem submit --resume`")
         if changed:
             wanted = store.change(**changed)
-            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
+            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {when(wanted.deadline)}")
         if not self.detach:
-            _follow(store)
+            follow_run(store)
 
     def _submit(self) -> None:
         from cloudem.cli.help import console
@@ -113,11 +104,11 @@ class Submit(Command):
         name = new_name(self.run_name or workflow.name, time.time())
         provider_kind = provider_name(plan.region)
         store, record, wanted = new_run(workflow, plan, provider_kind, name, self.max_usd, self.max_hours, time.time())
-        _say_cap(plan, wanted)
+        say_cap(plan, wanted)
         if self.dry_run:
             return
         if not self.yes:
-            _confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
+            confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
         store.create(record, wanted)
         provider = provider_of(provider_kind, plan.region)
         start(store, provider, Catalogue.load(), click.echo)
@@ -135,319 +126,18 @@ class Submit(Command):
         if self.dry_run:
             return
         if not self.yes:
-            _confirm(f"Rent its machines again ({record.provider}, {record.region})?")
+            confirm(f"Rent its machines again ({record.provider}, {record.region})?")
         resume(store, self.max_usd, self.max_hours, time.time())
         start(store, provider, Catalogue.load(), click.echo)
         self._then(store)
 
     def _then(self, store: RunStore) -> None:
         click.echo(f"run: {store.url}")
-        _say_pages(store)
+        say_pages(store)
         if self.detach:
             click.echo(f"detached; follow it with: cloudem submit --attach {store.url}")
         else:
-            _follow(store)
-
-
-class Cost(Command):
-    """Estimate against actual."""
-
-    name: ClassVar[str] = "cost"
-    summary: ClassVar[str] = "What a run costs, step by step: planned, and as metered."
-    examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613",
-        "cloudem cost s3://bucket/project          # all runs of a project",
-        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --ledger",
-        "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --report report.html",
-    )
-
-    url: str = parameter(meaning="URL of a run, or of a project", positional=True)
-    ledger: bool = parameter(False, meaning="every entry of the ledger, too")
-    report: str | None = parameter(None, meaning="file or s3:// URL to write the run's page to, anew")
-
-    def run(self) -> None:
-        """Print tables."""
-        from cloudem.cli.cost_tables import ledger_table, node_table, run_table, step_table
-        from cloudem.cli.help import console
-        from cloudem.cloud.planning.plan import Plan
-        from cloudem.runs.accounting import costs
-        from cloudem.runs.records import RunStore, runs_of
-
-        screen, now = console(), time.time()
-        names = runs_of(self.url)
-        if names and self.report is not None:
-            raise ParameterError(f"--report: {self.url} is a project; give the URL of one of its runs: {names[-1]}")
-        if names:
-            stores = [RunStore.of(self.url, name) for name in names]
-            screen.print(
-                run_table(
-                    [(store, costs(Plan.from_json(store.record().plan), store.ledger(), now)) for store in stores]
-                )
-            )
-            return
-        store = _store(self.url)
-        record, entries = store.record(), store.ledger()
-        state = store.state()
-        moment = now if state is None or not state.over else max((entry.at for entry in entries), default=now)
-        found = costs(Plan.from_json(record.plan), entries, moment)
-        for table in (step_table(found), node_table(found)):
-            screen.print(table)
-        if self.ledger:
-            screen.print(ledger_table(entries))
-        if self.report is not None:
-            from cloudem.cloud.catalogue import Catalogue
-            from cloudem.runs.run_report import write_run_page
-
-            click.echo(f"report: {write_run_page(store, Catalogue.load(), state, self.report)}")
-
-
-class Up(Command):
-    """A cluster that waits for jobs."""
-
-    name: ClassVar[str] = "cluster up"
-    summary: ClassVar[str] = "Rent a scheduler and workers, for jobs of your own; they end by themselves in time."
-    examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster up s3://bucket/project --workers 4 --instance-type c7a.4xlarge --max-usd 20 --max-hours 4",
-        "cloudem cluster up ./project --region local --workers 2 --instance-type local.1 --max-usd 1 --max-hours 1",
-    )
-
-    project: str = parameter(meaning="folder or s3://bucket/prefix for its state and ledger", positional=True)
-    workers: int = parameter(meaning="number of worker nodes", ge=1, le=1000)
-    instance_type: tuple[str, ...] = parameter(meaning="type of workers, best first; may be given several times")
-    max_usd: float = parameter(meaning="approximate maximum of what it costs, dollars", gt=0)
-    max_hours: float = parameter(meaning="when it ends, hours", gt=0)
-    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    run_name: str | None = parameter(None, meaning="what to call it")
-    yes: bool = parameter(False, meaning="do not ask before anything costs money")
-    dry_run: bool = parameter(False, meaning="show what would be rented, and stop")
-
-    def run(self) -> None:
-        """Rent, and say how to use it."""
-        from cloudem.cli.plan import markets_of
-        from cloudem.cloud.catalogue import Catalogue
-        from cloudem.cloud.providers import provider_name, provider_of
-        from cloudem.runs.cluster_plan import cluster_plan
-        from cloudem.runs.records import new_name
-        from cloudem.runs.submit import keep_certificates, new_run, start
-        from cloudem.runs.workflow import Workflow
-
-        region = _region(self.region)
-        catalogue = Catalogue.load()
-        plan = cluster_plan(
-            catalogue,
-            region,
-            self.instance_type,
-            self.workers,
-            markets_of(self.markets),
-            self.max_usd,
-            self.max_hours,
-        )
-        workflow = Workflow(_absolute(self.project), self.run_name or "cluster", region, ())
-        kind = provider_name(region)
-        name = new_name(workflow.name, time.time())
-        store, record, wanted = new_run(workflow, plan, kind, name, self.max_usd, self.max_hours, time.time())
-        click.echo(
-            f"head {' '.join(plan.head)}, {plan.steps[0].describe()}: ${plan.usd.expected / self.max_hours:.3f} an hour"
-        )
-        _say_cap(plan, wanted)
-        if self.dry_run:
-            return
-        if not self.yes:
-            _confirm(f"Rent these machines ({kind}, {region})?")
-        store.create(record, wanted)
-        start(store, provider_of(kind, region), catalogue, click.echo)
-        head = store.head()
-        scheduler = head.scheduler if head else "SCHEDULER, which `cloudem cluster status` will know"
-        folder = keep_certificates(provider_of(kind, region), name)
-        click.echo(f"run: {store.url}\njobs use it with: --scheduler {scheduler} --certificates {folder}")
-        _say_pages(store)
-        click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
-
-
-class Status(Command):
-    """How runs and clusters stand."""
-
-    name: ClassVar[str] = "cluster status"
-    summary: ClassVar[str] = "How a run or cluster stands; without a URL, all that exist."
-    examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster status --region us-east-1",
-        "cloudem cluster status s3://bucket/project/runs/cluster-20261121-0613",
-    )
-
-    url: str | None = parameter(None, meaning="URL of a run", positional=True)
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
-
-    def run(self) -> None:
-        """Print it."""
-        from cloudem.cli.help import console
-        from cloudem.cli.tables import clusters_table, state_view
-
-        screen = console()
-        if self.url is not None:
-            store = _store(self.url)
-            state = store.state()
-            if state is None:
-                raise ParameterError(f"{store.url} has not begun; submit it again")
-            screen.print(state_view(store.record().name, state, store.wanted()))
-            return
-        provider = _provider(self.region)
-        from cloudem.runs.leftovers import look
-
-        screen.print(clusters_table(look(provider, time.time())))
-
-
-class Down(Command):
-    """The end of a run or cluster."""
-
-    name: ClassVar[str] = "cluster down"
-    summary: ClassVar[str] = "Stop a run or cluster and give back everything it rented; results stay."
-    examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613",
-        "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613 --now",
-    )
-
-    url: str = parameter(meaning="URL of the run", positional=True)
-    now: bool = parameter(False, meaning="do not wait for the running iteration")
-    patience_s: float = parameter(600.0, meaning="how long to wait for the running iteration", ge=0)
-
-    def run(self) -> None:
-        """Stop, wait, remove, and say what is left."""
-        from cloudem.cloud.providers import provider_of
-        from cloudem.runs.submit import certificates_folder, conclude, end
-
-        store = _store(self.url)
-        record = store.record()
-        provider = provider_of(record.provider, record.region)
-        store.change(stop=True)
-        if not self.now:
-            _wait_until_over(store, self.patience_s)
-        left = end(record.name, provider)
-        conclude(store, "ended by its owner", time.time())
-        shutil.rmtree(certificates_folder(record.name), ignore_errors=True)
-        _say_left(left)
-
-
-class Sweep(Command):
-    """What clusters left behind."""
-
-    name: ClassVar[str] = "cluster sweep"
-    summary: ClassVar[str] = "List, and remove, whatever clusters left that nobody uses any more."
-    examples: ClassVar[tuple[str, ...]] = (
-        "cloudem cluster sweep --region local --dry-run",
-        "cloudem cluster sweep --region eu-central-1 --yes",
-    )
-
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
-    dry_run: bool = parameter(False, meaning="list only")
-    yes: bool = parameter(False, meaning="do not ask before anything is removed")
-
-    def run(self) -> None:
-        """List, ask, remove."""
-        from cloudem.cli.help import console
-        from cloudem.cli.tables import clusters_table, resource_table
-        from cloudem.runs.leftovers import look, sweep
-
-        provider, screen = _provider(self.region), console()
-        found = look(provider, time.time())
-        if found.used:
-            screen.print(clusters_table(found))
-        if not found.left:
-            click.echo("nothing is left of clusters that are not in use")
-            return
-        screen.print(resource_table(found.left))
-        if self.dry_run:
-            return
-        if not self.yes:
-            _confirm(f"Remove these {len(found.left)}?")
-        _say_left(sweep(provider, {resource.cluster for resource in found.left}))
-
-
-class UpdatePrices(Command):
-    """Newer prices."""
-
-    name: ClassVar[str] = "prices update"
-    summary: ClassVar[str] = "Ask AWS for today's prices, types and spot history; needs credentials."
-    examples: ClassVar[tuple[str, ...]] = ("cloudem prices update --region eu-central-1",)
-
-    region: tuple[str, ...] = parameter((), meaning="regions, by default those of the shipped prices")
-
-    def run(self) -> None:
-        """Refresh the user's copy."""
-        from cloudem.cloud.aws.prices import refresh
-        from cloudem.cloud.catalogue import Catalogue
-
-        known = Catalogue.load()
-        regions = self.region or tuple(name for name in known.regions() if name != "local")
-        click.echo(f"wrote {refresh(regions, sorted(known.types), click.echo)}")
-
-
-class ShowPrices(Command):
-    """Prices as they are known."""
-
-    name: ClassVar[str] = "prices show"
-    summary: ClassVar[str] = "Show types and prices, and of when they are."
-    examples: ClassVar[tuple[str, ...]] = ("cloudem prices show --region us-east-1 --type g6",)
-
-    region: str | None = parameter(None, meaning="of this region alone")
-    type: str = parameter("", meaning="types that begin like this")
-
-    def run(self) -> None:
-        """Print a table."""
-        from cloudem.cli.help import console
-        from cloudem.cloud.aws.prices import show
-        from cloudem.cloud.catalogue import Catalogue
-
-        console().print(show(Catalogue.load(), self.region, self.type))
-
-
-class NodeAgent(Command):
-    """What runs on nodes."""
-
-    name: ClassVar[str] = "node"
-    summary: ClassVar[str] = "Be a node of a cluster: started by the machine's image, not by people."
-    examples: ClassVar[tuple[str, ...]] = ("cloudem node",)
-
-    def run(self) -> None:
-        """Run until the machine is to end."""
-        from cloudem.runs.agent import run_agent
-
-        sys.exit(run_agent())
-
-
-COMMANDS: dict[str, type[Command]] = {"submit": Submit, "cost": Cost}
-
-CLUSTER: dict[str, type[Command]] = {"up": Up, "status": Status, "down": Down, "sweep": Sweep}
-
-PRICES: dict[str, type[Command]] = {"show": ShowPrices, "update": UpdatePrices}
-
-
-def _store(url: str) -> RunStore:
-    from cloudem.runs.records import RunStore
-
-    store = RunStore(_absolute(url))
-    store.record()
-    return store
-
-
-def _absolute(url: str) -> str:
-    from cloudem.io.storage.location import absolute
-
-    return absolute(url)
-
-
-def _region(given: str | None) -> str:
-    """Return the region that was asked for, or that of the environment.
-
-    Raises
-    ------
-    ParameterError
-        Neither says any.
-    """
-    region = given or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if not region:
-        raise ParameterError("--region: give one such as eu-central-1, or local for this computer, or set AWS_REGION")
-    return region
+            follow_run(store)
 
 
 def _zones_of_provider(workflow: Workflow, region: str | None) -> str | None:
@@ -458,120 +148,3 @@ def _zones_of_provider(workflow: Workflow, region: str | None) -> str | None:
     where = region_to_rent(region, workflow)
     zones = provider_of(provider_name(where), where).zones()
     return ",".join(zones) if zones else None
-
-
-def _provider(region: str | None) -> Provider:
-    from cloudem.cloud.providers import provider_name, provider_of
-
-    where = _region(region)
-    return provider_of(provider_name(where), where)
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise ParameterError("nobody is there to confirm; give --yes, or --dry-run to see the plan alone")
-    click.confirm(question, abort=True)
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-
-
-def _say_cap(plan: Plan, wanted: Wishes) -> None:
-    from cloudem.cloud.catalogue import Catalogue
-    from cloudem.runs.submit import promise
-
-    click.echo(promise(plan, wanted, Catalogue.load()))
-
-
-def _say_left(left: Sequence[Resource]) -> None:
-    from cloudem.cli.help import console
-    from cloudem.cli.tables import resource_table
-
-    if left:
-        console().print(resource_table(left))
-        raise CloudemError("the above is still there; run `cloudem cluster sweep` in a few minutes")
-    click.echo("nothing is left but results, state and ledger")
-
-
-def _say_pages(store: RunStore) -> None:
-    head = store.head()
-    if head is not None and head.pages:
-        local = store.record().provider == "local"
-        click.echo(f"Dask's pages: {head.pages}{'' if local else ', on the head itself: see docs/nodes.md'}")
-
-
-def _wait_until_over(store: RunStore, patience_s: float) -> None:
-    from cloudem.runs.submit import SILENT_S
-
-    began, asked = time.time(), store.wanted().launch
-    while time.time() - began < patience_s:
-        state = store.state()
-        if state is None or (state.over and state.launch == asked) or time.time() - state.at > SILENT_S:
-            return
-        time.sleep(0.5)
-
-
-def _check_head(store: RunStore, deadline: float) -> None:
-    """Refuse a deadline beyond that of the head, which was told its own when it was launched and ends by it."""
-    from cloudem.cloud.nodes import HEAD
-    from cloudem.cloud.providers import provider_of
-
-    record = store.record()
-    nodes = provider_of(record.provider, record.region).nodes(record.name)
-    own = max((node.deadline for node in nodes if node.slot == HEAD and node.alive), default=deadline)
-    if deadline > own + 1:
-        raise ParameterError(
-            f"--max-hours: the head ends by {_when(own)} whatever happens; for more, stop the run (cloudem cluster"
-            f" down {store.url}) and resume it"
-        )
-
-
-def _follow(store: RunStore) -> None:
-    """Show a run until it is over; Ctrl-C leaves it."""
-    from cloudem.cloud.providers import provider_of
-    from cloudem.runs.submit import end, follow
-
-    try:
-        record = store.record()
-        provider = provider_of(record.provider, record.region)
-        with _shown(store) as show:
-            state = follow(store, show, provider)
-    except KeyboardInterrupt:
-        click.echo(
-            f"\ndetached; the run goes on. Follow it: cloudem submit --attach {store.url}\n"
-            f"stop it: cloudem cluster down {store.url}"
-        )
-        return
-    left = end(record.name, provider)
-    _summary(store, state)
-    _say_left(left)
-    if state.status == "failed":
-        raise CloudemError(f"{state.why}; see {store.url}/log.txt")
-
-
-@contextmanager
-def _shown(store: RunStore) -> Iterator[Callable[[RunState], None]]:
-    from cloudem.cli.help import console
-    from cloudem.cli.tables import following
-
-    with following(console(), store.record().name, store.wanted) as show:
-        yield show
-
-
-def _summary(store: RunStore, state: RunState) -> None:
-    from cloudem.cli.cost_tables import step_table
-    from cloudem.cli.help import console
-    from cloudem.cloud.planning.plan import Plan
-    from cloudem.io.storage.location import exists, join
-    from cloudem.runs.accounting import costs
-    from cloudem.runs.records import PAGE
-
-    entries = store.ledger()
-    found = costs(Plan.from_json(store.record().plan), entries, max(entry.at for entry in entries))
-    console().print(step_table(found))
-    click.echo(f"{state.status}: {state.why or 'all steps are finished'}")
-    if exists(page := join(store.url, PAGE)):
-        click.echo(f"report: {page}")
-    if state.status == "stopped":
-        click.echo(f"go on: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")

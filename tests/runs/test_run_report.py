@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudem.cli.submit import Cost
+from cloudem.cli.cost import Cost
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import (
     CapChanged,

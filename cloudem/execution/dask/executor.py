@@ -24,13 +24,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
+from cloudem.execution.dask import worker_tasks
 from cloudem.execution.dask.broadcast import Spread
 from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
+from cloudem.execution.dask.connection import connect, scheduler_lost, wake
 from cloudem.execution.dask.embedded import start_cluster
-from cloudem.execution.dask.security import refusal_of, security_for
-from cloudem.execution.executor import Added, Executor, Fold, Pieces, Shared, folded, itself
+from cloudem.execution.dask.security import security_for
+from cloudem.execution.executor import Executor, Fold, Pieces, Shared, itself
 from cloudem.execution.reduction_tree import Forest, Roster, Subtree, together_for
-from cloudem.execution.threads import CORES, one_thread_per_task
+from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
 
 T = TypeVar("T")
@@ -113,8 +115,7 @@ class DaskExecutor(Executor):
 
         self._patience_s = patience_s
         self._fixed_order = fixed_order
-        self._heard: dict[str, dict[str, Traffic]] = {}
-        self._before: dict[str, Traffic] = {}
+        self._heard = traffic.Tally()
         self._seen: set[str] = set()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
@@ -124,12 +125,12 @@ class DaskExecutor(Executor):
                 if "://" not in scheduler:
                     raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tls://host:8786")
                 security = security_for(scheduler, certificates, insecure=insecure)
-                self._client = _connect(undo, scheduler, patience_s, security)
+                self._client = connect(undo, scheduler, patience_s, security)
                 self._description = f"Dask at {scheduler}"
             else:
                 cluster, self._description = start_cluster(processes, workers, threads, gpus, dashboard)
                 undo.enter_context(cluster)
-                self._client = _connect(undo, cluster, patience_s)
+                self._client = connect(undo, cluster, patience_s)
             threads_of = self._threads()
             if scheduler is not None:
                 self._description += f", {len(threads_of)} workers, {sum(threads_of.values())} threads"
@@ -297,15 +298,16 @@ class DaskExecutor(Executor):
             (fold, batch, [[self._handle(value, worker) for value in some] for some in mine])
             for batch, worker, mine in zip(batches, places, values, strict=True)
         ]
-        added = self._submit_all(_add, rows, places, purpose="bricks")
-        noted = self._submit_all(_note, [(a,) for a in added], places, purpose="poses", priority=MERGE_FIRST)
+        added = self._submit_all(worker_tasks.add, rows, places, purpose="bricks")
+        of = [(one,) for one in added]
+        noted = self._submit_all(worker_tasks.note, of, places, purpose="poses", priority=MERGE_FIRST)
         return zip(taken, added, noted, strict=True)
 
     def _merge_held(self, fold: Fold[I, K, V, N], earlier: _Held, later: _Held) -> _Held:
         """Merge two partial sums where the earlier one is."""
-        arguments = (fold, earlier.future, later.future)
-        merged = self._submit(_merge, *arguments, worker=earlier.worker, purpose="bricks", priority=MERGE_FIRST)
-        return _Held(earlier.start, earlier.node.parent, merged, earlier.worker)
+        arguments, worker = (fold, earlier.future, later.future), earlier.worker
+        merged = self._submit(worker_tasks.merge, *arguments, worker=worker, purpose="bricks", priority=MERGE_FIRST)
+        return _Held(earlier.start, earlier.node.parent, merged, worker)
 
     def _merge_by_worker(self, fold: Fold[I, K, V, N], held: Sequence[_Held]) -> list[_Held]:
         """Merge what one worker holds of a run, in any order of addition: fewer bytes, other last bits."""
@@ -324,10 +326,10 @@ class DaskExecutor(Executor):
         submit = partial(self._submit, purpose="bricks")
         if len(parts) == 1:
             place = parts[0].worker
-            return Shared(submit(_sum, key, parts[0].future, worker=place), place)
+            return Shared(submit(worker_tasks.sum_of, key, parts[0].future, worker=place), place)
         for part in parts:
             self._wait(part.future)
-        with _scheduler_lost():
+        with scheduler_lost():
             holders = self._client.who_has([part.future for part in parts])
         held = []
         for number, part in enumerate(parts):
@@ -339,16 +341,17 @@ class DaskExecutor(Executor):
         rows = [(fold, key, number, count, holdings) for number in range(count)]
         bricks = self._submit_all(collect, rows, places, purpose="bricks")
         # whoever loses the sum, or a brick, needs the parts once more
-        return Shared(submit(_join, fold, bricks, worker=places[0]), places[0], [part.future for part in parts])
+        joined = submit(worker_tasks.join, fold, bricks, worker=places[0])
+        return Shared(joined, places[0], [part.future for part in parts])
 
     def traffic(self) -> dict[str, Traffic]:
         """Return the bytes of all processes since the start; of a worker that was killed, the last seconds are lost."""
         if not self._in_this_process:
             with contextlib.suppress(OSError, ValueError):  # nobody answers: no reason to stop a job
-                for process, found in self._client.run(_counted, on_error="ignore").values():
-                    self._hear(process, found)
-        self._hear(traffic.PROCESS, traffic.totals())
-        return traffic.difference(traffic.total_traffic(list(self._heard.values())), self._before)
+                for process, found in self._client.run(worker_tasks.counted, on_error="ignore").values():
+                    self._heard.hear(process, found)
+        self._heard.hear(traffic.PROCESS, traffic.totals())
+        return self._heard.total()
 
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""
@@ -358,14 +361,9 @@ class DaskExecutor(Executor):
         self._client.register_plugin(Exchange())
         if not self._in_this_process:
             self._client.register_plugin(CountTransfers())
-            self._client.subscribe_topic(TOPIC, lambda event: self._hear(*event[1]))
-        self._before = self.traffic()
-
-    def _hear(self, process: str, found: Mapping[str, Sequence[int]]) -> None:
-        """Keep what a process has counted, unless that is older than what is known: counters only rise."""
-        known = self._heard.get(process, {})
-        if sum(map(sum, found.values())) >= sum(map(sum, known.values())):
-            self._heard[process] = {purpose: Traffic(*moved) for purpose, moved in found.items()}
+            self._client.subscribe_topic(TOPIC, lambda event: self._heard.hear(*event[1]))
+        self.traffic()
+        self._heard.begin()
 
     @property
     def _in_this_process(self) -> bool:
@@ -389,7 +387,7 @@ class DaskExecutor(Executor):
         where: dict[str, Any] = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
         key = _new_key(function, purpose)
         if wide:
-            function, arguments = _with_free_threads, [function, *arguments]
+            function, arguments = worker_tasks.with_free_threads, [function, *arguments]
         return self._client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
 
     def _submit_all(
@@ -411,7 +409,7 @@ class DaskExecutor(Executor):
         )
         where = {_new_key(function, purpose): [place] for place in places}
         if wide:
-            function = partial(_with_free_threads, function)
+            function = partial(worker_tasks.with_free_threads, function)
         with dask.annotate(workers=where.__getitem__, allow_other_workers=True):
             return list(self._client.map(function, *columns, key=list(where), pure=False, priority=priority))
 
@@ -427,7 +425,7 @@ class DaskExecutor(Executor):
         Where there are none, wait for some; raise WorkerLostError when patience ends.
         """
         began, said = time.monotonic(), False
-        with _scheduler_lost():
+        with scheduler_lost():
             while not (found := self._client.sync(self._client.scheduler.ncores_running)):  # but those that are leaving
                 waited = time.monotonic() - began
                 if waited > SILENCE_S and not said:
@@ -450,7 +448,7 @@ class DaskExecutor(Executor):
             LOG.info("workers: %s; now %d with %d threads", ", ".join(changes), len(threads), sum(threads.values()))
         if self._seen and come and not self._in_this_process:
             with contextlib.suppress(OSError, ValueError):  # nobody answers, which is noticed elsewhere
-                self._client.run_on_scheduler(_wake)
+                self._client.run_on_scheduler(wake)
         self._seen = set(threads)
 
     def _any_worker(self) -> str:
@@ -468,7 +466,7 @@ class DaskExecutor(Executor):
             coming.cancel()
         if future.status == "error":  # it was lost, and failed when it was made again
             self._wait(future)
-        with _scheduler_lost():
+        with scheduler_lost():
             result = coming.result()
         if not self._in_this_process:
             from cloudem.execution.dask.transfer_counts import count_received
@@ -488,7 +486,7 @@ class DaskExecutor(Executor):
             except CancelledError:
                 break
         if future.status == "cancelled":
-            with _scheduler_lost():
+            with scheduler_lost():
                 future.result()
         try:
             if future.status == "error":
@@ -525,104 +523,3 @@ class _Held(NamedTuple):
 def _new_key(function: Callable[..., Any], purpose: str) -> str:
     """Return a name for a task, which tells what the bytes of its result are for."""
     return f"{purpose}_{getattr(function, '__name__', 'task').strip('_')}-{uuid.uuid4().hex}"
-
-
-def _wake(dask_scheduler: Any) -> None:
-    """Have the scheduler look again at tasks that wait for a worker that is gone.
-
-    They may run anywhere (``allow_other_workers``), and it sends them anywhere else as long as there is somebody; those
-    that came up while there was nobody at all wait for their own worker for ever (distributed 2026.8).
-    """
-    waiting = {task.key: "processing" for task in dask_scheduler.unrunnable if task.loose_restrictions}
-    dask_scheduler.transitions(waiting, f"cloudem-wake-{time.time()}")
-
-
-# What follows runs on the workers.
-
-
-def _with_free_threads(function: Callable[..., R], *args: Any) -> R:
-    """Run a task that others wait for with the threads that no other task of its worker uses."""
-    from distributed import get_worker
-
-    with _cores_shared_by(len(get_worker().state.executing)):
-        return function(*args)
-
-
-@contextlib.contextmanager
-def _cores_shared_by(tasks: int) -> Iterator[None]:
-    """Have a task use its part of this worker's cores, of which so many tasks have the same."""
-    from distributed import get_worker
-
-    state = get_worker().state
-    cores = int(state.total_resources.get(CORES, state.nthreads)) // max(tasks, 1)
-    if cores < 2:
-        yield
-        return
-    from scipy import fft
-
-    with fft.set_workers(cores):
-        yield
-
-
-def _add(
-    fold: Fold[I, K, V, N], items: Sequence[I], values: Sequence[Sequence[Any]]
-) -> Added[K, V, tuple[list[N], float]]:
-    """Add the items of a node of the tree one after another; with the notes comes how long that took, seconds.
-
-    A task that leaves most of its work to a GPU has more than one core for the rest.
-    """
-    from distributed import get_worker
-
-    began = time.monotonic()
-    with _cores_shared_by(get_worker().state.nthreads):
-        sums, notes = folded(fold, zip(items, values, strict=True), len(items))
-    return Added(sums, (notes, time.monotonic() - began))
-
-
-def _note(added: Added[K, V, N]) -> N:
-    return added.note
-
-
-def _merge(fold: Fold[I, K, V, N], earlier: Added[K, V, Any], later: Added[K, V, Any]) -> Added[K, V, None]:
-    return Added(fold.merge_sums(earlier.sums, later.sums), None)
-
-
-def _join(fold: Fold[I, K, V, N], bricks: Sequence[V]) -> V:
-    return fold.join(bricks)
-
-
-def _sum(key: K, whole: Added[K, V, Any]) -> V:
-    return whole.sums[key]
-
-
-def _counted() -> tuple[str, dict[str, Traffic]]:
-    return traffic.PROCESS, traffic.totals()
-
-
-@contextlib.contextmanager
-def _scheduler_lost() -> Iterator[None]:
-    """Say so, if it is lost; where no task raises anything."""
-    from distributed import CancelledError
-
-    try:
-        yield
-    except (CancelledError, OSError) as error:
-        raise WorkerLostError("the scheduler was lost; start it and run again to resume") from error
-
-
-def _connect(undo: contextlib.ExitStack, where: Any, patience_s: float, security: Any = None) -> Any:
-    from distributed import Client
-
-    log = logging.getLogger("distributed.client")  # what it complains about is raised here as well, in one line
-    undo.callback(log.setLevel, log.level)
-    log.setLevel(logging.CRITICAL)
-    try:
-        return undo.enter_context(Client(where, timeout=min(patience_s, 10.0), set_as_default=False, security=security))
-    except (OSError, TimeoutError, ValueError) as error:
-        refusal = refusal_of(error)
-        if refusal:
-            raise WorkerLostError(f"the scheduler at {where} is not to be used: {refusal}") from error
-        raise WorkerLostError(
-            f"no Dask scheduler answers at {where}; give --scheduler as tls://host:8786, start one with `cloudem"
-            f" cluster scheduler`, or leave --scheduler out ({error})"
-        ) from error

@@ -28,7 +28,7 @@ from cloudem.execution.dask.security import FILES, make_certificates, security_o
 from cloudem.execution.executor import Shared
 from tests.conformance.test_executor import counting, dawdle, touch_parts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def free_ports(count: int) -> list[int]:

@@ -109,14 +109,14 @@ def test_what_a_killed_worker_has_told_is_kept(executor: DaskExecutor) -> None:
     first, second = executor._threads()
     made = executor._submit(table, 0, worker=first, purpose="reference")
     assert executor._submit(length, made, worker=second).result() == SIZE
-    heard = dict(executor._heard)
+    heard = dict(executor._heard.by_process)
 
     def tell(dask_worker: Any) -> None:
         dask_worker.plugins["cloudem-traffic"]._tell(dask_worker)
 
     executor._client.run(tell)
     deadline = time.monotonic() + 10
-    while sum(found != heard[process] for process, found in executor._heard.items()) < 2:
+    while sum(found != heard[process] for process, found in executor._heard.by_process.items()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     executor._client.run(os._exit, 1, on_error="ignore", workers=[first, second])
