@@ -39,7 +39,7 @@ REFERENCE = InstanceType("reference.2", 2, 2, 24.0, network_Gbps=10.0)
 CPU = InstanceType("c7a.16xlarge", 64, 64, 128.0, network_Gbps=25.0)
 GPU = InstanceType("g6.4xlarge", 16, 8, 64.0, "L4", 1, 22.35, 10.0)
 
-# box, length of the box in Å, diameter, start resolution, symmetry, particles, wall seconds: README's tables, two cores
+# box, length of the box in Å, diameter, start resolution, symmetry, particles, wall seconds (docs/benchmarks.md)
 MEASURED = [
     (64, 240.0, 180.0, 0.0, "C1", 1250, 18.0),
     (64, 240.0, 180.0, 0.0, "C1", 2500, 28.0),
