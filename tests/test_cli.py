@@ -155,7 +155,7 @@ def test_a_second_run_appends_to_the_log(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("count --out x", "count needs NUMBERS: numbers to count to"),
-        ("count 1", "count needs --out: folder of the results"),
+        ("count 1", "count needs --out: folder for the results"),
         ("count 1 --out x --edge-A -3", "--edge-A: got '-3', needs greater than 0, in Å (width of the edge)"),
         ("count 1 --out x --limit 2.5", "--limit: got '2.5', needs a valid integer"),
         ("count 1 --out x --kind side", "--kind: got 'side', needs up or down (direction)"),
