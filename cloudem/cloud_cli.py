@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from cloudem.workflows.records import RunState, RunStore, Wanted
     from cloudem.workflows.workflow import Workflow
 
-PRICES_SUMMARY = "What machines cost: the shipped prices, or newer ones."
+PRICES_SUMMARY = "Show or update the prices of machines."
 
 
 class Submit(Command):
     """Plan, confirm, rent, run, report, give back."""
 
     name: ClassVar[str] = "submit"
-    summary: ClassVar[str] = "Run a workflow on rented machines, within a budget; attach to one, or resume it."
+    summary: ClassVar[str] = "Run a workflow on rented machines within a budget; attach to a run, or resume it."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem submit workflow.toml --max-usd 200 --max-hours 6",
-        "cloudem submit workflow.toml --dry-run              # the plan, and nothing else",
+        "cloudem submit workflow.toml --dry-run              # only show the plan",
         "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613 --max-usd 250",
         "cloudem submit --resume s3://bucket/project/runs/first-map-20261121-0613 --max-usd 300",
     )
 
-    workflow: str | None = parameter(None, meaning="workflow file, see docs/cloud.md", positional=True)
-    attach: str | None = parameter(None, meaning="follow a run that was submitted from anywhere: its URL")
-    resume: str | None = parameter(None, meaning="go on with a run that was stopped: its URL")
+    workflow: str | None = parameter(None, meaning="workflow file (see docs/cloud.md)", positional=True)
+    attach: str | None = parameter(None, meaning="follow the run at this URL, wherever it was submitted")
+    resume: str | None = parameter(None, meaning="resume the stopped run at this URL")
     max_usd: float | None = parameter(
-        None, meaning="approximate maximum of what it costs, dollars; by default 1.5 times the plan's upper end", gt=0
+        None, meaning="approximate maximum cost, in dollars; by default, 1.5 times the plan's upper estimate", gt=0
     )
     max_hours: float | None = parameter(
-        None, meaning="when it is to be over, hours; by default 1.5 times the plan's upper end", gt=0
+        None, meaning="maximum duration, in hours; by default, 1.5 times the plan's upper estimate", gt=0
     )
-    fastest: bool = parameter(False, meaning="the fastest plan within the limits, not the cheapest")
-    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
-    zones: str | None = parameter(None, meaning="zones to use, with commas; all that have prices if none")
-    types: str | None = parameter(None, meaning="types of workers to use, with commas; all if none")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    run_name: str | None = parameter(None, meaning="what to call the run, by default as its workflow")
-    detach: bool = parameter(False, meaning="leave as soon as it runs; it goes on by itself")
-    yes: bool = parameter(False, meaning="do not ask before anything costs money")
-    dry_run: bool = parameter(False, meaning="show the plan, and stop")
+    fastest: bool = parameter(False, meaning="choose the fastest plan within the limits, not the cheapest")
+    region: str | None = parameter(None, meaning="region to rent in, such as eu-central-1, or local for this computer")
+    zones: str | None = parameter(None, meaning="zones to use, separated by commas; if none, all with known prices")
+    types: str | None = parameter(None, meaning="worker types to consider, separated by commas; if none, all")
+    markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
+    run_name: str | None = parameter(None, meaning="name of the run; by default, that of the workflow")
+    detach: bool = parameter(False, meaning="exit once the run has started; it continues on its own")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before spending money")
+    dry_run: bool = parameter(False, meaning="show the plan, then stop")
 
     def run(self) -> None:
         """Do what is asked for; exactly one of workflow, --attach and --resume."""
@@ -77,7 +77,7 @@ class Submit(Command):
             _check_head(store, changed["deadline"])
         state = store.state()
         if changed and state is not None and state.over:
-            raise ParameterError(f"{store.url} is {state.status}; its limits change with `cloudem submit --resume`")
+            raise ParameterError(f"{store.url} is {state.status}; change its limits with `cloudem submit --resume`")
         if changed:
             wanted = store.change(**changed)
             click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
@@ -131,11 +131,11 @@ class Submit(Command):
         record = store.record()
         provider = provider_of(record.provider, record.region)
         usd = self.max_usd or store.wanted().max_usd
-        click.echo(f"{store.url} goes on with an approximate maximum of ${usd:g} in all")
+        click.echo(f"{store.url} resumes with an approximate maximum of ${usd:g} in total")
         if self.dry_run:
             return
         if not self.yes:
-            _confirm(f"Rent its machines again ({record.provider}, {record.region})?")
+            _confirm(f"Rent machines for it again ({record.provider}, {record.region})?")
         resume(store, self.max_usd, self.max_hours, time.time())
         start(store, provider, Catalogue.load(), click.echo)
         self._then(store)
@@ -153,7 +153,7 @@ class Cost(Command):
     """Estimate against actual."""
 
     name: ClassVar[str] = "cost"
-    summary: ClassVar[str] = "What a run costs, step by step: planned, and as metered."
+    summary: ClassVar[str] = "Compare planned and actual cost of a run, step by step."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem cost s3://bucket/project          # all runs of a project",
@@ -161,9 +161,9 @@ class Cost(Command):
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --report report.html",
     )
 
-    url: str = parameter(meaning="URL of a run, or of a project", positional=True)
-    ledger: bool = parameter(False, meaning="every entry of the ledger, too")
-    report: str | None = parameter(None, meaning="file or s3:// URL to write the run's page to, anew")
+    url: str = parameter(meaning="URL of a run or a project", positional=True)
+    ledger: bool = parameter(False, meaning="also show every entry of the ledger")
+    report: str | None = parameter(None, meaning="write the report of the run to this file or s3:// URL")
 
     def run(self) -> None:
         """Print tables."""
@@ -205,22 +205,22 @@ class Up(Command):
     """A cluster that waits for jobs."""
 
     name: ClassVar[str] = "cluster up"
-    summary: ClassVar[str] = "Rent a scheduler and workers, for jobs of your own; they end by themselves in time."
+    summary: ClassVar[str] = "Rent a scheduler and workers for your own jobs; they shut down at the deadline."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster up s3://bucket/project --workers 4 --instance-type c7a.4xlarge --max-usd 20 --max-hours 4",
         "cloudem cluster up ./project --region local --workers 2 --instance-type local.1 --max-usd 1 --max-hours 1",
     )
 
-    project: str = parameter(meaning="folder or s3://bucket/prefix for its state and ledger", positional=True)
+    project: str = parameter(meaning="folder or s3://bucket/prefix for state and ledger", positional=True)
     workers: int = parameter(meaning="number of worker nodes", ge=1, le=1000)
-    instance_type: tuple[str, ...] = parameter(meaning="type of workers, best first; may be given several times")
-    max_usd: float = parameter(meaning="approximate maximum of what it costs, dollars", gt=0)
-    max_hours: float = parameter(meaning="when it ends, hours", gt=0)
-    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    run_name: str | None = parameter(None, meaning="what to call it")
-    yes: bool = parameter(False, meaning="do not ask before anything costs money")
-    dry_run: bool = parameter(False, meaning="show what would be rented, and stop")
+    instance_type: tuple[str, ...] = parameter(meaning="worker type; repeat the option for fallbacks, best first")
+    max_usd: float = parameter(meaning="approximate maximum cost, in dollars", gt=0)
+    max_hours: float = parameter(meaning="hours until it shuts down", gt=0)
+    region: str | None = parameter(None, meaning="region to rent in, such as eu-central-1, or local for this computer")
+    markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
+    run_name: str | None = parameter(None, meaning="name of the cluster")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before spending money")
+    dry_run: bool = parameter(False, meaning="show what would be rented, then stop")
 
     def run(self) -> None:
         """Rent, and say how to use it."""
@@ -258,25 +258,25 @@ class Up(Command):
         store.create(record, wanted)
         start(store, provider_of(kind, region), catalogue, click.echo)
         head = store.head()
-        scheduler = head.scheduler if head else "SCHEDULER, which `cloudem cluster status` will know"
+        scheduler = head.scheduler if head else "SCHEDULER (see `cloudem cluster status`)"
         folder = keep_certificates(provider_of(kind, region), name)
-        click.echo(f"run: {store.url}\njobs use it with: --scheduler {scheduler} --certificates {folder}")
+        click.echo(f"run: {store.url}\nto use it, run jobs with: --scheduler {scheduler} --certificates {folder}")
         _say_pages(store)
-        click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
+        click.echo(f"status: cloudem cluster status {store.url}\nshut down: cloudem cluster down {store.url}")
 
 
 class Status(Command):
     """How runs and clusters stand."""
 
     name: ClassVar[str] = "cluster status"
-    summary: ClassVar[str] = "How a run or cluster stands; without a URL, all that exist."
+    summary: ClassVar[str] = "Show the status of a run or cluster; without a URL, of all in a region."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster status --region us-east-1",
         "cloudem cluster status s3://bucket/project/runs/cluster-20261121-0613",
     )
 
     url: str | None = parameter(None, meaning="URL of a run", positional=True)
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
+    region: str | None = parameter(None, meaning="region to look in, or local for this computer")
 
     def run(self) -> None:
         """Print it."""
@@ -288,7 +288,7 @@ class Status(Command):
             store = _store(self.url)
             state = store.state()
             if state is None:
-                raise ParameterError(f"{store.url} has not begun; submit it again")
+                raise ParameterError(f"{store.url} has not started; submit it again")
             screen.print(state_view(store.record().name, state, store.wanted()))
             return
         provider = _provider(self.region)
@@ -301,15 +301,15 @@ class Down(Command):
     """The end of a run or cluster."""
 
     name: ClassVar[str] = "cluster down"
-    summary: ClassVar[str] = "Stop a run or cluster and give back everything it rented; results stay."
+    summary: ClassVar[str] = "Stop a run or cluster and release everything it rented; results are kept."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613 --now",
     )
 
     url: str = parameter(meaning="URL of the run", positional=True)
-    now: bool = parameter(False, meaning="do not wait for the running iteration")
-    patience_s: float = parameter(600.0, meaning="how long to wait for the running iteration", ge=0)
+    now: bool = parameter(False, meaning="do not wait for the current iteration")
+    patience_s: float = parameter(600.0, meaning="how long to wait for the current iteration", ge=0)
 
     def run(self) -> None:
         """Stop, wait, remove, and say what is left."""
@@ -332,15 +332,15 @@ class Sweep(Command):
     """What clusters left behind."""
 
     name: ClassVar[str] = "cluster sweep"
-    summary: ClassVar[str] = "List, and remove, whatever clusters left that nobody uses any more."
+    summary: ClassVar[str] = "List leftover resources of unused clusters, and remove them."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster sweep --region local --dry-run",
         "cloudem cluster sweep --region eu-central-1 --yes",
     )
 
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
-    dry_run: bool = parameter(False, meaning="list only")
-    yes: bool = parameter(False, meaning="do not ask before anything is removed")
+    region: str | None = parameter(None, meaning="region to look in, or local for this computer")
+    dry_run: bool = parameter(False, meaning="list leftover resources without removing them")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before removing anything")
 
     def run(self) -> None:
         """List, ask, remove."""
@@ -353,13 +353,13 @@ class Sweep(Command):
         if found.used:
             screen.print(clusters_table(found))
         if not found.left:
-            click.echo("nothing is left of clusters that are not in use")
+            click.echo("no leftover resources of unused clusters")
             return
         screen.print(resource_table(found.left))
         if self.dry_run:
             return
         if not self.yes:
-            _confirm(f"Remove these {len(found.left)}?")
+            _confirm(f"Remove these {len(found.left)} resources?")
         _say_left(sweep(provider, {resource.cluster for resource in found.left}))
 
 
@@ -367,10 +367,10 @@ class UpdatePrices(Command):
     """Newer prices."""
 
     name: ClassVar[str] = "prices update"
-    summary: ClassVar[str] = "Ask AWS for today's prices, types and spot history; needs credentials."
+    summary: ClassVar[str] = "Fetch current prices, instance types and spot history from AWS; needs credentials."
     examples: ClassVar[tuple[str, ...]] = ("cloudem prices update --region eu-central-1",)
 
-    region: tuple[str, ...] = parameter((), meaning="regions, by default those of the shipped prices")
+    region: tuple[str, ...] = parameter((), meaning="regions to update; by default, those of the shipped prices")
 
     def run(self) -> None:
         """Refresh the user's copy."""
@@ -386,11 +386,11 @@ class ShowPrices(Command):
     """Prices as they are known."""
 
     name: ClassVar[str] = "prices show"
-    summary: ClassVar[str] = "Show types and prices, and of when they are."
+    summary: ClassVar[str] = "Show instance types, their prices, and the dates of the prices."
     examples: ClassVar[tuple[str, ...]] = ("cloudem prices show --region us-east-1 --type g6",)
 
-    region: str | None = parameter(None, meaning="of this region alone")
-    type: str = parameter("", meaning="types that begin like this")
+    region: str | None = parameter(None, meaning="show only this region")
+    type: str = parameter("", meaning="show only types that begin with this")
 
     def run(self) -> None:
         """Print a table."""
@@ -405,7 +405,7 @@ class NodeAgent(Command):
     """What runs on nodes."""
 
     name: ClassVar[str] = "node"
-    summary: ClassVar[str] = "Be a node of a cluster: started by the machine's image, not by people."
+    summary: ClassVar[str] = "Run as a node of a cluster; started by the machine image, not by users."
     examples: ClassVar[tuple[str, ...]] = ("cloudem node",)
 
     def run(self) -> None:
@@ -446,7 +446,9 @@ def _region(given: str | None) -> str:
     """
     region = given or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
-        raise ParameterError("--region: give one such as eu-central-1, or local for this computer, or set AWS_REGION")
+        raise ParameterError(
+            "no region is set; give --region, such as eu-central-1, or local for this computer, or set AWS_REGION"
+        )
     return region
 
 
@@ -469,7 +471,9 @@ def _provider(region: str | None) -> Provider:
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise ParameterError("nobody is there to confirm; give --yes, or --dry-run to see the plan alone")
+        raise ParameterError(
+            "cannot ask for confirmation without a terminal; give --yes, or --dry-run to see only the plan"
+        )
     click.confirm(question, abort=True)
 
 
@@ -490,15 +494,15 @@ def _say_left(left: Sequence[Resource]) -> None:
 
     if left:
         console().print(resource_table(left))
-        raise CloudemError("the above is still there; run `cloudem cluster sweep` in a few minutes")
-    click.echo("nothing is left but results, state and ledger")
+        raise CloudemError("these resources still exist; run `cloudem cluster sweep` in a few minutes")
+    click.echo("everything was released; results, state and ledger are kept")
 
 
 def _say_pages(store: RunStore) -> None:
     head = store.head()
     if head is not None and head.pages:
         local = store.record().provider == "local"
-        click.echo(f"Dask's pages: {head.pages}{'' if local else ', on the head itself: see docs/nodes.md'}")
+        click.echo(f"Dask dashboard: {head.pages}{'' if local else ', on the head node itself (see docs/nodes.md)'}")
 
 
 def _wait_until_over(store: RunStore, patience_s: float) -> None:
@@ -522,7 +526,7 @@ def _check_head(store: RunStore, deadline: float) -> None:
     own = max((node.deadline for node in nodes if node.slot == HEAD and node.alive), default=deadline)
     if deadline > own + 1:
         raise ParameterError(
-            f"--max-hours: the head ends by {_when(own)} whatever happens; for more, stop the run (cloudem cluster"
+            f"--max-hours: the head shuts down by {_when(own)} in any case; for more, stop the run (cloudem cluster"
             f" down {store.url}) and resume it"
         )
 
@@ -539,7 +543,7 @@ def _follow(store: RunStore) -> None:
             state = follow(store, show, provider)
     except KeyboardInterrupt:
         click.echo(
-            f"\ndetached; the run goes on. Follow it: cloudem submit --attach {store.url}\n"
+            f"\ndetached; the run continues. Follow it: cloudem submit --attach {store.url}\n"
             f"stop it: cloudem cluster down {store.url}"
         )
         return
@@ -574,4 +578,4 @@ def _summary(store: RunStore, state: RunState) -> None:
     if exists(page := join(store.url, PAGE)):
         click.echo(f"report: {page}")
     if state.status == "stopped":
-        click.echo(f"go on: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")
+        click.echo(f"resume it: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")

@@ -92,7 +92,7 @@ def content_of(store: RunStore, catalogue: Catalogue, state: RunState | None, pa
     record, wanted, ledger = store.record(), store.wanted(), sorted(set(store.ledger()), key=lambda entry: entry.at)
     state, plan = state or store.state(), Plan.from_json(record.plan)
     if state is None or not any(isinstance(entry, NodeStarted) for entry in ledger):
-        raise ParameterError(f"{store.url} has not begun: there is nothing to report; submit it again")
+        raise ParameterError(f"{store.url} has not started, so there is nothing to report; submit it again")
     until = max(entry.at for entry in ledger) if state.over else time.time()
     found, nodes = costs(plan, ledger, until), _nodes(ledger, store.notices(), until)
     axis = Axis([(bar.start, bar.end) for bar, *_ in nodes.values()])

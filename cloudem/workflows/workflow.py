@@ -88,7 +88,7 @@ def read_workflow(path: str) -> Workflow:
     except IsADirectoryError:
         raise ParameterError(f"{path} is a folder; give a workflow file or a job file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not TOML: {error}") from None
+        raise ParameterError(f"{path} is not valid TOML: {error}") from None
     try:
         return workflow_of(table, Path(path).stem)
     except ParameterError as error:

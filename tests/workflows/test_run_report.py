@@ -170,7 +170,7 @@ def test_a_stopped_run_says_why_and_what_has_not_begun(tmp_path: Path) -> None:
 
 
 def test_there_is_no_page_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="has not begun"):
+    with pytest.raises(ParameterError, match="has not started"):
         write_report(begun(str(tmp_path), []), Catalogue.shipped())
 
 

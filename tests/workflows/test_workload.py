@@ -308,7 +308,7 @@ IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zar
             "[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'z'",
             "is called 'a' like one before",
         ),
-        ("project =", "is not TOML"),
+        ("project =", "is not valid TOML"),
     ],
 )
 def test_a_wrong_workflow_is_one_line_that_names_the_file(tmp_path, text, said) -> None:
@@ -420,7 +420,7 @@ def test_the_command_shows_a_plan_and_writes_it(simulated, tmp_path) -> None:
     found = Plan.from_json(json.loads(plan.read_text()))
     assert found.region == "local"
     assert found.step("refine3d").describe() in done.output
-    assert "in all" in done.output
+    assert "  total  " in done.output
     assert "rehearsal price" in done.output
     assert figure.read_bytes().startswith(b"\x89PNG")
 
@@ -440,10 +440,10 @@ def test_the_command_plans_particles_that_are_not_there_yet() -> None:
     [
         ([], "give a workflow file"),
         (["refine3d"], "needs --particles and --box-px"),
-        (["mask"], "cannot be planned by itself"),
+        (["mask"], "cannot be planned on its own"),
         (["refine3d", "--cheapest", "--fastest"], "both --cheapest and --fastest"),
         (["refine3d", "--particles", "9", "--box-px", "64", "--region", "local", "--markets", "loan"], "got 'loan'"),
-        (["refine3d", "--particles", "9", "--box-px", "64"], "give --region"),
+        (["refine3d", "--particles", "9", "--box-px", "64"], "such as --region"),
         (["refine3d", "--particles", "9000", "--box-px", "64", "--region", "local", "--figure", "plan.txt"], ".png"),
     ],
 )
