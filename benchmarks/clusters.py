@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloudem.io.groups import list_groups, read_attributes
+from cloudem.io.storage.groups import list_groups, read_attributes
 from tests.s3 import serve
 
 RESULTS = Path(__file__).parent / "results" / "clusters.jsonl"

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.resolution import low_pass, resolution_at
-from cloudem.io.mrc import read_volume
+from cloudem.io.formats.mrc import read_volume
 from cloudem.kernels.shells import fourier_shell_correlation
 
 

@@ -30,7 +30,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloudem.io.groups import read_attributes, read_group
+from cloudem.io.storage.groups import read_attributes, read_group
 from tests.network.cluster import Cluster
 from tests.network.namespaces import Hosts
 

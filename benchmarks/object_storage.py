@@ -37,13 +37,13 @@ from bars.measure import HERE, Bench, machine, save
 sys.path.insert(0, str(HERE.parent))
 
 from cloudem import traffic
-from cloudem.io import cache, ranges
+from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.images import cache, remote
+from cloudem.io.images.layout import StackLayout
 from cloudem.io.importing import import_particles
-from cloudem.io.location import delete_all, object_store
-from cloudem.io.mrc import write_stack
-from cloudem.io.relion import read_particles_star
-from cloudem.io.shards import StackLayout
-from cloudem.io.store import ParticleStore, open_particles, write_particles
+from cloudem.io.particle_store import ParticleStore, open_particles, write_particles
+from cloudem.io.storage.location import delete_all, object_store
 from cloudem.jobs.dataset import Dataset, image_batches
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -257,7 +257,7 @@ def reader_settings(run: Run) -> None:
 
 def vary_settings(run: Run, store: ParticleStore) -> None:
     subset = run.subset()
-    usual = {name: getattr(ranges, name) for name in ("GAP_BYTES", "RANGE_BYTES", "IN_FLIGHT")}
+    usual = {name: getattr(remote, name) for name in ("GAP_BYTES", "RANGE_BYTES", "IN_FLIGHT")}
     varied = {
         "GAP_BYTES": ((0, 2**16, 2**17, 2**18, 2**19, 2**20), lambda: store.read_images(subset)),
         "IN_FLIGHT": ((1, 4, 8, 16, 32), lambda: store.read_images(subset)),
@@ -266,14 +266,14 @@ def vary_settings(run: Run, store: ParticleStore) -> None:
     for name, (values, call) in varied.items():
 
         def with_value(value: int, name: str = name, call: Callable[[], Any] = call) -> None:
-            setattr(ranges, name, value)
+            setattr(remote, name, value)
             if name == "IN_FLIGHT":
-                ranges._threads.cache_clear()
+                remote._threads.cache_clear()
             call()
-            setattr(ranges, name, usual[name])
+            setattr(remote, name, usual[name])
 
         took = in_turn(run.runs, **{str(value): lambda v=value, w=with_value: w(v) for value in values})
-        ranges._threads.cache_clear()
+        remote._threads.cache_clear()
         for value, turns in took.items():
             run.bench.add({"setting": name, "value": int(value), "usual": usual[name]}, rounded(least(turns)))
 

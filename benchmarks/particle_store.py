@@ -27,11 +27,11 @@ import numpy as np
 import zarr
 
 from cloudem.io.exporting import export, source_values
+from cloudem.io.formats.mrc import map_stack, read_volume, write_stack
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import import_particles
-from cloudem.io.mrc import map_stack, read_volume, write_stack
-from cloudem.io.relion import read_particles_star
-from cloudem.io.sources import SourceImages
-from cloudem.io.store import open_particles, write_particles
+from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles

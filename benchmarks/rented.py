@@ -30,13 +30,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloudem.cloud.local import LocalProvider
+from cloudem.cloud.local.provider import LocalProvider
 from cloudem.cloud.money import StepStarted
 from cloudem.cloud.nodes import HEAD
-from cloudem.io.groups import list_groups, read_group
-from cloudem.workflows.records import RunState, RunStore
-from cloudem.workflows.submit import end
-from cloudem.workflows.sweeping import look
+from cloudem.io.storage.groups import list_groups, read_group
+from cloudem.runs.leftovers import look
+from cloudem.runs.records import RunState, RunStore
+from cloudem.runs.submit import end
 
 RESULTS = Path(__file__).parent / "results" / "rented.jsonl"
 SCORED = "contrast: "

@@ -35,7 +35,7 @@ from bars.workers import (
     ways,
 )
 
-from cloudem.algorithms.transport import Iteration
+from cloudem.algorithms.transport import IterationSizes
 from cloudem.execution.threads import one_thread_per_task
 
 PARTICLES, BOX = 1_000_000, 512
@@ -123,8 +123,8 @@ def costs() -> Costs:
     )
 
 
-def at(workers: int) -> Iteration:
-    return Iteration(BOX, K_INSERT, K_REFERENCE, "C1", workers, slices=PARTICLES)
+def at(workers: int) -> IterationSizes:
+    return IterationSizes(BOX, K_INSERT, K_REFERENCE, "C1", workers, slices=PARTICLES)
 
 
 def merged_by_others(parts: dict[str, float], workers: int, gigabits: float, way: str) -> float:

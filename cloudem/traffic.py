@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import NamedTuple
 
+from cloudem.text import size
+
 PURPOSES = ("images", "reference", "bricks", "poses", "other")
 """What bytes are for. ``bricks`` are partial sums of the Fourier volume."""
 
@@ -70,7 +72,7 @@ def current_purpose() -> str:
     return _PURPOSE.get()
 
 
-def total(parts: Iterable[Moved]) -> dict[str, Traffic]:
+def total_traffic(parts: Iterable[Moved]) -> dict[str, Traffic]:
     """Return the sum of all parts, by purpose."""
     found = dict.fromkeys(PURPOSES, Traffic())
     for part in parts:
@@ -93,13 +95,3 @@ def in_words(moved: Moved) -> str:
         sizes = {name: getattr(part, way) for name, part in moved.items()}
         ways.append(f"{way}: " + (", ".join(f"{name} {size(n)}" for name, n in sizes.items() if n) or "nothing"))
     return "; ".join(ways) if any(map(any, moved.values())) else ""
-
-
-def size(count: float) -> str:
-    """Return a number of bytes as people read it: ``312 MB``, ``4.1 MB``, ``26 kB``, in powers of 1000."""
-    unit = "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            break
-        count, unit = count / 1000, larger
-    return f"{count:.1f} {unit}" if unit != "B" and count < 9.95 else f"{count:.0f} {unit}"

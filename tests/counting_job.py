@@ -10,6 +10,7 @@ from cloudem.cli import main
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.jobs import base
 from cloudem.jobs.base import Context, Job, Projection, parameter
+from cloudem.model.columns import ITERATION, Column
 
 
 def wait(item: int, seconds: float) -> int:
@@ -23,6 +24,8 @@ class Count(Job):
     name: ClassVar[str] = "count"
     summary: ClassVar[str] = "Count to a number."
     examples: ClassVar[tuple[str, ...]] = ("cloudem count 3 --edge-A 2 --out result",)
+
+    columns: ClassVar[tuple[Column, ...]] = (ITERATION, Column("resolution_A", "resolution", "Å", ".2f"))
 
     numbers: tuple[str, ...] = parameter(meaning="numbers to count to", positional=True)
     edge_A: float = parameter(10.0, meaning="width of the edge", gt=0, le=50)

@@ -13,13 +13,13 @@ from bars.measure import Bench, against_truth, refined, sphere_fsc
 from bars.sets import DIAMETER_A, RADIUS_A, imported, relion_reconstruct, ribosome, truth
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import reference_volume, solve
-from cloudem.io.groups import read_group
-from cloudem.io.mrc import map_stack, read_volume, write_volume
-from cloudem.io.relion import read_particles_star
-from cloudem.io.star import read_star, write_star
-from cloudem.jobs.alignment import Item, insert_group
+from cloudem.io.formats.mrc import map_stack, read_volume, write_volume
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.star import read_star, write_star
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import open_dataset
-from cloudem.jobs.solving import whole_sums
+from cloudem.jobs.refine3d.solving import whole_sums
+from cloudem.jobs.refine3d.tasks import Item, insert_group
 from cloudem.kernels.ctf import ctf
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, padded_box

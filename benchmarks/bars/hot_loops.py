@@ -16,9 +16,9 @@ from bars.measure import Bench
 from bars.sets import DIAMETER_A, imported, ribosome, true_poses, truth
 from cloudem.algorithms import search as searching
 from cloudem.algorithms.align import Poses, Prior, best_of, by_direction, start_poses
-from cloudem.algorithms.expectation import Batch, Model, Plan, align, spectra
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, align, spectra
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
-from cloudem.algorithms.refinement import Settings, State, plan_of
+from cloudem.algorithms.refinement import Settings, State, iteration_plan
 from cloudem.algorithms.search import MARGIN, search_grid, shift_grid
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.jobs.dataset import open_dataset
@@ -57,7 +57,7 @@ def timed(run: Callable[[], Any], seconds: float = 2.0) -> float:
     return (time.process_time() - start) / calls
 
 
-def plan_and_model(bench: Bench, box: int) -> tuple[Plan, Model]:
+def plan_and_model(bench: Bench, box: int) -> tuple[IterationPlan, Model]:
     """Return a global search without a prior, against the truth, and exact white noise of variance 1 in real space."""
     volume = truth(bench, box)
     radius, last = DIAMETER_A / 2 / volume.pixel_size, box // 2 - 1
@@ -66,7 +66,7 @@ def plan_and_model(bench: Bench, box: int) -> tuple[Plan, Model]:
         box=box, pixel_size=volume.pixel_size, radius=radius, first_limit=limit, search_step=float(np.radians(7.5)),
         shift_range=0.06 * DIAMETER_A / volume.pixel_size, candidates=10, poses=4, last_limit=last, most_iterations=25,
     )  # fmt: skip
-    plan = replace(plan_of(State(iteration=2, limit=limit), settings), shift_radius=settings.shift_range)
+    plan = replace(iteration_plan(State(iteration=2, limit=limit), settings), shift_radius=settings.shift_range)
     reference = reference_volume(volume.data, max(plan.k_score, plan.k_search + MARGIN))
     one = np.eye(3)[None]
     grid = search_grid(reference, padded_box(box) / box, box, plan.k_search, plan.radius, plan.step, one)
@@ -96,7 +96,7 @@ def search(bench: Bench) -> None:
     table = (dataset.terms[rows], np.ones(count), dataset.optics_group[rows], none)
     batch = Batch(dataset.images(rows), *table, None)
 
-    def run(batch: Batch, plan: Plan) -> tuple[float, Poses]:
+    def run(batch: Batch, plan: IterationPlan) -> tuple[float, Poses]:
         align_few(batch, plan, model)
         start = time.process_time()
         spectrum = spectra(batch, plan)
@@ -121,7 +121,7 @@ def search(bench: Bench) -> None:
             })  # fmt: skip
 
 
-def align_few(batch: Batch, plan: Plan, model: Model) -> None:
+def align_few(batch: Batch, plan: IterationPlan, model: Model) -> None:
     """Compile what a run needs."""
     some = batch.rows(np.arange(4))
     inverse = (1 / model.sigma2).astype(np.float32)[some.optics_group]

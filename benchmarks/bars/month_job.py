@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bars.month_truth import World
-from cloudem.cloud.calibration import speeds
-from cloudem.cloud.estimate import Fleet
 from cloudem.cloud.nodes import InstanceType
+from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.estimate import Fleet
 from cloudem.jobs.dataset import AHEAD
-from cloudem.jobs.refine3d import alignment_needs
-from cloudem.workflows import costs
-from cloudem.workflows.costs import at_box
-from cloudem.workflows.crew import Crew, crew_of
-from cloudem.workflows.duration import CACHED_BYTES, IMAGE_BYTES, Work, sizes
-from cloudem.workflows.steps import How, Step
+from cloudem.jobs.refine3d import cost
+from cloudem.jobs.refine3d.cost import at_box
+from cloudem.jobs.refine3d.job import alignment_needs
+from cloudem.runs.controller.steps import How, RunningStep
+from cloudem.runs.duration import CACHED_BYTES, IMAGE_BYTES, Work, sizes
+from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 HANDED_ON = 0.9
 """How often a machine that was warned hands on what it holds. Supposed; the planner takes 0.8."""
@@ -67,8 +67,8 @@ class Machine:
 def machine(world: World, name: str, kind: InstanceType, work: Work) -> Machine:
     """Return a machine of a type as it truly is."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = crew_of(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
-    if not isinstance(crew, Crew):
+    crew = fleet_capacity(Fleet(kind, 1), needs, work.box if work.settings is not None else 0, speeds())
+    if not isinstance(crew, FleetCapacity):
         raise ValueError(f"{kind.name} cannot do it: {crew.reason}")
     slots = crew.threads
     own = world.machine(name)
@@ -89,8 +89,8 @@ class Task(NamedTuple):
 
 
 @dataclass
-class Alignment(Step):
-    """A refinement, or a reconstruction, in simulated time: a `Step` whose progress somebody looks after (`advance`).
+class Alignment(RunningStep):
+    """A refinement, or a reconstruction, in simulated time: a step whose progress somebody looks after (`advance`).
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Alignment(Step):
 
     def __post_init__(self) -> None:
         self._costs = self.world.particle_s(self.work, self.name)
-        self._items = costs.items_of(self.work.count, self.work.group_size)
+        self._items = cost.items_of(self.work.count, self.work.group_size)
         self._scale = self.world.cost(self.work.box)
         self._stop = False
         self._seconds: dict[tuple[str, bool, int], float] = {}
@@ -121,7 +121,7 @@ class Alignment(Step):
         self._left = self._items
         self._began = self.now
         self._combined = math.inf
-        start = self._scale * costs.START_S / self.head_speed
+        start = self._scale * cost.START_S / self.head_speed
         self._starts = self.now + start
 
     # --- As its controller sees it ---------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ class Alignment(Step):
     def _task_s(self, one: Machine) -> float:
         particle, k_insert, _ = self._costs_now
         work, images = self.work, self.work.count / self._items
-        leaf = self._scale * at_box(costs.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3
+        leaf = self._scale * at_box(cost.LEAF, work.box) * (k_insert / (work.box / 2)) ** 3
         seconds = images * particle / one.align + leaf / one.other
         if not self.begun and work.settings is not None:
-            seconds += self._scale * images * costs.PASS_S * (work.box / 128) ** 2 / one.other
+            seconds += self._scale * images * cost.PASS_S * (work.box / 128) ** 2 / one.other
         share = IMAGE_BYTES * work.box**2 * work.count / len(self.machines)
         if work.remote and (share > CACHED_BYTES or one.passes == 0):  # it reads ahead while it computes
             seconds = max(seconds, IMAGE_BYTES * work.box**2 * images / one.reading)
@@ -230,17 +230,17 @@ class Alignment(Step):
         crew = list(self.machines.values())
         alone, link = min(one.alone for one in crew), min(one.link for one in crew)
         halves = 1 if sum(one.slots for one in crew) > 1 else 2
-        solving = self.world.factor("solving") * halves * at_box(costs.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
-        merging = self._scale * at_box(costs.MERGE, work.box) * size**3 / alone
+        solving = self.world.factor("solving") * halves * at_box(cost.SOLVE, work.box) * (0.5 + 0.5 * size**3) / alone
+        merging = self._scale * at_box(cost.MERGE, work.box) * size**3 / alone
         seconds = (
-            solving + merging * math.log2(max(self._items / number, 2)) + costs.POSE_S * work.count / self.head_speed
+            solving + merging * math.log2(max(self._items / number, 2)) + cost.POSE_S * work.count / self.head_speed
         )
         tasks = 2.5 * self._items + 12 * number * math.log2(number + 1)
         seconds += self.world.factor("scheduler") * 1.5e-3 * tasks / self.head_speed
         if number > 1:
             sums, _, reference = sizes(work.box, work.symmetry, number, work.count)
             moved = 2 * sums * size**3 + reference * (2 * k_reference / work.box) ** 3 * (1 + math.log2(number))
-            seconds += (moved + costs.POSE_BYTES * work.count * (1 + math.log2(number))) / link
+            seconds += (moved + cost.POSE_BYTES * work.count * (1 + math.log2(number))) / link
             seconds += 2 * merging * math.log2(number)
         return seconds + self.world.factor("storing") * (0.6 + 16 * work.box**3 / 150e6 + 600 * work.count / 150e6)
 
@@ -252,7 +252,7 @@ class Alignment(Step):
             one.passes, one.done, one.busy = one.passes + 1, 0, 0
         self._events, self._seconds = [], {}
         if len(self.begun) == len(self._costs):
-            last = self._scale * costs.FINISH_S * self.work.box**3 / self.head_speed
+            last = self._scale * cost.FINISH_S * self.work.box**3 / self.head_speed
             self.how, self.ended = "done", at + last
         elif self._stop:
             self.how, self.ended = "stopped", at
@@ -261,7 +261,7 @@ class Alignment(Step):
 
 
 @dataclass
-class OnHead(Step):
+class OnHead(RunningStep):
     """A step on the head: it takes its time."""
 
     job: str

@@ -20,8 +20,8 @@ from traces import spot_history, spot_prices, traces
 
 from bars.month_truth import boot_s
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.market import NEVER, Market
 from cloudem.cloud.nodes import Pool
+from cloudem.testing.market import NEVER, SimulatedMarket
 
 DAYS = 34
 """Thirty, and some more for what began on the last of them."""
@@ -58,7 +58,7 @@ def lives() -> dict[str, Life]:
     return found
 
 
-class RecordedMonth(Market):
+class RecordedMonth(SimulatedMarket):
     """A market of thirty days from ``begin``; everything follows from the recordings, the catalogue and the seed."""
 
     def __init__(self, catalogue: Catalogue, begin: float, seed: str) -> None:

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 from bars.month_job import Alignment, machine
 from bars.month_runs import Play
-from cloudem.cloud.calibration import speeds
-from cloudem.cloud.choices import END_S, START
-from cloudem.cloud.estimate import Fleet, Range, total
 from cloudem.cloud.nodes import InstanceType, Pool
-from cloudem.cloud.totals import likely
-from cloudem.jobs.refine3d import alignment_needs
-from cloudem.workflows.controller import DISK_GIB
-from cloudem.workflows.crew import Crew, crew_of
-from cloudem.workflows.duration import Work, estimate
+from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.choices import END_S, START
+from cloudem.cloud.planning.estimate import Fleet, Range, total
+from cloudem.cloud.planning.totals import likely
+from cloudem.jobs.refine3d.job import alignment_needs
+from cloudem.runs.controller.loop import DISK_GIB
+from cloudem.runs.duration import Work, estimate
+from cloudem.runs.fleet_capacity import FleetCapacity, fleet_capacity
 
 TYPES = ("c7i.48xlarge", "g4dn.2xlarge", "g5.4xlarge", "g5.8xlarge", "g5.12xlarge", "g5.48xlarge")
 COUNTS = (1, 2, 3, 4, 6, 8, 10)
@@ -58,8 +58,8 @@ def _rate(play: Play, name: str) -> float | None:
 def _expected_s(kind: InstanceType, count: int, work: Work) -> Range | None:
     """Return what cloudem's own model expects of a fleet; None where it cannot do it."""
     needs = alignment_needs(work.count, work.box, work.group_size, remote=work.remote)
-    crew = crew_of(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
-    return estimate(work, crew).seconds if isinstance(crew, Crew) else None
+    crew = fleet_capacity(Fleet(kind, count), needs, work.box if work.settings is not None else 0, speeds())
+    return estimate(work, crew).seconds if isinstance(crew, FleetCapacity) else None
 
 
 def _whole(play: Play, fleets: Mapping[str, tuple[str, int]], seconds: Mapping[str, Range], starts: Range) -> Preset:

@@ -11,24 +11,24 @@ from typing import Any
 from bars.month_job import HANDED_ON, Alignment, OnHead, machine
 from bars.month_market import RecordedMonth
 from bars.month_truth import World
-from cloudem.cloud.calibration import speeds
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.memory import Clock, Fault, MemoryProvider
 from cloudem.cloud.money import Entry, worst_overshoot
 from cloudem.cloud.nodes import HEAD, Node
-from cloudem.cloud.plan import Plan, plan
+from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.plan import Plan, plan
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import ProviderError
 from cloudem.jobs.base import find_job
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.refine3d import Refine3D
-from cloudem.workflows.controller import DISK_GIB, LATENCY_S, Controller
-from cloudem.workflows.duration import Correction, Work
-from cloudem.workflows.records import RunRecord, RunState, RunStore, Wanted
-from cloudem.workflows.steps import Step as Running
-from cloudem.workflows.submit import head_request, new_run, resume
-from cloudem.workflows.workflow import Step, Workflow
-from cloudem.workflows.workload import Given, Particles, stages, work_of
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.runs.controller.loop import DISK_GIB, Controller
+from cloudem.runs.controller.steps import RunningStep as Running
+from cloudem.runs.duration import Correction, Work
+from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes
+from cloudem.runs.submit import head_request, new_run, resume
+from cloudem.runs.workflow import Step, Workflow
+from cloudem.runs.workload import Given, StoreFacts, stages, work_of
+from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 BEGIN = 1.7e9
 """First second of the month."""
@@ -66,7 +66,7 @@ class Spec:
 
     number: int
     seed: str
-    particles: Particles
+    particles: StoreFacts
     symmetry: str
     kind: str
     region: str
@@ -92,7 +92,7 @@ def spec_of(number: int, seed: int) -> Spec:
     return Spec(
         number,
         world.seed,
-        Particles(count, box, round(chance.uniform(0.7, 1.4) * max(1.0, 200 / box), 3)),
+        StoreFacts(count, box, round(chance.uniform(0.7, 1.4) * max(1.0, 200 / box), 3)),
         chance.choices(list(SYMMETRIES), list(SYMMETRIES.values()))[0],
         chance.choices(list(KINDS), list(KINDS.values()))[0],
         chance.choice(REGIONS),
@@ -158,9 +158,9 @@ class MemoryRun(RunStore):
         self._done: dict[int, dict[str, Any]] = {}
         self._last: RunState | None = None
         self._what: RunRecord | None = None
-        self._limits: Wanted | None = None
+        self._limits: Wishes | None = None
 
-    def create(self, record: RunRecord, wanted: Wanted) -> None:
+    def create(self, record: RunRecord, wanted: Wishes) -> None:
         """Begin a run."""
         self._what, self._limits = record, wanted
 
@@ -169,15 +169,15 @@ class MemoryRun(RunStore):
         assert self._what is not None
         return self._what
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> Wishes:
         """Return what its owner wants."""
         assert self._limits is not None
         return self._limits
 
-    def change(self, *, after: int | None = None, **values: Any) -> Wanted:
+    def change(self, *, after: int | None = None, **values: Any) -> Wishes:
         """Change some of it; nobody else does."""
         del after
-        self._limits = Wanted(**{**self.wanted().model_dump(), **values})
+        self._limits = Wishes(**{**self.wanted().model_dump(), **values})
         return self._limits
 
     def state(self) -> RunState | None:
@@ -367,7 +367,7 @@ class Play:
         self._step, self._there = None, {}
         return state.status
 
-    def _start_head(self, wanted: Wanted) -> Node:
+    def _start_head(self, wanted: Wishes) -> Node:
         request = head_request(self.store, self.store.record(), wanted, {"job": self.name}, self.catalogue)
         while True:
             try:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from cloudem.cloud.calibration import Row, speeds
 from cloudem.cloud.nodes import InstanceType
-from cloudem.workflows import costs
-from cloudem.workflows.costs import Course
-from cloudem.workflows.duration import Work
+from cloudem.cloud.planning.calibration import SpeedRow, speeds
+from cloudem.jobs.refine3d import cost as costs
+from cloudem.jobs.refine3d.cost import Convergence
+from cloudem.runs.duration import Work
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -58,7 +58,7 @@ Supposed, from what people report; not the planner's 45, 110, 240 s."""
 @cache
 def residuals() -> tuple[float, ...]:
     """Return measured over estimated wall time of the whole refinements in docs/benchmarks.md."""
-    from tests.workflows.test_workload import MEASURED, REFERENCE, Fleet, surely, work
+    from tests.runs.test_workload import MEASURED, REFERENCE, Fleet, surely, work
 
     return tuple(
         wall / surely(Fleet(REFERENCE, 1), work(count, box, length, diameter, start, symmetry)).seconds.expected
@@ -92,7 +92,7 @@ class World:
         """Return one of `FACTORS`."""
         return self.random(what).uniform(*FACTORS[what])
 
-    def _true(self, what: str, row: Row) -> float:
+    def _true(self, what: str, row: SpeedRow) -> float:
         chance = random.Random(f"{self.machines or self.seed}/{what}")
         return row.core * math.exp(chance.gauss(0.0, math.log(row.spread) / STATED))
 
@@ -128,13 +128,13 @@ class World:
         """Return seconds from a machine's being ``running`` until its worker works."""
         return self.random(f"ready {node}").uniform(*BOOT_S["work"]) + BOOT_S["gpu"] * bool(kind.gpus)
 
-    def course(self, step: str) -> Course:
+    def course(self, step: str) -> Convergence:
         """Return how the refinement really goes: as many iterations as a measured one, to 0.4 of Nyquist or beyond."""
         chance = self.random(f"course {step}")
         unsettled = [1.0, chance.uniform(0.4, 1.0)]
         unsettled += [chance.uniform(0.1, 1.0)] if chance.random() < 0.7 else []
         unsettled += [chance.uniform(0.05, 0.5)] if len(unsettled) == 3 and chance.random() < 0.4 else []
-        return Course(chance.choice(iterations()), chance.uniform(0.4, 1.0), tuple(unsettled))
+        return Convergence(chance.choice(iterations()), chance.uniform(0.4, 1.0), tuple(unsettled))
 
     def particle_s(self, work: Work, step: str) -> list[tuple[float, int, int]]:
         """Return of each iteration the CPU-seconds of a particle, the last shell inserted and that of the reference."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from bars.measure import Bench
 from bars.sets import RIBOSOME, relion_version
-from cloudem.io.star import read_star, write_star
+from cloudem.io.formats.star import read_star, write_star
 
 BOX = 128
 SUBSETS = (200, 500)

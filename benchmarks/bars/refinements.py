@@ -22,7 +22,7 @@ from bars.sets import (
     truth,
 )
 from cloudem.algorithms.resolution import resolution_at
-from cloudem.io.mrc import read_volume
+from cloudem.io.formats.mrc import read_volume
 from cloudem.kernels.shells import fourier_shell_correlation
 
 QUICK = ("--max-iterations", 3)

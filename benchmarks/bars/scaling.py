@@ -6,7 +6,7 @@ from bars.measure import Bench, refined, sphere_fsc
 from bars.refinements import refine
 from bars.sets import simulated
 from cloudem.algorithms.resolution import resolution_at
-from cloudem.io.mrc import read_volume
+from cloudem.io.formats.mrc import read_volume
 
 LENGTH_A = 240
 """Of the box, whatever its pixels: the built-in molecule is 160 Å wide."""

@@ -18,9 +18,9 @@ import psutil
 from numpy.typing import NDArray
 
 from bars.measure import HERE
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.dask.security import make_certificates, security_for
 from cloudem.execution.executor import Added, Fold, Shared
-from cloudem.execution.security import make_certificates, security_for
 
 PORT = 18786
 VOXELS = 3200
@@ -147,9 +147,9 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     Each task has the arguments, dependencies and place that `DaskExecutor` gives it, and is submitted in the same way:
     those of a kind together, but for merges.
     """
-    from cloudem.execution import dask as ours
-    from cloudem.execution.exchange import Holdings, Part, collect
-    from cloudem.execution.folding import Node
+    from cloudem.execution.dask import executor as ours
+    from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
+    from cloudem.execution.reduction_tree import Subtree
 
     run, names = there.executor, list(there.executor._threads())
     shared = [Shared(run._submit(int, number)) for number in (1, 2)]
@@ -179,7 +179,7 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     merged = all_of("merge", lambda: [run._submit(ours._merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
     first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
     # of two parts: the scheduler has nothing to do with how many there are, and workers of one process are slow at many
-    held = Holdings([Part(Node(0, n), first[w].key, w) for n, w in enumerate(names[:2])])
+    held = Holdings([HeldPart(Subtree(0, n), first[w].key, w) for n, w in enumerate(names[:2])])
     holdings = run._submit(ours.itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
     whole = all_of("collect", lambda: [f for _ in range(8) for f in run._submit_all(collect, asked, names)])
@@ -217,7 +217,7 @@ async def _crew(address: str, certificates: str, workers: int) -> None:
     import dask
     from distributed import Worker
 
-    from cloudem.execution.configuration import CONFIGURATION, WITHOUT_PAGES
+    from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
 
     dask.config.set(CONFIGURATION | WITHOUT_PAGES)
     security = security_for(address, certificates)

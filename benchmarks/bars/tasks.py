@@ -21,16 +21,16 @@ from bars.measure import Bench
 from cloudem.algorithms.align import Prior, start_poses
 from cloudem.algorithms.bricks import (
     Brick,
-    ball_of,
     cut,
-    join,
+    join_bricks,
     merge,
     pack,
     pack_reference,
+    packed_sphere_of,
     unpack,
     unpack_reference,
 )
-from cloudem.algorithms.expectation import Batch, Model, Plan, expect
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, expect
 from cloudem.algorithms.mask import estimate_mask
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
 from cloudem.algorithms.resolution import masked_fsc
@@ -58,13 +58,13 @@ class Scene(NamedTuple):
     density: NDArray[np.float32]
     model: Model
     batch: Batch
-    plan: Plan
+    plan: IterationPlan
 
 
-def plan_at(box: int) -> Plan:
+def plan_at(box: int) -> IterationPlan:
     """Return the plan of a late iteration: local refinement, four poses of an image at most."""
     last = box // 2 - 1
-    return Plan(
+    return IterationPlan(
         box=box, pixel_size=LENGTH_A / box, radius=0.3 * box, k_score=int(SCORED * box / 2), k_insert=last,
         k_search=0, step=0.13, shift_radius=1.0, shift_step=1.0, candidates=8, poses=4, first=False,
     )  # fmt: skip
@@ -173,7 +173,7 @@ def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Brick:
     """Time what is done to partial sums and references, per voxel; return packed sums that are ready to be solved."""
     plan = given.plan
     box, padding = plan.box, padded_box(plan.box) / plan.box
-    ball = ball_of(box, plan.k_insert, operators("C1"))
+    ball = packed_sphere_of(box, plan.k_insert, operators("C1"))
     spare = Sums(sums.data.copy(), sums.weight.copy())
     packed = pack(sums, ball)
     np.maximum(packed.weight, 1e-3 * packed.weight.max(), out=packed.weight)  # as after many images: all are touched
@@ -194,10 +194,10 @@ def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Brick:
     return packed
 
 
-def solving(bench: Bench, density: NDArray[np.float32], packed: Brick, plan: Plan, repeats: int) -> None:
+def solving(bench: Bench, density: NDArray[np.float32], packed: Brick, plan: IterationPlan, repeats: int) -> None:
     """Time what turns a half-set's packed sums into map, mask, curves and the next reference."""
     box, k_max, padding = plan.box, plan.k_insert, padded_box(plan.box) / plan.box
-    ball = ball_of(box, k_max, operators("C1"))
+    ball = packed_sphere_of(box, k_max, operators("C1"))
     pieces = [cut(packed, number, BRICKS) for number in range(BRICKS)]
     snr = np.linspace(100, 0.01, box // 2 + 1)
 
@@ -205,7 +205,7 @@ def solving(bench: Bench, density: NDArray[np.float32], packed: Brick, plan: Pla
         bench.add({"task": name, "box": box, **threaded(lambda: function(*args, **kwargs), repeats)})
         return function(*args, **kwargs)
 
-    timed("join", join, pieces)
+    timed("join", join_bricks, pieces)
     del pieces
     sums = timed("unpack", unpack, packed, ball)
     half = timed("solve", solve, sums, box, None, k_max)
@@ -217,9 +217,9 @@ def solving(bench: Bench, density: NDArray[np.float32], packed: Brick, plan: Pla
     timed("pack_reference", pack_reference, volume, k_max, padding)
 
 
-def packed_sums(density: NDArray[np.float32], plan: Plan) -> Brick:
+def packed_sums(density: NDArray[np.float32], plan: IterationPlan) -> Brick:
     """Return sums as of very many slices of a map, with noise: weights fall as 1 / |k|."""
-    ball = ball_of(plan.box, plan.k_insert, operators("C1"))
+    ball = packed_sphere_of(plan.box, plan.k_insert, operators("C1"))
     data = reference_volume(density, plan.k_insert)
     m = data.shape[2] - 2
     rows, half = np.arange(-m, m + 1) ** 2, np.arange(-1, m + 1) ** 2
@@ -249,9 +249,9 @@ def solving_alone(bench: Bench, boxes: Sequence[int]) -> None:
 def poses(bench: Bench, count: int, repeats: int) -> None:
     """Time what the client does with poses, per particle: sort, compare, write and read the checkpoint."""
     from cloudem.algorithms.align import Poses
-    from cloudem.io.groups import read_group, write_group
-    from cloudem.jobs.alignment import Checkpoint, Found
-    from cloudem.jobs.poses import changes, pose_arrays, sorted_found
+    from cloudem.io.storage.groups import read_group, write_group
+    from cloudem.jobs.refine3d.poses import changes, pose_arrays, sorted_found
+    from cloudem.jobs.refine3d.tasks import Checkpoint, Found
 
     random = np.random.default_rng(0)
     plan, rotations = plan_at(512), random_rotations(count, random)

@@ -14,9 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudem.algorithms.transport import MAP_BYTES, Iteration, merging_seconds, relion_bytes, seconds, spreading_seconds
-from cloudem.execution.folding import Node, Roster, Tasks, task_counts, together_for
-from cloudem.workflows.costs import items_of
+from cloudem.algorithms.transport import (
+    MAP_BYTES,
+    IterationSizes,
+    merging_seconds,
+    relion_bytes,
+    seconds,
+    spreading_seconds,
+)
+from cloudem.execution.reduction_tree import Roster, Subtree, Tasks, task_counts, together_for
+from cloudem.jobs.refine3d.cost import items_of
 
 IMAGE_BYTES = 2
 """Of a pixel: images are stored as float16."""
@@ -68,7 +75,7 @@ class Costs:
 
 
 @functools.cache
-def shared_out(items: int, workers: int, together: int, spread: float) -> tuple[float, dict[Node, int]]:
+def shared_out(items: int, workers: int, together: int, spread: float) -> tuple[float, dict[Subtree, int]]:
     """Let workers take items as `cloudem.execution.dask` lets them.
 
     Returns
@@ -78,9 +85,9 @@ def shared_out(items: int, workers: int, together: int, spread: float) -> tuple[
     random = np.random.default_rng(workers)
     takes = np.maximum(random.normal(1, spread, items), 0.2)
     roster = Roster(items, dict.fromkeys(range(workers), 1))
-    whose: dict[Node, int] = {}
+    whose: dict[Subtree, int] = {}
     free = [(0.0, worker) for worker in range(workers)]
-    queue: dict[int, list[Node]] = {worker: [] for worker in range(workers)}
+    queue: dict[int, list[Subtree]] = {worker: [] for worker in range(workers)}
     for _ in range(AHEAD - 1):
         for worker in range(workers):
             if (node := roster.take(worker)) is not None:  # how long items take is not known yet
@@ -112,7 +119,7 @@ def counted(items: int, workers: int, together: int, spread: float) -> Tasks:
     return Tasks({**tasks.counts, **more}, tasks.parts)
 
 
-def tasks_of(it: Iteration, particles: int, costs: Costs, speed: float = 1.0) -> Tasks:
+def tasks_of(it: IterationSizes, particles: int, costs: Costs, speed: float = 1.0) -> Tasks:
     """Return the tasks that the scheduler is given in an iteration."""
     items = items_of(particles, GROUP_SIZE)
     return counted(items, it.workers, together_for(item_seconds(particles, costs, speed)), costs.spread)
@@ -130,7 +137,9 @@ def scheduler_seconds(counts: Mapping[str, int], costs: Costs) -> float:
     return sum(costs.task[name] * number for name, number in known.items()) + costs.task["note"] * rest
 
 
-def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, speed: float = 1.0) -> dict[str, float]:
+def iteration(
+    it: IterationSizes, particles: int, costs: Costs, bandwidth: float, speed: float = 1.0
+) -> dict[str, float]:
     """Return the seconds of the parts of an iteration.
 
     Parameters
@@ -173,6 +182,6 @@ def iteration(it: Iteration, particles: int, costs: Costs, bandwidth: float, spe
     }
 
 
-def ways(it: Iteration, bandwidth: float) -> dict[str, float]:
+def ways(it: IterationSizes, bandwidth: float) -> dict[str, float]:
     """Return the seconds in which others would merge: sums in double precision over the half-cube."""
     return seconds(relion_bytes(it.k_insert), it.holders, bandwidth)

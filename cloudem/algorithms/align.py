@@ -84,7 +84,7 @@ def start_poses(images: IntArray, rotations: Float64, shifts: Float64) -> Poses:
     return Poses(np.asarray(images, np.int32), rotations, shifts, empty, np.zeros((count, 5, 5)), empty, empty)
 
 
-def join(*parts: Poses) -> Poses:
+def join_poses(*parts: Poses) -> Poses:
     """Return the poses of all parts."""
     names = Poses.__dataclass_fields__
     return Poses(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
@@ -268,7 +268,7 @@ def compete(
     return poses, weight / total[poses.images]
 
 
-def limits(first: int, last: int) -> Sequence[int]:
+def frequency_limits(first: int, last: int) -> Sequence[int]:
     """Return a rising sequence of frequency limits from ``first`` to ``last``, each about 1.5 times the one before."""
     if last <= first:
         return [last]

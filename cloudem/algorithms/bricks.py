@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.reconstruct import LEVEL_MARGIN, LEVELLED, Sums
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
+from cloudem.kernels.packed_sphere import count_packed, pack_sphere, unpack_sphere
+from cloudem.kernels.rotated_sum import rotated_sum
 from cloudem.kernels.slices import complete_friedel, half_width, padded_box, split_group, touched_radius
-from cloudem.kernels.turning import turned_sum
 
 VOXEL_BYTES = 12
 """Of a voxel: data as complex64, weight as float32."""
@@ -31,7 +31,7 @@ IDENTITY = np.eye(3, dtype=np.int64)[None]
 
 
 @dataclass(frozen=True, eq=False)
-class Ball:
+class PackedSphere:
     """Which voxels of an accumulator are kept.
 
     Attributes
@@ -57,7 +57,7 @@ class Ball:
         return _count(self.permutations.tobytes(), self.m, self.squared_radius)
 
 
-def ball_of(box: int, k_max: int, group: NDArray[np.float64]) -> Ball:
+def packed_sphere_of(box: int, k_max: int, group: NDArray[np.float64]) -> PackedSphere:
     """Return the voxels that shells up to ``k_max`` need.
 
     Those of the shells themselves; where an accumulator is interpolated (symmetries that do not permute the axes), or
@@ -68,12 +68,12 @@ def ball_of(box: int, k_max: int, group: NDArray[np.float64]) -> Ball:
     permutations, turns = split_group(group)
     exact = not len(turns) and k_max > LEVELLED + LEVEL_MARGIN
     squared = int((padding * (k_max + 0.5)) ** 2) if exact else touched_radius(k_max, padding)
-    return Ball(m, squared, permutations, turns)
+    return PackedSphere(m, squared, permutations, turns)
 
 
 @functools.lru_cache(maxsize=64)
 def _count(permutations: bytes, m: int, squared_radius: int) -> int:
-    return count_ball(np.frombuffer(permutations, np.int64).reshape(-1, 3, 3), m, squared_radius)
+    return count_packed(np.frombuffer(permutations, np.int64).reshape(-1, 3, 3), m, squared_radius)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,21 +102,21 @@ class Records:
         return self.places.nbytes + self.data.nbytes + self.weight.nbytes
 
 
-def pack(sums: Sums, ball: Ball) -> Brick:
+def pack(sums: Sums, ball: PackedSphere) -> Brick:
     """Return what is kept of an accumulator, as one brick where the accumulator lives, which is used up.
 
     Summed over the permutations: that commutes with adding accumulators, and makes them as many times smaller.
     """
     complete_friedel(sums.data)
     complete_friedel(sums.weight)
-    return Brick(*fold_ball(sums.data, sums.weight, ball.permutations, ball.squared_radius, ball.voxels))
+    return Brick(*pack_sphere(sums.data, sums.weight, ball.permutations, ball.squared_radius, ball.voxels))
 
 
-def unpack(brick: Brick, ball: Ball) -> Sums:
+def unpack(brick: Brick, ball: PackedSphere) -> Sums:
     """Return the accumulator with all Friedel and symmetry mates, ready to be solved."""
-    whole = Sums(*unfold_ball(brick.data, brick.weight, ball.permutations, ball.squared_radius, ball.m))
+    whole = Sums(*unpack_sphere(brick.data, brick.weight, ball.permutations, ball.squared_radius, ball.m))
     if len(ball.turns):
-        turned = turned_sum(whole.data, ball.turns), turned_sum(whole.weight.astype(np.complex64), ball.turns)
+        turned = rotated_sum(whole.data, ball.turns), rotated_sum(whole.weight.astype(np.complex64), ball.turns)
         whole.data += turned[0]
         whole.weight += np.maximum(turned[1].real, 0)
     return whole
@@ -125,7 +125,7 @@ def unpack(brick: Brick, ball: Ball) -> Sums:
 def pack_reference(volume: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
     """Return the voxels of a reference's half-volume that slices up to shell ``k_max`` read."""
     m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
-    return fold_ball(
+    return pack_sphere(
         volume, np.empty((0, 0, 0), np.float32), IDENTITY, squared, _count(IDENTITY.tobytes(), m, squared)
     )[0]
 
@@ -133,13 +133,13 @@ def pack_reference(volume: NDArray[np.complex64], k_max: int, padding: float) ->
 def unpack_reference(values: NDArray[np.complex64], k_max: int, padding: float) -> NDArray[np.complex64]:
     """Return the half-volume that :func:`pack_reference` took apart, where its values are."""
     m, squared = half_width(k_max, padding), touched_radius(k_max, padding)
-    return unfold_ball(values, np.empty(0, np.float32), IDENTITY, squared, m)[0]
+    return unpack_sphere(values, np.empty(0, np.float32), IDENTITY, squared, m)[0]
 
 
 def complete(sums: Sums, group: NDArray[np.float64]) -> Sums:
     """Return a whole accumulator with all mates, where nothing is sent; the one given is used up."""
     m = sums.data.shape[2] - 2
-    ball = Ball(m, 3 * m * m, *split_group(group))
+    ball = PackedSphere(m, 3 * m * m, *split_group(group))
     return unpack(pack(sums, ball), ball)
 
 
@@ -174,7 +174,7 @@ def merge(earlier: Brick | Records, later: Brick | Records) -> Brick:
     return Brick(one.data + other.data, one.weight + other.weight)
 
 
-def join(bricks: Sequence[Brick | Records]) -> Brick:
+def join_bricks(bricks: Sequence[Brick | Records]) -> Brick:
     """Return the brick that consecutive ones make."""
     whole = [dense(brick) for brick in bricks]
     return Brick(np.concatenate([b.data for b in whole]), np.concatenate([b.weight for b in whole]))

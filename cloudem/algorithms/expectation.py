@@ -16,8 +16,8 @@ from cloudem.algorithms.align import (
     by_direction,
     compete,
     evaluate,
-    join,
-    limits,
+    frequency_limits,
+    join_poses,
     refine_poses,
     start_poses,
 )
@@ -45,7 +45,7 @@ HOPELESS = 1e-6
 
 
 @dataclass(frozen=True)
-class Plan:
+class IterationPlan:
     """What an iteration does, the same for all batches and half-sets.
 
     Attributes
@@ -178,7 +178,7 @@ class Spectra(NamedTuple):
         return Spectra(self.disc, self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
 
 
-def spectra(batch: Batch, plan: Plan) -> Spectra:
+def spectra(batch: Batch, plan: IterationPlan) -> Spectra:
     """Transform a batch."""
     xp = array_namespace(batch.images)
     disc = half_disc(plan.box, plan.box // 2 - 1).beside(batch.images)
@@ -211,7 +211,7 @@ def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_m
     return Weighted(np.take(images, pixels, axis=1) * weighted, squared, part)
 
 
-def find(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: Model) -> tuple[Hits, Float64]:
+def find(batch: Batch, spectrum: Spectra, inverse: Float32, plan: IterationPlan, model: Model) -> tuple[Hits, Float64]:
     """Search a batch; return the hits and the shifts (b, t, 2) that were tried."""
     grid = model.grid
     assert grid is not None  # noqa: S101 - the caller's plan has a search
@@ -247,7 +247,7 @@ def sample_from(spectrum: Spectra, images: Complex64, disc: HalfDisc) -> Complex
     return np.take(images, np.flatnonzero(spectrum.disc.shell <= disc.shell.max()), axis=1)
 
 
-def candidates(hits: Hits, shifts: Float64, plan: Plan, model: Model) -> Poses:
+def candidates(hits: Hits, shifts: Float64, plan: IterationPlan, model: Model) -> Poses:
     """Choose the best directions of each image."""
     grid = model.grid
     assert grid is not None  # noqa: S101
@@ -262,7 +262,9 @@ def candidates(hits: Hits, shifts: Float64, plan: Plan, model: Model) -> Poses:
     return start_poses(images, *poses(grid, hits, images, side, direction, shifts))
 
 
-def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: Model) -> tuple[Poses, Float64]:
+def align(
+    batch: Batch, spectrum: Spectra, inverse: Float32, plan: IterationPlan, model: Model
+) -> tuple[Poses, Float64]:
     """Return the poses that remain for each image, and their weights."""
     data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
@@ -273,7 +275,9 @@ def align(batch: Batch, spectrum: Spectra, inverse: Float32, plan: Plan, model: 
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
 
 
-def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: Plan, model: Model) -> Poses:
+def explore(
+    batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, plan: IterationPlan, model: Model
+) -> Poses:
     """Search the images that are not settled and refine what is found, up to the last limit but one.
 
     Candidates climb two steps before the hopeless ones are dropped: the grid alone cannot tell them apart.
@@ -286,9 +290,9 @@ def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, p
     hits, shifts = find(part, spectrum.rows(unsettled), inverse[unsettled], plan, model)
     found = candidates(hits, shifts, plan, model)
     if part.poses is not None:  # the poses so far compete
-        found = join(found, part.poses)
+        found = join_poses(found, part.poses)
     found = replace(found, images=unsettled[found.images].astype(np.int32))
-    rising = limits(plan.k_search, plan.k_score)[:-1]
+    rising = frequency_limits(plan.k_search, plan.k_score)[:-1]
     for k_max, steps in ((plan.k_search, 2), (plan.k_search, 3), *((k, 3) for k in rising)):
         found = climb(data, found, plan, model, k_max, steps)
         found, _ = compete(
@@ -296,10 +300,10 @@ def explore(batch: Batch, spectrum: Spectra, inverse: Float32, data: Weighted, p
         )  # fmt: skip
     if batch.poses is None:
         return found
-    return join(found, batch.poses.take(batch.settled[batch.poses.images]))
+    return join_poses(found, batch.poses.take(batch.settled[batch.poses.images]))
 
 
-def climb(data: Weighted, poses: Poses, plan: Plan, model: Model, k_max: int, steps: int) -> Poses:
+def climb(data: Weighted, poses: Poses, plan: IterationPlan, model: Model, k_max: int, steps: int) -> Poses:
     """Refine poses on the shells up to ``k_max``; no step moves the rim by more than 0.15 of the finest wavelength."""
     padding = padded_box(plan.box) / plan.box
     return refine_poses(
@@ -308,7 +312,7 @@ def climb(data: Weighted, poses: Poses, plan: Plan, model: Model, k_max: int, st
     )  # fmt: skip
 
 
-def expect(batch: Batch, plan: Plan, model: Model, sums: Sums) -> Expected:
+def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expected:
     """Align a batch, add its slices to the accumulator, and return poses and noise.
 
     Parameters
@@ -336,7 +340,9 @@ def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: 
     )  # fmt: skip
 
 
-def residual_power(batch: Batch, spectrum: Spectra, found: Poses, plan: Plan, model: Model) -> tuple[Float64, Float64]:
+def residual_power(
+    batch: Batch, spectrum: Spectra, found: Poses, plan: IterationPlan, model: Model
+) -> tuple[Float64, Float64]:
     """Return ``sum |X - C S|²`` by optics group and shell at the most probable poses, and images by group.
 
     Of every fourth image of each group (:data:`NOISE_STRIDE`).
@@ -379,7 +385,7 @@ def noise_variance(residual: Float64, count: Float64, box: int) -> Float64:
     return np.asarray(np.maximum(variance, 1e-12 * variance.max()))
 
 
-def contrast(batch: Batch, plan: Plan, model: Model) -> Float64:
+def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     """Return how images match the reference with its own sign and with the opposite one.
 
     Returns

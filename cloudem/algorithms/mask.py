@@ -8,8 +8,8 @@ from cloudem.algorithms.resolution import low_pass_curve
 from cloudem.algorithms.spectra import is_finite, low_frequencies, resampled
 from cloudem.backend.threads import over_slabs
 from cloudem.errors import ParameterError
-from cloudem.kernels.outline import scale_planes, soft_outline
 from cloudem.kernels.pruned import frequencies
+from cloudem.kernels.real_space import scale_planes, soft_outline
 from cloudem.kernels.slices import fast_even
 
 SLAB = 8

@@ -12,7 +12,6 @@ from cloudem.algorithms.mask import soft_sphere
 from cloudem.backend.arrays import array_namespace
 from cloudem.backend.threads import over_slabs
 from cloudem.kernels.fourier import fourier_volume, real_volume
-from cloudem.kernels.outline import scale_planes
 from cloudem.kernels.pruned import (
     columns_within,
     frequencies,
@@ -23,6 +22,7 @@ from cloudem.kernels.pruned import (
     slab_of,
     spectrum_to_mixed,
 )
+from cloudem.kernels.real_space import scale_planes
 from cloudem.kernels.slices import (
     fast_even,
     gridding,

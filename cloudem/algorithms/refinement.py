@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.expectation import Plan
+from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.kernels.shells import crossing
@@ -118,7 +118,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Observed:
+class IterationOutcome:
     """What an iteration showed.
 
     Attributes
@@ -152,7 +152,7 @@ def resolution_shell(fsc: Float64) -> float:
     return float(len(fsc) - 1) if np.isnan(shell) else shell
 
 
-def plan_of(state: State, settings: Settings) -> Plan:
+def iteration_plan(state: State, settings: Settings) -> IterationPlan:
     """Return what the coming iteration does."""
     last = settings.box // 2 - 1
     step = float(np.clip(settings.box / state.limit / settings.radius, settings.search_step, 2 * settings.search_step))
@@ -161,7 +161,7 @@ def plan_of(state: State, settings: Settings) -> Plan:
         # half a step moves the rim by half the finest wavelength that such a grid can use
         k_search = max(4, min(state.limit, int(settings.box / (settings.radius * settings.search_step))))
     shift_step = 0.3 * settings.box / max(k_search, 1)
-    return Plan(
+    return IterationPlan(
         box=settings.box,
         pixel_size=settings.pixel_size,
         radius=settings.radius,
@@ -177,7 +177,7 @@ def plan_of(state: State, settings: Settings) -> Plan:
     )
 
 
-def next_state(state: State, settings: Settings, observed: Observed) -> State:
+def next_state(state: State, settings: Settings, observed: IterationOutcome) -> State:
     """Return the state before the next iteration; ``finished`` when there is none."""
     if state.final:
         return replace(state, finished=True)
@@ -189,7 +189,7 @@ def next_state(state: State, settings: Settings, observed: Observed) -> State:
     limit = next_limit(shell, state.limit, settings)
     still = stalled >= 1 and observed.moving < CONVERGED_MOVING
     converged = not state.search and not search and (still or stalled >= MOST_STALLED)
-    took_all = plan_of(state, settings).k_insert == settings.box // 2 - 1
+    took_all = iteration_plan(state, settings).k_insert == settings.box // 2 - 1
     iteration = state.iteration + 1
     final = (converged and not took_all) or iteration >= settings.most_iterations
     return State(

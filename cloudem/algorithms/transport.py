@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloudem.algorithms.bricks import IDENTITY, RECORD_BYTES, VOXEL_BYTES, ball_of, is_sparse
-from cloudem.kernels.ball import count_ball
+from cloudem.algorithms.bricks import IDENTITY, RECORD_BYTES, VOXEL_BYTES, is_sparse, packed_sphere_of
+from cloudem.kernels.packed_sphere import count_packed
 from cloudem.kernels.slices import half_width, padded_box, touched_radius
 from cloudem.model.symmetry import operators
 
@@ -26,7 +26,7 @@ PIECE_S = 1.6e-3
 
 
 @dataclass(frozen=True)
-class Iteration:
+class IterationSizes:
     """What an iteration works with.
 
     Attributes
@@ -43,7 +43,7 @@ class Iteration:
         Poses inserted in all, of both half-sets.
     nodes
         Partial sums that a worker is left with: 1 where runs of groups end at nodes of the tree, as for any power of
-        two of workers (:mod:`cloudem.execution.folding`).
+        two of workers (:mod:`cloudem.execution.reduction_tree`).
     """
 
     box: int
@@ -61,8 +61,8 @@ class Iteration:
 
     @property
     def voxels(self) -> int:
-        """Voxels that are kept of an accumulator (:func:`cloudem.algorithms.bricks.ball_of`)."""
-        return ball_of(self.box, self.k_insert, operators(self.symmetry)).voxels
+        """Voxels that are kept of an accumulator (:func:`cloudem.algorithms.bricks.packed_sphere_of`)."""
+        return packed_sphere_of(self.box, self.k_insert, operators(self.symmetry)).voxels
 
     @property
     def sum_bytes(self) -> int:
@@ -75,7 +75,7 @@ class Iteration:
 
         A voxel at radius r lies within a distance t of a random plane through the origin with probability t / r.
         """
-        ball = ball_of(self.box, self.k_insert, operators(self.symmetry))
+        ball = packed_sphere_of(self.box, self.k_insert, operators(self.symmetry))
         per_part = self.slices / 2 / self.holders / self.nodes * len(ball.permutations)
         edges = np.linspace(0, ball.squared_radius**0.5, 2000)
         r = (edges[1:] + edges[:-1]) / 2
@@ -93,7 +93,7 @@ class Iteration:
         """Of a half-set's reference as it is handed on."""
         padding = padded_box(self.box) / self.box
         m, squared = half_width(self.k_reference, padding), touched_radius(self.k_reference, padding)
-        return 8 * count_ball(IDENTITY, m, squared)
+        return 8 * count_packed(IDENTITY, m, squared)
 
 
 class Moved(NamedTuple):
@@ -117,7 +117,7 @@ class Moved(NamedTuple):
     maps: float
 
 
-def moved(it: Iteration) -> Moved:
+def moved(it: IterationSizes) -> Moved:
     """Return what an iteration moves.
 
     Each of n holders of a half-set's sum merges one of n bricks of it: it receives (n - 1) / n of a partial sum, sends

@@ -88,7 +88,7 @@ class Rates:
 _RATES = tuple(f.name for f in fields(Rates) if f.name not in ("as_of", "source"))
 
 
-class Row(NamedTuple):
+class PriceRecord(NamedTuple):
     """A price as it is kept in files; `low` and `high` are quantiles of a spot price's recorded history."""
 
     instance_type: str
@@ -144,7 +144,7 @@ class Catalogue:
     def __init__(
         self,
         types: Mapping[str, InstanceType],
-        rows: Iterable[Row],
+        rows: Iterable[PriceRecord],
         rates: Mapping[str, Rates],
         interruptions: Iterable[Interruptions] = (),
         is_shipped: bool = False,
@@ -276,7 +276,7 @@ class Document(NamedTuple):
     """What a file of prices holds."""
 
     types: Mapping[str, InstanceType]
-    rows: tuple[Row, ...]
+    rows: tuple[PriceRecord, ...]
     rates: Mapping[str, Rates]
 
 
@@ -304,7 +304,7 @@ def read_document(path: Path) -> Document:
         if not isinstance(raw, dict) or raw.get("format") != 1:
             raise FormatError("its format is not 1")
         types = dict(_types(raw["types"]))
-        rows = tuple(Row(*_row(r[:6]), _day(r[6]), _text(r[7])) for r in raw["prices"])
+        rows = tuple(PriceRecord(*_row(r[:6]), _day(r[6]), _text(r[7])) for r in raw["prices"])
         rates = {
             _name(region): _rates(of, _day(of["as_of"]), _text(of["source"])) for region, of in raw["rates"].items()
         }
@@ -329,19 +329,19 @@ def _shipped() -> Catalogue:
     day, source = _day(about["as_of"]), _text(about["source"])
     lines = csv.reader((folder / "prices.csv").read_text().splitlines())
     next(lines)
-    rows = [Row(*_row([*line, None, None][:6]), day, source) for line in lines]  # most rows have no range
+    rows = [PriceRecord(*_row([*line, None, None][:6]), day, source) for line in lines]  # most rows have no range
     rates_day, rates_source = _day(about["rates_as_of"]), _text(about["rates_source"])
     rates = {region: _rates(of, rates_day, rates_source) for region, of in about["rates"].items()}
     return Catalogue(types, rows, rates, [Interruptions(**i) for i in about["interruptions"]], is_shipped=True)
 
 
-def _local_rows() -> Iterator[Row]:
+def _local_rows() -> Iterator[PriceRecord]:
     today = datetime.now(UTC).date()
     for name, markets in _LOCAL_PRICES.items():
         for zone in _LOCAL_ZONES:
             for market in get_args(Market):
                 usd = markets[market]
-                yield Row(name, zone, market, usd, usd, usd, today, LOCAL_SOURCE)
+                yield PriceRecord(name, zone, market, usd, usd, usd, today, LOCAL_SOURCE)
 
 
 def _types(raw: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, InstanceType]]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from cloudem.cloud.estimate import Range
 from cloudem.cloud.nodes import Pool
+from cloudem.cloud.planning.estimate import Range
 from cloudem.errors import FormatError
 
 MINIMUM_S = 60.0

@@ -20,11 +20,11 @@ def provider_of(name: str, region: str) -> Provider:
         There is none of that name.
     """
     if name == "local":
-        from cloudem.cloud.local import LocalProvider
+        from cloudem.cloud.local.provider import LocalProvider
 
         return LocalProvider()
     if name == "aws":
-        from cloudem.cloud.aws import AWSProvider
+        from cloudem.cloud.aws.provider import AWSProvider
 
         return AWSProvider(region)
     raise ParameterError(f"there is no provider {name!r}; providers are {', '.join(NAMES)}")

@@ -62,7 +62,7 @@ BURST = 20
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedNode:
     """A node that is wanted: where from, best first; its start document (JSON); its root disk."""
 
     pools: tuple[Pool, ...]
@@ -88,7 +88,7 @@ class Desired:
 
     cluster: str
     phase: Phase
-    slots: Mapping[str, Wanted]
+    slots: Mapping[str, WantedNode]
     deadline: float
 
 
@@ -406,7 +406,7 @@ def _failed_at(slot: _Slot, attempt: Attempt) -> float:
     return max([attempt.at, *ends])
 
 
-def _all_failed(wanted: Wanted, failures: Iterable[Attempt]) -> bool:
+def _all_failed(wanted: WantedNode, failures: Iterable[Attempt]) -> bool:
     return set(wanted.pools) <= {pool for attempt in failures for pool in attempt.pools}
 
 
@@ -421,7 +421,7 @@ def _sold_out(observed: Observed, now: float) -> dict[Pool, float]:
 
 
 def _request(
-    desired: Desired, slot: _Slot, wanted: Wanted, generation: int, sold_out: Mapping[Pool, float], now: float
+    desired: Desired, slot: _Slot, wanted: WantedNode, generation: int, sold_out: Mapping[Pool, float], now: float
 ) -> Request:
     """Return a request; the same as before, where it is repeated."""
     before = slot.attempts.get(generation)

@@ -3,7 +3,7 @@
 ``map`` applies a pure function to every item; ``accumulate`` folds every item into sums by key. An algorithm that is
 written with these two runs unchanged, and to the bit with the same result, on one core, on a laptop's threads, on
 worker processes and on a cluster: parts are always merged along the same tree over the items
-(`cloudem.execution.folding`), whoever made them and whichever finished first.
+(`cloudem.execution.reduction_tree`), whoever made them and whichever finished first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from cloudem import traffic
-from cloudem.execution.folding import Forest, Node
+from cloudem.execution.reduction_tree import Forest, Subtree
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -286,7 +286,7 @@ def folded(
     notes: list[N] = []
     for index, (item, shared) in enumerate(rows):
         added = fold.add(item, *shared)
-        forest.add(Node(0, index), added.sums)
+        forest.add(Subtree(0, index), added.sums)
         notes.append(added.note)
         del added
         if on_done is not None:

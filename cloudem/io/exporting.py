@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
-from cloudem.io.groups import has_group, particles_from_arrays, read_attributes, read_group
-from cloudem.io.location import exists, folder_of, is_remote, join, new_prefix
-from cloudem.io.mrc import write_stack, write_volume
-from cloudem.io.relion import particles_to_blocks
-from cloudem.io.star import write_star
-from cloudem.io.store import ParticleStore, open_particles
+from cloudem.io.formats.mrc import write_stack, write_volume
+from cloudem.io.formats.relion import particles_to_blocks
+from cloudem.io.formats.star import write_star
+from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.io.storage.groups import has_group, particles_from_arrays, read_attributes, read_group
+from cloudem.io.storage.location import exists, folder_of, is_remote, join, new_prefix
 from cloudem.model.particles import TEXT, Particles
 
 STACK = "particles.mrcs"
@@ -45,7 +45,7 @@ def export(
     url
         A particle store, or the results of a job.
     folder
-        The new folder or prefix; see `cloudem.io.location.new_prefix` for when it counts.
+        The new folder or prefix; see `cloudem.io.storage.location.new_prefix` for when it counts.
     stack
         Of a result, write the images too; ``particles.star`` then refers to them instead of to the original stacks.
     particles
@@ -156,16 +156,11 @@ def _export_result(
 
 
 def _store_of(url: str, particles_url: str | os.PathLike[str] | None) -> ParticleStore:
-    recorded = (read_attributes(url, "") or {}).get("parameters", {}).get("particles")
-    place = particles_url or recorded
-    if not place:
-        raise ParameterError(f"{url} does not say which particle store it was made from; give it with --particles")
+    """Return the store that holds the images of a result."""
     try:
-        return open_particles(place)
+        return open_particles(open_particles(particles_url or url).image_url)
     except MissingInputError as error:
-        raise MissingInputError(
-            f"{place}, which {url} was made from, does not exist; give it with --particles"
-        ) from error
+        raise MissingInputError(f"{error}; if it was moved, give it with --particles") from error
 
 
 def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
-from cloudem.io.normalising import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
-from cloudem.io.sources import SourceImages, SourceTable
-from cloudem.io.writing import DTYPES, ParticleWriter, particle_writer
+from cloudem.io.formats.sources import SourceImages, SourceTable
+from cloudem.io.particle_writer import DTYPES, ParticleWriter, particle_writer
+from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
 
 _BATCH_BYTES = 4 * 2**20
 """Images that are read at a time, into the same memory: what the caches hold need not come from memory again."""
@@ -106,13 +106,13 @@ def import_particles(
     invert_contrast
         Images have dark protein: turn their sign.
     project_folder
-        Where relative names of stacks start from, see `cloudem.io.stacks.find_stacks`.
+        Where relative names of stacks start from, see `cloudem.io.formats.stacks.find_stacks`.
     attributes
         What else the store should say of itself.
     on_progress
         Called with the number of images done since the last call.
     guard
-        As for `cloudem.io.writing.particle_writer`.
+        As for `cloudem.io.particle_writer.particle_writer`.
 
     Returns
     -------
@@ -166,10 +166,10 @@ def _write_images(
     found = np.empty(len(sign), dtype=np.uint8)
     weights, limit = outside.astype(np.float64), np.float32(np.finfo(dtype).max)
     for here, batch in _batches(images, len(sign)):
-        measure(batch, weights, mean[here], std[here], found[here])
+        measure_background(batch, weights, mean[here], std[here], found[here])
         if keep_greyscale:
             mean[here], std[here] = 0, 1
-        scale(batch, mean[here], std[here], sign[here], limit, found[here])
+        scale_images(batch, mean[here], std[here], sign[here], limit, found[here])
         writer.append(batch, np.flatnonzero(found[here] == USABLE))
         if on_progress is not None:
             on_progress(len(batch))

@@ -35,19 +35,21 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
 from cloudem.errors import CloudemError, ParameterError, StoppedError
+from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
+from cloudem.report.declaration import STANDARD, Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloudem.execution.executor import Executor
-    from cloudem.io.lease import Lease
+    from cloudem.io.storage.lease import Lease
     from cloudem.jobs.progress import Progress
 
 JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "export": "cloudem.jobs.export:Export",
-    "refine3d": "cloudem.jobs.refine3d:Refine3D",
-    "reconstruct": "cloudem.jobs.reconstruct:Reconstruct",
+    "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
+    "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",
     "simulate": "cloudem.jobs.simulate:Simulate",
@@ -110,7 +112,7 @@ def parameter(
 
 
 def _absolute(url: str) -> str:
-    from cloudem.io.location import absolute  # takes a while, and a declaration alone needs no store
+    from cloudem.io.storage.location import absolute  # takes a while, and a declaration alone needs no store
 
     return absolute(url)
 
@@ -219,14 +221,14 @@ class Context:
             self.lease.check()
 
     def write(self, path: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
-        """Write a group of the results (`cloudem.io.groups.write_group`), unless somebody else writes there."""
-        from cloudem.io import groups
+        """Write a group of the results (`cloudem.io.storage.groups.write_group`), unless somebody else writes there."""
+        from cloudem.io.storage import groups
 
         groups.write_group(self.url, path, arrays, attributes, guard=self.check)
 
     def delete(self, path: str) -> None:
         """Delete a group of the results, unless somebody else writes there."""
-        from cloudem.io import groups
+        from cloudem.io.storage import groups
 
         self.check()
         groups.delete_group(self.url, path)
@@ -263,6 +265,11 @@ class Job(Declaration):
     """Whether the executor is worth starting; a job of one short step runs on the serial one."""
     on_gpu: ClassVar[bool] = False
     """Whether its tasks run on GPUs where there are any; others use all cores of such a machine instead."""
+
+    columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
+    """Of the rows that it shows while it runs, and keeps."""
+    sections: ClassVar[tuple[Section, ...]] = STANDARD
+    """Of its report; those that find nothing to show leave themselves out."""
 
     out: Place = parameter(meaning="folder for the results, or s3://bucket/prefix")
 

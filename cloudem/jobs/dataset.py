@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import DamagedShardError, InconsistentDataError, ParameterError
-from cloudem.io.location import is_remote
-from cloudem.io.store import ParticleStore, open_particles
+from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.jobs.progress import Progress
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
@@ -158,8 +157,8 @@ def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np
     lost = store.damaged()
     if not lost:
         return np.zeros(0, np.int64)
-    numbers = np.concatenate([np.arange(part.first, part.last + 1) for part in lost])
-    named = [f"{part.shard} {part.reason} (particles {part.first + 1:,} to {part.last + 1:,})" for part in lost]
+    numbers = np.concatenate([part.rows for part in lost])
+    named = [f"{part.shard} {part.reason} (particles {part.rows[0] + 1:,} to {part.rows[-1] + 1:,})" for part in lost]
     shards = "; ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])])
     count = f"{len(numbers):,} of {len(store):,} particles"
     if len(numbers) == len(store):
@@ -200,7 +199,10 @@ def half_sets(particles: Particles, seed: int, without: NDArray[np.int64]) -> ND
 def kept_rows(particles: Particles, half_set: NDArray[np.int8]) -> Particles:
     """Return the table of the particles that have a half-set, with their place in the store if others have none."""
     kept = np.flatnonzero(half_set)
-    return particles if len(kept) == len(particles) else particles.take(kept).with_columns(store_row=kept)
+    if len(kept) == len(particles):
+        return particles
+    rows = particles["store_row"][kept] if "store_row" in particles else kept
+    return particles.take(kept).with_columns(store_row=rows)
 
 
 def groups_of(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
@@ -223,7 +225,7 @@ def image_batches(
     From object storage, the images of several batches are fetched at once, and the next ones while these are used; a
     folder gives nothing to wait for.
     """
-    remote = is_remote(dataset.store.url)
+    remote = dataset.store.remote
     step = BATCH * (max(1, AHEAD_BYTES // (4 * BATCH * dataset.store.box**2)) if remote else 1)
     blocks = [indices[first : first + step] for first in range(0, len(indices), step)]
     with closing(_read_ahead(dataset, blocks) if remote else (dataset.images(block) for block in blocks)) as read:

@@ -10,7 +10,7 @@ from cloudem.errors import FormatError
 from cloudem.jobs.base import Context, Job, Place, Projection, job_record, parameter
 
 if TYPE_CHECKING:
-    from cloudem.io.sources import SourceTable
+    from cloudem.io.formats.sources import SourceTable
 
 _BASE_BYTES = 300 * 2**20
 """Python with its libraries."""
@@ -59,8 +59,8 @@ class ImportParticles(Job):
 
     def project(self) -> Projection:
         """Return memory and disk, from the table and the header of its first stack."""
-        from cloudem.io.ahead import AHEAD_BYTES
-        from cloudem.io.stacks import find_stacks
+        from cloudem.io.formats.prefetch import PREFETCH_BYTES
+        from cloudem.io.formats.stacks import find_stacks
 
         source = self.source
         first = find_stacks(source.stacks[:1], source.path, self.project_folder)[0]
@@ -68,7 +68,7 @@ class ImportParticles(Job):
         count = len(source.particles)
         size = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
         return Projection(
-            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (AHEAD_BYTES if first.root else 0) + _ROW_BYTES * count,
+            peak_bytes=_BASE_BYTES + _BATCH_BYTES + (PREFETCH_BYTES if first.root else 0) + _ROW_BYTES * count,
             disk_bytes=count * (box * box * size + 300),
             notes=(f"{count} particles of {box} x {box} pixels in {len(source.stacks)} stacks",),
         )
@@ -99,8 +99,8 @@ class ImportParticles(Job):
     @cached_property
     def source(self) -> SourceTable:
         """The table that is imported; reading it takes seconds."""
-        from cloudem.io.cs import read_particles_cs
-        from cloudem.io.relion import read_particles_star
+        from cloudem.io.formats.cryosparc import read_particles_cs
+        from cloudem.io.formats.relion import read_particles_star
 
         kind = PurePosixPath(self.particles).suffix.lower()
         if kind == ".cs":

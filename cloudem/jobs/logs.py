@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import final
 
 from cloudem.errors import LeaseLostError, StorageError
-from cloudem.io.location import UNFINISHED, contents, folder_of, is_remote, join, read_bytes, write_bytes
+from cloudem.io.storage.location import UNFINISHED, contents, folder_of, is_remote, join, read_bytes, write_bytes
 
 LOG_FILE = "log.txt"
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cloudem.errors import InconsistentDataError, ParameterError
-from cloudem.io.mrc import Volume, read_volume
+from cloudem.io.formats.mrc import Volume, read_volume
 from cloudem.jobs.progress import Progress
 
 

@@ -9,7 +9,7 @@ from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Job, Place, Projection, parameter
 
 if TYPE_CHECKING:
-    from cloudem.io.mrc import Volume
+    from cloudem.io.formats.mrc import Volume
 
 
 class Mask(Job):
@@ -44,8 +44,8 @@ class Mask(Job):
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
-        from cloudem.io.location import exists
-        from cloudem.io.mrc import write_volume
+        from cloudem.io.formats.mrc import write_volume
+        from cloudem.io.storage.location import exists
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
@@ -67,8 +67,8 @@ class Mask(Job):
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
     def _map(self) -> Volume:
-        from cloudem.io.groups import has_group
-        from cloudem.io.mrc import Volume, read_volume
+        from cloudem.io.formats.mrc import Volume, read_volume
+        from cloudem.io.storage.groups import has_group
         from cloudem.jobs.postprocess import read_halves
 
         if has_group(self.map, "result"):

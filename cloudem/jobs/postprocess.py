@@ -47,7 +47,7 @@ class Postprocess(Job):
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
-        from cloudem.io.groups import read_attributes
+        from cloudem.io.storage.groups import read_attributes
         from cloudem.jobs.report import run_attributes, write_report
 
         other = (read_attributes(context.url, "") or {}).get("job", self.name)
@@ -82,7 +82,7 @@ class Postprocess(Job):
         self, half1: NDArray[np.float32], half2: NDArray[np.float32], pixel_size: float, context: Context
     ) -> NDArray[np.float32]:
         from cloudem.algorithms.mask import estimate_mask
-        from cloudem.io.mrc import read_volume
+        from cloudem.io.formats.mrc import read_volume
 
         if self.mask is None:
             with context.progress.stage("mask"):
@@ -131,9 +131,9 @@ def read_halves(
     MissingInputError, InconsistentDataError
         There are no half-maps; they differ in box or pixel size.
     """
-    from cloudem.io.groups import has_group, read_group
-    from cloudem.io.location import contents, exists
-    from cloudem.io.mrc import read_volume
+    from cloudem.io.formats.mrc import read_volume
+    from cloudem.io.storage.groups import has_group, read_group
+    from cloudem.io.storage.location import contents, exists
 
     if not exists(halves):
         raise MissingInputError(f"{halves} does not exist; give the results of refine3d, or a half-map as MRC file")

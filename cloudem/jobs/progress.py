@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -16,20 +16,8 @@ from typing import final
 import psutil
 
 from cloudem import traffic
+from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column, Value, described
 from cloudem.traffic import Moved
-
-Value = float | int | str
-
-COLUMNS: dict[str, tuple[str, Callable[..., str]]] = {
-    "iteration": ("iteration", "{:d}".format),
-    "resolution_A": ("resolution", "{:.2f} Å".format),
-    "limit_A": ("limit", "{:.2f} Å".format),
-    "moving": ("moving", "{:.1%}".format),
-    "images_per_s": ("images/s", "{:,.0f}".format),
-    "seconds": ("time", "{:.1f} s".format),
-    "received_bytes": ("network", traffic.size),
-}
-"""Names of values of an iteration -> heading and format."""
 
 DRAWN = {"drawn": True}
 """Marks a line of the log that a view draws in its own way."""
@@ -94,8 +82,10 @@ class Progress(ABC):
         self.log = log or logging.getLogger("cloudem")
         self._clock = _Clock()
         self._iterations: list[dict[str, Value]] = []
-        self._moved = traffic.total([])
+        self._moved = traffic.total_traffic([])
         self._warnings: list[str] = []
+        self.columns: Sequence[Column] = (ITERATION, SECONDS, RECEIVED)
+        """What the running job declares of its rows."""
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """State what is being worked on, as names and values: ``{"particles": "2,000 of 96 px"}``."""
@@ -117,16 +107,17 @@ class Progress(ABC):
             self.log.debug("%s: %s%.2f s", name, what, stage.elapsed)
 
     def iteration(self, row: Mapping[str, Value], moved: Moved | None = None) -> None:
-        """Add the row of a finished iteration: any names and values; those in `COLUMNS` get a title and a format.
+        """Add the row of a finished iteration: any names and values; those that the job declares look as it says.
 
         ``moved`` is what went over the network meanwhile; it is for the log.
         """
         self._iterations.append(dict(row))
-        self.log.info(", ".join(f"{titled(name)} {formatted(name, row[name])}" for name in row), extra=DRAWN)
+        said = ((described(self.columns, name, value), value) for name, value in row.items())
+        self.log.info(", ".join(f"{column.heading} {column.text(value)}" for column, value in said), extra=DRAWN)
         self.show_iteration(row)
         if moved and (words := traffic.in_words(moved)):
             self.log.debug("iteration %s %s", row["iteration"], words)
-            self._moved = traffic.total([self._moved, moved])
+            self._moved = traffic.total_traffic([self._moved, moved])
 
     def message(self, text: str) -> None:
         """Say something: on the screen and in the log."""
@@ -192,29 +183,6 @@ class SilentProgress(Progress):
 
     def show_iteration(self, row: Mapping[str, Value]) -> None:
         """Nothing."""
-
-
-def titled(name: str) -> str:
-    """Return the heading of a column."""
-    return COLUMNS[name][0] if name in COLUMNS else name.replace("_", " ")
-
-
-def formatted(name: str, value: Value) -> str:
-    """Return a cell as people read it."""
-    if isinstance(value, str):
-        return value
-    if name in COLUMNS:
-        return COLUMNS[name][1](value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as people read it: ``4.2 s``, ``3:07``, ``2:05:00``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Clock:

@@ -32,11 +32,11 @@ from pydantic_core import PydanticUndefined
 
 from cloudem.errors import ParameterError, StorageError
 from cloudem.jobs.base import JOBS, Context, Job, Place, find_job, option_of, parameter, unit_of
-from cloudem.traffic import Moved, Traffic, difference, total
+from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:
     from cloudem.jobs.progress import Progress
-    from cloudem.report.content import Iteration, Parameter, ReportContent, Stage, Transfer
+    from cloudem.report.content import ParameterRow, ReportContent, StageRow, TransferRow
 
 REPORT_FILE = "report.html"
 
@@ -65,7 +65,7 @@ def write_report(url: str) -> str:
     StorageError
         If there is no finished result, or no room for the page.
     """
-    from cloudem.io.location import object_store, put, storage_errors
+    from cloudem.io.storage.location import object_store, put, storage_errors
     from cloudem.report.page import render
 
     page = render(content_of(url)).encode()
@@ -96,7 +96,7 @@ def content_of(url: str) -> ReportContent:
     StorageError
         If there is no finished result.
     """
-    from cloudem.io.groups import has_group, list_groups, read_attributes, read_group
+    from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     if not has_group(url, "result"):
@@ -106,6 +106,7 @@ def content_of(url: str) -> ReportContent:
     arrays, result = read_group(url, "result")
     record = read_attributes(url, "") or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
+    declared = find_job(job) if job in JOBS else Job
     symmetry = str(result.get("symmetry") or "")
     kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
     return ReportContent(
@@ -119,6 +120,9 @@ def content_of(url: str) -> ReportContent:
         resolution=result.get("resolution_A"),
         b_factor=result.get("b_factor_A2"),
         iterations=_iterations(kept, result),
+        columns=declared.columns,
+        sections=declared.sections,
+        arrays=arrays,
         transfers=_transfers(kept, result),
         particle_count=result.get("particle_count"),
         stages=_stages(result.get("stages", ())),
@@ -166,7 +170,7 @@ def _operators(symmetry: str) -> Any:
 
 def _columns(url: str) -> dict[str, Any]:
     """Columns of the refined particles that a report draws."""
-    from cloudem.io.groups import has_group, read_group
+    from cloudem.io.storage.groups import has_group, read_group
 
     if not has_group(url, "particles"):
         return {}
@@ -178,47 +182,45 @@ def _columns(url: str) -> dict[str, Any]:
     return columns
 
 
-def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Iteration]:
-    from cloudem.report.content import Iteration
-
+def _iterations(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     # A resumed job's view has seen only the last iterations; what was kept of each remembers the others.
     rows = {row["iteration"]: row for row in [attributes["row"] for attributes in kept if "row" in attributes]}
     rows |= {row["iteration"]: row for row in result.get("iterations", ())}
-    names = ("resolution_A", "limit_A", "moving", "images_per_s", "seconds")
-    return [Iteration(int(key), *(_number(rows[key].get(name)) for name in names)) for key in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
 
 
-def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Transfer]:
+def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[TransferRow]:
     """What was moved in each iteration and outside of them; nothing if nothing was."""
-    from cloudem.report.content import Transfer
+    from cloudem.report.content import TransferRow
 
     found = {int(each["row"]["iteration"]): each["traffic"] for each in kept if "row" in each and "traffic" in each}
     named = [(str(number), found[number]) for number in sorted(found)]
     named.append(("otherwise" if named else "whole job", result.get("traffic", {})))
     transfers = [
-        Transfer(label, total([{name: Traffic(**way) for name, way in moved.items()}])) for label, moved in named
+        TransferRow(label, total_traffic([{name: Traffic(**way) for name, way in moved.items()}]))
+        for label, moved in named
     ]
     return transfers if any(any(map(any, each.moved.values())) for each in transfers) else []
 
 
-def _stages(rows: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    from cloudem.report.content import Stage
+def _stages(rows: Sequence[Mapping[str, Any]]) -> list[StageRow]:
+    from cloudem.report.content import StageRow
 
     return [
-        Stage(
+        StageRow(
             str(row["name"]), _number(row.get("wall_s")), _number(row.get("cpu_s")), int(row.get("peak_rss_bytes", 0))
         )
         for row in rows
     ]
 
 
-def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, Parameter]:
+def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, ParameterRow]:
     """Parameters with unit and meaning from the job's declaration."""
-    from cloudem.report.content import Parameter
+    from cloudem.report.content import ParameterRow
 
     fields = find_job(job).model_fields if job in JOBS else {}
     return {
-        name: Parameter(value, unit_of(name), (fields[name].description or "") if name in fields else "")
+        name: ParameterRow(value, unit_of(name), (fields[name].description or "") if name in fields else "")
         for name, value in values.items()
     }
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
-from cloudem.io.groups import particles_to_arrays
+from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
+from cloudem.io.storage.groups import particles_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
@@ -27,6 +28,7 @@ def write_maps(
     seed: int,
     wall: float,
     particles: Particles,
+    store: ParticleStore,
     report: bool,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
@@ -47,6 +49,8 @@ def write_maps(
         Seconds that the job has taken.
     particles
         Refined particles.
+    store
+        That they are of: the result refers to its images.
     report
         Whether to draw it.
     """
@@ -64,7 +68,7 @@ def write_maps(
             "the mean density inside the mask is negative: the contrast is inverted or the refinement failed; inspect "
             "the map before using it"
         )
-    context.write("particles", *particles_to_arrays(particles))
+    write_particles_of(context, particles, store)
     arrays = {"half1": halves[0], "half2": halves[1], "map": shown, "map_unfiltered": whole, "mask": mask}
     attributes = {
         "pixel_size_A": pixel_size,
@@ -81,6 +85,23 @@ def write_maps(
     progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")
+
+
+def write_particles_of(context: Context, particles: Particles, store: ParticleStore) -> None:
+    """Write the particles of a result, so that the result is a particle store for the next job.
+
+    Parameters
+    ----------
+    context
+        Of the job.
+    particles
+        Table; with a column ``store_row`` if it holds others than all images of the store in order.
+    store
+        Whose images they are.
+    """
+    arrays, attributes = particles_to_arrays(particles)
+    source = ImageSource.of(store, context.url)._asdict()
+    context.write(RESULT_TABLE, arrays, {**attributes, "images": source})
 
 
 def within(curves: FscCurves, k_max: int) -> FscCurves:

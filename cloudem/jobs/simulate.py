@@ -9,7 +9,7 @@ from cloudem.jobs.base import Context, Job, Place, Projection, job_record, param
 
 if TYPE_CHECKING:
     from cloudem.algorithms.simulate import Recording
-    from cloudem.io.mrc import Volume
+    from cloudem.io.formats.mrc import Volume
 
 DEMO_BOX, DEMO_PIXEL_A = 96, 2.5
 DENSITY_FILE, START_FILE, PARTICLES = "density.mrc", "start.mrc", "particles.zarr"
@@ -85,7 +85,7 @@ class Simulate(Job):
 
         box = self.box_px or DEMO_BOX
         if self.density:
-            from cloudem.io.mrc import read_header
+            from cloudem.io.formats.mrc import read_header
 
             box = read_header(self.density).shape[-1]
         size = {"float16": 2, "float32": 4}[self.dtype]
@@ -98,8 +98,8 @@ class Simulate(Job):
     def run(self, context: Context) -> None:
         """Write densities and particles."""
         from cloudem.algorithms.resolution import low_pass
-        from cloudem.io.location import exists, join, object_store
-        from cloudem.io.mrc import write_volume
+        from cloudem.io.formats.mrc import write_volume
+        from cloudem.io.storage.location import exists, join, object_store
 
         particles = join(context.url, PARTICLES)
         if exists(particles):
@@ -116,8 +116,8 @@ class Simulate(Job):
 
     def _density(self) -> Volume:
         from cloudem.algorithms.density import demo_molecule, density_of_atoms
-        from cloudem.io.atomic_model import read_atoms
-        from cloudem.io.mrc import Volume, read_volume
+        from cloudem.io.formats.atomic_model import read_atoms
+        from cloudem.io.formats.mrc import Volume, read_volume
 
         if self.density:
             return read_volume(self.density, self.pixel_size_A)
@@ -128,8 +128,8 @@ class Simulate(Job):
 
     def _simulate(self, volume: Volume, url: str, context: Context) -> None:
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
-        from cloudem.io.groups import particles_to_arrays, write_group
-        from cloudem.io.store import write_particles
+        from cloudem.io.particle_store import write_particles
+        from cloudem.io.storage.groups import particles_to_arrays, write_group
 
         recording = self.recording()
         truth = random_particles(self.count, recording, self.seed)

@@ -15,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cloudem.jobs.progress import Progress, Stage, Value, clock, formatted, titled
+from cloudem.jobs.progress import Progress, Stage
+from cloudem.model.columns import Value, described
+from cloudem.text import clock
 
 COLUMN_WIDTH = 12
 TABLE_WIDTH = 78
@@ -62,13 +64,13 @@ class LiveProgress(Progress):
         width = min(COLUMN_WIDTH, TABLE_WIDTH // len(row))
         if self._heading != list(row):
             self._heading = list(row)
-            heading = "".join(f"{titled(name):>{width}}" for name in row)
+            heading = "".join(f"{described(self.columns, name).heading:>{width}}" for name in row)
             self._console.print()
             self._console.print(Text(heading, "bold"))
             self._console.print(Text("  " + "─" * (len(heading) - 2), "dim"))
         cells = Text()
         for name, value in row.items():
-            text = formatted(name, value)
+            text = described(self.columns, name, value).text(value)
             style = "bold green" if name == "resolution_A" else ""
             cells.append(" " * max(width - cell_len(text), 1)).append(text, style)
         self._console.print(cells)

@@ -71,13 +71,13 @@ def turn_phases(spectrum: NDArray[np.complex64], ky: NDArray[np.int64], first_sh
     # Friedel mates of the planes kx = 0 and n / 2 are in them, and get the conjugate
     mate = ((-kz % box) * box + (-ky % box)[:, None]) * count + kx
     mate = np.where((kx == 0) | (kx == box // 2), mate, own + 1)
-    numbers = _mixed(np.minimum(own, mate).astype(np.uint64) + np.uint64(start_of(seed)))
+    numbers = _mixed(np.minimum(own, mate).astype(np.uint64) + np.uint64(seed_start(seed)))
     phases = PHASES[(numbers >> np.uint64(54)).astype(np.int64)]
     phases = np.where(own < mate, phases, np.where(own > mate, phases.conj(), 1))
     spectrum *= np.where(shells >= first_shell, phases, 1).astype(np.complex64)
 
 
-def start_of(seed: int) -> int:
+def seed_start(seed: int) -> int:
     """Return where the numbers of a seed begin, 64 bit."""
     return int(_mixed(np.array([seed & UINT64], np.uint64))[0])
 

@@ -10,33 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import ParameterError
+from cloudem.model.columns import Column, Value
+from cloudem.report.declaration import STANDARD, Section
 from cloudem.traffic import Moved
 
 FSC_NAMES = ("unmasked", "masked", "phase_randomised", "corrected", "truth")
 """Curves that a report knows how to label. ``truth`` is the map against a known structure."""
 
 
-class Iteration(NamedTuple):
-    """One row of the history of a refinement, resolutions in Å; NaN where a figure is not known."""
-
-    iteration: int
-    resolution: float
-    limit: float
-    """Resolution up to which images were compared with the reference."""
-    moving_share: float
-    """Share of particles, 0 to 1, whose pose still changed."""
-    images_per_s: float
-    seconds: float
-
-
-class Transfer(NamedTuple):
+class TransferRow(NamedTuple):
     """What all processes moved over the network in one iteration, or, with another label, beside the iterations."""
 
     label: str
     moved: Moved
 
 
-class Stage(NamedTuple):
+class StageRow(NamedTuple):
     """What one stage of a job took; NaN (0 for ``peak_bytes``) where it was not measured."""
 
     name: str
@@ -45,7 +34,7 @@ class Stage(NamedTuple):
     peak_bytes: int
 
 
-class Parameter(NamedTuple):
+class ParameterRow(NamedTuple):
     """One parameter of a job as its user would read it."""
 
     value: Any
@@ -80,6 +69,14 @@ class ReportContent:
         1 or 2; 0 means not assigned.
     defocus_u, defocus_v, shift_x, shift_y : (p,) float array, optional
         Å.
+    iterations : sequence of mapping
+        Rows of the history, by the names of ``columns``; those are shown that a row has.
+    columns : sequence of Column
+        What the job declares of its rows.
+    sections : sequence of Section
+        What the job declares of its report.
+    arrays : mapping of name to array
+        All arrays of the result, and the columns of its particles, for sections of the job's own.
     transfers : sequence of Transfer
         Labels are numbers of iterations, and in the end whatever else there was; empty if nothing left the machine.
     particle_count : int, optional
@@ -106,8 +103,11 @@ class ReportContent:
     fsc: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     resolution: float | None = None
     b_factor: float | None = None
-    iterations: Sequence[Iteration] = ()
-    transfers: Sequence[Transfer] = ()
+    iterations: Sequence[Mapping[str, Value]] = ()
+    columns: Sequence[Column] = ()
+    sections: Sequence[Section] = STANDARD
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    transfers: Sequence[TransferRow] = ()
     rot: NDArray[np.floating[Any]] | None = None
     tilt: NDArray[np.floating[Any]] | None = None
     half_set: NDArray[np.integer[Any]] | None = None
@@ -116,10 +116,10 @@ class ReportContent:
     shift_x: NDArray[np.floating[Any]] | None = None
     shift_y: NDArray[np.floating[Any]] | None = None
     particle_count: int | None = None
-    stages: Sequence[Stage] = ()
+    stages: Sequence[StageRow] = ()
     wall_s: float | None = None
     cpu_s: float | None = None
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, ParameterRow] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()

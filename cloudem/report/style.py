@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,29 +88,6 @@ def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.tick_params(length=3)
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as a person would say them; a dash where they are not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def money(usd: float, *, even: bool = False) -> str:
-    """Return dollars as people write them, small amounts with more digits; ``even`` for marks of an axis."""
-    if even or usd == 0:
-        return f"${usd:,.6g}" if usd else "$0"
-    if usd < 0.00005:
-        return "<$0.0001"
-    if usd >= 1 or abs(usd - round(usd, 2)) < 1e-9:
-        return f"${usd:,.2f}"
-    return f"${usd:.3f}" if usd >= 0.1 else f"${usd:.4f}"
-
-
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -122,7 +98,8 @@ main { width: 1100px; margin: 24px auto; padding: 44px 50px 36px; background: #f
 h1 { font-size: 30px; line-height: 1.2; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 20px; font-weight: 600; margin: 44px 0 14px; padding-top: 14px; border-top: 1px solid #d8dee5; }
 p { margin: 6px 0; max-width: 800px; }
-.quiet { color: #6b7785; font-size: 13.5px; }
+.quiet { color: #6b7785; font-size: 13.5px; } .wide { max-width: none; }
+.row + table { margin-top: 14px; }
 .tiles { display: flex; margin: 24px 0 4px; border: 1px solid #d8dee5; border-radius: 6px; }
 .tile { flex: 1 1 0; padding: 14px 16px 12px; border-left: 1px solid #d8dee5; min-width: 0; }
 .tile:first-child { border-left: 0; flex-grow: 1.25; background: #eef5fa; border-radius: 6px 0 0 6px; }
@@ -159,6 +136,21 @@ pre { background: #f4f6f8; padding: 10px 14px; border-radius: 4px; font-size: 13
   overflow-wrap: anywhere; margin: 8px 0; }
 .swatch { display: inline-block; width: 22px; height: 0; border-top: 3px solid; vertical-align: middle;
   margin-right: 8px; }
+.status { display: inline-block; padding: 1px 11px; border-radius: 11px; color: #fff; font-size: 14px;
+  font-weight: 600; vertical-align: 5px; margin-left: 12px; background: #6b7785; }
+.status.done { background: #00795a; } .status.stopped { background: #b35900; } .status.failed { background: #b3261e; }
+.legend { font-size: 13px; color: #52606d; margin: 0 0 2px; } .legend span { margin-right: 16px; }
+.legend .key { display: inline-block; width: 18px; height: 10px; border-radius: 2px; margin-right: 6px; }
+td.plan { width: 134px; padding-right: 4px; } td.plan svg { width: 130px; }
+.told { margin: 14px 0 0; padding: 8px 18px; background: #eef5fa; border-radius: 4px; max-width: none; }
+table:not(.compare) td.n + td, table:not(.compare) th.n + th { padding-left: 18px; }
+td.off { color: #b34700; font-weight: 600; } tr.rest td { color: #52606d; }
+table.compare td { vertical-align: middle; } table.compare td.plan + td { padding-right: 26px; }
+table.compare th.n { padding-right: 26px; } table.compare td:last-child { min-width: 80px; }
+summary { cursor: pointer; font-size: 13.5px; margin: 12px 0 6px; color: #005a8d; }
+table.events { margin-top: 10px; } td.event { font-weight: 600; width: 26px; }
+td.when { white-space: nowrap; width: 90px; }
+.facts td:first-child { width: 190px; color: #52606d; } a { color: #005a8d; }
 footer { margin-top: 40px; padding-top: 12px; border-top: 1px solid #d8dee5; }
 @page { size: A4; margin: 12mm; }
 @media print {

@@ -11,7 +11,7 @@ from cloudem.algorithms.align import (
     compete,
     evaluate,
     evidence,
-    limits,
+    frequency_limits,
     refine_poses,
     start_poses,
 )
@@ -200,7 +200,7 @@ def test_evidence_prefers_the_broader_of_two_maxima() -> None:
 
 @given(first=st.integers(1, 60), last=st.integers(1, 200))
 def test_limits_rise_to_the_last(first: int, last: int) -> None:
-    found = limits(first, last)
+    found = frequency_limits(first, last)
     assert found[-1] == last
     assert list(found) == sorted(found)
     steps = np.array([first, *found])

@@ -14,15 +14,15 @@ from cloudem.algorithms.bricks import (
     VOXEL_BYTES,
     Brick,
     Records,
-    ball_of,
     complete,
     cut,
     dense,
     is_sparse,
-    join,
+    join_bricks,
     merge,
     pack,
     pack_reference,
+    packed_sphere_of,
     unpack,
     unpack_reference,
 )
@@ -56,7 +56,7 @@ def copied(sums: Sums) -> Sums:
 @pytest.mark.parametrize("k_max", [14, 19])
 def test_what_is_kept_gives_the_same_map(symmetry: str, k_max: int) -> None:
     group = operators(symmetry)
-    sums, ball = random_sums(k_max, 1), ball_of(BOX, k_max, group)
+    sums, ball = random_sums(k_max, 1), packed_sphere_of(BOX, k_max, group)
     kept = unpack(pack(copied(sums), ball), ball)
     whole = complete(sums, group)
     within = shells_of(whole, BOX) <= k_max
@@ -69,7 +69,7 @@ def test_what_is_kept_gives_the_same_map(symmetry: str, k_max: int) -> None:
 @pytest.mark.parametrize("symmetry", ["C3", "D3", "I", "C1"])
 def test_packing_commutes_with_adding(symmetry: str) -> None:
     group = operators(symmetry)
-    one, other, ball = random_sums(8, 1), random_sums(8, 2), ball_of(BOX, 8, group)
+    one, other, ball = random_sums(8, 1), random_sums(8, 2), packed_sphere_of(BOX, 8, group)
     both = Sums(one.data + other.data, one.weight + other.weight)
     kept = unpack(merge(pack(one, ball), pack(other, ball)), ball)
     whole = complete(both, group)
@@ -112,7 +112,7 @@ def test_bricks_merged_and_joined_are_the_whole_merged_to_the_bit(
         for other in wholes[1:]:
             piece = merge(piece, cut(other, number, count))
         pieces.append(piece)
-    found = join(pieces)
+    found = join_bricks(pieces)
     np.testing.assert_array_equal(found.data, expected.data)
     np.testing.assert_array_equal(found.weight, expected.weight)
 
@@ -143,4 +143,4 @@ def test_a_reference_loses_nothing_that_slices_read() -> None:
 def test_a_sphere_of_the_half_is_kept() -> None:
     box, k_max = 256, 60
     radius = padded_box(box) / box * (k_max + 0.5)
-    assert ball_of(box, k_max, operators("C1")).voxels == pytest.approx(2 / 3 * np.pi * radius**3, rel=0.01)
+    assert packed_sphere_of(box, k_max, operators("C1")).voxels == pytest.approx(2 / 3 * np.pi * radius**3, rel=0.01)

@@ -5,8 +5,8 @@ from scipy.spatial.transform import Rotation
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.algorithms.resolution import resolution_at
 from cloudem.errors import ParameterError
-from cloudem.io.atomic_model import read_atoms
-from cloudem.io.mrc import read_volume
+from cloudem.io.formats.atomic_model import read_atoms
+from cloudem.io.formats.mrc import read_volume
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.atoms import Atoms, displaced_volume, form_factor, ice_density
 

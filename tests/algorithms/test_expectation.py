@@ -7,8 +7,8 @@ from cloudem.algorithms.align import Poses, Prior, start_poses
 from cloudem.algorithms.expectation import (
     NOISE_STRIDE,
     Batch,
+    IterationPlan,
     Model,
-    Plan,
     best_shifts,
     expect,
     join,
@@ -33,7 +33,7 @@ PHANTOM = blobs(reach=8, sigma=(1.0, 1.5))
 REFERENCE = reference_volume(PHANTOM.density(BOX), K_SCORE)
 ONE = operators("C1")
 NOISE = 1.0  # standard deviation of a pixel
-PLAN = Plan(
+PLAN = IterationPlan(
     box=BOX, pixel_size=PIXEL, radius=RADIUS, k_score=K_SCORE, k_insert=K_SCORE, k_search=K_SEARCH, step=STEP,
     shift_radius=2.0, shift_step=1.0, candidates=6, poses=4, first=False,
 )  # fmt: skip

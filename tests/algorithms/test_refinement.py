@@ -15,15 +15,15 @@ from cloudem.algorithms.refinement import (
     LEAKAGE,
     MOST_SEARCHES,
     STILL,
-    Observed,
+    IterationOutcome,
     Settings,
     State,
     first_state,
     intensity_scales,
     is_moving,
+    iteration_plan,
     next_limit,
     next_state,
-    plan_of,
     reference_snr,
     resolution_shell,
 )
@@ -55,7 +55,7 @@ def curve(box: int, shell: float) -> np.ndarray:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[Settings, list[Observed]]:
+def histories(draw: st.DrawFn) -> tuple[Settings, list[IterationOutcome]]:
     """Return settings and what each of as many iterations as there may be shows."""
     fixed = draw(settings())
     shells = st.floats(0, fixed.box / 2)
@@ -63,10 +63,10 @@ def histories(draw: st.DrawFn) -> tuple[Settings, list[Observed]]:
     seen = draw(
         st.lists(st.tuples(shells, share, share), min_size=fixed.most_iterations, max_size=fixed.most_iterations)
     )
-    return fixed, [Observed(curve(fixed.box, shell), moving, jumped) for shell, moving, jumped in seen]
+    return fixed, [IterationOutcome(curve(fixed.box, shell), moving, jumped) for shell, moving, jumped in seen]
 
 
-def play(fixed: Settings, seen: list[Observed]) -> list[State]:
+def play(fixed: Settings, seen: list[IterationOutcome]) -> list[State]:
     """Return the state before every iteration that runs, and the one after the last."""
     states = [first_state(fixed)]
     for observed in seen:
@@ -77,7 +77,7 @@ def play(fixed: Settings, seen: list[Observed]) -> list[State]:
 
 
 @given(histories())
-def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, list[Observed]]) -> None:
+def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, list[IterationOutcome]]) -> None:
     fixed, seen = history
     *states, end = play(fixed, seen)
     assert end.finished
@@ -85,7 +85,7 @@ def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, 
     assert [state.iteration for state in states] == list(range(1, len(states) + 1))
     assert sum(state.search for state in states) <= MOST_SEARCHES
     for earlier, state in zip([None, *states], states, strict=False):
-        plan = plan_of(state, fixed)
+        plan = iteration_plan(state, fixed)
         assert fixed.first_limit <= plan.k_score == state.limit <= fixed.last_limit
         assert plan.k_score <= plan.k_insert <= fixed.box // 2 - 1
         assert bool(plan.k_search) == state.search
@@ -101,10 +101,10 @@ def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, 
 
 
 @given(histories())
-def test_the_last_iteration_inserts_all_shells(history: tuple[Settings, list[Observed]]) -> None:
+def test_the_last_iteration_inserts_all_shells(history: tuple[Settings, list[IterationOutcome]]) -> None:
     fixed, seen = history
     *states, end = play(fixed, seen)
-    assert plan_of(states[-1], fixed).k_insert == fixed.box // 2 - 1
+    assert iteration_plan(states[-1], fixed).k_insert == fixed.box // 2 - 1
     assert not any(state.finished for state in states)
     assert all(not state.final for state in states[:-1])
     if not end.converged:
@@ -139,18 +139,18 @@ def test_noise_that_correlates_up_to_the_mask_keeps_the_limit_for_ever(fixed: Se
     state = first_state(fixed)
     while not state.finished:
         assert state.limit == fixed.first_limit
-        state = next_state(state, fixed, Observed(curve(fixed.box, state.limit + 2.4), 1.0, 1.0))
+        state = next_state(state, fixed, IterationOutcome(curve(fixed.box, state.limit + 2.4), 1.0, 1.0))
 
 
 def test_it_converges_when_poses_rest_and_nothing_becomes_better() -> None:
     fixed = Settings(64, 2.0, 20.0, 6, 0.13, 3.0, 10, 4, 31, 25)
-    *states, end = play(fixed, [Observed(curve(64, 20), 0.05, 0.0)] * 25)
+    *states, end = play(fixed, [IterationOutcome(curve(64, 20), 0.05, 0.0)] * 25)
     assert end.converged
     assert len(states) < 8
-    *states, end = play(fixed, [Observed(curve(64, 20), 1.0, 0.0)] * 25)  # poses that never rest
+    *states, end = play(fixed, [IterationOutcome(curve(64, 20), 1.0, 0.0)] * 25)  # poses that never rest
     assert end.converged
     assert len(states) < 12
-    *states, end = play(fixed, [Observed(curve(64, 3 + i), 1.0, 1.0) for i in range(8)] * 4)
+    *states, end = play(fixed, [IterationOutcome(curve(64, 3 + i), 1.0, 1.0) for i in range(8)] * 4)
     assert len(states) > 6
 
 

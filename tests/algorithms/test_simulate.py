@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cloudem.algorithms.simulate import Recording, Simulator, dose_envelope, noise_amplitude, random_particles
 from cloudem.errors import MissingColumnError, ParameterError
-from cloudem.io.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume, write_volume
 from cloudem.kernels.ctf import ctf
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -191,7 +191,7 @@ def test_projections_agree_with_relion(blob, relion, tmp_path):
 
 
 def test_ribosome_projections_agree_with_relion(shared_data, relion, tmp_path):
-    from cloudem.io.relion import read_particles_star
+    from cloudem.io.formats.relion import read_particles_star
 
     folder = shared_data / "ribosome"
     lines = (folder / "poses_96_2000.star").read_text().splitlines(keepends=True)

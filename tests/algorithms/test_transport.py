@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from cloudem.algorithms.bricks import ball_of, cut, pack, pack_reference
+from cloudem.algorithms.bricks import cut, pack, pack_reference, packed_sphere_of
 from cloudem.algorithms.reconstruct import empty_sums
-from cloudem.algorithms.transport import Iteration, moved, relion_bytes, seconds
+from cloudem.algorithms.transport import IterationSizes, moved, relion_bytes, seconds
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.slices import half_width, insert, padded_box
 from cloudem.model.poses import random_rotations
@@ -26,8 +26,8 @@ def test_partial_sums_weigh_what_is_said(symmetry: str, slices: int) -> None:
         sums.data, sums.weight, np.arange(slices, dtype=np.int32), rotations, np.zeros((slices, 2)), np.ones(slices),
         np.ones(many, np.complex64), np.ones(many, np.float32), disc.kx, disc.ky, padded_box(box) / box, box,
     )  # fmt: skip
-    brick = cut(pack(sums, ball_of(box, k_max, operators(symmetry))), 0, 1)
-    it = Iteration(box, k_max, k_max, symmetry, workers=2, slices=2 * slices)
+    brick = cut(pack(sums, packed_sphere_of(box, k_max, operators(symmetry))), 0, 1)
+    it = IterationSizes(box, k_max, k_max, symmetry, workers=2, slices=2 * slices)
     assert sys.getsizeof(brick) == pytest.approx(it.part_bytes, rel=0.05)
 
 
@@ -36,12 +36,12 @@ def test_a_reference_weighs_what_is_said() -> None:
     padding = padded_box(box) / box
     m = half_width(k_max, padding)
     volume = np.zeros((2 * m + 1, 2 * m + 1, m + 2), np.complex64)
-    assert pack_reference(volume, k_max, padding).nbytes == Iteration(box, 25, k_max, "C1", 4, 100).reference_bytes
+    assert pack_reference(volume, k_max, padding).nbytes == IterationSizes(box, 25, k_max, "C1", 4, 100).reference_bytes
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8, 64, 1024])
 def test_a_worker_receives_less_than_one_sum_for_each_half(workers: int) -> None:
-    it = Iteration(256, 80, 60, "C1", workers, slices=10**6)
+    it = IterationSizes(256, 80, 60, "C1", workers, slices=10**6)
     merge = moved(it).merge / workers
     assert merge <= it.sum_bytes * (it.holders - 1) / it.holders * (1 + 1e-9)
     assert it.sum_bytes == pytest.approx(12 * 2 / 3 * np.pi * (padded_box(256) / 256 * 80.5) ** 3, rel=0.01)

@@ -18,8 +18,6 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
-from cloudem.cloud.market import RecordedMarket
-from cloudem.cloud.memory import Clock, Fault, MemoryProvider
 from cloudem.cloud.money import (
     SHUTDOWN_S,
     Cap,
@@ -44,7 +42,7 @@ from cloudem.cloud.reconcile import (
     Phase,
     Retire,
     Terminate,
-    Wanted,
+    WantedNode,
     noted,
     owners,
     reconcile,
@@ -52,6 +50,8 @@ from cloudem.cloud.reconcile import (
     settled,
 )
 from cloudem.errors import CapacityError, ProviderError, QuotaError, ThrottledError
+from cloudem.testing.market import RecordedMarket
+from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 START = 1.8e9
 TO_FINISH_S = 240.0
@@ -358,11 +358,11 @@ class Play:
                 self.rates[node.id] = prices[node.pool]
                 self.ledger.append(PriceChanged(now, node.id, prices[node.pool]))
 
-    def slots(self, now: float) -> dict[str, Wanted]:
+    def slots(self, now: float) -> dict[str, WantedNode]:
         h = self.history
         workers = h.workers if now - START < h.fewer_at else h.workers // 2
-        anywhere = Wanted((*h.pools("spot"), *h.pools("on-demand")), '{"cloudem": 1}')
-        return {HEAD: Wanted(tuple(h.pools("on-demand")), '{"cloudem": 1}')} | {
+        anywhere = WantedNode((*h.pools("spot"), *h.pools("on-demand")), '{"cloudem": 1}')
+        return {HEAD: WantedNode(tuple(h.pools("on-demand")), '{"cloudem": 1}')} | {
             f"worker-{number:04d}": anywhere for number in range(1, workers + 1)
         }
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from cloudem.cloud.catalogue import STALE_DAYS, Catalogue, Document, Row, cache_file, document, region_of
+from cloudem.cloud.catalogue import STALE_DAYS, Catalogue, Document, PriceRecord, cache_file, document, region_of
 from cloudem.cloud.nodes import InstanceType, Pool
 from cloudem.errors import FormatError
 
@@ -25,8 +25,10 @@ def at(year, month, day):
 
 def write(path, **changes):
     rows = (
-        Row("g5.xlarge", "use1-az1", "spot", 0.4, 0.3, 0.6, date(2026, 11, 20), "AWS spot price history, 90 days"),
-        Row("g5.xlarge", "use1-az1", "on-demand", 1.0, None, None, date(2026, 11, 20), "AWS price list"),
+        PriceRecord(
+            "g5.xlarge", "use1-az1", "spot", 0.4, 0.3, 0.6, date(2026, 11, 20), "AWS spot price history, 90 days"
+        ),
+        PriceRecord("g5.xlarge", "use1-az1", "on-demand", 1.0, None, None, date(2026, 11, 20), "AWS price list"),
     )
     raw = document(Document({"x9.new": InstanceType("x9.new", 8, 4, 16.0)}, rows, {}))
     path.write_text(json.dumps({**raw, **changes}))

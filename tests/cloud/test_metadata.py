@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cloudem.cloud.machine import Service, write
+from cloudem.cloud.local.machine import Service, write
 from cloudem.cloud.metadata import ENDPOINT, Metadata, unix_time, utc_text
 from cloudem.errors import ProviderError
 

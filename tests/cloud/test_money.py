@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudem.cloud.estimate import Range
 from cloudem.cloud.money import (
     IDLE,
     KINDS,
@@ -31,6 +30,7 @@ from cloudem.cloud.money import (
     worst_overshoot,
 )
 from cloudem.cloud.nodes import Pool
+from cloudem.cloud.planning.estimate import Range
 from cloudem.errors import FormatError
 
 POOL = Pool("large", "a", "spot")

@@ -27,7 +27,7 @@ from cloudem.cloud.reconcile import (
     Phase,
     Retire,
     Terminate,
-    Wanted,
+    WantedNode,
     noted,
     owners,
     reconcile,
@@ -39,7 +39,7 @@ from tests.cloud.histories import CLUSTER, START, History, Play, histories
 
 NOW = 1e6
 SPOT, OTHER, DEMAND = Pool("large", "a", "spot"), Pool("small", "a", "spot"), Pool("large", "a", "on-demand")
-WANTED = Wanted((SPOT, OTHER, DEMAND), '{"cloudem": 1, "run": "r"}')
+WANTED = WantedNode((SPOT, OTHER, DEMAND), '{"cloudem": 1, "run": "r"}')
 SLOT = "worker-0001"
 
 
@@ -77,7 +77,7 @@ def test_when_all_is_well_again_every_slot_gets_its_owner(history: History) -> N
     assert owners(played.observed()) == {node.slot: node.id for node in alive}
 
 
-def desired(phase: Phase = "run", **slots: Wanted) -> Desired:
+def desired(phase: Phase = "run", **slots: WantedNode) -> Desired:
     return Desired("c", phase, slots or {SLOT: WANTED}, NOW + 36000)
 
 

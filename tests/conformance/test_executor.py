@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError, MissingColumnError, WorkerLostError
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import Added, Executor, Fold, SerialExecutor
-from cloudem.execution.folding import MOST_TOGETHER
+from cloudem.execution.reduction_tree import MOST_TOGETHER
 from cloudem.traffic import Traffic
 
 Floats = NDArray[np.floating[Any]]
@@ -331,7 +331,7 @@ def test_a_killed_worker_is_survived_with_the_same_sums(executors: Callable[[str
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloudem.execution import dask
+    from cloudem.execution.dask import executor as dask
 
     monkeypatch.setitem(dask.CONFIGURATION, "distributed.scheduler.allowed-failures", 0)
     with (

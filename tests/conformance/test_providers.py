@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from cloudem.cloud.market import RecordedMarket
-from cloudem.cloud.memory import Clock, MemoryProvider
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.provider import Provider
 from cloudem.errors import CapacityError, QuotaError
+from cloudem.testing.market import RecordedMarket
+from cloudem.testing.simulated_cloud import Clock, MemoryProvider
 from tests.cloud.aws.moto import Moto
 
 ORDER = ("pending", "running", "stopping", "ended")
@@ -98,8 +98,8 @@ def _memory(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Clou
 
 
 def _memory(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
-    from cloudem.cloud.market import RecordedMarket
-    from cloudem.cloud.memory import Clock, MemoryProvider
+    from cloudem.testing.market import RecordedMarket
+    from cloudem.testing.simulated_cloud import Clock, MemoryProvider
 
     pools = (Pool("local.1", "local-a", "spot"), Pool("local.2", "local-b", "on-demand"))
     sold_out: dict[Pool, list[tuple[float, float]]] = {}
@@ -125,7 +125,7 @@ def _memory(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Clou
 
 
 def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
-    from cloudem.cloud.local import LocalProvider
+    from cloudem.cloud.local.provider import LocalProvider
 
     folder = request.getfixturevalue("tmp_path_factory").mktemp("cloud")
     agent = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
@@ -156,7 +156,7 @@ def _local(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud
 
 def _aws(stack: contextlib.ExitStack, request: pytest.FixtureRequest) -> Cloud:
     moto: Moto = request.getfixturevalue("moto")
-    from cloudem.cloud.aws import AWSProvider
+    from cloudem.cloud.aws.provider import AWSProvider
     from tests.cloud.aws.recorded import LIMITS, REGION, Recorded
 
     moto.reset()

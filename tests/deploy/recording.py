@@ -12,10 +12,10 @@ from typing import Any
 import boto3
 import moto
 
-from cloudem.cloud.aws import AWSProvider
-from cloudem.cloud.aws_calls import Calls
+from cloudem.cloud.aws.calls import Calls
+from cloudem.cloud.aws.prices import refresh
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.cloud.nodes import HEAD, Pool, Request
-from cloudem.cloud.prices import refresh
 from tests.deploy.iam import REGION, Call
 
 CLUSTER = "first-map"

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from cloudem.errors import MissingInputError
-from cloudem.workflows.workflow import read_workflow
+from cloudem.runs.workflow import read_workflow
 from tests.deploy.test_account import DEPLOY
 
 # --- container and versions -------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_pods_are_not_root_and_show_certificates(name: str, pod: Any) -> None:
 @pytest.mark.parametrize(("name", "pod"), list(_pods()), ids=lambda value: value if isinstance(value, str) else "")
 def test_commands_of_pods_are_understood(name: str, pod: Any) -> None:
     """Each gets as far as its certificates, or its file, which are not here."""
-    from cloudem.cli import COMMANDS
+    from cloudem.cli.command_line import COMMANDS
 
     (container,) = pod["containers"]
     said = CliRunner().invoke(COMMANDS, [one.replace("$(POD_IP)", "127.0.0.1") for one in container["args"]])

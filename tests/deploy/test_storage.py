@@ -9,7 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from cloudem.errors import StorageError
-from cloudem.io.location import contents, delete_all, join, object_store, read_bytes, storage_errors, write_bytes
+from cloudem.io.storage.location import (
+    contents,
+    delete_all,
+    join,
+    object_store,
+    read_bytes,
+    storage_errors,
+    write_bytes,
+)
 from tests.deploy.iam import statements
 from tests.deploy.test_account import render
 

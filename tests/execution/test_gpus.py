@@ -18,7 +18,7 @@ from distributed import Client
 from cloudem.errors import ParameterError
 from cloudem.execution import gpus
 from cloudem.execution.gpus import VISIBLE, choose_gpus, gpus_here
-from tests.execution.test_cluster import ROOT, free_ports
+from tests.execution.dask.test_cluster import ROOT, free_ports
 
 NAMES = ["3", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-b2ae2e5b-7b4f-5b9a-8d5f-1b6c6c5f1b8a"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from cloudem.execution.configuration import CONFIGURATION
-from cloudem.execution.dask import DaskExecutor
+from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import Added, Fold
-from cloudem.execution.folding import Node, task_counts
+from cloudem.execution.reduction_tree import Subtree, task_counts
 
 Sum = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -77,7 +77,9 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
     ):
         sums, _ = executor.accumulate(FOLD, each)
         assert [executor.fetch(value).sum() for value in sums.values()] == [8 * items / 2] * 2
-    counted = task_counts([half for half, _ in each], {Node(0, index): places[index] for index in range(items)}).counts
+    counted = task_counts(
+        [half for half, _ in each], {Subtree(0, index): places[index] for index in range(items)}
+    ).counts
     assert submitted == +Counter({"itself" if kind == "holdings" else kind: n for kind, n in counted.items()})
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from cloudem.backend.arrays import why_no_gpu
-from cloudem.kernels import ball, ctf, polar, shells, slices
+from cloudem.kernels import ctf, packed_sphere, polar, shells, slices
 from tests.gpu import emulation
 
 KERNELS = [
     slices.extract, slices.insert, slices.score_derivatives,
     polar.shift_samples, polar.best_rotations, polar.ring_norms, ctf.ctf_values,
-    shells.shell_sums, ball.fold_ball, ball.unfold_ball,
+    shells.shell_sums, packed_sphere.pack_sphere, packed_sphere.unpack_sphere,
 ]  # fmt: skip
 
 

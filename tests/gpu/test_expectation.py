@@ -8,12 +8,12 @@ import pytest
 
 from cloudem.algorithms.align import Prior
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.expectation import Batch, Model, Plan, contrast, expect, power_spectrum
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
 from cloudem.backend.arrays import on_device
-from cloudem.jobs import alignment
-from cloudem.jobs.alignment import Item, Known, Reference, align_group, model_of
+from cloudem.jobs.refine3d import tasks
+from cloudem.jobs.refine3d.tasks import Item, Known, Reference, align_group, model_of
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
 from cloudem.kernels.slices import padded_box
@@ -22,7 +22,7 @@ from cloudem.model.symmetry import operators
 from tests.phantom import blobs
 
 BOX, PIXEL_SIZE, IMAGES = 32, 3.0, 4
-PLAN = Plan(
+PLAN = IterationPlan(
     box=BOX, pixel_size=PIXEL_SIZE, radius=13.0, k_score=10, k_insert=12, k_search=7, step=0.25,
     shift_radius=3.0, shift_step=1.5, candidates=3, poses=2, first=False,
 )  # fmt: skip
@@ -101,9 +101,9 @@ def aligned(scene, device, monkeypatch):
     density, images, terms, sigma2 = scene
     everything, plan = np.arange(IMAGES), replace(PLAN, candidates=1, poses=1)
     known = Known(0, np.ones(IMAGES), np.zeros(IMAGES, bool), None)
-    monkeypatch.setattr(alignment, "choose_device", lambda: device)
-    monkeypatch.setattr(alignment, "read_known", lambda url, indices: known)
-    monkeypatch.setattr(alignment, "image_batches", lambda dataset, indices: [(indices, images)])
+    monkeypatch.setattr(tasks, "choose_device", lambda: device)
+    monkeypatch.setattr(tasks, "read_known", lambda url, indices: known)
+    monkeypatch.setattr(tasks, "image_batches", lambda dataset, indices: [(indices, images)])
     optics = everything.astype(np.int32) % 2
     dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics)
     values = pack_reference(reference_volume(density, PLAN.k_score), PLAN.k_score, padded_box(BOX) / BOX)

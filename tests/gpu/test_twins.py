@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import half_disc
+from cloudem.kernels.packed_sphere import count_packed, pack_sphere, unpack_sphere
 from cloudem.kernels.polar import best_rotations, decode, polar_grid, shift_samples
 from cloudem.kernels.slices import complete_friedel, extract, half_width, insert, score_derivatives, split_group
 from cloudem.model.symmetry import operators
@@ -191,11 +191,11 @@ def same_bits(actual, expected):
 def test_fold_and_unfold_give_the_bits_of_the_host(cupy, random, symmetry, m, squared_radius):
     ball = split_group(operators(symmetry))[0], squared_radius
     data, weight = accumulator_of(random, m)
-    count = count_ball(ball[0], m, squared_radius)
-    line = fold_ball(cupy.asarray(data), cupy.asarray(weight), *ball, count)
-    whole = unfold_ball(*line, *ball, m)
-    here = fold_ball(data, weight, *ball, count)
-    for actual, expected in zip((*line, *whole), (*here, *unfold_ball(*here, *ball, m)), strict=True):
+    count = count_packed(ball[0], m, squared_radius)
+    line = pack_sphere(cupy.asarray(data), cupy.asarray(weight), *ball, count)
+    whole = unpack_sphere(*line, *ball, m)
+    here = pack_sphere(data, weight, *ball, count)
+    for actual, expected in zip((*line, *whole), (*here, *unpack_sphere(*here, *ball, m)), strict=True):
         assert isinstance(actual, cupy.ndarray)
         same_bits(cupy.asnumpy(actual), expected)
 
@@ -204,13 +204,13 @@ def test_fold_and_unfold_give_the_bits_of_the_host(cupy, random, symmetry, m, sq
 def test_a_line_without_weights(cupy, random, symmetry):
     m, ball = 9, (split_group(operators(symmetry))[0], 70)
     data, none = cupy.asarray(accumulator_of(random, m)[0]), np.empty((0, 0, 0), np.float32)
-    count = count_ball(ball[0], m, ball[1])
-    values, weights = fold_ball(data, none, *ball, count)
+    count = count_packed(ball[0], m, ball[1])
+    values, weights = pack_sphere(data, none, *ball, count)
     assert weights.size == 0
-    same_bits(cupy.asnumpy(values), fold_ball(cupy.asnumpy(data), none, *ball, count)[0])
-    found, nothing = unfold_ball(values, weights, *ball, m)
+    same_bits(cupy.asnumpy(values), pack_sphere(cupy.asnumpy(data), none, *ball, count)[0])
+    found, nothing = unpack_sphere(values, weights, *ball, m)
     assert nothing.size == 0
-    same_bits(cupy.asnumpy(found), unfold_ball(cupy.asnumpy(values), none.ravel(), *ball, m)[0])
+    same_bits(cupy.asnumpy(found), unpack_sphere(cupy.asnumpy(values), none.ravel(), *ball, m)[0])
 
 
 def test_friedel_mates_are_completed_on_the_device(cupy, random):

@@ -14,20 +14,20 @@ from cloudem.errors import (
     ParameterError,
 )
 from cloudem.io.exporting import STACK, export
-from cloudem.io.groups import particles_to_arrays, write_group
+from cloudem.io.formats.mrc import HEADER_BYTES, map_stack, read_volume
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.star import read_star
 from cloudem.io.importing import import_particles
-from cloudem.io.location import contents, join, read_bytes
-from cloudem.io.mrc import HEADER_BYTES, map_stack, read_volume
-from cloudem.io.relion import read_particles_star
-from cloudem.io.star import read_star
-from cloudem.io.store import open_particles, write_particles
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import particles_to_arrays, write_group
+from cloudem.io.storage.location import contents, join, read_bytes
 from cloudem.jobs.base import Context
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles
 from cloudem.jobs.progress import SilentProgress
 from cloudem.model.particles import TEXT
 from tests.io.conftest import BOX, COUNT
-from tests.io.test_relion import assert_same_tables
+from tests.io.formats.test_relion import assert_same_tables
 
 
 def relion(*command, cwd):
@@ -54,7 +54,9 @@ def result(project, store):
     refined = store.particles.with_columns(rot=np.full(COUNT, 0.5), score=np.arange(COUNT))
     url = project / "refine"
     write_group(url, "particles", *particles_to_arrays(refined))
-    write_group(url, "", {}, {"job": "refine3d", "parameters": {"particles": str(project / "p.zarr")}})
+    write_group(
+        url, "", {}, {"kind": "result", "job": "refine3d", "parameters": {"particles": str(project / "p.zarr")}}
+    )
     write_group(url, "result", {**maps, **curves}, {"pixel_size_A": 1.34, "symmetry": "C1"})
     return url, maps
 
@@ -204,7 +206,7 @@ def test_real_particles_survive_the_round_trip(shared_data, tmp_path):
     before["particles"].pop("rlnImageName")
     assert_same_tables(before, after)
     ours, _ = map_stack(tmp_path / "files" / "particles.mrcs")
-    from cloudem.io.sources import SourceImages
+    from cloudem.io.formats.sources import SourceImages
 
     theirs = SourceImages(source).read(0, len(source.particles))
     assert np.sqrt(np.mean((ours - theirs) ** 2)) < 3e-4 * theirs.std()

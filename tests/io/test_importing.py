@@ -18,13 +18,13 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
-from cloudem.io import writing
+from cloudem.io import particle_writer
+from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import background, import_particles
-from cloudem.io.mrc import write_stack
-from cloudem.io.normalising import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure, scale
-from cloudem.io.relion import read_particles_star
-from cloudem.io.sources import SourceImages
-from cloudem.io.store import open_particles
+from cloudem.io.particle_store import open_particles
+from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
 from tests.io.conftest import BOX, COUNT, LABELS, OPTICS, loop, particle_rows
 
 
@@ -41,8 +41,8 @@ def normalise(images, outside, sign=1.0, limit=np.inf):
     """Return the images scaled, what was taken out of them, and what was found."""
     out, found = np.array(images, dtype=np.float32), np.empty(len(images), dtype=np.uint8)
     mean, std = np.empty((2, len(images)), dtype=np.float32)
-    measure(out, outside.astype(np.float64), mean, std, found)
-    scale(out, mean, std, np.full(len(images), sign, dtype=np.float32), np.float32(limit), found)
+    measure_background(out, outside.astype(np.float64), mean, std, found)
+    scale_images(out, mean, std, np.full(len(images), sign, dtype=np.float32), np.float32(limit), found)
     return out, mean, std, found
 
 
@@ -109,11 +109,11 @@ def test_what_is_of_no_use_is_found_wherever_it_is(value, bad, places):
     outside = np.ones((16, 16), dtype=bool)
     mean, std = np.empty((2, 4), dtype=np.float32)
     found = np.empty(4, dtype=np.uint8)
-    measure(images, outside.astype(np.float64), mean, std, found)
+    measure_background(images, outside.astype(np.float64), mean, std, found)
     assert found.tolist() == [CONSTANT, NOT_FINITE, USABLE, USABLE]
     mean[:], std[:] = 0, 1
     kept = images.copy()
-    scale(kept, mean, std, np.ones(4, dtype=np.float32), np.float32(65504), found)
+    scale_images(kept, mean, std, np.ones(4, dtype=np.float32), np.float32(65504), found)
     assert found.tolist() == [CONSTANT, NOT_FINITE, TOO_LARGE if abs(value) > 1e38 else USABLE, TOO_LARGE]
     np.testing.assert_array_equal(kept, images)
 
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_nothing(project, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writing, "put", full)
+    monkeypatch.setattr(particle_writer, "put", full)
     with pytest.raises(StorageError, match="disk is full"):
         run(project / "particles.star", project / "p.zarr")
     assert not list(project.glob("p.zarr*"))
@@ -293,7 +293,7 @@ def test_memory_does_not_grow_with_the_stack(project):
     (project / "big.star").write_text("data_\n" + loop(["rlnImageName", "rlnDefocusU"], rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cloudem.io.importing._BATCH_BYTES", 2**20)
-        patch.setattr("cloudem.io.shards.SHARD_BYTES", 2**20)
+        patch.setattr("cloudem.io.images.layout.SHARD_BYTES", 2**20)
         source = read_particles_star(project / "big.star", allow_no_ctf=True)
         tracemalloc.start()
         try:
@@ -330,7 +330,7 @@ def write_mrc(path, images, dtype, extended):
 @pytest.mark.parametrize("kind", ["i1", "i2", "f4", "u2", "f2"])
 @pytest.mark.parametrize("order", "<>")
 def test_images_of_any_mode_are_read_in_any_order(project, order, kind, extended, monkeypatch):
-    monkeypatch.setattr("cloudem.io.sources._FILES_KEPT", 2)
+    monkeypatch.setattr("cloudem.io.formats.sources._FILES_KEPT", 2)
     stacks = np.random.default_rng(0).integers(0, 100, (3, 9, BOX, BOX))
     for number, images in enumerate(stacks):
         write_mrc(project / "Extract" / f"{number}.mrcs", images, (order, kind), extended)

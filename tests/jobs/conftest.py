@@ -17,12 +17,12 @@ from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.simulate import POSE_COLUMNS, Recording, Simulator, random_particles
 from cloudem.execution.executor import Executor, SerialExecutor
-from cloudem.io.groups import read_group
-from cloudem.io.mrc import write_volume
-from cloudem.io.store import write_particles
+from cloudem.io.formats.mrc import write_volume
+from cloudem.io.particle_store import write_particles
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.progress import Progress, SilentProgress
-from cloudem.jobs.running import run_job
+from cloudem.jobs.runner import run_job
 from cloudem.model.atoms import Atoms
 from cloudem.model.particles import Particles
 from cloudem.model.symmetry import operators

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloudem.cli import describe_error, main
+from cloudem.cli import main
+from cloudem.cli.command_line import describe_error
 from cloudem.errors import CloudemError, MissingColumnError, OutputExistsError, ParameterError, StorageError
-from cloudem.io.groups import has_group, read_attributes, write_group
-from cloudem.io.mrc import read_volume, write_volume
-from cloudem.io.store import open_particles, write_particles
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.refine3d import Refine3D
+from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import has_group, read_attributes, write_group
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, make_scene, run
 
 Damage = Callable[[Scene, Path], dict[str, object]]

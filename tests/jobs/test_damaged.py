@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from cloudem.errors import DamagedShardError, ParameterError
-from cloudem.io import shards
 from cloudem.io.exporting import export
-from cloudem.io.groups import read_attributes, read_group
-from cloudem.io.location import object_store, put
-from cloudem.io.store import open_particles, write_particles
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.refine3d import Refine3D
+from cloudem.io.images import layout
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import read_attributes, read_group
+from cloudem.io.storage.location import object_store, put
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
 from tests.jobs.conftest import BOX, PIXEL, Scene, arrays_of, make_scene, run
-from tests.jobs.test_resume import Failing, StoppedError
+from tests.jobs.refine3d.test_resume import Failing, StoppedError
 
 SHARD = 48
 LOST = np.arange(SHARD, 2 * SHARD)
@@ -30,7 +30,7 @@ SHORT = {"max_iterations": 2, "max_resolution_A": 14}
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """Particles with poses and half-sets in four shards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_IMAGES", SHARD)
+        patch.setattr(layout, "SHARD_IMAGES", SHARD)
         return make_scene(tmp_path_factory.mktemp("whole"), columns=lambda table: table)
 
 
@@ -149,7 +149,7 @@ def test_half_sets_drawn_at_random_stay_as_they_are(local, tmp_path, no_report):
     store = open_particles(local.particles)
     blind = str(tmp_path / "blind.zarr")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_IMAGES", SHARD)
+        patch.setattr(layout, "SHARD_IMAGES", SHARD)
         images, table = store.read_images(np.arange(160)), store.particles.without_columns(["half_set"])
         write_particles(blind, table, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
     run(Reconstruct(particles=blind, out=str(tmp_path / "before")))
@@ -180,7 +180,7 @@ def test_a_half_set_that_is_lost_as_a_whole_is_said(whole, tmp_path):
     store, url = open_particles(whole.particles), str(tmp_path / "sorted.zarr")
     table = store.particles.with_columns(half_set=np.where(np.arange(160) < SHARD, 1, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_IMAGES", SHARD)
+        patch.setattr(layout, "SHARD_IMAGES", SHARD)
         write_particles(url, table, [store.read_images(np.arange(160))], box=BOX, pixel_size=PIXEL, dtype="float32")
     lose(replace(whole, particles=url), shard=0)
     with pytest.raises(ParameterError, match="half-set 1 is empty among 112 particles"):

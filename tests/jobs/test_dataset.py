@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from cloudem.errors import DamagedShardError
-from cloudem.io.location import object_store
+from cloudem.io.storage.location import object_store
 from cloudem.jobs.dataset import BATCH, Dataset, image_batches
-from tests.io.test_store import stack, write
+from tests.io.test_particle_store import stack, write
 
 COUNT = 5 * BATCH + 3
 

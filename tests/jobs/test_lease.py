@@ -10,13 +10,13 @@ import pytest
 
 from cloudem.errors import LeaseHeldError, LeaseLostError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.lease import hold
-from cloudem.io.location import LEASE_FILE, contents, join, read_bytes, write_bytes
-from cloudem.io.swap import slot
+from cloudem.io.storage.compare_and_swap import slot
+from cloudem.io.storage.lease import hold
+from cloudem.io.storage.location import LEASE_FILE, contents, join, read_bytes, write_bytes
 from cloudem.jobs.import_particles import ImportParticles
 from cloudem.jobs.logs import keep_log
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.running import place_of_lease
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.runner import place_of_lease
 from tests.jobs.conftest import Scene, make_scene, run
 
 LOG = logging.getLogger("cloudem.tests.lease")

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from cloudem.errors import StorageError
-from cloudem.io.location import UNFINISHED, contents, join, object_store, put, read_bytes
+from cloudem.io.storage.location import UNFINISHED, contents, join, object_store, put, read_bytes
 from cloudem.jobs import logs
 from cloudem.jobs.logs import keep_log
 

@@ -6,12 +6,12 @@ import pytest
 from cloudem.algorithms.resolution import shell_amplitudes
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.groups import particles_from_arrays, read_attributes, read_group, write_group
-from cloudem.io.mrc import read_volume, write_volume
-from cloudem.io.store import open_particles
+from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.particle_store import open_particles
+from cloudem.io.storage.groups import particles_from_arrays, read_attributes, read_group, write_group
 from cloudem.jobs.mask import Mask
 from cloudem.jobs.postprocess import Postprocess
-from cloudem.jobs.running import run_job
+from cloudem.jobs.runner import run_job
 from cloudem.jobs.simulate import Simulate
 
 BOX, PIXEL = 32, 4.0

@@ -17,10 +17,13 @@ from rich.console import Console
 
 from cloudem.errors import InconsistentDataError, OutOfMemoryError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.jobs.progress import Progress, SilentProgress, clock, formatted, titled
-from cloudem.jobs.running import check_memory, gib, run_job
+from cloudem.jobs.progress import Progress, SilentProgress
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.runner import check_memory, run_job
 from cloudem.jobs.view import LiveProgress, PlainProgress
-from cloudem.traffic import Traffic, in_words, size
+from cloudem.model.columns import described
+from cloudem.text import clock, memory, size
+from cloudem.traffic import Traffic, in_words
 from tests.counting_job import Count
 
 
@@ -35,6 +38,7 @@ def log() -> Iterator[logging.Logger]:
 
 def refine(progress: Progress) -> None:
     progress.facts({"particles": "2,000 of 96 px"})
+    progress.columns = Refine3D.columns
     for number in (1, 2):
         with progress.stage("expectation", 2000) as stage:
             stage.advance(500)
@@ -75,6 +79,7 @@ def test_what_was_moved_is_a_column_and_a_line_of_the_log(log: logging.Logger, c
         caplog.at_level(logging.DEBUG, log.name),
         closing(LiveProgress(log, Console(file=screen, force_terminal=True, width=79, color_system=None))) as progress,
     ):
+        progress.columns = Refine3D.columns
         progress.iteration({"iteration": 1, "resolution_A": 9.0})  # of a run without a network that is resumed
         progress.iteration(network_row(2), MOVED)
         progress.iteration(network_row(3), MOVED)
@@ -165,11 +170,16 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 
 def test_cells_have_titles_and_formats() -> None:
-    assert (titled("resolution_A"), titled("bad_images")) == ("resolution", "bad images")
-    assert formatted("moving", 0.3333) == "33.3%"
-    assert formatted("images_per_s", 1234.5) == "1,234"
-    assert formatted("other", 12345) == "12,345"
-    assert formatted("other", 1.23456) == "1.235"
+    def said(name: str, value: float) -> tuple[str, str]:
+        column = described(Refine3D.columns, name, value)
+        return column.heading, column.text(value)
+
+    assert said("resolution_A", 7.981) == ("resolution", "7.98 Å")
+    assert said("bad_images", 12345) == ("bad images", "12,345")
+    assert said("moving", 0.3333) == ("moving", "33.3%")
+    assert said("images_per_s", 1234.5) == ("images/s", "1,234")
+    assert said("other", 1.23456) == ("other", "1.235")
+    assert said("resolution_A", float("nan")) == ("resolution", "–")
 
 
 def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +187,7 @@ def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixtu
     check_memory(1 << 20, log)
     with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory, but the machine has"):
         check_memory(1 << 50, log)
-    assert (gib(1536), gib(3 << 20), gib(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
+    assert (memory(1536), memory(3 << 20), memory(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
 
 
 def test_run_job_from_python(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from cloudem.errors import InconsistentDataError, OutputExistsError, StorageError
-from cloudem.execution.dask import DaskExecutor
-from cloudem.io import groups
-from cloudem.io.groups import has_group, particles_from_arrays, read_group
-from cloudem.io.mrc import write_volume
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.formats.mrc import write_volume
+from cloudem.io.storage import groups
+from cloudem.io.storage.groups import has_group, particles_from_arrays, read_group
 from cloudem.jobs.export import Export
-from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.poses import euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators

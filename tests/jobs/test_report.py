@@ -10,10 +10,11 @@ import pytest
 
 from cloudem.errors import StorageError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.groups import write_group
+from cloudem.io.storage.groups import write_group
 from cloudem.jobs.base import JOBS, Context, Job, job_record, parameter
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.report import Report, command_line, content_of, run_attributes, write_report
+from cloudem.report.page import render
 from cloudem.traffic import Traffic
 
 
@@ -63,7 +64,7 @@ def test_report_shows_what_the_job_kept(tmp_path):
     assert content.symmetry_operators is not None
     assert content.symmetry_operators.shape == (3, 3, 3)
     assert set(content.fsc) == {"unmasked"}
-    assert [row.resolution for row in content.iterations] == [30.0, 15.0]
+    assert [row["resolution_A"] for row in content.iterations] == [30.0, 15.0]
     assert content.stages[0] == ("expectation", 5.0, 9.0, 2**30)
     assert content.parameters["diameter_A"] == (120.0, "Å", "diameter of the particle")
     context = Context(executor=SerialExecutor(), progress=SilentProgress(), log=logging.getLogger("test"), url=url)
@@ -87,12 +88,13 @@ def test_iterations_come_from_checkpoints_and_from_the_run_that_ended(tmp_path):
         write_group(url, f"iterations/{i:03d}", {}, {"row": row})
     content = content_of(url)
     rows = content.iterations
-    assert [row.iteration for row in rows] == [1, 2, 3, 4]
-    assert [row.resolution for row in rows[2:]] == [9.0, 8.5]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert [row["resolution_A"] for row in rows[2:]] == [9.0, 8.5]
     assert [stage.name for stage in content.stages] == ["expectation"]
     assert list(content.warnings) == ["dark"]
-    assert np.isnan(rows[0].resolution)
-    assert rows[0].limit == 30.0
+    assert rows[0]["resolution_A"] is None
+    assert rows[0]["limit_A"] == 30.0
+    assert "<td>1</td>" in render(content)
 
 
 def moved(images: int, poses: int) -> dict[str, dict[str, int]]:

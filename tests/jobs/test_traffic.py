@@ -11,18 +11,18 @@ import pytest
 from distributed import LocalCluster
 
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
-from cloudem.algorithms.refinement import State, plan_of
+from cloudem.algorithms.refinement import State, iteration_plan
 from cloudem.algorithms.search import MARGIN
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
-from cloudem.algorithms.transport import Iteration, Moved, moved
-from cloudem.execution.configuration import CONFIGURATION
-from cloudem.execution.dask import DaskExecutor
-from cloudem.io.groups import read_group
-from cloudem.io.mrc import write_volume
-from cloudem.io.store import write_particles
+from cloudem.algorithms.transport import IterationSizes, Moved, moved
+from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.formats.mrc import write_volume
+from cloudem.io.particle_store import write_particles
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import open_dataset
-from cloudem.jobs.refine3d import Refine3D
-from cloudem.jobs.refining import settings_of
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.run import settings_of
 from tests.jobs.conftest import run
 
 BOX, PIXEL, COUNT = 64, 3.5, 400
@@ -45,9 +45,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def predicted(job: Refine3D, record: dict[str, Any], workers: int) -> Moved:
-    plan = plan_of(State(**record["state"]), settings_of(job, open_dataset(job.particles)))
+    plan = iteration_plan(State(**record["state"]), settings_of(job, open_dataset(job.particles)))
     k_reference = max(plan.k_score, plan.k_search + MARGIN)
-    return moved(Iteration(BOX, plan.k_insert, k_reference, job.symmetry, workers, slices=COUNT))
+    return moved(IterationSizes(BOX, plan.k_insert, k_reference, job.symmetry, workers, slices=COUNT))
 
 
 @pytest.mark.parametrize(("workers", "symmetry"), [(2, "C1"), (4, "C1"), (4, "D2")])

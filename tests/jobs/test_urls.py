@@ -11,21 +11,21 @@ import obstore
 import pytest
 
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.io.groups import has_group, list_groups, read_attributes
-from cloudem.io.location import contents, exists, join, object_store, read_bytes, write_bytes
-from cloudem.io.mrc import read_volume
-from cloudem.io.store import open_particles, write_particles
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes
+from cloudem.io.storage.location import contents, exists, join, object_store, read_bytes, write_bytes
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.export import Export
 from cloudem.jobs.import_particles import ImportParticles
 from cloudem.jobs.mask import Mask
 from cloudem.jobs.postprocess import Postprocess
-from cloudem.jobs.reconstruct import Reconstruct
-from cloudem.jobs.refine3d import Refine3D
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.report import Report
 from cloudem.jobs.simulate import Simulate
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, run
-from tests.jobs.test_resume import Failing, StoppedError
+from tests.jobs.refine3d.test_resume import Failing, StoppedError
 
 SHORT = {"max_iterations": 2, "max_resolution_A": 14}
 

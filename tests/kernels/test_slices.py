@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cloudem.algorithms.reconstruct import reference_volume
-from cloudem.kernels.ball import count_ball, fold_ball, unfold_ball
 from cloudem.kernels.fourier import HalfDisc, fourier_images, fourier_volume, half_disc, sample_half_disc
+from cloudem.kernels.packed_sphere import count_packed, pack_sphere, unpack_sphere
 from cloudem.kernels.slices import (
     WINDOW,
     complete_friedel,
@@ -372,8 +372,8 @@ def test_axis_permutations_are_exact(name: str) -> None:
     complete_friedel(exact_weights)
     m = sums.shape[2] - 2
     ball = (group.astype(np.int64), m * m)
-    line = fold_ball(sums, weights, *ball, count_ball(*ball[:1], m, m * m))
-    got, got_weights = unfold_ball(*line, *ball, m)
+    line = pack_sphere(sums, weights, *ball, count_packed(*ball[:1], m, m * m))
+    got, got_weights = unpack_sphere(*line, *ball, m)
     assert (got.dtype, got_weights.dtype) == (np.complex64, np.float32)
     inner = (slice(None), slice(None), slice(1, None))
     distance = np.indices(sums.shape).T - np.array([1, sums.shape[1] // 2, sums.shape[0] // 2])[[2, 1, 0]]

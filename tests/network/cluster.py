@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import psutil
 
-from cloudem.execution.dask import DaskExecutor
-from cloudem.execution.security import make_certificates
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.dask.security import make_certificates
 from tests.network.namespaces import Hosts
 
 PORT = 8786

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloudem.algorithms.transport import Iteration, moved
-from cloudem.execution.dask import DaskExecutor
-from cloudem.io.groups import read_group
-from cloudem.jobs.reconstruct import Reconstruct
+from cloudem.algorithms.transport import IterationSizes, moved
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.reconstruct.job import Reconstruct
 from tests.jobs.conftest import run
 from tests.network.cluster import ROOT, Cluster
 from tests.network.namespaces import Hosts
@@ -58,7 +58,7 @@ def reconstruct(cluster: Cluster, particles: Path, out: Path) -> tuple[float, fl
 def test_links_carry_what_the_model_says(four: Cluster, particles: Path, tmp_path: Path) -> None:
     reconstruct(four, particles, tmp_path / "warm")
     received, bricks = reconstruct(four, particles, tmp_path / "out")
-    it = Iteration(BOX, BOX // 2 - 1, 0, "C1", workers=4, slices=COUNT)
+    it = IterationSizes(BOX, BOX // 2 - 1, 0, "C1", workers=4, slices=COUNT)
     expected = moved(it)
     # the map of all particles is solved where one half-set's sum is, and needs the other's
     assert bricks == pytest.approx(expected.merge + expected.join + it.sum_bytes, rel=0.05)

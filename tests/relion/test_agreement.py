@@ -9,9 +9,9 @@ import pytest
 from cloudem.algorithms.bricks import complete
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume, solve
-from cloudem.io.mrc import map_stack, read_volume
-from cloudem.io.relion import read_particles_star
-from cloudem.io.star import read_star, write_star
+from cloudem.io.formats.mrc import map_stack, read_volume
+from cloudem.io.formats.relion import read_particles_star
+from cloudem.io.formats.star import read_star, write_star
 from cloudem.kernels.ctf import ctf
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.shells import fourier_shell_correlation

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from cloudem.errors import ParameterError
-from cloudem.report.content import Iteration, Parameter, ReportContent, Stage, Transfer
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.report.content import ParameterRow, ReportContent, StageRow, TransferRow
 from cloudem.report.page import render
-from cloudem.traffic import Traffic, total
+from cloudem.traffic import Traffic, total_traffic
 
-VOID = {"meta", "br", "img", "link", "hr", "input"}
+VOID = {"meta", "br", "col", "img", "link", "hr", "input"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>$\\frac{&amp;"
 
 
@@ -55,6 +56,12 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+def row(*values: float) -> dict[str, float]:
+    """A row of a refinement: iteration, resolution, limit, share of moving poses, images per second, seconds."""
+    names = ("iteration", "resolution_A", "limit_A", "moving", "images_per_s", "seconds")
+    return dict(zip(names, values, strict=True))
+
+
 def full_content(n: int = 32, particles: int = 300) -> ReportContent:
     rng = np.random.default_rng(3)
     z, y, x = np.mgrid[:n, :n, :n] - n // 2
@@ -70,7 +77,8 @@ def full_content(n: int = 32, particles: int = 300) -> ReportContent:
         symmetry_operators=np.array([np.eye(3), np.diag([-1.0, -1.0, 1.0])]),
         fsc={name: 1 / (1 + np.exp((shell - at) / 0.8)) for name, at in fall.items()},
         b_factor=-120.0,
-        iterations=[Iteration(i, 40 / i, 45 / i, 1 / i, 500.0, 2.0) for i in range(1, 6)],
+        columns=Refine3D.columns,
+        iterations=[row(i, 40 / i, 45 / i, 1 / i, 500.0, 2.0) for i in range(1, 6)],
         rot=rng.uniform(-np.pi, np.pi, particles),
         tilt=np.arccos(rng.uniform(-1, 1, particles)),
         half_set=np.arange(particles) % 2 + 1,
@@ -78,11 +86,11 @@ def full_content(n: int = 32, particles: int = 300) -> ReportContent:
         defocus_v=rng.uniform(1e4, 2e4, particles),
         shift_x=rng.normal(0, 4, particles),
         shift_y=rng.normal(0, 4, particles),
-        stages=[Stage("expectation", 161.0, 120.0, 800 << 20), Stage("reconstruction", 10.0, 19.0, 3 << 30)],
+        stages=[StageRow("expectation", 161.0, 120.0, 800 << 20), StageRow("reconstruction", 10.0, 19.0, 3 << 30)],
         parameters={
-            "diameter_A": Parameter(320.0, "Å", "diameter"),
-            "mask": Parameter(None, "", "mask"),
-            "float16": Parameter(True, "", "images in half precision"),
+            "diameter_A": ParameterRow(320.0, "Å", "diameter"),
+            "mask": ParameterRow(None, "", "mask"),
+            "float16": ParameterRow(True, "", "images in half precision"),
         },
         versions={"cloudem": "0.1.0"},
         warnings=["7 images were left out"],
@@ -124,8 +132,8 @@ def test_hostile_text_stays_text():
     content = ReportContent(
         title=HOSTILE,
         symmetry=HOSTILE,
-        stages=[Stage(HOSTILE, 1.0, 1.0, 1)],
-        parameters={HOSTILE: Parameter(HOSTILE, HOSTILE, HOSTILE)},
+        stages=[StageRow(HOSTILE, 1.0, 1.0, 1)],
+        parameters={HOSTILE: ParameterRow(HOSTILE, HOSTILE, HOSTILE)},
         versions={HOSTILE: HOSTILE},
         warnings=[HOSTILE],
         notes=[HOSTILE],
@@ -164,7 +172,9 @@ PARTS = {
 
 
 def part(full: ReportContent, *names: str) -> ReportContent:
-    return ReportContent(title="part", pixel_size=3.0, **{name: getattr(full, name) for name in names})
+    return ReportContent(
+        title="part", pixel_size=3.0, columns=full.columns, **{name: getattr(full, name) for name in names}
+    )
 
 
 @pytest.mark.parametrize("heading", PARTS)
@@ -191,8 +201,8 @@ def test_what_is_not_finite_does_not_stop_a_report():
         defocus_u=defocus,
         resolution=nan,
         b_factor=nan,
-        iterations=[Iteration(1, nan, 40.0, nan, nan, nan), Iteration(2, np.inf, 0.0, nan, nan, nan)],
-        stages=[Stage("first", nan, nan, 0)],
+        iterations=[row(1, nan, 40.0, nan, nan, nan), row(2, np.inf, 0.0, nan, nan, nan)],
+        stages=[StageRow("first", nan, nan, 0)],
     )
     page = Page(render(content))
     assert "nan" not in page.text.lower().split()
@@ -207,7 +217,7 @@ def test_what_is_not_finite_does_not_stop_a_report():
         {"rot": np.zeros(1), "tilt": np.zeros(1)},
         {"defocus_u": np.full(30, 15000.0), "defocus_v": np.full(30, 15000.0)},
         {"shift_x": np.full(30, np.nan), "shift_y": np.full(30, np.nan), "particle_count": 30},
-        {"iterations": [Iteration(1, 20.0, 30.0, 0.5, 100.0, 3.0)]},
+        {"iterations": [row(1, 20.0, 30.0, 0.5, 100.0, 3.0)]},
         {"map": np.zeros((8, 8, 8), np.float32), "mask": np.ones((8, 8, 8), np.float32)},
         {"map": np.ones((8, 8, 8), np.float32), "pixel_size": None},
         {"fsc": {"corrected": np.concatenate([[1.0], np.full(16, -0.2)])}},
@@ -248,10 +258,10 @@ def test_content_that_does_not_fit_is_refused(change, words):
         replace(full_content(), **change)
 
 
-def transfers(count: int) -> list[Transfer]:
+def transfers(count: int) -> list[TransferRow]:
     labels = [*map(str, range(1, count + 1)), "otherwise"]
     parts = [{"images": Traffic(300 * 10**6 * i, 0), "poses": Traffic(2000, 7000)} for i in range(1, count + 2)]
-    return [Transfer(label, total([part])) for label, part in zip(labels, parts, strict=True)]
+    return [TransferRow(label, total_traffic([part])) for label, part in zip(labels, parts, strict=True)]
 
 
 def test_what_was_moved_is_a_table_and_from_two_iterations_on_a_figure():

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.kernels.correlation import PHASES, start_of
+from cloudem.kernels.correlation import PHASES, seed_start
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 COSINES, SINES = np.ascontiguousarray(PHASES.real), np.ascontiguousarray(PHASES.imag)
@@ -24,7 +24,7 @@ def shell_products(a: NDArray[Any], b: NDArray[Any], ky: NDArray[np.int64] | Non
 
 def turn_phases(spectrum: NDArray[np.complex64], ky: NDArray[np.int64], first_shell: int, seed: int) -> None:
     """Twin of :func:`cloudem.kernels.correlation.turn_phases`."""
-    _turn_phases(spectrum, ky, first_shell, np.uint64(start_of(seed)), COSINES, SINES)
+    _turn_phases(spectrum, ky, first_shell, np.uint64(seed_start(seed)), COSINES, SINES)
 
 
 @jit

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cloudem.cloud.aws import AWSProvider
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.cloud.nodes import HEAD, Pool, Resource
 from tests.cloud.aws.moto import REGION, server
 from tests.cloud.aws.recorded import Recorded

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cloudem.cloud.aws import AWSProvider
+from cloudem.cloud.aws.provider import AWSProvider
 from tests.cloud.aws.moto import REGION, Moto
 from tests.cloud.aws.recorded import Recorded
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from cloudem.cloud.aws import AWSProvider
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.cloud.nodes import HEAD, Pool, Request
 from tests.cloud.aws.moto import REGION, Moto
 from tests.cloud.aws.recorded import Recorded

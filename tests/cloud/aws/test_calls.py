@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cloudem.cloud.aws import AWSProvider
-from cloudem.cloud.aws_calls import Calls, clean, error_class
+from cloudem.cloud.aws.calls import Calls, clean, error_class
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.cloud.nodes import Resource
 from cloudem.errors import CapacityError, ProviderError, QuotaError, ThrottledError
 from tests.cloud.aws.actions import FILE, actions

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cloudem.cloud.aws import AWSProvider
-from cloudem.cloud.aws_quotas import family
-from cloudem.cloud.aws_template import user_data
+from cloudem.cloud.aws.provider import AWSProvider
+from cloudem.cloud.aws.quotas import family
+from cloudem.cloud.aws.template import user_data
 from cloudem.cloud.metadata import Metadata
 from cloudem.cloud.nodes import HEAD, Pool
 from cloudem.errors import CapacityError, ProviderError, QuotaError
@@ -309,7 +309,7 @@ def test_what_was_just_made_and_is_not_known_everywhere(
     account: Recorded, aws: AWSProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("cloudem.cloud.aws_calls.time.sleep", pauses.append)
+    monkeypatch.setattr("cloudem.cloud.aws.calls.time.sleep", pauses.append)
     account.unknown = {"AuthorizeSecurityGroupIngress": 2, "CreateLaunchTemplateVersion": 1, "CreateFleet": 3}
     aws.prepare("one", {})
     assert aws.launch(wanted("one")).alive

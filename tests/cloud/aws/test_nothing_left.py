@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloudem.cloud.aws import AWSProvider
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.errors import ProviderError, ThrottledError
 from tests.cloud.aws.listing import Inventory, added, everything, usual
 from tests.cloud.aws.moto import Moto

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cloudem.cloud.aws import AWSProvider
+from cloudem.cloud.aws.provider import AWSProvider
 from cloudem.cloud.nodes import Pool, Request
 from cloudem.errors import CapacityError, ProviderError
 

@@ -1,0 +1,329 @@
+"""One generic command line over all jobs, derived from their declarations.
+
+Exit status: 0 if all went well; 1 with one line on standard error if not; 3 if a job was asked to stop (SIGUSR1) and
+stopped where it can go on later; 130 after Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+
+import click
+
+from cloudem.cli import cluster, plan, submit
+from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
+from cloudem.cli.declare import normalise, options_of
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
+from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
+
+if TYPE_CHECKING:
+    import logging
+
+    from cloudem.execution.executor import Executor
+    from cloudem.jobs.progress import Progress
+
+INTERRUPTED = 130
+
+STOPPED = 3
+
+PATIENCE_S = 6.0
+"""How long an interrupted command may take to clean up; another interrupt ends it at once."""
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+class RunOptions(Declaration):
+    """What every command takes besides the parameters of its job."""
+
+    name: ClassVar[str] = "cloudem"
+
+    dry_run: bool = parameter(False, meaning="show what would run and how much memory and disk it needs, then stop")
+    executor: Literal["dask", "serial"] = parameter("dask", meaning="dask uses all cores or GPUs; serial uses one core")
+    threads: int | None = parameter(None, meaning="threads per worker; by default, one per core", ge=1)
+    processes: bool = parameter(False, meaning="use supervised worker processes instead of threads")
+    workers: int | None = parameter(None, meaning="number of worker processes", ge=1)
+    scheduler: str | None = parameter(None, meaning="address of a running scheduler, such as tls://host:8786")
+    certificates: str | None = parameter(
+        None, meaning="folder with the cluster's certificates; by default, $CLOUDEM_CERTIFICATES"
+    )
+    insecure: bool = parameter(False, meaning="accept an unencrypted scheduler on another machine")
+    reproducible: bool = parameter(
+        True, meaning="same bits for any number of workers; without it, less network traffic"
+    )
+    dashboard: bool = parameter(False, meaning="serve the Dask dashboard at http://127.0.0.1:8787")
+    debug: bool = parameter(False, meaning="show a traceback if something fails")
+
+    def make_executor(self, gpus: bool) -> Executor:
+        """Start what runs the work; with worker processes on GPUs only for jobs that use them."""
+        if self.executor == "serial":
+            from cloudem.execution.executor import SerialExecutor
+
+            return SerialExecutor()
+        from cloudem.execution.dask.executor import DaskExecutor
+
+        return DaskExecutor(
+            scheduler=self.scheduler,
+            certificates=self.certificates,
+            insecure=self.insecure,
+            processes=self.in_processes,
+            workers=self.workers,
+            threads=self.threads,
+            gpus=gpus,
+            dashboard=self.dashboard,
+            fixed_order=self.reproducible,
+        )
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether there are worker processes: a number of them says so, too."""
+        return self.processes or self.workers is not None
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks that will run at the same time on this machine."""
+        if self.executor == "serial":
+            return 1
+        if self.scheduler is not None:
+            return 0
+        from cloudem.execution.dask.embedded import layout
+
+        workers, threads = layout(processes=self.in_processes, workers=self.workers, threads=self.threads)
+        return workers * threads
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    _watch_signals()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        with COMMANDS.make_context("cloudem", given) as context:
+            COMMANDS.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _say_interrupted()
+        # Python ends by the signal instead if the interrupt met code made from text, as a named tuple's, and nothing
+        # else was run from text since
+        eval("0")  # noqa: S307
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has gone, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        print(f"cloudem: {describe_error(error)}", file=sys.stderr)
+        sys.exit(STOPPED if isinstance(error, StoppedError) else 1)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Stop what runs; see `_watch_signals` for what does not stop."""
+    for known in _STOPPING:
+        signal.signal(known, lambda *_: _leave())
+    raise KeyboardInterrupt
+
+
+@functools.cache
+def _watch_signals() -> None:
+    """Be gone soon after an interrupt in any case: a running task cannot be stopped, only left behind.
+
+    What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent. Handlers
+    in Python run only between two steps of Python, which takes minutes where the main thread waits for a server that
+    does not answer. This thread hears of a signal at once.
+    """
+    heard, said = os.pipe()
+    os.set_blocking(said, False)
+    signal.set_wakeup_fd(said, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(heard, 1)[0] not in _STOPPING:
+            pass
+        select.select([heard], [], [], PATIENCE_S)
+        _leave()
+
+    threading.Thread(target=watch, name="cloudem-signals", daemon=True).start()
+
+
+def _leave() -> NoReturn:
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), SHOW_CURSOR)
+    _say_interrupted()
+    os._exit(INTERRUPTED)
+
+
+@functools.cache
+def _say_interrupted() -> None:
+    """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
+    print("cloudem: interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def describe_error(error: Exception) -> str:
+    """Return what to tell the user about an error, in one line."""
+    if isinstance(error, CloudemError):
+        text = str(error)
+    elif isinstance(error, click.ClickException):
+        text = f"{error.format_message().rstrip('.?')}; see cloudem --help"
+    elif isinstance(error, MemoryError):
+        text = "out of memory; try fewer --threads, or a machine with more memory"
+    elif isinstance(error, OSError):
+        text = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+    else:
+        text = f"unexpected {type(error).__name__}: {error}; run again with --debug to see where it came from"
+    return " ".join(text.split())
+
+
+class JobCommand(click.Command):
+    """The command of one job."""
+
+    def __init__(self, declaration: type[Job]) -> None:
+        self.declaration = declaration
+        super().__init__(
+            declaration.name,
+            params=[*options_of(declaration), *options_of(RunOptions)],
+            context_settings={"token_normalize_func": normalise},
+            callback=self._call,
+        )
+
+    def _call(self, **given: Any) -> None:
+        values, options = _split(given)
+        _run([self.declaration(**values)], options)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print every parameter with unit, default and meaning, and the examples."""
+        from cloudem.cli.help import print_command_help
+
+        print_command_help(self.declaration, RunOptions)
+
+
+class JobGroup(click.Group):
+    """All jobs by name; a declaration is imported when its job is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of jobs, then the others."""
+        return [*JOBS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a job."""
+        return JobCommand(find_job(cmd_name)) if cmd_name in JOBS else super().get_command(ctx, cmd_name)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the names and summaries of all commands."""
+        from cloudem.cli.help import print_overview
+
+        others = {name: command.help or "" for name, command in self.commands.items() if not command.hidden}
+        print_overview({name: find_job(name).summary for name in JOBS}, others)
+
+
+def read_job_file(path: str) -> list[Job]:
+    """Return the jobs that a TOML file declares: one at its top, or several as ``[[job]]``.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ParameterError
+        If it is no TOML, or names no job, or a job cannot use what it is given.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: no such file; give a job file (see cloudem run --help)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not valid TOML: {error}") from None
+    several = table.get("job")
+    if isinstance(several, list):
+        if len(table) > 1:
+            raise ParameterError(f"{path} has {', '.join(set(table) - {'job'})} outside of [[job]]; move it into a job")
+        return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in several]
+    return [_job_of(path, table, leave_out=("job",))]
+
+
+def _job_of(path: str, table: Mapping[str, Any], leave_out: Sequence[str]) -> Job:
+    name = table.get("job")
+    if not isinstance(name, str):
+        raise ParameterError(f'{path} names no job; start it with job = "refine3d", or [[job]] and name = "refine3d"')
+    try:
+        return find_job(name)(**{key: value for key, value in table.items() if key not in leave_out})
+    except ParameterError as error:
+        raise ParameterError(f"{path}: {error}") from None
+
+
+def _run(jobs: Sequence[Job], options: RunOptions) -> None:
+    """Plan the jobs, or run them one after the other; all are checked before the first begins."""
+    if options.dry_run:
+        from cloudem.cli.help import print_plan
+
+        for job in jobs:
+            print_plan(job, job.project(), options.tasks)
+        return
+    from cloudem.jobs.runner import run_job
+
+    for job in jobs:
+        run_job(job, partial(options.make_executor, job.on_gpu), _view, options.tasks)
+
+
+@contextmanager
+def _view(log: logging.Logger) -> Iterator[Progress]:
+    from cloudem.jobs.view import LiveProgress, PlainProgress
+
+    view: LiveProgress | PlainProgress = LiveProgress(log) if sys.stdout.isatty() else PlainProgress(log)
+    with closing(view):
+        yield view
+
+
+def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
+    """Part what was given on the command line into values of the job and options of the run."""
+    values = {name: value for name, value in given.items() if value is not None and value != ()}
+    options = {name: values.pop(name) for name in RunOptions.model_fields if name in values}
+    return values, RunOptions(**options)
+
+
+COMMANDS = JobGroup("cloudem", no_args_is_help=True)
+COMMANDS.add_command(DeclaredCommand("plan", plan.PlanCommand))
+for _name, _declaration in submit.COMMANDS.items():
+    COMMANDS.add_command(DeclaredCommand(_name, _declaration))
+COMMANDS.add_command(DeclaredGroup("cluster", cluster.SUMMARY, {**submit.CLUSTER, **cluster.COMMANDS}))
+COMMANDS.add_command(DeclaredGroup("prices", submit.PRICES_SUMMARY, submit.PRICES))
+COMMANDS.add_command(DeclaredCommand("node", submit.NodeAgent, hidden=True))
+
+
+class _FileCommand(click.Command):
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from cloudem.cli.help import print_file_help
+
+        print_file_help(RunOptions)
+
+
+@COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *options_of(RunOptions)])
+def _run_file(file: str, **given: Any) -> None:
+    """Run the job or jobs in a TOML file."""
+    _run(read_job_file(file), _split(given)[1])
+
+
+@COMMANDS.command("version")
+def _version() -> None:
+    """Show the versions of cloudem and of the packages it uses."""
+    from cloudem.jobs.base import versions
+
+    for name, version in versions().items():
+        click.echo(f"{name} {version}")

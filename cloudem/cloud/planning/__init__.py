@@ -1,0 +1,1 @@
+"""Which machines to rent: what each would take and cost, before anything is rented."""

@@ -1,0 +1,227 @@
+"""Particles of cryoSPARC: ``.cs`` files, which are NumPy structured arrays.
+
+Conventions, as public readers of such files agree on them: ``alignments3D/pose`` is a rotation vector whose matrix is
+the transpose of ours; ``alignments3D/shift`` is in pixels of ``alignments3D/psize_A`` with RELION's sign; defocus,
+its angle and the phase shift are in Å and radians and mean the same as RELION's; ``alignments3D/split`` is 0 or 1;
+images times ``blob/sign`` have bright protein. What cloudem does not understand travels as text under ``cs:<field>``.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from cloudem.errors import CloudemError, FormatError, InconsistentDataError, MissingColumnError, ParameterError
+from cloudem.io.formats.sources import SourceTable
+from cloudem.io.storage.files import open_table
+from cloudem.io.storage.location import folder_of, is_remote
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.particles import TEXT, Particles
+from cloudem.model.poses import matrix_to_euler
+
+CARRIED = "cs:"
+"""Prefix of the columns that are carried as text."""
+
+_MM = 1e7
+_NUMBERS = {
+    "defocus_u": "ctf/df1_A",
+    "defocus_v": "ctf/df2_A",
+    "defocus_angle": "ctf/df_angle_rad",
+    "phase_shift": "ctf/phase_shift_rad",
+    "ctf_b_factor": "ctf/bfactor",
+    "ctf_scale": "ctf/scale",
+}
+_OPTICS = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
+_GROUP = "ctf/exp_group_id"
+_USED = {
+    *_NUMBERS.values(), *_OPTICS, _GROUP, "blob/path", "blob/idx", "blob/psize_A", "blob/shape", "blob/sign",
+    "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A", "alignments3D/split", "location/micrograph_path",
+}  # fmt: skip
+
+Fields = dict[str, NDArray[Any]]
+
+
+def read_particles_cs(
+    path: str | os.PathLike[str], passthrough: Sequence[str | os.PathLike[str]] = (), *, allow_no_ctf: bool = False
+) -> SourceTable:
+    """Read a cryoSPARC particle file.
+
+    Parameters
+    ----------
+    path
+        The ``.cs`` file or its URL.
+    passthrough
+        Further ``.cs`` files of the same job that hold the other fields of the particles; joined by ``uid``.
+    allow_no_ctf
+        Accept particles without defocus.
+
+    Raises
+    ------
+    MissingInputError
+        No such file.
+    FormatError
+        Not a ``.cs`` file, or values of the wrong type.
+    MissingColumnError
+        No images or no defocus.
+    ParameterError
+        No particles.
+    InconsistentDataError
+        Mixed pixel or box sizes, or files that list different particles.
+    """
+    path = os.fspath(path)
+    fields = _load(path)
+    for other in passthrough:
+        fields = _join(fields, _load(os.fspath(other)), path, os.fspath(other))
+    rows = len(next(iter(fields.values())))
+    if rows == 0:
+        raise ParameterError(f"{path} lists no particles: the selection is empty")
+    if "blob/path" not in fields or "blob/idx" not in fields:
+        raise MissingColumnError(
+            f"{path} lists no particle images (no blob/path); give the file that has them with --passthrough"
+        )
+    if "ctf/df1_A" not in fields and not allow_no_ctf:
+        raise MissingColumnError(
+            f"{path} has no defocus (ctf/df1_A); give the file that has it with --passthrough, or --allow-no-ctf"
+        )
+    pixel_size = _one_value(path, fields, "blob/psize_A", "pixel sizes")
+    box = _one_value(path, fields, "blob/shape", "box sizes")
+    stacks, stack = np.unique(_text(fields["blob/path"]), return_inverse=True)
+    section = _numbers(path, fields, "blob/idx").astype(np.int64)
+    if section.min() < 0:
+        raise FormatError(f"{path}: blob/idx is negative for {(section < 0).sum()} particles; write the file again")
+    columns = _columns(path, fields, pixel_size)
+    optics, columns["optics_group"] = _optics(path, fields, allow_no_ctf)
+    names = [str(name).removeprefix(">") for name in stacks]
+    columns["image_name"] = np.array(
+        [f"{s + 1:06d}@{names[i]}" for s, i in zip(section, stack, strict=True)], dtype=TEXT
+    )
+    sign = _numbers(path, fields, "blob/sign") if "blob/sign" in fields else np.ones(rows)
+    return SourceTable(
+        path, Particles(optics, columns), tuple(names), stack.astype(np.int32), section, pixel_size, int(box),
+        np.where(sign < 0, -1.0, 1.0),
+    )  # fmt: skip
+
+
+def _load(path: str) -> Fields:
+    try:
+        # A file is mapped, so that nothing is allocated for rows that it does not have, and memory that nobody fills
+        # costs nothing for an object; a pickle in either is refused.
+        with open_table(path) as file:
+            mapped = not is_remote(path)
+            data = np.load(folder_of(path) if mapped else file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except CloudemError:
+        raise
+    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is not a cryoSPARC .cs file, or is truncated: {reason}") from error
+    names = getattr(data.dtype, "names", None) if isinstance(data, np.ndarray) else None
+    if not names or data.ndim != 1:
+        raise FormatError(f"{path} is not a cryoSPARC .cs file: it holds no table")
+    bad = [name for name in names if data.dtype[name].base.kind not in "biufSU"]
+    if bad:
+        raise FormatError(f"{path} has fields of unknown type ({bad[0]}: {data.dtype[bad[0]]}); write it again")
+    return {name: np.array(data[name]) for name in names}
+
+
+def _join(first: Fields, second: Fields, path: str, other: str) -> Fields:
+    """Add the fields that only `second` has, row by row of the same uid."""
+    if "uid" not in first or "uid" not in second:
+        raise MissingColumnError(f"{path} and {other} cannot be joined: both need the field uid")
+    order = np.argsort(second["uid"], kind="stable")
+    place = np.searchsorted(second["uid"][order], first["uid"]).clip(max=max(0, len(order) - 1))
+    if not len(order) or not np.array_equal(second["uid"][order][place], first["uid"]):
+        raise InconsistentDataError(f"{other} lacks particles of {path}; give the passthrough file of the same job")
+    return {**{name: values[order][place] for name, values in second.items()}, **first}
+
+
+def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {}
+    for name, field in _NUMBERS.items():
+        if field in fields:
+            columns[name] = _numbers(path, fields, field)
+    if "defocus_u" in columns:
+        columns.setdefault("defocus_v", columns["defocus_u"].copy())
+        columns.setdefault("defocus_angle", np.zeros(len(columns["defocus_u"])))
+    if "alignments3D/pose" in fields:
+        turns = Rotation.from_rotvec(_numbers(path, fields, "alignments3D/pose", 3)).as_matrix()
+        columns["rot"], columns["tilt"], columns["psi"] = matrix_to_euler(turns.swapaxes(-1, -2))
+    if "alignments3D/shift" in fields:
+        # Shifts count pixels of the images that were aligned, which may have been binned.
+        scale = _numbers(path, fields, "alignments3D/psize_A") if "alignments3D/psize_A" in fields else pixel_size
+        shift = -_numbers(path, fields, "alignments3D/shift", 2) * np.reshape(scale, (-1, 1))
+        columns["shift_x"], columns["shift_y"] = shift[:, 0].copy(), shift[:, 1].copy()
+    if "alignments3D/split" in fields:
+        split = _numbers(path, fields, "alignments3D/split")
+        if not np.isin(split, (0, 1)).all():
+            raise FormatError(f"{path}: alignments3D/split has values other than 0 and 1; correct the file")
+        columns["half_set"] = (split + 1).astype(np.int8)
+    if "location/micrograph_path" in fields:
+        columns["micrograph"] = _text(fields["location/micrograph_path"])
+    for name, values in fields.items():
+        if name not in _USED:
+            columns[CARRIED + name] = _carried(values)
+    return columns
+
+
+def _optics(path: str, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+    """Return the optics groups, one for each exposure group with constants of its own, and that of each particle."""
+    rows = len(fields["blob/path"])
+    missing = [field for field in _OPTICS if field not in fields]
+    if missing and not allow_no_ctf:
+        raise MissingColumnError(
+            f"{path} has no {missing[0]}, which the CTF needs; give --passthrough or --allow-no-ctf"
+        )
+    constants = [_numbers(path, fields, field) if field in fields else np.zeros(rows) for field in _OPTICS]
+    number = _numbers(path, fields, _GROUP) if _GROUP in fields else np.zeros(rows)
+    kinds, group = np.unique(np.stack([number, *constants], axis=1), axis=0, return_inverse=True)
+    if not missing and not (kinds[:, 1] > 0).all():
+        raise FormatError(f"{path} states a voltage of {kinds[:, 1].min():g} kV; correct it")
+    # Fields are single precision: 2.7 mm is 2.7000000477.
+    clean = [[float(f"{value:.7g}") for value in kind] for kind in kinds]
+    optics = tuple(OpticsGroup(f"group{int(k)}", kv, cs * _MM, contrast) for k, kv, cs, contrast in clean)
+    return optics, group.reshape(-1).astype(np.int32)
+
+
+def _one_value(path: str, fields: Fields, field: str, what: str) -> float:
+    if field not in fields:
+        return 0.0
+    values = _numbers(path, fields, field, None)
+    if np.ptp(values) > 1e-4 * abs(values.flat[0]):
+        found = ", ".join(f"{value:g}" for value in np.unique(values)[:4])
+        raise InconsistentDataError(f"{path} mixes {what}: {found}; import each apart, or scale to one")
+    return float(f"{values.flat[0]:.7g}")
+
+
+def _numbers(path: str, fields: Fields, field: str, width: int | None = 0) -> NDArray[np.float64]:
+    """Return a field as finite numbers, ``(n,)`` or ``(n, width)``; any shape where `width` is None."""
+    values = fields[field]
+    if values.dtype.kind not in "iufb" or (width is not None and values.shape[1:] != ((width,) if width else ())):
+        raise FormatError(
+            f"{path}: {field} has the type {values.dtype} {values.shape[1:]}, which is not what it should be"
+        )
+    numbers = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1))
+    if len(bad):
+        raise FormatError(
+            f"{path}: {field} of particle {bad[0] + 1} is not a finite number ({len(bad)} such rows); leave those out"
+        )
+    return numbers
+
+
+def _text(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind not in "SU":
+        return np.array([str(value) for value in values], dtype=TEXT)
+    return np.array([v.decode(errors="replace") if isinstance(v, bytes) else v for v in values.tolist()], dtype=TEXT)
+
+
+def _carried(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a field as text that loses nothing: numbers in full, vectors as JSON lists."""
+    if values.dtype.kind in "SU" and values.ndim == 1:
+        return _text(values)
+    if values.ndim == 1:
+        return np.array([str(value) for value in values], dtype=TEXT)
+    return np.array([json.dumps([str(v) for v in np.ravel(value)]) for value in values], dtype=TEXT)

@@ -1,0 +1,309 @@
+"""What the labels of RELION's particle STAR files mean, from version 3.0 to 5.
+
+Version 3.0 has one table with the optics in every row (pixel size = 10⁴ rlnDetectorPixelSize / rlnMagnification, shifts
+in pixels); later ones have ``data_optics`` beside ``data_particles``. Labels that cloudem does not understand travel
+as text and are written back.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError
+from cloudem.io.formats.sources import SourceTable, split_image_names
+from cloudem.io.formats.star import StarTable, read_star
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.particles import COLUMNS, TEXT, Particles
+
+CARRIED = "rln:"
+"""Prefix of the columns that are carried as text."""
+
+_MM = 1e7
+"""Å in a millimetre."""
+
+_OURS = {meaning.relion: name for name, meaning in COLUMNS.items() if meaning.relion}
+_IN_OPTICS = (
+    "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY", "rlnMtfFileName",
+    "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11",
+)  # fmt: skip
+"""Labels that version 3.0 has in every row and later ones in the optics table."""
+
+_STATED = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize",
+           "rlnImageSize", "rlnImageDimensionality")  # fmt: skip
+"""Labels of the optics table that cloudem understands."""
+
+
+def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = False) -> SourceTable:
+    """Read a particle STAR file.
+
+    Parameters
+    ----------
+    path
+        The file or its URL.
+    allow_no_ctf
+        Accept particles without defocus.
+
+    Raises
+    ------
+    FormatError
+        Not a particle STAR file, or values of the wrong type.
+    MissingColumnError
+        No images, no defocus, or no constants of the microscope.
+    ParameterError
+        No particles.
+    InconsistentDataError
+        Mixed pixel or box sizes, images that are not two-dimensional, an optics group that is not described.
+    """
+    path = os.fspath(path)
+    blocks = read_star(path)
+    table = _particle_block(path, blocks)
+    rows = len(table["rlnImageName"])
+    if rows == 0:
+        raise ParameterError(f"{path} lists no particles: the selection is empty")
+    if "rlnDefocusU" not in table and not allow_no_ctf:
+        raise MissingColumnError(
+            f"{path} has no defocus (_rlnDefocusU); run CTF estimation first, or give --allow-no-ctf to import without"
+        )
+    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    used = np.unique(group_of)
+    optics = tuple(
+        _optics_group(path, optics_table, group, allow_no_ctf) for group in range(len(group_of_rows(optics_table)))
+    )
+    pixel_size = _one_value(path, optics_table, "rlnImagePixelSize", used, "pixel sizes", "Å") or _old_pixel_size(
+        path, table
+    )
+    box = _one_value(path, optics_table, "rlnImageSize", used, "box sizes", "px")
+    if _one_value(path, optics_table, "rlnImageDimensionality", used, "dimensionalities", "") not in (0.0, 2.0):
+        raise InconsistentDataError(
+            f"{path} lists three-dimensional images (subtomograms); two-dimensional ones are read"
+        )
+    columns = _columns(path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    columns["optics_group"] = group_of.astype(np.int32)
+    stacks, stack, section = split_image_names(columns["image_name"].tolist(), path)
+    particles = Particles(optics, columns)
+    return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows))
+
+
+def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return the blocks ``optics`` and ``particles`` of a STAR file of RELION 3.1 or later.
+
+    Parameters
+    ----------
+    particles
+        The table; columns that RELION has no label for are left out.
+    box
+        Side of the images in pixels.
+    pixel_size
+        Å per pixel.
+    """
+    numbers = [group.extra.get("rlnOpticsGroup", str(i + 1)) for i, group in enumerate(particles.optics)]
+    optics: dict[str, NDArray[Any]] = {
+        "rlnOpticsGroupName": _text(group.name for group in particles.optics),
+        "rlnOpticsGroup": _text(numbers),
+        "rlnVoltage": _text(_printed(group.voltage) for group in particles.optics),
+        "rlnSphericalAberration": _text(_printed(g.spherical_aberration / _MM) for g in particles.optics),
+        "rlnAmplitudeContrast": _text(_printed(group.amplitude_contrast) for group in particles.optics),
+        "rlnImagePixelSize": _text(_printed(pixel_size) for _ in numbers),
+        "rlnImageSize": _text(str(box) for _ in numbers),
+        "rlnImageDimensionality": _text("2" for _ in numbers),
+    }
+    for label in dict.fromkeys(label for group in particles.optics for label in group.extra):
+        if label not in optics:
+            optics[label] = _text(group.extra.get(label, "0") for group in particles.optics)
+    table: dict[str, NDArray[Any]] = {}
+    for name, values in particles.columns.items():
+        if name == "optics_group":
+            table["rlnOpticsGroup"] = _text(numbers)[values]
+        elif name.startswith(CARRIED):
+            table[name.removeprefix(CARRIED)] = values
+        elif name in COLUMNS and (ours := COLUMNS[name].relion):
+            table[ours] = _relion_values(name, values)
+    return {"optics": optics, "particles": table}
+
+
+def group_of_rows(table: Mapping[str, NDArray[Any]]) -> range:
+    """Return the row numbers of a table."""
+    return range(len(next(iter(table.values()), ())))
+
+
+def numbers_of(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.float64]:
+    """Return a column as finite numbers.
+
+    Raises
+    ------
+    FormatError
+        A value that is none.
+    """
+    try:
+        values = table[label].astype(np.float64)
+    except ValueError:
+        values = np.array([_number(str(text)) for text in table[label]])
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise FormatError(
+            f"{path}: _{label} of row {bad[0] + 1} is {str(table[label][bad[0]])!r}, a number is needed "
+            f"({len(bad)} such rows); correct the column or leave those particles out"
+        )
+    return np.asarray(values, dtype=np.float64)
+
+
+def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
+    values = numbers_of(path, table, label)
+    if len(values) and not ((abs(values) < 2**31) & (values == np.rint(values))).all():
+        raise FormatError(f"{path}: _{label} has values that are not whole numbers of the usual size; correct it")
+    return values.astype(np.int64)
+
+
+def _particle_block(path: str, blocks: Mapping[str, StarTable]) -> StarTable:
+    table = blocks.get("particles") or next((t for t in blocks.values() if "rlnImageName" in t), None)
+    if table is None or "rlnImageName" not in table:
+        labels = ", ".join(sorted({label for t in blocks.values() for label in t})[:6])
+        raise MissingColumnError(
+            f"{path} lists no particle images (no _rlnImageName); it has {labels or 'no columns'}: "
+            "give a particle STAR file"
+        )
+    return table
+
+
+def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
+    """Return the optics table and the row of it that each particle refers to."""
+    if not optics:
+        return _optics_from_rows(table)
+    if "rlnOpticsGroup" not in optics:
+        raise MissingColumnError(f"{path}: its optics table has no _rlnOpticsGroup; write the file again with RELION")
+    numbers = _whole(path, optics, "rlnOpticsGroup")
+    rows = len(table["rlnImageName"])
+    if "rlnOpticsGroup" not in table:
+        if len(numbers) > 1:
+            raise MissingColumnError(
+                f"{path} has {len(numbers)} optics groups, but its particles do not say which is theirs"
+            )
+        return optics, np.zeros(rows, dtype=np.int64)
+    wanted = _whole(path, table, "rlnOpticsGroup")
+    order = np.argsort(numbers)
+    place = np.searchsorted(numbers[order], wanted).clip(max=len(numbers) - 1)
+    group = order[place]
+    unknown = np.setdiff1d(wanted, numbers)
+    if len(unknown):
+        raise InconsistentDataError(f"{path}: particles are in optics group {unknown[0]}, which its optics table lacks")
+    return optics, np.asarray(group, dtype=np.int64)
+
+
+def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
+    """Make optics groups of a file of version 3.0: rows that share all constants of the microscope."""
+    labels = [label for label in _IN_OPTICS if label in table]
+    rows = len(table["rlnImageName"])
+    group = np.zeros(rows, dtype=np.int64)
+    for label in labels:
+        _, code = np.unique(table[label], return_inverse=True)
+        _, group = np.unique(group * (int(code.max(initial=0)) + 1) + code, return_inverse=True)
+    _, first = np.unique(group, return_index=True)
+    # Number the groups in the order in which they appear.
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    optics: StarTable = {label: table[label][first[order]] for label in labels}
+    optics["rlnOpticsGroupName"] = _text(f"opticsGroup{i + 1}" for i in range(len(first)))
+    return optics, rank[group]
+
+
+def _optics_group(path: str, table: StarTable, row: int, allow_no_ctf: bool) -> OpticsGroup:
+    constants = {}
+    for label in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
+        if label not in table and not allow_no_ctf:
+            raise MissingColumnError(f"{path} has no _{label}, which the CTF needs; add it, or give --allow-no-ctf")
+        constants[label] = float(numbers_of(path, table, label)[row]) if label in table else 0.0
+    if constants["rlnVoltage"] <= 0 and not allow_no_ctf:
+        raise FormatError(f"{path} states a voltage of {constants['rlnVoltage']:g} kV; correct it")
+    name = str(table["rlnOpticsGroupName"][row]) if "rlnOpticsGroupName" in table else f"opticsGroup{row + 1}"
+    extra = {label: str(values[row]) for label, values in table.items() if label not in _STATED}
+    return OpticsGroup(
+        name,
+        constants["rlnVoltage"],
+        constants["rlnSphericalAberration"] * _MM,
+        constants["rlnAmplitudeContrast"],
+        extra,
+    )
+
+
+def _one_value(path: str, table: StarTable, label: str, used: NDArray[np.int64], what: str, unit: str) -> float:
+    """Return the value that all used optics groups share; 0 where the table does not say."""
+    if label not in table:
+        return 0.0
+    values = numbers_of(path, table, label)[used]
+    if np.ptp(values) > 1e-4 * abs(values[0]):
+        found = ", ".join(f"{value:g} {unit}".strip() for value in np.unique(values)[:4])
+        raise InconsistentDataError(f"{path} mixes {what}: {found}; import each optics group apart, or scale to one")
+    return float(values[0])
+
+
+def _old_pixel_size(path: str, table: StarTable) -> float:
+    """Return the pixel size of a file of version 3.0; 0 where it does not say."""
+    for label in ("rlnImagePixelSize", "rlnPixelSize"):
+        if label in table:
+            return _one_value(path, table, label, np.arange(len(table[label])), "pixel sizes", "Å")
+    if "rlnDetectorPixelSize" not in table or "rlnMagnification" not in table:
+        return 0.0
+    magnification = numbers_of(path, table, "rlnMagnification")
+    if not (magnification > 0).all():
+        raise FormatError(f"{path} states a magnification of {magnification.min():g}; correct it")
+    sizes = 1e4 * numbers_of(path, table, "rlnDetectorPixelSize") / magnification
+    if np.ptp(sizes) > 1e-4 * abs(sizes[0]):
+        raise InconsistentDataError(
+            f"{path} mixes pixel sizes: {sizes.min():g} to {sizes.max():g} Å; import them apart"
+        )
+    return float(sizes[0])
+
+
+def _columns(path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
+    columns: dict[str, NDArray[Any]] = {}
+    for label, values in table.items():
+        old_shift = label in ("rlnOriginX", "rlnOriginY")
+        if label in in_optics or label == "rlnOpticsGroup" or (old_shift and label + "Angst" in table):
+            continue
+        name = _OURS.get(label + "Angst" if old_shift else label)
+        if name is None:
+            columns[CARRIED + label] = values
+        elif COLUMNS[name].dtype == "text":
+            columns[name] = values
+        else:
+            if old_shift and not pixel_size:
+                raise MissingColumnError(f"{path} gives shifts in pixels, but no pixel size; add _rlnDetectorPixelSize")
+            factor = COLUMNS[name].relion_factor * (pixel_size if old_shift else 1.0)
+            numbers = numbers_of(path, table, label) * factor
+            if name == "half_set" and not np.isin(numbers, (0, 1, 2)).all():
+                raise FormatError(f"{path}: _{label} has values other than 0, 1 and 2; correct it or remove the column")
+            columns[name] = numbers.astype(COLUMNS[name].dtype)
+    if "defocus_u" in columns:
+        columns.setdefault("defocus_v", columns["defocus_u"].copy())
+        columns.setdefault("defocus_angle", np.zeros(len(columns["defocus_u"])))
+    return columns
+
+
+def _relion_values(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    if COLUMNS[name].dtype == "text":
+        return values
+    if values.dtype.kind in "iub":
+        return _text(str(value) for value in values.tolist())
+    return _text(_printed(value) for value in (values / COLUMNS[name].relion_factor).tolist())
+
+
+def _printed(value: float) -> str:
+    """Return a number with twelve digits: all that a file held comes back, rounding in between does not."""
+    return f"{value + 0.0:.12g}"
+
+
+def _text(values: Any) -> NDArray[Any]:
+    items: Sequence[str] = list(values)
+    return np.array(items, dtype=TEXT)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

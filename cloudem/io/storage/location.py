@@ -1,0 +1,373 @@
+"""What a URL means: the only place that turns one into a store.
+
+A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.storage.s3`). What moves over the
+network is counted in `cloudem.traffic`, for the purpose of the block that runs.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import LocalStore, S3Store
+
+from cloudem import traffic
+from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
+from cloudem.io.storage import s3
+
+Store: TypeAlias = LocalStore | S3Store
+"""Objects under a URL; keys are relative to it."""
+
+UNFINISHED = "unfinished"
+"""Object that is there while something is being written that is of no use before it is whole."""
+
+LEASE_FILE = "lease.json"
+"""Object that says who writes, see `cloudem.io.storage.lease`; it belongs to no content."""
+
+_IN_PARTS = 96 * 2**20
+"""Objects above this size are sent in parts; a smaller one is one request, and so one that can be conditional."""
+
+
+def is_remote(url: str | os.PathLike[str]) -> bool:
+    """Return whether a URL lies on S3."""
+    return os.fspath(url).startswith(s3.SCHEME)
+
+
+def folder_of(url: str | os.PathLike[str]) -> Path:
+    """Return the folder that a URL names.
+
+    Raises
+    ------
+    ParameterError
+        The URL does not name a folder of this machine.
+    """
+    text = os.fspath(url)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme == "file":
+        return Path(unquote(urlsplit(text).path))
+    if scheme == "s3":
+        raise ParameterError(f"{text}: a folder or file of this machine is needed here")
+    if scheme:
+        raise ParameterError(f"{text}: {scheme}:// locations are not known; give a folder or s3://bucket/prefix")
+    if not text:
+        raise ParameterError("an empty path was given where a folder is needed")
+    return Path(text)
+
+
+def absolute(url: str | os.PathLike[str]) -> str:
+    """Return a URL that means the same from any working directory.
+
+    Raises
+    ------
+    ParameterError
+        The URL has an unknown scheme, or names no bucket.
+    """
+    if not is_remote(url):
+        return str(folder_of(url).absolute())
+    bucket, prefix = s3.bucket_and_prefix(os.fspath(url))
+    return f"{s3.SCHEME}{bucket}/{prefix}".rstrip("/")
+
+
+def join(url: str | os.PathLike[str], *parts: str) -> str:
+    """Return the URL of something under a URL."""
+    return "/".join([os.fspath(url).rstrip("/"), *(part for part in parts if part)])
+
+
+def parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return where the one file or object that a URL names lies, absolute, and what it is called there.
+
+    Raises
+    ------
+    ParameterError
+        The URL names none.
+    """
+    parent, _, name = absolute(url).rpartition("/")
+    if parent in ("", "s3:/"):
+        raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
+    return parent, name
+
+
+def exists(url: str | os.PathLike[str]) -> bool:
+    """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
+    if not is_remote(url):
+        return os.path.lexists(folder_of(url))
+    if contents(url):
+        return True
+    return "/" in absolute(url).removeprefix(s3.SCHEME) and read_start(url, 0) is not None
+
+
+def contents(url: str | os.PathLike[str]) -> list[str]:
+    """Return the names of what lies right under a URL, sorted, but for a lease; none where there is nothing."""
+    if not is_remote(url):
+        folder = folder_of(url)
+        return sorted({path.name for path in folder.iterdir()} - {LEASE_FILE}) if folder.is_dir() else []
+    with storage_errors(url):
+        found = obstore.list_with_delimiter(object_store(url))
+    paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+    return sorted({str(path).rsplit("/", 1)[-1] for path in paths} - {LEASE_FILE})
+
+
+def object_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
+    """Open the object store under a URL; keys are relative to it.
+
+    It holds credentials if it is remote: give other processes the URL, never the store.
+
+    Raises
+    ------
+    StorageError
+        The folder is not there (and `create` is false), or cannot be made. No boto3, no credentials, refused
+        credentials, no such bucket, or its server cannot be reached.
+    """
+    if is_remote(url):
+        return s3.open_store(absolute(url))
+    folder = folder_of(url)
+    if not create and not folder.is_dir():
+        raise StorageError(f"{folder} is not a folder: nothing can be read from it; check the path")
+    with storage_errors(url):
+        return LocalStore(prefix=str(folder.absolute()), mkdir=create, automatic_cleanup=True)
+
+
+def prompt_store(url: str | os.PathLike[str]) -> S3Store:
+    """Open the store under an S3 URL with requests that end within 20 s: for what must not be written late."""
+    return s3.open_store(absolute(url), prompt=True)
+
+
+def put(store: Store, key: str, data: bytes | memoryview) -> None:
+    """Write one object; it is there as a whole or not at all."""
+    in_parts = isinstance(store, S3Store) and len(data) > _IN_PARTS
+    obstore.put(store, key, data, use_multipart=in_parts, chunk_size=16 * 2**20, max_concurrency=4)
+    _count(store, sent=len(data))
+
+
+def put_if_absent(store: Store, key: str, data: bytes) -> str | None:
+    """Write one object unless there is one; return its etag, or None if there was one.
+
+    When the answer of a server is lost, the writer itself may be told None: who must know reads the object.
+    """
+    try:
+        etag = obstore.put(store, key, data, mode="create", use_multipart=False)["e_tag"]
+    except AlreadyExistsError:
+        return None
+    _count(store, sent=len(data))
+    return etag or ""
+
+
+def put_if_match(store: S3Store, key: str, data: bytes, etag: str) -> str | None:
+    """Replace an object that still has that etag; return its new etag, or None if it is another one or none.
+
+    When the answer of a server is lost, the writer itself may be told None: who must know reads the object. Files
+    cannot be replaced on a condition (see `cloudem.io.storage.compare_and_swap`).
+    """
+    try:
+        # Ceph's gateway wants the etag without the quotes that HTTP gives it; AWS takes both.
+        new = obstore.put(store, key, data, mode={"e_tag": etag.strip('"')}, use_multipart=False)["e_tag"]
+    except (PreconditionError, FileNotFoundError):
+        return None
+    _count(store, sent=len(data))
+    return new or ""
+
+
+def get(store: Store, key: str) -> bytes | None:
+    """Return one object, or None where there is none."""
+    found = fetch(store, key)
+    return None if found is None else bytes(found[0])
+
+
+def get_with_etag(store: Store, key: str) -> tuple[bytes, str] | None:
+    """Return one object and its etag, or None where there is none."""
+    found = fetch(store, key)
+    return None if found is None else (bytes(found[0]), found[1])
+
+
+def fetch(store: Store, key: str) -> tuple[Any, str] | None:
+    """Return one object as a buffer, which costs no copy, and its etag; None where there is none."""
+    try:
+        result = obstore.get(store, key)
+        data = result.bytes()
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise
+        return None
+    _count(store, received=len(data))
+    return data, str(result.meta["e_tag"] or "")
+
+
+def get_ranges(store: Store, key: str, starts: Sequence[int], lengths: Sequence[int]) -> list[Any]:
+    """Return ranges of bytes of an object, as buffers; each is one request, ten at a time."""
+    ranges = obstore.get_ranges(store, key, starts=starts, lengths=lengths, coalesce=0)
+    _count(store, received=sum(len(each) for each in ranges))
+    return list(ranges)
+
+
+def first_bytes(store: Store, key: str, stop: int) -> tuple[bytes, int, str] | None:
+    """Return the bytes up to `stop` of an object, all its bytes' number, and its etag; None where there is none."""
+    try:
+        if not stop:
+            meta = obstore.head(store, key)
+            return b"", int(meta["size"]), str(meta["e_tag"] or "")
+        result = obstore.get(store, key, options={"range": (0, stop)})
+        data = bytes(result.bytes())
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise
+        return None
+    except BaseError as error:
+        if "416 Range" not in str(error):
+            raise
+        return first_bytes(store, key, 0)  # it is empty, so that no range can be had
+    _count(store, received=len(data))
+    return data, int(result.meta["size"]), str(result.meta["e_tag"] or "")
+
+
+def size_of(store: Store, key: str) -> int | None:
+    """Return the bytes of an object, or None where there is none."""
+    try:
+        return int(obstore.head(store, key)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def read_bytes(url: str | os.PathLike[str]) -> bytes | None:
+    """Return what is in the one file or object that a URL names; None where there is none."""
+    found = read_start(url, None)
+    return None if found is None else found[0]
+
+
+def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, int] | None:
+    """Return the bytes up to `stop` of the file or object that a URL names, and its size; None where there is none."""
+    with storage_errors(url):
+        if not is_remote(url):
+            path = folder_of(url)
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(-1 if stop is None else stop), file.seek(0, os.SEEK_END)
+        parent, name = parent_and_name(url)
+        store = object_store(parent)
+        if stop is None:
+            whole = get(store, name)
+            return None if whole is None else (whole, len(whole))
+        found = first_bytes(store, name, stop)
+        return None if found is None else found[:2]
+
+
+def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write the one object that a URL names; it is there as a whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission, no such bucket, no connection.
+    """
+    parent, name = parent_and_name(url)
+    with storage_errors(url):
+        put(object_store(parent, create=True), name, data)
+
+
+def folders(store: Store, prefix: str) -> list[str]:
+    """Return the names of the folders right under a prefix, sorted."""
+    found = obstore.list_with_delimiter(store, prefix or None)
+    return sorted(str(path).rsplit("/", 1)[-1] for path in found["common_prefixes"])
+
+
+def delete_all(store: Store, prefix: str) -> None:
+    """Delete every object under a prefix, but for the lease of the store."""
+    for batch in obstore.list(store, prefix or None, chunk_size=1000):
+        obstore.delete(store, [str(entry["path"]) for entry in batch if entry["path"] != LEASE_FILE])
+
+
+@contextmanager
+def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the file system or the object store raises into `StorageError` with one line."""
+    try:
+        yield
+    except CloudemError:
+        raise
+    except (OSError, BaseError) as error:
+        place, first_line = os.fspath(url), str(error).partition("\n")[0] or type(error).__name__
+        if is_remote(place):
+            raise StorageError(f"{place}: {s3.what_is_wrong(error)}") from error
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise StorageError(f"{place}: the disk is full; free some space or choose another place") from error
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission" in str(error):
+            raise StorageError(f"{place}: no permission to write there; choose another place") from error
+        raise StorageError(f"{place}: {first_line}") from error
+
+
+@contextmanager
+def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder to write into that takes its name only when everything went well.
+
+    It is ``<url>.partial`` until then, and removed when the block raises; what a killed run left there is removed
+    first.
+
+    Raises
+    ------
+    OutputExistsError
+        There is something under that name already.
+    StorageError
+        The disk is full, or nothing may be written there.
+    """
+    final = folder_of(url)
+    if os.path.lexists(final):
+        raise OutputExistsError(f"{final} exists already; remove it or choose another --out")
+    partial = final.with_name(final.name + ".partial")
+    with storage_errors(url):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.rename(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = None) -> Iterator[str]:
+    """Give a URL to write under, for what has its last object written last; nothing is left when the block raises.
+
+    A folder is a `new_folder`. Objects on S3 cannot be renamed: there the object `UNFINISHED` is written first and
+    deleted last, and what a killed run left beside it is removed before anything is written. The guard is called before
+    anything is deleted, and raises if somebody else may be writing there.
+
+    Raises
+    ------
+    OutputExistsError
+        There is something already.
+    StorageError
+        Nothing can be written there.
+    """
+    if not is_remote(url):
+        with new_folder(url) as folder:
+            yield str(folder)
+        return
+    found = contents(url)
+    if found and UNFINISHED not in found:
+        raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
+    with storage_errors(url):
+        store = object_store(url)
+        guard = guard or (lambda: None)
+        guard()
+        delete_all(store, "")
+        put(store, UNFINISHED, b"{}")
+        try:
+            yield os.fspath(url)
+        except BaseException:
+            with suppress(BaseError, OSError, CloudemError):
+                guard()
+                delete_all(store, "")
+            raise
+        store.delete(UNFINISHED)
+
+
+def _count(store: Store, received: int = 0, sent: int = 0) -> None:
+    if isinstance(store, S3Store):
+        traffic.count(traffic.current_purpose(), received=received, sent=sent)

@@ -1,0 +1,42 @@
+"""``cloudem reconstruct``: half-maps and map from particles whose poses are known."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cloudem.jobs.base import Context, Job, Place, Projection, parameter
+
+
+class Reconstruct(Job):
+    """Declaration of ``cloudem reconstruct``."""
+
+    name: ClassVar[str] = "reconstruct"
+    summary: ClassVar[str] = "Reconstruct half-maps and a map from particles with known poses."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem reconstruct --particles particles.zarr --symmetry C1 --out rec",
+        "cloudem reconstruct --particles particles.zarr --symmetry D7 --mask mask.mrc --out rec",
+    )
+
+    particles: Place = parameter(meaning="particle store with poses")
+    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
+    diameter_A: float = parameter(0.0, meaning="particle diameter, for the FSC mask; 0: 90 % of the box", ge=0)
+    mask: Place | None = parameter(None, meaning="solvent mask for the FSC (MRC file); if none, estimated from the map")
+    max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0: Nyquist", ge=0)
+    group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
+    skip_damaged: bool = parameter(
+        False, meaning="skip particles whose shards are missing or damaged, instead of stopping"
+    )
+    seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
+    report: bool = parameter(True, meaning="write report.html")
+
+    def project(self) -> Projection:
+        """Return memory and disk from box and particles."""
+        from cloudem.jobs.refine3d.job import project_alignment
+
+        return project_alignment(self.particles, self.group_size)
+
+    def run(self, context: Context) -> None:
+        """Insert all images and solve."""
+        from cloudem.jobs.reconstruct.run import reconstruct
+
+        reconstruct(self, context)

@@ -1,0 +1,81 @@
+"""The run of ``cloudem reconstruct``."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.align import by_direction
+from cloudem.algorithms.mask import estimate_mask, soft_sphere
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.execution.executor import itself
+from cloudem.io.storage.groups import has_group, read_attributes
+from cloudem.jobs.base import Context, job_record
+from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks, require_finite
+from cloudem.jobs.maps import read_mask, soft_edge
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.run import counter, tasks
+from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_sums
+from cloudem.jobs.refine3d.tasks import fold_of, insert_group
+from cloudem.jobs.results import write_maps
+from cloudem.model.poses import euler_to_matrix
+from cloudem.model.symmetry import operators
+
+
+def reconstruct(job: Reconstruct, context: Context) -> None:
+    """Insert all images at their poses, solve for both half-maps and the map, and write the result."""
+    started = time.monotonic()
+    operators(job.symmetry)  # refuses what is none before anything else
+    found = read_attributes(context.url, "")
+    if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
+        raise OutputExistsError(f"{context.url} already contains results; choose another --out")
+    dataset = open_dataset(job.particles)
+    shifts = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in dataset.particles)
+    require_finite(dataset.particles, "rot", "tilt", "psi", *shifts)
+    box, pixel_size = dataset.store.box, dataset.store.pixel_size
+    last = box // 2 - 1
+    k_max = min(last, int(box * pixel_size / job.max_resolution_A)) if job.max_resolution_A else last
+    if k_max < 2:
+        raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
+    context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
+    halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged, context.progress))
+    rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
+    # neighbours in direction one after the other: their slices find each other's voxels in the cache
+    items = tasks(halves, job.group_size, order=by_direction(rotations))
+    executor = context.executor
+    data = executor.spread(open_for_tasks, job.particles, local=itself)
+    with context.progress.stage("insert", int(np.count_nonzero(halves))) as stage:
+        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
+        bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
+    with context.progress.stage("solve"):
+        shape = (box, k_max, job.symmetry)
+        wholes = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
+        solved = [executor.share(unfiltered, half, box, k_max) for half in wholes]
+        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape)
+        maps = np.stack([executor.fetch(half) for half in solved])
+        whole = executor.fetch(both)
+        mask = solvent_mask(job, context, whole, pixel_size)
+    context.write("", {}, {"kind": "result", **job_record(job)})
+    particles = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
+    wall = time.monotonic() - started
+    where = (k_max, pixel_size, job.symmetry, job.seed)
+    write_maps(context, maps, whole, mask, *where, wall, particles, dataset.store, job.report)
+
+
+def solvent_mask(
+    job: Reconstruct, context: Context, whole: NDArray[np.float32], pixel_size: float
+) -> NDArray[np.float32]:
+    """Return the mask for the FSC: the user's, or one found in the map, or else the particle's sphere."""
+    box = whole.shape[0]
+    if job.mask is not None:
+        return read_mask(job.mask, box, pixel_size, context.progress)
+    diameter = job.diameter_A or 0.9 * box * pixel_size
+    try:
+        return estimate_mask(whole, pixel_size, diameter=diameter)
+    except ParameterError as error:
+        context.progress.warning(f"no mask could be estimated, using a sphere of the particle's diameter: {error}")
+        radius = diameter / 2 / pixel_size
+        return soft_sphere(box, radius, soft_edge(box, radius))

@@ -1,0 +1,1 @@
+"""Gold-standard refinement: declaration, run, tasks, cost."""

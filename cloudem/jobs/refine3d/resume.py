@@ -1,0 +1,103 @@
+"""What a refinement does about the results of an earlier run: refuse, go on, or begin anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.refinement import State
+from cloudem.errors import InconsistentDataError, OutputExistsError
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes
+from cloudem.io.storage.location import contents
+from cloudem.jobs.base import Context, option_of
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.solving import MASK
+from cloudem.jobs.refine3d.tasks import CHECKPOINT, REFERENCES, read_checkpoint
+
+
+def resumed(job: Refine3D, url: str) -> State | None:
+    """Return the state that the last checkpoint left, or None to begin; never mix two runs."""
+    record = read_attributes(url, "")
+    if record is None:
+        refuse_foreign(url)
+        return None
+    if record.get("job") != job.name:
+        what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
+        raise OutputExistsError(f"{url} contains {what}; choose another --out")
+    if job.restart:
+        return None
+    finished = has_group(url, "result")
+    state: dict[str, Any] = (read_attributes(url, CHECKPOINT) or {}).get("state") or {}
+    if not finished and not state:
+        return None  # it ended before its first iteration: nothing is lost if this one has other parameters
+    free = {"out", "restart", "report", "max_iterations", "skip_damaged"}
+    mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
+    theirs = record.get("parameters", {})
+    changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
+    if changed:
+        raise OutputExistsError(
+            f"{url} contains this job with another {', '.join(changed)}; choose another --out, or replace it with"
+            " --restart"
+        )
+    if finished:
+        raise OutputExistsError(f"{url} is already finished; choose another --out, or run it again with --restart")
+    if record.get("source") != source_of(job.particles):
+        raise InconsistentDataError(
+            f"{job.particles} has been imported again since {url} was started; choose another --out, or use --restart"
+        )
+    left = State(**state)
+    # what the data decided stays; how many iterations there are to be may have been changed
+    return replace(left, final=left.converged or left.iteration >= job.max_iterations)
+
+
+def refuse_foreign(url: str) -> None:
+    """Refuse a folder that holds something else than what an earlier run may have left."""
+    known = ("arrays-", CHECKPOINT, REFERENCES, MASK)
+    other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
+    if other:
+        raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")
+
+
+def source_of(particles: str) -> str:
+    """Return what tells one particle store from another made later under the same name."""
+    return str((read_attributes(particles, "") or {}).get("date", ""))
+
+
+def leave_out(context: Context, particles: str, without: NDArray[np.int64]) -> None:
+    """Take particles whose images were lost since the last iteration out of the half-sets."""
+    checkpoint, attributes = read_checkpoint(context.url)
+    gone = np.setdiff1d(np.flatnonzero(checkpoint.half_set == 0), without)
+    if len(gone):
+        context.progress.warning(
+            f"{len(gone):,} of {len(checkpoint.half_set):,} particles are skipped, as their shards were lost before; "
+            "use --restart to include them again"
+        )
+    if not checkpoint.half_set[without].any():
+        return
+    half_set = checkpoint.half_set.copy()
+    half_set[without] = 0
+    if not all(np.any(half_set == h) for h in (1, 2)):
+        raise InconsistentDataError(f"{particles} has no images left in one half-set; import the particles again")
+    context.write(CHECKPOINT, replace(checkpoint, half_set=half_set).arrays(), attributes)
+
+
+def clear(context: Context) -> None:
+    """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
+    for path in (
+        "result",
+        "particles",
+        CHECKPOINT,
+        REFERENCES,
+        MASK,
+        *(f"iterations/{n}" for n in list_groups(context.url, "iterations")),
+    ):
+        context.delete(path)
+
+
+def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
+    """Return the rows of the iterations in the store."""
+    found = (read_attributes(url, f"iterations/{name}") for name in sorted(list_groups(url, "iterations")))
+    return [a["row"] for a in found if a and a["row"]["iteration"] < iteration]

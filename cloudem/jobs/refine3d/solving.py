@@ -1,0 +1,105 @@
+"""From a half-set's sums to its map, mask and next reference: the tasks that run where the sums are.
+
+Half-sets meet in one of them only: :func:`compare`, whose FSC sets the frequency limit and the filter of both.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.bricks import Brick, merge, packed_sphere_of, unpack
+from cloudem.algorithms.mask import estimate_mask, soft_sphere
+from cloudem.algorithms.reconstruct import Sums, solve
+from cloudem.algorithms.resolution import FscCurves, masked_fsc
+from cloudem.errors import ParameterError
+from cloudem.io.storage.groups import read_group, write_group
+from cloudem.jobs.maps import soft_edge
+from cloudem.jobs.refine3d.tasks import REFERENCES
+from cloudem.jobs.results import within
+from cloudem.model.symmetry import operators
+from cloudem.traffic import purpose
+
+Float32 = NDArray[np.float32]
+
+MASK = "mask"
+"""Group that holds the user's mask during a run."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How the mask of a half-set's reference is found.
+
+    Attributes
+    ----------
+    box, pixel_size, radius
+        Pixels, Å, pixels.
+    given
+        The user's mask is in the store.
+    estimate
+        It is found in the half-map; otherwise it is the particle's sphere.
+    """
+
+    box: int
+    pixel_size: float
+    radius: float
+    given: bool
+    estimate: bool
+
+    @property
+    def sphere(self) -> Float32:
+        """The particle's sphere with a soft edge, (n, n, n)."""
+        return soft_sphere(self.box, self.radius, soft_edge(self.box, self.radius))
+
+
+def whole_sums(brick: Brick, box: int, k_max: int, symmetry: str) -> Sums:
+    """Return a half-set's accumulator with all Friedel and symmetry mates."""
+    return unpack(brick, packed_sphere_of(box, k_max, operators(symmetry)))
+
+
+def unfiltered(sums: Sums, box: int, k_max: int) -> Float32:
+    """Return a map without filter, (n, n, n)."""
+    return solve(sums, box, None, k_max)
+
+
+def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry: str) -> Float32:
+    """Return the map of all particles without filter, (n, n, n)."""
+    return solve(whole_sums(merge(first, second), box, k_max, symmetry), box, None, k_max)
+
+
+def half_map_mask(half: Float32, url: str, masking: Masking) -> Float32:
+    """Return the mask of a half-set's reference, found in that half-map alone unless the user gave one."""
+    if masking.given:
+        mask: Float32 = read_group(url, MASK)[0]["mask"]
+        return mask
+    if not masking.estimate:
+        return masking.sphere
+    try:
+        return estimate_mask(half, masking.pixel_size, diameter=2 * masking.radius * masking.pixel_size)
+    except ParameterError:  # nothing stands out of the noise yet
+        return masking.sphere
+
+
+def compare(
+    first: Float32, second: Float32, first_mask: Float32, second_mask: Float32, seed: int, k_max: int
+) -> FscCurves:
+    """Return the FSC of two half-maps inside both masks."""
+    return within(masked_fsc(first, second, np.maximum(first_mask, second_mask), seed=seed), k_max)
+
+
+def write_reference(
+    sums: Sums, mask: Float32, url: str, iteration: int, half: int, snr: NDArray[np.float64], k_max: int
+) -> str:
+    """Write a half-set's filtered and masked map for the next iteration; return the name of its group.
+
+    The name is new each time: if a worker that was given up still writes, it is into a group that nothing refers to.
+    """
+    density = solve(sums, mask.shape[0], snr, k_max)
+    density *= mask
+    name = f"{iteration:03d}-{half}-{uuid.uuid4().hex[:8]}"
+    with purpose("reference"):
+        write_group(url, f"{REFERENCES}/{name}", {"map": density}, {"half": half})
+    return name

@@ -1,0 +1,126 @@
+"""Running a job: nobody else at the same results, memory checked first, a log beside them, a view, an executor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from cloudem import __version__, traffic
+from cloudem.errors import CloudemError, OutOfMemoryError
+from cloudem.execution.executor import Executor, SerialExecutor
+from cloudem.io.storage.lease import hold
+from cloudem.io.storage.location import is_remote
+from cloudem.jobs.base import Context, Job
+from cloudem.jobs.logs import keep_log
+from cloudem.jobs.progress import Progress, SilentProgress
+from cloudem.text import clock, memory
+
+
+def run_job(
+    job: Job,
+    make_executor: Callable[[], Executor],
+    view: Callable[[logging.Logger], contextlib.AbstractContextManager[Progress]] | None = None,
+    tasks: int = 1,
+) -> Progress:
+    """Run a job from its check to its last line, and return what its view kept: timings, iterations, warnings.
+
+    Parameters
+    ----------
+    job
+        What to run.
+    make_executor
+        Starts the executor; called when the job is known to fit, so that a wrong input costs no start.
+    view
+        Opens the view on a logger; by default nothing is shown.
+    tasks
+        Number of tasks that the executor will run at the same time on this machine.
+
+    Raises
+    ------
+    CloudemError
+        Whatever the job raises on purpose; LeaseHeldError if another client writes the same results; OutOfMemoryError
+        if it cannot fit into this machine.
+    """
+    log = logging.getLogger("cloudem")
+    log.setLevel(logging.DEBUG)
+    with contextlib.ExitStack() as stack:
+        asked_to_stop = stack.enter_context(stop_on_signal())
+        progress = stack.enter_context(view(log)) if view else SilentProgress(log)
+        progress.columns = job.columns
+        place = place_of_lease(job)
+        lease = stack.enter_context(hold(place, log=log)) if place else None
+        if job.keeps_log:
+            stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
+        started = time.monotonic()
+        try:
+            check_memory(job.project().memory(tasks), log)
+            with make_executor() if job.parallel else SerialExecutor() as executor:
+                progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
+                for name, value in job.model_dump().items():
+                    log.debug("parameter %s = %r", name, value)
+                job.run(Context(executor, progress, log, job.out, lease, asked_to_stop))
+                if words := traffic.in_words(executor.traffic()):
+                    log.info("network %s", words)
+            log.info("%s finished in %s: %s", job.name, clock(time.monotonic() - started), job.out)
+        except KeyboardInterrupt:
+            log.debug("interrupted after %s", clock(time.monotonic() - started))
+            raise
+        except CloudemError as error:
+            log.debug("stopped: %s", error)
+            raise
+        except Exception:
+            log.debug("stopped by an unexpected error", exc_info=True)
+            raise
+    return progress
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Give what tells whether SIGUSR1 has come while the block runs: it asks a job to stop where it can go on later."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set there alone
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def place_of_lease(job: Job) -> str | None:
+    """Return where the lease of a job's results lies; None for jobs that write one object."""
+    if job.keeps_log or (job.new_out and is_remote(job.out)):
+        return job.out
+    return f"{job.out}.lease" if job.new_out else None  # a new folder is not there until it is whole
+
+
+def check_memory(needed: int, log: logging.Logger) -> None:
+    """Refuse bytes that cannot fit into this machine's memory, and warn of what may not fit just now."""
+    total = min(psutil.virtual_memory().total, _container_limit())
+    if needed > total:
+        raise OutOfMemoryError(
+            f"this needs {memory(needed)} of memory, but the machine has {memory(total)}; try a machine with"
+            " more, fewer --threads, or a smaller box (coarser pixels)"
+        )
+    if needed > psutil.virtual_memory().available:
+        log.warning(
+            "this needs %s of memory, but only %s is free now",
+            memory(needed),
+            memory(psutil.virtual_memory().available),
+        )
+
+
+def _container_limit() -> int:
+    """Memory limit of the control group that this process runs in (version 2); very large where there is none."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return 1 << 62

@@ -1,0 +1,80 @@
+"""The particles: how they lie, and what their columns say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from cloudem.report.blocks import Block, Drawn, Figure, Figures, facts
+from cloudem.report.content import ReportContent
+from cloudem.report.sections.curves import histogram
+from cloudem.report.sections.view_directions import view_density, views_figure
+
+
+def views_and_histograms(content: ReportContent) -> Drawn | None:
+    """Show the distribution of views and histograms of defocus and shifts."""
+    blocks: list[Block] = []
+    known = particle_facts(content)
+    if content.rot is not None and content.tilt is not None and len(content.rot):
+        views = view_density(content.rot, content.tilt, content.symmetry_operators)
+        if np.isfinite(views.least_sampled):
+            known.append(("sampling of Fourier space, worst direction", f"{100 * views.least_sampled:.0f} % of mean"))
+            equivalent = ", equivalent ones included" if content.symmetry_operators is not None else ""
+            caption = (
+                f"View directions in map coordinates{equivalent}; equal-area map, smoothed over "
+                f"{np.rad2deg(views.smoothing):.0f}°."
+            )
+            blocks.append(Figures([Figure(620, views_figure(views), caption), Figure(350, facts(known))]))
+            known = []
+    if known:
+        blocks.append(facts(known, width=420))
+    if drawn := [Figure(320, figure) for figure in histograms(content)]:
+        blocks.append(Figures(drawn))
+    return Drawn("Particles", blocks) if blocks else None
+
+
+def half_sizes(content: ReportContent) -> tuple[int, int] | None:
+    """Return the particles of each half-set; None where they are not assigned."""
+    if content.half_set is None:
+        return None
+    one, two = (int(np.count_nonzero(content.half_set == half)) for half in (1, 2))
+    return (one, two) if one + two else None
+
+
+def particle_facts(content: ReportContent) -> list[tuple[str, str]]:
+    """Return what a few numbers say of the particles."""
+    known = []
+    if content.particles is not None:
+        known.append(("particles", f"{content.particles:,}"))
+    if halves := half_sizes(content):
+        known.append(("half-sets 1 and 2", f"{halves[0]:,} and {halves[1]:,}"))
+    if content.defocus_u is not None and content.defocus_v is not None:
+        mean = finite((np.asarray(content.defocus_u) + np.asarray(content.defocus_v)) / 2e4)
+        if mean.size:
+            known.append(("defocus", f"{mean.min():.2f} to {mean.max():.2f} µm"))
+    if content.shift_x is not None and content.shift_y is not None:
+        shift = finite(np.hypot(content.shift_x, content.shift_y))
+        if shift.size:
+            known.append(("shift, root mean square", f"{np.sqrt(np.mean(shift**2)):.2f} Å"))
+    return known
+
+
+def histograms(content: ReportContent) -> Iterable[str]:
+    """Yield histograms of defocus, astigmatism and shifts."""
+    if content.defocus_u is not None and content.defocus_v is not None:
+        u, v = np.asarray(content.defocus_u, dtype=float), np.asarray(content.defocus_v, dtype=float)
+        if finite(u + v).size:
+            yield histogram((u + v) / 2e4, "mean defocus (µm)", "Defocus")
+            yield histogram(np.abs(u - v) / 1e4, "difference of the two defoci (µm)", "Astigmatism")
+    if content.shift_x is not None and content.shift_y is not None:
+        length = np.hypot(content.shift_x, content.shift_y)
+        if finite(length).size:
+            yield histogram(length, "distance from the box centre (Å)", "Shifts")
+
+
+def finite(values: Any) -> Any:
+    """Return the values that are numbers."""
+    array = np.asarray(values, dtype=float)
+    return array[np.isfinite(array)]

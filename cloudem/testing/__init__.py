@@ -1,0 +1,1 @@
+"""A cloud and its markets, simulated: for tests and benchmarks."""

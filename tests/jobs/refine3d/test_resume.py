@@ -1,0 +1,357 @@
+"""A refinement that was stopped anywhere ends with the same bits; half-sets share nothing but the FSC."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloudem import errors
+from cloudem.algorithms.refinement import State, iteration_plan
+from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.executor import SerialExecutor, Shared
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage import groups
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
+from cloudem.jobs import results
+from cloudem.jobs.dataset import open_dataset
+from cloudem.jobs.refine3d import run as refining
+from cloudem.jobs.refine3d import solving
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.run import Run, begin, settings_of, share, solve_halves, tasks
+from cloudem.jobs.refine3d.tasks import align_group, fold_of, read_checkpoint
+from cloudem.model.symmetry import operators
+from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, quiet_context, run
+
+ITERATIONS = 3
+FIXED = {"max_iterations": ITERATIONS, "max_resolution_A": 14}
+
+
+class StoppedError(Exception):
+    """What a test stops a run with."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "write_report", lambda url: "none")
+        run(Refine3D(**scene.refinement(out, **FIXED)))
+    return out
+
+
+class Failing(SerialExecutor):
+    """Fails in the middle of the n-th pass over the images."""
+
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self._left = passes
+
+    def map(self, function: Any, items: Any, **options: Any) -> Any:
+        yield from super().map(function, self._some(items), **options)
+        if not self._left:
+            raise StoppedError
+
+    def accumulate(self, fold: Any, items: Any, **options: Any) -> Any:
+        result = super().accumulate(fold, self._some(items), **options)
+        if not self._left:
+            raise StoppedError
+        return result
+
+    def _some(self, items: Any) -> Any:
+        self._left -= 1
+        return items if self._left else items[: len(items) // 2]
+
+
+@pytest.mark.parametrize("passes", [1, 2, 5], ids=["noise", "contrast", "iteration 3"])
+def test_resumed_after_a_failed_task(passes, scene, undisturbed, tmp_path, no_report):
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    with pytest.raises(StoppedError):
+        run(job, lambda: Failing(passes))
+    assert len(list_groups(job.out, "iterations")) == max(passes - 3, 0)
+    progress = run(job)
+    assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
+    assert_same_bits(job.out, undisturbed)
+
+
+def stop_at(patch: pytest.MonkeyPatch, module: Any, path: str, time: int) -> None:
+    """Have the given write of a group, counted from 1, stop before it is done."""
+    real, left = module.write_group, [time]
+
+    def write(url: str, group: str, *rest: Any, **options: Any) -> None:
+        left[0] -= group.startswith(path)
+        if left[0] == 0 and group.startswith(path):
+            raise StoppedError
+        real(url, group, *rest, **options)
+
+    patch.setattr(module, "write_group", write)
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "time"),
+    [
+        (groups, "checkpoint", 2),  # scale and contrast are known, but not written
+        (groups, "checkpoint", 4),  # the row of iteration 2 is written
+        (solving, "references/002-2", 1),  # one reference of the next iteration is written
+        (groups, "iterations/003", 1),
+        (groups, "result", 1),  # the particles are written
+    ],
+)
+def test_resumed_between_two_writes(module, path, time, scene, undisturbed, tmp_path, no_report):
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, module, path, time)
+        with pytest.raises(StoppedError):
+            run(job)
+    assert not has_group(job.out, "result")
+    run(job)
+    assert_same_bits(job.out, undisturbed)
+    assert not any(list_groups(job.out, name) for name in ("checkpoint", "references", "mask"))
+
+
+def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
+    out = tmp_path / "out"
+    job = Refine3D(**scene.refinement(out, **FIXED))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in job.model_dump(exclude_defaults=True).items()]
+    command = [sys.executable, "-m", "cloudem", "refine3d", *options, "--executor", "serial"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while process.poll() is None and not (out / "iterations/002/zarr.json").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, said
+    assert not has_group(out, "result")
+    progress = run(job)
+    assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
+    assert_same_bits(out, undisturbed)
+    assert "resuming at iteration" in (out / "log.txt").read_text()
+
+
+def test_asked_to_stop_it_ends_after_an_iteration_and_goes_on_later(scene, undisturbed, tmp_path, no_report):
+    class Asking(SerialExecutor):
+        def accumulate(self, *args: Any, **options: Any) -> Any:
+            signal.raise_signal(signal.SIGUSR1)
+            return super().accumulate(*args, **options)
+
+    job = Refine3D(**scene.refinement(tmp_path / "out", **FIXED))
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(errors.StoppedError, match="after iteration 1"):
+        run(job, Asking)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert list_groups(job.out, "iterations") == ["001"]
+    run(job)
+    assert_same_bits(job.out, undisturbed)
+
+
+def test_dask_gives_the_same_bits(scene, undisturbed, tmp_path, no_report):
+    run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)), lambda: DaskExecutor(threads=2))
+    assert_same_bits(tmp_path / "out", undisturbed)
+
+
+class Watched(SerialExecutor):
+    """Knows which shared values somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: weakref.WeakSet[Shared[Any]] = weakref.WeakSet()
+
+    def share(self, *args: Any, **options: Any) -> Shared[Any]:
+        made = super().share(*args, **options)
+        self.held.add(made)
+        return made
+
+    def accumulate(self, *args: Any, **options: Any) -> Any:
+        sums, notes = super().accumulate(*args, **options)
+        self.held.update(sums.values())
+        return sums, notes
+
+
+def test_nothing_is_held_that_would_be_made_again_from_another_checkpoint(
+    scene: Scene, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[Watched] = []
+    held: list[int] = []
+
+    def executor() -> Watched:
+        watched.append(Watched())
+        return watched[0]
+
+    def save(*args: Any) -> None:
+        held.append(len(watched[0].held))
+        refining_save(*args)
+
+    refining_save = refining.save
+    monkeypatch.setattr(refining, "save", save)
+    run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)), executor)
+    assert held == [0, 0, 0]  # twice before the first iteration, and after it
+
+
+def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    for values, message in (
+        ({}, "is already finished; choose another --out, or run it again with --restart"),
+        (
+            {"seed": 5, "diameter_A": 110},
+            "job with another --diameter-A, --seed; choose another --out, or replace it with --restart",
+        ),
+    ):
+        with pytest.raises(OutputExistsError, match=message):
+            run(Refine3D(**scene.refinement(out, **{**FIXED, **values})))
+    assert_same_bits(out, undisturbed)
+
+
+def test_restart_begins_anew(scene, undisturbed, tmp_path, no_report):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    job = Refine3D(**scene.refinement(out, restart=True, max_iterations=1))
+    run(job)
+    assert list_groups(out, "iterations") == ["001"]
+    assert read_attributes(out, "")["parameters"]["max_iterations"] == 1
+
+
+@pytest.mark.parametrize("asked_before", [2, 25])
+def test_more_or_fewer_iterations_may_be_asked_of_a_stopped_run(asked_before, scene, undisturbed, tmp_path, no_report):
+    """The one it stopped in was to be the last of two, which take all shells; asked for three, it is not."""
+    stopped = Refine3D(**scene.refinement(tmp_path / "out", **{**FIXED, "max_iterations": asked_before}))
+    with pytest.raises(StoppedError):
+        run(stopped, lambda: Failing(4))
+    progress = run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
+    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations" in progress.warnings()
+    assert_same_bits(tmp_path / "out", undisturbed)
+
+
+def test_a_restart_that_cannot_begin_leaves_the_result(scene, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    for wrong, error in (({"diameter_A": 161.0}, ParameterError), ({"reference": "nowhere.mrc"}, MissingInputError)):
+        with pytest.raises(error):
+            run(Refine3D(**scene.refinement(out, **{**FIXED, "restart": True, **wrong})))
+    assert_same_bits(out, undisturbed)
+
+
+def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
+    job = Refine3D(**copy.refinement(tmp_path / "out", **FIXED))
+    with pytest.raises(StoppedError):
+        run(job, lambda: Failing(4))
+    store = open_particles(scene.particles)
+    shutil.rmtree(copy.particles)
+    few = np.arange(90)
+    write_particles(copy.particles, store.particles.take(few), [store.read_images(few)], box=BOX, pixel_size=PIXEL)
+    with pytest.raises(InconsistentDataError, match=r"started with 160 particles, but .* now has 90; choose another"):
+        run(job)
+
+
+# Half-sets. Two runs that differ in the images of half-set 2 alone.
+
+
+def run_of(job: Refine3D) -> Run:
+    dataset = open_dataset(job.particles)
+    return Run(job, quiet_context(job.out), dataset, settings_of(job, dataset), None, operators(job.symmetry))
+
+
+@pytest.fixture(scope="module")
+def other_half(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The same particles, but the images of half-set 2 are mirrored and noisier."""
+    store = open_particles(scene.particles)
+    images = store.read_images(np.arange(len(store)))
+    second = np.flatnonzero(store.particles["half_set"] == 2)
+    noise = np.random.default_rng(5).standard_normal(images[second].shape, np.float32)
+    images[second] = 1.5 * images[second, ::-1] + noise
+    path = tmp_path_factory.mktemp("other") / "particles.zarr"
+    write_particles(path, store.particles, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
+    return Scene(str(path), scene.reference, scene.density, scene.truth)
+
+
+def references_of(url: str, names: Any = None) -> list[np.ndarray]:
+    """The references that a checkpoint names, or those given."""
+    names = names or (read_attributes(url, "checkpoint") or {})["references"]
+    return [read_group(url, f"references/{name}")[0]["map"] for name in names]
+
+
+def assert_half_one_is_the_same(one: Any, other: Any, names: tuple[str, ...]) -> None:
+    """Compare the parts of two checkpoints that belong to half-set 1, to the bit, and that those of 2 differ."""
+    for name in names:
+        np.testing.assert_array_equal(getattr(one, name)[0], getattr(other, name)[0], err_msg=name)
+    assert np.any(one.sigma2[1] != other.sigma2[1])
+    mine = one.half_set == 1
+    np.testing.assert_array_equal(one.scale[mine], other.scale[mine])
+    np.testing.assert_array_equal(one.settled[mine], other.settled[mine])
+    for name in (name for name in vars(one) if name.startswith("pose_")):
+        values = [getattr(c, name)[mine[c.pose_images]] for c in (one, other)]
+        np.testing.assert_array_equal(*values, err_msg=name)
+
+
+def test_half_sets_begin_apart(scene, other_half, tmp_path):
+    starts = []
+    for name, part in (("a", scene), ("b", other_half)):
+        this = run_of(Refine3D(**part.refinement(tmp_path / name, **FIXED)))
+        begin(this)
+        starts.append(read_checkpoint(this.url)[0])
+    assert_half_one_is_the_same(*starts, names=("sigma2",))
+    one, other = (references_of(str(tmp_path / name)) for name in ("a", "b"))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert np.any(one[1] != other[1])
+
+
+@pytest.fixture(scope="module")
+def before(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped before iteration 4, when masks are estimated and scales fitted."""
+    out = tmp_path_factory.mktemp("before") / "out"
+    with pytest.raises(StoppedError):
+        run(Refine3D(**scene.refinement(out, **{**FIXED, "max_iterations": 25})), lambda: Failing(6))
+    return out
+
+
+def test_half_sets_share_nothing_but_the_fsc(scene, other_half, before, tmp_path, monkeypatch):
+    """With another FSC only the filter differs; with the same one, the whole of half-set 1 is the same to the bit."""
+    steps = []
+    for part in (scene, other_half):
+        this = run_of(Refine3D(**part.refinement(before, **{**FIXED, "max_iterations": 25})))
+        checkpoint, attributes = read_checkpoint(this.url)
+        state = State(**attributes["state"])
+        assert state.iteration == 4
+        plan = iteration_plan(state, this.settings)
+        fold = fold_of(partial(align_group, url=this.url, plan=plan))
+        items = tasks(checkpoint.half_set, 50)
+        sums, notes = this.executor.accumulate(fold, items, shared=share(this, plan))
+        solve = partial(solve_halves, this, state, plan, checkpoint, sums, list(zip(items, notes, strict=True)))
+        steps.append((sums, solve))
+    (sums, solve), (others, solve_other) = steps
+    values = [{half: part.handle for half, part in some.items()} for some in (sums, others)]
+    for name in ("data", "weight"):
+        first, second = ([getattr(value[half], name) for value in values] for half in (1, 2))
+        np.testing.assert_array_equal(*first)
+        assert np.any(second[0] != second[1])
+    solved = [solve(), solve_other()]
+    names = ("sigma2", "shift_variance")
+    assert_half_one_is_the_same(solved[0].checkpoint, solved[1].checkpoint, names)
+    for get in (lambda o: o.maps.halves, lambda o: o.maps.masks):
+        np.testing.assert_array_equal(get(solved[0])[0].handle, get(solved[1])[0].handle)
+        assert np.any(get(solved[0])[1].handle != get(solved[1])[1].handle)
+    assert np.any(solved[0].observed.fsc != solved[1].observed.fsc)
+    one, other = (references_of(str(before), step.references) for step in solved)
+    assert np.any(one[0] != other[0])  # the filter
+    monkeypatch.setattr(solving, "masked_fsc", lambda *_, **__: solved[0].curves)
+    again = solve_other()
+    assert_half_one_is_the_same(solved[0].checkpoint, again.checkpoint, names)
+    np.testing.assert_array_equal(one[0], references_of(str(before), again.references)[0])
+    # what decides about the next iteration beside the FSC are two shares that count images of both half-sets
+    assert vars(solved[0].observed).keys() == {"fsc", "moving", "jumped"}
+
+
+def test_poses_of_both_halves_stay_in_the_order_of_images(before):
+    checkpoint, _ = read_checkpoint(str(before))
+    assert np.all(np.diff(checkpoint.pose_images) >= 0)
+    assert set(checkpoint.pose_images) == set(range(len(checkpoint.half_set)))

@@ -1,0 +1,156 @@
+"""Refinements of small simulated sets, run as the command line runs them, held against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.refinement import resolution_shell
+from cloudem.cli import main
+from cloudem.errors import InconsistentDataError
+from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.storage.groups import has_group, list_groups, particles_from_arrays, read_attributes, read_group
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.run import CIRCLE_LEAKAGE
+from cloudem.kernels.shells import fourier_shell_correlation
+from cloudem.model.particles import Particles
+from cloudem.model.poses import angle_between, euler_to_matrix
+from cloudem.model.symmetry import operators
+from tests.jobs.conftest import BOX, PIXEL, Scene, make_scene, molecule, run
+
+
+def pose_errors(found: Particles, scene: Scene, symmetry: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors of rotation in degrees, the point group taken out, and of shift in Å."""
+    mine, true = (euler_to_matrix(t["rot"], t["tilt"], t["psi"]) for t in (found, scene.truth))
+    angle = np.min([angle_between(mine, true @ operator) for operator in operators(symmetry)], axis=0)
+    shift = np.hypot(*(found[name] - scene.truth[name] for name in ("shift_x", "shift_y")))
+    return np.degrees(angle), shift
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "D2"])
+def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp_path):
+    if symmetry != "C1":
+        scene = make_scene(tmp_path, count=120, density=molecule(symmetry))
+    job = Refine3D(**scene.refinement(tmp_path / "out", symmetry=symmetry, max_resolution_A=12))
+    progress = run(job)
+    result, attributes = read_group(job.out, "result")
+    particles = particles_from_arrays(*read_group(job.out, "particles"))
+    angle, shift = pose_errors(particles, scene, symmetry)
+    assert np.median(angle) < 5  # a shell of 12 Å is 6 Å wide at a radius of 55 Å: 6°
+    assert np.mean(angle < 15) > 0.85
+    assert np.median(shift) < 1.5
+    start = fourier_shell_correlation(read_volume(scene.reference).data, scene.density)
+    end = fourier_shell_correlation(result["map_unfiltered"], scene.density)
+    assert resolution_shell(start) < 6.5 < 12 < resolution_shell(end)
+    assert np.all(end[1:12] > 0.7)
+    assert attributes["resolution_A"] < 14
+    assert attributes["symmetry"] == symmetry
+    assert progress.warnings() == []
+    assert set(particles["half_set"]) == {1, 2}
+    np.testing.assert_array_equal(particles["half_set"], scene.truth["half_set"])
+    assert result["map"].shape == result["mask"].shape == (BOX,) * 3
+    assert (Path(job.out) / "report.html").stat().st_size > 10_000
+    assert len(list_groups(job.out, "iterations")) == len(progress.iterations())
+    assert not has_group(job.out, "checkpoint")
+
+
+def test_images_with_hardly_any_noise_are_no_harder(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=80, snr=5.0)
+    progress = run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=4)))
+    angle, shift = pose_errors(particles_from_arrays(*read_group(tmp_path / "out", "particles")), scene, "C1")
+    assert np.median(angle) < 2.5
+    assert np.median(shift) < 0.6
+    assert progress.iterations()[-1]["resolution_A"] < 11
+
+
+def test_half_sets_are_drawn_where_the_table_has_none(tmp_path, no_report):
+    names = ("rot", "tilt", "psi", "shift_x", "shift_y", "half_set", "micrograph")
+    scene = make_scene(tmp_path, count=60, columns=lambda truth: truth.without_columns(names))
+    job = Refine3D(**scene.refinement(tmp_path / "out", max_iterations=1, seed=3, initial_resolution_A=40))
+    progress = run(job)
+    assert progress.warnings() == ["not converged after 1 iterations; raise --max-iterations"]
+    halves = read_group(job.out, "particles")[0]["half_set"]
+    assert np.bincount(halves).tolist() == [0, 30, 30]
+    assert np.any(halves != scene.truth["half_set"])
+
+
+def test_a_local_refinement_starts_from_the_table(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=80, columns=lambda truth: truth)
+    reference = read_volume(scene.reference).data
+    write_volume(scene.reference, 100 * reference, PIXEL)  # on any scale
+    job = Refine3D(**scene.refinement(tmp_path / "out", local=True, initial_resolution_A=20, max_iterations=2))
+    run(job)
+    angle, _ = pose_errors(particles_from_arrays(*read_group(job.out, "particles")), scene, "C1")
+    assert np.median(angle) < 5
+    assert np.mean(angle < 20) > 0.95
+    write_volume(scene.reference, -reference, PIXEL)
+    with pytest.raises(InconsistentDataError, match="negative of the reference"):
+        run(Refine3D(**scene.refinement(tmp_path / "dark", local=True, initial_resolution_A=20)))
+
+
+def test_noise_alone_does_not_get_beyond_the_start(tmp_path, no_report):
+    """A reference of 16 Å that no image holds: shells beyond it, with many coefficients each, must stay empty."""
+    scene = make_scene(tmp_path, snr=0, count=120)
+    write_volume(scene.reference, scene.density, PIXEL)
+    job = Refine3D(**scene.refinement(tmp_path / "out", initial_resolution_A=16))
+    progress = run(job)
+    first = int(BOX * PIXEL / 16)
+    rows = [read_group(job.out, f"iterations/{name}") for name in list_groups(job.out, "iterations")]
+    assert len(rows) >= 3
+    for curves, attributes in rows:
+        assert curves["fsc_corrected"][first + 2 :].max() < 0.143 + 0.1  # single shells have a deviation of 0.08
+        assert curves["fsc_corrected"][first + 2 :].mean() < 0.07
+        assert resolution_shell(curves["fsc_corrected"]) <= first + 1
+        assert attributes["state"]["limit"] == first - CIRCLE_LEAKAGE
+    assert any("did not get beyond its start, --initial-resolution-A 16" in text for text in progress.warnings())
+    assert any("did not get beyond" in text for text in read_attributes(job.out, "result")["warnings"])
+
+
+def test_dark_protein_is_refused_or_warned_of(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=80, sign=-1)
+    out = tmp_path / "out"
+    with pytest.raises(InconsistentDataError, match=r"negative of the reference.*--invert-contrast"):
+        run(Refine3D(**scene.refinement(out)))
+    with pytest.raises(InconsistentDataError, match="negative of the reference"):  # nothing resumes from a refusal
+        run(Refine3D(**scene.refinement(out)))
+    assert not has_group(out, "result")
+    progress = run(Refine3D(**scene.refinement(out, ignore_contrast=True, max_iterations=1)))
+    assert any("match the negative of the reference" in text for text in progress.warnings())
+    assert any("not converged" in text for text in progress.warnings())
+
+
+def test_dark_protein_and_dark_reference_are_noticed_in_the_map(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=80, sign=-1)
+    write_volume(scene.reference, -read_volume(scene.reference).data, PIXEL)
+    progress = run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)))
+    assert any("mean density inside the mask is negative" in text for text in progress.warnings())
+
+
+def test_a_reference_on_another_grid_is_resampled_and_that_is_said(scene, tmp_path, no_report):
+    density = read_volume(scene.reference).data
+    larger = np.pad(density, 4)  # the same molecule in a box of 40
+    write_volume(tmp_path / "larger.mrc", larger, PIXEL)
+    values = scene.refinement(tmp_path / "out", reference=str(tmp_path / "larger.mrc"), max_iterations=1)
+    progress = run(Refine3D(**values))
+    assert any(
+        "the reference is 40 px at 5 Å and the particles are 32 px at 5 Å: resampled" in text
+        for text in progress.warnings()
+    )
+    run(Refine3D(**scene.refinement(tmp_path / "same", max_iterations=1)))
+    maps = [read_group(tmp_path / name, "result")[0]["map_unfiltered"] for name in ("out", "same")]
+    assert np.corrcoef(*(m.ravel() for m in maps))[0, 1] > 0.999
+
+
+def test_a_dry_run_says_what_it_needs(scene, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = f"refine3d --particles {scene.particles} --reference {scene.reference} --diameter-A 120 --out {out}"
+    with pytest.raises(SystemExit) as end:
+        main([*line.split(), "--dry-run"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "160 particles of 32 px, about 2 tasks per pass" in shown
+    assert "memory" in shown
+    assert "MiB" in shown
+    assert not out.exists()
