@@ -128,7 +128,7 @@ def particles_of(place: str, made: Mapping[str, StoreFacts], given: Given) -> St
         Neither is there a store, nor does a step before make it, nor was it said.
     """
     found = made.get(place)
-    reason = f"{place}: no step before makes it"
+    reason = f"{place}: no earlier step creates it"
     if found is None and given.over(None) is None:
         from cloudem.io.particle_store import open_particles
 
@@ -139,7 +139,7 @@ def particles_of(place: str, made: Mapping[str, StoreFacts], given: Given) -> St
             reason = str(error)  # names the place
     known = given.over(found)
     if known is None:
-        raise ParameterError(f"{reason}; say what it will hold: --particles 100000 --box-px 256")
+        raise ParameterError(f"{reason}; give its size: --particles 100000 --box-px 256")
     return known
 
 
@@ -165,7 +165,7 @@ def _in_table(job: ImportParticles) -> StoreFacts:
         size = job.pixel_size_A or source.pixel_size or images.pixel_size or 1.0  # as importing does
         return StoreFacts(len(source.particles), images.box, size)
     except CloudemError as error:
-        raise ParameterError(f"{error}; or say what will be imported: --particles 100000 --box-px 256") from None
+        raise ParameterError(f"{error}; or give the size of the import: --particles 100000 --box-px 256") from None
 
 
 def _parallel(name: str, work: Work, speeds: Speeds) -> StepEstimate:

@@ -286,7 +286,7 @@ IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zar
     ("text", "said"),
     [
         ("project = 3\n[[step]]\njob = 'refine3d'", "project: got 3"),
-        ("[[step]]\njob = 'refine3d'", "there is no project"),
+        ("[[step]]\njob = 'refine3d'", "no project is set"),
         ("project = 's3://some-bucket/p'", "there is no step"),
         ("project = 's3://some-bucket/p'\nstep = [3]", "there is no step"),
         ("project = 's3://some-bucket/p'\ncolour = 1\n[[step]]\njob = 'mask'", "got colour at the top"),
@@ -306,7 +306,7 @@ IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zar
         (
             "project = 's3://some-bucket/p'\n[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'y'\n"
             "[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'z'",
-            "is called 'a' like one before",
+            "has the same name, 'a', as an earlier one",
         ),
         ("project =", "is not valid TOML"),
     ],
@@ -348,7 +348,7 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     project = f"s3://{bucket}/to-import"
     steps = "particles = 'p.star'\nallow_no_ctf = true\n[[step]]\njob = 'reconstruct'\nparticles = 'p.zarr'\n"
     both = read_workflow(written(tmp_path, IMPORT.replace("s3://some-bucket/p", project) + steps))
-    with pytest.raises(MissingInputError, match=r"step import: particles s3://.*/p\.star is not there"):
+    with pytest.raises(MissingInputError, match=r"step import: particles s3://.*/p\.star does not exist"):
         check_inputs(both)
     names = np.array([f"{i + 1}@Extract/a.mrcs" for i in range(6)], dtype=TEXT)
     write_star(f"{project}/p.star", {"": {"rlnImageName": names}})
