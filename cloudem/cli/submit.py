@@ -80,7 +80,7 @@ class Submit(Command):
             raise ParameterError(f"{store.url} is {state.status}; change its limits with `cloudem submit --resume`")
         if changed:
             wanted = store.change(**changed)
-            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {_when(wanted.deadline)}")
+            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, ends by {_when(wanted.deadline)}")
         if not self.detach:
             _follow(store)
 

@@ -105,7 +105,7 @@ def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | No
         why=_why(state, time.time()),
         rehearsal=record.region == LOCAL,
         asked=_asked(record, plan, wanted),
-        promise=promise(plan, wanted, catalogue).rpartition("; over by")[0],
+        promise=promise(plan, wanted, catalogue).rpartition("; ends by")[0],
         max_usd=wanted.max_usd,
         spent=found.spent.total,
         wall=axis.active,

@@ -137,7 +137,7 @@ def test_a_node_whose_slot_another_took_while_its_step_ran_was_lost_and_no_other
         "controller of launch 1 begins",
         f"{W0} (a): lost without notice, replaced",
         "draining: requested by its owner",
-        "limits: $3.00, over by 2 h after submitting",
+        "limits: $3.00, until 2 h after submitting",
     ]
     assert [event.letter for event in content.events] == list("abcd")
     assert content.events[1].at == T0 + 100

@@ -153,7 +153,7 @@ def test_the_nearest_is_named_when_nothing_fits() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="the fastest of all takes"):
         make(stages, max_hours=0.001)
-    with pytest.raises(BudgetError, match=r"fits into \$0.0001: the cheapest is \$"):
+    with pytest.raises(BudgetError, match=r"no plan fits \$0.0001: the cheapest is \$"):
         make(stages, max_usd=0.0001)
 
 
