@@ -7,7 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
 WAITING := tests/cloud tests/deploy tests/runs tests/conformance/test_providers.py tests/execution/dask/test_node_cluster.py
 
-.PHONY: demo test lint clean
+ALL_VERSIONS := 3.11 3.12 3.13
+
+.PHONY: demo test test-all coverage lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -26,6 +28,27 @@ test: lint
 	$(BIN)/python -m pytest $(WAITING:%=--ignore=%); others=$$?; \
 	wait $$waiting; status=$$?; cat .venv/waiting.log; exit $$((others + status))
 
+# How much of cloudem the tests run, lines and branches; slower than the tests alone.
+coverage: .venv/installed-test
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term --cov-report=html:.coverage-html
+	@echo "line by line: $(CURDIR)/.coverage-html/index.html"
+
+# The tests on every version of Python that is here (on the PATH, or from pyenv), each with an environment of its own;
+# versions that are not here are named.
+test-all:
+	@failed=; absent=; for version in $(ALL_VERSIONS); do \
+		found=; for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+			if $$python -c 'import venv' 2>/dev/null; then found=$$python; break; fi; \
+		done; \
+		if test -z "$$found"; then absent="$$absent $$version"; continue; fi; \
+		echo "--- Python $$version"; venv=.venv-$$version; \
+		{ test -x $$venv/bin/python || $$found -m venv $$venv; } && \
+		$$venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' && \
+		$$venv/bin/python -m pytest $(TESTS) || failed="$$failed $$version"; \
+	done; \
+	for version in $$absent; do echo "SKIPPED: there is no Python $$version with its venv module here"; done; \
+	if test -n "$$failed"; then echo "FAILED: Python$$failed"; exit 1; fi
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +56,7 @@ lint: .venv/installed-test
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(ALL_VERSIONS:%=.venv-%) .coverage .coverage.* .coverage-html $(DEMO)
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "cloudem needs Python 3.11 or later as python3; set PYTHON=/path/to/it" >&2; exit 1; }

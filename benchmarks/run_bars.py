@@ -1,4 +1,4 @@
-"""Reproduce the figures of the README: agreement with RELION, quality, cost, honesty, speed of the kernels.
+"""Reproduce the figures of docs/benchmarks.md: agreement with RELION, quality, cost, honesty, speed of the kernels.
 
     python benchmarks/run_bars.py PART [PART …] --work FOLDER     parts by name, or: all, table
     python benchmarks/run_bars.py all --quick                     that everything runs, in minutes; no figures

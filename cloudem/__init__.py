@@ -1,3 +1,8 @@
-"""cloudem: from cryo-EM data in object storage to 3D maps, at a cost known beforehand."""
+"""cloudem: from cryo-EM particles to 3D maps, at a cost known beforehand."""
 
-__version__ = "0.1.0"
+from importlib import metadata
+
+try:
+    __version__ = metadata.version("cloudem")
+except metadata.PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+source"

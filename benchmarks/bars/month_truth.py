@@ -57,7 +57,7 @@ Supposed, from what people report; not the planner's 45, 110, 240 s."""
 
 @cache
 def residuals() -> tuple[float, ...]:
-    """Return measured over estimated wall time of the whole refinements in the README's tables."""
+    """Return measured over estimated wall time of the whole refinements in docs/benchmarks.md."""
     from tests.runs.test_workload import MEASURED, REFERENCE, Fleet, surely, work
 
     return tuple(

@@ -14,21 +14,21 @@ from cloudem.jobs.base import parameter
 TASKS = ("cloudem.jobs.refine3d.run", "cloudem.jobs.reconstruct.run")
 """What a worker's tasks are made of: seconds to import, so that is done while it waits for work."""
 
-SUMMARY = "Clusters of several machines: rented for a while, or of machines that are there."
+SUMMARY = "Manage clusters of several machines, rented or your own."
 
 
 class Certificates(Command):
     """Everything that a cluster's members need to know each other."""
 
     name: ClassVar[str] = "cluster certificates"
-    summary: ClassVar[str] = "Make the certificates that the members of a cluster know each other by."
+    summary: ClassVar[str] = "Create the certificates by which members of a cluster identify each other."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster certificates --out certs",
-        "scp -pr certs node1:    # to every machine of the cluster, and to nobody else",
+        "scp -pr certs node1:    # copy to every machine of the cluster, and nowhere else",
     )
 
-    out: str = parameter(meaning="folder for the authority's certificate, and the members' certificate and key")
-    days: int = parameter(365, meaning="days until they expire", ge=1, le=3650)
+    out: str = parameter(meaning="folder for the certificates and the key")
+    days: int = parameter(365, meaning="days until the certificates expire", ge=1, le=3650)
 
     def run(self) -> None:
         """Write the folder."""
@@ -36,8 +36,8 @@ class Certificates(Command):
 
         end = make_certificates(self.out, self.days)
         click.echo(
-            f"{self.out}: certificates until {end:%Y-%m-%d}; copy the folder to every machine of the cluster, and to"
-            " nobody else: who has it can run code on all of them"
+            f"{self.out}: certificates valid until {end:%Y-%m-%d}; copy the folder to every machine of the cluster, and"
+            " nowhere else: whoever has it can run code on all of them"
         )
 
 
@@ -49,15 +49,19 @@ class Scheduler(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster scheduler --host 10.99.0.1 --certificates certs",
         "cloudem cluster scheduler --host 10.99.0.1 --certificates certs --dashboard",
-        "cloudem cluster scheduler                       # this machine alone, without certificates",
+        "cloudem cluster scheduler                       # this machine only, without certificates",
     )
 
-    host: str = parameter("127.0.0.1", meaning="address to listen on; 0.0.0.0 is all of this machine's")
+    host: str = parameter("127.0.0.1", meaning="address to listen on; 0.0.0.0: all addresses of this machine")
     port: int = parameter(8786, meaning="port to listen on", ge=1, le=65535)
-    certificates: str | None = parameter(None, meaning="folder of certificates, by default $CLOUDEM_CERTIFICATES")
-    dashboard: bool = parameter(False, meaning="serve Dask's pages and /metrics, neither encrypted nor protected")
-    dashboard_host: str = parameter("127.0.0.1", meaning="address of the pages")
-    dashboard_port: int = parameter(8787, meaning="port of the pages", ge=1, le=65535)
+    certificates: str | None = parameter(
+        None, meaning="folder with the certificates; by default, $CLOUDEM_CERTIFICATES"
+    )
+    dashboard: bool = parameter(
+        False, meaning="serve the Dask dashboard and /metrics, without encryption or access control"
+    )
+    dashboard_host: str = parameter("127.0.0.1", meaning="address of the dashboard")
+    dashboard_port: int = parameter(8787, meaning="port of the dashboard", ge=1, le=65535)
 
     def run(self) -> None:
         """Listen until told to stop."""
@@ -67,7 +71,7 @@ class Scheduler(Command):
         security = security_to_listen(self.host, self.certificates)
         pages = (self.dashboard_host, self.dashboard_port) if self.dashboard else None
         if pages is not None:
-            _say(f"pages at http://{self.dashboard_host}:{self.dashboard_port}/status")
+            _say(f"dashboard at http://{self.dashboard_host}:{self.dashboard_port}/status")
         run_scheduler(self.host, self.port, security, pages=pages, say=_say)
 
 
@@ -75,27 +79,33 @@ class Worker(Command):
     """The workers of one machine."""
 
     name: ClassVar[str] = "cluster worker"
-    summary: ClassVar[str] = "Run workers of a cluster on this machine until Ctrl-C, or until their scheduler stops."
+    summary: ClassVar[str] = "Run workers of a cluster on this machine until Ctrl-C, or until the scheduler stops."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs",
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --host 10.99.0.2 --workers 2 --threads 8",
-        "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --gpus 4     # a worker on each of four GPUs",
+        "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --gpus 4     # one worker on each of 4 GPUs",
         "cloudem cluster worker tcp://127.0.0.1:8786     # a scheduler on this machine, without certificates",
     )
 
-    scheduler: str = parameter(meaning="address of the scheduler, as tls://host:8786", positional=True)
-    certificates: str | None = parameter(None, meaning="folder of certificates, by default $CLOUDEM_CERTIFICATES")
-    host: str | None = parameter(None, meaning="address to listen on, by default the one that faces the scheduler")
-    gpus: str = parameter("auto", meaning="GPUs with a worker each: auto (all there are), none, or how many")
-    workers: int | None = parameter(None, meaning="number of worker processes without GPUs, by default one", ge=1)
+    scheduler: str = parameter(meaning="address of the scheduler, such as tls://host:8786", positional=True)
+    certificates: str | None = parameter(
+        None, meaning="folder with the certificates; by default, $CLOUDEM_CERTIFICATES"
+    )
+    host: str | None = parameter(None, meaning="address to listen on; by default, the one that reaches the scheduler")
+    gpus: str = parameter("auto", meaning="GPUs to use, with one worker each: auto (all), none, or a number")
+    workers: int | None = parameter(
+        None, meaning="number of worker processes if no GPUs are used; by default, one", ge=1
+    )
     threads: int | None = parameter(
-        None, meaning="tasks at a time of each worker, by default its share of the cores; one on a GPU", ge=1
+        None, meaning="parallel tasks per worker; by default, its share of the cores, or one on a GPU", ge=1
     )
-    local_folder: str | None = parameter(None, meaning="folder for workers' files, by default one in the system's own")
+    local_folder: str | None = parameter(
+        None, meaning="folder for the workers' temporary files; by default, in the system's temporary folder"
+    )
     metrics_port: int | None = parameter(
-        None, meaning="port of /metrics, of the first worker; the next ones count up", ge=1, le=65535
+        None, meaning="port for /metrics of the first worker; further workers use the ports above it", ge=1, le=65535
     )
-    patience_s: float = parameter(300.0, meaning="how long to look for a scheduler that does not answer", ge=0)
+    patience_s: float = parameter(300.0, meaning="how long to wait for a scheduler that does not answer", ge=0)
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -131,7 +141,7 @@ class Worker(Command):
             return [None if self.gpus == "auto" else ""] * workers, threads, threads
         if self.workers not in (None, len(gpus)):
             raise ParameterError(
-                f"--workers: got {self.workers}, but each of {len(gpus)} GPUs has one; leave it out, or"
+                f"--workers: got {self.workers}, but each of the {len(gpus)} GPUs gets one worker; leave it out, or"
                 " give --gpus none"
             )
         _, cores = layout(processes=True, workers=len(gpus))

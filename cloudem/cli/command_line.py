@@ -50,17 +50,21 @@ class RunOptions(Declaration):
 
     name: ClassVar[str] = "cloudem"
 
-    dry_run: bool = parameter(False, meaning="show what would run, its memory and disk, and stop")
-    executor: Literal["dask", "serial"] = parameter("dask", meaning="what runs the work: all cores (or GPUs), or one")
-    threads: int | None = parameter(None, meaning="threads of each worker, by default one for each core", ge=1)
-    processes: bool = parameter(False, meaning="worker processes under a supervisor instead of threads")
+    dry_run: bool = parameter(False, meaning="show what would run and how much memory and disk it needs, then stop")
+    executor: Literal["dask", "serial"] = parameter("dask", meaning="dask uses all cores or GPUs; serial uses one core")
+    threads: int | None = parameter(None, meaning="threads per worker; by default, one per core", ge=1)
+    processes: bool = parameter(False, meaning="use supervised worker processes instead of threads")
     workers: int | None = parameter(None, meaning="number of worker processes", ge=1)
-    scheduler: str | None = parameter(None, meaning="use a running scheduler, as tls://host:8786")
-    certificates: str | None = parameter(None, meaning="folder of the scheduler's, by default $CLOUDEM_CERTIFICATES")
-    insecure: bool = parameter(False, meaning="accept a scheduler on another machine without encryption")
-    reproducible: bool = parameter(True, meaning="same bits for any number of workers; without, fewer bytes for most")
-    dashboard: bool = parameter(False, meaning="serve Dask's pages on http://127.0.0.1:8787")
-    debug: bool = parameter(False, meaning="show the traceback of an error")
+    scheduler: str | None = parameter(None, meaning="address of a running scheduler, such as tls://host:8786")
+    certificates: str | None = parameter(
+        None, meaning="folder with the cluster's certificates; by default, $CLOUDEM_CERTIFICATES"
+    )
+    insecure: bool = parameter(False, meaning="accept an unencrypted scheduler on another machine")
+    reproducible: bool = parameter(
+        True, meaning="same bits for any number of workers; without it, less network traffic"
+    )
+    dashboard: bool = parameter(False, meaning="serve the Dask dashboard at http://127.0.0.1:8787")
+    debug: bool = parameter(False, meaning="show a traceback if something fails")
 
     def make_executor(self, gpus: bool) -> Executor:
         """Start what runs the work; with worker processes on GPUs only for jobs that use them."""
@@ -179,11 +183,11 @@ def describe_error(error: Exception) -> str:
     elif isinstance(error, click.ClickException):
         text = f"{error.format_message().rstrip('.?')}; see cloudem --help"
     elif isinstance(error, MemoryError):
-        text = "out of memory; try fewer --threads, or a machine with more"
+        text = "out of memory; try fewer --threads, or a machine with more memory"
     elif isinstance(error, OSError):
         text = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
     else:
-        text = f"unexpected {type(error).__name__}: {error}; run again with --debug for where it came from"
+        text = f"unexpected {type(error).__name__}: {error}; run again with --debug to see where it came from"
     return " ".join(text.split())
 
 
@@ -242,15 +246,13 @@ def read_job_file(path: str) -> list[Job]:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingInputError(f"{path}: no such file; give a job file, see cloudem run --help") from None
+        raise MissingInputError(f"{path}: no such file; give a job file (see cloudem run --help)") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not TOML: {error}") from None
+        raise ParameterError(f"{path} is not valid TOML: {error}") from None
     several = table.get("job")
     if isinstance(several, list):
         if len(table) > 1:
-            raise ParameterError(
-                f"{path}: beside [[job]] there is {', '.join(set(table) - {'job'})}; put it into a job"
-            )
+            raise ParameterError(f"{path} has {', '.join(set(table) - {'job'})} outside of [[job]]; move it into a job")
         return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in several]
     return [_job_of(path, table, leave_out=("job",))]
 
@@ -314,13 +316,13 @@ class _FileCommand(click.Command):
 
 @COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *options_of(RunOptions)])
 def _run_file(file: str, **given: Any) -> None:
-    """Run the job, or the jobs, that a TOML file declares."""
+    """Run the job or jobs in a TOML file."""
     _run(read_job_file(file), _split(given)[1])
 
 
 @COMMANDS.command("version")
 def _version() -> None:
-    """Print the version of cloudem and of what it is built on."""
+    """Show the versions of cloudem and of the packages it uses."""
     from cloudem.jobs.base import versions
 
     for name, version in versions().items():

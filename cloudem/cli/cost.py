@@ -20,7 +20,7 @@ class Cost(Command):
     """Estimate against actual."""
 
     name: ClassVar[str] = "cost"
-    summary: ClassVar[str] = "What a run costs, step by step: planned, and as metered."
+    summary: ClassVar[str] = "Compare planned and actual cost of a run, step by step."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem cost s3://bucket/project          # all runs of a project",
@@ -28,9 +28,9 @@ class Cost(Command):
         "cloudem cost s3://bucket/project/runs/first-map-20261121-0613 --report report.html",
     )
 
-    url: str = parameter(meaning="URL of a run, or of a project", positional=True)
-    ledger: bool = parameter(False, meaning="every entry of the ledger, too")
-    report: str | None = parameter(None, meaning="file or s3:// URL to write the run's page to, anew")
+    url: str = parameter(meaning="URL of a run or a project", positional=True)
+    ledger: bool = parameter(False, meaning="also show every entry of the ledger")
+    report: str | None = parameter(None, meaning="write the report of the run to this file or s3:// URL")
 
     def run(self) -> None:
         """Print tables."""

@@ -20,7 +20,7 @@ def step_table(costs: Costs) -> Table:
     """Return planned against actual, step by step."""
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     cap = f"of {dollars(costs.max_usd)}" if costs.max_usd is not None else ""
-    table.add_column("step", footer="in all")
+    table.add_column("step", footer="total")
     table.add_column("planned", footer=_dollars(costs.planned), justify="right")
     table.add_column("spent", footer=f"{dollars(costs.spent.total)} {cap}", justify="right")
     table.add_column("planned time", justify="right")
@@ -28,18 +28,18 @@ def step_table(costs: Costs) -> Table:
     table.add_column("")
     for step in costs.steps:
         inside = step.planned_usd is None or not step.how or step.planned_usd.holds(step.usd)
-        note = step.how if inside else f"{step.how}, not as planned"
+        note = step.how if inside else f"{step.how}, outside the plan"
         times = (_times(step.planned_wall), clock(step.wall)) if step.wall else ("", "")
         table.add_row(plain(step.name), _dollars(step.planned_usd), dollars(step.usd), *times, plain(note))
     for what, usd in sorted(costs.spent.by_charge.items()):
-        table.add_row(plain(f"  of these {what}"), "", dollars(usd), "", "", "")
+        table.add_row(plain(f"  of which {what}"), "", dollars(usd), "", "", "")
     return table
 
 
 def node_table(costs: Costs) -> Table:
     """Return the nodes and what each cost."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("node", "slot", "where from"):
+    for column in ("node", "slot", "pool"):
         table.add_column(column, overflow="fold")
     for column in ("time", "spent"):
         table.add_column(column, justify="right")
@@ -61,7 +61,7 @@ def run_table(runs: Sequence[tuple[RunStore, Costs]]) -> Table:
         state = store.state()
         cap = dollars(costs.max_usd) if costs.max_usd is not None else ""
         row = (_dollars(costs.planned), dollars(costs.spent.total), cap)
-        table.add_row(store.url.rpartition("/")[2], state.status if state else "not begun", *row)
+        table.add_row(store.url.rpartition("/")[2], state.status if state else "not started", *row)
     return table
 
 

@@ -27,7 +27,7 @@ TYPES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 RUN_FILE = """\
-job = "refine3d"                 [[job]]                  # or several jobs, one after the other
+job = "refine3d"                 [[job]]                  # or several jobs, run in order
 particles = "particles.zarr"     name = "import"
 reference = "start.mrc"          particles = "particles.star"
 diameter_A = 320                 out = "particles.zarr"
@@ -46,7 +46,7 @@ def print_overview(jobs: Mapping[str, str], others: Mapping[str, str]) -> None:
     screen.print(
         Text.assemble(("cloudem", "bold"), f" {cloudem.__version__}: ", str(cloudem.__doc__).partition(": ")[2].strip())
     )
-    screen.print("\nUsage: cloudem COMMAND …; cloudem COMMAND --help shows its parameters\n")
+    screen.print("\nUsage: cloudem COMMAND …; see cloudem COMMAND --help for its parameters\n")
     for title, commands in (("Jobs", jobs), ("Other commands", others)):
         screen.print(Text(title, "bold"))
         _print_commands(screen, commands)
@@ -68,16 +68,16 @@ def print_group_help(group: str, summary: str, commands: Mapping[str, str]) -> N
     """Print the names and summaries of a group's commands."""
     screen = console()
     screen.print(Text.assemble(("cloudem ", "bold"), (group, "bold cyan"), f"  {summary}"))
-    screen.print(f"\nUsage: cloudem {group} COMMAND …; cloudem {group} COMMAND --help shows its parameters\n")
+    screen.print(f"\nUsage: cloudem {group} COMMAND …; see cloudem {group} COMMAND --help for its parameters\n")
     _print_commands(screen, commands)
 
 
 def print_file_help(options: type[Declaration]) -> None:
     """Print what ``cloudem run`` takes."""
     screen = console()
-    screen.print(Text.assemble(("cloudem ", "bold"), ("run", "bold cyan"), "  Run what a TOML file declares."))
+    screen.print(Text.assemble(("cloudem ", "bold"), ("run", "bold cyan"), "  Run the job or jobs in a TOML file."))
     screen.print("\nUsage: cloudem run FILE [OPTIONS]\n")
-    screen.print(Text("FILE names a job and gives its parameters, with the names that its --help shows:\n"))
+    screen.print(Text("FILE names a job and its parameters, called as in the job's --help:\n"))
     screen.print(Padding(Text(RUN_FILE), (0, 0, 1, 4)))
     _print_parameters(screen, "How it runs", options)
 

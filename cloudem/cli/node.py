@@ -12,7 +12,7 @@ class NodeAgent(Command):
     """What runs on nodes."""
 
     name: ClassVar[str] = "node"
-    summary: ClassVar[str] = "Be a node of a cluster: started by the machine's image, not by people."
+    summary: ClassVar[str] = "Run as a node of a cluster; started by the machine image, not by users."
     examples: ClassVar[tuple[str, ...]] = ("cloudem node",)
 
     def run(self) -> None:

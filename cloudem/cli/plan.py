@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLANNED = ("refine3d", "reconstruct")
 """Jobs that can be planned without a file."""
 
-LAST = "instead; none is both faster and cheaper"
+LAST = "alternatives; none is both faster and cheaper"
 
 SHOWN = 12
 """Rows of the table of alternatives, and of reasons."""
@@ -37,46 +37,47 @@ class PlanCommand(Command):
     """Estimate, choose, show."""
 
     name: ClassVar[str] = "plan"
-    summary: ClassVar[str] = "What a workflow will take and cost on rented machines, and which to rent."
+    summary: ClassVar[str] = "Estimate time and cost; choose machines."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem plan workflow.toml --max-hours 6 --max-usd 200",
         "cloudem plan workflow.toml --fastest --max-usd 20 --figure plan.png --json-file plan.json",
         "cloudem plan refine3d --particles 200000 --box-px 384 --pixel-size-A 0.83 --region eu-central-1",
-        "cloudem plan --benchmark                     # measure this machine, for plans of region local and pilots",
+        "cloudem plan --benchmark                     # measure this machine, for region local and for pilots",
     )
 
     what: str | None = parameter(
-        None, meaning="workflow file, job file, or refine3d or reconstruct with --particles", positional=True
+        None, meaning="workflow file or job file; or refine3d or reconstruct, with --particles", positional=True
     )
-    particles: int | None = parameter(None, meaning="number of particles, where no store has them yet", gt=0)
-    box_px: int | None = parameter(None, meaning="their box, where no store has them yet", gt=0)
-    pixel_size_A: float | None = parameter(None, meaning="their pixel size, where no store has them yet", gt=0)
+    particles: int | None = parameter(None, meaning="number of particles, if they are not imported yet", gt=0)
+    box_px: int | None = parameter(None, meaning="box size, if they are not imported yet", gt=0)
+    pixel_size_A: float | None = parameter(None, meaning="pixel size, if they are not imported yet", gt=0)
     diameter_A: float | None = parameter(
-        None, meaning="of the particle, for refine3d without a file; 0.6 of the box if none", gt=0
+        None, meaning="particle diameter, for refine3d without a file; if none, 0.6 of the box", gt=0
     )
     symmetry: str = parameter("C1", meaning="point group, for refine3d or reconstruct without a file")
     region: str | None = parameter(
-        None, meaning="where to rent, as eu-central-1, or local; by default what the workflow or AWS_REGION says"
+        None,
+        meaning="region to rent in, such as eu-central-1, or local; by default, that of the workflow or AWS_REGION",
     )
-    zones: str | None = parameter(None, meaning="zones to use, with commas; all that have prices if none")
-    types: str | None = parameter(None, meaning="types of machines that may work, with commas; all if none")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    max_usd: float | None = parameter(None, meaning="most that it may be expected to cost, dollars", gt=0)
-    max_hours: float | None = parameter(None, meaning="most that it may be expected to take, hours", gt=0)
-    cheapest: bool = parameter(False, meaning="the cheapest plan within the limits; the default")
-    fastest: bool = parameter(False, meaning="the fastest plan within the limits")
-    quotas: bool = parameter(False, meaning="ask the account for its limits, and plan within them")
-    pilot: bool = parameter(False, meaning="correct the estimate by 1 to 2 % of the particles, on this machine")
-    benchmark: bool = parameter(False, meaning="measure the speed of this machine first, and keep it; 15 s")
-    json_file: str | None = parameter(None, meaning="file for the plan as JSON")
-    figure: str | None = parameter(None, meaning="file for a picture of cost against time: .png, .svg or .pdf")
+    zones: str | None = parameter(None, meaning="zones to use, separated by commas; if none, all with known prices")
+    types: str | None = parameter(None, meaning="instance types to consider, separated by commas; if none, all")
+    markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
+    max_usd: float | None = parameter(None, meaning="maximum expected cost, in dollars", gt=0)
+    max_hours: float | None = parameter(None, meaning="maximum expected time, in hours", gt=0)
+    cheapest: bool = parameter(False, meaning="choose the cheapest plan within the limits (default)")
+    fastest: bool = parameter(False, meaning="choose the fastest plan within the limits")
+    quotas: bool = parameter(False, meaning="plan within the account's service quotas")
+    pilot: bool = parameter(False, meaning="refine the estimate by running 1 to 2 % of the particles on this machine")
+    benchmark: bool = parameter(False, meaning="measure and store the speed of this machine first (15 s)")
+    json_file: str | None = parameter(None, meaning="write the plan to this JSON file")
+    figure: str | None = parameter(None, meaning="plot cost against time into this file (.png, .svg or .pdf)")
 
     def run(self) -> None:
         """Plan and show it."""
         from cloudem.cli.help import console
 
         if self.cheapest and self.fastest:
-            raise ParameterError("got both --cheapest and --fastest; give one of them")
+            raise ParameterError("got both --cheapest and --fastest; give only one of them")
         screen = console()
         if self.benchmark:
             measure_this_machine(screen)
@@ -117,7 +118,7 @@ class PlanCommand(Command):
         if self.what not in JOBS:
             return read_workflow(self.what)
         if self.what not in PLANNED:
-            raise ParameterError(f"{self.what} cannot be planned by itself; write a workflow file, or give refine3d")
+            raise ParameterError(f"{self.what} cannot be planned on its own; give a workflow file, or refine3d")
         if self.particles is None or self.box_px is None:
             raise ParameterError(f"plan {self.what} without a file needs --particles and --box-px")
         diameter = self.diameter_A or 0.6 * self.box_px * (self.pixel_size_A or 1.0)
@@ -191,7 +192,7 @@ def region_to_rent(region: str | None, workflow: Workflow) -> str:
         return "local"
     if found := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         return found
-    raise ParameterError("it is not known where to rent; give --region eu-central-1, or --region local to rehearse")
+    raise ParameterError("no region is set; give one such as --region eu-central-1, or --region local to rehearse")
 
 
 def _listed(text: str | None) -> list[str] | None:
@@ -236,7 +237,7 @@ def pilots(workflow: Workflow, given: Given, screen: Console) -> dict[str, Corre
             found[step.name] = result.correction
             screen.print(f"pilot of {step.name}: {result.describe()}")
     if not found:
-        raise ParameterError("--pilot needs a refine3d whose particles and reference are there; leave it out")
+        raise ParameterError("--pilot needs a refine3d step whose particles and reference exist already; leave it out")
     return found
 
 
@@ -264,19 +265,21 @@ def show_plan(plan: Plan, screen: Console) -> None:
     screen.print(_steps_table(plan))
     screen.print(
         Text.assemble(
-            ("  in all  ", "bold"), f"{rough_time(plan.wall.expected)} ({_times(plan.wall)}), ",
+            ("  total  ", "bold"), f"{rough_time(plan.wall.expected)} ({_times(plan.wall)}), ",
             f"{rough_dollars(plan.usd.expected)} ({_dollars(plan.usd)})",
             (f"; head {plan.head.instance_type} on-demand", "dim"),
         )
     )  # fmt: skip
     extra = ", ".join(f"{name} {rough_dollars(part.expected)}" for name, part in plan.extra.items() if part.expected)
     if extra:
-        screen.print(Text(f"  besides the steps: {extra}", "dim"))
+        screen.print(Text(f"  other costs: {extra}", "dim"))
     if len(plan.alternatives) > 1:
         screen.print()
         screen.print(_alternatives_table(plan))
     if plan.max_usd or plan.max_hours:
-        screen.print(Text("  * is the choice among those that are likely within the limits, not only expected", "dim"))
+        screen.print(
+            Text("  * is chosen among plans that are likely, not only expected, to stay within the limits", "dim")
+        )
     for line in (*_fallback_lines(plan), *_refused_lines(plan)):
         screen.print(Text(f"  {line}", "dim"))
     for note in plan.notes:
@@ -347,7 +350,7 @@ def _shorter(steps: Sequence[str]) -> list[str]:
 
 def _fallback_lines(plan: Plan) -> list[str]:
     return [
-        f"{step.name}, if there is none: {', '.join(' '.join(pool) for pool in step.fallbacks[:4])}"
+        f"{step.name}, fallbacks: {', '.join(' '.join(pool) for pool in step.fallbacks[:4])}"
         + (f" and {len(step.fallbacks) - 4} more" if len(step.fallbacks) > 4 else "")
         for step in plan.steps
         if step.fallbacks
@@ -364,4 +367,4 @@ def _refused_lines(plan: Plan) -> list[str]:
         for why, named in by_reason.items()
     ]
     more = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"and {more} more reasons; --json-file has all"] if more > 0 else [])]
+    return [*lines[:SHOWN], *([f"and {more} more reasons (see --json-file)"] if more > 0 else [])]

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     pass
 
 
-SUMMARY = "What machines cost: the shipped prices, or newer ones."
+SUMMARY = "Show or update the prices of machines."
 
 
 class UpdatePrices(Command):
     """Newer prices."""
 
     name: ClassVar[str] = "prices update"
-    summary: ClassVar[str] = "Ask AWS for today's prices, types and spot history; needs credentials."
+    summary: ClassVar[str] = "Fetch current prices, instance types and spot history from AWS; needs credentials."
     examples: ClassVar[tuple[str, ...]] = ("cloudem prices update --region eu-central-1",)
 
-    region: tuple[str, ...] = parameter((), meaning="regions, by default those of the shipped prices")
+    region: tuple[str, ...] = parameter((), meaning="regions to update; by default, those of the shipped prices")
 
     def run(self) -> None:
         """Refresh the user's copy."""
@@ -39,11 +39,11 @@ class ShowPrices(Command):
     """Prices as they are known."""
 
     name: ClassVar[str] = "prices show"
-    summary: ClassVar[str] = "Show types and prices, and of when they are."
+    summary: ClassVar[str] = "Show instance types, their prices, and the dates of the prices."
     examples: ClassVar[tuple[str, ...]] = ("cloudem prices show --region us-east-1 --type g6",)
 
-    region: str | None = parameter(None, meaning="of this region alone")
-    type: str = parameter("", meaning="types that begin like this")
+    region: str | None = parameter(None, meaning="show only this region")
+    type: str = parameter("", meaning="show only types that begin with this")
 
     def run(self) -> None:
         """Print a table."""

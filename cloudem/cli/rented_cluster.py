@@ -31,22 +31,22 @@ class Up(Command):
     """A cluster that waits for jobs."""
 
     name: ClassVar[str] = "cluster up"
-    summary: ClassVar[str] = "Rent a scheduler and workers, for jobs of your own; they end by themselves in time."
+    summary: ClassVar[str] = "Rent a scheduler and workers for your own jobs; they shut down at the deadline."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster up s3://bucket/project --workers 4 --instance-type c7a.4xlarge --max-usd 20 --max-hours 4",
         "cloudem cluster up ./project --region local --workers 2 --instance-type local.1 --max-usd 1 --max-hours 1",
     )
 
-    project: str = parameter(meaning="folder or s3://bucket/prefix for its state and ledger", positional=True)
+    project: str = parameter(meaning="folder or s3://bucket/prefix for state and ledger", positional=True)
     workers: int = parameter(meaning="number of worker nodes", ge=1, le=1000)
-    instance_type: tuple[str, ...] = parameter(meaning="type of workers, best first; may be given several times")
-    max_usd: float = parameter(meaning="approximate maximum of what it costs, dollars", gt=0)
-    max_hours: float = parameter(meaning="when it ends, hours", gt=0)
-    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    run_name: str | None = parameter(None, meaning="what to call it")
-    yes: bool = parameter(False, meaning="do not ask before anything costs money")
-    dry_run: bool = parameter(False, meaning="show what would be rented, and stop")
+    instance_type: tuple[str, ...] = parameter(meaning="worker type; repeat the option for fallbacks, best first")
+    max_usd: float = parameter(meaning="approximate maximum cost, in dollars", gt=0)
+    max_hours: float = parameter(meaning="hours until it shuts down", gt=0)
+    region: str | None = parameter(None, meaning="region to rent in, such as eu-central-1, or local for this computer")
+    markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
+    run_name: str | None = parameter(None, meaning="name of the cluster")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before spending money")
+    dry_run: bool = parameter(False, meaning="show what would be rented, then stop")
 
     def run(self) -> None:
         """Rent, and say how to use it."""
@@ -84,25 +84,25 @@ class Up(Command):
         store.create(record, wanted)
         start(store, provider_of(kind, region), catalogue, click.echo)
         head = store.head()
-        scheduler = head.scheduler if head else "SCHEDULER, which `cloudem cluster status` will know"
+        scheduler = head.scheduler if head else "SCHEDULER (see `cloudem cluster status`)"
         folder = keep_certificates(provider_of(kind, region), name)
-        click.echo(f"run: {store.url}\njobs use it with: --scheduler {scheduler} --certificates {folder}")
+        click.echo(f"run: {store.url}\nto use it, run jobs with: --scheduler {scheduler} --certificates {folder}")
         say_pages(store)
-        click.echo(f"status: cloudem cluster status {store.url}\nend it: cloudem cluster down {store.url}")
+        click.echo(f"status: cloudem cluster status {store.url}\nshut down: cloudem cluster down {store.url}")
 
 
 class Status(Command):
     """How runs and clusters stand."""
 
     name: ClassVar[str] = "cluster status"
-    summary: ClassVar[str] = "How a run or cluster stands; without a URL, all that exist."
+    summary: ClassVar[str] = "Show the status of a run or cluster; without a URL, of all in a region."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster status --region us-east-1",
         "cloudem cluster status s3://bucket/project/runs/cluster-20261121-0613",
     )
 
     url: str | None = parameter(None, meaning="URL of a run", positional=True)
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
+    region: str | None = parameter(None, meaning="region to look in, or local for this computer")
 
     def run(self) -> None:
         """Print it."""
@@ -114,7 +114,7 @@ class Status(Command):
             store = store_at(self.url)
             state = store.state()
             if state is None:
-                raise ParameterError(f"{store.url} has not begun; submit it again")
+                raise ParameterError(f"{store.url} has not started; submit it again")
             screen.print(state_view(store.record().name, state, store.wanted()))
             return
         provider = provider_in(self.region)
@@ -127,15 +127,15 @@ class Down(Command):
     """The end of a run or cluster."""
 
     name: ClassVar[str] = "cluster down"
-    summary: ClassVar[str] = "Stop a run or cluster and give back everything it rented; results stay."
+    summary: ClassVar[str] = "Stop a run or cluster and release everything it rented; results are kept."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem cluster down s3://bucket/project/runs/first-map-20261121-0613 --now",
     )
 
     url: str = parameter(meaning="URL of the run", positional=True)
-    now: bool = parameter(False, meaning="do not wait for the running iteration")
-    patience_s: float = parameter(600.0, meaning="how long to wait for the running iteration", ge=0)
+    now: bool = parameter(False, meaning="do not wait for the current iteration")
+    patience_s: float = parameter(600.0, meaning="how long to wait for the current iteration", ge=0)
 
     def run(self) -> None:
         """Stop, wait, remove, and say what is left."""
@@ -158,15 +158,15 @@ class Sweep(Command):
     """What clusters left behind."""
 
     name: ClassVar[str] = "cluster sweep"
-    summary: ClassVar[str] = "List, and remove, whatever clusters left that nobody uses any more."
+    summary: ClassVar[str] = "List leftover resources of unused clusters, and remove them."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster sweep --region local --dry-run",
         "cloudem cluster sweep --region eu-central-1 --yes",
     )
 
-    region: str | None = parameter(None, meaning="where to look; local is this computer")
-    dry_run: bool = parameter(False, meaning="list only")
-    yes: bool = parameter(False, meaning="do not ask before anything is removed")
+    region: str | None = parameter(None, meaning="region to look in, or local for this computer")
+    dry_run: bool = parameter(False, meaning="list leftover resources without removing them")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before removing anything")
 
     def run(self) -> None:
         """List, ask, remove."""
@@ -179,13 +179,13 @@ class Sweep(Command):
         if found.used:
             screen.print(clusters_table(found))
         if not found.left:
-            click.echo("nothing is left of clusters that are not in use")
+            click.echo("no leftover resources of unused clusters")
             return
         screen.print(resource_table(found.left))
         if self.dry_run:
             return
         if not self.yes:
-            confirm(f"Remove these {len(found.left)}?")
+            confirm(f"Remove these {len(found.left)} resources?")
         say_left(sweep(provider, {resource.cluster for resource in found.left}))
 
 

@@ -47,7 +47,9 @@ def region_given(given: str | None) -> str:
     """
     region = given or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
-        raise ParameterError("--region: give one such as eu-central-1, or local for this computer, or set AWS_REGION")
+        raise ParameterError(
+            "no region is set; give --region, such as eu-central-1, or local for this computer, or set AWS_REGION"
+        )
     return region
 
 
@@ -62,7 +64,9 @@ def provider_in(region: str | None) -> Provider:
 def confirm(question: str) -> None:
     """Ask before anything costs money or is removed; the command ends where the answer is no."""
     if not sys.stdin.isatty():
-        raise ParameterError("nobody is there to confirm; give --yes, or --dry-run to see the plan alone")
+        raise ParameterError(
+            "cannot ask for confirmation without a terminal; give --yes, or --dry-run to see only the plan"
+        )
     click.confirm(question, abort=True)
 
 
@@ -86,8 +90,8 @@ def say_left(left: Sequence[Resource]) -> None:
 
     if left:
         console().print(resource_table(left))
-        raise CloudemError("the above is still there; run `cloudem cluster sweep` in a few minutes")
-    click.echo("nothing is left but results, state and ledger")
+        raise CloudemError("these resources still exist; run `cloudem cluster sweep` in a few minutes")
+    click.echo("everything was released; results, state and ledger are kept")
 
 
 def say_pages(store: RunStore) -> None:
@@ -95,7 +99,7 @@ def say_pages(store: RunStore) -> None:
     head = store.head()
     if head is not None and head.pages:
         local = store.record().provider == "local"
-        click.echo(f"Dask's pages: {head.pages}{'' if local else ', on the head itself: see docs/nodes.md'}")
+        click.echo(f"Dask dashboard: {head.pages}{'' if local else ', on the head node itself (see docs/nodes.md)'}")
 
 
 def wait_until_over(store: RunStore, patience_s: float) -> None:
@@ -120,7 +124,7 @@ def check_head(store: RunStore, deadline: float) -> None:
     own = max((node.deadline for node in nodes if node.slot == HEAD and node.alive), default=deadline)
     if deadline > own + 1:
         raise ParameterError(
-            f"--max-hours: the head ends by {when(own)} whatever happens; for more, stop the run (cloudem cluster"
+            f"--max-hours: the head shuts down by {when(own)} in any case; for more, stop the run (cloudem cluster"
             f" down {store.url}) and resume it"
         )
 
@@ -137,7 +141,7 @@ def follow_run(store: RunStore) -> None:
             state = follow(store, show, provider)
     except KeyboardInterrupt:
         click.echo(
-            f"\ndetached; the run goes on. Follow it: cloudem submit --attach {store.url}\n"
+            f"\ndetached; the run continues. Follow it: cloudem submit --attach {store.url}\n"
             f"stop it: cloudem cluster down {store.url}"
         )
         return
@@ -172,4 +176,4 @@ def _summary(store: RunStore, state: RunState) -> None:
     if exists(page := join(store.url, PAGE)):
         click.echo(f"report: {page}")
     if state.status == "stopped":
-        click.echo(f"go on: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")
+        click.echo(f"resume it: cloudem submit --resume {store.url} --max-usd {2 * store.wanted().max_usd:.2f}")

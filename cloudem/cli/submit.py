@@ -21,33 +21,33 @@ class Submit(Command):
     """Plan, confirm, rent, run, report, give back."""
 
     name: ClassVar[str] = "submit"
-    summary: ClassVar[str] = "Run a workflow on rented machines, within a budget; attach to one, or resume it."
+    summary: ClassVar[str] = "Run a workflow on rented machines within a budget; attach to a run, or resume it."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem submit workflow.toml --max-usd 200 --max-hours 6",
-        "cloudem submit workflow.toml --dry-run              # the plan, and nothing else",
+        "cloudem submit workflow.toml --dry-run              # only show the plan",
         "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613",
         "cloudem submit --attach s3://bucket/project/runs/first-map-20261121-0613 --max-usd 250",
         "cloudem submit --resume s3://bucket/project/runs/first-map-20261121-0613 --max-usd 300",
     )
 
-    workflow: str | None = parameter(None, meaning="workflow file, see docs/cloud.md", positional=True)
-    attach: str | None = parameter(None, meaning="follow a run that was submitted from anywhere: its URL")
-    resume: str | None = parameter(None, meaning="go on with a run that was stopped: its URL")
+    workflow: str | None = parameter(None, meaning="workflow file (see docs/cloud.md)", positional=True)
+    attach: str | None = parameter(None, meaning="follow the run at this URL, wherever it was submitted")
+    resume: str | None = parameter(None, meaning="resume the stopped run at this URL")
     max_usd: float | None = parameter(
-        None, meaning="approximate maximum of what it costs, dollars; by default 1.5 times the plan's upper end", gt=0
+        None, meaning="approximate maximum cost, in dollars; by default, 1.5 times the plan's upper estimate", gt=0
     )
     max_hours: float | None = parameter(
-        None, meaning="when it is to be over, hours; by default 1.5 times the plan's upper end", gt=0
+        None, meaning="maximum duration, in hours; by default, 1.5 times the plan's upper estimate", gt=0
     )
-    fastest: bool = parameter(False, meaning="the fastest plan within the limits, not the cheapest")
-    region: str | None = parameter(None, meaning="where to rent, as eu-central-1; local is this computer")
-    zones: str | None = parameter(None, meaning="zones to use, with commas; all that have prices if none")
-    types: str | None = parameter(None, meaning="types of workers to use, with commas; all if none")
-    markets: str = parameter("spot,on-demand", meaning="how machines may be bought")
-    run_name: str | None = parameter(None, meaning="what to call the run, by default as its workflow")
-    detach: bool = parameter(False, meaning="leave as soon as it runs; it goes on by itself")
-    yes: bool = parameter(False, meaning="do not ask before anything costs money")
-    dry_run: bool = parameter(False, meaning="show the plan, and stop")
+    fastest: bool = parameter(False, meaning="choose the fastest plan within the limits, not the cheapest")
+    region: str | None = parameter(None, meaning="region to rent in, such as eu-central-1, or local for this computer")
+    zones: str | None = parameter(None, meaning="zones to use, separated by commas; if none, all with known prices")
+    types: str | None = parameter(None, meaning="worker types to consider, separated by commas; if none, all")
+    markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
+    run_name: str | None = parameter(None, meaning="name of the run; by default, that of the workflow")
+    detach: bool = parameter(False, meaning="exit once the run has started; it continues on its own")
+    yes: bool = parameter(False, meaning="do not ask for confirmation before spending money")
+    dry_run: bool = parameter(False, meaning="show the plan, then stop")
 
     def run(self) -> None:
         """Do what is asked for; exactly one of workflow, --attach and --resume."""
@@ -68,10 +68,10 @@ class Submit(Command):
             check_head(store, changed["deadline"])
         state = store.state()
         if changed and state is not None and state.over:
-            raise ParameterError(f"{store.url} is {state.status}; its limits change with `cloudem submit --resume`")
+            raise ParameterError(f"{store.url} is {state.status}; change its limits with `cloudem submit --resume`")
         if changed:
             wanted = store.change(**changed)
-            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, over by {when(wanted.deadline)}")
+            click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, ends by {when(wanted.deadline)}")
         if not self.detach:
             follow_run(store)
 
@@ -122,11 +122,11 @@ class Submit(Command):
         record = store.record()
         provider = provider_of(record.provider, record.region)
         usd = self.max_usd or store.wanted().max_usd
-        click.echo(f"{store.url} goes on with an approximate maximum of ${usd:g} in all")
+        click.echo(f"{store.url} resumes with an approximate maximum of ${usd:g} in total")
         if self.dry_run:
             return
         if not self.yes:
-            confirm(f"Rent its machines again ({record.provider}, {record.region})?")
+            confirm(f"Rent machines for it again ({record.provider}, {record.region})?")
         resume(store, self.max_usd, self.max_hours, time.time())
         start(store, provider, Catalogue.load(), click.echo)
         self._then(store)

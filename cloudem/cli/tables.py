@@ -36,12 +36,12 @@ def state_view(name: str, state: RunState, wanted: Wishes) -> RenderableType:
     share = state.spent_usd / wanted.max_usd
     money = Text.assemble(
         "spent ", (dollars(state.spent_usd), "bold"), f" of {dollars(wanted.max_usd)} ({share:.0%}), "
-        f"{dollars(state.usd_per_hour)} an hour; approximate maximum, at worst {dollars(state.overshoot_usd)} more",
+        f"{dollars(state.usd_per_hour)} an hour; worst overshoot of the maximum {dollars(state.overshoot_usd)}",
     )  # fmt: skip
     left = wanted.deadline - state.at
-    money.append(f"; {clock(left)} left" if left > 0 else "; time is over")
+    money.append(f"; {clock(left)} left" if left > 0 else "; out of time")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("node", "where from", "state", "for"):
+    for column in ("node", "pool", "state", "for"):
         table.add_column(column)
     for node in state.nodes:
         since = clock(max(state.at - node.since, 0))
@@ -81,7 +81,7 @@ def clusters_table(found: Left) -> Table:
         times = _moment(head.launched), _moment(head.deadline)
         table.add_row(plain(cluster), plain(head.id), *times, ", ".join(counts))
     if found.left:
-        table.caption = f"{len(found.left)} resources of clusters not in use: cloudem cluster sweep --dry-run"
+        table.caption = f"{len(found.left)} leftover resources of unused clusters: cloudem cluster sweep --dry-run"
     elif not found.used:
         table.caption = "none"
     return table
@@ -89,7 +89,7 @@ def clusters_table(found: Left) -> Table:
 
 def resource_table(resources: Sequence[Resource]) -> Table:
     """Return what is left, one line each."""
-    table = Table(title="left behind", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(title="leftover resources", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in ("kind", "id", "cluster", "note"):
         table.add_column(column, overflow="fold")
     for resource in sorted(resources, key=lambda r: (r.cluster, r.kind, r.id)):

@@ -206,7 +206,7 @@ class Context:
             It was.
         """
         if self.asked_to_stop():
-            raise StoppedError(f"stopped after {done}, as asked; run the same command again to go on")
+            raise StoppedError(f"stopped after {done}, as requested; run the same command again to resume")
 
     def check(self) -> None:
         """Make sure that nobody else writes results there: to be called before every commit.
@@ -267,7 +267,7 @@ class Job(Declaration):
     sections: ClassVar[tuple[Section, ...]] = STANDARD
     """Of its report; those that find nothing to show leave themselves out."""
 
-    out: Place = parameter(meaning="folder of the results, or s3://bucket/prefix")
+    out: Place = parameter(meaning="folder for the results, or s3://bucket/prefix")
 
     def size_of(self, name: str) -> Size | None:
         """Return the size of the input that a parameter names, where its job knows better than its header; else None.
@@ -297,7 +297,9 @@ def find_job(name: str) -> type[Job]:
         If there is no such job.
     """
     if name not in JOBS:
-        raise ParameterError(f"there is no job {name!r}{_did_you_mean(name, JOBS)}; jobs are {', '.join(JOBS)}")
+        raise ParameterError(
+            f"there is no job {name!r}{_did_you_mean(name, JOBS)}; available jobs are {', '.join(JOBS)}"
+        )
     module, _, attribute = JOBS[name].partition(":")
     declaration = getattr(importlib.import_module(module), attribute)
     if not (isinstance(declaration, type) and issubclass(declaration, Job)):

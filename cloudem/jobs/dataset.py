@@ -81,18 +81,18 @@ def open_dataset(url: str) -> Dataset:
         if not 0 < optics.voltage < np.inf or not np.isfinite(optics.spherical_aberration):
             raise InconsistentDataError(
                 f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
-                f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the source and import again"
+                f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the table and import again"
             )
         if not 0 <= optics.amplitude_contrast <= 1:
             raise InconsistentDataError(
-                f"optics group {optics.name} of {url} has an amplitude contrast of {optics.amplitude_contrast:g}, a "
-                "fraction from 0 to 1 is needed (0.1 for most); correct it in the source and import again"
+                f"optics group {optics.name} of {url} has an amplitude contrast of {optics.amplitude_contrast:g}; a "
+                "fraction from 0 to 1 is needed (usually 0.1); correct it in the table and import again"
             )
         for name in TREATED:
             if float(optics.extra.get(name) or 0):
                 raise InconsistentDataError(
-                    f"optics group {optics.name!r} says {name}: the images hold their CTF already, which cloudem "
-                    "would apply twice; extract the particles again without"
+                    f"optics group {optics.name!r} says {name}: the images already have the CTF applied, and cloudem "
+                    "would apply it twice; extract the particles again without it"
                 )
     group = particles.get("optics_group", 0).astype(np.int32)
     by_group = {
@@ -133,7 +133,7 @@ def require_finite(particles: Particles, *names: str) -> None:
         if len(wrong):
             raise InconsistentDataError(
                 f"column {name} is not a number for {len(wrong)} of {len(particles)} particles, the first of them "
-                f"number {wrong[0] + 1}; correct or leave out these rows and import again"
+                f"number {wrong[0] + 1}; correct or remove these rows and import again"
             )
 
 
@@ -162,12 +162,12 @@ def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np
     shards = "; ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])])
     count = f"{len(numbers):,} of {len(store):,} particles"
     if len(numbers) == len(store):
-        raise DamagedShardError(f"{store.url}: none of its shards can be read: {shards}; import the particles again")
+        raise DamagedShardError(f"{store.url}: no shard can be read: {shards}; import the particles again")
     if not skip:
         raise DamagedShardError(
-            f"{store.url}: {shards}; import the particles again, or --skip-damaged to leave out {count}"
+            f"{store.url}: {shards}; import the particles again, or use --skip-damaged to leave out {count}"
         )
-    progress.warning(f"{count} are left out, because their shards are lost: {shards}")
+    progress.warning(f"{count} are skipped, because their shards are lost: {shards}")
     return numbers
 
 
@@ -190,8 +190,8 @@ def half_sets(particles: Particles, seed: int, without: NDArray[np.int64]) -> ND
     for half in (1, 2):
         if not np.any(halves == half):
             raise ParameterError(
-                f"half-set {half} is empty among {np.count_nonzero(halves)} particles; at least one in each is needed: "
-                "drop the column rlnRandomSubset to have half-sets drawn at random, or select more particles"
+                f"half-set {half} is empty among {np.count_nonzero(halves)} particles; each needs at least one: "
+                "remove the column rlnRandomSubset to draw half-sets at random, or select more particles"
             )
     return halves
 

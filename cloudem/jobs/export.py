@@ -16,7 +16,7 @@ class Export(Job):
     """Declaration of ``cloudem export``."""
 
     name: ClassVar[str] = "export"
-    summary: ClassVar[str] = "Write a result or a particle store as MRC, MRCS and STAR files that RELION reads."
+    summary: ClassVar[str] = "Export results or a particle store to MRC and STAR files that RELION can read."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem export refine --out files",
         "cloudem export particles.zarr --out files",
@@ -36,10 +36,10 @@ class Export(Job):
     source: Place = parameter(
         meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")
     )
-    out: Place = parameter(meaning="new folder of the files, or s3://bucket/prefix")
-    stack: bool = parameter(False, meaning="of a result, write the images as well, with their original grey values")
+    out: Place = parameter(meaning="new folder for the files, or s3://bucket/prefix")
+    stack: bool = parameter(False, meaning="also export the images of a result, with their original grey values")
     particles: Place | None = parameter(
-        None, meaning="particle store of the result, if it was moved since", reads=("particles",)
+        None, meaning="particle store that the result was made from, if it has moved", reads=("particles",)
     )
 
     def size_of(self, name: str) -> Size | None:

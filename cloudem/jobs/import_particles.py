@@ -43,27 +43,27 @@ class ImportParticles(Job):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
 
     particles: Place = parameter(
-        meaning="STAR file of RELION 3.0 to 5, or .cs file of cryoSPARC; or its s3:// URL",
+        meaning="RELION STAR file (3.0 to 5) or cryoSPARC .cs file; a path or s3:// URL",
         positional=True,
         reads=("table",),
     )
     out: Place = parameter(meaning="new particle store: a folder that does not exist yet, or s3://bucket/prefix")
     diameter_A: float | None = parameter(
         None,
-        meaning="diameter of the particle: what is outside is background and normalised; 0.9 of the box if none",
+        meaning="particle diameter; pixels outside it are used for normalisation; if none, 0.9 of the box",
         gt=0,
     )
-    pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the file says", gt=0)
-    dtype: Literal["float16", "float32"] = parameter("float16", meaning="type of the stored images: float16 or float32")
-    keep_greyscale: bool = parameter(False, meaning="store the values as they are, not normalised, as float32")
-    invert_contrast: bool = parameter(False, meaning="turn the sign of images in which the protein is dark")
+    pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the file", gt=0)
+    dtype: Literal["float16", "float32"] = parameter("float16", meaning="data type of the stored images")
+    keep_greyscale: bool = parameter(False, meaning="store grey values unchanged, as float32, without normalising")
+    invert_contrast: bool = parameter(False, meaning="invert images in which protein is dark")
     allow_no_ctf: bool = parameter(False, meaning="accept particles without defocus")
     project_folder: Place | None = parameter(
         None,
-        meaning="folder, or s3://bucket/prefix, that the names of the stacks start from; if none, here, then beside the"
-        " file and above it",
+        meaning="folder or s3://bucket/prefix that stack names start from; if none, the working directory, then the"
+        " folder of the table and those above it",
     )
-    passthrough: Place | None = parameter(None, meaning="second .cs file that holds the other fields of the particles")
+    passthrough: Place | None = parameter(None, meaning="second .cs file with the remaining fields of the particles")
 
     def size_of(self, name: str) -> Size | None:
         """Return what the table and the header of its first stack say."""

@@ -23,9 +23,9 @@ def fitted(volume: Volume, what: str, box: int, pixel_size: float, progress: Pro
     """
     data = np.asarray(volume.data, np.float32)
     if not np.isfinite(data).all():
-        raise ParameterError(f"the {what} holds NaN or infinite voxels; give a map without")
+        raise ParameterError(f"the {what} contains NaN or infinite voxels; give a map without any")
     if data.min() == data.max():
-        raise ParameterError(f"the {what} has the value {data.flat[0]:g} everywhere; give a map with density in it")
+        raise ParameterError(f"the {what} is constant ({data.flat[0]:g}); give a map that contains density")
     size = data.shape[0]
     if size == box and abs(volume.pixel_size / pixel_size - 1) < 1e-3:
         return data
@@ -55,7 +55,7 @@ def read_mask(path: str, box: int, pixel_size: float, progress: Progress) -> NDA
     low, high = volume.data.min(), volume.data.max()
     if low < -1e-3 or high > 1 + 1e-3:
         raise InconsistentDataError(
-            f"the mask {path} runs from {low:.3g} to {high:.3g}, a mask from 0 to 1; give one of cloudem mask"
+            f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask 0 to 1; make one with cloudem mask"
         )
     return fitted(volume, "mask", box, pixel_size, progress).clip(0, 1)
 

@@ -30,20 +30,20 @@ class Mask(Job):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("mask",)}
 
     map: Place = parameter(
-        meaning="map to find the outline in: an MRC file or the results of a job",
+        meaning="map to make the mask from: an MRC file or the results of a job",
         positional=True,
         reads=("volume", "halves"),
     )
-    out: Place = parameter(meaning="the mask, an MRC file")
+    out: Place = parameter(meaning="file for the mask (MRC)")
     diameter_A: float | None = parameter(
-        None, meaning="diameter of the sphere that holds the particle; that of the whole box if none", gt=0
+        None, meaning="diameter of a sphere that contains the particle; if none, the whole box", gt=0
     )
-    low_pass_A: float = parameter(15.0, meaning="resolution that the map is filtered to first", gt=0)
+    low_pass_A: float = parameter(15.0, meaning="low-pass filter applied to the map first", gt=0)
     threshold: float | None = parameter(
-        None, meaning="density of the filtered map at which the molecule begins; found in the map if none"
+        None, meaning="density in the filtered map above which the molecule lies; if none, estimated"
     )
-    extend_A: float = parameter(6.0, meaning="how far the outline is moved outward", ge=0)
-    edge_A: float = parameter(10.0, meaning="width of the soft edge outside that", ge=0)
+    extend_A: float = parameter(6.0, meaning="distance by which the mask is extended", ge=0)
+    edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the map."""
@@ -59,9 +59,9 @@ class Mask(Job):
         from cloudem.io.storage.location import exists
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
-            raise ParameterError(f"--out is {self.out}; a mask is one MRC file, so give a name that ends in .mrc")
+            raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
         if exists(self.out):
-            raise OutputExistsError(f"{self.out} exists; give another name, or remove it first")
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         volume = self._map()
         with context.progress.stage("mask"):
             mask = estimate_mask(
@@ -75,7 +75,7 @@ class Mask(Job):
             )
         write_volume(self.out, mask, volume.pixel_size)
         share = 100 * float(mask.mean())
-        context.progress.message(f"the mask takes {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
+        context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume, read_volume

@@ -31,24 +31,24 @@ class Postprocess(Job):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("volume", "mask", "curves")}
 
     halves: Place = parameter(
-        meaning="results of refine3d or reconstruct, or the MRC file of the first half-map", reads=("halves", "volume")
+        meaning="results of refine3d or reconstruct, or the first half-map (MRC file)", reads=("halves", "volume")
     )
     half2: Place | None = parameter(
         None,
-        meaning="MRC file of the second half-map; if none, the first one's name with half1 changed to half2",
+        meaning="second half-map (MRC file); if none, the first one's name with half1 replaced by half2",
         reads=("volume",),
     )
     mask: Place | None = parameter(
         None,
-        meaning="soft mask, an MRC file of the same box; estimated from the mean of the half-maps if none",
+        meaning="soft mask (MRC file, same box); if none, estimated from the mean of the half-maps",
         reads=("mask",),
     )
-    pixel_size_A: float | None = parameter(None, meaning="pixel size, instead of what the files say", gt=0)
+    pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the files", gt=0)
     b_factor_A2: float | None = parameter(
-        None, meaning="B-factor to sharpen with, negative sharpens; from the Guinier plot if none"
+        None, meaning="B-factor for sharpening, negative to sharpen; if none, fitted to the Guinier plot"
     )
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
-    seed: int = parameter(0, meaning="seed of the random phases", ge=0)
+    seed: int = parameter(0, meaning="random seed for phase randomisation", ge=0)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""
@@ -66,7 +66,7 @@ class Postprocess(Job):
 
         other = (read_attributes(context.url, "") or {}).get("job", self.name)
         if other != self.name:
-            raise OutputExistsError(f"{context.url} holds the results of {other}; give another --out")
+            raise OutputExistsError(f"{context.url} contains the results of {other}; choose another --out")
         half1, half2, pixel_size = read_halves(self.halves, self.half2, self.pixel_size_A)
         mask = self._read_mask(half1, half2, pixel_size, context)
         with context.progress.stage("postprocess"):
@@ -118,11 +118,13 @@ class Postprocess(Job):
     def _say(self, done: Postprocessed, context: Context) -> None:
         shells = done.fit.shells
         fitted = f"{shells[1] - shells[0]} shells fitted" if shells[1] > shells[0] else "too few shells to fit"
-        given = "" if self.b_factor_A2 is None else f"; sharpened with {self.b_factor_A2:g} Å² as asked"
+        given = "" if self.b_factor_A2 is None else f"; sharpened with {self.b_factor_A2:g} Å² as requested"
         context.progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143)")
         context.progress.message(f"B-factor {-done.fit.b_factor:.0f} Å² ({fitted}){given}")
         if done.fit.b_factor < 0 and self.b_factor_A2 is None:
-            context.progress.warning("the Guinier plot rises: the maps look sharpened already and were left so")
+            context.progress.warning(
+                "the Guinier plot rises: the maps seem to be sharpened already, so they were not sharpened further"
+            )
 
 
 def read_halves(
@@ -154,7 +156,7 @@ def read_halves(
         arrays, attributes = read_group(halves, "result") if has_group(halves, "result") else ({}, {})
         if not {"half1", "half2"} <= arrays.keys():
             raise MissingInputError(
-                f"{halves} holds no half-maps; give the finished results of refine3d or reconstruct"
+                f"{halves} contains no half-maps; give the finished results of refine3d or reconstruct"
             )
         return arrays["half1"], arrays["half2"], pixel_size or float(attributes["pixel_size_A"])
     folder, slash, name = halves.rpartition("/")

@@ -45,11 +45,11 @@ class Report(Job):
     """Declaration of ``cloudem report``."""
 
     name: ClassVar[str] = "report"
-    summary: ClassVar[str] = "Draw the report of a result again from what is on disk."
+    summary: ClassVar[str] = "Create the report of a finished job again from its stored results."
     examples: ClassVar[tuple[str, ...]] = ("cloudem report refine",)
     keeps_log: ClassVar[bool] = False
 
-    out: Place = parameter(meaning="folder of the results of a job; report.html is written there", positional=True)
+    out: Place = parameter(meaning="results of a job; report.html is written there", positional=True)
 
     def run(self, context: Context) -> None:
         """Write ``report.html``."""
@@ -99,7 +99,9 @@ def content_of(url: str) -> ReportContent:
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     if not has_group(url, "result"):
-        raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
+        raise StorageError(
+            f"{url} contains no finished results to report on; run the job to the end, or check the path"
+        )
     arrays, result = read_group(url, "result")
     record = read_attributes(url, "") or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))

@@ -12,7 +12,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
 
-HAND = "The hand of the map is that of the reference: projections alone cannot tell it. Check helices where they show."
+HAND = "The map has the hand of the starting map: projections alone cannot determine it. Check helices where visible."
 
 Float32 = NDArray[np.float32]
 
@@ -65,8 +65,8 @@ def write_maps(
     inside = mask > 0.5
     if inside.any() and whole[inside].mean() < 0:
         progress.warning(
-            "the mean density inside the mask is negative: contrast is inverted, or the refinement has failed; look "
-            "at the map before you use it"
+            "the mean density inside the mask is negative: the contrast is inverted or the refinement failed; inspect "
+            "the map before using it"
         )
     write_particles_of(context, particles, store)
     arrays = {"half1": halves[0], "half2": halves[1], "map": shown, "map_unfiltered": whole, "mask": mask}

@@ -110,12 +110,12 @@ def check_memory(needed: int, log: logging.Logger) -> None:
     total = min(psutil.virtual_memory().total, _container_limit())
     if needed > total:
         raise OutOfMemoryError(
-            f"this needs {memory(needed)} of memory and the machine has {memory(total)}; try a machine with"
+            f"this needs {memory(needed)} of memory, but the machine has {memory(total)}; try a machine with"
             " more, fewer --threads, or a smaller box (coarser pixels)"
         )
     if needed > psutil.virtual_memory().available:
         log.warning(
-            "this needs %s of memory, of which %s is free now",
+            "this needs %s of memory, but only %s is free now",
             memory(needed),
             memory(psutil.virtual_memory().available),
         )

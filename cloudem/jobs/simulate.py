@@ -25,7 +25,7 @@ class Simulate(Job):
     """Declaration of ``cloudem simulate``."""
 
     name: ClassVar[str] = "simulate"
-    summary: ClassVar[str] = "Make a density from an atomic model, and particles from a density."
+    summary: ClassVar[str] = "Simulate a density from an atomic model, and particles from a density."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem simulate --demo --blind --out demo",
         "cloudem simulate --model 4v1w.cif --box-px 64 --pixel-size-A 3 --count 2500 --out apoferritin",
@@ -39,50 +39,54 @@ class Simulate(Job):
     }
 
     out: Place = parameter(
-        meaning=f"folder that gets {DENSITY_FILE} (the truth), {START_FILE} (low-passed) and {PARTICLES}"
+        meaning=f"folder for {DENSITY_FILE} (the truth), {START_FILE} (low-pass filtered) and {PARTICLES}"
     )
-    model: Place | None = parameter(None, meaning="atomic model, mmCIF or PDB", reads=("model",))
+    model: Place | None = parameter(None, meaning="atomic model (mmCIF or PDB file)", reads=("model",))
     density: Place | None = parameter(
-        None, meaning="density to project, an MRC file; protein positive", reads=("volume",)
+        None, meaning="density to project (MRC file), with positive protein", reads=("volume",)
     )
-    demo: bool = parameter(False, meaning="use the built-in molecule: helices in a globule of 160 Å, no symmetry")
-    assembly: str | None = parameter(None, meaning="biological assembly of the model to build; as deposited if none")
-    box_px: int | None = parameter(None, meaning=f"box of the model's density, even; {DEMO_BOX} for the demo", gt=0)
+    demo: bool = parameter(False, meaning="use the built-in molecule: helices in a globule of 160 Å, without symmetry")
+    assembly: str | None = parameter(None, meaning="biological assembly to build; if none, the model as deposited")
+    box_px: int | None = parameter(None, meaning=f"box of the density, an even number; {DEMO_BOX} for the demo", gt=0)
     pixel_size_A: float | None = parameter(
-        None, meaning=f"voxel of the density; {DEMO_PIXEL_A} for the demo, from the file for --density", gt=0
+        None, meaning=f"voxel size of the density; {DEMO_PIXEL_A} for the demo, that of the file for --density", gt=0
     )
-    model_b_factor_A2: float | None = parameter(None, meaning="one B-factor for all atoms; their own if none", ge=0)
-    solvent: bool = parameter(True, meaning="the model stands in ice; otherwise in vacuum")
-    start_resolution_A: float = parameter(40.0, meaning="resolution of the start reference", gt=0)
-    count: int = parameter(2000, meaning="number of particles; 0 makes the densities only", ge=0)
-    seed: int = parameter(0, meaning="seed of molecule, poses and noise", ge=0)
-    blind: bool = parameter(False, meaning="leave poses and half-sets out; the truth is in the store's group truth")
+    model_b_factor_A2: float | None = parameter(None, meaning="B-factor for all atoms; if none, their own", ge=0)
+    solvent: bool = parameter(True, meaning="put the model in ice rather than in vacuum")
+    start_resolution_A: float = parameter(40.0, meaning="resolution of the starting map", gt=0)
+    count: int = parameter(2000, meaning="number of particles; 0: densities only", ge=0)
+    seed: int = parameter(0, meaning="random seed for molecule, poses and noise", ge=0)
+    blind: bool = parameter(
+        False, meaning="omit poses and half-sets; the truth is kept in the group truth of the store"
+    )
     shift_sigma_A: float = parameter(4.0, meaning="standard deviation of the shifts in x and y", ge=0)
     defocus_min_A: float = parameter(10000.0, meaning="lowest defocus of a micrograph", ge=0)
     defocus_max_A: float = parameter(25000.0, meaning="highest defocus of a micrograph", ge=0)
     astigmatism_A: float = parameter(200.0, meaning="standard deviation of the astigmatism, defocus U - V", ge=0)
-    particles_per_micrograph: int = parameter(50, meaning="particles that share a defocus", gt=0)
+    particles_per_micrograph: int = parameter(50, meaning="number of particles that share a defocus", gt=0)
     voltage_kV: float = parameter(300.0, meaning="acceleration voltage", gt=0)
     cs_mm: float = parameter(2.7, meaning="spherical aberration", ge=0)
     amplitude_contrast: float = parameter(0.1, meaning="fraction of amplitude contrast", ge=0, le=1)
-    snr: float = parameter(0.05, meaning="variance of signal over variance of noise in the box; 0 for noise only", ge=0)
-    noise: bool = parameter(True, meaning="add noise; otherwise images are projections times CTF")
+    snr: float = parameter(0.05, meaning="ratio of signal variance to noise variance in the box; 0: noise only", ge=0)
+    noise: bool = parameter(True, meaning="add noise; without it, images are projections with the CTF applied")
     noise_ratio: float = parameter(
-        0.0, meaning="coloured noise: power 1 + ratio / (1 + (s length)²) at frequency s; 0 is white", ge=0
+        0.0, meaning="coloured noise, with power 1 + ratio / (1 + (s length)²) at frequency s; 0: white", ge=0
     )
-    noise_length_A: float = parameter(40.0, meaning="the length in that", gt=0)
-    b_factor_A2: float = parameter(0.0, meaning="fall-off of the signal, exp(-B s² / 4)", ge=0)
-    dose_e_per_A2: float = parameter(0.0, meaning="exposure of dose-weighted images; 0 for no radiation damage", ge=0)
-    dtype: Literal["float16", "float32"] = parameter("float16", meaning="type of the stored images: float16 or float32")
+    noise_length_A: float = parameter(40.0, meaning="length in the formula of coloured noise", gt=0)
+    b_factor_A2: float = parameter(0.0, meaning="B-factor of the signal: exp(-B s² / 4)", ge=0)
+    dose_e_per_A2: float = parameter(0.0, meaning="exposure of dose-weighted images; 0: no radiation damage", ge=0)
+    dtype: Literal["float16", "float32"] = parameter("float16", meaning="data type of the stored images")
 
     def model_post_init(self, _: Any) -> None:
         """Check what no single field can say."""
         given = [name for name in ("model", "density", "demo") if getattr(self, name)]
         if len(given) != 1:
             got = " and ".join(f"--{name}" for name in given) or "none"
-            raise ParameterError(f"simulate needs exactly one of --model, --density and --demo, and got {got}")
+            raise ParameterError(f"simulate needs exactly one of --model, --density and --demo; got {got}")
         if self.model and (self.box_px is None or self.pixel_size_A is None):
-            raise ParameterError("simulate --model needs --box-px and --pixel-size-A: the box of the density to make")
+            raise ParameterError(
+                "simulate --model needs --box-px and --pixel-size-A, the box and voxel size of the density"
+            )
         if self.density and self.box_px:
             raise ParameterError("simulate --density takes the box from the file; leave out --box-px")
         if self.defocus_min_A > self.defocus_max_A:
@@ -119,7 +123,7 @@ class Simulate(Job):
 
         particles = join(context.url, PARTICLES)
         if exists(particles):
-            raise OutputExistsError(f"{particles} is there already; remove it or give another --out")
+            raise OutputExistsError(f"{particles} already exists; remove it or choose another --out")
         with context.progress.stage("density"):
             volume = self._density()
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)

@@ -152,7 +152,7 @@ ENDS = ("done", "stopped", "failed")
 
 REHEARSAL = "A rehearsal on one computer: prices are made up, and nothing was charged."
 
-MINUTE = "Each machine is charged for a minute at least, from its launch on"
+MINUTE = "Each machine is charged from its launch, for at least one minute"
 
 MOST_ROWS = 16
 """Of a table of machines that is shown at once."""
@@ -201,20 +201,20 @@ def _tiles(content: RunContent) -> list[tuple[str, str]]:
     taken = sum(line.bar.how == "taken" for line in content.nodes)
     return [
         (dollars(content.spent), f"spent, of an approximate maximum of {dollars(content.max_usd)}"),
-        (dollars(content.usd_plan[1]), f"was expected; planned {_range(content.usd_plan, dollars)}"),
+        (dollars(content.usd_plan[1]), f"expected; planned {_range(content.usd_plan, dollars)}"),
         (duration(content.wall), f"with machines; planned {_range(content.wall_plan, duration)}"),
-        (str(len(content.nodes)), "machines" + (f", {taken} of them taken or lost and replaced" if taken else "")),
+        (str(len(content.nodes)), "machines" + (f", {taken} of them reclaimed or lost, and replaced" if taken else "")),
     ]
 
 
 def _asked(content: RunContent) -> list[Drawn]:
-    pairs = [*content.asked, *([("what was promised", content.promise)] if content.promise else [])]
+    pairs = [*content.asked, *([("stated beforehand", content.promise)] if content.promise else [])]
     return [Drawn("What was asked for", [facts(pairs, kind="facts")])] if pairs else []
 
 
 def _compared(content: RunContent) -> Drawn:
     whole = StepRow(
-        "in all", "", content.wall_plan, content.wall, content.usd_plan, content.spent,
+        "total", "", content.wall_plan, content.wall, content.usd_plan, content.spent,
         content.status if content.status in ENDS else "",
     )  # fmt: skip
     lines = [*content.steps, *content.others, whole]
@@ -344,7 +344,7 @@ def _nodes(content: RunContent) -> list[Drawn]:
         for line in content.nodes
     ]  # fmt: skip
     many = len(content.nodes) > MOST_ROWS
-    head = [Cell("slot"), Cell("machine"), Cell("where from"), *numbers(["time", "cost"]), Cell("end")]
+    head = [Cell("slot"), Cell("machine"), Cell("pool"), *numbers(["time", "cost"]), Cell("end")]
     each = Table(head, rows, summary=f"each of the {len(content.nodes)} machines" if many else "")
     return [Drawn("Machines", [_pools(content.nodes), Words(f"{MINUTE}."), each])]
 
@@ -357,8 +357,8 @@ def _pools(nodes: Sequence[NodeRow]) -> Table:
         usd, hours = sum(line.usd for line in mine), sum(line.bar.end - line.bar.start for line in mine) / 3600
         taken, total = sum(line.bar.how == "taken" for line in mine), total + usd
         rows.append(Row([Cell(pool), *numbers([str(len(mine)), str(taken or "–"), f"{hours:,.3g}", dollars(usd)])]))
-    whole = Row([Cell("in all"), *numbers([str(len(nodes)), "", "", dollars(total)])], "total")
-    head = [Cell("where from"), *numbers(["machines", "taken or lost", "machine hours", "cost"])]
+    whole = Row([Cell("total"), *numbers([str(len(nodes)), "", "", dollars(total)])], "total")
+    head = [Cell("pool"), *numbers(["machines", "reclaimed or lost", "machine hours", "cost"])]
     return Table(head, [*rows, whole])
 
 

@@ -113,10 +113,10 @@ def run_agent() -> int:
             kept = document.get("mode") == CLUSTER
             what = _worker if start.slot != HEAD else _kept_head if kept else _head
             why = what(start, metadata, watch)
-        say(f"this machine ends: {why}")
+        say(f"this machine shuts down: {why}")
         return 0
     except (CloudemError, KeyError, ValueError) as error:
-        say(f"this machine ends: {type(error).__name__}: {error}")
+        say(f"this machine shuts down: {type(error).__name__}: {error}")
         return 1
     finally:
         if provider == "aws":  # whose machines end for good, and cost nothing any more, when they shut down
@@ -149,7 +149,7 @@ def _place(metadata: Metadata, document: Mapping[str, Any], watch: Watch) -> Ite
                 if time.monotonic() > limit:
                     raise
             if value is None and (time.monotonic() > limit or watch.over()):
-                raise ProviderError(f"there is no secret {start.certificates} of {start.cluster}: no certificates")
+                raise ProviderError(f"{start.cluster} has no secret {start.certificates}, so no certificates")
         certificates_from_secret(value, start.certificates_folder)
         yield start
     finally:
@@ -185,7 +185,7 @@ def _head(start: Start, metadata: Metadata, watch: Watch) -> str:
                     sign.changed = time.monotonic()
                 continue
             if controller.code == 0:
-                return "the controller is done"
+                return "the controller has finished"
             controller.keep()
             if silent > SILENCE_S / 2 and controller.starts == 1:
                 say(f"the controller gave no sign of life for {silent:.0f} s")
@@ -240,7 +240,7 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
         if why := watch.over():
             return why
         if time.monotonic() > limit:
-            return f"the head said nothing for {HEAD_S:.0f} s"
+            return f"the head gave no sign of life for {HEAD_S:.0f} s"
     scheduler, folder = str(head.value), start.certificates_folder.parent / start.id
     certificates = ("--certificates", str(start.certificates_folder))
     options: tuple[str, ...] = ("--host", start.address, "--local-folder", str(folder), "--patience-s", str(PATIENCE_S))
@@ -309,7 +309,7 @@ def _tell(start: Start, notice: Notice) -> None:
 
 def _leave(start: Start, watch: Watch, scheduler: str, folder: Path, notice: Notice) -> bool:
     """Move what the worker holds to others within the notice; say whether it has left."""
-    say(f"{notice.text}: its worker leaves")
+    say(f"{notice.text}: its worker is leaving")
     limit_s = max(notice.left_s - MARGIN_S, 1.0)
     argv = [
         sys.executable,
@@ -332,7 +332,7 @@ def _leave(start: Start, watch: Watch, scheduler: str, folder: Path, notice: Not
 
 def _work_on(worker: Child, watch: Watch) -> str:
     """Wait for the end, which is near; the worker may still be of use."""
-    say("the worker could not leave in time; it works until this machine is taken")
+    say("the worker could not leave in time; it works until this machine is reclaimed")
     while not (why := watch.over()) and worker.running:
         pass
     return why or f"the worker ended with {worker.code}"

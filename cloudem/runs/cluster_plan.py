@@ -35,7 +35,7 @@ def cluster_plan(
     unknown = [name for name in types if name not in catalogue.types]
     if unknown or region not in catalogue.regions():
         what = f"--instance-type {unknown[0]}" if unknown else f"--region {region}"
-        raise ParameterError(f"{what}: there is no price of that; `cloudem prices show` lists what is known")
+        raise ParameterError(f"{what}: no price is known; `cloudem prices show` lists known prices")
     pools = [
         (price.usd_per_hour, types.index(name), Pool(name, zone, market))
         for name in types

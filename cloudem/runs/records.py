@@ -223,7 +223,7 @@ class RunStore:
             There is a run of that name.
         """
         if not self._put_once("run.json", record.model_dump_json(indent=2)):
-            raise OutputExistsError(f"{self.url} is a run already; attach to it, resume it, or give another --run-name")
+            raise OutputExistsError(f"{self.url} already exists; attach to it, resume it, or give another --run-name")
         slot(self.url, "wanted.json").swap(None, wanted.model_dump_json(indent=2).encode())
 
     def record(self) -> RunRecord:
@@ -236,14 +236,14 @@ class RunStore:
         """
         found: RunRecord | None = self._read("run.json", RunRecord)
         if found is None:
-            raise MissingInputError(f"{self.url} holds no run; give its URL as `cloudem submit` printed it")
+            raise MissingInputError(f"{self.url} is not a run; give the URL that `cloudem submit` printed")
         return found
 
     def wanted(self) -> Wishes:
         """Return what its owner wants."""
         found: Wishes | None = self._read("wanted.json", Wishes)
         if found is None:
-            raise MissingInputError(f"{self.url} was begun and never launched; submit the workflow again")
+            raise MissingInputError(f"{self.url} was created but never launched; submit the workflow again")
         return found
 
     def change(self, *, after: int | None = None, **values: Any) -> Wishes:
@@ -260,12 +260,12 @@ class RunStore:
             if found is not None:
                 before = _parsed(self.url, "wanted.json", found[0], Wishes)
                 if after is not None and before.launch != after:
-                    raise ParameterError(f"{self.url} was resumed by somebody else just now; attach to it")
+                    raise ParameterError(f"{self.url} has just been resumed by someone else; attach to it")
                 changed = wishes_of(**{**before.model_dump(), **values})
                 if place.swap(found[1], changed.model_dump_json(indent=2).encode()) is not None:
                     return changed
             time.sleep(0.05)
-        raise StorageError(f"{self.url}/wanted.json changes all the time; try again")
+        raise StorageError(f"{self.url}/wanted.json keeps changing; try again")
 
     def state(self) -> RunState | None:
         """Return how it stands; None before it began."""

@@ -47,11 +47,11 @@ NEAR = 4.0
 """A limit is drawn with the plan's choices if it is no further than so many times from them."""
 
 UNMETERED = (
-    ("first minutes", "booting that the provider does not charge, and spot machines taken in their first hour, are "
-     "counted here: the meter says too much"),
-    ("storage of the project", "what it holds before and after the run"),
-    ("requests and egress", "estimated in the plan, not measured"),
-    ("taxes, discounts, credits", "the bill knows"),
+    ("first minutes", "the provider does not charge boot time, or spot instances reclaimed in their first hour; "
+     "they are counted here, so the meter overstates the cost"),
+    ("storage of the project", "not counted: it exists before and after the run"),
+    ("requests and egress", "estimated in the plan, not metered"),
+    ("taxes, discounts, credits", "see the bill"),
 )  # fmt: skip
 """What the meter leaves out, and on which side it errs (docs/money.md)."""
 
@@ -94,7 +94,7 @@ def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | No
     record, wanted, ledger = store.record(), store.wanted(), sorted(set(store.ledger()), key=lambda entry: entry.at)
     state, plan = state or store.state(), Plan.from_json(record.plan)
     if state is None or not any(isinstance(entry, NodeStarted) for entry in ledger):
-        raise ParameterError(f"{store.url} has not begun: there is nothing to report; submit it again")
+        raise ParameterError(f"{store.url} has not started, so there is nothing to report; submit it again")
     until = max(entry.at for entry in ledger) if state.over else time.time()
     found, nodes = costs(plan, ledger, until), _nodes(ledger, store.notices(), until)
     axis = Axis([(bar.start, bar.end) for bar, *_ in nodes.values()])
@@ -105,7 +105,7 @@ def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | No
         why=_why(state, time.time()),
         rehearsal=record.region == LOCAL,
         asked=_asked(record, plan, wanted),
-        promise=promise(plan, wanted, catalogue).rpartition("; over by")[0],
+        promise=promise(plan, wanted, catalogue).rpartition("; ends by")[0],
         max_usd=wanted.max_usd,
         spent=found.spent.total,
         wall=axis.active,
@@ -142,22 +142,22 @@ def points_of(plan: Plan) -> list[Point]:
 
 def _why(state: RunState, now: float) -> str:
     if not state.over and now - state.at > SILENT_S:
-        return f"its controller has been silent since {_hour(state.at)} UTC; what it left is reckoned until now"
+        return f"its controller has been silent since {_hour(state.at)} UTC; machines it left are counted until now"
     return state.why if state.status != "done" else ""
 
 
 def _asked(record: RunRecord, plan: Plan, wanted: Wishes) -> list[tuple[str, str]]:
     limits = [
-        f"{dollars(plan.max_usd)}" if plan.max_usd is not None else "no maximum given",
-        f"{plan.max_hours:g} h" if plan.max_hours is not None else "no time given",
+        f"{dollars(plan.max_usd)}" if plan.max_usd is not None else "no maximum cost",
+        f"{plan.max_hours:g} h" if plan.max_hours is not None else "no maximum time",
     ]
-    jobs = ", then ".join(str(step["job"]) for step in record.steps) or "a cluster that waits for jobs"
+    jobs = ", then ".join(str(step["job"]) for step in record.steps) or "a cluster waiting for jobs"
     hours = (wanted.deadline - record.created) / 3600
     return [
         ("workflow", jobs),
         ("where", f"{record.provider}, region {plan.region}, zone {plan.zone}; head {' '.join(plan.head)}"),
         ("objective", f"{plan.objective} within {' and '.join(limits)}"),
-        ("limits in the end", f"{dollars(wanted.max_usd)}, over by {_moment(wanted.deadline)} UTC "
+        ("final limits", f"{dollars(wanted.max_usd)}, until {_moment(wanted.deadline)} UTC "
          f"({hours:.3g} h after submitting)"),
     ]  # fmt: skip
 
@@ -173,13 +173,13 @@ def _nodes(ledger: Sequence[Entry], notices: Mapping[str, float], until: float) 
             ends.setdefault(entry.node, entry)
     bands, found = list(_bands(ledger, until)), {}
     for node, start in starts.items():
-        end, how, words = ends.get(node), "alive", "still there"
+        end, how, words = ends.get(node), "alive", "running"
         if end is not None:
-            how, words = "ended", "ended with the run" if end.why == "the run is over" else "ended in order"
+            how, words = "ended", "ended with the run" if end.why == "the run is over" else "shut down"
             if end.why not in ("ended", "the run is over"):
                 words = f"ended: {end.why}"
             if node in notices:
-                how, words = "taken", "taken by the provider, with notice"
+                how, words = "taken", "reclaimed by the provider, with notice"
             elif end.why == "ended" and _replaced(start, end.at, starts.values(), bands):
                 how, words = "taken", "lost without notice, replaced"
         bar = NodeBar(start.slot, start.pool.market, start.at, end.at if end else until, _how(how))
@@ -231,7 +231,7 @@ def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepR
     for number, planned in enumerate(plan.steps):
         job = record.steps[number] if number < len(record.steps) else {}
         step: StepCost | None = actual.get(f"{number}-{job.get('job', '')}")
-        how = (step.how or "running") if step else "not begun" if job else ""
+        how = (step.how or "running") if step else "not started" if job else ""
         machines = planned.describe() if not planned.on_head else "head"
         lines.append(
             StepRow(
@@ -278,7 +278,7 @@ def _events(ledger: Sequence[Entry], nodes: Mapping[str, tuple[NodeBar, Pool, st
         elif isinstance(entry, CapChanged):
             if cap is not None and (cap.max_usd, cap.max_hours) != (entry.max_usd, entry.max_hours):
                 hours = f"{entry.max_hours:.3g} h after submitting"
-                found.append((entry.at, f"limits: {dollars(entry.max_usd)}, over by {hours}"))
+                found.append((entry.at, f"limits: {dollars(entry.max_usd)}, until {hours}"))
             cap = entry
     found += [
         (bar.end, f"{bar.slot} ({node}): {words}") for node, (bar, _, words) in nodes.items() if bar.how == "taken"
@@ -320,7 +320,7 @@ def _prices(ledger: Sequence[Entry], plan: Plan, catalogue: Catalogue) -> list[P
         lines.append(
             PriceRow(
                 " ".join(pool),
-                f"{price.usd_per_hour:.4f}" if price else "not known",
+                f"{price.usd_per_hour:.4f}" if price else "unknown",
                 str(price.as_of) if price else "",
                 price.source if price else "",
                 (f"{paid[0]:.4f}" if same else f"{min(paid):.4f} to {max(paid):.4f}") if paid else "not used",
@@ -331,7 +331,7 @@ def _prices(ledger: Sequence[Entry], plan: Plan, catalogue: Catalogue) -> list[P
 
 def _unmetered(plan: Plan) -> list[tuple[str, str]]:
     planned = [
-        (name, f"planned with {dollars(usd.low)} to {dollars(usd.high)}, not measured")
+        (name, f"planned at {dollars(usd.low)} to {dollars(usd.high)}, not metered")
         for name, usd in plan.extra.items()
         if name != BETWEEN and usd.high > 0
     ]

@@ -99,7 +99,7 @@ def check_inputs(workflow: Workflow) -> None:
             url = values.get(name)
             ours = isinstance(url, str) and any(url == out or url.startswith(f"{out}/") for out in made)
             if isinstance(url, str) and not ours and not exists(url):
-                raise MissingInputError(f"step {step.name}: {name} {url} is not there; check the workflow file")
+                raise MissingInputError(f"step {step.name}: {name} {url} does not exist; check the workflow file")
         made.append(values["out"])
 
 
@@ -120,14 +120,14 @@ def start(
         provider.prepare(record.name, tags)
         provider.put_secret(record.name, CERTIFICATES, certificates())
         request = head_request(store, record, wanted, tags, catalogue)
-        say(f"asking for the head node: {' or '.join(' '.join(pool) for pool in request.pools[:3])}")
+        say(f"requesting the head node: {' or '.join(' '.join(pool) for pool in request.pools[:3])}")
         node = provider.launch(request)
         say(f"{node.id} is starting in {node.pool.zone}")
         _await_controller(store, provider, node, wanted.launch, record.provider, clock)
         return node
     except BaseException:
         if _newest(store) in (wanted.launch, None):  # what somebody else launched since is not ours to remove
-            say("removing what was started")
+            say("removing what was created")
             end(record.name, provider)
         raise
 
@@ -199,7 +199,7 @@ def keep_certificates(provider: Provider, cluster: str) -> Path:
     """
     value, folder = provider.secret(cluster, CERTIFICATES), certificates_folder(cluster)
     if value is None:
-        raise ProviderError(f"{cluster} has no certificates any more")
+        raise ProviderError(f"{cluster} no longer has certificates")
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     certificates_from_secret(value, folder)
     return folder
@@ -212,7 +212,7 @@ def promise(plan: Plan, wanted: Wishes, catalogue: Catalogue) -> str:
     rate = prices.get(plan.head, 0.0) + highest
     latency_s = LATENCY_S["local" if plan.region == "local" else "aws"]
     text = describe_cap(wanted.max_usd, rate, latency_s=latency_s, patience_s=ALONE_S)
-    return f"{text}; over by {time.strftime('%Y-%m-%d %H:%M', time.localtime(wanted.deadline))}"
+    return f"{text}; ends by {time.strftime('%Y-%m-%d %H:%M', time.localtime(wanted.deadline))}"
 
 
 def pools_of(plan: Plan) -> set[Pool]:
@@ -232,13 +232,15 @@ def resume(store: RunStore, max_usd: float | None, max_hours: float | None, now:
     if state is not None and not state.over and now - state.at < SILENT_S:
         raise ParameterError(f"{store.url} is running; follow it with `cloudem submit --attach {store.url}`")
     if state is not None and state.status == "done":
-        raise ParameterError(f"{store.url} is finished; nothing is left to do")
+        raise ParameterError(f"{store.url} is finished; there is nothing left to do")
     usd = wanted.max_usd if max_usd is None else max_usd
     if state is not None and usd <= state.spent_usd:
-        raise ParameterError(f"--max-usd: ${state.spent_usd:.2f} of ${usd:.2f} are spent; give more to go on")
+        raise ParameterError(
+            f"--max-usd: ${state.spent_usd:.2f} of ${usd:.2f} are spent; give a higher limit to resume"
+        )
     deadline = wanted.deadline if max_hours is None else now + max_hours * 3600
     if deadline <= now:
-        raise ParameterError("--max-hours: its time is over; give some hours to go on")
+        raise ParameterError("--max-hours: the run is out of time; give more hours to resume")
     return store.change(max_usd=usd, deadline=deadline, stop=False, launch=wanted.launch + 1, after=wanted.launch)
 
 
@@ -262,7 +264,7 @@ def follow(store: RunStore, show: Callable[[RunState], None], provider: Provider
             heads = [node for node in provider.nodes(record.name) if node.slot == HEAD and node.alive]
             if not heads:
                 raise ProviderError(
-                    f"the head of {store.url} is gone and its controller has been silent for {SILENT_S:.0f} s; go on"
+                    f"the head of {store.url} is gone, and its controller has been silent for {SILENT_S:.0f} s; resume"
                     f" with `cloudem submit --resume {store.url}`"
                 )
         time.sleep(LOOK_S[record.provider])
@@ -304,7 +306,7 @@ def _await_no_head(provider: Provider, record: RunRecord) -> None:
     while heads := [node.id for node in provider.nodes(record.name) if node.slot == HEAD and node.alive]:
         if time.monotonic() > limit:
             raise ProviderError(
-                f"{heads[0]}, the head of an earlier launch of {record.name}, has not ended; try again, or end it:"
+                f"{heads[0]}, the head of an earlier launch of {record.name}, is still running; try again, or stop it:"
                 " cloudem cluster down --now"
             )
         time.sleep(LOOK_S[record.provider])
@@ -330,14 +332,14 @@ def _await_controller(
             raise ProviderError(f"the head node {node.id} ended at once{_last_line(provider, node)}")
         time.sleep(LOOK_S[kind])
     raise ProviderError(
-        f"the head node {node.id} gave no sign of life for {PATIENCE_S[kind]:.0f} s; can it reach {store.url}, and is"
-        f" its image of this version of cloudem?{_last_line(provider, node)}"
+        f"the head node {node.id} gave no sign of life for {PATIENCE_S[kind]:.0f} s; can it reach {store.url}, and does"
+        f" its image have this version of cloudem?{_last_line(provider, node)}"
     )
 
 
 def _last_line(provider: Provider, node: Node) -> str:
     lines = [line for line in provider.log(node.id).splitlines() if line.strip()]
-    return f"; the last that it said: {lines[-1].strip()}" if lines else ""
+    return f"; its last message: {lines[-1].strip()}" if lines else ""
 
 
 def _user() -> str:

@@ -86,9 +86,9 @@ class Notices:
             return None
         self._silent = False
         if taken is not None:
-            return Notice(f"it is taken at {utc(taken)}", max(taken - time.time(), 0.0), True)
+            return Notice(f"this machine will be reclaimed at {utc(taken)}", max(taken - time.time(), 0.0), True)
         if likely is not None:
-            return Notice("it is likely to be taken soon", HINT_S, False)
+            return Notice("this machine is likely to be reclaimed soon", HINT_S, False)
         return None
 
 

@@ -88,7 +88,7 @@ def read_workflow(path: str) -> Workflow:
     except IsADirectoryError:
         raise ParameterError(f"{path} is a folder; give a workflow file or a job file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not TOML: {error}") from None
+        raise ParameterError(f"{path} is not valid TOML: {error}") from None
     try:
         return workflow_of(table, Path(path).stem)
     except ParameterError as error:
@@ -112,14 +112,14 @@ def workflow_of(table: Mapping[str, Any], name: str) -> Workflow:
     wrong = ", ".join(key for key in table if key not in HEADER)
     if wrong:
         raise ParameterError(
-            f"got {wrong} at the top, where {', '.join(HEADER)} may be; put parameters into a [[step]]"
+            f"got {wrong} at the top, where only {', '.join(HEADER)} may be; move parameters into a [[step]]"
         )
     entries = table.get("step", [])
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
         raise ParameterError('there is no step; write [[step]] and below it job = "refine3d" with its parameters')
     project = _text(table, "project")
     if not project:
-        raise ParameterError('there is no project; write project = "s3://bucket/prefix" at the top')
+        raise ParameterError('no project is set; write project = "s3://bucket/prefix" at the top')
     from cloudem.io.storage.location import absolute
 
     project = absolute(project)
@@ -146,7 +146,7 @@ def _steps(entries: list[dict[str, Any]], project: str) -> tuple[Step, ...]:
         given = _text(entry, "name") if entry.get("name") else ""
         name = _plain(given or (kind if kind not in steps else f"{kind}-{number}"))
         if name in steps:
-            raise ParameterError(f"step {number} is called {name!r} like one before; give it another name")
+            raise ParameterError(f"step {number} has the same name, {name!r}, as an earlier one; give it another name")
         values = {key: value for key, value in entry.items() if key not in ("job", "name")}
         try:
             steps[name] = Step(name, _job(kind, values, name, project))

@@ -99,8 +99,8 @@ def of_a_map(job: Job, name: str, sizes: Mapping[str, Size], wrong: Mapping[str,
 
 
 def _unknown(place: str, error: CloudemError | None) -> str:
-    reason = str(error) if error is not None else f"{place}: no step before makes it"
-    return f"{reason}; say what it will hold: --particles 100000 --box-px 256"
+    reason = str(error) if error is not None else f"{place}: no earlier step creates it"
+    return f"{reason}; give its size: --particles 100000 --box-px 256"
 
 
 def _is_remote(place: str) -> bool:

@@ -156,7 +156,7 @@ def test_a_second_run_appends_to_the_log(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("count --out x", "count needs NUMBERS: numbers to count to"),
-        ("count 1", "count needs --out: folder of the results"),
+        ("count 1", "count needs --out: folder for the results"),
         ("count 1 --out x --edge-A -3", "--edge-A: got '-3', needs greater than 0, in Å (width of the edge)"),
         ("count 1 --out x --limit 2.5", "--limit: got '2.5', needs a valid integer"),
         ("count 1 --out x --kind side", "--kind: got 'side', needs up or down (direction)"),
@@ -167,7 +167,7 @@ def test_a_second_run_appends_to_the_log(tmp_path: Path) -> None:
         ("count 1 --out x --executor serial --fail early", "stack has 3 images, table has 4; export them again"),
         ("count 1 --out x --executor serial --fail oddly", "unexpected KeyError: 'foo'; run again with --debug"),
         ("count 1 --out x --executor serial --fail disk", "result/map: No space left on device"),
-        ("count 1 --out x --memory-GiB 1e6", "this needs 1000000.00 GiB of memory and the machine has"),
+        ("count 1 --out x --memory-GiB 1e6", "this needs 1000000.00 GiB of memory, but the machine has"),
         ("count 1 --out x --scheduler nonsense", "--scheduler: got 'nonsense', needs an address"),
         ("run nothing.toml", "nothing.toml: no such file"),
     ],
@@ -242,12 +242,12 @@ def test_a_file_runs_one_job_or_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("job = ", "is not TOML"),
+        ("job = ", "is not valid TOML"),
         ("out = 'x'", "names no job"),
         ("job = 'refine'", "there is no job 'refine', did you mean 'refine3d'"),
         ("job = 'mask'\nvolume_x = 1\nout = 'x'", "mask has no parameter 'volume_x'"),
         ("[[job]]\nout = 'x'", "names no job"),
-        ("a = 1\n[[job]]\nname = 'mask'", "beside [[job]] there is a"),
+        ("a = 1\n[[job]]\nname = 'mask'", "has a outside of [[job]]"),
     ],
 )
 def test_a_bad_job_file_is_named_and_explained(text: str, message: str, tmp_path: Path) -> None:

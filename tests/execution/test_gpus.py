@@ -179,4 +179,6 @@ def test_workers_without_and_with_gpus_are_not_asked_for_at_once(tmp_path: Path)
     env = {"PYTHONPATH": with_cupy(tmp_path), "PATH": os.environ["PATH"], VISIBLE: "0,1"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == ("cloudem: --workers: got 3, but each of 2 GPUs has one; leave it out, or give --gpus none\n")
+    assert done.stderr == (
+        "cloudem: --workers: got 3, but each of the 2 GPUs gets one worker; leave it out, or give --gpus none\n"
+    )

@@ -133,24 +133,24 @@ CASES = {
     "half a shard": (truncated("images/c/0/0/0"), "particles.zarr.*"),
     "no shard": (removed("images/c/0/0/0"), "particles.zarr.*"),
     "no images": (removed("images/zarr.json"), "lost its images; import the particles again"),
-    "one half-set": (one_half, "half-set 1 is empty among 8 particles; at least one in each is needed"),
+    "one half-set": (one_half, "half-set 1 is empty among 8 particles; each needs at least one"),
     "defocus NaN": (nan_defocus, "column defocus_u is not a number for 1 of 8 particles, the first of them number 4"),
     "poses NaN": (nan_poses, "column tilt is not a number for 2 of 8 particles, the first of them number 1"),
     "no voltage": (optics(voltage=0.0), "optics group simulated of .* has a voltage of 0 kV"),
-    "percent": (optics(amplitude_contrast=10.0), "has an amplitude contrast of 10, a fraction from 0 to 1 is needed"),
+    "percent": (optics(amplitude_contrast=10.0), "has an amplitude contrast of 10; a fraction from 0 to 1 is needed"),
     "no reference": (values(reference="nowhere.mrc"), r"nowhere\.mrc does not exist; check the path"),
     "half a reference": (truncated("reference"), "is truncated: it has .* bytes"),
     "NaN": (reference(with_nan), "holds NaN or infinite values; make it again"),
-    "constant": (reference(np.ones_like), "has the value 1 everywhere; give a map with density in it"),
-    "empty": (reference(np.zeros_like), "has the value 0 everywhere"),
+    "constant": (reference(np.ones_like), r"is constant \(1\); give a map that contains density"),
+    "empty": (reference(np.zeros_like), r"is constant \(0\)"),
     "no cube": (non_cubic, "has 32 x 32 x 16 voxels, a cube is needed"),
     "no map": (lambda scene, _: {"reference": scene.particles + "/zarr.json"}, "zarr.json"),
-    "too large": (values(diameter_A=161.0), r"--diameter-A 161 does not fit into the images, 32 px of 5 Å = 160 Å"),
+    "too large": (values(diameter_A=161.0), r"--diameter-A 161 does not fit in the images, 32 px of 5 Å = 160 Å"),
     "too small": (values(diameter_A=8.0), "--diameter-A 8 is less than 8 px of 5 Å"),
     "no group": (values(symmetry="Q4"), "Q4"),
     "C0": (values(symmetry="C0"), "C0"),
     "no mask": (values(mask="nowhere.mrc"), "nowhere.mrc does not exist"),
-    "map as mask": (map_as_mask, r"the mask .* runs from .* to .*, a mask from 0 to 1; give one of cloudem mask"),
+    "map as mask": (map_as_mask, r"the mask .* has values from .* to .*, a mask 0 to 1; make one with cloudem mask"),
     "local without poses": (values(local=True), "rot.*tilt.*psi"),
     "negative": (values(diameter_A=-3), "--diameter-A: got '-3', needs greater than 0, in Å"),
 }
@@ -181,9 +181,9 @@ def option(name: str) -> str:
 def test_an_output_of_another_job_is_left_alone(scene, tmp_path):
     write_group(tmp_path / "rec", "", {}, {"kind": "result", "job": "reconstruct"})
     for restart in (False, True):
-        with pytest.raises(OutputExistsError, match="holds the results of reconstruct; choose another --out"):
+        with pytest.raises(OutputExistsError, match="contains the results of reconstruct; choose another --out"):
             run(Refine3D(**scene.refinement(tmp_path / "rec", restart=restart)))
-    with pytest.raises(OutputExistsError, match="holds a store of kind 'particles'; choose another --out"):
+    with pytest.raises(OutputExistsError, match="contains a store of kind 'particles'; choose another --out"):
         run(Refine3D(**scene.refinement(scene.particles, restart=True)))
     assert len(open_particles(scene.particles)) == 160
     with pytest.raises(OutputExistsError):

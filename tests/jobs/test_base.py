@@ -58,7 +58,9 @@ def test_all_that_is_wrong_is_said_in_one_line() -> None:
         Count(numbers=("1",), edge_A=60, window_px=(1,), kind="sideways", out=3)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.split("; ")[0] == "--out: got 3, needs a valid string (folder of the results, or s3://bucket/prefix)"
+    assert (
+        message.split("; ")[0] == "--out: got 3, needs a valid string (folder for the results, or s3://bucket/prefix)"
+    )
     assert "--edge-A: got 60, needs less than or equal to 50, in Å (width of the edge)" in message
     assert "--kind: got 'sideways', needs up or down (direction)" in message
 

@@ -1,4 +1,4 @@
-"""Shards that are lost: named at the start, or left out as if their particles had never been there."""
+"""Shards that are lost: named at the start, or skipped as if their particles had never been there."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_job_stops_at_its_start_and_names_shard_particles_and_option(name, los
         run(job)
     said = str(raised.value)
     assert said.startswith(f"{lossy.particles}: images/c/1/0/0 is ")
-    assert "(particles 49 to 96); import the particles again, or --skip-damaged to leave out 48 of 160" in said
+    assert "(particles 49 to 96); import the particles again, or use --skip-damaged to leave out 48 of 160" in said
     assert not out.exists()
 
 
@@ -104,8 +104,8 @@ def test_a_reconstruction_is_what_it_would_be_without_them(lossy, fewer, tmp_pat
     progress = run(job)
     run(Reconstruct(particles=fewer, out=str(tmp_path / "fewer")))
     assert_same_but_for_rows(tmp_path / "out", tmp_path / "fewer")
-    (warning,) = [line for line in progress.warnings() if "left out" in line]
-    assert warning.startswith("48 of 160 particles are left out, because their shards are lost: images/c/1/0/0 is ")
+    (warning,) = [line for line in progress.warnings() if "skipped" in line]
+    assert warning.startswith("48 of 160 particles are skipped, because their shards are lost: images/c/1/0/0 is ")
     result = read_attributes(job.out, "result")
     assert warning in result["warnings"]
     assert result["particle_count"] == len(KEPT)
@@ -119,7 +119,7 @@ def test_a_refinement_is_what_it_would_be_without_them(local, fewer, tmp_path, n
     assert_same_but_for_rows(tmp_path / "out", tmp_path / "fewer")
     for row, other in zip(progress.iterations(), without.iterations(), strict=True):
         assert row["moving"] == other["moving"]
-    assert any("48 of 160 particles are left out" in line for line in progress.warnings())
+    assert any("48 of 160 particles are skipped" in line for line in progress.warnings())
 
 
 def test_a_refinement_goes_on_without_what_was_lost_meanwhile(local, tmp_path, no_report):
@@ -136,7 +136,7 @@ def test_a_refinement_goes_on_without_what_was_lost_meanwhile(local, tmp_path, n
         object_store(local.particles), "images/c/1/0/0", sound
     )  # found again, but half-sets are not changed back in the middle
     progress = run(job)
-    assert any(line.startswith("48 of 160 particles stay out") for line in progress.warnings())
+    assert any(line.startswith("48 of 160 particles are skipped, as") for line in progress.warnings())
     assert [row["iteration"] for row in progress.iterations()] == [1, 2]
     arrays, attributes = read_group(job.out, "particles")
     np.testing.assert_array_equal(arrays["store_row"], KEPT)
@@ -172,7 +172,7 @@ def test_the_images_of_a_result_are_those_of_its_rows(local, fewer, tmp_path, no
 def test_nothing_is_left_to_do_without_any_shard(local, tmp_path):
     for shard in range(4):
         lose(local, shard=shard)
-    with pytest.raises(DamagedShardError, match=r"none of its shards can be read: .*images/c/2.*; and 1 more; import"):
+    with pytest.raises(DamagedShardError, match=r"no shard can be read: .*images/c/2.*; and 1 more; import"):
         run(Reconstruct(particles=local.particles, out=str(tmp_path / "out"), skip_damaged=True))
 
 

@@ -93,14 +93,14 @@ def test_postprocess_names_what_is_wrong(halves, tmp_path, molecule):
     with pytest.raises(InconsistentDataError, match="give a mask, not a map"):
         run(Postprocess(halves=str(halves), mask=str(halves), out=out))
     write_group(tmp_path / "empty", "result", {"map": molecule}, {"pixel_size_A": PIXEL})
-    with pytest.raises(MissingInputError, match="holds no half-maps"):
+    with pytest.raises(MissingInputError, match="contains no half-maps"):
         run(Postprocess(halves=str(tmp_path / "empty"), out=out))
     assert not (tmp_path / "post").exists()
 
 
 def test_postprocess_does_not_overwrite_the_refinement(halves, tmp_path):
     as_result(halves, tmp_path / "refine")
-    with pytest.raises(OutputExistsError, match="holds the results of refine3d"):
+    with pytest.raises(OutputExistsError, match="contains the results of refine3d"):
         run(Postprocess(halves=str(tmp_path / "refine"), out=str(tmp_path / "refine")))
     assert "half1" in read_group(tmp_path / "refine", "result")[0]
 
@@ -138,7 +138,7 @@ def test_particles_of_a_density(molecule, tmp_path):
     run(Simulate(density=str(tmp_path / "map.mrc"), count=3, noise=False, out=str(out)))
     store = open_particles(out / "particles.zarr")
     assert (store.box, store.pixel_size) == (BOX, PIXEL)
-    with pytest.raises(OutputExistsError, match=r"particles\.zarr is there already"):
+    with pytest.raises(OutputExistsError, match=r"particles\.zarr already exists"):
         run(Simulate(density=str(tmp_path / "map.mrc"), count=3, out=str(out)))
 
 
@@ -150,7 +150,7 @@ def test_count_zero_makes_densities_only(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "exactly one of --model, --density and --demo, and got none"),
+        ({}, "exactly one of --model, --density and --demo; got none"),
         ({"demo": True, "density": "a.mrc"}, "got --density and --demo"),
         ({"model": "a.cif"}, "needs --box-px and --pixel-size-A"),
         ({"density": "a.mrc", "box_px": 32}, "leave out --box-px"),

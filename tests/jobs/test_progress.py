@@ -185,7 +185,7 @@ def test_cells_have_titles_and_formats() -> None:
 def test_memory_that_the_machine_lacks_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("cloudem")
     check_memory(1 << 20, log)
-    with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory and the machine has"):
+    with pytest.raises(OutOfMemoryError, match=r"needs 1048576\.00 GiB of memory, but the machine has"):
         check_memory(1 << 50, log)
     assert (memory(1536), memory(3 << 20), memory(3 << 29)) == ("1.5 KiB", "3 MiB", "1.50 GiB")
 

@@ -128,7 +128,7 @@ def test_dark_protein_is_noticed(tmp_path, no_report):
     scene = make_scene(tmp_path, count=60, sign=-1, columns=lambda truth: truth)
     write_volume(tmp_path / "mask.mrc", (scene.density > scene.density.max() / 4).astype(np.float32), PIXEL)
     progress = run(Reconstruct(particles=scene.particles, mask=str(tmp_path / "mask.mrc"), out=str(tmp_path / "out")))
-    assert any("mean density inside the mask is negative: contrast is inverted" in t for t in progress.warnings())
+    assert any("mean density inside the mask is negative: the contrast is inverted" in t for t in progress.warnings())
 
 
 def test_a_limit_is_kept(posed, tmp_path, no_report):
@@ -148,11 +148,11 @@ def test_what_is_there_is_left_alone(posed, tmp_path, no_report, monkeypatch):
             run(job)
     assert not has_group(job.out, "result")
     run(job)  # the same place can be used again
-    with pytest.raises(OutputExistsError, match="holds results already; choose another --out"):
+    with pytest.raises(OutputExistsError, match="already contains results; choose another --out"):
         run(job)
     mask = tmp_path / "mask.mrc"
     write_volume(mask, posed.density * 100, PIXEL)
-    with pytest.raises(InconsistentDataError, match="a mask from 0 to 1"):
+    with pytest.raises(InconsistentDataError, match="a mask 0 to 1"):
         run(Reconstruct(particles=posed.particles, mask=str(mask), out=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
 

@@ -91,21 +91,21 @@ def test_report_and_log_lie_beside_the_result(refined):
 
 def test_a_finished_run_is_left_alone_and_its_log_goes_on(remote, refined):
     before = read_bytes(join(refined, "log.txt"))
-    with pytest.raises(OutputExistsError, match="is finished already"):
+    with pytest.raises(OutputExistsError, match="is already finished"):
         run(Refine3D(**remote.refinement(refined, **SHORT)))
     after = read_bytes(join(refined, "log.txt"))
     assert after.startswith(before)
-    assert b"is finished already" in after[len(before) :]
+    assert b"is already finished" in after[len(before) :]
 
 
 def test_what_is_somebody_elses_is_left_alone(remote, project):
-    with pytest.raises(OutputExistsError, match="holds other things"):
+    with pytest.raises(OutputExistsError, match="contains other files"):
         run(Refine3D(**remote.refinement(project, **SHORT)))
     assert "log.txt" in contents(project)  # it says so there, too
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(remote, project):
-    with pytest.raises(ParameterError, match="does not fit into the images"):
+    with pytest.raises(ParameterError, match="does not fit in the images"):
         run(Refine3D(**remote.refinement(join(project, "failed"), **{**SHORT, "diameter_A": 500.0})))
     assert not exists(join(project, "failed"))
 
@@ -114,7 +114,7 @@ def test_the_other_jobs(refined, project, tmp_path):
     run(Mask(map=refined, out=join(project, "mask.mrc")))
     mask = read_volume(join(project, "mask.mrc")).data
     assert 0 < mask.mean() < 1
-    with pytest.raises(OutputExistsError, match="exists; give another name"):
+    with pytest.raises(OutputExistsError, match="exists; choose another name"):
         run(Mask(map=refined, out=join(project, "mask.mrc")))
     run(Postprocess(halves=refined, mask=join(project, "mask.mrc"), out=join(project, "post")))
     run(Postprocess(halves=refined, mask=join(project, "mask.mrc"), out=str(tmp_path / "post")))

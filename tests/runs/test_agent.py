@@ -222,7 +222,7 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 def test_the_head_ends_when_its_controller_is_done(tmp_path: Path, controller: Callable[[str], Path]) -> None:
     said = controller("sys.exit(0 if len(said.read_text().splitlines()) > 1 else 1)")
-    assert agent._head(start(tmp_path), Told(), Watch()) == "the controller is done"  # type: ignore[arg-type]
+    assert agent._head(start(tmp_path), Told(), Watch()) == "the controller has finished"  # type: ignore[arg-type]
     first, second = (json.loads(line) for line in said.read_text().splitlines())
     assert first == second
     head = json.loads((tmp_path / "project/runs/r/head.json").read_text())
@@ -278,7 +278,7 @@ def test_a_node_that_is_told_too_little_says_so_and_ends(
     with machine.Service(tmp_path, node) as service:
         monkeypatch.setenv(ENDPOINT, service.endpoint)
         assert run_agent() == 1
-    assert "this machine ends: KeyError: 'deadline'" in capsys.readouterr().out
+    assert "this machine shuts down: KeyError: 'deadline'" in capsys.readouterr().out
 
 
 def test_what_a_start_document_lacks_is_named(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_a_notice_costs_nothing_and_a_kill_costs_no_bit(
     assert Counter(len(path.read_text()) for path in marks.iterdir()) == {1: 36}
     eventually(lambda: not nodes.now(noticed).alive, 60)
     assert (nodes.now(noticed).ended or 0) < taken_at
-    assert "its worker leaves" in nodes.provider.log(noticed.id)
+    assert "its worker is leaving" in nodes.provider.log(noticed.id)
     assert "its worker has left" in nodes.provider.log(noticed.id)
 
     # without: the map is the same to the bit
@@ -513,7 +513,7 @@ def test_a_worker_that_hears_nothing_of_the_head_ends_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent, "HEAD_S", 0.5)
-    assert agent._worker(start(tmp_path), Told(), Watch()) == "the head said nothing for 0 s"  # type: ignore[arg-type]
+    assert agent._worker(start(tmp_path), Told(), Watch()) == "the head gave no sign of life for 0 s"  # type: ignore[arg-type]
 
 
 def test_a_worker_that_cannot_leave_works_on_until_its_machine_is_taken(

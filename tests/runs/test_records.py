@@ -36,7 +36,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_run_is_written_once_and_found_again(project: str) -> None:
     store = RunStore.of(project, "first-20260102-030405")
-    with pytest.raises(MissingInputError, match="holds no run"):
+    with pytest.raises(MissingInputError, match="is not a run"):
         store.record()
     store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
     assert RunStore(store.url + "/").record() == record()
@@ -44,7 +44,7 @@ def test_a_run_is_written_once_and_found_again(project: str) -> None:
     assert store.state() is None
     assert store.head() is None
     assert runs_of(project) == ["first-20260102-030405"]
-    with pytest.raises(OutputExistsError, match="is a run already"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
 
 
@@ -60,7 +60,7 @@ def test_of_two_who_resume_a_run_at_once_one_does(project: str) -> None:
     store = RunStore.of(project, "first-20260102-030405")
     store.create(record(), Wishes(max_usd=2.0, deadline=2e9))
     assert store.change(after=1, launch=2).launch == 2
-    with pytest.raises(ParameterError, match="by somebody else"):
+    with pytest.raises(ParameterError, match="by someone else"):
         store.change(after=1, launch=2)
     with pytest.raises(ParameterError, match="max_usd"):
         store.change(max_usd=float("inf"))

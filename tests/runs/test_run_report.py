@@ -51,7 +51,7 @@ LEDGER: list[Entry] = [
     NodeEnded(T0 + 100, "a", "ended"),
     NodeStarted(T0 + 105, "c", W0, SPOT, 7.2),
     PriceChanged(T0 + 150, "b", 3.6),
-    Note(T0 + 300, "draining: its owner wants it to stop"),
+    Note(T0 + 300, "draining: requested by its owner"),
     StepEnded(T0 + 330, "1-refine3d", "stopped"),
     NodeEnded(T0 + 335, "b", "ended"),
     NodeEnded(T0 + 335, "c", "ended"),
@@ -136,15 +136,15 @@ def test_a_node_whose_slot_another_took_while_its_step_ran_was_lost_and_no_other
     assert texts == [
         "controller of launch 1 begins",
         f"{W0} (a): lost without notice, replaced",
-        "draining: its owner wants it to stop",
-        "limits: $3.00, over by 2 h after submitting",
+        "draining: requested by its owner",
+        "limits: $3.00, until 2 h after submitting",
     ]
     assert [event.letter for event in content.events] == list("abcd")
     assert content.events[1].at == T0 + 100
     write_bytes(f"{store.url}/notices/b.json", b'{"taken": 1000000330}')
     content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     assert {line.name for line in content.nodes if line.bar.how == "taken"} == {"a", "b"}
-    assert "taken by the provider, with notice" in [line.ended for line in content.nodes]
+    assert "reclaimed by the provider, with notice" in [line.ended for line in content.nodes]
 
 
 def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> None:
@@ -158,19 +158,19 @@ def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> 
     assert second.end > T0 + 5000  # it runs until now
     assert content.steps[1].how == "running"
     assert "silent since 03:12:20 UTC" in content.why
-    assert {line.ended for line in content.nodes if line.bar.how == "alive"} == {"still there"}
+    assert {line.ended for line in content.nodes if line.bar.how == "alive"} == {"running"}
 
 
 def test_a_stopped_run_says_why_and_what_has_not_begun(tmp_path: Path) -> None:
     store = begun(str(tmp_path), [entry for entry in LEDGER if entry.at < T0 + 25], "stopped")
     content = run_page_content(store, Catalogue.shipped(), None, str(tmp_path / "report.html"))
     assert (content.status, content.why) == ("stopped", "its last line")
-    assert [line.how for line in content.steps] == ["done", "not begun"]
+    assert [line.how for line in content.steps] == ["done", "not started"]
     assert content.steps[1].wall is None
 
 
 def test_there_is_no_page_of_a_run_that_has_not_begun(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="has not begun"):
+    with pytest.raises(ParameterError, match="has not started"):
         write_run_page(begun(str(tmp_path), []), Catalogue.shipped())
 
 
@@ -205,7 +205,7 @@ def test_a_page_that_cannot_be_written_keeps_no_run_from_ending(tmp_path: Path, 
             assert clock["now"] < T0 + 2000
     state = store.state()
     assert state is not None
-    assert (state.status, state.why) == ("stopped", "its owner wants it to stop")
+    assert (state.status, state.why) == ("stopped", "requested by its owner")
     assert [each.status for each in told] == ["stopped"]
     assert "the report could not be written" in caplog.text
     assert "no room" in caplog.text

@@ -152,7 +152,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
         resume(store, 9.0, None, time.time())
     store.change(stop=True)  # by its owner, after the running iteration
     state = follow(store, lambda state: None, provider)
-    assert (state.status, state.why) == ("stopped", "its owner wants it to stop")
+    assert (state.status, state.why) == ("stopped", "requested by its owner")
     before = list_groups(refine, "iterations")
     assert len(before) < 6
     end(store.record().name, provider)
@@ -180,7 +180,7 @@ def test_what_could_not_be_started_is_removed_again(scene, tmp_path, monkeypatch
     agent = [sys.executable, "-c", "raise SystemExit('no image')"]
     provider = LocalProvider(tmp_path / "cloud", agent=agent)
     store = new(scene, tmp_path / "project", 5.0, steps=1)
-    with pytest.raises(ProviderError, match="ended at once; the last that it said: no image"):
+    with pytest.raises(ProviderError, match="ended at once; its last message: no image"):
         start(store, provider, Catalogue.shipped(), lambda line: None)
     assert provider.resources() == []
     provider.sell_out([Pool(name, zone, "on-demand") for name in VCPUS for zone in ZONES])
@@ -208,7 +208,7 @@ def test_an_input_that_is_missing_is_said_before_anything_is_rented(scene: Scene
     mask = {"job": "mask", "map": str(tmp_path / "refine/map.mrc"), "out": str(tmp_path / "mask.mrc")}
     check_inputs(workflow_of({"project": str(tmp_path), "step": [refine, mask]}, "fine"))  # a step makes the map
     wrong = {**refine, "reference": "strat.mrc"}
-    with pytest.raises(MissingInputError, match=r"step refine3d: reference .*/strat\.mrc is not there"):
+    with pytest.raises(MissingInputError, match=r"step refine3d: reference .*/strat\.mrc does not exist"):
         check_inputs(workflow_of({"project": str(tmp_path), "step": [wrong]}, "wrong"))
 
 

@@ -283,11 +283,13 @@ def plan(
     """
     known = catalogue.zones(region)
     if not known:
-        raise ParameterError(f"there are no prices of {region!r}; regions are {', '.join(catalogue.regions())}")
+        raise ParameterError(f"no prices are known for {region!r}; known regions are {', '.join(catalogue.regions())}")
     if strange := [zone for zone in zones or () if zone not in known]:
-        raise ParameterError(f"there are no prices of zone {strange[0]!r}; those of {region} are {', '.join(known)}")
+        raise ParameterError(f"no prices are known for zone {strange[0]!r}; zones of {region} are {', '.join(known)}")
     if unknown := [name for name in types or () if name not in catalogue.types]:
-        raise ParameterError(f"there is no machine {unknown[0]!r}; types are {', '.join(sorted(catalogue.types))}")
+        raise ParameterError(
+            f"there is no instance type {unknown[0]!r}; known types are {', '.join(sorted(catalogue.types))}"
+        )
     offers = Offers(catalogue, region, zones or known, markets, types, quotas or {})
     wholes = [
         with_overheads(stages, offers, zone, head, course)
@@ -396,9 +398,7 @@ def _notes(
     if max_hours is not None and chosen.wall.high > 3600 * max_hours:
         notes.append(f"it may take up to {rough_time(chosen.wall.high)}, beyond {rough_time(3600 * max_hours)}")
     if max_usd is not None and chosen.usd.high > max_usd:
-        notes.append(
-            f"it may need up to {rough_dollars(chosen.usd.high)}: at ${max_usd:g} it would be stopped before its end"
-        )
+        notes.append(f"it may need up to {rough_dollars(chosen.usd.high)}: at ${max_usd:g} it would be stopped early")
     return tuple(notes)
 
 

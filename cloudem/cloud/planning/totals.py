@@ -82,9 +82,9 @@ def why_impossible(stages: Sequence[StepEstimate], offers: Offers) -> str:
     for stage in stages:
         reasons = [why for what, why in offers.refused if what.endswith((f" for {stage.name}", " as head"))]
         if reasons and not any(offers.choices(stage, z, h) for z in offers.zones for h in offers.heads(stages, z)):
-            return f"no machine of {offers.region} can do {stage.name}: {reasons[-1]} ({len(reasons)} refused)"
+            return f"no machine in {offers.region} can run {stage.name}: {reasons[-1]} ({len(reasons)} refused)"
     reasons = list(dict.fromkeys(why for _, why in offers.refused))
-    return f"nothing can be rented in {offers.region}: {'; '.join(reasons[:3]) or 'it sells no machine'}"
+    return f"nothing can be rented in {offers.region}: {'; '.join(reasons[:3]) or 'it has no machines'}"
 
 
 def nearest(front: Sequence[Whole], max_usd: float | None, max_hours: float | None) -> str:
@@ -110,4 +110,4 @@ def nearest(front: Sequence[Whole], max_usd: float | None, max_hours: float | No
         near.append(
             f"the cheapest of all is {rough_dollars(front[-1].usd.expected)} ({rough_time(front[-1].wall.expected)})"
         )
-    return f"nothing fits into {limits_in_words(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}; allow that much"
+    return f"no plan fits {limits_in_words(max_usd, max_hours)}: {'; '.join(dict.fromkeys(near))}; allow that much"

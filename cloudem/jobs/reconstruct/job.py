@@ -16,7 +16,7 @@ class Reconstruct(Job):
     """Declaration of ``cloudem reconstruct``."""
 
     name: ClassVar[str] = "reconstruct"
-    summary: ClassVar[str] = "Reconstruct half-maps and map from particles with known poses."
+    summary: ClassVar[str] = "Reconstruct half-maps and a map from particles with known poses."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem reconstruct --particles particles.zarr --symmetry C1 --out rec",
         "cloudem reconstruct --particles particles.zarr --symmetry D7 --mask mask.mrc --out rec",
@@ -27,19 +27,23 @@ class Reconstruct(Job):
     particles: Place = parameter(
         meaning="particle store with poses, or the results of a job that hold particles", reads=("particles",)
     )
-    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
-    diameter_A: float = parameter(
-        0.0, meaning="particle diameter, for the mask of the FSC; 0 for 90 % of the box", ge=0
+    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
+    diameter_A: float = parameter(0.0, meaning="particle diameter, for the FSC mask; 0: 90 % of the box", ge=0)
+    mask: Place | None = parameter(None, meaning="solvent mask for the FSC (MRC file); if none, estimated from the map")
+    max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0: Nyquist", ge=0)
+    group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
+    skip_damaged: bool = parameter(
+        False, meaning="skip particles whose shards are missing or damaged, instead of stopping"
     )
     mask: Place | None = parameter(
-        None, meaning="solvent mask for the FSC, an MRC file; estimated from the map if absent", reads=("mask",)
+        None, meaning="solvent mask for the FSC (MRC file); if none, estimated from the map", reads=("mask",)
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0 for Nyquist", ge=0)
-    group_size: int = parameter(1250, meaning="images of one task, at least", ge=50)
+    group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
     skip_damaged: bool = parameter(
         False, meaning="leave out the particles of missing or damaged shards instead of stopping"
     )
-    seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
+    seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
 
     def alignment(self, particles: Size) -> Alignment:

@@ -31,7 +31,7 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     operators(job.symmetry)  # refuses what is none before anything else
     found = read_attributes(context.url, "")
     if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
-        raise OutputExistsError(f"{context.url} holds results already; choose another --out")
+        raise OutputExistsError(f"{context.url} already contains results; choose another --out")
     dataset = open_dataset(job.particles)
     shifts = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in dataset.particles)
     require_finite(dataset.particles, "rot", "tilt", "psi", *shifts)
@@ -76,6 +76,6 @@ def solvent_mask(
     try:
         return estimate_mask(whole, pixel_size, diameter=diameter)
     except ParameterError as error:
-        context.progress.warning(f"no mask could be found, the particle's sphere is taken: {error}")
+        context.progress.warning(f"no mask could be estimated, using a sphere of the particle's diameter: {error}")
         radius = diameter / 2 / pixel_size
         return soft_sphere(box, radius, soft_edge(box, radius))

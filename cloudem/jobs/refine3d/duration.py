@@ -176,7 +176,7 @@ def alignment_work(alignment: Alignment) -> Work:
         stored_bytes=40 * box**3 + 600 * count,
         result_bytes=maps + 200 * count,
         makes={"": Size(count, (box, box), alignment.pixel_size, alignment.remote)},
-        notes=(f"{count:,} particles of {box} px, about {groups} tasks for each pass",),
+        notes=(f"{count:,} particles of {box} px, about {groups} tasks per pass",),
         model=AlignmentModel(alignment),
         puts=PUT_S * len(steps) if alignment.remote else 0.0,
         gets=len(steps) * (images * count / GET_BYTES + 8 * items) if alignment.remote else 0.0,

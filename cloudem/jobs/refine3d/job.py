@@ -17,7 +17,7 @@ class Refine3D(Job):
     """Declaration of ``cloudem refine3d``."""
 
     name: ClassVar[str] = "refine3d"
-    summary: ClassVar[str] = "Refine poses and map from particles and a starting reference, in two independent halves."
+    summary: ClassVar[str] = "Refine poses and a map from particles and a starting map, with two independent half-sets."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry C1 --diameter-A 320 --out refine",
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
@@ -45,37 +45,41 @@ class Refine3D(Job):
         meaning="particle store, or the results of a job that hold particles", reads=("particles",)
     )
     reference: Place = parameter(
-        meaning="starting map, an MRC file; resampled to the particles' box and pixel size", reads=("volume",)
+        meaning="starting map (MRC file); resampled to the box and pixel size of the particles", reads=("volume",)
     )
-    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, set as in RELION")
-    diameter_A: float = parameter(meaning="diameter of a circle that holds the particle", gt=0)
+    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
+    diameter_A: float = parameter(meaning="diameter of a circle that contains the particle", gt=0)
     mask: Place | None = parameter(
-        None, meaning="solvent mask, an MRC file in 0..1; estimated from each half-map if absent", reads=("mask",)
+        None, meaning="solvent mask (MRC file, values 0 to 1); if none, estimated from each half-map", reads=("mask",)
     )
     initial_resolution_A: float = parameter(
-        0.0, meaning="resolution to which the reference is trusted; 0 for a seventh of the diameter, 15 to 40 Å", ge=0
+        0.0, meaning="low-pass filter of the starting map; 0: a seventh of the diameter, between 15 and 40 Å", ge=0
     )
-    max_resolution_A: float = parameter(0.0, meaning="finest resolution ever scored; 0 for no limit but Nyquist", ge=0)
-    search_step_deg: float = parameter(
-        7.5, meaning="finest distance between directions of the grid search", gt=0.5, le=30
-    )
+    max_resolution_A: float = parameter(0.0, meaning="finest resolution used for scoring; 0: Nyquist", ge=0)
+    search_step_deg: float = parameter(7.5, meaning="finest angular step of the grid search", gt=0.5, le=30)
     shift_range_A: float = parameter(
-        0.0, meaning="furthest shift from the box centre in the first search; 0 for 6 % of the diameter", ge=0
+        0.0, meaning="largest shift from the box centre in the first search; 0: 6 % of the diameter", ge=0
     )
-    candidates: int = parameter(10, meaning="poses of each image refined after a search", ge=1, le=200)
-    poses: int = parameter(4, meaning="most poses of each image inserted, weighted by their probability", ge=1, le=64)
-    max_iterations: int = parameter(25, meaning="iterations after which it stops even if not converged", ge=1)
-    local: bool = parameter(False, meaning="start from the poses of the particle table instead of searching")
+    candidates: int = parameter(10, meaning="number of poses per image to refine after a search", ge=1, le=200)
+    poses: int = parameter(
+        4, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
+    )
+    max_iterations: int = parameter(25, meaning="stop after this many iterations, even if not converged", ge=1)
+    local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
     correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
-    ignore_contrast: bool = parameter(False, meaning="go on though the images look like the negative of the reference")
-    group_size: int = parameter(500, meaning="images of one task, at least; a lost worker costs what it held", ge=50)
-    skip_damaged: bool = parameter(
-        False, meaning="leave out the particles of missing or damaged shards instead of stopping"
+    ignore_contrast: bool = parameter(
+        False, meaning="continue even if the images look like the negative of the starting map"
     )
-    seed: int = parameter(0, meaning="seed of half-sets and phase randomisation")
+    group_size: int = parameter(
+        500, meaning="minimum number of images per task; smaller tasks lose less work if a worker fails", ge=50
+    )
+    skip_damaged: bool = parameter(
+        False, meaning="skip particles whose shards are missing or damaged, instead of stopping"
+    )
+    seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
     restart: bool = parameter(
-        False, meaning="begin anew although there are results of an earlier run; leave it out to resume"
+        False, meaning="discard the results of an earlier run and start again, instead of resuming"
     )
 
     @property

@@ -48,8 +48,8 @@ def sorted_found(parts: Sequence[Found]) -> Found:
     if not np.isfinite(poses.score).all():
         worst = poses.images[~np.isfinite(poses.score)][0]
         raise InconsistentDataError(
-            f"the likelihood of particle {worst + 1} is not a number: its image or CTF is beyond all measure; leave it "
-            "out and import again"
+            f"the likelihood of particle {worst + 1} is not a number: its image or CTF has extreme values; remove it "
+            "and import again"
         )
     return Found(poses.take(order), weights[order])
 

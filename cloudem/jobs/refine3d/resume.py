@@ -26,7 +26,7 @@ def resumed(job: Refine3D, url: str) -> State | None:
         return None
     if record.get("job") != job.name:
         what = f"the results of {record['job']}" if "job" in record else f"a store of kind {record.get('kind')!r}"
-        raise OutputExistsError(f"{url} holds {what}; choose another --out")
+        raise OutputExistsError(f"{url} contains {what}; choose another --out")
     if job.restart:
         return None
     finished = has_group(url, "result")
@@ -39,13 +39,14 @@ def resumed(job: Refine3D, url: str) -> State | None:
     changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
     if changed:
         raise OutputExistsError(
-            f"{url} holds this job with other {', '.join(changed)}; choose another --out, or --restart to replace it"
+            f"{url} contains this job with another {', '.join(changed)}; choose another --out, or replace it with"
+            " --restart"
         )
     if finished:
-        raise OutputExistsError(f"{url} is finished already; choose another --out, or --restart to do it again")
+        raise OutputExistsError(f"{url} is already finished; choose another --out, or run it again with --restart")
     if record.get("source") != source_of(job.particles):
         raise InconsistentDataError(
-            f"{job.particles} has been made anew since {url} was begun; choose another --out, or --restart"
+            f"{job.particles} has been imported again since {url} was started; choose another --out, or use --restart"
         )
     left = State(**state)
     # what the data decided stays; how many iterations there are to be may have been changed
@@ -57,7 +58,7 @@ def refuse_foreign(url: str) -> None:
     known = ("arrays-", CHECKPOINT, REFERENCES, MASK)
     other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
     if other:
-        raise OutputExistsError(f"{url} holds other things ({other[0]}, …); choose another --out")
+        raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")
 
 
 def source_of(particles: str) -> str:
@@ -71,8 +72,8 @@ def leave_out(context: Context, particles: str, without: NDArray[np.int64]) -> N
     gone = np.setdiff1d(np.flatnonzero(checkpoint.half_set == 0), without)
     if len(gone):
         context.progress.warning(
-            f"{len(gone):,} of {len(checkpoint.half_set):,} particles stay out, because their shards were lost before; "
-            "--restart to take them in again"
+            f"{len(gone):,} of {len(checkpoint.half_set):,} particles are skipped, as their shards were lost before; "
+            "use --restart to include them again"
         )
     if not checkpoint.half_set[without].any():
         return

@@ -204,11 +204,11 @@ def refine(job: Refine3D, context: Context) -> None:
         before = len(read_checkpoint(run.url)[0].half_set)
         if before != len(dataset.store):
             raise InconsistentDataError(
-                f"{run.url} was begun with {before} particles and {job.particles} holds {len(dataset.store)} now; "
+                f"{run.url} was started with {before} particles, but {job.particles} now has {len(dataset.store)}; "
                 "choose another --out, or --restart to replace it"
             )
         leave_out(context, job.particles, run.without)
-        context.progress.message(f"resuming with iteration {state.iteration}")
+        context.progress.message(f"resuming at iteration {state.iteration}")
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
     outcome = None
@@ -220,10 +220,12 @@ def refine(job: Refine3D, context: Context) -> None:
         if not state.finished:
             context.stop_if_asked(f"iteration {state.iteration - 1}")
     if outcome is None:
-        raise InconsistentDataError(f"{run.url} holds a finished refinement without result; --restart does it again")
+        raise InconsistentDataError(
+            f"{run.url} contains a finished refinement without a result; run it again with --restart"
+        )
     if state.converged:
         context.progress.message(
-            f"converged after {state.iteration - 1} iterations: neither resolution nor poses gain any more"
+            f"converged after {state.iteration - 1} iterations: resolution and poses no longer improve"
         )
     else:
         context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
@@ -256,8 +258,8 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     )
     if resolution_shell(outcome.observed.fsc) <= s.first_limit + CIRCLE_LEAKAGE + 1:
         run.context.progress.warning(
-            f"the refinement did not get beyond --initial-resolution-A {run.job.start_resolution:g} Å, where it "
-            "began: the map may be noise aligned to the reference; check images, reference and --diameter-A"
+            f"the refinement did not get beyond its start, --initial-resolution-A {run.job.start_resolution:g} Å: "
+            "the map may be noise aligned to the starting map; check images, starting map and --diameter-A"
         )
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
@@ -279,7 +281,7 @@ def settings_from(job: Refine3D, box: int, pixel_size: float) -> Settings:
     length = box * pixel_size
     if job.diameter_A >= length:
         raise ParameterError(
-            f"--diameter-A {job.diameter_A:g} does not fit into the images, {box} px of {pixel_size:.4g} Å = "
+            f"--diameter-A {job.diameter_A:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
             f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
         )
     if job.diameter_A < SMALLEST * pixel_size:
@@ -399,10 +401,10 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     error = difference.std() / np.sqrt(len(difference))
     run.context.log.debug("likelihood of the reference over its negative: %.3g ± %.3g", difference.mean(), error)
     if difference.mean() < -4 * error:
-        text = "the images match the negative of the reference: protein is dark in one of the two"
+        text = "the images match the negative of the reference: protein is dark in one of them"
         if not run.job.ignore_contrast:
             raise InconsistentDataError(
-                f"{text}; turn that of one (cloudem import --invert-contrast), or --ignore-contrast"
+                f"{text}; import the images again with --invert-contrast, or use --ignore-contrast"
             )
         run.context.progress.warning(text)
     numerator, norm = np.array([half[:, 2:].sum(axis=0) for half in rows]).T

@@ -172,7 +172,7 @@ def legend(bars: Sequence[NodeBar]) -> list[Key]:
     if any(bar.how == "taken" for bar in bars):
         keys.append(Key("taken or lost", mark="✕", colour=VERMILION))
     if any(bar.how == "alive" for bar in bars):
-        keys.append(Key("still there", mark="▸"))
+        keys.append(Key("running", mark="▸"))
     return [*keys, Key("a step runs", *_BANDS), Key("planned cost, lowest to highest", PALE_BLUE)]
 
 

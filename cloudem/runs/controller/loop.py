@@ -206,7 +206,7 @@ class Controller:
     def begin(self) -> None:
         """Say that a controller begins, and with which cap."""
         launches = self._wanted.launch
-        self._note(f"controller of launch {launches} begins; steps finished before: {len(self._finished)}")
+        self._note(f"controller of launch {launches} started; steps already finished: {len(self._finished)}")
         self._enter(self._cap_entry(self._clock(), self._wanted))
 
     def tick(self) -> None:
@@ -356,9 +356,9 @@ class Controller:
             self._note("going on: its limits were changed")
         if self._status == "draining" and self._may_go_on(now, spent):
             self._status, self._why = "running", ""
-            self._note("going on: what is left pays for the next step")
+            self._note("continuing: the remaining budget covers the next step")
         if what == "end" and self._status == "draining":
-            self._stopping("what is left of the cap pays for shutting down alone")
+            self._stopping("the remaining budget only covers shutting down")
 
     def _may_go_on(self, now: float, spent: Account) -> bool:
         """Return whether what is left surely pays for the next step: one on the head, with no worker to begin it for.
@@ -389,10 +389,10 @@ class Controller:
 
     def _reason(self, now: float, spent: Account) -> str:
         if self._wanted.stop:
-            return "its owner wants it to stop"
+            return "requested by its owner"
         if now + self._to_finish(now) + self._latency >= self._wanted.deadline:
-            return "its time is nearly over"
-        return f"{dollars(spent.total)} of {dollars(self._wanted.max_usd)} are spent, too much to begin what is next"
+            return "its time is nearly up"
+        return f"{dollars(spent.total)} of {dollars(self._wanted.max_usd)} are spent, too much to start the next step"
 
     @property
     def _latency(self) -> float:
@@ -525,7 +525,7 @@ class Controller:
         if self._status == "draining" or (number is None and self._record.steps):
             if self._status != "stopping":
                 done = number is None and bool(self._record.steps)
-                self._stopping("the workflow is finished" if done else "nothing runs any more")
+                self._stopping("the workflow is finished" if done else "nothing is running")
             return
         if number is None or self._status not in ("starting", "running"):
             self._status = "running" if self._status == "starting" else self._status
@@ -559,7 +559,7 @@ class Controller:
             lost = self._lost() > self._lost_before
             if (how == "failed" and not lost) or self._tries >= TRIES:
                 self._failed = True
-                self._why = f"{name} failed: {process.progress[-1] if process.progress else 'it said nothing'}"
+                self._why = f"{name} failed: {process.progress[-1] if process.progress else 'without a message'}"
                 self._stopping(self._why)
 
     def _lost(self) -> int:

@@ -135,7 +135,7 @@ def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
     progress = run(job)
     assert [row["iteration"] for row in progress.iterations()] == list(range(1, ITERATIONS + 1))
     assert_same_bits(out, undisturbed)
-    assert "resuming with iteration" in (out / "log.txt").read_text()
+    assert "resuming at iteration" in (out / "log.txt").read_text()
 
 
 def test_asked_to_stop_it_ends_after_an_iteration_and_goes_on_later(scene, undisturbed, tmp_path, no_report):
@@ -201,8 +201,11 @@ def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, 
     out = tmp_path / "out"
     shutil.copytree(undisturbed, out)
     for values, message in (
-        ({}, "is finished already; choose another --out, or --restart"),
-        ({"seed": 5, "diameter_A": 110}, "job with other --diameter-A, --seed; choose another --out, or --restart"),
+        ({}, "is already finished; choose another --out, or run it again with --restart"),
+        (
+            {"seed": 5, "diameter_A": 110},
+            "job with another --diameter-A, --seed; choose another --out, or replace it with --restart",
+        ),
     ):
         with pytest.raises(OutputExistsError, match=message):
             run(Refine3D(**scene.refinement(out, **{**FIXED, **values})))
@@ -246,7 +249,7 @@ def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
     shutil.rmtree(copy.particles)
     few = np.arange(90)
     write_particles(copy.particles, store.particles.take(few), [store.read_images(few)], box=BOX, pixel_size=PIXEL)
-    with pytest.raises(InconsistentDataError, match=r"begun with 160 particles and .* holds 90 now; choose another"):
+    with pytest.raises(InconsistentDataError, match=r"started with 160 particles, but .* now has 90; choose another"):
         run(job)
 
 

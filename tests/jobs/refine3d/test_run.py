@@ -104,7 +104,7 @@ def test_noise_alone_does_not_get_beyond_the_start(tmp_path, no_report):
         assert curves["fsc_corrected"][first + 2 :].mean() < 0.07
         assert resolution_shell(curves["fsc_corrected"]) <= first + 1
         assert attributes["state"]["limit"] == first - CIRCLE_LEAKAGE
-    assert any("did not get beyond --initial-resolution-A 16" in text for text in progress.warnings())
+    assert any("did not get beyond its start, --initial-resolution-A 16" in text for text in progress.warnings())
     assert any("did not get beyond" in text for text in read_attributes(job.out, "result")["warnings"])
 
 
@@ -150,7 +150,7 @@ def test_a_dry_run_says_what_it_needs(scene, tmp_path, capsys):
         main([*line.split(), "--dry-run"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "160 particles of 32 px, about 2 tasks for each pass" in shown
+    assert "160 particles of 32 px, about 2 tasks per pass" in shown
     assert "memory" in shown
     assert "MiB" in shown
     assert not out.exists()
