@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
-from cloudem.io.formats.mrc import write_stack, write_volume
+from cloudem.io.formats.mrc import NOWHERE, write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.particle_store import ParticleStore, open_particles
@@ -131,9 +131,11 @@ def _export_result(
     if not pixel_size or not maps:
         raise FormatError(f"{url} holds a result without maps or without a pixel size; run the job again")
     box = len(next(iter(maps.values())))
+    x, y, z = attributes.get("origin_A", NOWHERE)
+    origin = float(x), float(y), float(z)
     written = []
     for name, volume in maps.items():
-        write_volume(join(folder, f"{name}.mrc"), volume, pixel_size)
+        write_volume(join(folder, f"{name}.mrc"), volume, pixel_size, origin)
         written.append(f"{name}.mrc")
     if any(name.startswith("fsc_") for name in arrays):
         write_star(join(folder, "fsc.star"), {"fsc": fsc_block(arrays, box, pixel_size)})

@@ -1,38 +1,186 @@
-"""Maps that a user gives, fitted to the particles' box and pixel size."""
+"""Maps that a user gives, checked, and fitted to the particles' box and pixel size.
+
+Maps on different grids are laid on one another by the centres of their boxes, voxel ``n // 2``. Origins follow: a map
+that was resampled has the origin with which its centre stays where it was.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from cloudem.errors import InconsistentDataError, ParameterError
-from cloudem.io.formats.mrc import Volume, read_volume
+from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, read_volume, read_volume_header
 from cloudem.jobs.progress import Progress
 
+LEAST_BOX = 8
+"""Voxels along a map's edge: with less there is nothing to filter, outline or align."""
 
-def fitted(volume: Volume, what: str, box: int, pixel_size: float, progress: Progress) -> NDArray[np.float32]:
-    """Return a map on the particles' grid, (n, n, n) float32; say so if it had to be resampled.
+SAME_PLACE = 0.1
+"""Voxels by which maps that lie on one another may differ, by their headers."""
 
-    Linear interpolation about the box centre: good for a reference, which is low-passed afterwards, and for a mask.
+REFERENCE_OPTION = "--reference-pixel-size-A"
+
+
+class Grid(NamedTuple):
+    """Where a map's voxels are.
+
+    Attributes
+    ----------
+    box
+        Voxels along an edge.
+    pixel_size
+        Å.
+    origin
+        Position of the first voxel, Å along x, y, z.
+    """
+
+    box: int
+    pixel_size: float
+    origin: Vector = NOWHERE
+
+    @property
+    def centre(self) -> Vector:
+        """Position of the voxel ``n // 2``, Å along x, y, z."""
+        x, y, z = (v + self.pixel_size * (self.box // 2) for v in self.origin)
+        return x, y, z
+
+    def same_voxels(self, other: Grid) -> bool:
+        """Return whether box and pixel size are the same."""
+        return self.box == other.box and abs(self.pixel_size / other.pixel_size - 1) < EQUAL
+
+    def apart(self, other: Grid) -> float:
+        """Return how far the boxes' centres lie from one another, in voxels."""
+        return max(abs(a - b) for a, b in zip(self.centre, other.centre, strict=True)) / self.pixel_size
+
+    def origin_on(self, box: int, pixel_size: float) -> Vector:
+        """Return the origin of another box about the same centre."""
+        if self.same_voxels(Grid(box, pixel_size)):
+            return self.origin
+        x, y, z = (v - pixel_size * (box // 2) for v in self.centre)
+        return x, y, z
+
+    def __str__(self) -> str:
+        """Return box and pixel size."""
+        return f"{self.box} px at {self.pixel_size:.4g} Å"
+
+
+def grid_of(header: MrcHeader) -> Grid:
+    """Return the grid of a cubic map."""
+    return Grid(header.shape[0], header.pixel_size, header.origin)
+
+
+def check_map(path: str, pixel_size: float | None = None, option: str | None = None) -> Grid:
+    """Check the header of a map and return its grid; only the beginning of the file is read.
+
+    Parameters
+    ----------
+    path, pixel_size, option
+        As `cloudem.io.formats.mrc.read_volume_header`.
 
     Raises
     ------
+    MissingInputError, FormatError
+        As `cloudem.io.formats.mrc.read_volume_header`.
+    InconsistentDataError
+        As there; also a box of less than `LEAST_BOX`.
+    """
+    grid = grid_of(read_volume_header(path, pixel_size, option))
+    if grid.box < LEAST_BOX:
+        raise InconsistentDataError(f"{path} has a box of {grid.box} voxels, at least {LEAST_BOX} are needed")
+    return grid
+
+
+def read_map(path: str, pixel_size: float | None = None, option: str | None = None) -> Volume:
+    """Read a map, checked: the way in for every map of a job.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        As `check_map` and `cloudem.io.formats.mrc.read_volume`.
+    """
+    check_map(path, pixel_size, option)
+    return read_volume(path, pixel_size, option)
+
+
+def check_start_map(path: str, stated: float | None, diameter: float, box: int, pixel_size: float) -> Grid:
+    """Check the header of a reference against particles and return its grid; no densities are read.
+
+    Parameters
+    ----------
+    path
+        MRC file or URL.
+    stated
+        Its pixel size in Å as the user states it; None for that of its header.
+    diameter
+        Of the particle, Å.
+    box, pixel_size
+        Of the particles, pixels and Å.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        As `check_map`; also a box smaller than the particle, or a pixel size of exactly 1 Å that the particles
+        contradict.
+    """
+    grid, particles = check_map(path, stated, REFERENCE_OPTION), Grid(box, pixel_size)
+    if grid.box * grid.pixel_size < diameter:
+        raise InconsistentDataError(
+            f"the reference {path} is {grid} = {grid.box * grid.pixel_size:.4g} Å, smaller than the particle of"
+            f" --diameter-A {diameter:g}; state its pixel size with {REFERENCE_OPTION} if its header is wrong"
+        )
+    unset = stated is None and abs(grid.pixel_size - 1) < 1e-6  # written by programs that do not know it
+    if unset and grid.box == box and not grid.same_voxels(particles):
+        raise InconsistentDataError(
+            f"the reference {path} is {grid} by its header and the particles are {particles}: the same box, and 1 Å is"
+            f" what programs write that do not know; state its pixel size with {REFERENCE_OPTION}"
+        )
+    return grid
+
+
+def read_start_map(
+    path: str, stated: float | None, diameter: float, box: int, pixel_size: float, progress: Progress
+) -> Volume:
+    """Return a reference on the particles' grid, its centre where it was; say so if it had to be resampled.
+
+    Parameters
+    ----------
+    path, stated, diameter, box, pixel_size
+        As `check_start_map`.
+    progress
+        Is told.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        As `check_start_map` and `read_map`.
     ParameterError
-        If the map holds NaN or infinity, or is constant.
+        It has the same value everywhere.
+    """
+    grid = check_start_map(path, stated, diameter, box, pixel_size)
+    volume = read_map(path, stated, REFERENCE_OPTION)
+    if volume.data.min() == volume.data.max():
+        value = volume.data.flat[0]
+        raise ParameterError(f"the reference has the value {value:g} everywhere; give a map with density in it")
+    return Volume(fitted(volume, "reference", box, pixel_size, progress), pixel_size, grid.origin_on(box, pixel_size))
+
+
+def fitted(
+    volume: Volume, what: str, box: int, pixel_size: float, progress: Progress, whose: str = "particles"
+) -> NDArray[np.float32]:
+    """Return a map on the particles' grid, (n, n, n) float32; say so if it had to be resampled.
+
+    Linear interpolation about the box centre: good for a reference, which is low-passed afterwards, and for a mask.
     """
     data = np.asarray(volume.data, np.float32)
-    if not np.isfinite(data).all():
-        raise ParameterError(f"the {what} contains NaN or infinite voxels; give a map without any")
-    if data.min() == data.max():
-        raise ParameterError(f"the {what} is constant ({data.flat[0]:g}); give a map that contains density")
     size = data.shape[0]
-    if size == box and abs(volume.pixel_size / pixel_size - 1) < 1e-3:
+    own, wanted = Grid(size, volume.pixel_size), Grid(box, pixel_size)
+    if own.same_voxels(wanted):
         return data
-    progress.warning(
-        f"the {what} is {size} px at {volume.pixel_size:.4g} Å and the particles are {box} px at {pixel_size:.4g} Å: "
-        "resampled"
-    )
+    progress.warning(f"the {what} is {own} and the {whose} are {wanted}: resampled")
     step = pixel_size / volume.pixel_size
     if step > 1:  # average over the coarser pixel first, so that nothing folds back
         data = ndimage.gaussian_filter(data, 0.4 * step)
@@ -41,23 +189,60 @@ def fitted(volume: Volume, what: str, box: int, pixel_size: float, progress: Pro
     return np.asarray(moved, np.float32)
 
 
-def read_mask(path: str, box: int, pixel_size: float, progress: Progress) -> NDArray[np.float32]:
-    """Return a mask on the particles' grid, (n, n, n) float32 in 0..1; say so if it had to be resampled.
+def read_mask(
+    path: str,
+    box: int,
+    pixel_size: float,
+    progress: Progress,
+    *,
+    origin: Vector | None = None,
+    whose: str = "particles",
+    stated: float | None = None,
+) -> Volume:
+    """Return a mask on a grid, values in 0..1; say so if it had to be resampled, or lies elsewhere by its header.
+
+    Parameters
+    ----------
+    path
+        MRC file or URL.
+    box, pixel_size
+        Of the grid.
+    progress
+        Is told.
+    origin
+        Of the maps that the mask is for; None where they have none, so that the mask's own counts.
+    whose
+        What lies on that grid, for messages.
+    stated
+        Pixel size of the mask in Å, instead of that of its header.
 
     Raises
     ------
-    InconsistentDataError
-        If values lie outside 0..1: it is a map.
+    MissingInputError, FormatError, InconsistentDataError
+        As `read_map`; also values outside 0..1: it is a map.
     ParameterError
-        As :func:`fitted`.
+        Nothing of it lies on the grid.
     """
-    volume = read_volume(path)
+    volume = read_map(path, stated)
     low, high = volume.data.min(), volume.data.max()
     if low < -1e-3 or high > 1 + 1e-3:
         raise InconsistentDataError(
             f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask 0 to 1; make one with cloudem mask"
         )
-    return fitted(volume, "mask", box, pixel_size, progress).clip(0, 1)
+    own = Grid(len(volume.data), volume.pixel_size, volume.origin)
+    data = fitted(volume, "mask", box, pixel_size, progress, whose).clip(0, 1)
+    if data.max() <= 0:
+        raise ParameterError(f"nothing of the mask {path} lies inside {box} px at {pixel_size:.4g} Å; give another")
+    if origin is None:
+        return Volume(data, pixel_size, own.origin_on(box, pixel_size))
+    # one without origin says nothing of where it lies: many programs drop it
+    if own.origin != NOWHERE and own.apart(Grid(box, pixel_size, origin)) > SAME_PLACE:
+        x, y, z = (a - b for a, b in zip(own.centre, Grid(box, pixel_size, origin).centre, strict=True))
+        progress.warning(
+            f"by its header the mask {path} lies {x:.4g}, {y:.4g}, {z:.4g} Å away from the {whose}; it is laid on them"
+            " by the centres of the boxes"
+        )
+    return Volume(data, pixel_size, origin)
 
 
 def soft_edge(box: int, radius: float) -> float:

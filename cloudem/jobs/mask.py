@@ -55,7 +55,7 @@ class Mask(Job):
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
-        from cloudem.io.formats.mrc import write_volume
+        from cloudem.io.formats.mrc import require_writable_origin, write_volume
         from cloudem.io.storage.location import exists
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
@@ -63,6 +63,7 @@ class Mask(Job):
         if exists(self.out):
             raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         volume = self._map()
+        require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
             mask = estimate_mask(
                 volume.data,
@@ -73,16 +74,17 @@ class Mask(Job):
                 extend=self.extend_A,
                 edge=self.edge_A,
             )
-        write_volume(self.out, mask, volume.pixel_size)
+        write_volume(self.out, mask, volume.pixel_size, volume.origin)
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
     def _map(self) -> Volume:
-        from cloudem.io.formats.mrc import Volume, read_volume
+        from cloudem.io.formats.mrc import Volume
         from cloudem.io.storage.groups import has_group
+        from cloudem.jobs.maps import read_map
         from cloudem.jobs.postprocess import read_halves
 
         if has_group(self.map, "result"):
-            half1, half2, pixel_size = read_halves(self.map)
-            return Volume(0.5 * (half1 + half2), pixel_size)
-        return read_volume(self.map)
+            one, two = read_halves(self.map)
+            return Volume(0.5 * (one.data + two.data), one.pixel_size, one.origin)
+        return read_map(self.map)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError
+from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, StorageError
 from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloudem.algorithms.resolution import Postprocessed
+    from cloudem.io.formats.mrc import Volume
+    from cloudem.jobs.maps import Grid
+
+
+OPTION = "--pixel-size-A"
 
 VOXEL_S = 2.0e-6
 """A voxel of a map, its report included: CPU-seconds, one run."""
@@ -40,7 +45,7 @@ class Postprocess(Job):
     )
     mask: Place | None = parameter(
         None,
-        meaning="soft mask (MRC file, same box); if none, estimated from the mean of the half-maps",
+        meaning="soft mask (MRC file); if none, estimated from the mean of the half-maps",
         reads=("mask",),
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the files", gt=0)
@@ -67,12 +72,13 @@ class Postprocess(Job):
         other = (read_attributes(context.url, "") or {}).get("job", self.name)
         if other != self.name:
             raise OutputExistsError(f"{context.url} contains the results of {other}; choose another --out")
-        half1, half2, pixel_size = read_halves(self.halves, self.half2, self.pixel_size_A)
-        mask = self._read_mask(half1, half2, pixel_size, context)
+        one, two = read_halves(self.halves, self.half2, self.pixel_size_A)
+        pixel_size = one.pixel_size
+        mask = self._read_mask(one, two, context)
         with context.progress.stage("postprocess"):
             done = postprocess(
-                half1,
-                half2,
+                one.data,
+                two.data,
                 mask,
                 pixel_size,
                 seed=self.seed,
@@ -84,6 +90,7 @@ class Postprocess(Job):
         attributes = {
             "box": len(mask),
             "pixel_size_A": pixel_size,
+            "origin_A": one.origin,
             "resolution_A": done.resolution,
             "b_factor_A2": -done.b_factor,
             "b_factor_fitted_A2": -done.fit.b_factor,
@@ -93,27 +100,30 @@ class Postprocess(Job):
         context.write("result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
         context.progress.message(f"report: {write_report(context.url)}")
 
-    def _read_mask(
-        self, half1: NDArray[np.float32], half2: NDArray[np.float32], pixel_size: float, context: Context
-    ) -> NDArray[np.float32]:
+    def _read_mask(self, one: Volume, two: Volume, context: Context) -> NDArray[np.float32]:
         from cloudem.algorithms.mask import estimate_mask
-        from cloudem.io.formats.mrc import read_volume
+        from cloudem.jobs.maps import read_mask
 
+        box, pixel_size = len(one.data), one.pixel_size
         if self.mask is None:
             with context.progress.stage("mask"):
-                return estimate_mask(0.5 * (half1 + half2), pixel_size)
-        mask = read_volume(self.mask, pixel_size).data
-        if mask.shape != half1.shape:
-            raise InconsistentDataError(
-                f"the mask {self.mask} has a box of {mask.shape[0]} voxels, the half-maps {half1.shape[0]}; make one "
-                f"that fits: cloudem mask {self.halves} --out mask.mrc"
-            )
-        if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() <= 0:
-            raise InconsistentDataError(
-                f"the mask {self.mask} runs from {mask.min():.3g} to {mask.max():.3g}, a mask from 0 to 1; "
-                "give a mask, not a map"
-            )
-        return mask
+                return estimate_mask(0.5 * (one.data + two.data), pixel_size)
+        stated = None
+        if self.pixel_size_A is not None and self._on_their_grid(self.mask, box):
+            stated = pixel_size
+        return read_mask(
+            self.mask, box, pixel_size, context.progress, origin=one.origin, whose="half-maps", stated=stated
+        ).data
+
+    def _on_their_grid(self, mask: str, box: int) -> bool:
+        """Return whether a mask has the half-maps' box and pixel size, as far as the files say."""
+        from cloudem.io.formats.mrc import EQUAL, read_header
+        from cloudem.io.storage.location import contents
+
+        header = read_header(mask)
+        halves = result_grid(self.halves).pixel_size if contents(self.halves) else read_header(self.halves).pixel_size
+        same = not header.pixel_size or abs(header.pixel_size - halves) < EQUAL * halves
+        return set(header.shape) == {box} and same
 
     def _say(self, done: Postprocessed, context: Context) -> None:
         shells = done.fit.shells
@@ -127,10 +137,8 @@ class Postprocess(Job):
             )
 
 
-def read_halves(
-    halves: str, half2: str | None = None, pixel_size: float | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Return two half-maps (n, n, n) and the pixel size in Å.
+def read_halves(halves: str, half2: str | None = None, pixel_size: float | None = None) -> tuple[Volume, Volume]:
+    """Return two half-maps on one grid.
 
     Parameters
     ----------
@@ -143,30 +151,95 @@ def read_halves(
 
     Raises
     ------
-    MissingInputError, InconsistentDataError
-        There are no half-maps; they differ in box or pixel size.
+    MissingInputError, FormatError, InconsistentDataError
+        There are no half-maps; they differ in box, pixel size or origin; as `cloudem.jobs.maps.read_map`.
     """
-    from cloudem.io.formats.mrc import read_volume
-    from cloudem.io.storage.groups import has_group, read_group
+    from cloudem.io.formats.mrc import Volume
+    from cloudem.io.storage.groups import read_group
+    from cloudem.io.storage.location import contents
+    from cloudem.jobs.maps import read_map
+
+    grid = halves_grid(halves, half2, pixel_size)
+    if contents(halves):
+        arrays, _ = read_group(halves, "result")
+        one, two = (Volume(arrays[name], grid.pixel_size, grid.origin) for name in ("half1", "half2"))
+        return one, two
+    return read_map(halves, pixel_size, OPTION), read_map(other_half(halves, half2), pixel_size, OPTION)
+
+
+def halves_grid(halves: str, half2: str | None = None, pixel_size: float | None = None) -> Grid:
+    """Return the grid of two half-maps, of files from their headers alone.
+
+    Parameters
+    ----------
+    halves, half2, pixel_size
+        As `read_halves`.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        As `read_halves`.
+    """
     from cloudem.io.storage.location import contents, exists
+    from cloudem.jobs.maps import SAME_PLACE, check_map
 
     if not exists(halves):
         raise MissingInputError(f"{halves} does not exist; give the results of refine3d, or a half-map as MRC file")
     if contents(halves):
-        arrays, attributes = read_group(halves, "result") if has_group(halves, "result") else ({}, {})
-        if not {"half1", "half2"} <= arrays.keys():
-            raise MissingInputError(
-                f"{halves} contains no half-maps; give the finished results of refine3d or reconstruct"
-            )
-        return arrays["half1"], arrays["half2"], pixel_size or float(attributes["pixel_size_A"])
-    folder, slash, name = halves.rpartition("/")
-    if half2 is None and "half1" not in name:
-        raise MissingInputError(f"{halves} does not have half1 in its name; name the other half-map with --half2")
-    second = half2 or f"{folder}{slash}{name.replace('half1', 'half2')}"
-    one, two = read_volume(halves, pixel_size), read_volume(second, pixel_size)
-    if one.data.shape != two.data.shape or abs(one.pixel_size / two.pixel_size - 1) > 1e-3:
+        return result_grid(halves, pixel_size)
+    second = other_half(halves, half2)
+    one, two = check_map(halves, pixel_size, OPTION), check_map(second, pixel_size, OPTION)
+    if not one.same_voxels(two):
         raise InconsistentDataError(
-            f"{halves} has a box of {one.data.shape[0]} at {one.pixel_size:g} Å, {second} {two.data.shape[0]} at "
-            f"{two.pixel_size:g} Å; give the two half-maps of one reconstruction"
+            f"{halves} has a box of {one.box} at {one.pixel_size:g} Å, {second} {two.box} at {two.pixel_size:g} Å; give"
+            " the two half-maps of one reconstruction"
         )
-    return one.data, two.data, one.pixel_size
+    if one.apart(two) > SAME_PLACE:
+        raise InconsistentDataError(
+            f"{halves} has its origin at {one.origin[0]:g}, {one.origin[1]:g}, {one.origin[2]:g} Å, {second} at"
+            f" {two.origin[0]:g}, {two.origin[1]:g}, {two.origin[2]:g} Å; give the two half-maps of one reconstruction"
+        )
+    return one
+
+
+def result_grid(url: str, pixel_size: float | None = None) -> Grid:
+    """Return the grid of the half-maps in the results of a job; a pixel size in Å counts instead of theirs.
+
+    Raises
+    ------
+    MissingInputError
+        There are none.
+    """
+    from cloudem.io.formats.mrc import NOWHERE
+    from cloudem.io.storage.groups import read_attributes, read_rows
+    from cloudem.jobs.maps import Grid
+
+    attributes = read_attributes(url, "result") or {}
+    try:
+        planes = read_rows(url, "result", ("half1", "half2"), 0, 1)
+        own = float(attributes["pixel_size_A"])
+    except (StorageError, KeyError) as error:
+        if "half1" in str(error) or isinstance(error, KeyError) or not attributes:
+            raise MissingInputError(
+                f"{url} holds no half-maps; give the finished results of refine3d or reconstruct"
+            ) from error
+        raise
+    factor = pixel_size / own if pixel_size else 1.0
+    x, y, z = (factor * float(v) for v in attributes.get("origin_A", NOWHERE))
+    return Grid(planes["half1"].shape[-1], pixel_size or own, (x, y, z))
+
+
+def other_half(halves: str, half2: str | None) -> str:
+    """Return the file of the second half-map.
+
+    Raises
+    ------
+    MissingInputError
+        The name of the first does not tell it.
+    """
+    if half2 is not None:
+        return half2
+    folder, slash, name = halves.rpartition("/")
+    if "half1" not in name:
+        raise MissingInputError(f"{halves} does not have half1 in its name; name the other half-map with --half2")
+    return f"{folder}{slash}{name.replace('half1', 'half2')}"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
+from cloudem.io.formats.mrc import Vector
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.groups import particles_to_arrays
 from cloudem.jobs.base import Context
@@ -30,6 +31,7 @@ def write_maps(
     particles: Particles,
     store: ParticleStore,
     report: bool,
+    origin: Vector,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -53,6 +55,8 @@ def write_maps(
         That they are of: the result refers to its images.
     report
         Whether to draw it.
+    origin
+        Of the maps, Å along x, y, z.
     """
     progress = context.progress
     with progress.stage("postprocess"):
@@ -73,6 +77,7 @@ def write_maps(
     attributes = {
         "box": len(whole),
         "pixel_size_A": pixel_size,
+        "origin_A": origin,
         "symmetry": symmetry,
         "resolution_A": resolution,
         "b_factor_A2": -fall_off,

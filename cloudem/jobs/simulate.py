@@ -129,22 +129,27 @@ class Simulate(Job):
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
         context.check()
         object_store(context.url, create=True)
-        write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size)
-        write_volume(join(context.url, START_FILE), start, volume.pixel_size)
+        write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size, volume.origin)
+        write_volume(join(context.url, START_FILE), start, volume.pixel_size, volume.origin)
         if self.count:
             self._simulate(volume, particles, context)
 
     def _density(self) -> Volume:
         from cloudem.algorithms.density import demo_molecule, density_of_atoms
         from cloudem.io.formats.atomic_model import read_atoms
-        from cloudem.io.formats.mrc import Volume, read_volume
+        from cloudem.io.formats.mrc import NOWHERE, Volume
+        from cloudem.jobs.maps import read_map
 
         if self.density:
-            return read_volume(self.density, self.pixel_size_A)
+            return read_map(self.density, self.pixel_size_A, "--pixel-size-A")
         atoms = read_atoms(self.model, self.assembly) if self.model else demo_molecule(seed=self.seed)
         box, pixel_size = self.box_px or DEMO_BOX, self.pixel_size_A or DEMO_PIXEL_A
         data = density_of_atoms(atoms, box, pixel_size, b_factor=self.model_b_factor_A2, solvent=self.solvent)
-        return Volume(data, pixel_size)
+        if not self.model:
+            return Volume(data, pixel_size, NOWHERE)
+        # the model's centre of mass is on the voxel n // 2: so the map lies on the model
+        x, y, z = (float(v) - pixel_size * (box // 2) for v in atoms.centre_of_mass())
+        return Volume(data, pixel_size, (x, y, z))
 
     def _simulate(self, volume: Volume, url: str, context: Context) -> None:
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles

@@ -23,11 +23,10 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.cloud.planning.calibration import LOCAL, MEASURED_SPREAD, SpeedRow, benchmark, keep, speeds
 from cloudem.execution.threads import one_thread_per_task
-from cloudem.io.formats.mrc import read_volume
 from cloudem.io.storage.location import exists, is_remote
 from cloudem.jobs.base import Job
 from cloudem.jobs.dataset import BATCH, Dataset, open_dataset
-from cloudem.jobs.maps import fitted, soft_edge
+from cloudem.jobs.maps import read_start_map, soft_edge
 from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.duration import Correction
@@ -147,7 +146,9 @@ def _scene(job: Refine3D, dataset: Dataset, plan: IterationPlan) -> _Scene:
     count = min(n, max(LEAST, math.ceil(SHARE * n)))
     rows = np.sort(np.random.default_rng(job.seed).choice(n, count, replace=False))
     batches = np.array_split(rows, -(-count // BATCH))
-    density = fitted(read_volume(job.reference), "reference", plan.box, plan.pixel_size, SilentProgress())
+    density = read_start_map(
+        job.reference, job.reference_pixel_size_A, job.diameter_A, plan.box, plan.pixel_size, SilentProgress()
+    ).data
     density = low_pass(density, plan.pixel_size, job.start_resolution)
     density = density * soft_sphere(plan.box, plan.radius, soft_edge(plan.box, plan.radius))
     few = batches[0]

@@ -12,6 +12,7 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.executor import itself
+from cloudem.io.formats.mrc import Volume
 from cloudem.io.storage.groups import has_group, read_attributes
 from cloudem.jobs.base import Context, job_record
 from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks, require_finite
@@ -41,6 +42,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     if k_max < 2:
         raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
     context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
+    # before the work: a mask that is none should cost nothing
+    given = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
     halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged, context.progress))
     rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
@@ -57,25 +60,21 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
         both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape)
         maps = np.stack([executor.fetch(half) for half in solved])
         whole = executor.fetch(both)
-        mask = solvent_mask(job, context, whole, pixel_size)
+        mask = given or solvent_mask(job, context, whole, pixel_size)
     context.write("", {}, {"kind": "result", **job_record(job)})
     particles = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
     wall = time.monotonic() - started
     where = (k_max, pixel_size, job.symmetry, job.seed)
-    write_maps(context, maps, whole, mask, *where, wall, particles, dataset.store, job.report)
+    write_maps(context, maps, whole, mask.data, *where, wall, particles, dataset.store, job.report, mask.origin)
 
 
-def solvent_mask(
-    job: Reconstruct, context: Context, whole: NDArray[np.float32], pixel_size: float
-) -> NDArray[np.float32]:
-    """Return the mask for the FSC: the user's, or one found in the map, or else the particle's sphere."""
+def solvent_mask(job: Reconstruct, context: Context, whole: NDArray[np.float32], pixel_size: float) -> Volume:
+    """Return the mask for the FSC: one found in the map, or else the particle's sphere."""
     box = whole.shape[0]
-    if job.mask is not None:
-        return read_mask(job.mask, box, pixel_size, context.progress)
     diameter = job.diameter_A or 0.9 * box * pixel_size
     try:
-        return estimate_mask(whole, pixel_size, diameter=diameter)
+        return Volume(estimate_mask(whole, pixel_size, diameter=diameter), pixel_size)
     except ParameterError as error:
         context.progress.warning(f"no mask could be estimated, using a sphere of the particle's diameter: {error}")
         radius = diameter / 2 / pixel_size
-        return soft_sphere(box, radius, soft_edge(box, radius))
+        return Volume(soft_sphere(box, radius, soft_edge(box, radius)), pixel_size)

@@ -47,6 +47,9 @@ class Refine3D(Job):
     reference: Place = parameter(
         meaning="starting map (MRC file); resampled to the box and pixel size of the particles", reads=("volume",)
     )
+    reference_pixel_size_A: float | None = parameter(
+        None, meaning="pixel size of the starting map, overriding that in its header", gt=0
+    )
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
     diameter_A: float = parameter(meaning="diameter of a circle that contains the particle", gt=0)
     mask: Place | None = parameter(

@@ -35,8 +35,8 @@ from cloudem.algorithms.refinement import (
 from cloudem.algorithms.resolution import FscCurves, low_pass, resolution_at
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.execution.executor import Executor, Shared, itself
-from cloudem.io.formats.mrc import read_volume
-from cloudem.io.storage.groups import list_groups
+from cloudem.io.formats.mrc import NOWHERE, Vector
+from cloudem.io.storage.groups import list_groups, read_attributes
 from cloudem.jobs.base import Context, job_record
 from cloudem.jobs.dataset import (
     Dataset,
@@ -48,7 +48,7 @@ from cloudem.jobs.dataset import (
     open_dataset,
     open_for_tasks,
 )
-from cloudem.jobs.maps import fitted, read_mask
+from cloudem.jobs.maps import check_start_map, read_mask, read_start_map
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.poses import (
@@ -195,7 +195,14 @@ def refine(job: Refine3D, context: Context) -> None:
     box, pixel_size = settings.box, settings.pixel_size
     facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
     context.progress.facts(facts)
-    mask = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
+    if state is None:  # one that goes on needs the reference no more
+        place = check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, box, pixel_size)
+        origin = place.origin_on(box, pixel_size)
+    else:
+        origin = origin_of(context.url)
+    mask = None
+    if job.mask is not None:
+        mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
     run = Run(job, context, dataset, settings, mask, group, left_out(dataset.store, job.skip_damaged, context.progress))
     started = time.monotonic()
     if state is None:
@@ -267,8 +274,14 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     mask = np.maximum(*(fetch(mask) for mask in maps.masks))
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
-        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report,
+        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url),
     )  # fmt: skip
+
+
+def origin_of(url: str) -> Vector:
+    """Return the origin of the reference that a refinement began with, Å along x, y, z."""
+    x, y, z = (read_attributes(url, "") or {}).get("origin_A", NOWHERE)
+    return float(x), float(y), float(z)
 
 
 def settings_of(job: Refine3D, dataset: Dataset) -> Settings:
@@ -309,8 +322,8 @@ def settings_from(job: Refine3D, box: int, pixel_size: float) -> Settings:
 def begin(run: Run) -> State:
     """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
     job, s, progress = run.job, run.settings, run.context.progress
-    density = fitted(read_volume(job.reference), "reference", s.box, s.pixel_size, progress)
-    density = low_pass(density, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
+    reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, s.box, s.pixel_size, progress)
+    density = low_pass(reference.data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
     halves = half_sets(run.dataset.particles, job.seed, run.without)
     items = tasks(halves, job.group_size)
     with progress.stage("noise", int(np.count_nonzero(halves))) as stage:
@@ -329,7 +342,9 @@ def begin(run: Run) -> State:
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
     clear(run.context)  # only now that the input is known to be good
-    run.context.write("", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
+    run.context.write(
+        "", {}, {"kind": "result", "source": source_of(job.particles), "origin_A": reference.origin, **job_record(job)}
+    )
     if run.mask is not None:
         run.context.write(MASK, {"mask": run.mask}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
