@@ -205,6 +205,15 @@ def next_state(state: State, settings: Settings, observed: IterationOutcome) -> 
     )
 
 
+def onward_state(state: State, settings: Settings, observed: IterationOutcome) -> State:
+    """Return the state before the next iteration of a refinement that ended by their count, should it go on.
+
+    ``state`` is that before its last one.
+    """
+    unlimited = replace(settings, most_iterations=state.iteration + 2)
+    return replace(next_state(replace(state, final=False), unlimited, observed), finished=False)
+
+
 def next_limit(shell: float, limit: int, settings: Settings) -> int:
     """Return the highest shell to score, from the resolution (shell) and the limit of the last iteration."""
     wanted = round(shell) + AHEAD

@@ -25,11 +25,12 @@ from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, submi
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
-from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
+from cloudem.jobs.base import JOBS, Declaration, Inputs, Job, find_job, parameter
 
 if TYPE_CHECKING:
     import logging
 
+    from cloudem.cloud.planning.work import Work
     from cloudem.execution.executor import Executor
     from cloudem.jobs.progress import Progress
 
@@ -271,15 +272,34 @@ def _run(jobs: Sequence[Job], options: RunOptions) -> None:
     """Plan the jobs, or run them one after the other; all are checked before the first begins."""
     if options.dry_run:
         from cloudem.cli.help import print_plan
-        from cloudem.jobs.artefacts import sizes_of
 
+        made: list[str] = []
         for job in jobs:
-            print_plan(job, job.work(sizes_of(job)), options.tasks)
+            warnings = job.preflight(Inputs(tuple(made))).warnings
+            print_plan(job, _work(job, made), options.tasks, warnings)
+            made.append(job.out)
         return
     from cloudem.jobs.runner import run_job
 
+    if len(jobs) > 1:  # of one it is the first that running it does
+        from cloudem.runs.preflight import preflight_of_jobs
+
+        preflight_of_jobs(jobs)
     for job in jobs:
         run_job(job, options.make_executor, _view, options.tasks)
+
+
+def _work(job: Job, made: Sequence[str]) -> Work:
+    """Return what a job will do, as far as that is known before those before it have made what it reads."""
+    from cloudem.cloud.planning.work import Work
+    from cloudem.jobs.artefacts import sizes_of
+
+    try:
+        return job.work(sizes_of(job))
+    except MissingInputError:
+        if not made:
+            raise
+        return Work((), notes=("memory and disk are known when the jobs before it are done",))
 
 
 @contextmanager

@@ -9,11 +9,14 @@ import click
 
 from cloudem.cli.declare import Command
 from cloudem.cli.runs import store_at
-from cloudem.errors import ParameterError
+from cloudem.errors import CloudemError, ParameterError
 from cloudem.jobs.base import parameter
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+    from cloudem.cloud.nodes import Node
+    from cloudem.runs.records import RunState, RunStore
 
 
 class Cost(Command):
@@ -38,6 +41,7 @@ class Cost(Command):
         from cloudem.cli.help import console
         from cloudem.cloud.planning.plan import Plan
         from cloudem.runs.accounting import costs
+        from cloudem.runs.reckoning import reckon
         from cloudem.runs.records import RunStore, runs_of
 
         screen, now = console(), time.time()
@@ -45,24 +49,40 @@ class Cost(Command):
         if names and self.report is not None:
             raise ParameterError(f"--report: {self.url} is a project; give the URL of one of its runs: {names[-1]}")
         if names:
-            stores = [RunStore.of(self.url, name) for name in names]
-            screen.print(
-                run_table(
-                    [(store, costs(Plan.from_json(store.record().plan), store.ledger(), now)) for store in stores]
-                )
-            )
+            rows, wrong = [], []
+            for store in (RunStore.of(self.url, name) for name in names):
+                found = reckon(store, now)
+                rows.append((store, costs(Plan.from_json(store.record().plan), found.entries, found.until)))
+                wrong += [f"{store.url}: {found.gap}"] if found.gap else []
+            screen.print(run_table(rows))
+            if wrong:
+                raise CloudemError("; ".join(wrong))
             return
         store = store_at(self.url)
-        record, entries = store.record(), store.ledger()
-        state = store.state()
-        moment = now if state is None or not state.over else max((entry.at for entry in entries), default=now)
-        found = costs(Plan.from_json(record.plan), entries, moment)
-        for table in (step_table(found), node_table(found)):
+        record, state = store.record(), store.state()
+        found = reckon(store, now, _nodes_if_running(store, state))
+        reckoned = costs(Plan.from_json(record.plan), found.entries, found.until)
+        for table in (step_table(reckoned), node_table(reckoned)):
             screen.print(table)
+        if found.lost:
+            click.echo(found.lost)
         if self.ledger:
-            screen.print(ledger_table(entries))
+            screen.print(ledger_table(found.entries))
         if self.report is not None:
             from cloudem.cloud.catalogue import Catalogue
             from cloudem.runs.run_report import write_run_page
 
             click.echo(f"report: {write_run_page(store, Catalogue.load(), state, self.report)}")
+        if found.gap:
+            raise CloudemError(f"{store.url}: {found.gap}")
+
+
+def _nodes_if_running(store: RunStore, state: RunState | None) -> Sequence[Node] | None:
+    """Return the nodes of a run that is not over, as its provider lists them; None where it does not answer."""
+    from cloudem.cloud.providers import provider_of
+    from cloudem.runs.reckoning import nodes_of
+
+    record = store.record()
+    if state is None or state.over:
+        return None
+    return nodes_of(store, provider_of(record.provider, record.region))[0]

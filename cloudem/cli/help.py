@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -82,8 +82,8 @@ def print_file_help(options: type[Declaration]) -> None:
     _print_parameters(screen, "How it runs", options)
 
 
-def print_plan(job: Job, work: Work, tasks: int) -> None:
-    """Print what a job would do, and what it would need with so many tasks at the same time."""
+def print_plan(job: Job, work: Work, tasks: int, warnings: Sequence[str] = ()) -> None:
+    """Print what a job would do, what it would need with so many tasks at the same time, and what to know."""
     screen = console()
     screen.print(Text.assemble(("plan ", "bold"), (job.name, "bold cyan"), f"  {job.summary}"))
     table = Table.grid(padding=(0, 2))
@@ -104,6 +104,8 @@ def print_plan(job: Job, work: Work, tasks: int) -> None:
             screen.print(f"  {stage.name}: {stage.items:,} {stage.unit}, {how}")
     for note in work.notes:
         screen.print(f"  {note}")
+    for warning in warnings:
+        screen.print(Text.assemble(("  ! ", "yellow"), warning))
 
 
 def _expected(work: Work, tasks: int) -> Range | None:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
@@ -85,7 +86,12 @@ class PlanCommand(Command):
             if self.benchmark:
                 return
             raise ParameterError("give a workflow file, a job file or refine3d; see cloudem plan --help")
+        from cloudem.runs.preflight import preflight
+
         workflow, given = self._workflow(), self._given()
+        described = given.over(None) is not None
+        # of a job without a file nothing is there
+        said = [] if self.what in JOBS else preflight(workflow, described=described, planning=True)
         plan = make_plan(
             workflow,
             region=self.region,
@@ -98,6 +104,7 @@ class PlanCommand(Command):
             given=given,
             quotas=self.quotas,
             corrections=pilots(workflow, given, screen) if self.pilot else None,
+            notes=said,
         )
         show_plan(plan, screen)
         if self.json_file:
@@ -143,8 +150,11 @@ def make_plan(
     given: Given | None = None,
     quotas: bool = False,
     corrections: Mapping[str, Correction] | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Return the plan of a workflow, from the catalogue and the speeds as they are kept on this machine.
+
+    ``notes`` are further lines to know, besides the plan's own.
 
     Raises
     ------
@@ -161,7 +171,7 @@ def make_plan(
 
     where = region_to_rent(region, workflow)
     free = provider_of(provider_name(where), where).quotas() if quotas else None
-    return plan(
+    made = plan(
         stages(workflow, speeds(), given, corrections),
         Catalogue.load(),
         region=where,
@@ -174,6 +184,7 @@ def make_plan(
         objective=objective,
         quotas=free,
     )
+    return replace(made, notes=(*made.notes, *notes))
 
 
 def region_to_rent(region: str | None, workflow: Workflow) -> str:

@@ -107,15 +107,24 @@ class Status(Command):
     def run(self) -> None:
         """Print it."""
         from cloudem.cli.help import console
-        from cloudem.cli.tables import clusters_table, state_view
+        from cloudem.cli.tables import clusters_table, seen, state_view
+        from cloudem.cloud.money import account
+        from cloudem.cloud.providers import provider_of
+        from cloudem.runs.reckoning import nodes_of, reckon
 
         screen = console()
         if self.url is not None:
             store = store_at(self.url)
-            state = store.state()
+            state, now = store.state(), time.time()
             if state is None:
                 raise ParameterError(f"{store.url} has not started; submit it again")
-            screen.print(state_view(store.record().name, state, store.wanted()))
+            record = store.record()
+            nodes, why = nodes_of(store, provider_of(record.provider, record.region))
+            found = reckon(store, now, nodes)
+            spent = account(found.entries, found.until).total
+            screen.print(state_view(record.name, state, store.wanted(), seen(state, now, nodes, spent, found.lost)))
+            for text in filter(None, (why, found.gap)):
+                click.echo(text)
             return
         provider = provider_in(self.region)
         from cloudem.runs.leftovers import look

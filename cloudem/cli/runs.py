@@ -104,7 +104,7 @@ def say_pages(store: RunStore) -> None:
 
 def wait_until_over(store: RunStore, patience_s: float) -> None:
     """Wait until a run is over, or its controller is silent, or patience ends (seconds)."""
-    from cloudem.runs.submit import SILENT_S
+    from cloudem.runs.reckoning import SILENT_S
 
     began, asked = time.time(), store.wanted().launch
     while time.time() - began < patience_s:
@@ -167,11 +167,13 @@ def _summary(store: RunStore, state: RunState) -> None:
     from cloudem.cloud.planning.plan import Plan
     from cloudem.io.storage.location import exists, join
     from cloudem.runs.accounting import costs
+    from cloudem.runs.reckoning import reckon
     from cloudem.runs.records import PAGE
 
-    entries = store.ledger()
-    found = costs(Plan.from_json(store.record().plan), entries, max(entry.at for entry in entries))
-    console().print(step_table(found))
+    reckoned = reckon(store, state.at)
+    console().print(step_table(costs(Plan.from_json(store.record().plan), reckoned.entries, reckoned.until)))
+    if reckoned.gap:
+        click.echo(reckoned.gap)
     click.echo(f"{state.status}: {state.why or 'all steps are finished'}")
     if exists(page := join(store.url, PAGE)):
         click.echo(f"report: {page}")

@@ -80,15 +80,14 @@ class Submit(Command):
         from cloudem.cli.plan import make_plan, show_plan
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
-        from cloudem.io.storage.location import is_remote
+        from cloudem.runs.preflight import preflight
         from cloudem.runs.records import new_name
-        from cloudem.runs.submit import check_inputs, new_run, start
+        from cloudem.runs.submit import new_run, start
         from cloudem.runs.workflow import read_workflow
 
         assert self.workflow is not None  # noqa: S101 - see run
         workflow = read_workflow(self.workflow)
-        if not (self.dry_run and is_remote(workflow.project)):  # to plan, no store need be reached
-            check_inputs(workflow)
+        said = preflight(workflow, planning=self.dry_run)
         plan = make_plan(
             workflow,
             region=self.region,
@@ -98,6 +97,7 @@ class Submit(Command):
             max_usd=self.max_usd,
             max_hours=self.max_hours,
             objective="fastest" if self.fastest else "cheapest",
+            notes=said,
         )
         screen = console()
         show_plan(plan, screen)
@@ -117,9 +117,12 @@ class Submit(Command):
     def _resume(self, store: RunStore) -> None:
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_of
+        from cloudem.runs.preflight import preflight_of_rest
         from cloudem.runs.submit import resume, start
 
         record = store.record()
+        for text in preflight_of_rest(store):
+            click.echo(text)
         provider = provider_of(record.provider, record.region)
         usd = self.max_usd or store.wanted().max_usd
         click.echo(f"{store.url} resumes with an approximate maximum of ${usd:g} in total")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cloudem.cloud.nodes import Resource
+from cloudem.cloud.nodes import Node, Resource
 from cloudem.runs.leftovers import Left
-from cloudem.runs.records import RunState, Wishes
+from cloudem.runs.records import NodeStatus, RunState, Wishes
 from cloudem.text import clock, dollars
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "draining": "yellow"}
@@ -26,28 +26,75 @@ def plain(text: str, **how: Any) -> Text:
     return Text("".join(character if character.isprintable() else "\ufffd" for character in text), **how)
 
 
-def state_view(name: str, state: RunState, wanted: Wishes) -> RenderableType:
-    """Return how a run stands: status, step, money, time, nodes, and the last lines of its job."""
+class Seen(NamedTuple):
+    """How a run stands by now, where that is not what its controller said last.
+
+    Attributes
+    ----------
+    now
+        The time.
+    nodes
+        That are there by now, as their provider says; None where that was not asked.
+    spent
+        Dollars by now.
+    lost
+        What to say of a head that is gone; empty if it is not.
+    """
+
+    now: float
+    nodes: Sequence[NodeStatus] | None
+    spent: float
+    lost: str
+
+
+def seen(state: RunState, now: float, nodes: Sequence[Node] | None, spent: float, lost: str) -> Seen:
+    """Return what was seen of a run; of one that is over and whose provider was not asked, no nodes."""
+    lines = None if nodes is None else [line_of(node) for node in nodes if node.alive]
+    return Seen(now, [] if lines is None and state.over else lines, spent, lost)
+
+
+def line_of(node: Node) -> NodeStatus:
+    """Return a node as it is shown."""
+    return NodeStatus(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
+
+
+def state_view(name: str, state: RunState, wanted: Wishes, seen: Seen | None = None) -> RenderableType:
+    """Return how a run stands: status, step, money, time, nodes, and the last lines of its job.
+
+    Nodes and time are as its controller said last, or as they were ``seen`` since. Of a run that is over none are left
+    but those that were seen.
+    """
+    over, lost = state.over, seen.lost if seen else ""
     head = Text.assemble((name, "bold"), "  ", (state.status, COLOURS.get(state.status, "")))
-    if state.steps:
+    if state.steps and state.status != "done":
         head.append(plain(f"  step {min(state.step + 1, state.steps)} of {state.steps} {state.job}"))
+    if over:
+        head.append(f"  ended {_moment(state.at)}")
     if state.why:
         head.append(plain(f"  {state.why}", style="yellow"))
-    share = state.spent_usd / wanted.max_usd
+    spent = seen.spent if seen else state.spent_usd
     money = Text.assemble(
-        "spent ", (dollars(state.spent_usd), "bold"), f" of {dollars(wanted.max_usd)} ({share:.0%}), "
-        f"{dollars(state.usd_per_hour)} an hour; worst overshoot of the maximum {dollars(state.overshoot_usd)}",
-    )  # fmt: skip
-    left = wanted.deadline - state.at
-    money.append(f"; {clock(left)} left" if left > 0 else "; out of time")
+        "spent ", (dollars(spent), "bold"), f" of {dollars(wanted.max_usd)} ({spent / wanted.max_usd:.0%})"
+    )
+    if not over and not lost:
+        rate = f", {dollars(state.usd_per_hour)} an hour; worst overshoot of the maximum"
+        money.append(f"{rate} {dollars(state.overshoot_usd)}")
+        left = wanted.deadline - state.at
+        money.append(f"; {clock(left)} left" if left > 0 else "; out of time")
+    nodes = state.nodes if not seen or seen.nodes is None else seen.nodes
+    if over and not seen:
+        nodes = ()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("node", "pool", "state", "for"):
         table.add_column(column)
-    for node in state.nodes:
-        since = clock(max(state.at - node.since, 0))
-        table.add_row(plain(node.slot), plain(node.pool), plain(node.state), since)
-    lines = [plain(line, style="dim", overflow="ellipsis", no_wrap=True) for line in state.progress]
-    return Group(head, money, *([table] if state.nodes else []), *lines)
+    now = seen.now if seen else state.at
+    for node in nodes:
+        table.add_row(plain(node.slot), plain(node.pool), plain(node.state), clock(max(now - node.since, 0)))
+    rest = [plain(line, style="dim", overflow="ellipsis", no_wrap=True) for line in state.progress]
+    said = [plain(lost, style="red")] if lost else []
+    if over and seen and not nodes:
+        said.append(Text("no machine of it is running"))
+    return Group(head, money, *said, *([table] if nodes else []), *rest)
 
 
 @contextmanager

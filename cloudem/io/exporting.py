@@ -67,17 +67,30 @@ def export(
     OutputExistsError, StorageError
         The folder is there already; disk full.
     """
-    if has_group(url, "result"):
+    store = check_source(url, stack=stack, particles=particles)
+    if store is None:
         with new_prefix(folder, guard) as place:
             return _export_result(os.fspath(url), place, stack, particles, on_progress)
+    with new_prefix(folder, guard) as place:
+        return _export_particles(store, store.particles, place, on_progress)
+
+
+def check_source(
+    url: str | os.PathLike[str], *, stack: bool = False, particles: str | os.PathLike[str] | None = None
+) -> ParticleStore | None:
+    """Check that `url` can be exported, see `export`; return the particle store that it is, or None for a result."""
+    if has_group(url, "result"):
+        if stack and has_group(url, "particles"):
+            _store_of(os.fspath(url), particles)
+        elif stack:
+            raise ParameterError(f"{os.fspath(url)} holds no particles; leave out --stack")
+        return None
     if not exists(url):
         raise MissingInputError(f"{os.fspath(url)} does not exist; give a particle store or the results of a job")
     is_file = not is_remote(url) and folder_of(url).is_file()
     if not is_file and (read_attributes(url, "") or {}).get("kind") != "particles":
         raise FormatError(f"{os.fspath(url)} holds no finished result and no particle store; run the job to its end")
-    store = open_particles(url)
-    with new_prefix(folder, guard) as place:
-        return _export_particles(store, store.particles, place, on_progress)
+    return open_particles(url)
 
 
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -152,8 +165,6 @@ def _export_result(
         else:
             _write_table(refined, folder, box, pixel_size)
             written.append("particles.star")
-    elif stack:
-        raise ParameterError(f"{url} holds no particles; leave out --stack")
     return written
 
 

@@ -71,6 +71,11 @@ def background(box: int, diameter_px: float) -> NDArray[np.bool_]:
     return np.asarray(outside)
 
 
+def background_of(box: int, diameter: float | None, pixel_size: float) -> NDArray[np.bool_]:
+    """Return the `background` of a particle of a diameter in Å, 0.9 of the box where None."""
+    return background(box, diameter / pixel_size if diameter is not None else 0.9 * box)
+
+
 def import_particles(
     source: SourceTable,
     url: str | os.PathLike[str],
@@ -127,7 +132,7 @@ def import_particles(
     images = SourceImages(source, project_folder)
     summary = ImportSummary()
     size = _pixel_size(source, images, pixel_size, summary)
-    outside = background(images.box, diameter / size if diameter is not None else 0.9 * images.box)
+    outside = background_of(images.box, diameter, size)
     stored = "float32" if keep_greyscale else dtype
     sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
     with particle_writer(
@@ -182,10 +187,22 @@ def _leave_out(rows: NDArray[np.int64], reason: str, source: SourceTable, summar
         summary.left_out.setdefault(reason, []).extend(names)
 
 
-def _pixel_size(source: SourceTable, images: SourceImages, given: float | None, summary: ImportSummary) -> float:
-    size = given or source.pixel_size or images.pixel_size
+def pixel_size_of(source: SourceTable, of_stacks: float, given: float | None) -> float:
+    """Return the pixel size in Å of what is imported: as was given, as the table says, or as its stacks do.
+
+    Raises
+    ------
+    InconsistentDataError
+        Nobody says any.
+    """
+    size = given or source.pixel_size or of_stacks
     if not size:
         raise InconsistentDataError(f"neither {source.path} nor its stacks state a pixel size; give --pixel-size-A")
+    return size
+
+
+def _pixel_size(source: SourceTable, images: SourceImages, given: float | None, summary: ImportSummary) -> float:
+    size = pixel_size_of(source, images.pixel_size, given)
     if not given and source.pixel_size and images.pixel_size and abs(images.pixel_size / size - 1) > 0.01:
         summary.warnings.append(
             f"{source.path} says {size:g} Å per pixel, the stacks say {images.pixel_size:g}: the table is believed"

@@ -14,7 +14,7 @@ where the images lie (`ImageSource`), and whose column ``store_row`` says which 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from cloudem.errors import DamagedShardError, FormatError, InconsistentDataError
 from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, parse_layout
 from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
 from cloudem.io.particle_writer import ParticleWriter, particle_writer, write_particles
-from cloudem.io.storage.groups import list_groups, particles_from_arrays, read_attributes, read_group
+from cloudem.io.storage.groups import list_groups, particles_from_arrays, read_attributes, read_group, read_rows
 from cloudem.io.storage.location import exists, folder_of, get, is_remote, join, object_store, storage_errors
 from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.particles import Particles
@@ -159,6 +159,16 @@ class ParticleStore:
             return None
         rows: NDArray[np.int64] = self.particles["store_row"]
         return rows
+
+    def columns(self, names: Iterable[str]) -> Particles:
+        """Return the particle table with some of its columns, as far as it has them; no others are read."""
+        attributes = read_attributes(self.url, "columns")
+        if attributes is None:
+            return self.particles  # says what is wrong
+        wanted = set(names)
+        found = [name for name in attributes["columns"] if name in wanted]
+        arrays = read_rows(self.url, "columns", found, 0, len(self))
+        return particles_from_arrays(arrays, {**attributes, "columns": found})
 
     def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
         """Return images.

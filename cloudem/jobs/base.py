@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -35,7 +35,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
 from cloudem.cloud.planning.work import Size, Stage, Work
-from cloudem.errors import CloudemError, ParameterError, StoppedError
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 from cloudem.report.declaration import STANDARD, Section
 
@@ -149,6 +149,16 @@ Place: TypeAlias = Annotated[str, AfterValidator(_absolute)]
 """A file, folder or URL that a job reads or writes; absolute, so that workers and a later run mean the same."""
 
 
+def places(declaration: type[Declaration]) -> set[str]:
+    """Return the parameters of a job that are files, folders or URLs."""
+    validator = next(part for part in get_args(Place) if isinstance(part, AfterValidator))
+    return {
+        name
+        for name, field in declaration.model_fields.items()
+        if validator in field.metadata or any(validator in get_args(part) for part in get_args(field.annotation))
+    }
+
+
 def unit_of(name: str) -> str:
     """Return the unit that a parameter's name ends in, as people write it; empty where it has none."""
     endings = [ending for ending in UNITS if name.endswith(f"_{ending}")]
@@ -168,6 +178,43 @@ def is_positional(field: FieldInfo) -> bool:
 def label_of(declaration: type[Declaration], name: str) -> str:
     """Return how people give a parameter: ``--diameter-A``, or ``MAP`` if it is positional."""
     return name.upper() if is_positional(declaration.model_fields[name]) else option_of(name)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job may read that is not there yet.
+
+    Attributes
+    ----------
+    made
+        Outputs of the steps before it in a workflow.
+    described
+        What is not there is accepted, because the user said what it will hold.
+    """
+
+    made: tuple[str, ...] = ()
+    described: bool = False
+
+    def awaited(self, place: str) -> bool:
+        """Return whether a place need not be there yet, so that nothing can be known of it."""
+        if any(place == out or place.startswith(f"{out}/") for out in self.made):
+            return True
+        from cloudem.io.storage.location import exists
+
+        return self.described and not exists(place)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a job's preflight found to say; what keeps the job from running it raised.
+
+    Attributes
+    ----------
+    warnings
+        Lines for the user.
+    """
+
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -260,6 +307,8 @@ class Job(Declaration):
     """Whether ``OUT`` is a folder that gets a ``log.txt``."""
     new_out: ClassVar[bool] = False
     """Whether ``OUT`` is made as a whole and must not be there before."""
+    reads_out: ClassVar[bool] = False
+    """Whether it adds to the results of another job, in their ``OUT``."""
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
     """Kinds of what it makes: by the name below ``OUT``, "" for ``OUT`` itself."""
     columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
@@ -268,6 +317,40 @@ class Job(Declaration):
     """Of its report; those that find nothing to show leave themselves out."""
 
     out: Place = parameter(meaning="folder for the results, or s3://bucket/prefix")
+
+    def preflight(self, inputs: Inputs | None = None) -> Preflight:
+        """Check everything that can be known without computing: of inputs, tables and headers; of results, their place.
+
+        Called before anything is planned, rented, or run, and again by `cloudem.jobs.runner.run_job`, so that `run`
+        relies on it. Reads no images and no voxels. What a job knows of its own it states in `check`.
+
+        Parameters
+        ----------
+        inputs
+            What earlier steps will have made; by default everything has to be there.
+
+        Raises
+        ------
+        CloudemError
+            What would keep the job from running.
+        """
+        inputs = inputs or Inputs()
+        warnings: list[str] = []
+        from cloudem.io.storage.location import check_new, exists
+
+        if self.out in inputs.made and not self.reads_out:
+            raise ParameterError(f"--out is {self.out}, as of a step before; give each its own")
+        if self.new_out:
+            check_new(self.out)
+        self.check(inputs, warnings.append)
+        for name in sorted(places(type(self)) - {"out"}):
+            place = getattr(self, name)
+            if place is not None and not inputs.awaited(place) and not exists(place):
+                raise MissingInputError(f"{label_of(type(self), name)}: {place} does not exist; check the path")
+        return Preflight(tuple(warnings))
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check what the job knows of its own; see `preflight`. That its inputs exist is checked in any case."""
 
     def size_of(self, name: str) -> Size | None:
         """Return the size of the input that a parameter names, where its job knows better than its header; else None.

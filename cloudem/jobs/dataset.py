@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cloudem.errors import DamagedShardError, InconsistentDataError, ParameterError
 from cloudem.io.particle_store import ParticleStore, open_particles
-from cloudem.jobs.progress import Progress
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
 
@@ -62,8 +61,8 @@ class Dataset:
         return self.store.read_images(indices)
 
 
-def open_dataset(url: str) -> Dataset:
-    """Open a particle store for tasks.
+def check_ctf(particles: Particles, url: str) -> None:
+    """Make sure that a table of particles, named ``url`` in messages, says what a CTF is made of.
 
     Raises
     ------
@@ -73,8 +72,6 @@ def open_dataset(url: str) -> Dataset:
         A column of the CTF holds NaN or infinity, an optics group has no usable voltage or amplitude contrast, or its
         images hold their CTF already.
     """
-    store = open_particles(url)
-    particles = store.particles
     require_finite(particles, "defocus_u", "defocus_v", "defocus_angle")
     require_finite(particles, *(name for name in ("phase_shift", "ctf_b_factor", "ctf_scale") if name in particles))
     for optics in particles.optics:
@@ -94,6 +91,13 @@ def open_dataset(url: str) -> Dataset:
                     f"optics group {optics.name!r} says {name}: the images already have the CTF applied, and cloudem "
                     "would apply it twice; extract the particles again without it"
                 )
+
+
+def open_dataset(url: str) -> Dataset:
+    """Open a particle store for tasks; for what it raises, see `check_ctf`."""
+    store = open_particles(url)
+    particles = store.particles
+    check_ctf(particles, url)
     group = particles.get("optics_group", 0).astype(np.int32)
     by_group = {
         name: np.array([getattr(optics, name) for optics in particles.optics])[group]
@@ -137,8 +141,8 @@ def require_finite(particles: Particles, *names: str) -> None:
             )
 
 
-def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np.int64]:
-    """Return the particles whose images are lost, after a look at each shard; warn of them.
+def left_out(store: ParticleStore, skip: bool, warn: Callable[[str], None] | None = None) -> NDArray[np.int64]:
+    """Return the particles whose images are lost, after a look at each shard.
 
     Parameters
     ----------
@@ -146,8 +150,8 @@ def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np
         Images.
     skip
         Whether the job was asked to go on without them.
-    progress
-        Keeps the warning, for the report.
+    warn
+        Is told of them.
 
     Raises
     ------
@@ -167,7 +171,8 @@ def left_out(store: ParticleStore, skip: bool, progress: Progress) -> NDArray[np
         raise DamagedShardError(
             f"{store.url}: {shards}; import the particles again, or use --skip-damaged to leave out {count}"
         )
-    progress.warning(f"{count} are skipped, because their shards are lost: {shards}")
+    if warn is not None:
+        warn(f"{count} are skipped, because their shards are lost: {shards}")
     return numbers
 
 

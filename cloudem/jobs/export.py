@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 VOXEL_S, PIXEL_S = 2.0e-7, 4.5e-8
 """A voxel of a map, and a pixel of an image: CPU-seconds, one run."""
@@ -61,6 +61,13 @@ class Export(Job):
             Stage("images", images, "images", cpu_s=PIXEL_S * size.pixels, written_bytes=4.0 * size.pixels),
         )
         return Work(stages, base_bytes=380 * MIB + 40 * voxels + 2000 * size.count, result_bytes=16 * voxels)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check that there is something to export."""
+        from cloudem.io.exporting import check_source
+
+        if not inputs.awaited(self.source):
+            check_source(self.source, stack=self.stack, particles=self.particles)
 
     def run(self, context: Context) -> None:
         """Write the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import FormatError
-from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.sources import SourceTable
@@ -64,6 +64,20 @@ class ImportParticles(Job):
         " folder of the table and those above it",
     )
     passthrough: Place | None = parameter(None, meaning="second .cs file with the remaining fields of the particles")
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the table and the headers of all stacks, and say what later jobs will refuse."""
+        from cloudem.io.formats.sources import check_stacks
+        from cloudem.io.importing import background_of, pixel_size_of
+        from cloudem.jobs.checks import warn_of_table
+
+        if any(inputs.awaited(place) for place in (self.particles, self.passthrough) if place is not None):
+            return
+        stacks, box = check_stacks(self.source, self.project_folder)
+        size = pixel_size_of(self.source, stacks[0].header.pixel_size, self.pixel_size_A)
+        background_of(box, self.diameter_A, size)
+        if not self.allow_no_ctf:
+            warn_of_table(self.source.particles, self.particles, warn)
 
     def size_of(self, name: str) -> Size | None:
         """Return what the table and the header of its first stack say."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.mrc import Volume
+    from cloudem.jobs.maps import Grid
 
 VOXEL_S = 2.0e-6
 """A voxel of the map: CPU-seconds, one run."""
@@ -45,6 +46,17 @@ class Mask(Job):
     extend_A: float = parameter(6.0, meaning="distance by which the mask is extended", ge=0)
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the map's header, and that the mask is a new file."""
+        from cloudem.io.storage.location import exists
+
+        if Path(self.out).suffix.lower() not in (".mrc", ".map"):
+            raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
+        if exists(self.out):
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
+        if not inputs.awaited(self.map):
+            self._grid()
+
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the map."""
         voxels = sizes["map"].pixels
@@ -56,12 +68,7 @@ class Mask(Job):
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.io.formats.mrc import require_writable_origin, write_volume
-        from cloudem.io.storage.location import exists
 
-        if Path(self.out).suffix.lower() not in (".mrc", ".map"):
-            raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
-        if exists(self.out):
-            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
@@ -77,6 +84,13 @@ class Mask(Job):
         write_volume(self.out, mask, volume.pixel_size, volume.origin)
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
+
+    def _grid(self) -> Grid:
+        from cloudem.io.storage.groups import has_group
+        from cloudem.jobs.maps import check_map
+        from cloudem.jobs.postprocess import result_grid
+
+        return result_grid(self.map) if has_group(self.map, "result") else check_map(self.map)
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, StorageError
-from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
+from cloudem.errors import InconsistentDataError, MissingInputError, StorageError
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,17 @@ class Postprocess(Job):
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
     seed: int = parameter(0, meaning="random seed for phase randomisation", ge=0)
 
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check half-maps and mask by their headers."""
+        from cloudem.jobs.checks import refuse_results_of_others
+        from cloudem.jobs.maps import check_map
+
+        refuse_results_of_others(self.out, self.name)
+        if not inputs.awaited(self.halves):
+            halves_grid(self.halves, self.half2, self.pixel_size_A)
+        if self.mask is not None and not inputs.awaited(self.mask):
+            check_map(self.mask, self.pixel_size_A)
+
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""
         size = sizes["halves"]
@@ -66,12 +77,8 @@ class Postprocess(Job):
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
-        from cloudem.io.storage.groups import read_attributes
         from cloudem.jobs.report import run_attributes, write_report
 
-        other = (read_attributes(context.url, "") or {}).get("job", self.name)
-        if other != self.name:
-            raise OutputExistsError(f"{context.url} contains the results of {other}; choose another --out")
         one, two = read_halves(self.halves, self.half2, self.pixel_size_A)
         pixel_size = one.pixel_size
         mask = self._read_mask(one, two, context)

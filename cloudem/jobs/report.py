@@ -24,14 +24,14 @@ and the columns of the group ``particles``. All but ``result`` itself may be abs
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic_core import PydanticUndefined
 
 from cloudem.errors import ParameterError, StorageError
-from cloudem.jobs.base import JOBS, Context, Job, Place, find_job, option_of, parameter, unit_of
+from cloudem.jobs.base import JOBS, Context, Inputs, Job, Place, find_job, option_of, parameter, unit_of
 from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:
@@ -48,8 +48,14 @@ class Report(Job):
     summary: ClassVar[str] = "Create the report of a finished job again from its stored results."
     examples: ClassVar[tuple[str, ...]] = ("cloudem report refine",)
     keeps_log: ClassVar[bool] = False
+    reads_out: ClassVar[bool] = True
 
     out: Place = parameter(meaning="results of a job; report.html is written there", positional=True)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check that there is a result."""
+        if not inputs.awaited(self.out):
+            require_result(self.out)
 
     def run(self, context: Context) -> None:
         """Write ``report.html``."""
@@ -87,6 +93,20 @@ def run_attributes(progress: Progress, moved: Moved) -> dict[str, Any]:
     }
 
 
+def require_result(url: str) -> None:
+    """Make sure that there is something to report on.
+
+    Raises
+    ------
+    StorageError
+        There is no finished result.
+    """
+    from cloudem.io.storage.groups import has_group
+
+    if not has_group(url, "result"):
+        raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
+
+
 def content_of(url: str) -> ReportContent:
     """Gather what a report shows from the groups under ``url``.
 
@@ -95,13 +115,10 @@ def content_of(url: str) -> ReportContent:
     StorageError
         If there is no finished result.
     """
-    from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
+    from cloudem.io.storage.groups import list_groups, read_attributes, read_group
     from cloudem.report.content import FSC_NAMES, ReportContent
 
-    if not has_group(url, "result"):
-        raise StorageError(
-            f"{url} contains no finished results to report on; run the job to the end, or check the path"
-        )
+    require_result(url)
     arrays, result = read_group(url, "result")
     record = read_attributes(url, "") or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))

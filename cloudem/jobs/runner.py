@@ -62,6 +62,8 @@ def run_job(
             stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
+            for text in job.preflight().warnings:
+                progress.warning(text)
             work = job.work(sizes_of(job))
             check_memory(work.memory(tasks if work.parallel else 1), log)
             with make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor:

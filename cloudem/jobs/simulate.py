@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.algorithms.simulate import Recording
@@ -92,6 +92,22 @@ class Simulate(Job):
         if self.defocus_min_A > self.defocus_max_A:
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
 
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the model or the density's header, and that there are no particles yet."""
+        from cloudem.io.storage.location import exists, join
+
+        particles = join(self.out, PARTICLES)
+        if exists(particles):
+            raise OutputExistsError(f"{particles} already exists; remove it or choose another --out")
+        if self.density is not None and not inputs.awaited(self.density):
+            from cloudem.jobs.maps import check_map
+
+            check_map(self.density, self.pixel_size_A, "--pixel-size-A")
+        if self.model is not None and not inputs.awaited(self.model):
+            from cloudem.io.formats.atomic_model import read_atoms
+
+            read_atoms(self.model, self.assembly)
+
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and count."""
         from cloudem.algorithms.simulate import simulation_bytes
@@ -119,11 +135,8 @@ class Simulate(Job):
         """Write densities and particles."""
         from cloudem.algorithms.resolution import low_pass
         from cloudem.io.formats.mrc import write_volume
-        from cloudem.io.storage.location import exists, join, object_store
+        from cloudem.io.storage.location import join, object_store
 
-        particles = join(context.url, PARTICLES)
-        if exists(particles):
-            raise OutputExistsError(f"{particles} already exists; remove it or choose another --out")
         with context.progress.stage("density"):
             volume = self._density()
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
@@ -132,7 +145,7 @@ class Simulate(Job):
         write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size, volume.origin)
         write_volume(join(context.url, START_FILE), start, volume.pixel_size, volume.origin)
         if self.count:
-            self._simulate(volume, particles, context)
+            self._simulate(volume, join(context.url, PARTICLES), context)
 
     def _density(self) -> Volume:
         from cloudem.algorithms.density import demo_molecule, density_of_atoms

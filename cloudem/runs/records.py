@@ -56,6 +56,8 @@ LARGEST = 16 << 20
 
 LATENCY_S: Mapping[str, float] = {"local": 60.0, "aws": 120.0}
 """How long it takes from deciding to end all nodes until none costs anything, at most: calls, shutting down."""
+MOST_ENTRIES = 10_000_000
+"""More entries no ledger has."""
 
 Status = Literal["starting", "running", "draining", "stopping", "done", "stopped", "failed"]
 
@@ -322,16 +324,33 @@ class RunStore:
             self._next += 1
 
     def ledger(self) -> list[Entry]:
-        """Return the ledger."""
-        entries = []
-        for name in contents(join(self.url, "ledger")):
-            if name.endswith(".json") and (raw := read_bytes(join(self.url, "ledger", name))):
+        """Return the ledger as far as it is there; `read_ledger` says what is not."""
+        return self.read_ledger()[0]
+
+    def read_ledger(self) -> tuple[list[Entry], list[int]]:
+        """Return the entries of the ledger, and the numbers of those that are missing or empty.
+
+        Entries are numbered one after the other, so that a hole shows; whether the last are missing does not.
+
+        Raises
+        ------
+        FormatError
+            An entry cannot be read.
+        """
+        entries = {}
+        names = [name for name in contents(join(self.url, "ledger")) if re.fullmatch(r"\d{1,12}\.json", name)]
+        for name in names:
+            if raw := read_bytes(join(self.url, "ledger", name)):
                 try:
-                    entries.append(Entry.from_json(json.loads(raw)))
+                    entries[int(name[:-5])] = Entry.from_json(json.loads(raw))
                 except (ValueError, TypeError) as error:
                     raise FormatError(f"{self.url}/ledger/{name} is damaged: {error}") from None
-        self._next = max(self._next, len(entries))
-        return entries
+        numbers = [int(name[:-5]) for name in names]
+        last = max(numbers, default=-1)
+        if last >= MOST_ENTRIES:
+            raise FormatError(f"{self.url}/ledger has an entry {last}, which nobody wrote; remove it")
+        self._next = max(self._next, last + 1)
+        return [entries[n] for n in sorted(entries)], [n for n in range(last + 1) if n not in entries]
 
     def finished(self) -> Mapping[int, dict[str, Any]]:
         """Return the steps that are finished and what is known of them."""

@@ -27,14 +27,15 @@ from cloudem.cloud.money import (
 from cloudem.cloud.nodes import HEAD, Pool
 from cloudem.cloud.planning.estimate import Range, total
 from cloudem.cloud.planning.plan import Plan
-from cloudem.errors import ParameterError
+from cloudem.errors import FormatError, ParameterError
 from cloudem.io.storage.location import absolute, exists, is_remote, join, write_bytes
 from cloudem.report.run_page import Event, NodeRow, PriceRow, RunContent, StepRow, render_run
 from cloudem.report.sections.planning import Point
 from cloudem.report.sections.timeline import Axis, Band, How, NodeBar, Spending
 from cloudem.runs.accounting import Costs, StepCost, costs
+from cloudem.runs.reckoning import SILENT_S, reckon
 from cloudem.runs.records import PAGE, RunRecord, RunState, RunStore, Wishes
-from cloudem.runs.submit import SILENT_S, promise
+from cloudem.runs.submit import promise
 from cloudem.text import dollars
 
 SAMPLES = 300
@@ -91,11 +92,14 @@ def write_run_page(
 
 def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | None, page: str) -> RunContent:
     """Return what the page says; ``page`` is where it will be, to which its links are relative."""
-    record, wanted, ledger = store.record(), store.wanted(), sorted(set(store.ledger()), key=lambda entry: entry.at)
+    reckoned = reckon(store, time.time(), state=state)
+    record, wanted, ledger = store.record(), store.wanted(), sorted(set(reckoned.entries), key=lambda entry: entry.at)
     state, plan = state or store.state(), Plan.from_json(record.plan)
+    if reckoned.gap and not any(isinstance(entry, NodeStarted) for entry in ledger):
+        raise FormatError(f"{store.url}: {reckoned.gap}; without nodes there is no page to draw")
     if state is None or not any(isinstance(entry, NodeStarted) for entry in ledger):
         raise ParameterError(f"{store.url} has not started, so there is nothing to report; submit it again")
-    until = max(entry.at for entry in ledger) if state.over else time.time()
+    until = max(entry.at for entry in ledger) if state.over else reckoned.until
     found, nodes = costs(plan, ledger, until), _nodes(ledger, store.notices(), until)
     axis = Axis([(bar.start, bar.end) for bar, *_ in nodes.values()])
     return RunContent(
@@ -124,7 +128,7 @@ def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | No
         events=_events(ledger, nodes),
         spending=_spending(ledger, plan, until),
         prices=_prices(ledger, plan, catalogue),
-        notes=plan.notes,
+        notes=[*plan.notes, *filter(None, (reckoned.gap, reckoned.lost))],
         unmetered=_unmetered(plan),
         where=store.url,
         versions=(f"cloudem {record.version}",),
@@ -142,7 +146,7 @@ def points_of(plan: Plan) -> list[Point]:
 
 def _why(state: RunState, now: float) -> str:
     if not state.over and now - state.at > SILENT_S:
-        return f"its controller has been silent since {_hour(state.at)} UTC; machines it left are counted until now"
+        return f"its controller has been silent since {_hour(state.at)} UTC"
     return state.why if state.status != "done" else ""
 
 

@@ -21,12 +21,13 @@ from cloudem.cloud.money import NodeEnded, account, describe_cap
 from cloudem.cloud.nodes import HEAD, Node, Pool, Request, Resource
 from cloudem.cloud.planning.plan import Plan
 from cloudem.cloud.provider import Provider
-from cloudem.errors import CloudemError, MissingInputError, ParameterError, ProviderError
+from cloudem.errors import CloudemError, ParameterError, ProviderError
 from cloudem.execution.dask.security import make_certificates
-from cloudem.io.storage.location import exists, is_remote
+from cloudem.io.storage.location import is_remote
 from cloudem.runs.agent import ALONE_S, certificates_as_secret, certificates_from_secret
+from cloudem.runs.reckoning import SILENT_S
 from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes, wishes_of
-from cloudem.runs.workflow import Workflow, places
+from cloudem.runs.workflow import Workflow
 
 Say = Callable[[str], None]
 
@@ -49,9 +50,6 @@ LOOK_S: Mapping[str, float] = {"local": 0.3, "aws": 3.0}
 
 HEAD_GONE_S: Mapping[str, float] = {"local": 30.0, "aws": 180.0}
 """How long to wait until the head of an earlier launch has ended."""
-
-SILENT_S = 240.0
-"""A controller that says nothing for so long, of a head that is gone, is gone."""
 
 
 def new_run(
@@ -82,25 +80,6 @@ def new_run(
     usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
     seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
     return RunStore.of(workflow.project, name), record, wishes_of(max_usd=usd, deadline=now + seconds)
-
-
-def check_inputs(workflow: Workflow) -> None:
-    """Make sure that what steps read is there, or is made by a step before, as far as a name tells.
-
-    Raises
-    ------
-    MissingInputError
-        Something is not there.
-    """
-    made: list[str] = []
-    for step in workflow.steps:
-        values = step.job.model_dump()
-        for name in sorted(places(type(step.job)) - {"out"}):
-            url = values.get(name)
-            ours = isinstance(url, str) and any(url == out or url.startswith(f"{out}/") for out in made)
-            if isinstance(url, str) and not ours and not exists(url):
-                raise MissingInputError(f"step {step.name}: {name} {url} does not exist; check the workflow file")
-        made.append(values["out"])
 
 
 def start(
@@ -295,7 +274,7 @@ def conclude(store: RunStore, why: str, now: float) -> None:
         return
     entries = store.ledger()
     store.append(*(NodeEnded(now, node, why) for node in sorted(account(entries, now).alive)))
-    spent = account(store.ledger(), now).total
+    spent = max(account(store.ledger(), now).total, state.spent_usd)  # entries may be missing
     values = {"at": now, "status": "stopped", "why": why, "nodes": (), "usd_per_hour": 0.0, "spent_usd": spent}
     store.write_state(state.model_copy(update=values))
 

@@ -28,12 +28,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import AfterValidator
+from typing import Any
 
 from cloudem.errors import MissingInputError, ParameterError
-from cloudem.jobs.base import Job, Place, find_job
+from cloudem.jobs.base import Job, find_job, places
 
 HEADER = ("project", "name", "region", "step")
 """What may stand at the top of a workflow file."""
@@ -184,13 +182,3 @@ def _inside(project: str, place: Any, key: str) -> Any:
             f"{key}: {place} is on this machine, where nodes cannot read it; copy it into {project} and give its name"
         )
     return place
-
-
-def places(declaration: type[Job]) -> set[str]:
-    """Return the parameters of a job that are files, folders or URLs."""
-    validator = next(part for part in get_args(Place) if isinstance(part, AfterValidator))
-    return {
-        name
-        for name, field in declaration.model_fields.items()
-        if validator in field.metadata or any(validator in get_args(part) for part in get_args(field.annotation))
-    }

@@ -25,7 +25,7 @@ SHOWN = "[/red]a[bold]\ufffd[31m\ufffdb"
 
 def test_no_markup_and_no_control_character_of_others_reaches_the_terminal() -> None:
     state = RunState(
-        at=5.0, status="failed", steps=1, job=HOSTILE, why=HOSTILE, progress=(HOSTILE,),
+        at=5.0, status="running", steps=1, job=HOSTILE, why=HOSTILE, progress=(HOSTILE,),
         nodes=(NodeStatus(slot=HOSTILE, id="i", pool="p", state="running", since=1.0),),
     )  # fmt: skip
     head = Node("i", HOSTILE, HEAD, 1, "t", "running", Pool("a", "b", "spot"), 1.0, 2.0)

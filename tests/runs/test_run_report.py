@@ -158,7 +158,9 @@ def test_steps_are_bands_also_where_a_controller_died_in_one(tmp_path: Path) -> 
     assert second.end > T0 + 5000  # it runs until now
     assert content.steps[1].how == "running"
     assert "silent since 03:12:20 UTC" in content.why
-    assert {line.ended for line in content.nodes if line.bar.how == "alive"} == {"running"}
+    assert any("its nodes ended themselves by" in note for note in content.notes)
+    assert not any(line.bar.how == "alive" for line in content.nodes)
+    assert "ended: its head is gone" in {line.ended for line in content.nodes}
 
 
 def test_a_stopped_run_says_why_and_what_has_not_begun(tmp_path: Path) -> None:

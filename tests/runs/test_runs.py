@@ -24,8 +24,9 @@ from cloudem.io.storage.groups import list_groups
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.leftovers import look
+from cloudem.runs.preflight import preflight
 from cloudem.runs.records import RunState, RunStore, new_name
-from cloudem.runs.submit import check_inputs, conclude, end, follow, new_run, resume, start
+from cloudem.runs.submit import conclude, end, follow, new_run, resume, start
 from cloudem.runs.workflow import workflow_of
 from tests.jobs.conftest import Scene, assert_same_bits, make_scene, run
 
@@ -206,10 +207,10 @@ def test_what_was_ended_without_its_controller_is_stopped_and_not_paid_for_any_m
 def test_an_input_that_is_missing_is_said_before_anything_is_rented(scene: Scene, tmp_path: Path) -> None:
     refine = {"job": "refine3d", **scene.refinement(tmp_path / "refine", **FIXED)}
     mask = {"job": "mask", "map": str(tmp_path / "refine/map.mrc"), "out": str(tmp_path / "mask.mrc")}
-    check_inputs(workflow_of({"project": str(tmp_path), "step": [refine, mask]}, "fine"))  # a step makes the map
+    preflight(workflow_of({"project": str(tmp_path), "step": [refine, mask]}, "fine"))  # a step makes the map
     wrong = {**refine, "reference": "strat.mrc"}
-    with pytest.raises(MissingInputError, match=r"step refine3d: reference .*/strat\.mrc does not exist"):
-        check_inputs(workflow_of({"project": str(tmp_path), "step": [wrong]}, "wrong"))
+    with pytest.raises(MissingInputError, match=r"step refine3d: .*/strat\.mrc does not exist"):
+        preflight(workflow_of({"project": str(tmp_path), "step": [wrong]}, "wrong"))
 
 
 def test_a_client_that_is_killed_while_it_starts_leaves_what_sweep_finds(scene, provider, tmp_path):

@@ -32,7 +32,7 @@ from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.simulate import Simulate
 from cloudem.model.particles import TEXT
 from cloudem.runs.pilot import pilot_of
-from cloudem.runs.submit import check_inputs
+from cloudem.runs.preflight import preflight
 from cloudem.runs.workflow import Workflow, places, read_workflow
 from cloudem.runs.workload import Given, stages
 
@@ -349,14 +349,16 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     project = f"s3://{bucket}/to-import"
     steps = "particles = 'p.star'\nallow_no_ctf = true\n[[step]]\njob = 'reconstruct'\nparticles = 'p.zarr'\n"
     both = read_workflow(written(tmp_path, IMPORT.replace("s3://some-bucket/p", project) + steps))
-    with pytest.raises(MissingInputError, match=r"step import: particles s3://.*/p\.star does not exist"):
-        check_inputs(both)
+    with pytest.raises(MissingInputError, match=r"step import: s3://.*/p\.star does not exist"):
+        preflight(both)
     names = np.array([f"{i + 1}@Extract/a.mrcs" for i in range(6)], dtype=TEXT)
     write_star(f"{project}/p.star", {"": {"rlnImageName": names}})
-    check_inputs(both)
+    with pytest.raises(MissingInputError, match=r"step import: .* refers to Extract/a\.mrcs, not found under s3://"):
+        preflight(both)
     with pytest.raises(ParameterError, match=r"refers to Extract/a\.mrcs, not found under s3://"):
         stages(both, speeds())
     write_stack(f"{project}/Extract/a.mrcs", [np.zeros((6, 8, 8))], 6, 2.0)
+    assert preflight(both) == []
     importing, reconstructing = stages(both, speeds())
     assert importing.on_head
     assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 300 * 6) / 2**30)

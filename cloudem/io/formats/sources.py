@@ -84,10 +84,8 @@ class SourceImages:
 
     def __init__(self, source: SourceTable, project_folder: str | os.PathLike[str] | None = None) -> None:
         self._source = source
-        self._stacks = find_stacks(source.stacks, source.path, project_folder)
-        self.box = _common_box(self._stacks, source)
+        self._stacks, self.box = check_stacks(source, project_folder)
         self.pixel_size = self._stacks[0].header.pixel_size
-        _check_sections(self._stacks, source)
         self._ahead = PrefetchedImages(self._stacks, source.stack, source.section) if self._stacks[0].root else None
         self._files: OrderedDict[int, int] = OrderedDict()
         self._raw = np.empty(0, dtype=np.uint8)
@@ -153,6 +151,16 @@ class SourceImages:
 def _close(files: dict[int, int]) -> None:
     for file in files.values():
         os.close(file)
+
+
+def check_stacks(
+    source: SourceTable, project_folder: str | os.PathLike[str] | None = None
+) -> tuple[Sequence[Stack], int]:
+    """Find the stacks of a table, check them by their headers, and return them with their box; see `SourceImages`."""
+    stacks = find_stacks(source.stacks, source.path, project_folder)
+    box = _common_box(stacks, source)
+    _check_sections(stacks, source)
+    return stacks, box
 
 
 def split_image_names(names: Sequence[str], path: str) -> tuple[tuple[str, ...], NDArray[np.int32], NDArray[np.int64]]:

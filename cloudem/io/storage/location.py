@@ -300,6 +300,23 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(f"{place}: {first_line}") from error
 
 
+def check_new(url: str | os.PathLike[str]) -> None:
+    """Make sure that nothing is under a URL but what a killed run left on S3 of what is to be written there.
+
+    Raises
+    ------
+    OutputExistsError
+        There is something.
+    """
+    if not is_remote(url):
+        if os.path.lexists(folder_of(url)):
+            raise OutputExistsError(f"{folder_of(url)} exists already; remove it or choose another --out")
+        return
+    found = contents(url)
+    if found and UNFINISHED not in found:
+        raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
+
+
 @contextmanager
 def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a folder to write into that takes its name only when everything went well.
@@ -314,9 +331,8 @@ def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
     StorageError
         The disk is full, or nothing may be written there.
     """
+    check_new(url)
     final = folder_of(url)
-    if os.path.lexists(final):
-        raise OutputExistsError(f"{final} exists already; remove it or choose another --out")
     partial = final.with_name(final.name + ".partial")
     with storage_errors(url):
         if partial.exists():
@@ -349,9 +365,7 @@ def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = N
         with new_folder(url) as folder:
             yield str(folder)
         return
-    found = contents(url)
-    if found and UNFINISHED not in found:
-        raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
+    check_new(url)
     with storage_errors(url):
         store = object_store(url)
         guard = guard or (lambda: None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import Size, Work
-from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
     from cloudem.jobs.refine3d.duration import Alignment
@@ -39,6 +39,12 @@ class Reconstruct(Job):
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check table, shards and headers, and what is in ``OUT``."""
+        from cloudem.jobs.checks import check_reconstruction
+
+        check_reconstruction(self, inputs, warn)
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import ParameterError
 from cloudem.execution.executor import itself
 from cloudem.io.formats.mrc import Volume
-from cloudem.io.storage.groups import has_group, read_attributes
 from cloudem.jobs.base import Context, job_record
-from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks, require_finite
+from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.run import counter, tasks
@@ -23,28 +22,19 @@ from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_su
 from cloudem.jobs.refine3d.tasks import fold_of, insert_group
 from cloudem.jobs.results import write_maps
 from cloudem.model.poses import euler_to_matrix
-from cloudem.model.symmetry import operators
 
 
 def reconstruct(job: Reconstruct, context: Context) -> None:
     """Insert all images at their poses, solve for both half-maps and the map, and write the result."""
     started = time.monotonic()
-    operators(job.symmetry)  # refuses what is none before anything else
-    found = read_attributes(context.url, "")
-    if found is not None and (found.get("job") != job.name or has_group(context.url, "result")):
-        raise OutputExistsError(f"{context.url} already contains results; choose another --out")
     dataset = open_dataset(job.particles)
-    shifts = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in dataset.particles)
-    require_finite(dataset.particles, "rot", "tilt", "psi", *shifts)
     box, pixel_size = dataset.store.box, dataset.store.pixel_size
     last = box // 2 - 1
     k_max = min(last, int(box * pixel_size / job.max_resolution_A)) if job.max_resolution_A else last
-    if k_max < 2:
-        raise ParameterError(f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; give less")
     context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
     # before the work: a mask that is none should cost nothing
     given = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
-    halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged, context.progress))
+    halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged))
     rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
     items = tasks(halves, job.group_size, order=by_direction(rotations))

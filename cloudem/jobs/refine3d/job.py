@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import Size, Work
-from cloudem.jobs.base import Context, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class Refine3D(Job):
     def start_resolution(self) -> float:
         """Resolution in Å to which the reference is trusted."""
         return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check table, shards and headers, and what is in ``OUT``."""
+        from cloudem.jobs.checks import check_refinement
+
+        check_refinement(self, inputs, warn)
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""

@@ -43,7 +43,14 @@ def resumed(job: Refine3D, url: str) -> State | None:
             " --restart"
         )
     if finished:
-        raise OutputExistsError(f"{url} is already finished; choose another --out, or run it again with --restart")
+        done = iterations_of_result(url)
+        text = f"{url} is already finished; choose another --out, or run it again with --restart"
+        if not state or (state["converged"] and state["iteration"] <= done):
+            raise OutputExistsError(text)
+        if job.max_iterations <= done:
+            raise OutputExistsError(
+                f"{text}; it had not converged after {done} iterations, and goes on with a larger --max-iterations"
+            )
     if record.get("source") != source_of(job.particles):
         raise InconsistentDataError(
             f"{job.particles} has been imported again since {url} was started; choose another --out, or use --restart"
@@ -51,6 +58,12 @@ def resumed(job: Refine3D, url: str) -> State | None:
     left = State(**state)
     # what the data decided stays; how many iterations there are to be may have been changed
     return replace(left, final=left.converged or left.iteration >= job.max_iterations)
+
+
+def iterations_of_result(url: str) -> int:
+    """Return the number of the iteration that the result in the store is of; it stays until another one is whole."""
+    rows = (read_attributes(url, "result") or {}).get("iterations") or ()
+    return int(rows[-1]["iteration"]) if rows else 0
 
 
 def refuse_foreign(url: str) -> None:

@@ -29,6 +29,7 @@ from cloudem.algorithms.refinement import (
     first_state,
     iteration_plan,
     next_state,
+    onward_state,
     reference_snr,
     resolution_shell,
 )
@@ -203,7 +204,7 @@ def refine(job: Refine3D, context: Context) -> None:
     mask = None
     if job.mask is not None:
         mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
-    run = Run(job, context, dataset, settings, mask, group, left_out(dataset.store, job.skip_damaged, context.progress))
+    run = Run(job, context, dataset, settings, mask, group, left_out(dataset.store, job.skip_damaged))
     started = time.monotonic()
     if state is None:
         state = begin(run)
@@ -218,10 +219,10 @@ def refine(job: Refine3D, context: Context) -> None:
         context.progress.message(f"resuming at iteration {state.iteration}")
         for row in rows_before(run.url, state.iteration):
             context.progress.iteration(row)
-    outcome = None
+    outcome, before_last = None, state
     counters: Moved = run.executor.traffic()
     while not state.finished:
-        outcome = None  # what it found is in the store
+        outcome, before_last = None, state  # what it found is in the store
         outcome = iterate(run, state, counters)
         state, counters = outcome.after, outcome.counters
         if not state.finished:
@@ -236,9 +237,21 @@ def refine(job: Refine3D, context: Context) -> None:
         )
     else:
         context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
+    if (read_attributes(run.url, "") or {}).get("parameters") != job.model_dump(mode="json"):
+        record(run, origin_of(run.url))  # it went on with more iterations than it was begun with
     finish(run, outcome, time.monotonic() - started)
+    if not state.converged:  # only now that the result is whole: before, the last iteration would be repeated
+        outcome = replace(outcome, maps=None)
+        save(run, outcome.checkpoint, onward_state(before_last, settings, outcome.observed), outcome.references)
+        return
     for path in (CHECKPOINT, REFERENCES, MASK):
         context.delete(path)
+
+
+def record(run: Run, origin: Vector) -> None:
+    """Write what is done here, of what, and where its maps lie."""
+    source = source_of(run.job.particles)
+    run.context.write("", {}, {"kind": "result", "source": source, "origin_A": origin, **job_record(run.job)})
 
 
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
@@ -342,9 +355,7 @@ def begin(run: Run) -> State:
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
     clear(run.context)  # only now that the input is known to be good
-    run.context.write(
-        "", {}, {"kind": "result", "source": source_of(job.particles), "origin_A": reference.origin, **job_record(job)}
-    )
+    record(run, reference.origin)
     if run.mask is not None:
         run.context.write(MASK, {"mask": run.mask}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
@@ -495,7 +506,7 @@ def solve_halves(
     maps = Maps(halves, masks)
     if after.finished:  # only now do the half-sets meet
         maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry))
-    else:
+    if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
         snr = reference_snr(curves.corrected)
         where = (run.url, state.iteration)
         written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]

@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cloudem.cli.tables import line_of
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import (
     Account,
@@ -74,7 +75,8 @@ from cloudem.io.storage.lease import hold
 from cloudem.jobs.logs import keep_log
 from cloudem.runs.agent import ALONE_S
 from cloudem.runs.controller.steps import RunningStep, StepProcess
-from cloudem.runs.records import LATENCY_S, OVER, NodeStatus, RunState, RunStore, Status, Wishes
+from cloudem.runs.reckoning import completed
+from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes
 from cloudem.runs.supervision import Repeated
 from cloudem.text import dollars
 
@@ -150,12 +152,13 @@ class Controller:
         self._record = store.record()
         self._plan = Plan.from_json(self._record.plan)
         self._wanted: Wishes = store.wanted()
-        self._ledger: list[Entry] = store.ledger()
+        self._ledger, self._gap = store.read_ledger()
         self._attempts: Sequence[Attempt] = store.attempts()
         self._finished = dict(store.finished())
         self._nodes: list[Node] = []
         self._spot: dict[Pool, tuple[float, float | None]] = {}
         before = store.state()
+        self._before = before
         self._sign = clock() if before is None else before.at
         self._seen: dict[str, float] = {}
         self._missing: dict[str, float] = {}
@@ -217,6 +220,7 @@ class Controller:
         now = self._clock()
         with provider_errors():
             self._look(now)
+        self._make_up(now)
         spent = account(self._ledger, now)
         self._steer(now, spent)
         self._watch_step(now)
@@ -256,6 +260,18 @@ class Controller:
         self._seen |= {node.id: now for node in listed}
         self._miss(now, {node.id for node in listed})
         self._reprice(now)
+
+    def _make_up(self, now: float) -> None:
+        """Enter what a ledger with a gap lacks of what was said to be spent before: the cap holds for all of it."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        rested = before.model_copy(update={"usd_per_hour": 0.0})  # what is there now has been entered by now
+        full, gap = completed(self._ledger, self._gap, rested, now, started=bool(before.spent_usd))
+        if gap:
+            more = full[len(self._ledger) :]
+            self._note(gap)
+            self._enter(*more)
 
     def _enter_start(self, node: Node) -> None:
         rate = self._rate(node.pool)
@@ -617,7 +633,7 @@ class Controller:
             spent_usd=spent.total,
             usd_per_hour=spent.rate_per_hour,
             overshoot_usd=worst_overshoot(spent.rate_per_hour, self._latency),
-            nodes=tuple(_line(node) for node in self._nodes if node.alive),
+            nodes=() if self.over else tuple(line_of(node) for node in self._nodes if node.alive),
             launch=self._wanted.launch,
             why=self._why,
         )
@@ -638,10 +654,6 @@ def provider_errors() -> Iterator[None]:
         yield
     except ProviderError as error:
         LOG.warning("%s", error)
-
-
-def _line(node: Node) -> NodeStatus:
-    return NodeStatus(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:

@@ -117,7 +117,33 @@ def test_resumed_between_two_writes(module, path, time, scene, undisturbed, tmp_
     assert not has_group(job.out, "result")
     run(job)
     assert_same_bits(job.out, undisturbed)
-    assert not any(list_groups(job.out, name) for name in ("checkpoint", "references", "mask"))
+    assert len(list_groups(job.out, "references")) == 2  # it did not converge, and may go on
+
+
+def test_more_iterations_go_on_from_the_last_one(scene, tmp_path, no_report):
+    job = Refine3D(**scene.refinement(tmp_path / "out", max_iterations=1, max_resolution_A=14))
+    said = run(job).warnings()
+    assert any("not converged after 1 iterations; raise --max-iterations" in text for text in said)
+    with pytest.raises(errors.OutputExistsError, match=r"goes on with a larger --max-iterations"):
+        run(job)
+    shutil.copytree(job.out, tmp_path / "copy")
+    undisturbed = job.model_copy(update={"max_iterations": 3, "out": str(tmp_path / "copy")})
+    assert [row["iteration"] for row in run(undisturbed).iterations()] == [1, 2, 3]
+    before = read_group(job.out, "result")[0]["map"]
+    more = job.model_copy(update={"max_iterations": 3})
+    with pytest.raises(StoppedError):
+        run(more, lambda: Failing(2))  # in its last iteration
+    assert list_groups(job.out, "iterations") == ["001", "002"]
+    np.testing.assert_array_equal(read_group(job.out, "result")[0]["map"], before)  # whole until the next one is
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, groups, "result", 1)
+        with pytest.raises(StoppedError):
+            run(more)
+    assert [row["iteration"] for row in run(more).iterations()] == [1, 2, 3]
+    assert_same_bits(job.out, undisturbed.out)
+    record = read_attributes(job.out, "")
+    assert record is not None
+    assert record["parameters"]["max_iterations"] == 3
 
 
 def test_killed_and_resumed(scene, undisturbed, tmp_path, no_report):
@@ -194,7 +220,7 @@ def test_nothing_is_held_that_would_be_made_again_from_another_checkpoint(
     refining_save = refining.save
     monkeypatch.setattr(refining, "save", save)
     run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)), executor)
-    assert held == [0, 0, 0]  # twice before the first iteration, and after it
+    assert held == [0, 0, 0, 0]  # twice before the first iteration, and after each
 
 
 def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, tmp_path):
