@@ -60,7 +60,7 @@ def test_tables_hold_what_they_should() -> None:
     for table in (step_table(found), node_table(found), ledger_table(LEDGER)):
         screen.print(table)
     text = screen.export_text()
-    for expected in ("0-refine3d", "$0.500 to $2.00", "stopped", "requests", "of $2.00", "StepStarted", "total"):
+    for expected in ("0-refine3d", "$0.50 to $2.00", "stopped", "requests", "of $2.00", "StepStarted", "total"):
         assert expected in text, expected
 
 
