@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cloudem.cloud.nodes import Node, Resource
 from cloudem.runs.leftovers import Left
-from cloudem.runs.records import NodeStatus, RunState, Wishes
+from cloudem.runs.records import NodeStatus, RunState, Wishes, node_status
 from cloudem.text import clock, dollars
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "draining": "yellow"}
@@ -49,13 +49,8 @@ class Seen(NamedTuple):
 
 def seen(state: RunState, now: float, nodes: Sequence[Node] | None, spent: float, lost: str) -> Seen:
     """Return what was seen of a run; of one that is over and whose provider was not asked, no nodes."""
-    lines = None if nodes is None else [line_of(node) for node in nodes if node.alive]
+    lines = None if nodes is None else [node_status(node) for node in nodes if node.alive]
     return Seen(now, [] if lines is None and state.over else lines, spent, lost)
-
-
-def line_of(node: Node) -> NodeStatus:
-    """Return a node as it is shown."""
-    return NodeStatus(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
 
 
 def state_view(name: str, state: RunState, wanted: Wishes, seen: Seen | None = None) -> RenderableType:

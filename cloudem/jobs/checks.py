@@ -6,16 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cloudem.errors import CloudemError, OutputExistsError, ParameterError
+from cloudem.errors import CloudemError, OutputExistsError
 from cloudem.io.particle_store import ParticleStore, open_particles
-from cloudem.io.storage.groups import has_group, read_attributes
+from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.dataset import TREATED, check_ctf, half_sets, left_out, require_finite
-from cloudem.jobs.maps import check_map, check_start_map
-from cloudem.jobs.reconstruct.job import Reconstruct
-from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.maps import check_map
 from cloudem.model.particles import COLUMNS, Particles
-from cloudem.model.symmetry import operators
 
 Warn = Callable[[str], None]
 
@@ -23,37 +20,6 @@ NUMBERS = tuple(name for name, column in COLUMNS.items() if column.dtype != "tex
 
 READ = (*NUMBERS, *(f"rln:{name}" for name in TREATED))
 """Columns of a particle table that tell whether a job can use it."""
-
-
-def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
-    """Check what `Refine3D` declares."""
-    from cloudem.jobs.refine3d.resume import resumed
-    from cloudem.jobs.refine3d.run import settings_from
-
-    operators(job.symmetry)
-    resumed(job, job.out)
-    store = check_particles(job.particles, inputs, warn, poses=job.local, skip_damaged=job.skip_damaged, seed=job.seed)
-    if store is not None:
-        settings_from(job, store.box, store.pixel_size)
-        if not inputs.awaited(job.reference):
-            check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, store.box, store.pixel_size)
-    elif not inputs.awaited(job.reference):
-        check_map(job.reference, job.reference_pixel_size_A, "--reference-pixel-size-A")
-    check_mask(job.mask, inputs)
-
-
-def check_reconstruction(job: Reconstruct, inputs: Inputs, warn: Warn) -> None:
-    """Check what `Reconstruct` declares."""
-    operators(job.symmetry)
-    found = read_attributes(job.out, "")
-    if found is not None and (found.get("job") != job.name or has_group(job.out, "result")):
-        raise OutputExistsError(f"{job.out} already contains results; choose another --out")
-    store = check_particles(job.particles, inputs, warn, poses=True, skip_damaged=job.skip_damaged, seed=job.seed)
-    if store is not None and job.max_resolution_A and store.box * store.pixel_size / job.max_resolution_A < 2:
-        raise ParameterError(
-            f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; choose a finer one"
-        )
-    check_mask(job.mask, inputs)
 
 
 def check_mask(mask: str | None, inputs: Inputs) -> None:

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloudem.cloud.money import Cap, Entry
-from cloudem.cloud.nodes import Pool
+from cloudem.cloud.nodes import Node, Pool
 from cloudem.cloud.reconcile import Attempt
 from cloudem.errors import FormatError, MissingInputError, OutputExistsError, ParameterError, StorageError
 from cloudem.io.storage.compare_and_swap import slot
@@ -142,6 +142,11 @@ class NodeStatus(_Record):
     pool: str
     state: str
     since: Moment
+
+
+def node_status(node: Node) -> NodeStatus:
+    """Return a node as it is shown."""
+    return NodeStatus(slot=node.slot, id=node.id, pool=" ".join(node.pool), state=node.state, since=node.launched)
 
 
 class RunState(_Record):

@@ -42,7 +42,7 @@ class Reconstruct(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""
-        from cloudem.jobs.checks import check_reconstruction
+        from cloudem.jobs.reconstruct.check import check_reconstruction
 
         check_reconstruction(self, inputs, warn)
 

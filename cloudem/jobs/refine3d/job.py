@@ -92,7 +92,7 @@ class Refine3D(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""
-        from cloudem.jobs.checks import check_refinement
+        from cloudem.jobs.refine3d.check import check_refinement
 
         check_refinement(self, inputs, warn)
 

@@ -20,7 +20,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cloudem.cli.tables import line_of
 from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import (
     Account,
@@ -76,7 +75,7 @@ from cloudem.jobs.logs import keep_log
 from cloudem.runs.agent import ALONE_S
 from cloudem.runs.controller.steps import RunningStep, StepProcess
 from cloudem.runs.reckoning import completed
-from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes
+from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes, node_status
 from cloudem.runs.supervision import Repeated
 from cloudem.text import dollars
 
@@ -633,7 +632,7 @@ class Controller:
             spent_usd=spent.total,
             usd_per_hour=spent.rate_per_hour,
             overshoot_usd=worst_overshoot(spent.rate_per_hour, self._latency),
-            nodes=() if self.over else tuple(line_of(node) for node in self._nodes if node.alive),
+            nodes=() if self.over else tuple(node_status(node) for node in self._nodes if node.alive),
             launch=self._wanted.launch,
             why=self._why,
         )

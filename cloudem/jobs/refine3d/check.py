@@ -1,0 +1,25 @@
+"""What a preflight of `cloudem.jobs.refine3d.job.Refine3D` looks at."""
+
+from __future__ import annotations
+
+from cloudem.jobs.base import Inputs
+from cloudem.jobs.checks import Warn, check_mask, check_particles
+from cloudem.jobs.maps import check_map, check_start_map
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.resume import resumed
+from cloudem.jobs.refine3d.run import settings_from
+from cloudem.model.symmetry import operators
+
+
+def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
+    """Check what `Refine3D` declares."""
+    operators(job.symmetry)
+    resumed(job, job.out)
+    store = check_particles(job.particles, inputs, warn, poses=job.local, skip_damaged=job.skip_damaged, seed=job.seed)
+    if store is not None:
+        settings_from(job, store.box, store.pixel_size)
+        if not inputs.awaited(job.reference):
+            check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, store.box, store.pixel_size)
+    elif not inputs.awaited(job.reference):
+        check_map(job.reference, job.reference_pixel_size_A, "--reference-pixel-size-A")
+    check_mask(job.mask, inputs)
