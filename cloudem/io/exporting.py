@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import NOWHERE, write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
@@ -93,6 +93,28 @@ def check_source(
     return open_particles(url)
 
 
+def refined_table(url: str, result: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+    """Return the group of the refined particles of a result, or None where its job has none.
+
+    Parameters
+    ----------
+    url
+        Of the results.
+    result
+        Attributes of the group ``result``.
+
+    Raises
+    ------
+    StorageError
+        They are lost, or part of them is.
+    """
+    if has_group(url, "particles"):
+        return read_group(url, "particles")
+    if result.get("particle_count"):
+        raise StorageError(f"{url}/particles is missing: the result has lost its particles; copy it again")
+    return None
+
+
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return images as they were in the source, ``(b, n, n)``, but for the rounding of the store's type."""
     images = store.read_images(particles["store_row"][indices] if "store_row" in particles else indices)
@@ -139,9 +161,9 @@ def _export_result(
     on_progress: Callable[[int], None] | None,
 ) -> list[str]:
     arrays, attributes = read_group(url, "result")
-    pixel_size = float(attributes.get("pixel_size_A") or 0)
+    pixel_size = attributes.get("pixel_size_A")
     maps = {name: arrays[name] for name in MAPS if name in arrays}
-    if not pixel_size or not maps:
+    if not maps or not isinstance(pixel_size, int | float) or not 0 < pixel_size < np.inf:
         raise FormatError(f"{url} holds a result without maps or without a pixel size; run the job again")
     box = len(next(iter(maps.values())))
     x, y, z = attributes.get("origin_A", NOWHERE)
@@ -153,8 +175,9 @@ def _export_result(
     if any(name.startswith("fsc_") for name in arrays):
         write_star(join(folder, "fsc.star"), {"fsc": fsc_block(arrays, box, pixel_size)})
         written.append("fsc.star")
-    if has_group(url, "particles"):
-        refined = particles_from_arrays(*read_group(url, "particles"))
+    table = refined_table(url, attributes)
+    if table is not None:
+        refined = particles_from_arrays(*table)
         if stack or "image_name" not in refined:
             store = _store_of(url, particles_url)
             if len(store) != len(refined) and "store_row" not in refined:

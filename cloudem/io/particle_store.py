@@ -22,10 +22,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from obstore.exceptions import BaseError
 
 from cloudem import traffic
-from cloudem.errors import DamagedShardError, FormatError, InconsistentDataError, MissingInputError, ParameterError
-from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, parse_layout
+from cloudem.errors import (
+    CloudemError,
+    DamagedShardError,
+    FormatError,
+    InconsistentDataError,
+    MissingInputError,
+    ParameterError,
+    StorageError,
+)
+from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, StackLayout, check_chunks, parse_layout
 from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
 from cloudem.io.particle_writer import ParticleWriter, particle_writer, write_particles
 from cloudem.io.storage.groups import list_groups, particles_from_arrays, read_attributes, read_group, read_rows
@@ -109,10 +118,9 @@ class ParticleStore:
             self.image_url, attributes = _images_of(self.url)
         if attributes is None or attributes.get("kind") != "particles":
             raise _not_particles(self.url, attributes)
-        raw = get(object_store(self.image_url), "images/zarr.json")
-        if raw is None:
-            raise FormatError(f"{self.image_url} has lost its images; import the particles again")
-        self._layout = parse_layout(json.loads(raw))
+        with storage_errors(self.image_url):
+            raw = get(object_store(self.image_url), "images/zarr.json")
+        self._layout = _layout(self.image_url, raw, attributes)
         self.box, self.dtype = self._layout.box, self._layout.dtype
         if not self.is_result:
             self._count = self._layout.count
@@ -149,8 +157,24 @@ class ParticleStore:
 
     @cached_property
     def particles(self) -> Particles:
-        """The particle table."""
-        return particles_from_arrays(*read_group(self.url, RESULT_TABLE if self.is_result else "columns"))
+        """The particle table.
+
+        Raises
+        ------
+        StorageError, FormatError
+            Part of it is lost or changed, or it has another number of rows than there are images.
+        """
+        table = particles_from_arrays(*read_group(self.url, self._table))
+        if not self.is_result and len(table) != self._layout.count:
+            raise FormatError(
+                f"{self.url} holds {self._layout.count} images and a table of {len(table)} particles; import again"
+            )
+        return table
+
+    @property
+    def _table(self) -> str:
+        """Group of the table."""
+        return RESULT_TABLE if self.is_result else "columns"
 
     @cached_property
     def rows(self) -> NDArray[np.int64] | None:
@@ -162,12 +186,12 @@ class ParticleStore:
 
     def columns(self, names: Iterable[str]) -> Particles:
         """Return the particle table with some of its columns, as far as it has them; no others are read."""
-        attributes = read_attributes(self.url, "columns")
+        attributes = read_attributes(self.url, self._table)
         if attributes is None:
             return self.particles  # says what is wrong
         wanted = set(names)
         found = [name for name in attributes["columns"] if name in wanted]
-        arrays = read_rows(self.url, "columns", found, 0, len(self))
+        arrays = read_rows(self.url, self._table, found, 0, len(self))
         return particles_from_arrays(arrays, {**attributes, "columns": found})
 
     def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
@@ -252,8 +276,16 @@ class ParticleStore:
     ) -> None:
         numbers, which = np.unique(wanted, return_inverse=True)
         with storage_errors(self.image_url), traffic.purpose("images"):
-            stack = zarr.open_array(zarr_store(self.image_url), path="images", mode="r", zarr_format=3)
-            images = np.asarray(stack.oindex[numbers])
+            try:
+                store = zarr_store(self.image_url, whole=True)
+                stack = zarr.open_array(store, path="images", mode="r", zarr_format=3)
+                images = np.asarray(stack.oindex[numbers])
+            except (CloudemError, OSError, BaseError):
+                raise
+            except Exception as error:  # zarr and its codecs have no common ground for what they raise
+                raise StorageError(
+                    f"{self.image_url}/images cannot be read ({str(error).partition(chr(10))[0][:200]}); import again"
+                ) from error
         out[places] = images[which].reshape(len(wanted), -1)
 
 
@@ -333,6 +365,40 @@ def resolved(place: str) -> str:
         else:
             parts.append(part)
     return "/".join(parts)
+
+
+def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any]) -> StackLayout:
+    """Return how the images lie, if that agrees with what the store says of itself.
+
+    Raises
+    ------
+    FormatError
+        It does not, or cannot be.
+    """
+    if raw is None:
+        raise FormatError(f"{url}/images/zarr.json is missing: the store has lost its images; import again")
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{url}/images/zarr.json is damaged: it is not JSON; import again") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{url}/images/zarr.json is damaged: it is not Zarr v3 metadata; import again")
+    try:
+        layout = parse_layout(document)
+        if not layout.direct:
+            check_chunks(document)
+    except FormatError as error:
+        raise FormatError(f"{url}/images/zarr.json: {error}") from error
+    for name, found in (("particles", layout.count), ("box", layout.box)):
+        if attributes.get(name) != found:
+            raise FormatError(
+                f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {str(attributes.get(name))[:40]}: one "
+                "of them is damaged; import again"
+            )
+    size = attributes.get("pixel_size_A")
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
+        raise FormatError(f"{url}/zarr.json has the pixel size {str(size)[:40]}; one above 0 Å is needed: import again")
+    return layout
 
 
 def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:

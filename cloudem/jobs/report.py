@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic_core import PydanticUndefined
 
-from cloudem.errors import ParameterError, StorageError
+from cloudem.errors import CloudemError, FormatError, ParameterError, StorageError
 from cloudem.jobs.base import JOBS, Context, Inputs, Job, Place, find_job, option_of, parameter, unit_of
 from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
@@ -113,18 +113,38 @@ def content_of(url: str) -> ReportContent:
     Raises
     ------
     StorageError
-        If there is no finished result.
+        If there is no finished result, or part of it is lost or changed.
+    FormatError
+        If it says something of itself that cannot be shown.
     """
-    from cloudem.io.storage.groups import list_groups, read_attributes, read_group
+    try:
+        return _content_of(url)
+    except CloudemError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise FormatError(
+            f"{url} says something of itself that cannot be shown ({why:.100}); run the job again"
+        ) from error
+
+
+def _content_of(url: str) -> ReportContent:
+    from cloudem.io.storage.groups import read_attributes, read_group
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     require_result(url)
     arrays, result = read_group(url, "result")
-    record = read_attributes(url, "") or {}
+    record = read_attributes(url, "")
+    if record is None and "stages" in result:  # which jobs leave; others write results without a record
+        raise StorageError(f"{url}/zarr.json is missing: the result has lost its record; copy it again")
+    record = record or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
     declared = find_job(job) if job in JOBS else Job
     symmetry = str(result.get("symmetry") or "")
-    kept = [read_attributes(url, f"iterations/{name}") or {} for name in list_groups(url, "iterations")]
+    kept = [
+        read_attributes(url, f"iterations/{name}") or {}
+        for name in _names_of_iterations(url, len(result.get("iterations", ())))
+    ]
     return ReportContent(
         title=f"{job or 'result'}: {url.rstrip('/').rpartition('/')[2]}",
         map=arrays.get("map"),
@@ -150,7 +170,7 @@ def content_of(url: str) -> ReportContent:
         notes=[str(text) for text in result.get("notes", ())],
         command=command_line(job, values) if job in JOBS else "",
         created=str(record.get("date", "")),
-        **_columns(url),
+        **_columns(url, result),
     )
 
 
@@ -184,13 +204,11 @@ def _operators(symmetry: str) -> Any:
     return group if len(group) > 1 else None
 
 
-def _columns(url: str) -> dict[str, Any]:
+def _columns(url: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of the refined particles that a report draws."""
-    from cloudem.io.storage.groups import has_group, read_group
+    from cloudem.io.exporting import refined_table
 
-    if not has_group(url, "particles"):
-        return {}
-    arrays, _ = read_group(url, "particles")
+    arrays, _ = refined_table(url, result) or ({}, {})
     columns = {name: arrays[name] for name in ("half_set",) if name in arrays}
     for pair in (("rot", "tilt"), ("defocus_u", "defocus_v"), ("shift_x", "shift_y")):
         if all(name in arrays for name in pair):
@@ -239,6 +257,20 @@ def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, ParameterRow]:
         name: ParameterRow(value, unit_of(name), (fields[name].description or "") if name in fields else "")
         for name, value in values.items()
     }
+
+
+def _names_of_iterations(url: str, count: int) -> list[str]:
+    """Return the names of the groups of iterations, if the job left any: as many as it had at least, without a gap."""
+    from cloudem.io.storage.groups import list_groups
+
+    names = list_groups(url, "iterations")
+    if not names:
+        return []
+    expected = [f"{number:03d}" for number in range(1, max([count, *map(int, filter(str.isdecimal, names))]) + 1)]
+    missing = [name for name in expected if name not in names]
+    if missing:
+        raise StorageError(f"{url}/iterations/{missing[0]} is missing: the result has lost it; copy it again")
+    return expected
 
 
 def _number(value: Any) -> float:

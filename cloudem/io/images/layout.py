@@ -7,6 +7,7 @@ each index before it maps the file, and leaves any other order or compression to
 """
 
 import json
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -35,6 +36,9 @@ SHARD_BYTES = 64 * 2**20
 
 _MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
 """Side of an image, and chunks in a shard, beyond which metadata are not believed: memory is taken by them."""
+
+_MOST_SHARD_PIXELS = 2**31
+"""Pixels in a shard, likewise."""
 
 _MAPS_KEPT = 256
 """Memory maps kept open in a process: each holds a file descriptor, of which a process often has no more than 1,024."""
@@ -178,15 +182,17 @@ def parse_layout(document: Mapping[str, Any]) -> StackLayout:
         or dtype not in ("float16", "float32")
     ):
         raise FormatError(
-            f"images of shape {shape} and type {dtype} were found where (n, box, box) of float16 or float32 is needed; "
-            "import the particles again"
+            f"images of shape {shape!r:.60} and type {dtype!r:.20} were found where (n, box, box) of float16 or "
+            "float32 is needed; import the particles again"
         )
     try:
         shard = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError("the images lie in no regular grid of chunks; import the particles again") from error
     if not _are_sizes([shard], 1):
-        raise FormatError(f"the images lie in chunks of {shard}, at least 1 is needed; import the particles again")
+        raise FormatError(
+            f"the images lie in chunks of {shard!r:.20}, at least 1 is needed; import the particles again"
+        )
     try:
         (outer,) = document["codecs"]
         chunk = outer["configuration"]["chunk_shape"][0]
@@ -198,6 +204,27 @@ def parse_layout(document: Mapping[str, Any]) -> StackLayout:
     except (KeyError, ValueError, TypeError, IndexError):
         pass
     return StackLayout(shape[0], shape[1], dtype, shard, shard, direct=False)
+
+
+def check_chunks(document: Mapping[str, Any]) -> None:
+    """Refuse chunks that Zarr would take more memory for than there can be images; for what only Zarr can read.
+
+    Raises
+    ------
+    FormatError
+        The ``zarr.json`` describes such chunks.
+    """
+    try:
+        grid = document["chunk_grid"]["configuration"]["chunk_shape"]
+        codecs = [codec.get("configuration") or {} for codec in document["codecs"]]
+        inner = [configuration["chunk_shape"] for configuration in codecs if "chunk_shape" in configuration]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError("the images have no codecs that Zarr knows; import the particles again") from error
+    for chunks in (grid, *inner):
+        if not _are_sizes(chunks, 3) or math.prod(chunks) > _MOST_SHARD_PIXELS:
+            raise FormatError(f"the images cannot lie in chunks of {chunks!r:.60}; import the particles again")
+        if math.prod(-(-whole // part) for whole, part in zip(grid, chunks, strict=True)) > _MOST_CHUNKS:
+            raise FormatError(f"the images cannot lie in shards of {grid} in chunks of {chunks}; import again")
 
 
 def _are_sizes(values: Any, count: int) -> TypeGuard[list[int]]:

@@ -5,26 +5,31 @@ group's ``zarr.json``, which names the generation, is written last, as one objec
 generation beside the old one, replaces ``zarr.json``, and only then deletes the old one: whoever reads sees the old
 group or the new one, never a mixture, whenever the writer was killed. One writer per group: where there may be others,
 a guard (see `cloudem.io.storage.lease`) stops all but one, and one that it could not stop in time is refused.
+
+That ``zarr.json`` holds the CRC-32C of each chunk (see `cloudem.io.storage.arrays`) and of all that it says itself.
+Both are verified whenever something is read: what is lost or changed is named, never taken for values.
 """
 
 import json
+import math
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from types import EllipsisType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, LeaseLostError, ParameterError, StorageError
+from cloudem.io.storage.arrays import ArrayRecord, Rows, encode_chunk, prepare, with_sums
 from cloudem.io.storage.location import (
     Store,
     delete_all,
+    fetch,
     folder_of,
     folders,
     get,
@@ -38,22 +43,27 @@ from cloudem.io.storage.location import (
     put_if_match,
     storage_errors,
 )
-from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
 
 _MARKER = "cloudem_group"
 _GENERATION = re.compile(r"arrays-(\d+)(?:-[0-9a-f]+)?")
+_Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
-_CHUNK_BYTES = 256 * 2**20
-"""Bytes in an object of an array at most."""
+_CONCURRENT = 16
+"""Objects of a group that are read or written at the same time."""
 
-_TABLE_CHUNK_BYTES, _TABLE_ROW_BYTES = 2**20, 1024
-"""The same for tables, whose rows are read in ranges; what has more bytes in a row is no table."""
 
-_CONCURRENT = 8
-"""Arrays of a group that are read or written at the same time."""
+class _Marker(NamedTuple):
+    """Which arrays a finished group has, and where."""
+
+    generation: str
+    arrays: dict[str, ArrayRecord]
+
+
+class _DamagedError(StorageError):
+    """A chunk is not there, or not what was written."""
 
 
 def write_group(
@@ -92,21 +102,30 @@ def write_group(
         guard()
         store = object_store(url, create=True)
         before = get_with_etag(store, _join(path, "zarr.json"))
-        current = None if before is None else _parse(path, before[0])["attributes"].get(_MARKER)
-        number = 1 + (0 if current is None else int(_GENERATION.fullmatch(current["generation"])[1]))  # type: ignore[index]
+        found = None if before is None else _parse(join(url, path), before[0])
+        current = None if found is None else found[1].generation
+        number = 1 + (0 if current is None else int(_GENERATION.fullmatch(current)[1]))  # type: ignore[index]
         # Whoever is not to write here may be writing all the same: not into the same arrays.
         generation = f"arrays-{number}-{secrets.token_hex(4)}" if guarded else f"arrays-{number}"
-        _delete_generations(store, path, keep=None if current is None else current["generation"])
+        _delete_generations(store, path, keep=current)
         _write_parents(store, path)
         etag = None
         if guarded and is_remote(url):
             etag = before[1] if before else _replace(url, path, _group_document({}), None)
         put(store, _join(path, generation, "zarr.json"), _group_document({}))
-        keys = {name: _key(name) for name in arrays}
-        target = zarr_store(url, fresh=True)
-        _each(lambda name: _write_array(target, _join(path, generation, keys[name]), arrays[name]), arrays)
-        marker = {"generation": generation, "arrays": keys}
-        document = _group_document({**_plain(attributes), _MARKER: marker})
+        stored = {name: prepare(_key(name), values) for name, values in arrays.items()}
+        folder = _join(path, generation)
+        _each(
+            lambda name: put(store, _join(folder, stored[name][1].key, "zarr.json"), stored[name][1].metadata()), stored
+        )
+        chunks = [(name, number) for name, (_, record) in stored.items() for number in range(record.chunks)]
+        sums = _each(lambda chunk: _write_chunk(store, folder, *stored[chunk[0]], chunk[1]), chunks)
+        records = {
+            name: with_sums(record, {number: sums[name, number] for number in range(record.chunks)})
+            for name, (_, record) in stored.items()
+        }
+        marker = {"generation": generation, "arrays": {name: record.to_json() for name, record in records.items()}}
+        document = _finished_document({**_plain(attributes), _MARKER: marker})
         try:
             guard()
             if etag is not None:
@@ -117,7 +136,7 @@ def write_group(
             delete_all(store, _join(path, generation))
             raise
         if current is not None:
-            delete_all(store, _join(path, current["generation"]))
+            delete_all(store, _join(path, current))
 
 
 def read_group(url: str | os.PathLike[str], path: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -126,13 +145,11 @@ def read_group(url: str | os.PathLike[str], path: str) -> tuple[dict[str, NDArra
     Raises
     ------
     StorageError
-        There is no such group, or it was never finished.
+        There is no such group, it was never finished, or part of it is lost or changed.
+    FormatError
+        Its document is damaged, or of another version.
     """
-    with storage_errors(url):
-        attributes, marker = _finished(url, path)
-        source, folder = zarr_store(url), _join(path, marker["generation"])
-        arrays = _each(lambda name: _read_array(source, _join(folder, marker["arrays"][name])), marker["arrays"])
-    return arrays, attributes
+    return _read(url, path, None, slice(None))
 
 
 def read_rows(
@@ -143,29 +160,27 @@ def read_rows(
     Raises
     ------
     StorageError
-        There is no such group, or it was never finished, or has no such array.
+        There is no such group, it was never finished, has no such array, or a part that is read is lost or changed.
+    FormatError
+        Its document is damaged, or of another version.
     """
-    with storage_errors(url):
-        _, marker = _finished(url, path)
-        names = list(names)
-        absent = [name for name in names if name not in marker["arrays"]]
-        if absent:
-            raise StorageError(f"{join(url, path)} holds no {absent[0]}; it holds {', '.join(marker['arrays'])}")
-        source, folder = zarr_store(url), _join(path, marker["generation"])
-        rows = slice(start, stop)
-        return _each(lambda name: _read_array(source, _join(folder, marker["arrays"][name]), rows), names)
+    return _read(url, path, list(names), slice(start, stop))[0]
 
 
 def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | None:
-    """Return the attributes of a group alone, or None where there is no finished group."""
+    """Return the attributes of a group alone, or None where there is no finished group.
+
+    Raises
+    ------
+    FormatError
+        Its document is damaged, or of another version.
+    """
     store = _store_if_any(url)
     if store is None:
         return None
     with storage_errors(url):
-        document = _read_document(store, path)
-    if document is None or _MARKER not in document["attributes"]:
-        return None
-    return {name: value for name, value in document["attributes"].items() if name != _MARKER}
+        found = _read_document(store, url, path)
+    return None if found is None else found[0]
 
 
 def has_group(url: str | os.PathLike[str], path: str) -> bool:
@@ -179,8 +194,8 @@ def list_groups(url: str | os.PathLike[str], path: str) -> list[str]:
     if store is None:
         return []
     with storage_errors(url):
-        found = _each(lambda name: _read_marker(store, _join(path, name)), folders(store, path))
-    return [name for name, marker in found.items() if marker is not None]
+        found = _each(lambda name: _read_document(store, url, _join(path, name)), folders(store, path))
+    return [name for name, document in found.items() if document is not None]
 
 
 def delete_group(url: str | os.PathLike[str], path: str) -> None:
@@ -218,7 +233,13 @@ def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], 
 
 
 def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
-    """Return the particle table that `particles_to_arrays` took apart; other attributes do not matter."""
+    """Return the particle table that `particles_to_arrays` took apart; other attributes do not matter.
+
+    Raises
+    ------
+    FormatError
+        Optics groups or columns cannot be what a table is made of.
+    """
     try:
         optics = tuple(
             OpticsGroup(
@@ -230,18 +251,78 @@ def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mappin
             )
             for group in attributes["optics"]
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"the stored particle table has no usable optics groups ({error}); import again") from error
-    return Particles(optics, {name: arrays[name] for name in attributes["columns"]})
+    if not all(math.isfinite(x) for o in optics for x in (o.voltage, o.spherical_aberration, o.amplitude_contrast)):
+        raise FormatError("the stored particle table has an optics group whose numbers are not finite; import again")
+    columns = attributes.get("columns")
+    absent = [name for name in columns if name not in arrays] if isinstance(columns, dict) else ["columns"]
+    if absent or not isinstance(columns, dict):
+        raise FormatError(f"the stored particle table lacks {absent[0][:80]}; import again")
+    for name in columns:
+        needed = TEXT if name not in COLUMNS or COLUMNS[name].dtype == "text" else np.dtype(COLUMNS[name].dtype)
+        if arrays[name].ndim == 0 or arrays[name].dtype != needed:
+            raise FormatError(
+                f"the stored particle table has a column {name[:80]} of type {arrays[name].dtype}, {needed} is needed; "
+                "import again"
+            )
+    return Particles(optics, {name: arrays[name] for name in columns})
 
 
-def _finished(url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the attributes of a finished group and its marker: the generation, and the key of each array."""
-    document = _read_document(object_store(url), path)
-    attributes = {} if document is None else document["attributes"]
-    if _MARKER not in attributes:
+def _read(
+    url: str | os.PathLike[str], path: str, names: list[str] | None, rows: slice
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return rows of arrays of a finished group, all arrays if none are named, and its attributes."""
+    with storage_errors(url):
+        store = object_store(url)
+        attributes, marker = _finished(store, url, path)
+        while True:
+            try:
+                return _read_arrays(
+                    store, url, path, marker, list(marker.arrays) if names is None else names, rows
+                ), attributes
+            except _DamagedError:  # perhaps because another was written meanwhile, and these deleted
+                before = marker.generation
+                attributes, marker = _finished(store, url, path)
+                if marker.generation == before:
+                    raise
+
+
+def _read_arrays(
+    store: Store, url: str | os.PathLike[str], path: str, marker: _Marker, names: list[str], rows: slice
+) -> dict[str, NDArray[Any]]:
+    absent = [name for name in names if name not in marker.arrays]
+    if absent:
+        raise StorageError(f"{join(url, path)} holds no {absent[0]}; it holds {', '.join(marker.arrays)}")
+    records = {name: marker.arrays[name] for name in names}
+
+    def checked(name: str, what: str, run: Callable[[], _T]) -> _T:
+        try:
+            return run()
+        except _DamagedError:
+            raise
+        except StorageError as error:
+            raise _DamagedError(
+                f"{join(url, path)} is damaged: {what} of its array {name} {error}; copy it again, or make it again"
+            ) from error
+
+    def take(chunk: tuple[str, int]) -> None:
+        name, number = chunk
+        key = _join(path, marker.generation, records[name].chunk_key(number))
+        found = fetch(store, key)
+        checked(name, key, lambda: parts[name].put(number, found and found[0]))
+
+    parts = {name: checked(name, "the record", lambda name=name: Rows(records[name], rows)) for name in records}  # type: ignore[misc]
+    _each(take, [(name, number) for name in records for number in parts[name].wanted])
+    return {name: checked(name, "a value", part.values) for name, part in parts.items()}
+
+
+def _finished(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], _Marker]:
+    """Return the attributes of a finished group and its marker."""
+    found = _read_document(store, url, path)
+    if found is None:
         raise StorageError(f"{join(url, path)} holds no finished result; run the job that makes it, or check the path")
-    return {name: value for name, value in attributes.items() if name != _MARKER}, attributes[_MARKER]
+    return found
 
 
 def _store_if_any(url: str | os.PathLike[str]) -> Store | None:
@@ -249,51 +330,22 @@ def _store_if_any(url: str | os.PathLike[str]) -> Store | None:
     return object_store(url) if is_remote(url) or folder_of(url).is_dir() else None
 
 
-def _each(function: Callable[[str], _T], names: Iterable[str]) -> dict[str, _T]:
-    """Return the values of a function at several names, which wait for the store at the same time."""
-    names = list(names)
-    if len(names) < 2:
-        return {name: function(name) for name in names}
-    contexts = [copy_context() for _ in names]  # threads count traffic for the purpose of their caller
-    with ThreadPoolExecutor(min(_CONCURRENT, len(names)), "cloudem-groups") as pool:
+def _each(function: Callable[[_Item], _T], items: Iterable[_Item]) -> dict[_Item, _T]:
+    """Return the values of a function at several items, which wait for the store at the same time."""
+    items = list(items)
+    if len(items) < 2:
+        return {item: function(item) for item in items}
+    contexts = [copy_context() for _ in items]  # threads count traffic for the purpose of their caller
+    with ThreadPoolExecutor(min(_CONCURRENT, len(items)), "cloudem-groups") as pool:
         return dict(
-            zip(names, pool.map(lambda context, name: context.run(function, name), contexts, names), strict=True)
+            zip(items, pool.map(lambda context, item: context.run(function, item), contexts, items), strict=True)
         )
 
 
-def _write_array(store: Any, key: str, values: NDArray[Any]) -> None:
-    array = np.asarray(values)
-    attributes: dict[str, Any] = {}
-    if array.dtype.kind in "UTO":
-        array, attributes = _encode_text(array), {"encoding": "utf-8, padded with zeros"}
-    row_bytes = max(1, array.itemsize * int(np.prod(array.shape[1:])))
-    rows = max(1, (_TABLE_CHUNK_BYTES if row_bytes <= _TABLE_ROW_BYTES else _CHUNK_BYTES) // row_bytes)
-    chunks = tuple(max(1, min(size, rows) if axis == 0 else size) for axis, size in enumerate(array.shape))
-    # Floating point noise does not shrink; everything else does.
-    compressors = None if array.dtype.kind in "fc" else "auto"
-    target = zarr.create_array(
-        store, name=key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=compressors,
-        filters=None, attributes=attributes, zarr_format=3,
-    )  # fmt: skip
-    if array.size:
-        target[...] = array
-
-
-def _read_array(store: Any, key: str, rows: slice | EllipsisType = ...) -> NDArray[Any]:
-    source = zarr.open_array(store, path=key, mode="r", zarr_format=3)
-    array = np.asarray(source[rows])
-    return _decode_text(array) if "encoding" in source.attrs else array
-
-
-def _encode_text(array: NDArray[Any]) -> NDArray[np.uint8]:
-    flat = np.array([str(value).encode() for value in array.ravel()], dtype=np.bytes_)
-    width = max(1, flat.itemsize)
-    return flat.astype(f"S{width}").view(np.uint8).reshape(*array.shape, width)
-
-
-def _decode_text(array: NDArray[np.uint8]) -> NDArray[Any]:
-    flat = np.ascontiguousarray(array).reshape(-1).view(f"S{array.shape[-1]}")
-    return flat.astype(TEXT).reshape(array.shape[:-1])
+def _write_chunk(store: Store, folder: str, array: NDArray[Any], record: ArrayRecord, number: int) -> int:
+    raw, checksum = encode_chunk(array, record, number)
+    put(store, _join(folder, record.chunk_key(number)), raw)
+    return checksum
 
 
 def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str | None) -> str:
@@ -311,22 +363,65 @@ def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str 
     return found[1]
 
 
-def _read_document(store: Store, path: str) -> dict[str, Any] | None:
+def _read_document(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], _Marker] | None:
+    """Return the attributes and the marker of a group; None where there is none, or it was never finished."""
     raw = get(store, _join(path, "zarr.json"))
-    return None if raw is None else _parse(path, raw)
+    return None if raw is None else _parse(join(url, path), raw)
 
 
-def _parse(path: str, raw: bytes) -> dict[str, Any]:
+def _parse(place: str, raw: bytes) -> tuple[dict[str, Any], _Marker] | None:
+    """Return what a group's document says, once it was verified; None if the group was never finished.
+
+    Raises
+    ------
+    FormatError
+        It is not what was written.
+    """
+    where = f"{place}/zarr.json"
     try:
-        document: dict[str, Any] = json.loads(raw)
-        return {**document, "attributes": dict(document.get("attributes", {}))}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FormatError(f"{_join(path, 'zarr.json')} is not Zarr v3 metadata; check the path") from error
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{where} is not Zarr v3 metadata, or damaged; check the path, copy it again, or make it again"
+        ) from error
+    if document == json.loads(_group_document({})):
+        return None
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    marker = attributes.pop(_MARKER, None) if isinstance(attributes, dict) else None
+    if not isinstance(attributes, dict) or not isinstance(marker, dict):
+        raise FormatError(f"{where} was not written by cloudem, or is damaged; check the path, or make it again")
+    if "checksum" not in marker:
+        raise FormatError(
+            f"{where} holds no checksums: an older version of cloudem wrote it, or it is damaged; import again, or run "
+            "the job again"
+        )
+    checksum = marker.pop("checksum")
+    if checksum != _checksum({**document, "attributes": {**attributes, _MARKER: marker}}):
+        raise FormatError(f"{where} is damaged: it does not match its own checksum; copy it again, or make it again")
+    try:
+        arrays = {}
+        for name, value in marker["arrays"].items():
+            try:
+                arrays[name] = ArrayRecord.from_json(value)
+            except FormatError as error:
+                raise FormatError(f"{where} is damaged: the array {name[:80]!r} {error}; make it again") from error
+        if not _GENERATION.fullmatch(marker["generation"]):
+            raise KeyError("generation")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{where} is damaged: it does not say where its arrays lie; make it again") from error
+    return attributes, _Marker(marker["generation"], arrays)
 
 
-def _read_marker(store: Store, path: str) -> dict[str, Any] | None:
-    document = _read_document(store, path)
-    return None if document is None else document["attributes"].get(_MARKER)
+def _finished_document(attributes: Mapping[str, Any]) -> bytes:
+    """Return the document of a finished group, with a checksum of all that it says."""
+    document = json.loads(_group_document(attributes))
+    document["attributes"][_MARKER]["checksum"] = _checksum(document)
+    return json.dumps(document, indent=2).encode()
+
+
+def _checksum(document: Any) -> str:
+    """Return the CRC-32C of what a document says, however it is set."""
+    return f"{google_crc32c.value(json.dumps(document, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def _write_parents(store: Store, path: str) -> None:

@@ -15,6 +15,7 @@ from obstore.store import LocalStore, S3Store
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
+from cloudem.errors import DamagedShardError
 from cloudem.io.storage.location import delete_all, fetch, get_ranges, object_store, put, put_if_absent, size_of
 
 
@@ -25,19 +26,18 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
     ----------
     store
         Where they are.
-    fresh
-        Whether nothing is there yet where Zarr is going to write but the groups above: it asks five times for each
-        array, which takes longer than writing it.
+    whole
+        Whether each object that Zarr asks for must be there; it would take a lost one for zeros.
     """
 
     supports_writes = True
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, store: LocalStore | S3Store, *, fresh: bool = False, read_only: bool = False) -> None:
+    def __init__(self, store: LocalStore | S3Store, *, whole: bool = False, read_only: bool = False) -> None:
         super().__init__(read_only=read_only)
         self._store = store
-        self._fresh = fresh
+        self._whole = whole
 
     def __eq__(self, other: object) -> bool:
         """Return whether it is the same store."""
@@ -49,13 +49,15 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
 
     def with_read_only(self, read_only: bool = False) -> "ObjectsForZarr":
         """Return the same store, to be read only or not."""
-        return ObjectsForZarr(self._store, fresh=self._fresh, read_only=read_only)
+        return ObjectsForZarr(self._store, whole=self._whole, read_only=read_only)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object, or a range of it; None where there is none."""
-        data = None if self._fresh else await asyncio.to_thread(self._read, key, byte_range)
+        data = await asyncio.to_thread(self._read, key, byte_range)
+        if data is None and self._whole:
+            raise DamagedShardError(f"{key} is missing; import the particles again")
         return None if data is None else (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -66,7 +68,7 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
 
     async def exists(self, key: str) -> bool:
         """Return whether there is an object."""
-        return not self._fresh and await asyncio.to_thread(size_of, self._store, key) is not None
+        return await asyncio.to_thread(size_of, self._store, key) is not None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
@@ -74,16 +76,14 @@ class ObjectsForZarr(Store):  # type: ignore[misc]  # zarr is not followed
         await asyncio.to_thread(put, self._store, key, memoryview(value.as_array_like()))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object unless there is one; not into a fresh store, where Zarr means the groups above an array."""
+        """Write an object unless there is one."""
         self._check_writable()
-        if not self._fresh:
-            await asyncio.to_thread(put_if_absent, self._store, key, value.to_bytes())
+        await asyncio.to_thread(put_if_absent, self._store, key, value.to_bytes())
 
     async def delete(self, key: str) -> None:
         """Delete an object, if there is one."""
         self._check_writable()
-        if not self._fresh:
-            await asyncio.to_thread(_delete, self._store, key)
+        await asyncio.to_thread(_delete, self._store, key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete all objects under a prefix."""
@@ -133,6 +133,6 @@ def _delete(store: LocalStore | S3Store, key: str) -> None:
         obstore.delete(store, key)
 
 
-def zarr_store(url: str | os.PathLike[str], *, fresh: bool = False) -> ObjectsForZarr:
-    """Open the Zarr store under a URL; a `fresh` one takes it that nothing is there where it writes."""
-    return ObjectsForZarr(object_store(url), fresh=fresh)
+def zarr_store(url: str | os.PathLike[str], *, whole: bool = False) -> ObjectsForZarr:
+    """Open the Zarr store under a URL; a `whole` one has no fill values for objects that are missing."""
+    return ObjectsForZarr(object_store(url), whole=whole)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.refinement import State
-from cloudem.errors import InconsistentDataError, OutputExistsError
-from cloudem.io.storage.groups import has_group, list_groups, read_attributes
+from cloudem.errors import FormatError, InconsistentDataError, OutputExistsError, StorageError
+from cloudem.io.storage.groups import has_group, read_attributes
 from cloudem.io.storage.location import contents
 from cloudem.jobs.base import Context, option_of
 from cloudem.jobs.refine3d.job import Refine3D
@@ -35,7 +35,9 @@ def resumed(job: Refine3D, url: str) -> State | None:
         return None  # it ended before its first iteration: nothing is lost if this one has other parameters
     free = {"out", "restart", "report", "max_iterations", "skip_damaged"}
     mine = {k: v for k, v in job.model_dump(mode="json").items() if k not in free}
-    theirs = record.get("parameters", {})
+    theirs = record.get("parameters")
+    if not isinstance(theirs, dict):
+        raise FormatError(f"{url} does not say with which parameters it was made; choose another --out")
     changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
     if changed:
         raise OutputExistsError(
@@ -55,7 +57,10 @@ def resumed(job: Refine3D, url: str) -> State | None:
         raise InconsistentDataError(
             f"{job.particles} has been imported again since {url} was started; choose another --out, or use --restart"
         )
-    left = State(**state)
+    try:
+        left = State(**state)
+    except TypeError as error:
+        raise FormatError(f"{url}/{CHECKPOINT} was left by another version of cloudem; --restart") from error
     # what the data decided stays; how many iterations there are to be may have been changed
     return replace(left, final=left.converged or left.iteration >= job.max_iterations)
 
@@ -105,12 +110,23 @@ def clear(context: Context) -> None:
         CHECKPOINT,
         REFERENCES,
         MASK,
-        *(f"iterations/{n}" for n in list_groups(context.url, "iterations")),
+        "iterations",
     ):
         context.delete(path)
 
 
 def rows_before(url: str, iteration: int) -> list[dict[str, Any]]:
-    """Return the rows of the iterations in the store."""
-    found = (read_attributes(url, f"iterations/{name}") for name in sorted(list_groups(url, "iterations")))
-    return [a["row"] for a in found if a and a["row"]["iteration"] < iteration]
+    """Return the rows of the iterations in the store.
+
+    Raises
+    ------
+    StorageError
+        One is lost.
+    """
+    rows = []
+    for number in range(1, iteration):
+        found = read_attributes(url, f"iterations/{number:03d}")
+        if found is None or "row" not in found:
+            raise StorageError(f"{url}/iterations/{number:03d} is missing; copy it again, or begin anew with --restart")
+        rows.append(found["row"])
+    return rows

@@ -7,7 +7,7 @@ therefore pure, and a lost worker costs only the recomputation of its tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device, to_host
+from cloudem.errors import FormatError
 from cloudem.execution.executor import Added, Fold, Pieces
 from cloudem.io.storage.groups import read_attributes, read_group, read_rows
 from cloudem.jobs.dataset import Dataset, image_batches
@@ -92,10 +93,18 @@ class Checkpoint:
 
 
 def read_checkpoint(url: str) -> tuple[Checkpoint, dict[str, Any]]:
-    """Return the checkpoint and its attributes."""
+    """Return the checkpoint and its attributes.
+
+    Raises
+    ------
+    StorageError, FormatError
+        Part of it is lost or changed, or another version of cloudem left it.
+    """
     with purpose("poses"):
         arrays, attributes = read_group(url, CHECKPOINT)
-    del arrays["pose_starts"]
+    arrays.pop("pose_starts", None)
+    if arrays.keys() != {field.name for field in fields(Checkpoint)}:
+        raise FormatError(f"{url}/{CHECKPOINT} was left by another version of cloudem; --restart")
     return Checkpoint(**arrays), attributes
 
 

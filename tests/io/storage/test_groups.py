@@ -129,7 +129,7 @@ def test_a_kill_at_any_step_leaves_the_old_group_or_the_new_one(url, step, rewri
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("put", "_write_array", "delete_all"):
+        for name in ("put", "_write_chunk", "delete_all"):
             patch.setattr(groups, name, counted(getattr(groups, name)))
         try:
             write_group(place, "g", new, {"state": "new"})
