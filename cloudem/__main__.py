@@ -1,6 +1,18 @@
-"""``python -m cloudem``: the command line."""
+"""``cloudem`` and ``python -m cloudem``: the command line, guarded from its first moment on."""
 
-from cloudem.cli import main
+import sys
+
+from cloudem.interrupts import watch
+
+watch()  # before all that takes a while to import
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    from cloudem.cli import main as run
+
+    run(sys.argv[1:])
+
 
 if __name__ == "__main__":
     main()

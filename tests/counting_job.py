@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +60,23 @@ class Count(Job):
             raise KeyError("foo")
         if self.fail == "interrupted":
             exec("raise KeyboardInterrupt")  # as while a named tuple is made
+        if self.fail == "swallowed":  # as in a callback of a library, which then goes on
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            return
+        if self.fail == "disguised":  # as by a library that was interrupted while it was imported
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("numpy is not usable") from None
+        if self.fail == "unraisable":  # as in a callback of compiled code
+
+            class Callback:
+                def __del__(self) -> None:
+                    signal.raise_signal(signal.SIGINT)
+
+            Callback()
+            return
         if self.fail == "disk":
             raise OSError(28, "No space left on device", "result/map")
         numbers = [int(number) for number in self.numbers]

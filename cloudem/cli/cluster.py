@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import click
@@ -49,13 +50,16 @@ class Scheduler(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem cluster scheduler --host 10.99.0.1 --certificates certs",
         "cloudem cluster scheduler --host 10.99.0.1 --certificates certs --dashboard",
-        "cloudem cluster scheduler                       # this machine only, without certificates",
+        "cloudem cluster scheduler --insecure        # this machine alone; anybody on it can run code as you",
     )
 
     host: str = parameter("127.0.0.1", meaning="address to listen on; 0.0.0.0: all addresses of this machine")
     port: int = parameter(8786, meaning="port to listen on", ge=1, le=65535)
     certificates: str | None = parameter(
         None, meaning="folder with the certificates; by default, $CLOUDEM_CERTIFICATES"
+    )
+    insecure: bool = parameter(
+        False, meaning="do without certificates on 127.0.0.1: every user of this machine can then run code as you"
     )
     dashboard: bool = parameter(
         False, meaning="serve the Dask dashboard and /metrics, without encryption or access control"
@@ -67,8 +71,14 @@ class Scheduler(Command):
         """Listen until told to stop."""
         from cloudem.execution.dask.cluster import run_scheduler
         from cloudem.execution.dask.security import security_to_listen
+        from cloudem.io.storage.lease import user
 
-        security = security_to_listen(self.host, self.certificates)
+        security = security_to_listen(self.host, self.certificates, insecure=self.insecure)
+        if security is None:
+            _say(
+                f"WARNING: no certificates: every user of this machine can run code as {user()}, who starts this"
+                " scheduler, and as whoever starts its workers and jobs"
+            )
         pages = (self.dashboard_host, self.dashboard_port) if self.dashboard else None
         if pages is not None:
             _say(f"dashboard at http://{self.dashboard_host}:{self.dashboard_port}/status")
@@ -84,7 +94,7 @@ class Worker(Command):
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs",
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --host 10.99.0.2 --workers 2 --threads 8",
         "cloudem cluster worker tls://10.99.0.1:8786 --certificates certs --gpus 4     # one worker on each of 4 GPUs",
-        "cloudem cluster worker tcp://127.0.0.1:8786     # a scheduler on this machine, without certificates",
+        "cloudem cluster worker tcp://127.0.0.1:8786     # a scheduler on this machine that runs with --insecure",
     )
 
     scheduler: str = parameter(meaning="address of the scheduler, such as tls://host:8786", positional=True)
@@ -111,10 +121,13 @@ class Worker(Command):
         """Work until told to stop."""
         from cloudem.execution.dask.cluster import run_workers
         from cloudem.execution.dask.security import security_for
+        from cloudem.io.storage.private import private_folder
 
         scheme, separator, _ = self.scheduler.partition("://")
         if not separator or scheme not in ("tls", "tcp"):
             raise ParameterError(f"SCHEDULER: got {self.scheduler!r}, needs an address such as tls://10.99.0.1:8786")
+        if self.local_folder is not None:
+            private_folder(Path(self.local_folder))
         visible, threads, cores = self._layout()
         run_workers(
             self.scheduler,

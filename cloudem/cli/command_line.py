@@ -6,16 +6,12 @@ stopped where it can go on later; 130 after Ctrl-C or SIGTERM.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import select
-import signal
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
@@ -25,6 +21,7 @@ from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, submi
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
+from cloudem.interrupts import guarded, interrupted
 from cloudem.jobs.base import JOBS, Declaration, Inputs, Job, find_job, parameter
 
 if TYPE_CHECKING:
@@ -34,16 +31,7 @@ if TYPE_CHECKING:
     from cloudem.execution.executor import Executor
     from cloudem.jobs.progress import Progress
 
-INTERRUPTED = 130
-
 STOPPED = 3
-
-PATIENCE_S = 6.0
-"""How long an interrupted command may take to clean up; another interrupt ends it at once."""
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-SHOW_CURSOR = b"\x1b[?25h"
 
 
 class RunOptions(Declaration):
@@ -106,75 +94,30 @@ class RunOptions(Declaration):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    _watch_signals()
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _interrupt)
+    """Run the command line, guarded against interrupts, and exit."""
+    sys.exit(guarded(partial(run, sys.argv[1:] if arguments is None else list(arguments))))
+
+
+def run(given: Sequence[str]) -> int:
+    """Run the command line and return its exit status; an interrupt passes through."""
     try:
-        with COMMANDS.make_context("cloudem", given) as context:
+        with COMMANDS.make_context("cloudem", list(given)) as context:
             COMMANDS.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _say_interrupted()
-        # Python ends by the signal instead if the interrupt met code made from text, as a named tuple's, and nothing
-        # else was run from text since
-        eval("0")  # noqa: S307
-        sys.exit(INTERRUPTED)
+        return end.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:  # whoever read our output has gone, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        if interrupted():  # what a library made of it
+            raise KeyboardInterrupt from None
         if "--debug" in given:
             raise
         print(f"cloudem: {describe_error(error)}", file=sys.stderr)
-        sys.exit(STOPPED if isinstance(error, StoppedError) else 1)
-    sys.exit(0)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    """Stop what runs; see `_watch_signals` for what does not stop."""
-    for known in _STOPPING:
-        signal.signal(known, lambda *_: _leave())
-    raise KeyboardInterrupt
-
-
-@functools.cache
-def _watch_signals() -> None:
-    """Be gone soon after an interrupt in any case: a running task cannot be stopped, only left behind.
-
-    What is on disk is whole at any moment, so nothing is lost by that; worker processes end with their parent. Handlers
-    in Python run only between two steps of Python, which takes minutes where the main thread waits for a server that
-    does not answer. This thread hears of a signal at once.
-    """
-    heard, said = os.pipe()
-    os.set_blocking(said, False)
-    signal.set_wakeup_fd(said, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while os.read(heard, 1)[0] not in _STOPPING:
-            pass
-        select.select([heard], [], [], PATIENCE_S)
-        _leave()
-
-    threading.Thread(target=watch, name="cloudem-signals", daemon=True).start()
-
-
-def _leave() -> NoReturn:
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), SHOW_CURSOR)
-    _say_interrupted()
-    os._exit(INTERRUPTED)
-
-
-@functools.cache
-def _say_interrupted() -> None:
-    """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
-    print("cloudem: interrupted; run the same command again to resume", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        return STOPPED if isinstance(error, StoppedError) else 1
+    return 0
 
 
 def describe_error(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """From a particle store or the result of a job to files that RELION reads."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,10 +14,23 @@ from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage.groups import has_group, particles_from_arrays, read_attributes, read_group
-from cloudem.io.storage.location import exists, folder_of, is_remote, join, new_prefix
+from cloudem.io.storage.location import (
+    UNFINISHED,
+    contents,
+    exists,
+    folder_of,
+    is_remote,
+    join,
+    new_prefix,
+    read_bytes,
+    write_bytes,
+)
 from cloudem.model.particles import TEXT, Particles
 
 STACK = "particles.mrcs"
+RECORD = "export.json"
+"""How the files were made."""
+
 MAPS = ("half1", "half2", "map", "mask")
 """Arrays of a result that become MRC files."""
 
@@ -37,6 +51,7 @@ def export(
     particles: str | os.PathLike[str] | None = None,
     on_progress: Callable[[int], None] | None = None,
     guard: Callable[[], None] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write what is under `url` as MRC, MRCS and STAR files into a new folder, or under a new prefix on S3.
 
@@ -54,6 +69,8 @@ def export(
         Called with the number of images written since the last call.
     guard
         Called before anything is deleted; raises if somebody else may be writing there.
+    record
+        How the files were made, for `RECORD`; ready for JSON.
 
     Returns
     -------
@@ -70,8 +87,10 @@ def export(
     store = check_source(url, stack=stack, particles=particles)
     if store is None:
         with new_prefix(folder, guard) as place:
+            _write_record(place, record)
             return _export_result(os.fspath(url), place, stack, particles, on_progress)
     with new_prefix(folder, guard) as place:
+        _write_record(place, record)
         return _export_particles(store, store.particles, place, on_progress)
 
 
@@ -113,6 +132,22 @@ def refined_table(url: str, result: Mapping[str, Any]) -> tuple[dict[str, NDArra
     if result.get("particle_count"):
         raise StorageError(f"{url}/particles is missing: the result has lost its particles; copy it again")
     return None
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return how exported files were made; None where there are none, or some are missing."""
+    if not {RECORD} <= (found := set(contents(folder))) or UNFINISHED in found:
+        return None
+    try:
+        record = json.loads(read_bytes(join(folder, RECORD)) or b"")
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write_record(folder: str, record: Mapping[str, Any] | None) -> None:
+    if record is not None:
+        write_bytes(join(folder, RECORD), json.dumps(record, indent=2).encode())
 
 
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:

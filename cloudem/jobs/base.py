@@ -336,6 +336,8 @@ class Job(Declaration):
         """
         inputs = inputs or Inputs()
         warnings: list[str] = []
+        if self.out not in inputs.made and self.is_finished():
+            return Preflight((f"already finished: {self.out} holds this result",))
         from cloudem.io.storage.location import check_new, exists
 
         if self.out in inputs.made and not self.reads_out:
@@ -366,6 +368,21 @@ class Job(Declaration):
         """
         return Work((Stage(self.name),))
 
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return the record (`job_record`) of the complete result that lies in ``OUT``, None if there is none."""
+        return None
+
+    def is_finished(self) -> bool:
+        """Return whether ``OUT`` holds what this very command makes: same parameters, same inputs."""
+        try:
+            record = self.kept_record()
+        except CloudemError:  # it will be said by whoever reads it
+            return False
+        return record is not None and not getattr(self, "restart", False) and is_of(record, self)
+
+    def tidy(self, context: Context) -> None:
+        """Finish what a run did not that was interrupted after it had written its result."""
+
     def run(self, context: Context) -> None:
         """Do the work and write the results to ``context.url``."""
         raise NotImplementedError(f"{type(self).__name__} declares no run()")
@@ -391,14 +408,33 @@ def find_job(name: str) -> type[Job]:
 
 
 def job_record(job: Job) -> dict[str, Any]:
-    """Return the provenance of a job's results: its parameters, versions, machine and date, ready for JSON."""
+    """Return the provenance of a job's results: parameters, inputs, versions, machine and date, ready for JSON."""
     return {
         "job": job.name,
         "parameters": job.model_dump(mode="json"),
+        "inputs": _inputs(job),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def is_of(record: Mapping[str, Any], job: Job) -> bool:
+    """Return whether a result was made by a job with the same parameters from the same inputs."""
+    mine, theirs = ({**given} for given in (job.model_dump(mode="json"), record.get("parameters") or {}))
+    for name in ("out", "restart", "report"):  # which change no result
+        mine.pop(name, None)
+        theirs.pop(name, None)
+    return (record.get("job"), theirs, record.get("inputs")) == (job.name, mine, _inputs(job))
+
+
+def _inputs(job: Job) -> dict[str, str]:
+    """Return the inputs of a job that are there: parameter -> what tells a file, object or store from a later one."""
+    from cloudem.io.storage.location import version_of
+
+    given = {name: str(value) for name, value in job if name != "out" and isinstance(value, str)}
+    places = {name: value for name, value in given.items() if value.startswith(("/", "s3://"))}
+    return {name: version for name, value in places.items() if (version := version_of(value))}
 
 
 def versions() -> dict[str, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 VOXEL_S, PIXEL_S = 2.0e-7, 4.5e-8
 """A voxel of a map, and a pixel of an image: CPU-seconds, one run."""
@@ -69,6 +69,12 @@ class Export(Job):
         if not inputs.awaited(self.source):
             check_source(self.source, stack=self.stack, particles=self.particles)
 
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what lies beside the files, which are there as a whole or not at all."""
+        from cloudem.io.exporting import read_record
+
+        return read_record(self.out)
+
     def run(self, context: Context) -> None:
         """Write the files."""
         from cloudem.io.exporting import export
@@ -81,5 +87,6 @@ class Export(Job):
                 particles=self.particles,
                 on_progress=stage.advance,
                 guard=context.check,
+                record=job_record(self),
             )
         context.progress.message(f"wrote {', '.join(names)} into {context.url}")

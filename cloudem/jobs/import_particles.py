@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import FormatError
@@ -112,6 +112,12 @@ class ImportParticles(Job):
             makes={"": replace(size, remote=is_remote(self.out))},
             notes=(f"{size.count} particles of {size.box} x {size.box} pixels in {len(self.source.stacks)} stacks",),
         )
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the store says of itself, which is written last."""
+        from cloudem.io.storage.groups import read_attributes
+
+        return read_attributes(self.out, "")
 
     def run(self, context: Context) -> None:
         """Import the particles and say what was left out."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import ClassVar, final
 
-from cloudem.errors import LeaseLostError, StorageError
+from cloudem.errors import CloudemError
 from cloudem.io.storage.location import UNFINISHED, contents, folder_of, is_remote, join, read_bytes, write_bytes
+from cloudem.io.storage.private import open_file
 
 LOG_FILE = "log.txt"
 
@@ -34,42 +36,67 @@ def keep_log(log: logging.Logger, url: str, guard: Callable[[], None] | None = N
 class _Log(logging.Handler, ABC):
     """Writes as soon as there are results: a job that fails before it writes anything leaves nothing.
 
-    Trouble with the log stops no job: whatever is wrong with the place, the job itself will say.
+    Trouble with the log stops no job: whatever is wrong with the place, the job itself will say. Lines are written by a
+    thread of their own. Whoever logs holds the handler's lock: if storage that does not answer were waited for there,
+    everybody who has something to say would wait too, and for ever if the storage has something to say itself.
     """
+
+    EVERY_S: ClassVar[float]
+    """Pause between two writes, seconds."""
+
+    LAST_S: ClassVar[float] = 60.0
+    """How long the end waits for what is left to be written, seconds."""
 
     def __init__(self, url: str) -> None:
         super().__init__(logging.DEBUG)
         self._url = url
         self._lines: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="cloudem-log", daemon=True)
+        self._thread.start()
 
     @final
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line."""
         self._lines.append(self.format(record))
-        self._write(last=False)
 
     @final
     def close(self) -> None:
         """Write what is left."""
-        self._write(last=True)
+        self._over.set()
+        self._thread.join(self.LAST_S)
         super().close()
 
+    @final
+    def _keep(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(self.EVERY_S)
+            with contextlib.suppress(OSError, CloudemError):
+                self._write(len(self._lines))
+
     @abstractmethod
-    def _write(self, *, last: bool) -> None:
-        """Write what can be written now."""
+    def _write(self, count: int) -> None:
+        """Write the first so many lines, as far as that has not been done and can be done now."""
 
 
 @final
 class _LogFile(_Log):
     """Appends to a file."""
 
-    def _write(self, *, last: bool) -> None:
-        with contextlib.suppress(OSError):
-            if not self._lines or not contents(self._url):
-                return
-            with (folder_of(self._url) / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write("\n".join(self._lines) + "\n")
-            self._lines.clear()
+    EVERY_S = 0.2
+
+    def __init__(self, url: str) -> None:
+        self._written = 0
+        super().__init__(url)
+
+    def _write(self, count: int) -> None:
+        if count == self._written or not contents(self._url):
+            return
+        file = open_file(folder_of(self._url) / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with open(file, "a", encoding="utf-8") as text:  # noqa: PTH123  an open file
+            text.write("\n".join(self._lines[self._written : count]) + "\n")
+        self._written = count
 
 
 @final
@@ -79,22 +106,20 @@ class _LogObject(_Log):
     EVERY_S = 5.0
 
     def __init__(self, url: str, guard: Callable[[], None] | None) -> None:
-        super().__init__(url)
         self._guard = guard or (lambda: None)
         self._before: str | None = None
         self._written = 0
-        self._next = 0.0
+        super().__init__(url)
 
-    def _write(self, *, last: bool) -> None:
-        if len(self._lines) == self._written or not (last or time.monotonic() >= self._next):
+    def _write(self, count: int) -> None:
+        if count == self._written:
             return
-        with contextlib.suppress(StorageError, LeaseLostError):
-            self._guard()
-            found = contents(self._url)
-            if found and UNFINISHED not in found:
-                place = join(self._url, LOG_FILE)
-                if self._before is None:
-                    self._before = (read_bytes(place) or b"").decode(errors="replace")
-                write_bytes(place, (self._before + "\n".join(self._lines) + "\n").encode())
-                self._written = len(self._lines)
-        self._next = time.monotonic() + self.EVERY_S
+        self._guard()
+        found = contents(self._url)
+        if not found or UNFINISHED in found:
+            return
+        place = join(self._url, LOG_FILE)
+        if self._before is None:
+            self._before = (read_bytes(place) or b"").decode(errors="replace")
+        write_bytes(place, (self._before + "\n".join(self._lines[:count]) + "\n").encode())
+        self._written = count

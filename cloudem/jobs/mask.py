@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import CloudemError, OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from cloudem.io.formats.mrc import Volume
     from cloudem.jobs.maps import Grid
 
@@ -47,13 +50,9 @@ class Mask(Job):
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is a new file."""
-        from cloudem.io.storage.location import exists
-
+        """Check the map's header, and that the mask is to be one file."""
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
-        if exists(self.out):
-            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         if not inputs.awaited(self.map):
             self._grid()
 
@@ -68,7 +67,9 @@ class Mask(Job):
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.io.formats.mrc import require_writable_origin, write_volume
+        from cloudem.io.storage.location import exists
 
+        there = exists(self.out)
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
@@ -81,6 +82,11 @@ class Mask(Job):
                 extend=self.extend_A,
                 edge=self.edge_A,
             )
+        if there:
+            if self._is_there(mask):  # the command was given again after it had been interrupted at its end
+                context.progress.message(f"already finished: {self.out} holds this result")
+                return
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         write_volume(self.out, mask, volume.pixel_size, volume.origin)
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
@@ -91,6 +97,15 @@ class Mask(Job):
         from cloudem.jobs.postprocess import result_grid
 
         return result_grid(self.map) if has_group(self.map, "result") else check_map(self.map)
+
+    def _is_there(self, mask: NDArray[np.float32]) -> bool:
+        from cloudem.io.formats.mrc import read_volume
+
+        try:
+            found = read_volume(self.out).data
+        except CloudemError:
+            return False
+        return found.shape == mask.shape and bool((found == mask).all())
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume

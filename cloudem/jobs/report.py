@@ -79,6 +79,21 @@ def write_report(url: str) -> str:
     return f"{url.rstrip('/')}/{REPORT_FILE}"
 
 
+def finished_record(url: str) -> Mapping[str, Any] | None:
+    """Return the record of the job whose finished result lies under ``url``; None if there is none."""
+    from cloudem.io.storage.groups import has_group, read_attributes
+
+    return read_attributes(url, "") if has_group(url, "result") else None
+
+
+def complete_report(url: str) -> None:
+    """Draw the report of a finished result, if that has not been done."""
+    from cloudem.io.storage.location import contents
+
+    if REPORT_FILE not in contents(url):
+        write_report(url)
+
+
 def run_attributes(progress: Progress, moved: Moved) -> dict[str, Any]:
     """Return what a job's view kept, as attributes of the group ``result``: stages, iterations and warnings.
 

@@ -62,6 +62,10 @@ def run_job(
             stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
+            if job.is_finished():
+                job.tidy(Context(SerialExecutor(), progress, log, job.out, lease))
+                log.info("already finished: %s holds this result", job.out)
+                return progress
             for text in job.preflight().warnings:
                 progress.warning(text)
             work = job.work(sizes_of(job))

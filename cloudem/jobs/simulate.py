@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, is_of, job_record, parameter
 
 if TYPE_CHECKING:
     from cloudem.algorithms.simulate import Recording
@@ -94,11 +94,7 @@ class Simulate(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check the model or the density's header, and that there are no particles yet."""
-        from cloudem.io.storage.location import exists, join
-
-        particles = join(self.out, PARTICLES)
-        if exists(particles):
-            raise OutputExistsError(f"{particles} already exists; remove it or choose another --out")
+        self._has_particles()
         if self.density is not None and not inputs.awaited(self.density):
             from cloudem.jobs.maps import check_map
 
@@ -107,6 +103,17 @@ class Simulate(Job):
             from cloudem.io.formats.atomic_model import read_atoms
 
             read_atoms(self.model, self.assembly)
+
+    def _has_particles(self) -> bool:
+        """Return whether the particles are there already, of a run that was interrupted; refuse those of others."""
+        from cloudem.io.storage.groups import read_attributes
+        from cloudem.io.storage.location import UNFINISHED, contents, exists, join
+
+        particles = join(self.out, PARTICLES)
+        whole = exists(particles) and UNFINISHED not in contents(particles)
+        if whole and not is_of(read_attributes(particles, "") or {}, self):
+            raise OutputExistsError(f"{particles} already exists; remove it or choose another --out")
+        return whole
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and count."""
@@ -131,12 +138,21 @@ class Simulate(Job):
             notes=(f"{self.count} particles of {box} x {box} pixels",),
         )
 
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the particles say of themselves, once the truth is beside them, which is written last."""
+        from cloudem.io.storage.groups import has_group, read_attributes
+        from cloudem.io.storage.location import join
+
+        particles = join(self.out, PARTICLES)
+        return read_attributes(particles, "") if has_group(particles, "truth") else None
+
     def run(self, context: Context) -> None:
         """Write densities and particles."""
         from cloudem.algorithms.resolution import low_pass
         from cloudem.io.formats.mrc import write_volume
         from cloudem.io.storage.location import join, object_store
 
+        whole = self._has_particles()
         with context.progress.stage("density"):
             volume = self._density()
             start = low_pass(volume.data, volume.pixel_size, self.start_resolution_A)
@@ -145,7 +161,7 @@ class Simulate(Job):
         write_volume(join(context.url, DENSITY_FILE), volume.data, volume.pixel_size, volume.origin)
         write_volume(join(context.url, START_FILE), start, volume.pixel_size, volume.origin)
         if self.count:
-            self._simulate(volume, join(context.url, PARTICLES), context)
+            self._simulate(volume, join(context.url, PARTICLES), context, whole)
 
     def _density(self) -> Volume:
         from cloudem.algorithms.density import demo_molecule, density_of_atoms
@@ -164,7 +180,8 @@ class Simulate(Job):
         x, y, z = (float(v) - pixel_size * (box // 2) for v in atoms.centre_of_mass())
         return Volume(data, pixel_size, (x, y, z))
 
-    def _simulate(self, volume: Volume, url: str, context: Context) -> None:
+    def _simulate(self, volume: Volume, url: str, context: Context, whole: bool) -> None:
+        """Write the particles, unless a run that was interrupted has done so, and the truth."""
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
         from cloudem.io.particle_store import write_particles
         from cloudem.io.storage.groups import particles_to_arrays, write_group
@@ -181,16 +198,17 @@ class Simulate(Job):
                     stage.advance(len(images))
 
             attributes = {**job_record(self), "density_scale": simulator.scale}
-            write_particles(
-                url,
-                table,
-                batches(),
-                box=simulator.box,
-                pixel_size=volume.pixel_size,
-                dtype=self.dtype,
-                attributes=attributes,
-                guard=context.check,
-            )
+            if not whole:
+                write_particles(
+                    url,
+                    table,
+                    batches(),
+                    box=simulator.box,
+                    pixel_size=volume.pixel_size,
+                    dtype=self.dtype,
+                    attributes=attributes,
+                    guard=context.check,
+                )
         write_group(url, "truth", *particles_to_arrays(truth), guard=context.check)
         context.progress.message(
             f"{self.count} particles of {simulator.box} px in {url}; the truth is in its group truth"

@@ -287,6 +287,50 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
     assert time.monotonic() - sent < 12
 
 
+@pytest.mark.parametrize("how", ["swallowed", "disguised", "unraisable"])
+def test_an_interrupt_that_a_library_made_something_of_counts(how: str, tmp_path: Path) -> None:
+    ended = count("count", "1", "--out", "x", "--fail", how, "--executor", "serial", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (130, "cloudem: interrupted; run the same command again to resume\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment_s", [0.0, 0.05, 0.15])
+def test_an_interrupt_during_imports_ends_with_one_line(number: signal.Signals, moment_s: float) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cloudem", "--help"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        while not handles(process.pid, signal.SIGINT) or not handles(process.pid, signal.SIGTERM):
+            time.sleep(0.001)
+        time.sleep(moment_s)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    line = "cloudem: interrupted; run the same command again to resume\n"
+    assert (process.returncode, errors) in {(130, line), (0, "")}
+
+
+def test_an_interrupt_while_the_interpreter_is_taken_down_changes_nothing() -> None:
+    code = (
+        "import os, signal, cloudem.interrupts as i\n"
+        "class Last:\n"
+        "    def __init__(self): self.kill, self.me, self.number = os.kill, os.getpid(), signal.SIGINT\n"
+        "    def __del__(self): self.kill(self.me, self.number)\n"
+        "last = Last()\n"
+        "raise SystemExit(i.guarded(lambda: 0))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def handles(pid: int, number: int) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    (caught,) = re.findall(r"^SigCgt:\s(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_an_interrupt_in_code_made_from_text_has_the_same_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.counting_job", "count", "1", "--out", "x", "--fail", "interrupted"]
     ended = subprocess.run(

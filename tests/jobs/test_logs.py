@@ -1,6 +1,9 @@
 """The log beside the results: behind earlier ones, never in the way."""
 
 import logging
+import os
+import threading
+import time
 
 import pytest
 
@@ -67,6 +70,10 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_is_written_later(bucket,
     with keep_log(log, url):
         for line in ("one", "two", "three"):
             log.info(line)
+        for _ in range(200):
+            if text_of(url):
+                break
+            time.sleep(0.05)
     assert [line.split()[-1] for line in text_of(url).splitlines()] == ["one", "two", "three"]
 
 
@@ -79,3 +86,40 @@ def test_many_lines_are_few_writes(bucket, log, monkeypatch):
             log.info("line %d", number)
     assert len(calls) <= 3
     assert len(text_of(url).splitlines()) == 500
+
+
+def test_storage_that_does_not_answer_holds_up_nobody_who_logs(bucket, log, monkeypatch):
+    url, answers = f"s3://{bucket}/silent-log", threading.Event()
+    monkeypatch.setattr(logs._LogObject, "EVERY_S", 0.01)
+    put(object_store(url), "zarr.json", b"{}")
+
+    def guard():
+        log.debug("asked, and waits, as a lease does that was not renewed")
+        assert answers.wait(20)
+
+    with keep_log(log, url, guard):
+        log.info("first")
+        time.sleep(0.1)
+        begun = time.monotonic()
+        threads = [threading.Thread(target=log.info, args=(f"thread {number}",)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun < 1
+        answers.set()
+    assert {"first", *(f"thread {number}" for number in range(5))} <= {
+        line.split(maxsplit=3)[-1] for line in text_of(url).splitlines()
+    }
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_is_no_file_of_somebody_else(kind, tmp_path, log):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result").touch()
+    place = tmp_path / "out" / "log.txt"
+    place.symlink_to(tmp_path / "precious") if kind == "link" else os.mkfifo(place)
+    with keep_log(log, str(tmp_path / "out")):
+        log.info("a line")
+    assert (tmp_path / "precious").read_text() == "kept"

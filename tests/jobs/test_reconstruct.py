@@ -148,8 +148,9 @@ def test_what_is_there_is_left_alone(posed, tmp_path, no_report, monkeypatch):
             run(job)
     assert not has_group(job.out, "result")
     run(job)  # the same place can be used again
+    run(job)  # and the same command again does no harm
     with pytest.raises(OutputExistsError, match="already contains results; choose another --out"):
-        run(job)
+        run(job.model_copy(update={"seed": 3}))
     mask = tmp_path / "mask.mrc"
     write_volume(mask, posed.density * 100, PIXEL)
     with pytest.raises(InconsistentDataError, match="a mask 0 to 1"):

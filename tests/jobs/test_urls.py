@@ -91,11 +91,12 @@ def test_report_and_log_lie_beside_the_result(refined):
 
 def test_a_finished_run_is_left_alone_and_its_log_goes_on(remote, refined):
     before = read_bytes(join(refined, "log.txt"))
-    with pytest.raises(OutputExistsError, match="is already finished"):
-        run(Refine3D(**remote.refinement(refined, **SHORT)))
+    run(Refine3D(**remote.refinement(refined, **SHORT)))  # the same command again
     after = read_bytes(join(refined, "log.txt"))
     assert after.startswith(before)
-    assert b"is already finished" in after[len(before) :]
+    assert b"already finished: s3://" in after[len(before) :]
+    with pytest.raises(OutputExistsError, match="job with another --seed"):
+        run(Refine3D(**remote.refinement(refined, **{**SHORT, "seed": 77})))
 
 
 def test_what_is_somebody_elses_is_left_alone(remote, project):
@@ -115,7 +116,8 @@ def test_the_other_jobs(refined, project, tmp_path):
     mask = read_volume(join(project, "mask.mrc")).data
     assert 0 < mask.mean() < 1
     with pytest.raises(OutputExistsError, match="exists; choose another name"):
-        run(Mask(map=refined, out=join(project, "mask.mrc")))
+        run(Mask(map=refined, edge_A=20.0, out=join(project, "mask.mrc")))
+    run(Mask(map=refined, out=join(project, "mask.mrc")))  # the same command again
     run(Postprocess(halves=refined, mask=join(project, "mask.mrc"), out=join(project, "post")))
     run(Postprocess(halves=refined, mask=join(project, "mask.mrc"), out=str(tmp_path / "post")))
     assert_same_bits(join(project, "post"), tmp_path / "post", ["result"])
@@ -148,12 +150,14 @@ def test_simulate_import_and_reconstruct(project, tmp_path):
     run(ImportParticles(particles=star, out=imported))
     assert len(open_particles(imported)) == 120
     with pytest.raises(OutputExistsError, match="exists already"):
-        run(ImportParticles(particles=star, out=imported))
+        run(ImportParticles(particles=star, dtype="float32", out=imported))
+    run(ImportParticles(particles=star, out=imported))  # the same command again
     run(Export(source=one.url, out=join(project, "files")))
-    assert contents(join(project, "files")) == ["particles.mrcs", "particles.star"]
+    assert contents(join(project, "files")) == ["export.json", "particles.mrcs", "particles.star"]
     assert read_bytes(join(project, "files", "particles.star")) == Path(star).read_bytes()
     with pytest.raises(OutputExistsError, match="exists already"):
-        run(Export(source=one.url, out=join(project, "files")))
+        run(Export(source=refined, out=join(project, "files")))
+    run(Export(source=one.url, out=join(project, "files")))  # the same command again
     job = ImportParticles(particles=join(project, "files", "particles.star"), out=join(project, "again.zarr"))
     assert "120 particles of 32 x 32 pixels in 1 stacks" in job.work(sizes_of(job)).notes
     run(job)

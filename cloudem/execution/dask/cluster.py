@@ -30,7 +30,7 @@ from distributed.utils import get_ip
 from tornado.httpserver import HTTPServer
 
 from cloudem.errors import ParameterError, WorkerLostError
-from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.configuration import CONFIGURATION, private_scratch
 from cloudem.execution.dask.security import host_of, refusal_of
 from cloudem.execution.gpus import VISIBLE
 from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES
@@ -109,7 +109,8 @@ def run_workers(
     host
         Address on which they listen; by default the one from which the scheduler is reached.
     folder
-        Where workers keep files while they run; by default a new one that is removed in the end.
+        Where workers keep files while they run, a folder that nobody else can write to; by default a new one that is
+        removed in the end.
     metrics_port
         Port of the first worker's ``/metrics`` for Prometheus, the next ones count up; None serves none.
     patience_s
@@ -359,7 +360,7 @@ def _configured(pages: tuple[str, int] | None) -> Iterator[None]:
     if pages is not None:  # other sites' pages in the same browser may not read these; a tunnel's end may
         origins = sorted({f"{host}:{pages[1]}" for host in (pages[0], "localhost", "127.0.0.1")})
         settings["distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"] = origins
-    with dask.config.set(settings):
+    with dask.config.set(settings), private_scratch():
         yield
 
 

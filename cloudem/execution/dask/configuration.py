@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 CONFIGURATION: dict[str, Any] = {
@@ -41,3 +44,19 @@ WITHOUT_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distr
 
 IN_THIS_PROCESS: dict[str, Any] = {"distributed.scheduler.worker-ttl": None}
 """A worker that lives in the scheduler's process cannot be replaced, and is not lost when a laptop has slept."""
+
+
+@contextmanager
+def private_scratch() -> Iterator[None]:
+    """Let what Dask starts in this block keep its files in a folder that is ours alone, and removed in the end.
+
+    By default all users of a machine share one folder, in which Dask opens files of known names and from which it
+    imports modules: whoever made it first could have any file of ours emptied, and any code run.
+    """
+    import dask
+
+    settings: dict[str, Any] = {"distributed.worker.use-file-locking": False}  # which is for sharing it with others
+    with tempfile.TemporaryDirectory(prefix="cloudem-dask-", ignore_cleanup_errors=True) as place:
+        settings["temporary-directory"] = place
+        with dask.config.set(settings):
+            yield

@@ -26,7 +26,7 @@ from cloudem import traffic
 from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.dask import worker_tasks
 from cloudem.execution.dask.broadcast import Spread
-from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES
+from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES, private_scratch
 from cloudem.execution.dask.connection import connect, scheduler_lost, wake
 from cloudem.execution.dask.embedded import start_cluster
 from cloudem.execution.dask.security import security_for
@@ -121,6 +121,7 @@ class DaskExecutor(Executor):
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
             undo.enter_context(one_thread_per_task())
             undo.enter_context(dask.config.set(CONFIGURATION if dashboard else CONFIGURATION | WITHOUT_PAGES))
+            undo.enter_context(private_scratch())
             if scheduler is not None:
                 if "://" not in scheduler:
                     raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tls://host:8786")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -139,19 +139,34 @@ def security_for(address: str, certificates: str | None = None, *, insecure: boo
     return None
 
 
-def security_to_listen(host: str, certificates: str | None = None) -> Any | None:
+def security_to_listen(host: str, certificates: str | None = None, *, insecure: bool = False) -> Any | None:
     """Return the ``distributed.Security`` with which to listen on an address, None for this machine alone.
+
+    Parameters
+    ----------
+    host
+        The address.
+    certificates
+        Folder of certificates; by default the one that the environment names.
+    insecure
+        Whether to do without, so that every user of this machine can run code as whoever listens.
 
     Raises
     ------
     MissingInputError, ParameterError
-        If the certificates are no good, or there are none and other machines reach this address.
+        If the certificates are no good, or there are none, and other machines reach this address or that was not asked
+        for.
     """
     folder = certificates or os.environ.get(ENVIRONMENT)
     if folder:
         return security_of(folder)
-    if not is_loopback(host):
+    if not is_loopback(host):  # whatever was accepted
         raise ParameterError(f"--host {host} can be reached from other machines and needs certificates: {HOW_TO_MAKE}")
+    if not insecure:
+        raise ParameterError(
+            f"a scheduler without certificates lets every user of this machine run code as you: {HOW_TO_MAKE}, or"
+            " accept that with --insecure"
+        )
     return None
 
 
@@ -238,11 +253,11 @@ def _check(folder: str | Path, contents: dict[str, bytes]) -> None:
         authority = x509.load_pem_x509_certificate(contents[AUTHORITY])
         certificate = x509.load_pem_x509_certificate(contents[CERTIFICATE])
         key = serialization.load_pem_private_key(contents[KEY], password=None)
-    except (ValueError, TypeError):  # what the parser says may quote the key
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):  # what they say may quote the key
         raise ParameterError(f"{folder}: {', '.join(FILES)} are not all whole PEM files; {HOW_TO_MAKE}") from None
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise ParameterError(f"{folder}: {CERTIFICATE} was not signed by {AUTHORITY}; copy the whole folder") from None
     if key.public_key() != certificate.public_key():
         raise ParameterError(f"{folder}: {KEY} does not belong to {CERTIFICATE}; copy the whole folder")

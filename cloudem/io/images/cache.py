@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import ParameterError
 from cloudem.io.images.layout import StackLayout
+from cloudem.io.storage.private import open_file, private_folder
 
 FOLDER, LIMIT = "CLOUDEM_CACHE", "CLOUDEM_CACHE_GIB"
 """Environment variables: where the cache is, and how many GiB it may hold; 0 for none."""
@@ -60,7 +61,7 @@ class CachedShard:
         self._image_bytes = pixels * np.dtype(layout.dtype).itemsize
         self._sums_at = layout.shard * self._image_bytes
         size = self._sums_at + 4 * layout.shard
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if os.fstat(descriptor).st_size != size:
                 os.ftruncate(descriptor, size)
@@ -104,7 +105,7 @@ class CachedShard:
             The disk is full, or the file was evicted meanwhile.
         """
         sums = np.array([_checksum(image) for image in images], dtype="<u4")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = open_file(self.path, os.O_WRONLY)
         try:
             _write_at(descriptor, images, first * self._image_bytes)
             _write_at(descriptor, sums, self._sums_at + 4 * first)
@@ -133,7 +134,8 @@ class ImageCache:
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self._folder = folder / "images"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         free = shutil.disk_usage(self._folder).free
         self.limit = (free + sum(file.size for file in self._files())) // 2 if limit is None else limit
         self._lock = threading.Lock()
@@ -158,18 +160,19 @@ class ImageCache:
         key = (_short(store), f"{number}-{_short(f'{version} {layout}')}")
         with self._lock:
             found = self._open.get(key)
-            if found is not None and found.is_current():
+            if found is not None:
                 self._open.move_to_end(key)
-                return found
-            self._open.pop(key, None)
-            path = self._folder.joinpath(*key)
-            try:
-                path.parent.mkdir(exist_ok=True, mode=0o700)
-                found = CachedShard(path, layout)
-            except OSError as error:
-                _LOG.warning("images are not cached in %s: %s", self._folder, str(error))
-                return None
-            self._open[key] = found
+        if found is not None and found.is_current():
+            return found
+        path = self._folder.joinpath(*key)
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            found = CachedShard(path, layout)
+        except OSError as error:
+            _LOG.warning("images are not cached in %s: %s", self._folder, str(error))
+            return None
+        with self._lock:
+            self._open[key] = found  # of two threads that opened it, the last one's map is kept; both can be used
             while len(self._open) > _KEPT:
                 self._open.popitem(last=False)
         return found
@@ -179,7 +182,11 @@ class ImageCache:
         with self._lock:
             if time.monotonic() < self._paused:
                 return
-            if self._allowance < images.nbytes and not self._make_room(shard.path.parent.name, images.nbytes):
+            full = self._allowance < images.nbytes
+        if full:
+            self._make_room(shard.path.parent.name, images.nbytes)
+        with self._lock:
+            if self._allowance < images.nbytes:
                 self._paused = time.monotonic() + _TOUCH
                 return
             self._allowance -= images.nbytes
@@ -191,8 +198,11 @@ class ImageCache:
             _LOG.warning("images are not cached in %s for a while: %s", self._folder, str(error))
             self._paused = time.monotonic() + _TOUCH
 
-    def _make_room(self, store: str, needed: int) -> bool:
-        """Evict what has not been used, the oldest first; say whether there is room."""
+    def _make_room(self, store: str, needed: int) -> None:
+        """Evict what has not been used, the oldest first, and allow as much as there is room for.
+
+        Several threads may do so at a time: what one has evicted is not there for the next.
+        """
         step = self.limit // 32
         files = self._files()
         total, now = sum(file.size for file in files), time.time()
@@ -205,10 +215,15 @@ class ImageCache:
                 total -= file.size
                 if total < self.limit * 7 // 8 - needed:
                     break
-            for key in [key for key, shard in self._open.items() if not shard.is_current()]:
-                del self._open[key]  # the bytes are free only when nobody maps them
-        self._allowance = min(max(step, needed), self.limit - total)
-        return self._allowance >= needed
+            with self._lock:
+                opened = list(self._open.items())
+            gone = [(key, shard) for key, shard in opened if not shard.is_current()]
+            with self._lock:
+                for key, shard in gone:  # the bytes are free only when nobody maps them
+                    if self._open.get(key) is shard:
+                        del self._open[key]
+        with self._lock:
+            self._allowance = min(max(step, needed), self.limit - total)
 
     def _files(self) -> list[_File]:
         return list(_walk(self._folder))

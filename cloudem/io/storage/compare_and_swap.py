@@ -31,8 +31,15 @@ from cloudem.io.storage.location import (
     put_if_match,
     storage_errors,
 )
+from cloudem.io.storage.private import open_file
 
 _LOCK_PATIENCE_S = 5.0
+
+_MOST_BYTES = 1 << 20
+"""Of a value in a folder."""
+
+OWN_FOLDER = ".lease"
+"""Ending of a folder that exists for a value alone, and is removed with it whoever made it."""
 
 
 class Slot(Protocol):
@@ -87,9 +94,13 @@ class _File:
 
     def read(self) -> tuple[bytes, str] | None:
         try:
-            raw = self._path.read_bytes()
+            file = open_file(self._path, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        try:
+            raw = os.read(file, _MOST_BYTES)
+        finally:
+            os.close(file)
         return (raw, _digest(raw)) if raw else None  # empty: somebody is about to write it
 
     def swap(self, tag: str | None, data: bytes) -> str | None:
@@ -97,7 +108,7 @@ class _File:
             self._make_folder()
         try:
             with _locked(self._path, os.O_RDWR | (os.O_CREAT if tag is None else 0)) as file:
-                raw = os.read(file, 1 << 16)
+                raw = os.read(file, _MOST_BYTES)
                 if (_digest(raw) if raw else None) != tag:
                     return None
                 os.pwrite(file, data, 0)
@@ -108,13 +119,16 @@ class _File:
 
     def delete(self, tag: str) -> None:
         with contextlib.suppress(FileNotFoundError), _locked(self._path, os.O_RDWR) as file:
-            if _digest(os.read(file, 1 << 16)) == tag:
+            if _digest(os.read(file, _MOST_BYTES)) == tag:
                 self._path.unlink()
-        for folder in self._made:
+        left = [self._path.parent] if self._path.parent.name.endswith(OWN_FOLDER) else []  # by one that was killed
+        for folder in self._made or left:
             with contextlib.suppress(OSError):  # it holds results
                 folder.rmdir()
 
     def _make_folder(self) -> None:
+        if self._path.parent.name.endswith(OWN_FOLDER) and self._path.parent.is_symlink():
+            raise StorageError(f"{self._path.parent} is a link, where cloudem keeps a folder of its own; remove it")
         missing = [folder for folder in (self._path.parent, *self._path.parent.parents) if not folder.exists()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._made = self._made or missing
@@ -125,7 +139,7 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
     """Open a file and lock it; where a file system cannot, go without."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
-        file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        file = open_file(path, flags)
         try:
             if _lock(file) and _is(path, file):
                 yield file
@@ -152,7 +166,7 @@ def _lock(file: int) -> bool:
 def _is(path: Path, file: int) -> bool:
     """Return whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file))
+        return os.path.samestat(path.lstat(), os.fstat(file))
     except FileNotFoundError:
         return False
 

@@ -14,6 +14,7 @@ from obstore.store import S3Store
 from cloudem import traffic
 from cloudem.errors import FormatError, MissingInputError
 from cloudem.io.storage.location import Store, folder_of, is_remote, object_store, parent_and_name, put, storage_errors
+from cloudem.io.storage.private import partial_file
 from cloudem.text import size
 
 TABLE_BYTES = 4 * 2**30
@@ -71,8 +72,8 @@ def _fetch(url: str) -> bytes:
 def new_file(url: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
     """Give a file to write into that takes its name only when everything went well; it replaces one of that name.
 
-    A file is ``<name>.partial`` until then. An object is sent in parts while it is written, with a few of them in
-    memory; it cannot seek. Nothing is left of either when the block raises.
+    A file is ``.<name>.<random>.partial`` until then. An object is sent in parts while it is written, with a few of
+    them in memory; it cannot seek. Nothing is left of either when the block raises.
 
     Parameters
     ----------
@@ -92,14 +93,8 @@ def new_file(url: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
             with _upload(object_store(parent), name, max(PART_BYTES, -(-size // _PARTS))) as upload:
                 yield cast(BinaryIO, upload)
             return
-        final = folder_of(url)
-        partial = final.with_name(final.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                yield file
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+        with partial_file(folder_of(url)) as descriptor, open(descriptor, "wb", closefd=False) as file:
+            yield file
 
 
 class _AbandonedError(Exception):

@@ -132,7 +132,7 @@ class Holder:
         """Return what this process writes."""
         pid = os.getpid()
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(secrets.token_hex(8), platform.node(), pid, _user(), since, length, _machine(), _started(pid) or 0)
+        return cls(secrets.token_hex(8), platform.node(), pid, user(), since, length, _machine(), _started(pid) or 0)
 
     @classmethod
     def parse(cls, raw: bytes) -> Holder:
@@ -141,8 +141,12 @@ class Holder:
             given = json.loads(raw)
             found = cls(**{field.name: given[field.name] for field in fields(cls)})
             length = max(0.0, min(_LONGEST_S, float(found.length_s)))  # in this order, NaN is the longest
-            return replace(found, length_s=length, pid=int(found.pid), started=int(found.started))
-        except (ValueError, TypeError, KeyError):
+            names = {name: _line(getattr(found, name)) for name in ("holder", "host", "user", "since", "machine")}
+            pid, started = int(found.pid), int(found.started)
+            if not 0 < pid < 1 << 31:
+                raise ValueError(f"no process has the number {pid}")
+            return replace(found, length_s=length, pid=pid, started=started, renewals=int(found.renewals), **names)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return cls("", "an unknown host", 0, "unknown", "an unknown time", LENGTH_S, "", 0)
 
     def encode(self) -> bytes:
@@ -177,7 +181,7 @@ class Lease:
         self._renewed = renewed
         self._log = log
         self._lost = ""
-        self._lock = threading.Lock()
+        self._renewing = threading.Lock()  # one request at a time, since each builds on the last; nothing else under it
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="cloudem-lease", daemon=True)
 
@@ -198,22 +202,20 @@ class Lease:
         LeaseLostError
             Somebody else has it, or it could not be renewed for so long that somebody else may.
         """
-        with self._lock:
-            while not self._lost:
-                try:
-                    self._renew()
-                    break
-                except CloudemError as error:
-                    silent = _now() - self._renewed
-                    if still_held(self._renewed, _now(), self._me.length_s):
-                        time.sleep(self._me.length_s / _LOOKS)
-                    else:
-                        self._lost = f"could not be renewed for {silent:.0f} s ({error})"
-            if self._lost:
-                raise LeaseLostError(
-                    f"stopped, and nothing more was written: the lease of {self._slot.url} {self._lost}; run the same "
-                    "command again when nobody else writes there"
-                )
+        while not self._lost:
+            error = self._try()
+            if error is None:
+                break
+            silent = _now() - self._renewed
+            if still_held(self._renewed, _now(), self._me.length_s):
+                time.sleep(self._me.length_s / _LOOKS)
+            else:
+                self._lost = f"could not be renewed for {silent:.0f} s ({error})"
+        if self._lost:
+            raise LeaseLostError(
+                f"stopped, and nothing more was written: the lease of {self._slot.url} {self._lost}; run the same "
+                "command again when nobody else writes there"
+            )
 
     def release(self) -> None:
         """Stop renewing, and delete the lease if it is still ours."""
@@ -232,13 +234,21 @@ class Lease:
     def _keep(self) -> None:
         pause = self._me.length_s / _RENEWALS
         while not self._over.wait(pause):
-            with self._lock:
-                try:
+            error = self._try()
+            if error is not None:  # said when nothing is held: whoever keeps the log may ask for the lease
+                self._log.debug("the lease of %s was not renewed: %s", self._slot.url, error)
+            if self._lost:
+                return
+
+    def _try(self) -> CloudemError | None:
+        """Renew unless it is lost; return why that did not work."""
+        with self._renewing:
+            try:
+                if not self._lost:
                     self._renew()
-                except CloudemError as error:
-                    self._log.debug("the lease of %s was not renewed: %s", self._slot.url, error)
-                if self._lost:
-                    return
+            except CloudemError as error:
+                return error
+        return None
 
     def _renew(self) -> None:
         """Replace the lease by one with a higher count, or note that somebody else did that."""
@@ -354,7 +364,15 @@ def _started(pid: int) -> int | None:
     return 0 if state in "ZX" else int(rest[18])
 
 
-def _user() -> str:
+def _line(text: object) -> str:
+    """Return text that somebody else wrote as it may be shown: one line, nothing that a terminal acts on."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
+    return "".join(c for c in text if c.isprintable())[:200]
+
+
+def user() -> str:
+    """Return the name of whoever runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # containers run as users that have no name

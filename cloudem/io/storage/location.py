@@ -5,7 +5,9 @@ network is counted in `cloudem.traffic`, for the purpose of the block that runs.
 """
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from obstore.store import LocalStore, S3Store
 from cloudem import traffic
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
 from cloudem.io.storage import s3
+from cloudem.io.storage.private import held_folder
 
 Store: TypeAlias = LocalStore | S3Store
 """Objects under a URL; keys are relative to it."""
@@ -29,6 +32,9 @@ UNFINISHED = "unfinished"
 
 LEASE_FILE = "lease.json"
 """Object that says who writes, see `cloudem.io.storage.lease`; it belongs to no content."""
+
+_SCHEME = re.compile(r"(s3a?:|gs:|gcs:|az:|abfss?:|https?:|s?ftp:|hdfs:|file:)/?([^/].*)?$", re.IGNORECASE)
+"""What begins as a URL of a known kind and is none."""
 
 _IN_PARTS = 96 * 2**20
 """Objects above this size are sent in parts; a smaller one is one request, and so one that can be conditional."""
@@ -50,14 +56,29 @@ def folder_of(url: str | os.PathLike[str]) -> Path:
     text = os.fspath(url)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme == "file":
-        return Path(unquote(urlsplit(text).path))
+        host, path = urlsplit(text).netloc, unquote(urlsplit(text).path)
+        if host not in ("", "localhost") or not path:
+            raise ParameterError(f"{text} names no folder of this machine; give file:///folder, with three slashes")
+        return Path(path)
+    if text.lower().startswith(s3.SCHEME) and not text.startswith(s3.SCHEME):
+        raise ParameterError(f"{text}: write s3:// in small letters")
+    if not scheme and (begun := _SCHEME.match(text)):
+        raise ParameterError(
+            f"{text}: after {begun[1]} of a URL there are two slashes; give {begun[1].lower()}//{begun[2] or ''}, or"
+            f" ./{text} for a folder of that name"
+        )
     if scheme == "s3":
         raise ParameterError(f"{text}: a folder or file of this machine is needed here")
     if scheme:
         raise ParameterError(f"{text}: {scheme}:// locations are not known; give a folder or s3://bucket/prefix")
     if not text:
         raise ParameterError("an empty path was given where a folder is needed")
-    return Path(text)
+    if not text.startswith("~"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ParameterError(f"{text}: there is no such user; give ./{text} for a folder of that name") from None
 
 
 def absolute(url: str | os.PathLike[str]) -> str:
@@ -257,6 +278,27 @@ def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, in
         return None if found is None else found[:2]
 
 
+def version_of(url: str | os.PathLike[str]) -> str:
+    """Return what tells a file, an object, a store or the results of a job from what came later under the same URL.
+
+    That is size and time of a file, size and etag of an object, and what stores and results say of themselves; empty
+    where there is nothing.
+    """
+    with storage_errors(url):
+        if not is_remote(url):
+            path = folder_of(url)
+            if path.is_file():
+                status = path.stat()
+                return f"{status.st_size} bytes, {status.st_mtime_ns}"
+        elif "/" in absolute(url).removeprefix(s3.SCHEME):
+            parent, name = parent_and_name(url)
+            found = first_bytes(object_store(parent), name, 0)
+            if found is not None:
+                return f"{found[1]} bytes, {found[2]}"
+        documents = [read_bytes(join(url, key)) or b"" for key in ("zarr.json", "result/zarr.json")]
+    return hashlib.sha256(b"\0".join(documents)).hexdigest() if any(documents) else ""
+
+
 def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write the one object that a URL names; it is there as a whole or not at all.
 
@@ -321,8 +363,8 @@ def check_new(url: str | os.PathLike[str]) -> None:
 def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a folder to write into that takes its name only when everything went well.
 
-    It is ``<url>.partial`` until then, and removed when the block raises; what a killed run left there is removed
-    first.
+    It is ``.<name>.<random>.partial`` beside it until then, and removed when the block raises; what killed runs left
+    there is removed first.
 
     Raises
     ------
@@ -333,11 +375,7 @@ def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
     """
     check_new(url)
     final = folder_of(url)
-    partial = final.with_name(final.name + ".partial")
-    with storage_errors(url):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+    with storage_errors(url), held_folder(final) as partial:
         try:
             yield partial
             partial.rename(final)

@@ -39,7 +39,7 @@ _FIRST_RETRY: "RetryConfig" = {**_RETRY, "max_retries": 1}
 _CREDENTIALS_S = 300
 """Keys are asked for again after so long; those of a machine's role are good for at least ten minutes then."""
 
-_lock = threading.RLock()
+_lock = threading.Lock()
 _buckets: dict[str, Mapping[str, Any]] = {}
 _opened: dict[tuple[str, bool], S3Store] = {}
 
@@ -76,16 +76,20 @@ def open_store(url: str, *, prompt: bool = False) -> S3Store:
     """
     bucket, prefix = bucket_and_prefix(url)
     with _lock:
-        if bucket not in _buckets:
-            access = _access(url)
-            try:
-                _ask(_connect(bucket, prefix, access, _FIRST_CLIENT, _FIRST_RETRY))
-            except (OSError, BaseError) as error:
-                raise StorageError(f"{url}: {what_is_wrong(error)}") from error
-            _buckets[bucket] = access
+        found, access = _opened.get((url, prompt)), _buckets.get(bucket)
+    if found is not None:
+        return found
+    if access is None:  # asked without the lock: a server that does not answer holds up nobody who uses another
+        access = _access(url)
+        try:
+            _ask(_connect(bucket, prefix, access, _FIRST_CLIENT, _FIRST_RETRY))
+        except (OSError, BaseError) as error:
+            raise StorageError(f"{url}: {what_is_wrong(error)}") from error
+    settings = (_PROMPT_CLIENT, _PROMPT_RETRY) if prompt else (_CLIENT, _RETRY)
+    with _lock:
+        access = _buckets.setdefault(bucket, access)
         if (url, prompt) not in _opened:
-            settings = (_PROMPT_CLIENT, _PROMPT_RETRY) if prompt else (_CLIENT, _RETRY)
-            _opened[url, prompt] = _connect(bucket, prefix, _buckets[bucket], *settings)
+            _opened[url, prompt] = _connect(bucket, prefix, access, *settings)
         return _opened[url, prompt]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
@@ -39,6 +39,19 @@ class Reconstruct(Job):
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the results say of themselves, once there is a result."""
+        from cloudem.jobs.report import finished_record
+
+        return finished_record(self.out)
+
+    def tidy(self, context: Context) -> None:
+        """Write the report, if that is missing."""
+        from cloudem.jobs.report import complete_report
+
+        if self.report:
+            complete_report(context.url)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""

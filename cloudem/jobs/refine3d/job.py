@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
@@ -89,6 +89,21 @@ class Refine3D(Job):
     def start_resolution(self) -> float:
         """Resolution in Å to which the reference is trusted."""
         return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the results say of themselves, once there is a result."""
+        from cloudem.jobs.report import finished_record
+
+        return finished_record(self.out)
+
+    def tidy(self, context: Context) -> None:
+        """Write the report, if that is missing, and delete the checkpoint, unless more iterations may follow it."""
+        from cloudem.jobs.refine3d.resume import drop_checkpoint
+        from cloudem.jobs.report import complete_report
+
+        drop_checkpoint(context)
+        if self.report:
+            complete_report(context.url)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,7 @@ def resumed(job: Refine3D, url: str) -> State | None:
     if finished:
         done = iterations_of_result(url)
         text = f"{url} is already finished; choose another --out, or run it again with --restart"
-        if not state or (state["converged"] and state["iteration"] <= done):
+        if is_over(state, done):
             raise OutputExistsError(text)
         if job.max_iterations <= done:
             raise OutputExistsError(
@@ -69,6 +70,19 @@ def iterations_of_result(url: str) -> int:
     """Return the number of the iteration that the result in the store is of; it stays until another one is whole."""
     rows = (read_attributes(url, "result") or {}).get("iterations") or ()
     return int(rows[-1]["iteration"]) if rows else 0
+
+
+def is_over(state: Mapping[str, Any], done: int) -> bool:
+    """Return whether no iteration can follow the last one of a result, from the state in its checkpoint, if any."""
+    return not state or (bool(state["converged"]) and state["iteration"] <= done)
+
+
+def drop_checkpoint(context: Context) -> None:
+    """Delete the checkpoint of a result, unless more iterations may follow it."""
+    state = (read_attributes(context.url, CHECKPOINT) or {}).get("state") or {}
+    if is_over(state, iterations_of_result(context.url)):
+        for path in (CHECKPOINT, REFERENCES, MASK):
+            context.delete(path)
 
 
 def refuse_foreign(url: str) -> None:

@@ -280,6 +280,9 @@ def test_a_worker_without_a_scheduler_ends_when_its_patience_does(tmp_path: Path
     [
         (("scheduler", "--host", "0.0.0.0"), "can be reached from other machines and needs certificates"),
         (("scheduler", "--host", "10.254.254.254", "--certificates", "certs"), "cannot listen on 10.254.254.254:8786"),
+        (("scheduler", "--host", "0.0.0.0", "--insecure"), "can be reached from other machines and needs certificates"),
+        (("scheduler",), "lets every user of this machine run code as you"),
+        (("worker", "tcp://127.0.0.1:8786", "--local-folder", "/tmp"), "can be written by others; give a folder of"),
         (("worker", "tcp://10.99.0.1:8786"), "is another machine"),
         (("worker", "tls://10.99.0.1:8786"), "needs certificates"),
         (("worker", "10.99.0.1"), "needs an address such as tls://"),
@@ -291,6 +294,16 @@ def test_what_cannot_be_is_said_in_one_line(running: Running, arguments: tuple[s
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_scheduler_without_certificates_says_who_can_use_it(running: Running) -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "cloudem", "cluster", "scheduler", "--insecure", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.terminate()
+    assert "WARNING: no certificates: every user of this machine can run code as" in said
 
 
 def test_a_port_that_is_taken_is_not_exchanged_for_another(running: Running) -> None:

@@ -300,3 +300,22 @@ def test_what_others_wait_for_uses_the_threads_that_are_free() -> None:
         assert executor.fetch(executor.share(threads_of_transforms, 0)) == 3
         assert executor.fetch(executor.spread(threads_of_transforms, 0, local=itself)) == 3
         assert list(executor.map(threads_of_transforms, range(2))) == [1, 1]
+
+
+@pytest.mark.parametrize("how", [{}, {"workers": 1, "threads": 1}], ids=["threads", "processes"])
+def test_nothing_is_kept_where_others_may_write(how, tmp_path, monkeypatch):
+    """Dask's folder for all users of a machine is neither used nor made; somebody may have put links there."""
+    shared, precious = tmp_path / "dask-scratch-space", tmp_path / "precious"
+    shared.mkdir()
+    precious.write_text("kept")
+    for name in ("global.lock", "purge.lock"):
+        (shared / name).symlink_to(precious)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with DaskExecutor(gpus=False, **how) as executor:
+        (own,) = tmp_path.glob("cloudem-dask-*")
+        assert own.stat().st_mode & 0o777 == 0o700
+        folders = executor._client.run(lambda dask_worker: dask_worker.local_directory)
+        assert all(str(own) in folder for folder in folders.values())
+    assert precious.read_text() == "kept"
+    assert {path.name for path in shared.iterdir()} == {"global.lock", "purge.lock"}
+    assert not list(tmp_path.glob("cloudem-dask-*"))

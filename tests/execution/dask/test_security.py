@@ -129,10 +129,12 @@ def test_only_the_loopback_is_listened_on_without_certificates(
     certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    assert security_to_listen("127.0.0.1") is None
+    assert security_to_listen("127.0.0.1", insecure=True) is None
+    with pytest.raises(ParameterError, match="lets every user of this machine run code as you"):
+        security_to_listen("127.0.0.1")
     for host in ("0.0.0.0", "10.99.0.1", "::", ""):
         with pytest.raises(ParameterError, match=r"can be reached from other machines and needs certificates"):
-            security_to_listen(host)
+            security_to_listen(host, insecure=True)
         assert security_to_listen(host, str(certificates)).require_encryption
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -367,6 +368,32 @@ def test_a_long_failure_of_the_network_is_a_loss(tmp_path):
             lease.check()
 
 
+def test_a_log_that_asks_for_the_lease_hangs_nobody(tmp_path):
+    """The log beside results on S3 asks whether they are ours before it writes; a failed renewal is a line in it."""
+    log, away = logging.getLogger("cloudem.tests.lease.asking"), threading.Event()
+    log.setLevel(logging.DEBUG)
+
+    class Asking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with contextlib.suppress(CloudemError):
+                lease.check()
+
+    with hold(str(tmp_path), log=log, length=3) as lease:
+        lease._slot = Failing(lease._slot, away.is_set, late=False)
+        log.addHandler(Asking())
+        try:
+            away.set()
+            time.sleep(1)  # two renewals fail
+            away.clear()
+            said = threading.Thread(target=log.info, args=("iteration 3",), daemon=True)
+            said.start()
+            said.join(5)
+            assert not said.is_alive()
+            lease.check()
+        finally:
+            log.handlers.clear()
+
+
 def test_one_that_was_deleted_is_lost(url):
     with hold(url, log=LOG) as lease:
         found = lease._slot.read()
@@ -375,13 +402,73 @@ def test_one_that_was_deleted_is_lost(url):
             lease.check()
 
 
-@pytest.mark.parametrize("left", [b'{"holder": "x"', b"[]", b'{"holder": 1}'], ids=["torn", "other", "incomplete"])
+def lease_saying(**other: Any) -> bytes:
+    return json.dumps(json.loads(leasing.Holder.me(0.5).encode()) | {"machine": leasing._machine()} | other).encode()
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b'{"holder": "x"',
+        b"[]",
+        b'{"holder": 1}',
+        b"[" * 20_000,
+        b"\xff\xfe",
+        lease_saying(pid=2**63 - 1),
+        lease_saying(pid=float("inf")),
+        lease_saying(pid=-1),
+        lease_saying(started=float("inf")),
+        lease_saying(length_s=float("nan"), host=["x"]),
+        lease_saying(renewals=float("inf")),
+    ],
+)
 def test_one_that_cannot_be_read_is_waited_for(left, url, monkeypatch):
     monkeypatch.setattr(leasing, "LENGTH_S", 0.5)
     assert slot(url, LEASE_FILE).swap(None, left)
     began = time.monotonic()
     with hold(url, log=LOG):
         assert time.monotonic() - began >= 0.5
+
+
+def test_what_another_wrote_is_shown_in_one_line():
+    said = str(leasing.Holder.parse(lease_saying(host="a\n\x1b[2Jb", user="x" * 10_000)))
+    assert said.isprintable()
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "socket"])
+def test_a_lease_is_a_file_of_ours(kind, tmp_path):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("kept")
+    place = out / LEASE_FILE
+    if kind == "link":
+        place.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(place))
+    with pytest.raises(CloudemError, match=rf"{LEASE_FILE} is a {kind}, where cloudem keeps a file of its own"):
+        hold(str(out), log=LOG).__enter__()
+    assert precious.read_text() == "kept"
+
+
+def test_the_folder_of_a_lease_that_a_killed_client_left_is_removed(tmp_path):
+    url = str(tmp_path / "p.zarr.lease")
+    with holding(url, length=300) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with hold(url, log=LOG):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "p.zarr.lease").symlink_to("elsewhere")
+    with pytest.raises(CloudemError, match=r"p\.zarr\.lease is a link"):
+        hold(url, log=LOG).__enter__()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_an_empty_file_of_a_killed_writer_is_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -295,3 +296,31 @@ def test_the_endpoint_of_a_profile_is_used(s3, tmp_path):
 )
 def test_what_is_wrong_shows_no_keys(said):
     assert "secret" not in s3_module.what_is_wrong(OSError(said))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("s3:/bucket/x.zarr", "two slashes; give s3://bucket/x.zarr, or ./s3:/bucket/x.zarr"),
+        ("S3:/bucket/x", "two slashes; give s3://bucket/x"),
+        ("s3:bucket/x", "two slashes; give s3://bucket/x"),
+        ("gs:/bucket/x", "two slashes"),
+        ("S3://bucket/x", "write s3:// in small letters"),
+        ("gs://bucket/x", "gs:// locations are not known"),
+        ("file://server/x", "names no folder of this machine; give file:///folder"),
+        ("file://", "names no folder of this machine"),
+        ("~nobody-has-this-name/x", "there is no such user; give ./~nobody-has-this-name/x"),
+    ],
+)
+def test_what_looks_like_a_url_or_a_home_is_no_new_folder(text, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        absolute(text)
+
+
+def test_a_home_is_expanded_and_odd_names_can_be_given(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/of-mine")
+    assert absolute("~/x") == "/home/of-mine/x"
+    assert absolute("file:///data/a%20b") == absolute("file://localhost/data/a%20b") == "/data/a b"
+    monkeypatch.chdir(tmp_path)
+    for name in ("./s3:/x", "./~x", "a:b", "x/s3:/y", "c:"):
+        assert absolute(name) == str(tmp_path / name)

@@ -22,7 +22,7 @@ from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import SerialExecutor, Shared
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage import groups
-from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group, write_group
 from cloudem.jobs import results
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import run as refining
@@ -227,7 +227,7 @@ def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, 
     out = tmp_path / "out"
     shutil.copytree(undisturbed, out)
     for values, message in (
-        ({}, "is already finished; choose another --out, or run it again with --restart"),
+        ({"max_iterations": 1}, "is already finished; choose another --out, or run it again with --restart"),
         (
             {"seed": 5, "diameter_A": 110},
             "job with another --diameter-A, --seed; choose another --out, or replace it with --restart",
@@ -235,6 +235,20 @@ def test_what_a_finished_or_another_run_left_is_not_touched(scene, undisturbed, 
     ):
         with pytest.raises(OutputExistsError, match=message):
             run(Refine3D(**scene.refinement(out, **{**FIXED, **values})))
+    assert_same_bits(out, undisturbed)
+
+
+def test_a_command_that_was_interrupted_at_its_end_can_be_given_again(scene, undisturbed, tmp_path, caplog):
+    """Between the commit of the result and its end it had been told to be given again to resume."""
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    (out / "report.html").unlink(missing_ok=True)
+    write_group(out, "checkpoint", {"a": np.zeros(3)}, {})
+    with caplog.at_level("INFO"):
+        run(Refine3D(**scene.refinement(out, **{**FIXED, "report": True})))
+    assert f"already finished: {out} holds this result" in caplog.text
+    assert (out / "report.html").exists()
+    assert not (out / "checkpoint").exists()
     assert_same_bits(out, undisturbed)
 
 

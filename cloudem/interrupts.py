@@ -1,0 +1,146 @@
+"""Ctrl-C and SIGTERM at any moment of a command: it ends soon, with status 130 and one line.
+
+`watch` is called before anything else is imported. Until the command runs, and after it has ended, there is nothing
+to clean up, so an interrupt ends the process on the spot. While it runs, the first interrupt raises KeyboardInterrupt,
+so that what was begun is cleared away, and another one, or `PATIENCE_S` seconds, end it on the spot. What is on disk is
+whole at any moment, so nothing is lost by that; worker processes end with their parent. An interrupt that a library
+swallowed or turned into another error counts all the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing these takes as long as everything else here
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import NoReturn
+
+STATUS = 130
+
+PATIENCE_S = 6.0
+"""How long an interrupted command may take to clean up; another interrupt ends it at once."""
+
+MESSAGE = b"cloudem: interrupted; run the same command again to resume\n"
+
+SHOW_CURSOR = b"\x1b[?25h"
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Interrupts:
+    """What is known of them."""
+
+    came = False
+    """Whether one has come."""
+    raises = False
+    """Whether the first one raises KeyboardInterrupt instead of ending the process."""
+    said = threading.Lock()
+    watched = False
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status, `STATUS` if it was interrupted.
+
+    Parameters
+    ----------
+    command
+        Returns its exit status, or raises SystemExit. It imports what it needs itself.
+    """
+    watch()
+    status = 1
+    try:
+        try:
+            _Interrupts.raises = True
+            status = command()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            _Interrupts.raises = False
+    except KeyboardInterrupt:
+        _Interrupts.came = True
+    except BaseException:
+        if not _Interrupts.came:  # else it is what a library made of the interrupt
+            raise
+    if not _Interrupts.came:
+        return status
+    _say()
+    # Python ends by the signal instead if the interrupt met code made from text, as a named tuple's, and nothing else
+    # was run from text since
+    eval("0")  # noqa: S307
+    return STATUS
+
+
+def interrupted() -> bool:
+    """Return whether an interrupt has come."""
+    return _Interrupts.came
+
+
+def watch() -> None:
+    """Handle signals from now on.
+
+    Handlers in Python run only between two steps of Python, which takes minutes where the main thread waits for a
+    server that does not answer. A thread hears of a signal at once.
+    """
+    if _Interrupts.watched or threading.current_thread() is not threading.main_thread():
+        return
+    _Interrupts.watched = True
+    signal.signal(signal.SIGTERM, _handle)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _handle)
+    heard, said = os.pipe()
+    os.set_blocking(said, False)
+    signal.set_wakeup_fd(said, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(heard, 1)[0] not in _STOPPING:
+            pass
+        select.select([heard], [], [], PATIENCE_S)
+        _leave()
+
+    threading.Thread(target=wait, name="cloudem-signals", daemon=True).start()
+    atexit.register(_ignore)  # the first to be registered is the last to be run
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):  # of that, `guarded` will speak
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _Interrupts.came or not _Interrupts.raises:
+        _leave()
+    _Interrupts.came = True
+    raise KeyboardInterrupt
+
+
+def _ignore() -> None:
+    """Leave signals alone while the interpreter is taken down: all is done, and the status is settled."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _leave() -> NoReturn:
+    if sys.stdout is not None and os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    _say()
+    os._exit(STATUS)
+
+
+def _say() -> None:
+    """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
+    if not _Interrupts.said.acquire(blocking=False):
+        return
+    try:
+        os.write(2, MESSAGE)  # not through Python's buffer, whose lock the main thread may hold
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except OSError:
+        pass
