@@ -12,6 +12,7 @@ from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
 from cloudem.io.formats.mrc import NOWHERE, write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
+from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage.groups import has_group, particles_from_arrays, read_attributes, read_group
 from cloudem.io.storage.location import (
@@ -26,6 +27,8 @@ from cloudem.io.storage.location import (
     write_bytes,
 )
 from cloudem.model.particles import TEXT, Particles
+
+Say = Callable[[str], None] | None
 
 STACK = "particles.mrcs"
 RECORD = "export.json"
@@ -52,6 +55,7 @@ def export(
     on_progress: Callable[[int], None] | None = None,
     guard: Callable[[], None] | None = None,
     record: Mapping[str, Any] | None = None,
+    say: Say = None,
 ) -> list[str]:
     """Write what is under `url` as MRC, MRCS and STAR files into a new folder, or under a new prefix on S3.
 
@@ -71,6 +75,8 @@ def export(
         Called before anything is deleted; raises if somebody else may be writing there.
     record
         How the files were made, for `RECORD`; ready for JSON.
+    say
+        Called with a sentence about each thing that the files have no place for.
 
     Returns
     -------
@@ -88,10 +94,10 @@ def export(
     if store is None:
         with new_prefix(folder, guard) as place:
             _write_record(place, record)
-            return _export_result(os.fspath(url), place, stack, particles, on_progress)
+            return _export_result(os.fspath(url), place, stack, particles, on_progress, say)
     with new_prefix(folder, guard) as place:
         _write_record(place, record)
-        return _export_particles(store, store.particles, place, on_progress)
+        return _export_particles(store, store.particles, place, on_progress, say)
 
 
 def check_source(
@@ -175,7 +181,7 @@ def fsc_block(arrays: Mapping[str, NDArray[Any]], box: int, pixel_size: float) -
 
 
 def _export_particles(
-    store: ParticleStore, particles: Particles, folder: str, on_progress: Callable[[int], None] | None
+    store: ParticleStore, particles: Particles, folder: str, on_progress: Callable[[int], None] | None, say: Say
 ) -> list[str]:
     """Write stack and table; the name of the original image becomes rlnImageOriginalName."""
     batches = _source_batches(store, particles, on_progress)
@@ -184,7 +190,7 @@ def _export_particles(
     if "image_name" in columns:
         columns.setdefault("rln:rlnImageOriginalName", columns["image_name"])
     columns["image_name"] = _text(f"{number + 1:06d}@{STACK}" for number in range(len(particles)))
-    _write_table(Particles(particles.optics, columns), folder, store.box, store.pixel_size)
+    _write_table(Particles(particles.optics, columns), folder, store.box, store.pixel_size, say)
     return [STACK, "particles.star"]
 
 
@@ -194,6 +200,7 @@ def _export_result(
     stack: bool,
     particles_url: str | os.PathLike[str] | None,
     on_progress: Callable[[int], None] | None,
+    say: Say,
 ) -> list[str]:
     arrays, attributes = read_group(url, "result")
     pixel_size = attributes.get("pixel_size_A")
@@ -219,9 +226,9 @@ def _export_result(
                 raise InconsistentDataError(
                     f"{store.url} holds {len(store)} particles, {url} {len(refined)}; give the store that the job read"
                 )
-            written += _export_particles(store, _with_grey_values(refined, store), folder, on_progress)
+            written += _export_particles(store, _with_grey_values(refined, store), folder, on_progress, say)
         else:
-            _write_table(refined, folder, box, pixel_size)
+            _write_table(refined, folder, box, pixel_size, say)
             written.append("particles.star")
     return written
 
@@ -240,7 +247,10 @@ def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     return refined.with_columns(**{name: table[name] for name in ("image_mean", "image_std") if name in table})
 
 
-def _write_table(particles: Particles, folder: str, box: int, pixel_size: float) -> None:
+def _write_table(particles: Particles, folder: str, box: int, pixel_size: float, say: Say) -> None:
+    if say is not None:
+        for sentence in lost_in_star(particles):
+            say(sentence)
     write_star(join(folder, "particles.star"), particles_to_blocks(particles, box=box, pixel_size=pixel_size))
 
 

@@ -2,16 +2,27 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
+from cloudem.io.formats.plausible import doubts
 from cloudem.io.formats.sources import SourceImages, SourceTable
+from cloudem.io.formats.unapplied import unapplied
 from cloudem.io.particle_writer import DTYPES, ParticleWriter, particle_writer
-from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
+from cloudem.kernels.background import (
+    CONSTANT,
+    NOT_FINITE,
+    TOO_LARGE,
+    USABLE,
+    fingerprint,
+    measure_background,
+    scale_images,
+)
+from cloudem.model.particles import Particles
 
 _BATCH_BYTES = 4 * 2**20
 """Images that are read at a time, into the same memory: what the caches hold need not come from memory again."""
@@ -127,18 +138,21 @@ def import_particles(
     Raises
     ------
     CloudemError
-        As `SourceImages` and `particle_writer` say; nothing is left behind.
+        As `SourceImages`, `doubts` and `particle_writer` say; nothing is left behind.
     """
     images = SourceImages(source, project_folder)
     summary = ImportSummary()
     size = _pixel_size(source, images, pixel_size, summary)
+    source = _at_pixel_size(source, size, summary)
+    summary.warnings += doubts(source.particles, source.path, box=images.box, pixel_size=size, stated=False)
+    summary.warnings += unapplied(source.particles, size)
     outside = background_of(images.box, diameter, size)
     stored = "float32" if keep_greyscale else dtype
     sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
     with particle_writer(
         url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored, guard=guard
     ) as writer:
-        mean, std, found = _write_images(writer, images, sign, outside, stored, keep_greyscale, on_progress)
+        mean, std, found, prints = _write_images(writer, images, sign, outside, stored, keep_greyscale, on_progress)
         rows = np.flatnonzero(found == USABLE)
         for reason, why in _REASONS.items():
             _leave_out(np.flatnonzero(found == reason), why[stored], source, summary)
@@ -147,11 +161,19 @@ def import_particles(
             raise FormatError(f"{source.path}: no image can be used ({reasons}); look at the stacks")
         # A turned image has a negative deviation, so that the source comes back from it.
         table = source.particles.take(rows).with_columns(image_mean=mean[rows], image_std=(std * sign)[rows])
+        table = _with_copies(table, prints[rows], summary)
         left_out = {
             reason: {"count": len(names), "images": names[:_NAMED]} for reason, names in summary.left_out.items()
         }
         writer.finish(
-            table, {**(attributes or {}), "left_out": left_out, "normalised": not keep_greyscale, "dtype": stored}
+            table,
+            {
+                **(attributes or {}),
+                "left_out": left_out,
+                "warnings": summary.warnings,
+                "normalised": not keep_greyscale,
+                "dtype": stored,
+            },
         )
     summary.imported = len(rows)
     return summary
@@ -165,20 +187,21 @@ def _write_images(
     dtype: str,
     keep_greyscale: bool,
     on_progress: Callable[[int], None] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-    """Write the images that can be used; return mean and deviation that were taken out, and what was found, of all."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint64]]:
+    """Write the images that can be used; return of all: mean and deviation taken out, what was found, fingerprints."""
     mean, std = np.empty((2, len(sign)), dtype=np.float32)
-    found = np.empty(len(sign), dtype=np.uint8)
+    found, prints = np.empty(len(sign), dtype=np.uint8), np.empty(len(sign), dtype=np.uint64)
     weights, limit = outside.astype(np.float64), np.float32(np.finfo(dtype).max)
     for here, batch in _batches(images, len(sign)):
         measure_background(batch, weights, mean[here], std[here], found[here])
+        fingerprint(batch, prints[here])
         if keep_greyscale:
             mean[here], std[here] = 0, 1
         scale_images(batch, mean[here], std[here], sign[here], limit, found[here])
         writer.append(batch, np.flatnonzero(found[here] == USABLE))
         if on_progress is not None:
             on_progress(len(batch))
-    return mean, std, found
+    return mean, std, found, prints
 
 
 def _leave_out(rows: NDArray[np.int64], reason: str, source: SourceTable, summary: ImportSummary) -> None:
@@ -208,6 +231,42 @@ def _pixel_size(source: SourceTable, images: SourceImages, given: float | None, 
             f"{source.path} says {size:g} Å per pixel, the stacks say {images.pixel_size:g}: the table is believed"
         )
     return size
+
+
+def _with_copies(particles: Particles, prints: NDArray[np.uint64], summary: ImportSummary) -> Particles:
+    """Count images that are there more than once, and mark them, so that copies come into one half-set."""
+    _, kind, count = np.unique(prints, return_inverse=True, return_counts=True)
+    repeated = count > 1
+    if not repeated.any():
+        return particles
+    number = np.where(repeated, np.cumsum(repeated), 0)[kind]
+    rows = np.flatnonzero(number)
+    again, named = len(rows) - int(repeated.sum()), len(rows) - len(np.unique(particles["image_name"][rows]))
+    how = f"{named:,} by its name, {again - named:,} with the same pixels, such as {particles['image_name'][rows[0]]}"
+    summary.warnings.append(
+        f"{again:,} of {len(particles):,} particles repeat the image of another ({how}): copies stay in one half-set, "
+        "but each counts; leave them out unless they are meant"
+    )
+    return particles.with_columns(same_image=number)
+
+
+def _at_pixel_size(source: SourceTable, size: float, summary: ImportSummary) -> SourceTable:
+    """Return the table at another pixel size than it states: shifts were measured in pixels, and keep their number."""
+    before = 1.0 if source.shifts_in_pixels else source.pixel_size or size
+    factor, particles = size / before, source.particles
+    shifts = {name: particles[name] * factor for name in ("shift_x", "shift_y") if name in particles}
+    if factor == 1.0:
+        return source
+    if not source.shifts_in_pixels:
+        what = [f"the table's {before:g} Å per pixel are replaced by {size:g}"]
+        if shifts:
+            what.append("shifts keep their number of pixels")
+        if "defocus_u" in particles:
+            what.append(
+                f"defocus was fitted at the old one and would be about {factor**2:.3g} times as large: fit it anew"
+            )
+        summary.warnings.append("; ".join(what))
+    return replace(source, particles=particles.with_columns(**shifts), shifts_in_pixels=False)
 
 
 def _batches(images: SourceImages, count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from cloudem.errors import CloudemError, OutputExistsError
+from cloudem.io.formats.unapplied import unapplied
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Inputs
-from cloudem.jobs.dataset import TREATED, check_ctf, half_sets, left_out, require_finite
+from cloudem.jobs.dataset import check_ctf, left_out, require_finite
+from cloudem.jobs.halves import By, Drawing, half_sets
 from cloudem.jobs.maps import check_map
-from cloudem.model.particles import COLUMNS, Particles
+from cloudem.model.particles import Particles
 
 Warn = Callable[[str], None]
 
-NUMBERS = tuple(name for name, column in COLUMNS.items() if column.dtype != "text")
 
-READ = (*NUMBERS, *(f"rln:{name}" for name in TREATED))
-"""Columns of a particle table that tell whether a job can use it."""
+class UsesParticles(Protocol):
+    """A job that aligns or inserts particles of two half-sets: the parameters that this takes."""
+
+    @property
+    def particles(self) -> str:
+        """Particle store."""
+
+    @property
+    def skip_damaged(self) -> bool:
+        """Whether to go on without those whose shards are lost."""
+
+    @property
+    def seed(self) -> int:
+        """Of half-sets that are drawn."""
+
+    @property
+    def new_halves(self) -> bool:
+        """Whether to draw all of them."""
+
+    @property
+    def halves_by(self) -> By:
+        """What is drawn as one."""
 
 
 def check_mask(mask: str | None, inputs: Inputs) -> None:
@@ -28,26 +50,28 @@ def check_mask(mask: str | None, inputs: Inputs) -> None:
         check_map(mask)
 
 
-def check_particles(
-    url: str, inputs: Inputs, warn: Warn, *, poses: bool, skip_damaged: bool, seed: int
-) -> ParticleStore | None:
-    """Check table and shards of a particle store; return it, or None if a step before is to make it.
+def check_particles(job: UsesParticles, inputs: Inputs, warn: Warn, *, poses: bool) -> ParticleStore | None:
+    """Check table and shards of a job's particles; return their store, or None if a step before is to make it.
+
+    Says what is odd about them, and what is known of them and not applied.
 
     Raises
     ------
     CloudemError
-        It is no store, its CTF or (where they are needed) poses cannot be used, shards are missing, or a half-set is
-        empty.
+        It is no store, its CTF or (where they are needed) poses cannot be used, shards are missing, a half-set is
+        empty, or half-sets share images.
     """
-    if inputs.awaited(url):
+    if inputs.awaited(job.particles):
         return None
-    store = open_particles(url)
-    table = store.columns(READ)
-    check_ctf(table, url)
+    store = open_particles(job.particles)
+    table = store.particles
+    for text in (*check_ctf(table, job.particles, store.box, store.pixel_size), *unapplied(table, store.pixel_size)):
+        warn(text)
     if poses:
         optional = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in table)
         require_finite(table, "rot", "tilt", "psi", *optional)
-    half_sets(table, seed, left_out(store, skip_damaged, warn))
+    drawing = Drawing(job.seed, job.new_halves, job.halves_by)
+    half_sets(table, drawing, left_out(store, job.skip_damaged, warn), warn)
     return store
 
 
@@ -58,10 +82,10 @@ def refuse_results_of_others(out: str, name: str) -> None:
         raise OutputExistsError(f"{out} contains the results of {other}; choose another --out")
 
 
-def warn_of_table(particles: Particles, path: str, warn: Warn) -> None:
+def warn_of_table(particles: Particles, path: str, box: int, pixel_size: float, warn: Warn) -> None:
     """Say of a table that is imported what refinements and reconstructions will refuse."""
     try:
-        check_ctf(particles, path)
-        half_sets(particles, 0, np.zeros(0, np.int64))
+        check_ctf(particles, path, box, pixel_size)
+        half_sets(particles, Drawing(0), np.zeros(0, np.int64))
     except CloudemError as error:
         warn(f"refine3d and reconstruct will refuse these particles: {error}")

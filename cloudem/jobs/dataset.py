@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import DamagedShardError, InconsistentDataError, ParameterError
+from cloudem.errors import DamagedShardError, InconsistentDataError
+from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
-
-TREATED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
-"""What an optics group says of images that are not as the microscope took them."""
 
 NAMED = 3
 """Damaged shards that a message names."""
@@ -61,43 +59,27 @@ class Dataset:
         return self.store.read_images(indices)
 
 
-def check_ctf(particles: Particles, url: str) -> None:
-    """Make sure that a table of particles, named ``url`` in messages, says what a CTF is made of.
+def check_ctf(particles: Particles, url: str, box: int, pixel_size: float) -> list[str]:
+    """Make sure that a table of particles, named ``url`` in messages, says what a CTF is made of; return what is odd.
 
     Raises
     ------
     MissingColumnError
         Without defocus columns.
     InconsistentDataError
-        A column of the CTF holds NaN or infinity, an optics group has no usable voltage or amplitude contrast, or its
-        images hold their CTF already.
+        A column of the CTF holds NaN or infinity, a value is one that no microscope has, or images hold their CTF
+        already; see `cloudem.io.formats.plausible`.
     """
     require_finite(particles, "defocus_u", "defocus_v", "defocus_angle")
     require_finite(particles, *(name for name in ("phase_shift", "ctf_b_factor", "ctf_scale") if name in particles))
-    for optics in particles.optics:
-        if not 0 < optics.voltage < np.inf or not np.isfinite(optics.spherical_aberration):
-            raise InconsistentDataError(
-                f"optics group {optics.name} of {url} has a voltage of {optics.voltage:g} kV and a spherical "
-                f"aberration of {optics.spherical_aberration / 1e7:g} mm; correct them in the table and import again"
-            )
-        if not 0 <= optics.amplitude_contrast <= 1:
-            raise InconsistentDataError(
-                f"optics group {optics.name} of {url} has an amplitude contrast of {optics.amplitude_contrast:g}; a "
-                "fraction from 0 to 1 is needed (usually 0.1); correct it in the table and import again"
-            )
-        for name in TREATED:
-            if float(optics.extra.get(name) or 0):
-                raise InconsistentDataError(
-                    f"optics group {optics.name!r} says {name}: the images already have the CTF applied, and cloudem "
-                    "would apply it twice; extract the particles again without it"
-                )
+    return doubts(particles, url, box=box, pixel_size=pixel_size)
 
 
 def open_dataset(url: str) -> Dataset:
     """Open a particle store for tasks; for what it raises, see `check_ctf`."""
     store = open_particles(url)
     particles = store.particles
-    check_ctf(particles, url)
+    check_ctf(particles, url, store.box, store.pixel_size)
     group = particles.get("optics_group", 0).astype(np.int32)
     by_group = {
         name: np.array([getattr(optics, name) for optics in particles.optics])[group]
@@ -174,31 +156,6 @@ def left_out(store: ParticleStore, skip: bool, warn: Callable[[str], None] | Non
     if warn is not None:
         warn(f"{count} are skipped, because their shards are lost: {shards}")
     return numbers
-
-
-def half_sets(particles: Particles, seed: int, without: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Return the half-set of each particle: that of the table, or a random one where the table has none.
-
-    Particles that are left out get 0, which is none; the others get what they would get if all were there.
-
-    Raises
-    ------
-    ParameterError
-        If one half-set is empty.
-    """
-    halves = np.array(particles.get("half_set", 0), np.int8)
-    unknown = np.flatnonzero((halves != 1) & (halves != 2))
-    if len(unknown):
-        shuffled = np.random.default_rng(seed).permutation(len(unknown))
-        halves[unknown] = 1 + shuffled % 2
-    halves[without] = 0
-    for half in (1, 2):
-        if not np.any(halves == half):
-            raise ParameterError(
-                f"half-set {half} is empty among {np.count_nonzero(halves)} particles; each needs at least one: "
-                "remove the column rlnRandomSubset to draw half-sets at random, or select more particles"
-            )
-    return halves
 
 
 def kept_rows(particles: Particles, half_set: NDArray[np.int8]) -> Particles:

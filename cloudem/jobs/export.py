@@ -88,5 +88,6 @@ class Export(Job):
                 on_progress=stage.advance,
                 guard=context.check,
                 record=job_record(self),
+                say=context.progress.warning,
             )
         context.progress.message(f"wrote {', '.join(names)} into {context.url}")

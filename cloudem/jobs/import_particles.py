@@ -77,7 +77,7 @@ class ImportParticles(Job):
         size = pixel_size_of(self.source, stacks[0].header.pixel_size, self.pixel_size_A)
         background_of(box, self.diameter_A, size)
         if not self.allow_no_ctf:
-            warn_of_table(self.source.particles, self.particles, warn)
+            warn_of_table(self.source.particles, self.particles, box, size, warn)
 
     def size_of(self, name: str) -> Size | None:
         """Return what the table and the header of its first stack say."""
@@ -140,6 +140,11 @@ class ImportParticles(Job):
             )
         for line in summary.lines():
             context.progress.warning(line)
+        halves = source.particles.get("half_set", 0)
+        if len(set(halves.tolist())) == 1 and halves[0]:
+            context.progress.warning(
+                f"all particles are in half-set {halves[0]}: refine3d and reconstruct draw new ones with --new-halves"
+            )
         context.progress.message(f"{summary.imported} particles imported into {context.url}")
 
     @cached_property

@@ -78,6 +78,7 @@ class Postprocess(Job):
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
         from cloudem.jobs.report import run_attributes, write_report
+        from cloudem.jobs.results import suspicious
 
         one, two = read_halves(self.halves, self.half2, self.pixel_size_A)
         pixel_size = one.pixel_size
@@ -93,6 +94,8 @@ class Postprocess(Job):
                 low_resolution=self.guinier_from_A,
             )
         self._say(done, context)
+        if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
+            context.progress.warning(line)
         context.write("", {}, {"kind": "result", **job_record(self)})
         attributes = {
             "box": len(mask),

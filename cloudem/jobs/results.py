@@ -15,6 +15,9 @@ from cloudem.model.particles import Particles
 
 HAND = "The map has the hand of the starting map: projections alone cannot determine it. Check helices where visible."
 
+STAYS_HIGH, LAST_SHELLS = 0.8, 3
+"""A corrected FSC that is nowhere lower in the last shells before Nyquist is not believed without a word."""
+
 Float32 = NDArray[np.float32]
 
 
@@ -66,6 +69,8 @@ def write_maps(
         fit = b_factor(mean * mask, curves.corrected, pixel_size, resolution)
         fall_off = sharpening(fit, resolution)
         shown = sharpen(whole, curves.corrected, pixel_size, resolution, fall_off)
+    if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
+        progress.warning(line)
     inside = mask > 0.5
     if inside.any() and whole[inside].mean() < 0:
         progress.warning(
@@ -91,6 +96,18 @@ def write_maps(
     progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")
+
+
+def suspicious(corrected: NDArray[np.float64], k_max: int, box: int, pixel_size: float) -> str:
+    """Return a warning where a corrected FSC, (box // 2 + 1,), stays high up to Nyquist; "" where it does not."""
+    last = corrected[k_max - LAST_SHELLS + 1 : k_max + 1]
+    if k_max < box // 2 - 1 or k_max <= LAST_SHELLS or last.min() < STAYS_HIGH:
+        return ""
+    return (
+        f"the corrected FSC stays high up to Nyquist ({last.mean():.2f} at {2 * pixel_size:.3g} Å). That is suspicious "
+        "unless the images were binned far below what they resolve; usual causes: one image or filament in both "
+        "half-sets, half-maps that share a mask or a filter, images that were scaled up"
+    )
 
 
 def write_particles_of(context: Context, particles: Particles, store: ParticleStore) -> None:

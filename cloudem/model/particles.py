@@ -92,6 +92,9 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "image_name": ColumnMeaning(
         "text", "", "image number, from 1, and file that the image came from", "rlnImageName", 1.0, "blob/path"
     ),
+    "same_image": ColumnMeaning(
+        "int64", "", "number, from 1, that particles with the same pixels share; 0 for an image that is there once"
+    ),
     "score": ColumnMeaning(
         "float64", "", "log-likelihood of the pose, up to a constant of the image", "rlnLogLikeliContribution"
     ),

@@ -57,7 +57,10 @@ def test_background_is_normalised_and_the_source_can_be_had_back(project, images
     rounding = 2**-11 if dtype == "float16" else 2**-22
     assert (abs(back - images) <= rounding * abs(got * 3.5) + 2e-5).all()
     assert summary.imported == COUNT
-    assert summary.lines() == []
+    assert [line.partition(" is ")[0].partition(":")[0] for line in summary.lines()] == [
+        "beam tilt of up to 0.25 mrad", "not applied"
+    ]  # fmt: skip
+    assert store.attributes["warnings"] == summary.lines()
     assert store.pixel_size == 1.34
 
 
@@ -234,8 +237,42 @@ def test_pixel_sizes(project, edit_star):
     assert store.pixel_size == 1.5
     assert "the table is believed" in summary.lines()[0]
     assert run(path, project / "b.zarr", pixel_size=2.0)[0].pixel_size == 2.0
+    again, summary = run(path, project / "same.zarr", pixel_size=1.5)
+    assert again.particles["shift_x"].tolist() == store.particles["shift_x"].tolist()
+    assert not any("replaced" in line for line in summary.lines())
     none = edit_star("_rlnImagePixelSize", "_rlnOther")
     assert run(none, project / "c.zarr")[0].pixel_size == pytest.approx(1.34)
+
+
+def test_shifts_keep_their_pixels_at_another_pixel_size(project):
+    path = project / "particles.star"
+    before, (store, summary) = read_particles_star(path).particles, run(path, project / "p.zarr", pixel_size=1.474)
+    for name in ("shift_x", "shift_y"):
+        np.testing.assert_allclose(store.particles[name] / 1.474, before[name] / 1.34, rtol=1e-12)
+    assert store.particles["defocus_u"].tolist() == before["defocus_u"].tolist()
+    (line,) = (line for line in summary.lines() if "replaced" in line)
+    assert "1.34 Å per pixel are replaced by 1.474; shifts keep their number of pixels; defocus was fitted" in line
+    assert "1.21 times" in line
+
+
+@pytest.mark.parametrize("given", [None, 2.0])
+def test_shifts_in_pixels_of_a_table_without_a_pixel_size(project, given):
+    """It is known from the option, or from the stacks."""
+    labels = ["rlnImageName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnDefocusU",
+              "rlnOriginX", "rlnOriginY"]  # fmt: skip
+    path = project / "old.star"
+    path.write_text("data_\n" + loop(labels, [f"{i + 1}@Extract/a.mrcs 300 2.7 0.1 10000 2 -1.5" for i in range(5)]))
+    store, summary = run(path, project / "p.zarr", pixel_size=given)
+    size = given or 1.34
+    np.testing.assert_allclose(store.particles["shift_x"], np.full(5, -2 * size), rtol=1e-6)
+    np.testing.assert_allclose(store.particles["shift_y"], np.full(5, 1.5 * size), rtol=1e-6)
+    assert summary.lines() == []
+
+
+def test_a_table_with_impossible_values_is_refused_before_an_image_is_read(project, edit_star):
+    with pytest.raises(InconsistentDataError, match=r"gridB of .*particles\.star has a voltage of 200000 kV"):
+        run(edit_star("200.000000", "200000.0"), project / "p.zarr")
+    assert not list(project.glob("p.zarr*"))
 
 
 def test_a_circle_that_leaves_no_background(project):

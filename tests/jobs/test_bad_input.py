@@ -133,7 +133,7 @@ CASES = {
     "half a shard": (truncated("images/c/0/0/0"), "particles.zarr.*"),
     "no shard": (removed("images/c/0/0/0"), "particles.zarr.*"),
     "no images": (removed("images/zarr.json"), "lost its images; import the particles again"),
-    "one half-set": (one_half, "half-set 1 is empty among 8 particles; each needs at least one"),
+    "one half-set": (one_half, "half-set 1 is empty among 8 particles; .*--new-halves"),
     "defocus NaN": (nan_defocus, "column defocus_u is not a number for 1 of 8 particles, the first of them number 4"),
     "poses NaN": (nan_poses, "column tilt is not a number for 2 of 8 particles, the first of them number 1"),
     "no voltage": (optics(voltage=0.0), "optics group simulated of .* has a voltage of 0 kV"),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
+from cloudem.kernels.background import (
+    CONSTANT,
+    NOT_FINITE,
+    TOO_LARGE,
+    USABLE,
+    fingerprint,
+    measure_background,
+    scale_images,
+)
 from tests.conftest import Twin
 
 
@@ -32,3 +40,24 @@ def test_usable_images_are_scaled_and_too_large_values_named(twin: Twin) -> None
     assert found.tolist() == [USABLE, CONSTANT, TOO_LARGE]
     np.testing.assert_allclose(images[0], (3 - before[0]) / 2, rtol=1e-6)
     np.testing.assert_array_equal(images[1], before[1])
+
+
+def test_images_have_one_fingerprint_only_if_all_their_pixels_are_the_same(twin: Twin) -> None:
+    images = np.random.default_rng(4).normal(size=(200, 6, 6)).astype(np.float32)
+    images[7] = images[150]
+    images[9] = images[151]
+    images[9, 5, 5] = np.nextafter(images[9, 5, 5], np.float32(9))  # one bit of one pixel
+    images[11] = images[152].T
+    images[13] = -images[153]
+    prints = np.zeros(200, np.uint64)
+    twin(fingerprint)(images, prints)
+    assert prints[7] == prints[150]
+    assert len(np.unique(prints)) == 199
+    assert prints.tolist() == fingerprints(images)
+
+
+def fingerprints(images: np.ndarray) -> list[int]:
+    """Return what the reference says."""
+    out = np.zeros(len(images), np.uint64)
+    fingerprint.reference(images, out)  # type: ignore[attr-defined]
+    return out.tolist()

@@ -103,6 +103,7 @@ def read_particles_cs(
     return SourceTable(
         path, Particles(optics, columns), tuple(names), stack.astype(np.int32), section, pixel_size, int(box),
         np.where(sign < 0, -1.0, 1.0),
+        "alignments3D/shift" in fields and "alignments3D/psize_A" not in fields and not pixel_size,
     )  # fmt: skip
 
 
@@ -151,7 +152,9 @@ def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[
         columns["rot"], columns["tilt"], columns["psi"] = matrix_to_euler(turns.swapaxes(-1, -2))
     if "alignments3D/shift" in fields:
         # Shifts count pixels of the images that were aligned, which may have been binned.
-        scale = _numbers(path, fields, "alignments3D/psize_A") if "alignments3D/psize_A" in fields else pixel_size
+        # Where neither size is known, shifts stay in pixels, and the import finds it.
+        known = "alignments3D/psize_A" in fields
+        scale = _numbers(path, fields, "alignments3D/psize_A") if known else pixel_size or 1.0
         shift = -_numbers(path, fields, "alignments3D/shift", 2) * np.reshape(scale, (-1, 1))
         columns["shift_x"], columns["shift_y"] = shift[:, 0].copy(), shift[:, 1].copy()
     if "alignments3D/split" in fields:

@@ -31,6 +31,9 @@ _IN_OPTICS = (
 )  # fmt: skip
 """Labels that version 3.0 has in every row and later ones in the optics table."""
 
+_OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
+"""Shifts in pixels, of version 3.0."""
+
 _STATED = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize",
            "rlnImageSize", "rlnImageDimensionality")  # fmt: skip
 """Labels of the optics table that cloudem understands."""
@@ -75,6 +78,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     pixel_size = _one_value(path, optics_table, "rlnImagePixelSize", used, "pixel sizes", "Å") or _old_pixel_size(
         path, table
     )
+    in_pixels = not pixel_size and any(label in table and label + "Angst" not in table for label in _OLD_SHIFTS)
     box = _one_value(path, optics_table, "rlnImageSize", used, "box sizes", "px")
     if _one_value(path, optics_table, "rlnImageDimensionality", used, "dimensionalities", "") not in (0.0, 2.0):
         raise InconsistentDataError(
@@ -84,7 +88,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     columns["optics_group"] = group_of.astype(np.int32)
     stacks, stack, section = split_image_names(columns["image_name"].tolist(), path)
     particles = Particles(optics, columns)
-    return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows))
+    return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows), in_pixels)
 
 
 def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:
@@ -158,6 +162,12 @@ def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[
 
 
 def _particle_block(path: str, blocks: Mapping[str, StarTable]) -> StarTable:
+    lists = [name for name, t in blocks.items() if len(t.get("rlnImageName", ()))]
+    if len(lists) > 1:
+        raise FormatError(
+            f"{path} lists images in {len(lists)} blocks ({', '.join('data_' + name for name in lists[:3])}), of which "
+            "one would be read; write them into files of their own, or into one block"
+        )
     table = blocks.get("particles") or next((t for t in blocks.values() if "rlnImageName" in t), None)
     if table is None or "rlnImageName" not in table:
         labels = ", ".join(sorted({label for t in blocks.values() for label in t})[:6])
@@ -262,7 +272,7 @@ def _columns(path: str, table: StarTable, pixel_size: float, in_optics: Sequence
     """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
     columns: dict[str, NDArray[Any]] = {}
     for label, values in table.items():
-        old_shift = label in ("rlnOriginX", "rlnOriginY")
+        old_shift = label in _OLD_SHIFTS
         if label in in_optics or label == "rlnOpticsGroup" or (old_shift and label + "Angst" in table):
             continue
         name = _OURS.get(label + "Angst" if old_shift else label)
@@ -271,9 +281,8 @@ def _columns(path: str, table: StarTable, pixel_size: float, in_optics: Sequence
         elif COLUMNS[name].dtype == "text":
             columns[name] = values
         else:
-            if old_shift and not pixel_size:
-                raise MissingColumnError(f"{path} gives shifts in pixels, but no pixel size; add _rlnDetectorPixelSize")
-            factor = COLUMNS[name].relion_factor * (pixel_size if old_shift else 1.0)
+            # without a pixel size they stay in pixels, and the import knows it from an option or the stacks
+            factor = COLUMNS[name].relion_factor * ((pixel_size or 1.0) if old_shift else 1.0)
             numbers = numbers_of(path, table, label) * factor
             if name == "half_set" and not np.isin(numbers, (0, 1, 2)).all():
                 raise FormatError(f"{path}: _{label} has values other than 0, 1 and 2; correct it or remove the column")

@@ -41,6 +41,8 @@ class SourceTable:
         Side of the images in pixels; 0 where the file does not say.
     sign
         Factor, 1 or -1, that makes protein bright, shape ``(n,)``.
+    shifts_in_pixels
+        Whether ``shift_x`` and ``shift_y`` are in pixels still, because the file states no pixel size.
     """
 
     path: str
@@ -51,6 +53,7 @@ class SourceTable:
     pixel_size: float
     box: int
     sign: NDArray[np.float64]
+    shifts_in_pixels: bool = False
 
 
 class SourceImages:

@@ -36,15 +36,15 @@ def read_star(path: str | os.PathLike[str]) -> dict[str, StarTable]:
     Returns
     -------
     blocks
-        Name of the block without ``data_`` to its table. A block of label-value pairs is a table of one row; of several
-        loops in a block the first counts, as in RELION.
+        Name of the block without ``data_`` to its table. A block of label-value pairs is a table of one row.
 
     Raises
     ------
     MissingInputError
         No such file.
     FormatError
-        Not a STAR file, a row with too few or too many values, or a label given twice.
+        Not a STAR file, a row with too few or too many values, a label or a block given twice, or two loops in a block:
+        nothing that the file lists is passed over.
     """
     name = os.fspath(path)
     with open_table(path) as file:
@@ -116,14 +116,24 @@ class _Reader:
         return self._blocks
 
     def _take(self, text: str, number: int) -> None:
-        if text.startswith("data_") and " " not in text:
+        if self._begins_block(text):
             self._end_block()
             self._block = text[5:]
+            if self._block in self._blocks:
+                # RELION reads the first and says nothing of the other: files that were joined lose half their particles
+                raise FormatError(
+                    f"{self._path} line {number}: the block {text} is there twice; files that were joined have to be "
+                    "joined row by row (relion_star_handler --combine), or imported one by one"
+                )
             return
         if self._block is None:
             raise FormatError(f"{self._path} is not a STAR file: line {number} comes before any data_ line")
-        if text.startswith("loop_"):
-            self._end_loop()
+        if text.split("#")[0].split() == ["loop_"]:
+            if self._labels or self._pairs:
+                raise FormatError(
+                    f"{self._path} line {number}: a second table in the block data_{self._block}, of which only one "
+                    "would be read; give each a block of its own"
+                )
             self._in_loop = True
         elif text.startswith("_") and not self._rows and not self._done:
             self._take_label(text, number)
@@ -131,6 +141,13 @@ class _Reader:
             self._take_row(text, number)
         else:
             raise FormatError(f"{self._path} line {number}: a value without a label: {text[:40]!r}")
+
+    def _begins_block(self, text: str) -> bool:
+        """Say whether a line begins a block, and is not a row whose first value looks like that."""
+        if not text.startswith("data_") or len(text.split()) > 1:
+            return False
+        a_row = self._in_loop and len(self._labels) == 1 and self._block is not None
+        return not (a_row and any(mark in text for mark in "/@."))  # a file, not the name of a block
 
     def _take_label(self, text: str, number: int) -> None:
         values = _split(text)

@@ -16,7 +16,7 @@ def check_reconstruction(job: Reconstruct, inputs: Inputs, warn: Warn) -> None:
     found = read_attributes(job.out, "")
     if found is not None and (found.get("job") != job.name or has_group(job.out, "result")):
         raise OutputExistsError(f"{job.out} already contains results; choose another --out")
-    store = check_particles(job.particles, inputs, warn, poses=True, skip_damaged=job.skip_damaged, seed=job.seed)
+    store = check_particles(job, inputs, warn, poses=True)
     if store is not None and job.max_resolution_A and store.box * store.pixel_size / job.max_resolution_A < 2:
         raise ParameterError(
             f"--max-resolution-A {job.max_resolution_A:g} is coarser than half the box; choose a finer one"

@@ -14,7 +14,8 @@ from cloudem.errors import ParameterError
 from cloudem.execution.executor import itself
 from cloudem.io.formats.mrc import Volume
 from cloudem.jobs.base import Context, job_record
-from cloudem.jobs.dataset import half_sets, kept_rows, left_out, open_dataset, open_for_tasks
+from cloudem.jobs.dataset import kept_rows, left_out, open_dataset, open_for_tasks
+from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.run import counter, tasks
@@ -34,7 +35,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     context.progress.facts({"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å"})
     # before the work: a mask that is none should cost nothing
     given = read_mask(job.mask, box, pixel_size, context.progress) if job.mask is not None else None
-    halves = half_sets(dataset.particles, job.seed, left_out(dataset.store, job.skip_damaged))
+    drawing = Drawing(job.seed, job.new_halves, job.halves_by)
+    halves = half_sets(dataset.particles, drawing, left_out(dataset.store, job.skip_damaged))
     rotations = euler_to_matrix(*(dataset.particles[name] for name in ("rot", "tilt", "psi")))
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
     items = tasks(halves, job.group_size, order=by_direction(rotations))

@@ -15,7 +15,7 @@ def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
     """Check what `Refine3D` declares."""
     operators(job.symmetry)
     resumed(job, job.out)
-    store = check_particles(job.particles, inputs, warn, poses=job.local, skip_damaged=job.skip_damaged, seed=job.seed)
+    store = check_particles(job, inputs, warn, poses=job.local)
     if store is not None:
         settings_from(job, store.box, store.pixel_size)
         if not inputs.awaited(job.reference):

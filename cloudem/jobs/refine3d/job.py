@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
@@ -78,6 +78,10 @@ class Refine3D(Job):
     )
     skip_damaged: bool = parameter(
         False, meaning="skip particles whose shards are missing or damaged, instead of stopping"
+    )
+    new_halves: bool = parameter(False, meaning="draw new half-sets instead of using those of the particle table")
+    halves_by: Literal["particle", "micrograph"] = parameter(
+        "particle", meaning="what is kept in one half-set: each particle (or helical tube), or each micrograph"
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")

@@ -39,7 +39,9 @@ def resumed(job: Refine3D, url: str) -> State | None:
     theirs = record.get("parameters")
     if not isinstance(theirs, dict):
         raise FormatError(f"{url} does not say with which parameters it was made; choose another --out")
-    changed = [option_of(k) for k in mine if mine[k] != theirs.get(k)]
+    # an earlier version's record lacks options that are new; it did what their defaults do
+    defaults = {k: field.default for k, field in type(job).model_fields.items()}
+    changed = [option_of(k) for k in mine if mine[k] != theirs.get(k, defaults[k])]
     if changed:
         raise OutputExistsError(
             f"{url} contains this job with another {', '.join(changed)}; choose another --out, or replace it with"

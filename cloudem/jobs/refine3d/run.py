@@ -42,13 +42,13 @@ from cloudem.jobs.base import Context, job_record
 from cloudem.jobs.dataset import (
     Dataset,
     groups_of,
-    half_sets,
     kept_rows,
     left_out,
     micrograph_numbers,
     open_dataset,
     open_for_tasks,
 )
+from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.maps import check_start_map, read_mask, read_start_map
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d.job import Refine3D
@@ -337,7 +337,8 @@ def begin(run: Run) -> State:
     job, s, progress = run.job, run.settings, run.context.progress
     reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, s.box, s.pixel_size, progress)
     density = low_pass(reference.data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
-    halves = half_sets(run.dataset.particles, job.seed, run.without)
+    drawing = Drawing(job.seed, job.new_halves, job.halves_by)
+    halves = half_sets(run.dataset.particles, drawing, run.without)
     items = tasks(halves, job.group_size)
     with progress.stage("noise", int(np.count_nonzero(halves))) as stage:
         power = run.executor.map(power_of_group, items, shared=lambda item: [run.data], on_done=counter(stage, items))

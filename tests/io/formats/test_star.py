@@ -64,6 +64,8 @@ def test_any_text_comes_back(tmp_path_factory, rows):
         (b"data_\n1 2 3\n", "without a label"),
         (b"1 2 3\n", "before any data_"),
         (b"", "no line begins with data_"),
+        (b"data_a\nloop_\n_a\n1\n\ndata_b\n_c 1\ndata_a\nloop_\n_a\n2\n", "line 8: the block data_a is there twice"),
+        (b"data_a\nloop_\n_a\n1\n\nloop_\n_b\n2\n", "line 6: a second table in the block data_a"),
         (b"data_\n\0\0", "not text"),
         (b"data_\nloop_\n_a\n\xff\n", "not UTF-8"),
     ],
@@ -78,3 +80,25 @@ def test_what_is_no_star_file_is_one_clear_line(tmp_path, content, words):
 def test_a_missing_file(tmp_path):
     with pytest.raises(MissingInputError):
         read_star(tmp_path / "none.star")
+
+
+@pytest.mark.parametrize("first", ["data_day2/m.mrc", "loop_day2/m.mrc", "data_", "loop_", "data_optics"])
+@pytest.mark.parametrize("sep", [" ", "\t", " \t "])
+def test_rows_that_begin_like_a_block_or_a_loop_are_rows(tmp_path, first, sep):
+    rows = [[f"m{row}" if row < 3 else first, str(row)] for row in range(6)]
+    lines = "".join(sep.join(row) + "\n" for row in rows)
+    (tmp_path / "x.star").write_text(f"data_p\nloop_\n_a #1\n_b #2\n{lines}\ndata_q\nloop_ # more\n_c\n1\n")
+    blocks = read_star(tmp_path / "x.star")
+    assert list(blocks) == ["p", "q"]
+    assert [blocks["p"]["a"].tolist(), blocks["p"]["b"].tolist()] == [
+        list(column) for column in zip(*rows, strict=True)
+    ]
+
+
+def test_rows_of_one_value_that_begin_like_a_block_are_rows(tmp_path):
+    (tmp_path / "x.star").write_text("data_p\nloop_\n_a\nm/1.mrc\ndata_2/1.mrc\ndata_2/2.mrc\n\ndata_q\n_b 1\n")
+    blocks = read_star(tmp_path / "x.star")
+    assert {name: {label: v.tolist() for label, v in table.items()} for name, table in blocks.items()} == {
+        "p": {"a": ["m/1.mrc", "data_2/1.mrc", "data_2/2.mrc"]},
+        "q": {"b": ["1"]},
+    }
