@@ -55,7 +55,7 @@ def fingerprint(images: NDArray[np.float32], out: NDArray[np.uint64]) -> None:
     images
         Shape ``(b, n, n)``, C-contiguous.
     out
-        Written, ``(b,)``. Two different images of a million share a number with a chance of 1 in 10⁷.
+        Written, ``(b,)``.
     """
     # Columns are hashed side by side in 32 bits, which the compiler does many at a time, and then as one in 64.
     n = images.shape[1]
