@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
@@ -20,9 +18,10 @@ import click
 from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, submit
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
-from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError, one_line
 from cloudem.interrupts import guarded, interrupted
 from cloudem.jobs.base import JOBS, Declaration, Inputs, Job, find_job, parameter
+from cloudem.jobs.toml import read_toml
 
 if TYPE_CHECKING:
     import logging
@@ -132,7 +131,7 @@ def describe_error(error: Exception) -> str:
         text = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
     else:
         text = f"unexpected {type(error).__name__}: {error}; run again with --debug to see where it came from"
-    return " ".join(text.split())
+    return one_line(text)
 
 
 class JobCommand(click.Command):
@@ -187,17 +186,13 @@ def read_job_file(path: str) -> list[Job]:
     ParameterError
         If it is no TOML, or names no job, or a job cannot use what it is given.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"{path}: no such file; give a job file (see cloudem run --help)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not valid TOML: {error}") from None
+    table = read_toml(path, "a job file (see cloudem run --help)")
     several = table.get("job")
     if isinstance(several, list):
         if len(table) > 1:
             raise ParameterError(f"{path} has {', '.join(set(table) - {'job'})} outside of [[job]]; move it into a job")
-        return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in several]
+        entries = [entry if isinstance(entry, dict) else {} for entry in several]
+        return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in entries]
     return [_job_of(path, table, leave_out=("job",))]
 
 

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 from cloudem.cloud.nodes import InstanceType, Market, Pool
-from cloudem.errors import FormatError
+from cloudem.errors import FormatError, parsing
 
 STALE_DAYS = 30
 """Prices older than this are said to be stale."""
@@ -299,18 +299,15 @@ def read_document(path: Path) -> Document:
         raise
     except OSError as error:
         raise FormatError(f"{path} cannot be read ({error.strerror}); set CLOUDEM_CACHE to a folder of yours") from None
-    try:
+    with parsing(f"{path} is no file of prices", "delete it, then 'cloudem prices update'"):
         raw = json.loads(content)
         if not isinstance(raw, dict) or raw.get("format") != 1:
-            raise FormatError("its format is not 1")
+            raise ValueError("its format is not 1")
         types = dict(_types(raw["types"]))
         rows = tuple(PriceRecord(*_row(r[:6]), _day(r[6]), _text(r[7])) for r in raw["prices"])
         rates = {
             _name(region): _rates(of, _day(of["as_of"]), _text(of["source"])) for region, of in raw["rates"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"[:200]
-        raise FormatError(f"{path} is no file of prices ({why}); delete it, then 'cloudem prices update'") from None
     return Document(types, rows, rates)
 
 

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from cloudem.errors import ProviderError
+from cloudem.errors import ProviderError, parsing, shown
 
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 """Environment variable with the address of the service; boto knows it as well."""
@@ -26,6 +26,7 @@ STANDARD = "http://169.254.169.254"
 TOKEN_S = 6 * 3600
 """How long a token is asked for, seconds: the most there is."""
 
+_LAUNCH_AGAIN = "launch it again with this version of cloudem"
 _TOKEN, _LIFE = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
 
 
@@ -100,15 +101,17 @@ class Metadata:
             There is no answer, or it is no JSON object.
         """
         given = self._needed("user-data")
-        try:
+        with parsing(
+            "this machine's user-data is not the JSON object that cloudem gives to its nodes",
+            _LAUNCH_AGAIN,
+            ProviderError,
+        ):
             document = json.loads(given.removeprefix("#cloud-config\n"))
             if isinstance(document, dict) and "write_files" in document:  # in a frame for cloud-init (aws_template.py)
                 document = json.loads(document["write_files"][0]["content"])
-        except (ValueError, LookupError, TypeError):
-            document = None
-        if not isinstance(document, dict):
-            raise ProviderError("this machine's user-data is not the JSON object that cloudem gives to its nodes")
-        return document
+            if not isinstance(document, dict):
+                raise ValueError("no JSON object")
+            return document
 
     def interruption(self) -> float | None:
         """Return when this machine will be taken, unix seconds; None while nobody wants it."""
@@ -128,10 +131,9 @@ class Metadata:
         found = self.get(path)
         if found is None:
             return None
-        try:
+        said = f"the metadata service says {shown(found)} under {path}, in which there is no {key}"
+        with parsing(said, _LAUNCH_AGAIN, ProviderError):
             return unix_time(json.loads(found)[key])
-        except (ValueError, KeyError, TypeError):
-            raise ProviderError(f"the metadata service says {found[:200]!r} under {path}: no {key} in it") from None
 
     def _current_token(self) -> str:
         if time.monotonic() >= self._until:

@@ -35,7 +35,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cloudem import __version__
 from cloudem.cloud.planning.work import Size, Stage, Work
-from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError
+from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError, shown
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 from cloudem.report.declaration import STANDARD, Section
 
@@ -291,7 +291,7 @@ class Declaration(BaseModel):
 
     name: ClassVar[str]
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -398,7 +398,7 @@ def find_job(name: str) -> type[Job]:
     """
     if name not in JOBS:
         raise ParameterError(
-            f"there is no job {name!r}{_did_you_mean(name, JOBS)}; available jobs are {', '.join(JOBS)}"
+            f"there is no job {shown(name)}{_did_you_mean(name, JOBS)}; available jobs are {', '.join(JOBS)}"
         )
     module, _, attribute = JOBS[name].partition(":")
     declaration = getattr(importlib.import_module(module), attribute)
@@ -464,11 +464,11 @@ def _describe(declaration: type[Declaration], detail: ErrorDetails) -> str:
         return f"{declaration.name}: {detail['msg'].removeprefix('Value error, ')}"
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"{declaration.name} has no parameter {name!r}{_did_you_mean(name, declaration.model_fields)}"
+        return f"{declaration.name} has no parameter {shown(name)}{_did_you_mean(name, declaration.model_fields)}"
     field = declaration.model_fields[name]
     if detail["type"] == "missing":
         return f"{declaration.name} needs {label_of(declaration, name)}: {field.description}"
     unit = unit_of(name)
     needed = detail["msg"].removeprefix("Value error, ").replace("Input should be", "needs").replace("'", "")
     unit = f", in {unit}" if unit else ""
-    return f"{label_of(declaration, name)}: got {detail['input']!r}, {needed}{unit} ({field.description})"
+    return f"{label_of(declaration, name)}: got {shown(detail['input'])}, {needed}{unit} ({field.description})"

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cloudem.errors import printable
 from cloudem.jobs.progress import Progress, Stage
 from cloudem.model.columns import Value, described
 from cloudem.text import clock
@@ -128,6 +129,10 @@ class PlainProgress(Progress):
 class _Lines(logging.StreamHandler[TextIO]):
     """Prints lines of the log as long as somebody reads them; the file has them anyway."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line that a terminal does not act upon, whatever names it quotes."""
+        return printable(super().format(record))
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is of the standard library
         if not isinstance(sys.exception(), BrokenPipeError):
             super().handleError(record)
@@ -143,10 +148,8 @@ class _Screen(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "drawn", False):
             return
-        warns = record.levelno >= logging.WARNING
-        text = (
-            Text.assemble(("  ! ", "bold yellow"), record.getMessage()) if warns else Text("  " + record.getMessage())
-        )
+        warns, message = record.levelno >= logging.WARNING, printable(record.getMessage())
+        text = Text.assemble(("  ! ", "bold yellow"), message) if warns else Text("  " + message)
         self._console.print(text, soft_wrap=True)
 
 

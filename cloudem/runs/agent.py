@@ -357,12 +357,12 @@ def certificates_from_secret(value: bytes, folder: Path) -> None:
 
     try:
         contents = json.loads(value)
-        texts = {name: str(contents[name]) for name in FILES}
-    except (ValueError, KeyError, TypeError):
+        texts = {name: str(contents[name]).encode() for name in FILES}
+    except Exception:  # what a parser says may quote the key
         raise ProviderError(f"the secret of the certificates does not hold {', '.join(FILES)}") from None
     folder.mkdir(mode=0o700, parents=True)
     for name, text in texts.items():
-        with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+        with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
             file.write(text)
 
 
@@ -379,7 +379,11 @@ def _free_ports(host: str, count: int) -> list[int]:
 
 
 def _field(raw: bytes | None, name: str) -> Any:
-    return None if not raw else json.loads(raw).get(name)
+    """Return what a record of the run says; None where it cannot be read, so that it is asked for again."""
+    try:
+        return None if not raw else json.loads(raw).get(name)
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 if __name__ == "__main__":

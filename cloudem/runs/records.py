@@ -31,7 +31,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cloudem.cloud.money import Cap, Entry
 from cloudem.cloud.nodes import Node, Pool
 from cloudem.cloud.reconcile import Attempt
-from cloudem.errors import FormatError, MissingInputError, OutputExistsError, ParameterError, StorageError
+from cloudem.errors import (
+    FormatError,
+    MissingInputError,
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+    parsing,
+    shown,
+)
 from cloudem.io.storage.compare_and_swap import slot
 from cloudem.io.storage.location import (
     contents,
@@ -293,18 +301,14 @@ class RunStore:
         raw = read_bytes(join(self.url, "attempts.json"))
         if raw is None:
             return []
-        try:
+        with parsing(f"{self.url}/attempts.json is damaged", "`cloudem cluster sweep` ends what it names"):
             found = [
                 Attempt(**{**each, "pools": tuple(Pool(*pool) for pool in each["pools"])}) for each in json.loads(raw)
             ]
             for each in found:
                 if not all(math.isfinite(number) for number in (each.at, each.first, each.deadline, each.failures)):
-                    raise ValueError(f"{each.token} has a number that is none")
+                    raise ValueError(f"{shown(each.token)} has a number that is none")
             return found
-        except (ValueError, TypeError, KeyError) as error:
-            raise FormatError(
-                f"{self.url}/attempts.json is damaged ({error}); `cloudem cluster sweep` ends what it names"
-            ) from None
 
     def write_attempts(self, attempts: Sequence[Attempt]) -> None:
         """Note which nodes were asked for, or are about to be."""
@@ -314,7 +318,7 @@ class RunStore:
         """Return which nodes are about to be taken, and when, unix seconds."""
         found, latest = {}, time.time() + LATEST_NOTICE_S
         for name in contents(join(self.url, "notices")):
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 taken = float(json.loads(read_bytes(join(self.url, "notices", name)) or b"")["taken"])
                 if 0 <= taken <= latest:  # who is always about to be taken would never be ended
                     found[name.removesuffix(".json")] = taken
@@ -346,10 +350,8 @@ class RunStore:
         names = [name for name in contents(join(self.url, "ledger")) if re.fullmatch(r"\d{1,12}\.json", name)]
         for name in names:
             if raw := read_bytes(join(self.url, "ledger", name)):
-                try:
+                with parsing(f"{self.url}/ledger/{name} is damaged", "see docs/money.md for what it should say"):
                     entries[int(name[:-5])] = Entry.from_json(json.loads(raw))
-                except (ValueError, TypeError) as error:
-                    raise FormatError(f"{self.url}/ledger/{name} is damaged: {error}") from None
         numbers = [int(name[:-5]) for name in names]
         last = max(numbers, default=-1)
         if last >= MOST_ENTRIES:
@@ -362,10 +364,9 @@ class RunStore:
         names = [name for name in contents(join(self.url, "steps")) if re.fullmatch(r"\d+\.json", name)]
         found = {}
         for name in names:
-            try:
-                found[int(name[:-5])] = dict(json.loads(read_bytes(join(self.url, "steps", name)) or b"{}"))
-            except (ValueError, TypeError) as error:
-                raise FormatError(f"{self.url}/steps/{name} is damaged ({error}); delete it to run it again") from None
+            raw = read_bytes(join(self.url, "steps", name))
+            with parsing(f"{self.url}/steps/{name} is damaged", "delete it to run the step again"):
+                found[int(name[:-5])] = dict(json.loads(raw or b"{}"))
         return found
 
     def finish(self, step: int, result: Mapping[str, Any]) -> None:
@@ -393,7 +394,7 @@ def wishes_of(**values: Any) -> Wishes:
     try:
         return Wishes(**values)
     except ValidationError as error:
-        raise ParameterError(f"the limits of a run: {_first(error)}; got {error.errors()[0]['input']!r:.60}") from None
+        raise ParameterError(f"the limits of a run: {_first(error)}; got {shown(error.errors()[0]['input'])}") from None
 
 
 def runs_of(project: str) -> list[str]:

@@ -24,14 +24,14 @@ A job file, as ``cloudem run`` takes it, is a workflow too: without a project, s
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloudem.errors import MissingInputError, ParameterError
+from cloudem.errors import ParameterError, shown
 from cloudem.jobs.base import Job, find_job, places
+from cloudem.jobs.toml import read_toml
 
 HEADER = ("project", "name", "region", "step")
 """What may stand at the top of a workflow file."""
@@ -79,14 +79,7 @@ def read_workflow(path: str) -> Workflow:
     ParameterError
         It is no TOML, has no steps, or a step names no job or gives it what it cannot use.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"{path}: no such file; give a workflow file or a job file") from None
-    except IsADirectoryError:
-        raise ParameterError(f"{path} is a folder; give a workflow file or a job file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is not valid TOML: {error}") from None
+    table = read_toml(path, "a workflow file or a job file")
     try:
         return workflow_of(table, Path(path).stem)
     except ParameterError as error:
@@ -127,7 +120,7 @@ def workflow_of(table: Mapping[str, Any], name: str) -> Workflow:
 def _text(table: Mapping[str, Any], key: str) -> str:
     value = table.get(key, "")
     if not isinstance(value, str):
-        raise ParameterError(f"{key}: got {value!r}, needs text in quotes")
+        raise ParameterError(f"{key}: got {shown(value)}, needs text in quotes")
     return value
 
 

@@ -116,6 +116,17 @@ def test_plain_view_prints_lines(log: logging.Logger, capsys: pytest.CaptureFixt
     assert lines[-2:] == ["the mask cuts the map", "done"]
 
 
+def test_names_from_files_do_not_reach_a_terminal_raw(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    with closing(LiveProgress(log, Console(file=screen, force_terminal=True, width=100, color_system=None))):
+        log.warning("left out %s", "\x1b]0;owned\x07.mrc")
+    with closing(PlainProgress(log)):
+        log.warning("left out %s", "\x1b]0;owned\x07.mrc")
+    for text in (screen.getvalue(), capsys.readouterr().out):
+        assert "left out \\x1b]0;owned\\x07.mrc" in text
+        assert "\x1b]0;" not in text
+
+
 def test_sizes_are_short_and_nothing_is_no_words() -> None:
     counts = (0, 999, 1000, 9949, 9951, 999_499, 999_500, 4.1e6, 2.6e10, 1.23e15)
     sizes = ["0 B", "999 B", "1.0 kB", "9.9 kB", "10 kB", "999 kB", "1.0 MB", "4.1 MB", "26 GB", "1230 TB"]

@@ -37,7 +37,7 @@ from typing import Any
 
 from cloudem.cloud.local import namespaces
 from cloudem.cloud.metadata import ENDPOINT, utc_text
-from cloudem.errors import ProviderError
+from cloudem.errors import ProviderError, parsing
 from cloudem.processes import ending_with_this
 
 LOOK_S = 0.1
@@ -53,10 +53,14 @@ LATE_S = 15.0
 def read(path: Path) -> dict[str, Any] | None:
     """Return what a file says; None where there is none."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found
+    with parsing(f"{path} is damaged", "end the machine and delete its folder", ProviderError):
+        found = json.loads(raw)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+        return found
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from cloudem.cloud.nodes import InstanceType
-from cloudem.errors import FormatError
+from cloudem.errors import FormatError, parsing, shown
 
 How: TypeAlias = Literal["measured", "scaled", "supposed"]
 
@@ -107,12 +107,24 @@ def speeds(path: Path | None = None) -> Speeds:
     table = _shipped()
     path = speed_file() if path is None else path
     try:
-        own = SpeedRow(**json.loads(path.read_text(encoding="utf-8")))
+        raw = path.read_bytes()
     except FileNotFoundError:
         own = replace(table.families[LOCAL], cores=os.cpu_count() or 1)
-    except (ValueError, TypeError) as error:
-        raise FormatError(f"{path}: {error}; measure this machine again: cloudem plan --benchmark") from None
+    else:
+        with parsing(f"{path} is damaged", "measure this machine again: cloudem plan --benchmark"):
+            own = _checked(SpeedRow(**json.loads(raw)))
     return replace(table, families={**table.families, LOCAL: own})
+
+
+def _checked(row: SpeedRow) -> SpeedRow:
+    """Return a row of a file, or say what of it cannot be reckoned with."""
+    for name, least, most in (("core", 1e-6, 1e6), ("threads", 0.1, 100), ("spread", 1, 1e6), ("cores", 0, 1e5)):
+        value = getattr(row, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"{name} is {shown(value)}, not a number from {least:g} to {most:g}")
+    if not all(isinstance(text, str) for text in (row.processor, row.how, row.date, row.source)):
+        raise ValueError("processor, how, date and source are not all text")
+    return replace(row, cores=int(row.cores))
 
 
 def speed_file() -> Path:

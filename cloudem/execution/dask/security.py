@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -36,6 +35,9 @@ ENVIRONMENT = "CLOUDEM_CERTIFICATES"
 
 CLOCKS_DIFFER = timedelta(hours=1)
 """Certificates count from that long before they were made, for machines whose clocks are behind."""
+
+LARGEST = 64 << 10
+"""Bytes of the largest certificate or key that is read."""
 
 HOW_TO_MAKE = "make some with `cloudem cluster certificates --out certs` and give --certificates certs"
 
@@ -93,9 +95,12 @@ def security_of(folder: str | Path) -> Any:
     contents = {}
     for name, path in paths.items():
         try:
-            contents[name] = path.read_bytes()
+            with path.open("rb") as file:
+                contents[name] = file.read(LARGEST + 1)
         except OSError as error:
             raise ParameterError(f"{path} cannot be read ({error.strerror}); run as the user who owns it") from None
+        if len(contents[name]) > LARGEST:
+            raise ParameterError(f"{path} has more than {LARGEST >> 10} KiB, so it is no certificate; {HOW_TO_MAKE}")
     _check(folder, contents)
     return _security({name: str(path) for name, path in paths.items()})
 
@@ -248,22 +253,27 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def _check(folder: str | Path, contents: dict[str, bytes]) -> None:
-    """Say what is wrong with certificates here, where there is a name for it, rather than in a failing handshake."""
+    """Say what is wrong with certificates here, where there is a name for it, rather than in a failing handshake.
+
+    What the parser raises is no fixed list: kinds of keys and versions that it does not know have errors of their own.
+    What it says may quote the key, so that it is not repeated.
+    """
     try:
         authority = x509.load_pem_x509_certificate(contents[AUTHORITY])
         certificate = x509.load_pem_x509_certificate(contents[CERTIFICATE])
         key = serialization.load_pem_private_key(contents[KEY], password=None)
-    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):  # what they say may quote the key
+        public, known = key.public_key(), certificate.public_key()
+        start = max(one.not_valid_before_utc for one in (authority, certificate))
+        end = min(one.not_valid_after_utc for one in (authority, certificate))
+    except Exception:
         raise ParameterError(f"{folder}: {', '.join(FILES)} are not all whole PEM files; {HOW_TO_MAKE}") from None
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except Exception:
         raise ParameterError(f"{folder}: {CERTIFICATE} was not signed by {AUTHORITY}; copy the whole folder") from None
-    if key.public_key() != certificate.public_key():
+    if public != known:
         raise ParameterError(f"{folder}: {KEY} does not belong to {CERTIFICATE}; copy the whole folder")
     now = datetime.now(UTC)
-    start = max(one.not_valid_before_utc for one in (authority, certificate))
-    end = min(one.not_valid_after_utc for one in (authority, certificate))
     if now > end:
         raise ParameterError(f"{folder}: the certificates expired on {end:%Y-%m-%d %H:%M} UTC; {HOW_TO_MAKE}")
     if now < start:

@@ -7,16 +7,18 @@ images times ``blob/sign`` have bright protein. What cloudem does not understand
 """
 
 import json
+import math
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from cloudem.errors import CloudemError, FormatError, InconsistentDataError, MissingColumnError, ParameterError
-from cloudem.io.formats.sources import SourceTable
+from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, parsing, shown
+from cloudem.io.formats.sources import LARGEST, SourceTable
 from cloudem.io.storage.files import open_table
 from cloudem.io.storage.location import folder_of, is_remote
 from cloudem.model.optics import OpticsGroup
@@ -108,24 +110,35 @@ def read_particles_cs(
 
 
 def _load(path: str) -> Fields:
-    try:
-        # A file is mapped, so that nothing is allocated for rows that it does not have, and memory that nobody fills
-        # costs nothing for an object; a pickle in either is refused.
-        with open_table(path) as file:
-            mapped = not is_remote(path)
+    # A pickle is refused; a file is mapped, which needs no memory but that of the fields.
+    with open_table(path) as file:
+        mapped = not is_remote(path)
+        with parsing(f"{path} is not a cryoSPARC .cs file, or is truncated", "export or copy it again"):
+            _check_header(file)
+            file.seek(0)
             data = np.load(folder_of(path) if mapped else file, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except CloudemError:
-        raise
-    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is not a cryoSPARC .cs file, or is truncated: {reason}") from error
-    names = getattr(data.dtype, "names", None) if isinstance(data, np.ndarray) else None
+    names = data.dtype.names
     if not names or data.ndim != 1:
         raise FormatError(f"{path} is not a cryoSPARC .cs file: it holds no table")
-    bad = [name for name in names if data.dtype[name].base.kind not in "biufSU"]
+    bad = [name for name in names if data.dtype[name].base.kind not in "biufSU" or not data.dtype[name].itemsize]
     if bad:
-        raise FormatError(f"{path} has fields of unknown type ({bad[0]}: {data.dtype[bad[0]]}); write it again")
+        kind = shown(str(data.dtype[bad[0]]))
+        raise FormatError(f"{path} has fields of unknown type ({shown(bad[0])}: {kind}); write it again")
     return {name: np.array(data[name]) for name in names}
+
+
+def _check_header(file: BinaryIO) -> None:
+    """Raise ValueError, before anything is allocated, unless the file has the bytes that its header promises."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version[0]}.{version[1]} of NumPy's format, and 1.0 or 2.0 is needed")
+    with warnings.catch_warnings():  # Python's, about the text of a damaged header
+        warnings.simplefilter("ignore")
+        shape, _, dtype = read(file)
+    start, size = file.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > file.seek(0, os.SEEK_END) - start:
+        raise ValueError(f"{shape} rows of {dtype.itemsize} bytes are more than it holds")
 
 
 def _join(first: Fields, second: Fields, path: str, other: str) -> Fields:
@@ -207,7 +220,7 @@ def _numbers(path: str, fields: Fields, field: str, width: int | None = 0) -> ND
             f"{path}: {field} has the type {values.dtype} {values.shape[1:]}, which is not what it should be"
         )
     numbers = values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1))
+    bad = np.flatnonzero(~(np.abs(numbers) <= LARGEST).reshape(len(numbers), -1).all(axis=1))
     if len(bad):
         raise FormatError(
             f"{path}: {field} of particle {bad[0] + 1} is not a finite number ({len(bad)} such rows); leave those out"

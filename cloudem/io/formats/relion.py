@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError
-from cloudem.io.formats.sources import SourceTable, split_image_names
+from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, shown
+from cloudem.io.formats.sources import LARGEST, SourceTable, split_image_names
 from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import COLUMNS, TEXT, Particles
@@ -133,8 +133,10 @@ def group_of_rows(table: Mapping[str, NDArray[Any]]) -> range:
     return range(len(next(iter(table.values()), ())))
 
 
-def numbers_of(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.float64]:
-    """Return a column as finite numbers.
+def numbers_of(
+    path: str, table: Mapping[str, NDArray[Any]], label: str, largest: float = LARGEST
+) -> NDArray[np.float64]:
+    """Return a column as numbers of at most a size.
 
     Raises
     ------
@@ -145,17 +147,17 @@ def numbers_of(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDAr
         values = table[label].astype(np.float64)
     except ValueError:
         values = np.array([_number(str(text)) for text in table[label]])
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = np.flatnonzero(~(np.abs(values) <= largest))
     if len(bad):
         raise FormatError(
-            f"{path}: _{label} of row {bad[0] + 1} is {str(table[label][bad[0]])!r}, a number is needed "
+            f"{path}: _{label} of row {bad[0] + 1} is {shown(str(table[label][bad[0]]))}, a number is needed "
             f"({len(bad)} such rows); correct the column or leave those particles out"
         )
     return np.asarray(values, dtype=np.float64)
 
 
 def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
-    values = numbers_of(path, table, label)
+    values = numbers_of(path, table, label, np.finfo(float).max)
     if len(values) and not ((abs(values) < 2**31) & (values == np.rint(values))).all():
         raise FormatError(f"{path}: _{label} has values that are not whole numbers of the usual size; correct it")
     return values.astype(np.int64)
@@ -185,6 +187,8 @@ def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[Star
     if "rlnOpticsGroup" not in optics:
         raise MissingColumnError(f"{path}: its optics table has no _rlnOpticsGroup; write the file again with RELION")
     numbers = _whole(path, optics, "rlnOpticsGroup")
+    if not len(numbers):
+        raise FormatError(f"{path}: its optics table has no rows; write the file again with RELION")
     rows = len(table["rlnImageName"])
     if "rlnOpticsGroup" not in table:
         if len(numbers) > 1:
@@ -258,7 +262,7 @@ def _old_pixel_size(path: str, table: StarTable) -> float:
     if "rlnDetectorPixelSize" not in table or "rlnMagnification" not in table:
         return 0.0
     magnification = numbers_of(path, table, "rlnMagnification")
-    if not (magnification > 0).all():
+    if not (magnification >= 1).all():
         raise FormatError(f"{path} states a magnification of {magnification.min():g}; correct it")
     sizes = 1e4 * numbers_of(path, table, "rlnDetectorPixelSize") / magnification
     if np.ptp(sizes) > 1e-4 * abs(sizes[0]):

@@ -18,6 +18,9 @@ from cloudem.model.particles import Particles
 
 _FILES_KEPT = 128
 
+LARGEST = 1e30
+"""No number of a table is beyond, in any unit; what is would only overflow later."""
+
 
 @dataclass(frozen=True)
 class SourceTable:

@@ -100,7 +100,7 @@ class _Reader:
         self._path = path
         self._blocks: dict[str, StarTable] = {}
         self._block: str | None = None
-        self._labels: list[str] = []
+        self._labels: dict[str, None] = {}  # in order; a list would be searched for each of them
         self._in_loop = False
         self._rows: list[list[str]] = []
         self._done: list[list[NDArray[Any]]] = []
@@ -153,13 +153,13 @@ class _Reader:
         values = _split(text)
         label = values[0][1:]
         if label in self._labels or label in self._pairs:
-            raise FormatError(f"{self._path} line {number}: the label _{label} is there twice")
+            raise FormatError(f"{self._path} line {number}: the label _{label[:60]} is there twice")
         if self._in_loop:
-            self._labels.append(label)
+            self._labels[label] = None
         elif len(values) > 1:
             self._pairs[label] = np.array([values[1]], dtype=TEXT)
         else:
-            raise FormatError(f"{self._path} line {number}: the label _{label} has no value")
+            raise FormatError(f"{self._path} line {number}: the label _{label[:60]} has no value")
 
     def _take_row(self, text: str, number: int) -> None:
         values = _split(text)
@@ -184,7 +184,7 @@ class _Reader:
             columns = [np.concatenate(parts) for parts in zip(*(self._done or [empty]), strict=True)]
             if self._block is not None and self._block not in self._blocks:
                 self._blocks[self._block] = dict(zip(self._labels, columns, strict=True))
-        self._labels, self._done, self._in_loop = [], [], False
+        self._labels, self._done, self._in_loop = {}, [], False
 
     def _end_block(self) -> None:
         self._end_loop()

@@ -3,6 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
+from benchmarks.bars.mutated_files import model
 from cloudem.errors import FormatError, MissingInputError, ParameterError
 from cloudem.io.formats.atomic_model import read_atoms
 
@@ -84,3 +85,34 @@ def test_bad_files_are_named(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(FormatError, match=name):
             read_atoms(tmp_path / name)
+
+
+def assembled(operators: str) -> bytes:
+    return model().files["model.cif"].replace(b"1 1,2 A,B", f"1 {operators} A,B".encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (assembled("(1-2000000000)"), "hundreds of thousands of copies"),
+        (assembled(",".join(["1"] * 30_000)), "30,000 copies"),
+        (assembled("1").replace(b" 21.0 ", b" 999999.0 "), "the B-factor of atom 1"),
+        (assembled("1").replace(b" 21.0 ", b" nan "), "the B-factor of atom 1"),
+        (assembled("1").replace(b" 1.00 ", b" 0.00 "), "occupancies of all atoms are 0"),
+        (assembled("1").replace(b"ATOM 3 C ", b"ATOM 3 Qq "), "the element of atom 3 is not known"),
+        (assembled("1").replace(b" ALA ", b" \xff\xfe "), "cannot be read as mmCIF or PDB"),
+    ],
+)
+def test_what_no_map_can_be_made_of_is_refused_at_once(content, message, tmp_path):
+    (tmp_path / "a.cif").write_bytes(content)
+    with pytest.raises(FormatError, match=message):
+        read_atoms(tmp_path / "a.cif", "1")
+
+
+def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path):
+    (tmp_path / "a.cif.gz").write_bytes(gzip.compress(b"#" * (80 << 20), 1))
+    with pytest.raises(FormatError, match="unpacks to more than 64 MiB"):
+        read_atoms(tmp_path / "a.cif.gz")
+    (tmp_path / "a.cif.gz").write_bytes(b"no gzip")
+    with pytest.raises(FormatError, match="cannot be read"):
+        read_atoms(tmp_path / "a.cif.gz")

@@ -1,0 +1,51 @@
+"""Read the TOML of job files and workflow files."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from cloudem.errors import MissingInputError, ParameterError, parsing
+
+LARGEST = 128 << 10
+"""Bytes of the largest file that is read: a hundred long steps."""
+
+LONGEST_LINE, MOST_DOTS = 5_000, 200
+"""Characters of a line, and dots: the parser's time and memory grow with the square of a dotted key's parts."""
+
+
+def read_toml(path: str, needed: str) -> dict[str, Any]:
+    """Return the table that a TOML file holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    needed
+        What to give, for messages: ``"a job file"``.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ParameterError
+        If it cannot be read, or is no TOML, or larger than anything that people write.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: no such file; give {needed}") from None
+    except IsADirectoryError:
+        raise ParameterError(f"{path} is a folder; give {needed}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ParameterError(f"{path} cannot be read ({error}); give {needed}") from None
+    if len(raw) > LARGEST:
+        raise ParameterError(f"{path} has more than {LARGEST >> 10} KiB, so it is no TOML of cloudem; give {needed}")
+    with parsing(f"{path} is not TOML", f"give {needed}", ParameterError):
+        text = raw.decode("utf-8").replace("\r\n", "\n")
+        for number, line in enumerate(text.split("\n"), start=1):
+            if len(line) > LONGEST_LINE or line.count(".") > MOST_DOTS:
+                raise ValueError(f"line {number} has more than {LONGEST_LINE:,} characters or {MOST_DOTS} dots")
+        return tomllib.loads(text)
