@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import JOBS, find_job, parameter
+from cloudem.jobs.base import find_job, known_jobs, parameter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ class PlanCommand(Command):
         workflow, given = self._workflow(), self._given()
         described = given.over(None) is not None
         # of a job without a file nothing is there
-        said = [] if self.what in JOBS else preflight(workflow, described=described, planning=True)
+        said = [] if self.what in known_jobs() else preflight(workflow, described=described, planning=True)
         plan = make_plan(
             workflow,
             region=self.region,
@@ -122,7 +122,7 @@ class PlanCommand(Command):
         from cloudem.runs.workflow import Step, Workflow, read_workflow
 
         assert self.what is not None  # noqa: S101 - see run
-        if self.what not in JOBS:
+        if self.what not in known_jobs():
             return read_workflow(self.what)
         if self.what not in PLANNED:
             raise ParameterError(f"{self.what} cannot be planned on its own; give a workflow file, or refine3d")

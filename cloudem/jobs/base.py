@@ -58,6 +58,9 @@ JOBS: dict[str, str] = {
 }
 """Name of each job and where its declaration is; imported when asked for."""
 
+JOBS_OF_OTHERS = "cloudem.jobs"
+"""Entry points of this group are jobs, too: of packages that are installed, their name and where the declaration is."""
+
 UNITS: dict[str, str] = {
     "A": "Å",
     "A2": "Å²",
@@ -388,6 +391,15 @@ class Job(Declaration):
         raise NotImplementedError(f"{type(self).__name__} declares no run()")
 
 
+def known_jobs() -> dict[str, str]:
+    """Return the name of every job and where its declaration is: those of cloudem, and those of installed packages.
+
+    A package cannot replace a job of cloudem.
+    """
+    others = {point.name: point.value for point in metadata.entry_points(group=JOBS_OF_OTHERS)}
+    return {**others, **JOBS} if others else JOBS
+
+
 def find_job(name: str) -> type[Job]:
     """Return the declaration of the job called ``name``.
 
@@ -396,14 +408,15 @@ def find_job(name: str) -> type[Job]:
     ParameterError
         If there is no such job.
     """
-    if name not in JOBS:
+    known = JOBS if name in JOBS else known_jobs()
+    if name not in known:
         raise ParameterError(
-            f"there is no job {shown(name)}{_did_you_mean(name, JOBS)}; available jobs are {', '.join(JOBS)}"
+            f"there is no job {shown(name)}{_did_you_mean(name, known)}; available jobs are {', '.join(known)}"
         )
-    module, _, attribute = JOBS[name].partition(":")
+    module, _, attribute = known[name].partition(":")
     declaration = getattr(importlib.import_module(module), attribute)
     if not (isinstance(declaration, type) and issubclass(declaration, Job)):
-        raise TypeError(f"{JOBS[name]} is not a Job")
+        raise TypeError(f"{known[name]} is not a Job")
     return declaration
 
 
