@@ -150,6 +150,8 @@ name = "sharpen"
 halves = "refine"
 """
 
+    from cloudem.jobs.artefacts import sizes_of
+
     def read(path: Path) -> None:
         if path.name == "workflow.toml":
             jobs = [step.job for step in read_workflow(str(path)).steps]
@@ -158,7 +160,7 @@ halves = "refine"
                 read_workflow(str(path))
             jobs = read_job_file(str(path))
         for job in jobs:
-            job.project()
+            job.work(sizes_of(job))
 
     files = {"one.toml": one, "several.toml": several, "workflow.toml": workflow}
     return Kind({name: text.encode() for name, text in files.items()}, read)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import importlib
+import json
 import logging
 import os
 import platform
@@ -439,6 +441,13 @@ def is_of(record: Mapping[str, Any], job: Job) -> bool:
         mine.pop(name, None)
         theirs.pop(name, None)
     return (record.get("job"), theirs, record.get("inputs")) == (job.name, mine, _inputs(job))
+
+
+def fingerprint_of(job: Job) -> str:
+    """Return a short text that tells a job with its parameters and inputs from any other, wherever its output lies."""
+    mine = {name: value for name, value in job.model_dump(mode="json").items() if name != "out"}
+    text = json.dumps([job.name, mine, _inputs(job)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _inputs(job: Job) -> dict[str, str]:

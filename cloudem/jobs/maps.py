@@ -227,7 +227,7 @@ def read_mask(
     low, high = volume.data.min(), volume.data.max()
     if low < -1e-3 or high > 1 + 1e-3:
         raise InconsistentDataError(
-            f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask 0 to 1; make one with cloudem mask"
+            f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask from 0 to 1; make one with cloudem mask"
         )
     own = Grid(len(volume.data), volume.pixel_size, volume.origin)
     data = fitted(volume, "mask", box, pixel_size, progress, whose).clip(0, 1)

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import CloudemError, OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, fingerprint_of, parameter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cloudem.io.formats.mrc import Volume
     from cloudem.jobs.maps import Grid
 
@@ -50,9 +47,13 @@ class Mask(Job):
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is to be one file."""
+        """Check the map's header, and that the mask is a new file."""
+        from cloudem.io.storage.location import exists
+
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
+        if exists(self.out):  # and is not what this very command makes
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         if not inputs.awaited(self.map):
             self._grid()
 
@@ -67,9 +68,7 @@ class Mask(Job):
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.io.formats.mrc import require_writable_origin, write_volume
-        from cloudem.io.storage.location import exists
 
-        there = exists(self.out)
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
@@ -82,12 +81,7 @@ class Mask(Job):
                 extend=self.extend_A,
                 edge=self.edge_A,
             )
-        if there:
-            if self._is_there(mask):  # the command was given again after it had been interrupted at its end
-                context.progress.message(f"already finished: {self.out} holds this result")
-                return
-            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
-        write_volume(self.out, mask, volume.pixel_size, volume.origin)
+        write_volume(self.out, mask, volume.pixel_size, volume.origin, self._label())
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
@@ -98,14 +92,17 @@ class Mask(Job):
 
         return result_grid(self.map) if has_group(self.map, "result") else check_map(self.map)
 
-    def _is_there(self, mask: NDArray[np.float32]) -> bool:
-        from cloudem.io.formats.mrc import read_volume
+    def is_finished(self) -> bool:
+        """Return whether the file is what this very command makes: its header carries the fingerprint of both."""
+        from cloudem.io.formats.mrc import first_label
+        from cloudem.io.storage.location import folder_of, is_remote
 
-        try:
-            found = read_volume(self.out).data
-        except CloudemError:
+        if not is_remote(self.out) and not folder_of(self.out).is_file():
             return False
-        return found.shape == mask.shape and bool((found == mask).all())
+        return first_label(self.out) == self._label()
+
+    def _label(self) -> str:
+        return f"cloudem mask, {fingerprint_of(self)}"
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume

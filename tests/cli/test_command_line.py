@@ -35,6 +35,7 @@ def count(*arguments: str, cwd: Path, **options: object) -> subprocess.Completed
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a shell may have ignored
         **options,
     )
 

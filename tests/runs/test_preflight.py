@@ -108,18 +108,29 @@ WRONG: dict[str, tuple[Callable[[str], None], dict[str, Any], str]] = {
     "no pixel size": (patched(40, bytes(12)), REFINE, "states no pixel size"),
     "truncated": (truncated, REFINE, "is truncated"),
     "no map": (nothing, {**REFINE, "reference": "p.zarr/zarr.json"}, "MRC"),
-    "reference too small": (nothing, {**REFINE, "reference": "tiny.mrc"}, "smaller than --diameter-A 60"),
+    "reference too small": (
+        nothing,
+        {**REFINE, "reference": "tiny.mrc"},
+        "smaller than the particle of --diameter-A 60",
+    ),
     "missing mask": (nothing, {**REFINE, "mask": "none.mrc"}, "none.mrc does not exist"),
-    "diameter": (nothing, {**REFINE, "diameter_A": 90}, "does not fit into the images"),
+    "diameter": (nothing, {**REFINE, "diameter_A": 90}, "does not fit in the images"),
     "group": (nothing, {**REFINE, "symmetry": "Q4"}, "Q4"),
-    "other results": (result_of_other, {**REFINE, "out": "out"}, "holds this job with other .*--diameter-A;"),
-    "lost shard": (lost_shard, REFINE, "none of its shards can be read"),
+    "other results": (result_of_other, {**REFINE, "out": "out"}, "contains this job with another .*--diameter-A;"),
+    "lost shard": (lost_shard, REFINE, "no shard can be read"),
     "no particles": (nothing, {"job": "reconstruct", "particles": "start.mrc"}, "is a file; import it first"),
-    "results": (result_of_other, {"job": "reconstruct", "particles": "p.zarr", "out": "out"}, "holds results already"),
-    "mask of another grid": (nothing, {**HALVES, "mask": "coarse.mrc"}, "has a box of 8 voxels"),
+    "results": (
+        result_of_other,
+        {"job": "reconstruct", "particles": "p.zarr", "out": "out"},
+        "already contains results",
+    ),
     "other half": (nothing, {**HALVES, "half2": "coarse.mrc"}, "give the two half-maps of one reconstruction"),
     "no half": (nothing, {**HALVES, "halves": "start.mrc"}, "does not have half1 in its name"),
-    "mask is there": (nothing, {"job": "mask", "map": "start.mrc", "out": "tiny.mrc"}, "exists; give another name"),
+    "mask is there": (
+        nothing,
+        {"job": "mask", "map": "start.mrc", "out": "tiny.mrc"},
+        "already exists; choose another name",
+    ),
     "no mask": (nothing, {"job": "mask", "map": "start.mrc", "out": "mask"}, "ends in .mrc"),
     "nothing to export": (nothing, {"job": "export", "source": "none", "out": "files"}, "none does not exist"),
     "is there": (nothing, {"job": "export", "source": "p.zarr", "out": "p.zarr"}, "exists already"),
@@ -143,7 +154,7 @@ def test_remote_inputs_are_looked_at_too(s3: Any) -> None:
     with pytest.raises(ParameterError, match="half-set 2 is empty"):
         preflight(flow(folder, REFINE), planning=True)
     mask = {"job": "mask", "map": "start.mrc", "out": "tiny.mrc"}
-    with pytest.raises(OutputExistsError, match="exists; give another name"):
+    with pytest.raises(OutputExistsError, match="already exists; choose another name"):
         preflight(flow(folder, mask))
 
 

@@ -142,7 +142,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
     assert state.spent_usd <= 0.004 + state.overshoot_usd
     end(store.record().name, provider)
 
-    with pytest.raises(ParameterError, match="give more"):
+    with pytest.raises(ParameterError, match="give a higher limit"):
         resume(store, state.spent_usd / 2, None, time.time())
     wanted = resume(store, 5.0, None, time.time())
     assert wanted.launch == 2

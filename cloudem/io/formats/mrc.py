@@ -26,6 +26,9 @@ from cloudem.io.storage.files import new_file
 from cloudem.io.storage.location import folder_of, is_remote, read_start, storage_errors
 
 HEADER_BYTES = 1024
+
+_LABEL = slice(224, 304)
+"""Bytes of the first of ten labels."""
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
@@ -379,7 +382,9 @@ def _start(pixel_size: float, origin: Vector) -> tuple[int, int, int] | None:
     return x, y, z
 
 
-def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, origin: Vector = NOWHERE) -> None:
+def write_volume(
+    path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, origin: Vector = NOWHERE, label: str = ""
+) -> None:
     """Write a map ``(n, n, n)`` as MRC mode 2, to a file or to S3; it appears when it is whole.
 
     Parameters
@@ -392,6 +397,8 @@ def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: f
         Å per voxel.
     origin
         Position of the first voxel's centre, Å along x, y, z.
+    label
+        Text that the header carries, up to 80 characters of ASCII; none if empty.
 
     Raises
     ------
@@ -409,6 +416,9 @@ def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: f
         header[16:28] = np.array(_start(pixel_size, origin), "<i4").tobytes()
     else:
         header[196:208] = np.array(origin, "<f4").tobytes()
+    if label:
+        header[220:224] = (1).to_bytes(4, "little")
+        header[_LABEL] = label.encode("ascii")[:80].ljust(80)
     with new_file(path, HEADER_BYTES + values.nbytes) as file:
         file.write(header)
         file.write(values.data)
@@ -486,6 +496,12 @@ def _header(
     raw = bytearray(words.tobytes())
     raw[208:216] = b"MAP \x44\x44\x00\x00"
     return bytes(raw)
+
+
+def first_label(path: str | os.PathLike[str]) -> str:
+    """Return the first label in the header of an MRC file; empty where there is no such file, or no label."""
+    found = read_start(path, HEADER_BYTES)
+    return found[0][_LABEL].decode("ascii", errors="replace").strip("\0 ") if found is not None else ""
 
 
 def _byte_order(raw: bytes, path: str) -> Literal["<", ">"]:

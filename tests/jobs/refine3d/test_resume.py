@@ -271,7 +271,7 @@ def test_more_or_fewer_iterations_may_be_asked_of_a_stopped_run(asked_before, sc
     with pytest.raises(StoppedError):
         run(stopped, lambda: Failing(4))
     progress = run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
-    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations" in progress.warnings()
+    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations to continue" in progress.warnings()
     assert_same_bits(tmp_path / "out", undisturbed)
 
 
