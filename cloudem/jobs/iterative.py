@@ -12,14 +12,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from cloudem.errors import FormatError, InconsistentDataError, OutputExistsError, StorageError
 from cloudem.jobs.base import Context, Job, option_of, parameter
 from cloudem.model.columns import Value
 from cloudem.traffic import Moved, difference, purpose
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CHECKPOINT = "checkpoint"
 """Group that holds what the next iteration needs."""

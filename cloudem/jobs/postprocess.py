@@ -231,7 +231,7 @@ def result_grid(url: str, pixel_size: float | None = None) -> Grid:
     except (StorageError, KeyError) as error:
         if "half1" in str(error) or isinstance(error, KeyError) or not attributes:
             raise MissingInputError(
-                f"{url} holds no half-maps; give the finished results of refine3d or reconstruct"
+                f"{url} contains no half-maps; give the finished results of refine3d or reconstruct"
             ) from error
         raise
     factor = pixel_size / own if pixel_size else 1.0

@@ -150,7 +150,10 @@ CASES = {
     "no group": (values(symmetry="Q4"), "Q4"),
     "C0": (values(symmetry="C0"), "C0"),
     "no mask": (values(mask="nowhere.mrc"), "nowhere.mrc does not exist"),
-    "map as mask": (map_as_mask, r"the mask .* has values from .* to .*, a mask 0 to 1; make one with cloudem mask"),
+    "map as mask": (
+        map_as_mask,
+        r"the mask .* has values from .* to .*, a mask from 0 to 1; make one with cloudem mask",
+    ),
     "local without poses": (values(local=True), "rot.*tilt.*psi"),
     "negative": (values(diameter_A=-3), "--diameter-A: got '-3', needs greater than 0, in Å"),
 }

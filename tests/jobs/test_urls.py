@@ -133,7 +133,7 @@ def test_the_other_jobs(refined, project, tmp_path):
     assert exists(page)
 
 
-def test_simulate_import_and_reconstruct(project, tmp_path):
+def test_simulate_import_and_reconstruct(project, refined, tmp_path):
     out = join(project, "simulated")
     given = {"demo": True, "box_px": 32, "pixel_size_A": 6.0, "count": 120, "snr": 0.5}
     run(Simulate(out=out, **given))

@@ -128,7 +128,7 @@ def test_a_run_survives_its_controller_and_a_node_and_leaves_nothing(scene, undi
     assert end(cluster, provider) == []
     found = look(provider, time.time())
     assert (dict(found.used), list(found.left)) == ({}, [])
-    assert any("begins" in line for line in Path(store.url, "log.txt").read_text().splitlines())
+    assert any("controller of launch 1 started" in line for line in Path(store.url, "log.txt").read_text().splitlines())
     assert "lost without notice, replaced" in Path(store.url, "report.html").read_text()
 
 
