@@ -385,11 +385,12 @@ def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any]) -> Stack
         raise FormatError(f"{url}/images/zarr.json is damaged: it is not Zarr v3 metadata; import again")
     try:
         layout = parse_layout(document)
+        box = layout.box  # particles are square
         if not layout.direct:
             check_chunks(document)
     except FormatError as error:
         raise FormatError(f"{url}/images/zarr.json: {error}") from error
-    for name, found in (("particles", layout.count), ("box", layout.box)):
+    for name, found in (("particles", layout.count), ("box", box)):
         if attributes.get(name) != found:
             raise FormatError(
                 f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {str(attributes.get(name))[:40]}: one "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class ParticleWriter:
         if self._in_shard:
             self._layout.images_of(self._filled())[self._in_shard :] = 0  # what another shard left
             self._write_shard()
-        layout = StackLayout(count, self._layout.box, self._layout.dtype, self._layout.chunk, self._layout.shard)
+        layout = replace(self._layout, count=count)
         self._uploads.send("images/zarr.json", layout.metadata({"unit": "standard deviations of the background"}))
         write_group(self._url, "columns", *particles_to_arrays(particles), guard=self._guard)
         self._uploads.wait()
