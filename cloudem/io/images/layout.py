@@ -34,7 +34,7 @@ SHARD_IMAGES = 1024
 SHARD_BYTES = 64 * 2**20
 """Bytes in a shard at most, unless one image has more: a shard is held in memory while it is written."""
 
-_MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
+MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
 """Side of an image, and chunks in a shard, beyond which metadata are not believed: memory is taken by them."""
 
 _MOST_SHARD_PIXELS = 2**31
@@ -221,7 +221,7 @@ def parse_layout(document: Mapping[str, Any], item: str = "particle") -> StackLa
     """
     again = f"import the {item}s again"
     shape, dtype = document.get("shape"), document.get("data_type")
-    if not _are_sizes(shape, 3) or max(shape[1:]) > _MOST_PIXELS or dtype not in ("float16", "float32"):
+    if not _are_sizes(shape, 3) or max(shape[1:]) > MOST_PIXELS or dtype not in ("float16", "float32"):
         raise FormatError(
             f"images of shape {shape!r:.60} and type {dtype!r:.20} were found where (n, y, x) of float16 or float32 is "
             f"needed; {again}"
