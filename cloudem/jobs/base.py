@@ -190,10 +190,13 @@ class Inputs:
         Outputs of the steps before it in a workflow.
     described
         What is not there is accepted, because the user said what it will hold.
+    replaced
+        What the same job left in ``OUT`` will be deleted first.
     """
 
     made: tuple[str, ...] = ()
     described: bool = False
+    replaced: bool = False
 
     def awaited(self, place: str) -> bool:
         """Return whether a place need not be there yet, so that nothing can be known of it."""
@@ -311,6 +314,8 @@ class Job(Declaration):
     """Whether it adds to the results of another job, in their ``OUT``."""
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
     """Kinds of what it makes: by the name below ``OUT``, "" for ``OUT`` itself."""
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """Where ``OUT`` is made as a whole, the names of all that it writes there: nothing else is deleted with it."""
     columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
     """Of the rows that it shows while it runs, and keeps."""
     sections: ClassVar[tuple[Section, ...]] = STANDARD
@@ -340,9 +345,7 @@ class Job(Declaration):
             return Preflight((f"already finished: {self.out} holds this result",))
         from cloudem.io.storage.location import check_new, exists
 
-        if self.out in inputs.made and not self.reads_out:
-            raise ParameterError(f"--out is {self.out}, as of a step before; give each its own")
-        if self.new_out:
+        if self.new_out and not inputs.replaced:
             check_new(self.out)
         self.check(inputs, warnings.append)
         for name in sorted(places(type(self)) - {"out"}):
@@ -379,6 +382,24 @@ class Job(Declaration):
         except CloudemError:  # it will be said by whoever reads it
             return False
         return record is not None and not getattr(self, "restart", False) and is_of(record, self)
+
+    def begun_record(self) -> Mapping[str, Any] | None:
+        """Return the record of what lies in ``OUT``, finished or not, None if nothing there says what it is."""
+        from cloudem.io.storage.groups import read_attributes
+
+        return self.kept_record() or read_attributes(self.out, "")
+
+    def discard(self, guard: Callable[[], None]) -> None:
+        """Delete the results that this job left in ``OUT``, but for their record; the guard is called before each.
+
+        By default these are all groups that hold no results of another job, the result first.
+        """
+        from cloudem.io.storage.groups import delete_group, list_groups, read_attributes
+
+        for name in sorted(list_groups(self.out, ""), key=lambda name: name != "result"):
+            if "job" not in (read_attributes(self.out, name) or {}):
+                guard()
+                delete_group(self.out, name)
 
     def tidy(self, context: Context) -> None:
         """Finish what a run did not that was interrupted after it had written its result."""
@@ -421,11 +442,21 @@ def job_record(job: Job) -> dict[str, Any]:
 
 def is_of(record: Mapping[str, Any], job: Job) -> bool:
     """Return whether a result was made by a job with the same parameters from the same inputs."""
+    return record.get("job") == job.name and differences(record, job) == ([], [])
+
+
+def differences(record: Mapping[str, Any], job: Job) -> tuple[list[str], list[str]]:
+    """Return which parameters of a job, and which of its inputs, are others than a result was made with."""
     mine, theirs = ({**given} for given in (job.model_dump(mode="json"), record.get("parameters") or {}))
     for name in ("out", "restart", "report"):  # which change no result
         mine.pop(name, None)
         theirs.pop(name, None)
-    return (record.get("job"), theirs, record.get("inputs")) == (job.name, mine, _inputs(job))
+    return _unequal(mine, theirs), _unequal(_inputs(job), record.get("inputs") or {})
+
+
+def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    names = [*mine, *(name for name in theirs if name not in mine)]
+    return [name for name in names if name not in mine or name not in theirs or mine[name] != theirs[name]]
 
 
 def _inputs(job: Job) -> dict[str, str]:

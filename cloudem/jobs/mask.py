@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import CloudemError, OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
+from cloudem.errors import MissingInputError, OutputExistsError, ParameterError
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cloudem.io.formats.mrc import Volume
     from cloudem.jobs.maps import Grid
+
+LABEL = "cloudem mask, made from "
+"""Begins the first label of a mask's header; a digest follows."""
 
 VOXEL_S = 2.0e-6
 """A voxel of the map: CPU-seconds, one run."""
@@ -50,11 +53,31 @@ class Mask(Job):
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is to be one file."""
+        """Check the map's header, and that the mask is to be one file, and a new one."""
+        from cloudem.io.storage.location import exists
+
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
+        if exists(self.out) and not inputs.replaced:
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         if not inputs.awaited(self.map):
             self._grid()
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the label in the mask's header says: it has room for a digest of parameters and inputs."""
+        from cloudem.io.formats.mrc import read_header
+        from cloudem.io.storage.location import exists
+
+        label = read_header(self.out).label if exists(self.out) else ""
+        if not label.startswith(LABEL):
+            return None
+        return job_record(self) if label == self._label() else {"job": self.name}
+
+    def _label(self) -> str:
+        """Return the label of a mask that is made with these parameters from this map."""
+        record = job_record(self)
+        told = {name: value for name, value in record["parameters"].items() if name != "out"}
+        return LABEL + hashlib.sha256(json.dumps([told, record["inputs"]], sort_keys=True).encode()).hexdigest()[:40]
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the map."""
@@ -67,9 +90,8 @@ class Mask(Job):
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.io.formats.mrc import require_writable_origin, write_volume
-        from cloudem.io.storage.location import exists
 
-        there = exists(self.out)
+        label = self._label()
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
@@ -82,30 +104,18 @@ class Mask(Job):
                 extend=self.extend_A,
                 edge=self.edge_A,
             )
-        if there:
-            if self._is_there(mask):  # the command was given again after it had been interrupted at its end
-                context.progress.message(f"already finished: {self.out} holds this result")
-                return
-            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
-        write_volume(self.out, mask, volume.pixel_size, volume.origin)
+        write_volume(self.out, mask, volume.pixel_size, volume.origin, label)
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
     def _grid(self) -> Grid:
         from cloudem.io.storage.groups import has_group
-        from cloudem.jobs.maps import check_map
-        from cloudem.jobs.postprocess import result_grid
+        from cloudem.jobs.maps import check_map, result_grid
 
-        return result_grid(self.map) if has_group(self.map, "result") else check_map(self.map)
-
-    def _is_there(self, mask: NDArray[np.float32]) -> bool:
-        from cloudem.io.formats.mrc import read_volume
-
-        try:
-            found = read_volume(self.out).data
-        except CloudemError:
-            return False
-        return found.shape == mask.shape and bool((found == mask).all())
+        if has_group(self.map, "result"):
+            with suppress(MissingInputError):  # a result without half-maps has a map
+                return result_grid(self.map)
+        return check_map(self.map)
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume
@@ -114,6 +124,7 @@ class Mask(Job):
         from cloudem.jobs.postprocess import read_halves
 
         if has_group(self.map, "result"):
-            one, two = read_halves(self.map)
-            return Volume(0.5 * (one.data + two.data), one.pixel_size, one.origin)
+            with suppress(MissingInputError):
+                one, two = read_halves(self.map)
+                return Volume(0.5 * (one.data + two.data), one.pixel_size, one.origin)
         return read_map(self.map)

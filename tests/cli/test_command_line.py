@@ -17,11 +17,12 @@ import click
 import pytest
 
 from cloudem.cli import command_line
-from cloudem.cli.command_line import JobCommand, RunOptions, _split, read_job_file
+from cloudem.cli.command_line import JobCommand, RunOptions, _split
 from cloudem.cli.commands import DeclaredCommand
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.jobs.base import JOBS, Job, find_job, option_of
+from cloudem.runs.workflow import read_workflow
 from tests.counting_job import Count
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +243,7 @@ def test_a_file_runs_one_job_or_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("job = ", "is not valid TOML"),
+        ("job = ", "is not TOML"),
         ("out = 'x'", "names no job"),
         ("job = 'refine'", "there is no job 'refine', did you mean 'refine3d'"),
         ("job = 'mask'\nvolume_x = 1\nout = 'x'", "mask has no parameter 'volume_x'"),
@@ -254,12 +255,12 @@ def test_a_bad_job_file_is_named_and_explained(text: str, message: str, tmp_path
     path = tmp_path / "job.toml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=f"{re.escape(str(path))}.*{re.escape(message)}"):
-        read_job_file(str(path))
+        read_workflow(str(path))
 
 
 def test_a_missing_job_file_is_a_missing_input() -> None:
     with pytest.raises(MissingInputError) as caught:
-        read_job_file("nowhere.toml")
+        read_workflow("nowhere.toml")
     assert isinstance(caught.value, CloudemError)
 
 

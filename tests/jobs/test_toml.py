@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cloudem.cli.command_line import read_job_file
 from cloudem.errors import ParameterError
 from cloudem.runs.workflow import read_workflow
 
@@ -27,16 +26,15 @@ from cloudem.runs.workflow import read_workflow
 def test_odd_files_are_one_line_that_says_what_is_wrong(text: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes(text)
-    for read in (read_job_file, read_workflow):
-        with pytest.raises(ParameterError) as caught:
-            read(str(path))
-        assert message in str(caught.value)
-        assert "job.toml" in str(caught.value)
-        assert str(caught.value).isprintable()
+    with pytest.raises(ParameterError) as caught:
+        read_workflow(str(path))
+    assert message in str(caught.value)
+    assert "job.toml" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_entries_that_are_no_tables_are_said(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_text("job = [1, 2]")
     with pytest.raises(ParameterError, match="names no job"):
-        read_job_file(str(path))
+        read_workflow(str(path))

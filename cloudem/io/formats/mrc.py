@@ -26,6 +26,8 @@ from cloudem.io.storage.files import new_file
 from cloudem.io.storage.location import folder_of, is_remote, read_start, storage_errors
 
 HEADER_BYTES = 1024
+LABEL = slice(224, 304)
+"""Bytes of a header that hold its first label."""
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
@@ -106,6 +108,7 @@ class MrcHeader:
     origin: Vector = NOWHERE
     angles: Vector = (90.0, 90.0, 90.0)
     origin_in_voxels: bool = False
+    label: str = ""
 
     @property
     def pixel_size(self) -> float:
@@ -185,7 +188,8 @@ def header_of(raw: bytes, size: int, path: str) -> MrcHeader:
     if not all(0 < angle < 180 for angle in angles):  # many programs leave them 0
         angles = (90.0, 90.0, 90.0)
     offset = HEADER_BYTES + extended
-    return MrcHeader(shape, dtype, offset, steps, axes, mode, origin, angles, in_voxels)  # type: ignore[arg-type]
+    label = raw[LABEL].decode("ascii", "replace").rstrip("\0 ") if raw[220:224] != bytes(4) else ""
+    return MrcHeader(shape, dtype, offset, steps, axes, mode, origin, angles, in_voxels, label)  # type: ignore[arg-type]
 
 
 def _voxel_sizes(raw: bytes, order: str) -> Vector:
@@ -379,7 +383,9 @@ def _start(pixel_size: float, origin: Vector) -> tuple[int, int, int] | None:
     return x, y, z
 
 
-def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, origin: Vector = NOWHERE) -> None:
+def write_volume(
+    path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, origin: Vector = NOWHERE, label: str = ""
+) -> None:
     """Write a map ``(n, n, n)`` as MRC mode 2, to a file or to S3; it appears when it is whole.
 
     Parameters
@@ -392,6 +398,8 @@ def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: f
         Å per voxel.
     origin
         Position of the first voxel's centre, Å along x, y, z.
+    label
+        First label of the header, at most 80 characters of ASCII; none where it is empty.
 
     Raises
     ------
@@ -409,6 +417,9 @@ def write_volume(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: f
         header[16:28] = np.array(_start(pixel_size, origin), "<i4").tobytes()
     else:
         header[196:208] = np.array(origin, "<f4").tobytes()
+    if label:
+        header[220:224] = (1).to_bytes(4, "little")
+        header[LABEL] = label.encode("ascii").ljust(80)[:80]
     with new_file(path, HEADER_BYTES + values.nbytes) as file:
         file.write(header)
         file.write(values.data)

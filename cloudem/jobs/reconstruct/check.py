@@ -14,7 +14,7 @@ def check_reconstruction(job: Reconstruct, inputs: Inputs, warn: Warn) -> None:
     """Check what `Reconstruct` declares."""
     operators(job.symmetry)
     found = read_attributes(job.out, "")
-    if found is not None and (found.get("job") != job.name or has_group(job.out, "result")):
+    if found is not None and (found.get("job") != job.name or (has_group(job.out, "result") and not inputs.replaced)):
         raise OutputExistsError(f"{job.out} already contains results; choose another --out")
     store = check_particles(job, inputs, warn, poses=True)
     if store is not None and job.max_resolution_A and store.box * store.pixel_size / job.max_resolution_A < 2:

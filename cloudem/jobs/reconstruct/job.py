@@ -30,7 +30,9 @@ class Reconstruct(Job):
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
     diameter_A: float = parameter(0.0, meaning="particle diameter, for the FSC mask; 0: 90 % of the box", ge=0)
     mask: Place | None = parameter(
-        None, meaning="solvent mask for the FSC (MRC file); if none, estimated from the map", reads=("mask",)
+        None,
+        meaning="solvent mask for the FSC (MRC file, or results of a job); if none, estimated from the map",
+        reads=("mask",),
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0: Nyquist", ge=0)
     group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
