@@ -149,8 +149,11 @@ name = "sharpen"
 halves = "refine"
 """
 
+    from cloudem.jobs.artefacts import sizes_of
+
     def read(path: Path) -> None:
-        read_workflow(str(path))
+        for step in read_workflow(str(path)).steps:
+            step.job.work(sizes_of(step.job))
 
     files = {"one.toml": one, "several.toml": several, "workflow.toml": workflow}
     return Kind({name: text.encode() for name, text in files.items()}, read)

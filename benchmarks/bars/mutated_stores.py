@@ -34,8 +34,8 @@ from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import _MARKER, _checksum, particles_to_arrays, read_attributes, read_rows, write_group
 from cloudem.io.storage.location import Store, object_store
 from cloudem.jobs.base import job_record
+from cloudem.jobs.iterative import left_state, rows_before
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.resume import resumed, rows_before
 from cloudem.jobs.refine3d.tasks import Checkpoint, read_checkpoint, read_known
 from cloudem.jobs.report import content_of
 from cloudem.model.optics import OpticsGroup
@@ -140,7 +140,7 @@ def read_done(place: Place) -> Iterator[Any]:
 def read_stopped(place: Place) -> Iterator[Any]:
     from cloudem.io.storage.groups import read_group
 
-    state = resumed(place.job(), place.stopped)
+    state = left_state(place.job(), place.stopped)
     if state is None:
         raise CloudemError("begins anew")  # and so comes to the same
     yield state

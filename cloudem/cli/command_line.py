@@ -20,7 +20,7 @@ from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, StoppedError, one_line
 from cloudem.interrupts import guarded, interrupted
-from cloudem.jobs.base import JOBS, Declaration, Job, find_job, parameter
+from cloudem.jobs.base import JOBS, Declaration, Job, find_job, known_jobs, parameter
 
 if TYPE_CHECKING:
     import logging
@@ -168,18 +168,21 @@ class JobGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of jobs, then the others."""
-        return [*JOBS, *super().list_commands(ctx)]
+        return [*known_jobs(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a job."""
-        return JobCommand(find_job(cmd_name)) if cmd_name in JOBS else super().get_command(ctx, cmd_name)
+        found = None if cmd_name in JOBS else super().get_command(ctx, cmd_name)
+        if found is None and (cmd_name in JOBS or cmd_name in known_jobs()):
+            return JobCommand(find_job(cmd_name))
+        return found
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the names and summaries of all commands."""
         from cloudem.cli.help import print_overview
 
         others = {name: command.help or "" for name, command in self.commands.items() if not command.hidden}
-        print_overview({name: find_job(name).summary for name in JOBS}, others)
+        print_overview({name: find_job(name).summary for name in known_jobs()}, others)
 
 
 def _run(workflow: Workflow, options: RunOptions) -> None:

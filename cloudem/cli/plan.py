@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import JOBS, find_job, parameter
+from cloudem.jobs.base import find_job, known_jobs, parameter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ class PlanCommand(Command):
         workflow, given = self._workflow(), self._given()
         described = given.over(None) is not None
         said: list[str] = []
-        if self.what not in JOBS:  # of a job without a file nothing is there
+        if self.what not in known_jobs():  # of a job without a file nothing is there
             from cloudem.cli.graph import print_graph
 
             outlook = preflight(workflow, described=described, planning=True)
@@ -132,7 +132,7 @@ class PlanCommand(Command):
         from cloudem.runs.workflow import Step, Workflow, read_workflow
 
         assert self.what is not None  # noqa: S101 - see run
-        if self.what not in JOBS:
+        if self.what not in known_jobs():
             return read_workflow(self.what)
         if self.what not in PLANNED:
             raise ParameterError(f"{self.what} cannot be planned on its own; give a workflow file, or refine3d")

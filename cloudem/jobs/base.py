@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import importlib
+import json
 import logging
 import os
 import platform
@@ -57,6 +59,9 @@ JOBS: dict[str, str] = {
     "report": "cloudem.jobs.report:Report",
 }
 """Name of each job and where its declaration is; imported when asked for."""
+
+JOBS_OF_OTHERS = "cloudem.jobs"
+"""Entry points of this group are jobs, too: of packages that are installed, their name and where the declaration is."""
 
 UNITS: dict[str, str] = {
     "A": "Å",
@@ -390,16 +395,10 @@ class Job(Declaration):
         return self.kept_record() or read_attributes(self.out, "")
 
     def discard(self, guard: Callable[[], None]) -> None:
-        """Delete the results that this job left in ``OUT``, but for their record; the guard is called before each.
+        """Delete the results that this job left in ``OUT``, its record last; the guard is called before each."""
+        from cloudem.io.storage.groups import delete_result
 
-        By default these are all groups that hold no results of another job, the result first.
-        """
-        from cloudem.io.storage.groups import delete_group, list_groups, read_attributes
-
-        for name in sorted(list_groups(self.out, ""), key=lambda name: name != "result"):
-            if "job" not in (read_attributes(self.out, name) or {}):
-                guard()
-                delete_group(self.out, name)
+        delete_result(self.out, ("report.html",), guard)
 
     def tidy(self, context: Context) -> None:
         """Finish what a run did not that was interrupted after it had written its result."""
@@ -407,6 +406,15 @@ class Job(Declaration):
     def run(self, context: Context) -> None:
         """Do the work and write the results to ``context.url``."""
         raise NotImplementedError(f"{type(self).__name__} declares no run()")
+
+
+def known_jobs() -> dict[str, str]:
+    """Return the name of every job and where its declaration is: those of cloudem, and those of installed packages.
+
+    A package cannot replace a job of cloudem.
+    """
+    others = {point.name: point.value for point in metadata.entry_points(group=JOBS_OF_OTHERS)}
+    return {**others, **JOBS} if others else JOBS
 
 
 def find_job(name: str) -> type[Job]:
@@ -417,14 +425,15 @@ def find_job(name: str) -> type[Job]:
     ParameterError
         If there is no such job.
     """
-    if name not in JOBS:
+    known = JOBS if name in JOBS else known_jobs()
+    if name not in known:
         raise ParameterError(
-            f"there is no job {shown(name)}{_did_you_mean(name, JOBS)}; available jobs are {', '.join(JOBS)}"
+            f"there is no job {shown(name)}{_did_you_mean(name, known)}; available jobs are {', '.join(known)}"
         )
-    module, _, attribute = JOBS[name].partition(":")
+    module, _, attribute = known[name].partition(":")
     declaration = getattr(importlib.import_module(module), attribute)
     if not (isinstance(declaration, type) and issubclass(declaration, Job)):
-        raise TypeError(f"{JOBS[name]} is not a Job")
+        raise TypeError(f"{known[name]} is not a Job")
     return declaration
 
 
@@ -457,6 +466,13 @@ def differences(record: Mapping[str, Any], job: Job) -> tuple[list[str], list[st
 def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     names = [*mine, *(name for name in theirs if name not in mine)]
     return [name for name in names if name not in mine or name not in theirs or mine[name] != theirs[name]]
+
+
+def fingerprint_of(job: Job) -> str:
+    """Return a short text that tells a job with its parameters and inputs from any other, wherever its output lies."""
+    mine = {name: value for name, value in job.model_dump(mode="json").items() if name != "out"}
+    text = json.dumps([job.name, mine, _inputs(job)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _inputs(job: Job) -> dict[str, str]:

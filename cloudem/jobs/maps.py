@@ -143,7 +143,7 @@ def result_grid(url: str, pixel_size: float | None = None, names: Sequence[str] 
     except (StorageError, KeyError) as error:
         if names[0] in str(error) or isinstance(error, KeyError) or not attributes:
             raise MissingInputError(
-                f"{url} holds no half-maps; give the finished results of refine3d or reconstruct"
+                f"{url} contains no half-maps; give the finished results of refine3d or reconstruct"
             ) from error
         raise
     factor = pixel_size / own if pixel_size else 1.0
@@ -272,7 +272,7 @@ def read_mask(
     low, high = volume.data.min(), volume.data.max()
     if low < -1e-3 or high > 1 + 1e-3:
         raise InconsistentDataError(
-            f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask 0 to 1; make one with cloudem mask"
+            f"the mask {path} has values from {low:.3g} to {high:.3g}, a mask from 0 to 1; make one with cloudem mask"
         )
     own = Grid(len(volume.data), volume.pixel_size, volume.origin)
     data = fitted(volume, "mask", box, pixel_size, progress, whose).clip(0, 1)

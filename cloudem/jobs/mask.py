@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import MissingInputError, OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, fingerprint_of, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.mrc import Volume
     from cloudem.jobs.maps import Grid
 
-LABEL = "cloudem mask, made from "
-"""Begins the first label of a mask's header; a digest follows."""
+LABEL = "cloudem mask, "
+"""Begins the label of a mask; the fingerprint of its job follows."""
 
 VOXEL_S = 2.0e-6
 """A voxel of the map: CPU-seconds, one run."""
@@ -53,31 +51,15 @@ class Mask(Job):
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is to be one file, and a new one."""
+        """Check the map's header, and that the mask is a new file."""
         from cloudem.io.storage.location import exists
 
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
-        if exists(self.out) and not inputs.replaced:
+        if exists(self.out) and not inputs.replaced:  # and is not what this very command makes
             raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         if not inputs.awaited(self.map):
             self._grid()
-
-    def kept_record(self) -> Mapping[str, Any] | None:
-        """Return what the label in the mask's header says: it has room for a digest of parameters and inputs."""
-        from cloudem.io.formats.mrc import read_header
-        from cloudem.io.storage.location import exists
-
-        label = read_header(self.out).label if exists(self.out) else ""
-        if not label.startswith(LABEL):
-            return None
-        return job_record(self) if label == self._label() else {"job": self.name}
-
-    def _label(self) -> str:
-        """Return the label of a mask that is made with these parameters from this map."""
-        record = job_record(self)
-        told = {name: value for name, value in record["parameters"].items() if name != "out"}
-        return LABEL + hashlib.sha256(json.dumps([told, record["inputs"]], sort_keys=True).encode()).hexdigest()[:40]
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the map."""
@@ -91,7 +73,6 @@ class Mask(Job):
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.io.formats.mrc import require_writable_origin, write_volume
 
-        label = self._label()
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)
         with context.progress.stage("mask"):
@@ -104,7 +85,7 @@ class Mask(Job):
                 extend=self.extend_A,
                 edge=self.edge_A,
             )
-        write_volume(self.out, mask, volume.pixel_size, volume.origin, label)
+        write_volume(self.out, mask, volume.pixel_size, volume.origin, self._label())
         share = 100 * float(mask.mean())
         context.progress.message(f"the mask covers {share:.1f} % of the box ({(mask > 0.999).sum():,} voxels are 1)")
 
@@ -116,6 +97,23 @@ class Mask(Job):
             with suppress(MissingInputError):  # a result without half-maps has a map
                 return result_grid(self.map)
         return check_map(self.map)
+
+    def is_finished(self) -> bool:
+        """Return whether the file is what this very command makes: its header carries the fingerprint of both."""
+        return self._label_there() == self._label()
+
+    def begun_record(self) -> Mapping[str, Any] | None:
+        """Return which job made the file, as far as its header says: it has no room for more than a fingerprint."""
+        return {"job": self.name} if self._label_there().startswith(LABEL) else None
+
+    def _label_there(self) -> str:
+        from cloudem.io.formats.mrc import first_label
+        from cloudem.io.storage.location import folder_of, is_remote
+
+        return first_label(self.out) if is_remote(self.out) or folder_of(self.out).is_file() else ""
+
+    def _label(self) -> str:
+        return LABEL + fingerprint_of(self)
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume

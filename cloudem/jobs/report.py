@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic_core import PydanticUndefined
 
 from cloudem.errors import CloudemError, FormatError, ParameterError, StorageError
-from cloudem.jobs.base import JOBS, Context, Inputs, Job, Place, find_job, option_of, parameter, unit_of
+from cloudem.jobs.base import Context, Inputs, Job, Place, find_job, known_jobs, option_of, parameter, unit_of
 from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _content_of(url: str) -> ReportContent:
         raise StorageError(f"{url}/zarr.json is missing: the result has lost its record; copy it again")
     record = record or {}
     job, values = str(record.get("job", "")), dict(record.get("parameters", {}))
-    declared = find_job(job) if job in JOBS else Job
+    declared = find_job(job) if job in known_jobs() else Job
     symmetry = str(result.get("symmetry") or "")
     kept = [
         read_attributes(url, f"iterations/{name}") or {}
@@ -183,7 +183,7 @@ def _content_of(url: str) -> ReportContent:
         versions={name: str(version) for name, version in record.get("versions", {}).items()},
         warnings=[str(text) for text in result.get("warnings", ())],
         notes=[str(text) for text in result.get("notes", ())],
-        command=command_line(job, values) if job in JOBS else "",
+        command=command_line(job, values) if job in known_jobs() else "",
         created=str(record.get("date", "")),
         **_columns(url, result),
     )
@@ -267,7 +267,7 @@ def _parameters(job: str, values: Mapping[str, Any]) -> dict[str, ParameterRow]:
     """Parameters with unit and meaning from the job's declaration."""
     from cloudem.report.content import ParameterRow
 
-    fields = find_job(job).model_fields if job in JOBS else {}
+    fields = find_job(job).model_fields if job in known_jobs() else {}
     return {
         name: ParameterRow(value, unit_of(name), (fields[name].description or "") if name in fields else "")
         for name, value in values.items()

@@ -43,7 +43,7 @@ def read_toml(path: str, needed: str) -> dict[str, Any]:
         raise ParameterError(f"{path} cannot be read ({error}); give {needed}") from None
     if len(raw) > LARGEST:
         raise ParameterError(f"{path} has more than {LARGEST >> 10} KiB, so it is no TOML of cloudem; give {needed}")
-    with parsing(f"{path} is not TOML", f"give {needed}", ParameterError):
+    with parsing(f"{path} is not valid TOML", f"give {needed}", ParameterError):
         text = raw.decode("utf-8").replace("\r\n", "\n")
         for number, line in enumerate(text.split("\n"), start=1):
             if len(line) > LONGEST_LINE or line.count(".") > MOST_DOTS:

@@ -11,7 +11,7 @@ from cloudem.algorithms.expectation import (
     Model,
     best_shifts,
     expect,
-    join,
+    join_poses,
     noise_variance,
     power_spectrum,
     spectra,
@@ -224,7 +224,7 @@ def test_first_shift_is_that_of_the_most_probable_pose() -> None:
     shifts = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     known = start_poses(images, random_rotations(3, np.random.default_rng(13)), shifts)
     np.testing.assert_array_equal(best_shifts(replace(batch, poses=known)), [[1, 2], [0, 0], [5, 6]])
-    both = join(known, known)
+    both = join_poses(known, known)
     np.testing.assert_array_equal(both.images, np.r_[images, images])
     np.testing.assert_array_equal(both.shifts[3:], shifts)
 

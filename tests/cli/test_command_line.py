@@ -36,6 +36,7 @@ def count(*arguments: str, cwd: Path, **options: object) -> subprocess.Completed
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a shell may have ignored
         **options,
     )
 
@@ -243,7 +244,7 @@ def test_a_file_runs_one_job_or_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("job = ", "is not TOML"),
+        ("job = ", "is not valid TOML"),
         ("out = 'x'", "names no job"),
         ("job = 'refine'", "there is no job 'refine', did you mean 'refine3d'"),
         ("job = 'mask'\nvolume_x = 1\nout = 'x'", "mask has no parameter 'volume_x'"),

@@ -88,7 +88,7 @@ def test_postprocess_names_what_is_wrong(halves, tmp_path, molecule):
     write_volume(tmp_path / "other.mrc", molecule[:24, :24, :24], PIXEL)
     with pytest.raises(InconsistentDataError, match=r"box of 32 .* 24"):
         run(Postprocess(halves=str(halves), half2=str(tmp_path / "other.mrc"), out=out))
-    with pytest.raises(InconsistentDataError, match="a mask from 0 to 1; give one of cloudem mask"):
+    with pytest.raises(InconsistentDataError, match="a mask from 0 to 1; make one with cloudem mask"):
         run(Postprocess(halves=str(halves), mask=str(halves), out=out))
     write_group(tmp_path / "empty", "result", {"map": molecule}, {"pixel_size_A": PIXEL})
     with pytest.raises(MissingInputError, match="contains no half-maps"):

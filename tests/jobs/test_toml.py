@@ -13,11 +13,11 @@ from cloudem.runs.workflow import read_workflow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'job = "mask"\nx = ' + b"[" * 4900, "is not TOML: "),
-        (b'job = "mask"\nx = ' + b"9" * 4900, "is not TOML: "),
+        (b'job = "mask"\nx = ' + b"[" * 4900, "is not valid TOML: "),
+        (b'job = "mask"\nx = ' + b"9" * 4900, "is not valid TOML: "),
         (b'job = "mask"\n' + b"a." * 2000 + b"a = 1", "line 2 has more than"),
         (b"#" * 4000 + b"\n" + b"#\n" * 200_000, "more than 128 KiB"),
-        (b'job = "mask"\nmap = "\xff"', "is not TOML: "),
+        (b'job = "mask"\nmap = "\xff"', "is not valid TOML: "),
         (b'job = "mask"\nself = 1\nmap = "m.mrc"\nout = "o"', "mask has no parameter 'self'"),
         (b'job = "mask"\nmap = "m.mrc"\nout = "o"\nedge_A = 0x' + b"f" * 4900, "too long to show"),
         (b'job = "mask"\nmap = "m.mrc"\nout = "o"\n"\\u001b[2J" = 1', "no parameter '\\x1b"),

@@ -115,7 +115,7 @@ def test_the_other_jobs(refined, project, tmp_path):
     run(Mask(map=refined, out=join(project, "mask.mrc")))
     mask = read_volume(join(project, "mask.mrc")).data
     assert 0 < mask.mean() < 1
-    with pytest.raises(OutputExistsError, match="exists; choose another name"):
+    with pytest.raises(OutputExistsError, match="already exists; choose another name"):
         run(Mask(map=refined, edge_A=20.0, out=join(project, "mask.mrc")))
     run(Mask(map=refined, out=join(project, "mask.mrc")))  # the same command again
     run(Postprocess(halves=refined, mask=join(project, "mask.mrc"), out=join(project, "post")))
@@ -133,7 +133,7 @@ def test_the_other_jobs(refined, project, tmp_path):
     assert exists(page)
 
 
-def test_simulate_import_and_reconstruct(project, tmp_path):
+def test_simulate_import_and_reconstruct(project, refined, tmp_path):
     out = join(project, "simulated")
     given = {"demo": True, "box_px": 32, "pixel_size_A": 6.0, "count": 120, "snr": 0.5}
     run(Simulate(out=out, **given))

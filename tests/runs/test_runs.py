@@ -128,7 +128,7 @@ def test_a_run_survives_its_controller_and_a_node_and_leaves_nothing(scene, undi
     assert end(cluster, provider) == []
     found = look(provider, time.time())
     assert (dict(found.used), list(found.left)) == ({}, [])
-    assert any("begins" in line for line in Path(store.url, "log.txt").read_text().splitlines())
+    assert any("controller of launch 1 started" in line for line in Path(store.url, "log.txt").read_text().splitlines())
     assert "lost without notice, replaced" in Path(store.url, "report.html").read_text()
 
 
@@ -142,7 +142,7 @@ def test_a_run_that_its_cap_stops_goes_on_with_a_higher_one(scene, undisturbed, 
     assert state.spent_usd <= 0.004 + state.overshoot_usd
     end(store.record().name, provider)
 
-    with pytest.raises(ParameterError, match="give more"):
+    with pytest.raises(ParameterError, match="give a higher limit"):
         resume(store, state.spent_usd / 2, None, time.time())
     wanted = resume(store, 5.0, None, time.time())
     assert wanted.launch == 2

@@ -309,7 +309,7 @@ IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zar
             "[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'z'",
             "has the same name, 'a', as an earlier one",
         ),
-        ("project =", "is not TOML"),
+        ("project =", "is not valid TOML"),
     ],
 )
 def test_a_wrong_workflow_is_one_line_that_names_the_file(tmp_path, text, said) -> None:

@@ -26,8 +26,9 @@ from cloudem.io.storage.files import new_file
 from cloudem.io.storage.location import folder_of, is_remote, read_start, storage_errors
 
 HEADER_BYTES = 1024
-LABEL = slice(224, 304)
-"""Bytes of a header that hold its first label."""
+
+_LABEL = slice(224, 304)
+"""Bytes of the first of ten labels."""
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
@@ -108,7 +109,6 @@ class MrcHeader:
     origin: Vector = NOWHERE
     angles: Vector = (90.0, 90.0, 90.0)
     origin_in_voxels: bool = False
-    label: str = ""
 
     @property
     def pixel_size(self) -> float:
@@ -188,8 +188,7 @@ def header_of(raw: bytes, size: int, path: str) -> MrcHeader:
     if not all(0 < angle < 180 for angle in angles):  # many programs leave them 0
         angles = (90.0, 90.0, 90.0)
     offset = HEADER_BYTES + extended
-    label = raw[LABEL].decode("ascii", "replace").rstrip("\0 ") if raw[220:224] != bytes(4) else ""
-    return MrcHeader(shape, dtype, offset, steps, axes, mode, origin, angles, in_voxels, label)  # type: ignore[arg-type]
+    return MrcHeader(shape, dtype, offset, steps, axes, mode, origin, angles, in_voxels)  # type: ignore[arg-type]
 
 
 def _voxel_sizes(raw: bytes, order: str) -> Vector:
@@ -399,7 +398,7 @@ def write_volume(
     origin
         Position of the first voxel's centre, Å along x, y, z.
     label
-        First label of the header, at most 80 characters of ASCII; none where it is empty.
+        Text that the header carries, up to 80 characters of ASCII; none if empty.
 
     Raises
     ------
@@ -419,7 +418,7 @@ def write_volume(
         header[196:208] = np.array(origin, "<f4").tobytes()
     if label:
         header[220:224] = (1).to_bytes(4, "little")
-        header[LABEL] = label.encode("ascii").ljust(80)[:80]
+        header[_LABEL] = label.encode("ascii")[:80].ljust(80)
     with new_file(path, HEADER_BYTES + values.nbytes) as file:
         file.write(header)
         file.write(values.data)
@@ -497,6 +496,12 @@ def _header(
     raw = bytearray(words.tobytes())
     raw[208:216] = b"MAP \x44\x44\x00\x00"
     return bytes(raw)
+
+
+def first_label(path: str | os.PathLike[str]) -> str:
+    """Return the first label in the header of an MRC file; empty where there is no such file, or no label."""
+    found = read_start(path, HEADER_BYTES)
+    return found[0][_LABEL].decode("ascii", errors="replace").strip("\0 ") if found is not None else ""
 
 
 def _byte_order(raw: bytes, path: str) -> Literal["<", ">"]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Kind, Place, parameter
+from cloudem.jobs.iterative import Iterations, IterativeJob
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 if TYPE_CHECKING:
+    from cloudem.algorithms.refinement import State
     from cloudem.jobs.refine3d.duration import Alignment
 
 
-class Refine3D(Job):
+class Refine3D(IterativeJob):
     """Declaration of ``cloudem refine3d``."""
 
     name: ClassVar[str] = "refine3d"
@@ -24,6 +26,8 @@ class Refine3D(Job):
         " --initial-resolution-A 25 --out refine",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
+    changeable: ClassVar[frozenset[str]] = IterativeJob.changeable | {"skip_damaged"}
+    beside_checkpoint: ClassVar[tuple[str, ...]] = ("references", "mask")
     columns: ClassVar[tuple[Column, ...]] = (
         ITERATION,
         Column("resolution_A", "resolution", "Å", ".2f"),
@@ -70,7 +74,6 @@ class Refine3D(Job):
     poses: int = parameter(
         4, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
     )
-    max_iterations: int = parameter(25, meaning="stop after this many iterations, even if not converged", ge=1)
     local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
     correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
     ignore_contrast: bool = parameter(
@@ -88,29 +91,11 @@ class Refine3D(Job):
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
-    restart: bool = parameter(
-        False, meaning="discard the results of an earlier run and start again, instead of resuming"
-    )
 
     @property
     def start_resolution(self) -> float:
         """Resolution in Å to which the reference is trusted."""
         return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
-
-    def kept_record(self) -> Mapping[str, Any] | None:
-        """Return what the results say of themselves, once there is a result."""
-        from cloudem.jobs.report import finished_record
-
-        return finished_record(self.out)
-
-    def tidy(self, context: Context) -> None:
-        """Write the report, if that is missing, and delete the checkpoint, unless more iterations may follow it."""
-        from cloudem.jobs.refine3d.resume import drop_checkpoint
-        from cloudem.jobs.report import complete_report
-
-        drop_checkpoint(context)
-        if self.report:
-            complete_report(context.url)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""
@@ -133,8 +118,14 @@ class Refine3D(Job):
 
         return alignment_work(self.alignment(sizes["particles"]))
 
-    def run(self, context: Context) -> None:
-        """Refine until the data say that it has converged."""
-        from cloudem.jobs.refine3d.run import refine
+    def data_version(self) -> str:
+        """Return when the particles were made."""
+        from cloudem.jobs.refine3d.resume import source_of
 
-        refine(self, context)
+        return source_of(self.particles)
+
+    def iterations(self, context: Context, *, resumes: bool) -> Iterations[State]:
+        """Open the particles."""
+        from cloudem.jobs.refine3d.run import Refinement
+
+        return Refinement(self, context, resumes=resumes)

@@ -49,6 +49,7 @@ from cloudem.jobs.dataset import (
     open_for_tasks,
 )
 from cloudem.jobs.halves import Drawing, half_sets
+from cloudem.jobs.iterative import Iterations, Step, clear, commit
 from cloudem.jobs.maps import check_start_map, read_mask, read_start_map
 from cloudem.jobs.progress import Stage
 from cloudem.jobs.refine3d.job import Refine3D
@@ -61,7 +62,7 @@ from cloudem.jobs.refine3d.poses import (
     sorted_found,
     table_poses,
 )
-from cloudem.jobs.refine3d.resume import clear, leave_out, resumed, rows_before, source_of
+from cloudem.jobs.refine3d.resume import leave_out, source_of
 from cloudem.jobs.refine3d.solving import (
     MASK,
     Masking,
@@ -73,7 +74,6 @@ from cloudem.jobs.refine3d.solving import (
     write_reference,
 )
 from cloudem.jobs.refine3d.tasks import (
-    CHECKPOINT,
     REFERENCE_PIECES,
     REFERENCES,
     Aligned,
@@ -92,7 +92,7 @@ from cloudem.jobs.results import write_maps
 from cloudem.model.columns import Value
 from cloudem.model.poses import matrix_to_euler
 from cloudem.model.symmetry import operators
-from cloudem.traffic import Moved, difference, purpose
+from cloudem.traffic import purpose
 
 Float32 = NDArray[np.float32]
 
@@ -173,8 +173,6 @@ class Outcome:
         FSC curves.
     found
         Poses and weights of both halves.
-    counters
-        Of what was moved over the network when it was recorded: what came then counts for the next.
     """
 
     checkpoint: Checkpoint
@@ -184,71 +182,68 @@ class Outcome:
     maps: Maps | None
     curves: FscCurves
     found: Sequence[Found]
-    counters: Moved
 
 
-def refine(job: Refine3D, context: Context) -> None:
-    """Refine, or go on where an earlier run was interrupted, and write the result."""
-    group = operators(job.symmetry)
-    state = resumed(job, context.url)
-    dataset = open_dataset(job.particles)
-    settings = settings_of(job, dataset)
-    box, pixel_size = settings.box, settings.pixel_size
-    facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
-    context.progress.facts(facts)
-    if state is None:  # one that goes on needs the reference no more
-        place = check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, box, pixel_size)
-        origin = place.origin_on(box, pixel_size)
-    else:
-        origin = origin_of(context.url)
-    mask = None
-    if job.mask is not None:
-        mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
-    run = Run(job, context, dataset, settings, mask, group, left_out(dataset.store, job.skip_damaged))
-    started = time.monotonic()
-    if state is None:
-        state = begin(run)
-    else:
-        before = len(read_checkpoint(run.url)[0].half_set)
-        if before != len(dataset.store):
+class Refinement(Iterations[State]):
+    """A refinement, as the engine of iterations sees it."""
+
+    def __init__(self, job: Refine3D, context: Context, *, resumes: bool) -> None:
+        super().__init__(context)
+        group = operators(job.symmetry)
+        dataset = open_dataset(job.particles)
+        settings = settings_of(job, dataset)
+        box, pixel_size = settings.box, settings.pixel_size
+        facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
+        context.progress.facts(facts)
+        if resumes:  # it needs the reference no more
+            origin = origin_of(context.url)
+        else:
+            place = check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, box, pixel_size)
+            origin = place.origin_on(box, pixel_size)
+        mask = None
+        if job.mask is not None:
+            mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
+        without = left_out(dataset.store, job.skip_damaged)
+        self.run = Run(job, context, dataset, settings, mask, group, without)
+
+    def begin(self) -> State:
+        """Make the first checkpoint."""
+        return begin(self.run)
+
+    def state(self, record: Mapping[str, Any]) -> State:
+        """Return the state; how many iterations there are to be may have been changed, what the data decided stays."""
+        left = State(**record)
+        return replace(left, final=left.converged or left.iteration >= self.run.job.max_iterations)
+
+    def resume(self, state: State) -> None:
+        """Check that the particles are still those that it began with; leave out those that were lost since."""
+        job, store = self.run.job, self.run.dataset.store
+        before = len(read_checkpoint(self.run.url)[0].half_set)
+        if before != len(store):
             raise InconsistentDataError(
-                f"{run.url} was started with {before} particles, but {job.particles} now has {len(dataset.store)}; "
+                f"{self.run.url} was started with {before} particles, but {job.particles} now has {len(store)}; "
                 "choose another --out, or --restart to replace it"
             )
-        leave_out(context, job.particles, run.without)
-        context.progress.message(f"resuming at iteration {state.iteration}")
-        for row in rows_before(run.url, state.iteration):
-            context.progress.iteration(row)
-    outcome, before_last = None, state
-    counters: Moved = run.executor.traffic()
-    while not state.finished:
-        outcome, before_last = None, state  # what it found is in the store
-        outcome = iterate(run, state, counters)
-        state, counters = outcome.after, outcome.counters
-        if not state.finished:
-            context.stop_if_asked(f"iteration {state.iteration - 1}")
-    if outcome is None:
-        raise InconsistentDataError(
-            f"{run.url} contains a finished refinement without a result; run it again with --restart"
-        )
-    if state.converged:
-        context.progress.message(
-            f"converged after {state.iteration - 1} iterations: resolution and poses no longer improve"
-        )
-    else:
-        context.progress.warning(f"not converged after {state.iteration} iterations; raise --max-iterations")
-    if (read_attributes(run.url, "") or {}).get("parameters") != job.model_dump(mode="json"):
-        record(run, origin_of(run.url))  # it went on with more iterations than it was begun with
-    finish(run, outcome, time.monotonic() - started)
-    if not state.converged:  # only now that the result is whole: before, the last iteration would be repeated
-        outcome = replace(outcome, maps=None)
-        save(run, outcome.checkpoint, onward_state(before_last, settings, outcome.observed), outcome.references)
-        return
-    for path in (CHECKPOINT, REFERENCES, MASK):
-        context.delete(path)
+        leave_out(self.context, job.particles, self.run.without)
+
+    def iterate(self, state: State) -> Step[State]:
+        """Align all images, and solve for the next references."""
+        return iterate(self.run, state)
+
+    def committed(self, step: Step[State]) -> None:
+        """Delete references of earlier iterations."""
+        drop_references(self.run, step.attributes["references"])
+
+    def converged(self, iterations: int) -> str:
+        """Return what that means."""
+        return f"converged after {iterations} iterations: resolution and poses no longer improve"
+
+    def finish(self, last: Step[State], wall_s: float) -> None:
+        """Write poses, maps and report."""
+        finish(self.run, last.result, wall_s)
 
 
-def record(run: Run, origin: Vector) -> None:
+def write_record(run: Run, origin: Vector) -> None:
     """Write what is done here, of what, and where its maps lie."""
     source = source_of(run.job.particles)
     run.context.write("", {}, {"kind": "result", "source": source, "origin_A": origin, **job_record(run.job)})
@@ -355,8 +350,8 @@ def begin(run: Run) -> State:
         settled=np.zeros(len(halves), bool),
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
-    clear(run.context)  # only now that the input is known to be good
-    record(run, reference.origin)
+    clear(run.context, job)  # only now that the input is known to be good
+    write_record(run, reference.origin)
     if run.mask is not None:
         run.context.write(MASK, {"mask": run.mask}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
@@ -392,10 +387,13 @@ def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
 
 def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
     """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
-    attributes = {"state": state.record() if state else None, "references": list(references)}
-    with purpose("poses"):
-        run.context.write(CHECKPOINT, checkpoint.arrays(), attributes)
-    for name in set(list_groups(run.url, REFERENCES)) - set(references):
+    commit(run.context, state, checkpoint.arrays(), {"references": list(references)})
+    drop_references(run, references)
+
+
+def drop_references(run: Run, kept: Sequence[str]) -> None:
+    """Delete references that no checkpoint needs any more."""
+    for name in set(list_groups(run.url, REFERENCES)) - set(kept):
         run.context.delete(f"{REFERENCES}/{name}")
 
 
@@ -441,8 +439,8 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
     return np.array([float(f"{factor:.4g}") for factor in factors])
 
 
-def iterate(run: Run, state: State, counters: Moved) -> Outcome:
-    """Run one iteration and commit it; ``counters`` are those when the one before was recorded."""
+def iterate(run: Run, state: State) -> Step[State]:
+    """Run one iteration from the checkpoint in the store."""
     progress, began = run.context.progress, time.monotonic()
     plan = iteration_plan(state, run.settings)
     before, _ = read_checkpoint(run.url)
@@ -454,10 +452,12 @@ def iterate(run: Run, state: State, counters: Moved) -> Outcome:
     seconds = time.monotonic() - began
     with progress.stage("solve"):
         outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
-    moved, after = difference(outcome.counters, counters), outcome.after
+    after, onward = outcome.after, None
     if not after.finished:  # what is lost with a worker is made again from the checkpoint, which is another one soon
         outcome = replace(outcome, maps=None)
         del sums, aligned
+    elif not after.converged:
+        onward = onward_state(state, run.settings, outcome.observed)
     length = run.settings.box * run.settings.pixel_size
     row: dict[str, Value] = {
         "iteration": state.iteration,
@@ -465,17 +465,10 @@ def iterate(run: Run, state: State, counters: Moved) -> Outcome:
         "limit_A": length / plan.k_score,
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
-        "seconds": time.monotonic() - began,
     }
-    if any(map(any, moved.values())):
-        row["received_bytes"] = sum(part.received for part in moved.values())
-    path = f"iterations/{state.iteration:03d}"
-    record = {"row": row, "state": state.record(), "traffic": {name: part._asdict() for name, part in moved.items()}}
-    run.context.write(path, outcome.curves.by_name(), record)
-    progress.iteration(row, moved)
-    if not after.finished:
-        save(run, outcome.checkpoint, after, outcome.references)
-    return outcome
+    references = {"references": list(outcome.references)}
+    curves = outcome.curves.by_name()
+    return Step(after, row, outcome.checkpoint.arrays(), references, curves, onward, outcome)
 
 
 def solve_halves(
@@ -523,4 +516,4 @@ def solve_halves(
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, maps, curves, found, executor.traffic())
+    return Outcome(checkpoint, references, observed, after, maps, curves, found)

@@ -32,13 +32,11 @@ from cloudem.errors import FormatError
 from cloudem.execution.executor import Added, Fold, Pieces
 from cloudem.io.storage.groups import read_attributes, read_group, read_rows
 from cloudem.jobs.dataset import Dataset, image_batches
+from cloudem.jobs.iterative import CHECKPOINT
 from cloudem.kernels.slices import padded_box
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
 from cloudem.traffic import purpose
-
-CHECKPOINT = "checkpoint"
-"""Group that holds what the next iteration needs."""
 
 REFERENCES = "references"
 """Group whose groups hold a half-set's reference each."""

@@ -23,7 +23,7 @@ def pack_sphere(
     m, weighed = int(data.shape[2]) - 2, weight.size > 0
     values, weights = cupy.empty(count, np.complex64), cupy.empty(count if weighed else 0, np.float32)
     sums = device(data, np.complex64), device(weight, np.float32)
-    launch("ball", "fold", _rows(m), *sums, weighed, *_where(permutations, m, squared_radius), values, weights)
+    launch("packed_sphere", "fold", _rows(m), *sums, weighed, *_where(permutations, m, squared_radius), values, weights)
     return values, weights
 
 
@@ -34,7 +34,7 @@ def unpack_sphere(
     weighed, shape = weights.size > 0, (2 * m + 1, 2 * m + 1, m + 2)
     data, weight = cupy.zeros(shape, np.complex64), cupy.zeros(shape if weighed else (0, 0, 0), np.float32)
     line = device(values, np.complex64), device(weights, np.float32)
-    launch("ball", "unfold", _rows(m), *line, weighed, *_where(permutations, m, squared_radius), data, weight)
+    launch("packed_sphere", "unfold", _rows(m), *line, weighed, *_where(permutations, m, squared_radius), data, weight)
     return data, weight
 
 
@@ -55,5 +55,5 @@ def _starts(permutations: bytes, m: int, squared_radius: int) -> Array:
     """Return how many independent voxels lie before each row, (2 m + 1)², on the device: the same for all tasks."""
     operators = device(np.frombuffer(permutations, np.int64).reshape(-1, 3, 3), np.int32)
     counts = cupy.empty((2 * m + 1) ** 2, np.int64)
-    launch("ball", "count_rows", _rows(m), operators, len(operators), m, squared_radius, counts)
+    launch("packed_sphere", "count_rows", _rows(m), operators, len(operators), m, squared_radius, counts)
     return cupy.cumsum(counts) - counts

@@ -11,7 +11,7 @@ from cloudem.kernels.slices import POLYNOMIALS, WINDOW
 BLOCK = 128
 """Threads of a block."""
 
-MODULES = ("slices", "polar", "ctf", "ball")
+MODULES = ("slices", "polar", "ctf", "packed_sphere")
 """The sources ``<name>.cu``; each goes with the references of the same name."""
 
 

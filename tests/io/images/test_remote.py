@@ -15,7 +15,7 @@ from cloudem.errors import DamagedShardError, StorageError
 from cloudem.io.images import remote as ranges
 from cloudem.io.images.layout import StackLayout
 from cloudem.io.images.remote import merge_rows
-from cloudem.io.particle_store import Damage, open_particles
+from cloudem.io.particle_store import open_particles
 from cloudem.io.storage.location import object_store
 from tests.io.test_particle_store import stack, write
 
@@ -123,7 +123,7 @@ def test_damage_is_named(damaged):
         if content is not None:
             obstore.put(objects, layout.key(2), content)
         (found,) = store.damaged()
-        assert (found.shard, found.first, found.last) == ("images/c/2/0/0", 2048, 2099)
+        assert (found.shard, found.rows[0], found.rows[-1]) == ("images/c/2/0/0", 2048, 2099)
         assert words in found.reason
         with pytest.raises(DamagedShardError, match=f"images/c/2/0/0 .*{words}.* images 2048 to 2099 of 2100"):
             open_particles(url).read_images([0, 2048])
@@ -142,7 +142,8 @@ def test_shards_that_only_zarr_can_read_are_missed_too(tmp_path):
     store = open_particles(tmp_path / "p.zarr")
     assert store.damaged() == []
     (tmp_path / "p.zarr" / "images" / "c" / "1" / "0" / "0").unlink()
-    assert store.damaged() == [Damage("images/c/1/0/0", 16, 31, "is missing")]
+    (lost,) = store.damaged()
+    assert (lost.shard, lost.reason, lost.rows.tolist()) == ("images/c/1/0/0", "is missing", list(range(16, 32)))
     with pytest.raises(DamagedShardError, match="images 16 to 31 of 40"):
         store.read_images([0, 20])
 

@@ -23,7 +23,7 @@ from cloudem.execution.executor import SerialExecutor, Shared
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage import groups
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group, write_group
-from cloudem.jobs import results
+from cloudem.jobs import iterative, results
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d import run as refining
 from cloudem.jobs.refine3d import solving
@@ -124,8 +124,10 @@ def test_more_iterations_go_on_from_the_last_one(scene, tmp_path, no_report):
     job = Refine3D(**scene.refinement(tmp_path / "out", max_iterations=1, max_resolution_A=14))
     said = run(job).warnings()
     assert any("not converged after 1 iterations; raise --max-iterations" in text for text in said)
-    with pytest.raises(errors.OutputExistsError, match=r"goes on with a larger --max-iterations"):
-        run(job)
+    said = run(job).warnings()  # the same command again says the same, and does nothing
+    assert said == ["not converged after 1 iterations; raise --max-iterations to continue"]
+    with pytest.raises(errors.OutputExistsError, match="job with another --seed"):
+        run(job.model_copy(update={"seed": 9, "max_iterations": 3}))
     shutil.copytree(job.out, tmp_path / "copy")
     undisturbed = job.model_copy(update={"max_iterations": 3, "out": str(tmp_path / "copy")})
     assert [row["iteration"] for row in run(undisturbed).iterations()] == [1, 2, 3]
@@ -213,12 +215,13 @@ def test_nothing_is_held_that_would_be_made_again_from_another_checkpoint(
         watched.append(Watched())
         return watched[0]
 
-    def save(*args: Any) -> None:
+    def commit(*args: Any) -> None:
         held.append(len(watched[0].held))
-        refining_save(*args)
+        real(*args)
 
-    refining_save = refining.save
-    monkeypatch.setattr(refining, "save", save)
+    real = iterative.commit
+    for module in (iterative, refining):
+        monkeypatch.setattr(module, "commit", commit)
     run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)), executor)
     assert held == [0, 0, 0, 0]  # twice before the first iteration, and after each
 
@@ -268,7 +271,7 @@ def test_more_or_fewer_iterations_may_be_asked_of_a_stopped_run(asked_before, sc
     with pytest.raises(StoppedError):
         run(stopped, lambda: Failing(4))
     progress = run(Refine3D(**scene.refinement(tmp_path / "out", **FIXED)))
-    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations" in progress.warnings()
+    assert f"not converged after {ITERATIONS} iterations; raise --max-iterations to continue" in progress.warnings()
     assert_same_bits(tmp_path / "out", undisturbed)
 
 

@@ -1,0 +1,163 @@
+"""Jobs that do the same to many items, each by itself: what is done is kept, so that a stopped run goes on from there.
+
+A job says what its items are, what is done to one (a pure function of a module), and what becomes of all that was found
+(`MapJob`). Items are done in parts: each is a task, and what it found is a group of its own, ``parts/<number>``, until
+the result is written.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import OutputExistsError
+from cloudem.jobs.base import Context, Job, is_of, job_record
+
+PARTS = "parts"
+"""Group whose groups hold what each part found, while the job is not finished."""
+
+Found = Mapping[str, NDArray[Any]]
+"""What a part found: arrays by name, whose first axis counts its items."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a job works on.
+
+    Attributes
+    ----------
+    parts
+        One entry for each task: whatever ``function`` needs to find its items; small, for it travels.
+    counts
+        Items of each part.
+    function
+        ``function(part, *arguments) -> Found``; pure, a function of a module.
+    arguments
+        The same for all parts; small.
+    stage, unit
+        What the progress shows.
+    facts
+        Names and values to say at the start.
+    """
+
+    parts: Sequence[Any]
+    counts: Sequence[int]
+    function: Callable[..., Found]
+    arguments: tuple[Any, ...] = ()
+    stage: str = "items"
+    unit: str = "items"
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def split(count: int, size: int) -> list[range]:
+    """Return consecutive ranges of nearly equal length, each of about ``size``: the parts of so many items.
+
+    They depend on the number of items alone, never on that of the workers.
+    """
+    parts = max(1, -(-count // max(size, 1)))
+    edges = [count * number // parts for number in range(parts + 1)]
+    return [range(first, stop) for first, stop in pairwise(edges) if stop > first]
+
+
+class MapJob(Job):
+    """A job that does the same to many items."""
+
+    @abstractmethod
+    def items(self, context: Context) -> Items:
+        """Return what is to be done."""
+
+    @abstractmethod
+    def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
+        """Return the arrays and attributes of the result, from what was found of all items in order."""
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the results say of themselves, once there is a result."""
+        from cloudem.jobs.report import finished_record
+
+        return finished_record(self.out)
+
+    def tidy(self, context: Context) -> None:
+        """Delete the parts, and draw the report if that is missing."""
+        from cloudem.jobs.report import complete_report
+
+        context.delete(PARTS)
+        complete_report(context.url)
+
+    def run(self, context: Context) -> None:
+        """Do what is left, and write the result with its report."""
+        from cloudem.io.storage.groups import has_group, read_attributes
+        from cloudem.jobs.report import run_attributes
+
+        record = read_attributes(context.url, "")
+        if record is None:
+            _refuse_foreign(context.url)
+        elif has_group(context.url, "result") or not is_of(record, self):
+            raise OutputExistsError(
+                f"{context.url} contains the results of {record.get('job', 'something else')} with other parameters or "
+                "inputs; choose another --out"
+            )
+        items = self.items(context)
+        context.progress.facts({items.unit: f"{sum(items.counts):,}", **items.facts})
+        if record is None:
+            context.write("", {}, {"kind": "result", **job_record(self)})
+        found = _found(items, context)
+        arrays, attributes = self.result(context, found)
+        kept = run_attributes(context.progress, context.executor.traffic())
+        context.write("result", dict(arrays), {**kept, **attributes})
+        self.tidy(context)
+
+
+def _found(items: Items, context: Context) -> Found:
+    """Return what was found of all items, doing those parts that are not there yet."""
+    from cloudem.io.storage.groups import list_groups, read_group
+
+    there = set(list_groups(context.url, PARTS))
+    names = [f"{number:06d}" for number in range(len(items.parts))]
+    left = [number for number, name in enumerate(names) if name not in there]
+    with context.progress.stage(items.stage, sum(items.counts), items.unit) as stage:
+        done = sum(items.counts) - sum(items.counts[number] for number in left)
+        if done:
+            context.progress.message(f"going on after {done:,} {items.unit}")
+            stage.advance(done)
+        task = _Task(items.function, items.arguments)
+        results = context.executor.map(task, [items.parts[number] for number in left])
+        for number, found in zip(left, results, strict=True):
+            _check(found, items.counts[number])
+            context.write(f"{PARTS}/{names[number]}", dict(found), {})
+            stage.advance(items.counts[number])
+            if number != left[-1]:
+                context.stop_if_asked(f"{stage.done:,} of {stage.total:,} {items.unit}")
+    parts = [read_group(context.url, f"{PARTS}/{name}")[0] for name in names]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What runs on workers."""
+
+    function: Callable[..., Found]
+    arguments: tuple[Any, ...]
+
+    def __call__(self, part: Any) -> Found:
+        return self.function(part, *self.arguments)
+
+
+def _check(found: Found, count: int) -> None:
+    wrong = [name for name, values in found.items() if len(values) != count]
+    if wrong:
+        raise ValueError(f"{wrong[0]} has {len(found[wrong[0]])} values for {count} items")
+
+
+def _refuse_foreign(url: str) -> None:
+    """Refuse a folder that holds something that no job has left."""
+    from cloudem.io.storage.location import contents
+
+    other = [name for name in contents(url) if name != "log.txt" and not name.startswith("arrays-")]
+    if other:
+        raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")
