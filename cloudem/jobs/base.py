@@ -348,16 +348,29 @@ class Job(Declaration):
         warnings: list[str] = []
         if self.out not in inputs.made and self.is_finished():
             return Preflight((f"already finished: {self.out} holds this result",))
-        from cloudem.io.storage.location import check_new, exists
+        from cloudem.io.storage.location import exists
 
-        if self.new_out and not inputs.replaced:
-            check_new(self.out)
+        if not inputs.replaced:
+            self.check_out()
         self.check(inputs, warnings.append)
         for name in sorted(places(type(self)) - {"out"}):
             place = getattr(self, name)
             if place is not None and not inputs.awaited(place) and not exists(place):
                 raise MissingInputError(f"{label_of(type(self), name)}: {place} does not exist; check the path")
         return Preflight(tuple(warnings))
+
+    def check_out(self) -> None:
+        """Check that the job may write into ``OUT``, whatever lies there: nothing, its own beginnings, or others'.
+
+        Raises
+        ------
+        OutputExistsError, InconsistentDataError
+            It may not, or cannot go on from there.
+        """
+        from cloudem.io.storage.location import check_new
+
+        if self.new_out:
+            check_new(self.out)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check what the job knows of its own; see `preflight`. That its inputs exist is checked in any case."""

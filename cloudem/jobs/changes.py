@@ -6,11 +6,12 @@ its step has now. Results are replaced only if their record says that the same j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
-from cloudem.errors import CloudemError, InconsistentDataError, OutputExistsError
+from cloudem.errors import InconsistentDataError, OutputExistsError
 from cloudem.jobs.base import Inputs, Job, differences, label_of, places
+from cloudem.jobs.iterative import IterativeJob
 
 Status = Literal["run", "unchanged", "changed"]
 
@@ -37,7 +38,7 @@ class Change(NamedTuple):
     replaces: bool = False
 
 
-def change_of(job: Job, redone: Mapping[str, str] | None = None, inputs: Inputs | None = None) -> Change:
+def change_of(job: Job, redone: Mapping[str, str] | None = None) -> Change:
     """Return what has to be done about a step.
 
     Parameters
@@ -46,8 +47,6 @@ def change_of(job: Job, redone: Mapping[str, str] | None = None, inputs: Inputs 
         The step's.
     redone
         Places that earlier steps will have made anew, and the names of these.
-    inputs
-        What earlier steps make, as for `Job.preflight`.
 
     Raises
     ------
@@ -71,7 +70,16 @@ def change_of(job: Job, redone: Mapping[str, str] | None = None, inputs: Inputs 
     said += [f"{_label(job, name)} was made anew" for name in others if name not in anew]
     if not said:
         return Change("run")
-    return Change("changed", ", ".join(said), bool(anew or others) or not _goes_on(job, inputs))
+    replaces = bool(anew or others) or not _goes_on(job)
+    if replaces and not (anew or others) and _is_valid_still(job, parameters):
+        return Change("unchanged", ", ".join(said))
+    return Change("changed", ", ".join(said), replaces)
+
+
+def _is_valid_still(job: Job, parameters: Collection[str]) -> bool:
+    """Return whether a finished result only differs in what may change without its iterations beginning anew."""
+    changeable = job.changeable if isinstance(job, IterativeJob) else ()
+    return job.kept_record() is not None and set(parameters) <= set(changeable)
 
 
 def reads_from(job: Job) -> dict[str, str]:
@@ -90,14 +98,12 @@ def _label(job: Job, name: str) -> str:
     return label_of(type(job), name) if name in type(job).model_fields else name
 
 
-def _goes_on(job: Job, inputs: Inputs | None) -> bool:
+def _goes_on(job: Job) -> bool:
     """Return whether the job accepts what lies in its ``OUT``."""
     try:
-        job.preflight(inputs)
+        job.check_out()
     except (OutputExistsError, InconsistentDataError):
         return False
-    except CloudemError:  # of something else: it will be said
-        return True
     return True
 
 

@@ -50,14 +50,17 @@ class Mask(Job):
     extend_A: float = parameter(6.0, meaning="distance by which the mask is extended", ge=0)
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
-    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is a new file."""
+    def check_out(self) -> None:
+        """Check that the mask is a new file."""
         from cloudem.io.storage.location import exists
 
+        if exists(self.out):  # and is not what this very command makes
+            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the map's header, and the name of the mask's file."""
         if Path(self.out).suffix.lower() not in (".mrc", ".map"):
             raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
-        if exists(self.out) and not inputs.replaced:  # and is not what this very command makes
-            raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
         if not inputs.awaited(self.map):
             self._grid()
 

@@ -67,12 +67,16 @@ class Postprocess(Job):
 
         complete_report(context.url)
 
-    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check half-maps and mask by their headers."""
+    def check_out(self) -> None:
+        """Check that there are no results of another job in ``OUT``; its own are written over."""
         from cloudem.jobs.checks import refuse_results_of_others
-        from cloudem.jobs.maps import check_map
 
         refuse_results_of_others(self.out, self.name)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check half-maps and mask by their headers."""
+        from cloudem.jobs.maps import check_map
+
         if not inputs.awaited(self.halves):
             halves_grid(self.halves, self.half2, self.pixel_size_A)
         if self.mask is not None and not inputs.awaited(self.mask):

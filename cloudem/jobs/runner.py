@@ -70,11 +70,12 @@ def run_job(
             stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
-            if job.is_finished():
+            change = change_of(job) if replaces else None
+            if job.is_finished() or (change is not None and change.status == "unchanged"):
                 job.tidy(Context(SerialExecutor(), progress, log, job.out, lease))
                 log.info(f"{step}: unchanged, skipped" if step else f"already finished: {job.out} holds this result")
                 return progress
-            if replaces and (change := change_of(job)).replaces:
+            if change is not None and change.replaces:
                 job, inputs = replacing(job)
                 job.preflight(inputs)
                 log.info("%s: %s; its results in %s are replaced", step or job.name, change.why, job.out)

@@ -92,10 +92,12 @@ class Simulate(Job):
         if self.defocus_min_A > self.defocus_max_A:
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
 
+    def check_out(self) -> None:
+        """Check that there are no particles in ``OUT``, or those of this very job."""
+        self._has_particles()
+
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the model or the density's header, and that there are no particles yet."""
-        if not inputs.replaced:
-            self._has_particles()
+        """Check the model or the density's header."""
         if self.density is not None and not inputs.awaited(self.density):
             from cloudem.jobs.maps import check_map
 

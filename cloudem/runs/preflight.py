@@ -97,7 +97,7 @@ def _outlook(workflow: Workflow, described: bool, replaces: bool, resuming: bool
     for step in workflow.steps:
         inputs = Inputs(tuple(redone), described)
         try:
-            changes[step.name] = change = _change(step.job, before, redone, inputs)
+            changes[step.name] = change = _change(step.job, before, redone)
             said[step.name] = _check(step.job, change, inputs, replaces)
         except CloudemError as error:
             if not (resuming and isinstance(error, OutputExistsError)):
@@ -109,11 +109,11 @@ def _outlook(workflow: Workflow, described: bool, replaces: bool, resuming: bool
     return Outlook(workflow, changes, said)
 
 
-def _change(job: Job, before: Mapping[str, Job], redone: Mapping[str, str], inputs: Inputs) -> Change:
+def _change(job: Job, before: Mapping[str, Job], redone: Mapping[str, str]) -> Change:
     if not job.reads_out and job.out in {earlier.out for earlier in before.values()}:
         raise ParameterError(f"--out is {job.out}, as of a step before; give each its own")
     check_kinds(job, before)
-    return change_of(job, redone, inputs)
+    return change_of(job, redone)
 
 
 def _check(job: Job, change: Change, inputs: Inputs, replaces: bool) -> tuple[str, ...]:

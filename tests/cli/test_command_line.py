@@ -209,7 +209,7 @@ def test_only_jobs_that_use_gpus_get_worker_processes_on_them(
 ) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr("cloudem.execution.dask.executor.DaskExecutor", lambda **options: given.append(options))
-    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make_executor, *rest: make_executor(gpus_of(job)))
+    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make, *rest, **named: make(gpus_of(job)))
     arguments = ["--particles", "p.zarr", "--out", "o"]
     if name == "refine3d":
         arguments += ["--reference", "r.mrc", "--diameter-A", "100"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
+from cloudem.errors import OutputExistsError
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class Reconstruct(Job):
         from cloudem.jobs.report import finished_record
 
         return finished_record(self.out)
+
+    def check_out(self) -> None:
+        """Check that there are no results in ``OUT``."""
+        from cloudem.io.storage.groups import has_group, read_attributes
+
+        found = read_attributes(self.out, "")
+        if found is not None and (found.get("job") != self.name or has_group(self.out, "result")):
+            raise OutputExistsError(f"{self.out} already contains results; choose another --out")
 
     def tidy(self, context: Context) -> None:
         """Write the report, if that is missing."""
