@@ -28,7 +28,7 @@ def print_graph(outlook: Outlook) -> None:
     rows = [_rows(workflow, number) for number in range(len(workflow.steps))]
     widest = max((len(row[1]) for part in rows for row in part), default=0)
     for step, part in zip(workflow.steps, rows, strict=True):
-        screen.print(_heading(step, outlook.changes.get(step.name)), soft_wrap=True)
+        screen.print(_heading(step, outlook.changes.get(step.name)))
         table = Table.grid(padding=(0, 2))
         table.add_column()
         table.add_column(overflow="fold", min_width=min(widest, screen.width // 2))

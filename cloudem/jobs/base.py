@@ -346,7 +346,7 @@ class Job(Declaration):
         """
         inputs = inputs or Inputs()
         warnings: list[str] = []
-        if self.out not in inputs.made and self.is_finished():
+        if self.out not in inputs.made and not inputs.replaced and self.is_finished():
             return Preflight((f"already finished: {self.out} holds this result",))
         from cloudem.io.storage.location import exists
 

@@ -62,7 +62,10 @@ def change_of(job: Job, redone: Mapping[str, str] | None = None) -> Change:
         return Change("run")
     parameters, others = differences(record, job)
     others = [name for name in others if name not in parameters]
-    said = [f"{_label(job, name)} is redone by {step}" for name, step in anew.items()]
+    said = []
+    for step in dict.fromkeys(anew.values()):
+        names = ", ".join(_label(job, name) for name, by in anew.items() if by == step)
+        said.append(f"{names} redone by {step}")
     if len(parameters) >= MANY:
         said += [] if anew else ["parameters or inputs differ"]
     else:

@@ -122,4 +122,6 @@ def _check(job: Job, change: Change, inputs: Inputs, replaces: bool) -> tuple[st
         return ()
     if change.replaces and replaces:
         job, inputs = replacing(job, inputs)
+    elif change.replaces:
+        job.check_out()
     return job.preflight(inputs).warnings

@@ -69,14 +69,14 @@ def test_only_what_is_missing_or_changed_runs(tmp_path: Path) -> None:
     assert due(preflight(flow(folder, *other))) == {
         "sim": "unchanged: ",
         "reconstruct": "changed: --symmetry differs, --seed differs",
-        "mask": "changed: MAP is redone by reconstruct",
-        "export": "changed: SOURCE is redone by reconstruct",
+        "mask": "changed: MAP redone by reconstruct",
+        "export": "changed: SOURCE redone by reconstruct",
     }
     assert run_all(flow(folder, *other)) == ["reconstruct", "mask", "export"]
     assert (read_attributes(f"{folder}/reconstruct", "") or {})["parameters"]["symmetry"] == "C2"
 
     more = [{**SIMULATE, "count": 26}, *other[1:]]
-    assert due(preflight(flow(folder, *more)))["reconstruct"] == "changed: --particles is redone by sim"
+    assert due(preflight(flow(folder, *more)))["reconstruct"] == "changed: --particles redone by sim"
     # an interruption between steps: what is left is known by what the results say of their inputs
     run_job(flow(folder, *more).steps[0].job, lambda gpus: SerialExecutor(), replaces=True)
     assert due(preflight(flow(folder, *more)))["reconstruct"] == "changed: --particles was made anew"
@@ -170,7 +170,7 @@ def test_a_changed_store_on_s3_is_made_anew(s3: Any) -> None:
     folder = f"s3://{s3.bucket()}/flow"
     assert run_all(flow(folder, SIMULATE, {**EXPORT, "source": "sim/particles.zarr"})) == ["sim", "export"]
     more = flow(folder, {**SIMULATE, "count": 25}, {**EXPORT, "source": "sim/particles.zarr"})
-    assert due(preflight(more))["export"] == "changed: SOURCE is redone by sim"
+    assert due(preflight(more))["export"] == "changed: SOURCE redone by sim"
     withdraw(f"{folder}/sim/particles.zarr")  # as far as a run comes that is killed after it
     assert not exists(f"{folder}/sim/particles.zarr/zarr.json")
     assert run_all(more) == ["sim", "export"]
