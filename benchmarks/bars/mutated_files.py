@@ -106,8 +106,7 @@ def cs() -> Kind:
 
 
 def toml() -> Kind:
-    """Job files, of one and of several jobs, and workflow files, read and planned."""
-    from cloudem.cli.command_line import read_job_file
+    """Job files, of one and of several jobs, and workflow files."""
     from cloudem.runs.workflow import read_workflow
 
     one = """# a job
@@ -153,14 +152,8 @@ halves = "refine"
     from cloudem.jobs.artefacts import sizes_of
 
     def read(path: Path) -> None:
-        if path.name == "workflow.toml":
-            jobs = [step.job for step in read_workflow(str(path)).steps]
-        else:
-            with contextlib.suppress(CloudemError):  # it is a workflow, too
-                read_workflow(str(path))
-            jobs = read_job_file(str(path))
-        for job in jobs:
-            job.work(sizes_of(job))
+        for step in read_workflow(str(path)).steps:
+            step.job.work(sizes_of(step.job))
 
     files = {"one.toml": one, "several.toml": several, "workflow.toml": workflow}
     return Kind({name: text.encode() for name, text in files.items()}, read)

@@ -18,10 +18,9 @@ import click
 from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, submit
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
-from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError, one_line
+from cloudem.errors import CloudemError, MissingInputError, StoppedError, one_line
 from cloudem.interrupts import guarded, interrupted
-from cloudem.jobs.base import JOBS, Declaration, Inputs, Job, find_job, known_jobs, parameter
-from cloudem.jobs.toml import read_toml
+from cloudem.jobs.base import JOBS, Declaration, Job, find_job, known_jobs, parameter
 
 if TYPE_CHECKING:
     import logging
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from cloudem.cloud.planning.work import Work
     from cloudem.execution.executor import Executor
     from cloudem.jobs.progress import Progress
+    from cloudem.runs.workflow import Workflow
 
 STOPPED = 3
 
@@ -39,6 +39,9 @@ class RunOptions(Declaration):
     name: ClassVar[str] = "cloudem"
 
     dry_run: bool = parameter(False, meaning="show what would run and how much memory and disk it needs, then stop")
+    replace: bool = parameter(
+        False, meaning="replace results that the same job made with other parameters or inputs, as in a project"
+    )
     executor: Literal["dask", "serial"] = parameter("dask", meaning="dask uses all cores or GPUs; serial uses one core")
     threads: int | None = parameter(None, meaning="threads per worker; by default, one per core", ge=1)
     processes: bool = parameter(False, meaning="use supervised worker processes instead of threads")
@@ -148,7 +151,10 @@ class JobCommand(click.Command):
 
     def _call(self, **given: Any) -> None:
         values, options = _split(given)
-        _run([self.declaration(**values)], options)
+        from cloudem.runs.workflow import Step, Workflow
+
+        job = self.declaration(**values)
+        _run(Workflow("", job.name, "", (Step(job.name, job),)), options)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print every parameter with unit, default and meaning, and the examples."""
@@ -179,58 +185,32 @@ class JobGroup(click.Group):
         print_overview({name: find_job(name).summary for name in known_jobs()}, others)
 
 
-def read_job_file(path: str) -> list[Job]:
-    """Return the jobs that a TOML file declares: one at its top, or several as ``[[job]]``.
+def _run(workflow: Workflow, options: RunOptions) -> None:
+    """Plan the steps, or run them one after the other; all are checked before the first begins."""
+    from cloudem.runs.preflight import preflight
 
-    Raises
-    ------
-    MissingInputError
-        If there is no such file.
-    ParameterError
-        If it is no TOML, or names no job, or a job cannot use what it is given.
-    """
-    table = read_toml(path, "a job file (see cloudem run --help)")
-    several = table.get("job")
-    if isinstance(several, list):
-        if len(table) > 1:
-            raise ParameterError(f"{path} has {', '.join(set(table) - {'job'})} outside of [[job]]; move it into a job")
-        entries = [entry if isinstance(entry, dict) else {} for entry in several]
-        return [_job_of(path, {**entry, "job": entry.get("name")}, leave_out=("job", "name")) for entry in entries]
-    return [_job_of(path, table, leave_out=("job",))]
-
-
-def _job_of(path: str, table: Mapping[str, Any], leave_out: Sequence[str]) -> Job:
-    name = table.get("job")
-    if not isinstance(name, str):
-        raise ParameterError(f'{path} names no job; start it with job = "refine3d", or [[job]] and name = "refine3d"')
-    try:
-        return find_job(name)(**{key: value for key, value in table.items() if key not in leave_out})
-    except ParameterError as error:
-        raise ParameterError(f"{path}: {error}") from None
-
-
-def _run(jobs: Sequence[Job], options: RunOptions) -> None:
-    """Plan the jobs, or run them one after the other; all are checked before the first begins."""
+    replaces = options.replace or bool(workflow.project)
+    chained = len(workflow.steps) > 1 or bool(workflow.project)
     if options.dry_run:
+        from cloudem.cli.graph import print_graph
         from cloudem.cli.help import print_plan
 
-        made: list[str] = []
-        for job in jobs:
-            warnings = job.preflight(Inputs(tuple(made))).warnings
-            print_plan(job, _work(job, made), options.tasks, warnings)
-            made.append(job.out)
+        outlook = preflight(workflow, replaces=replaces)
+        if chained:
+            print_graph(outlook)
+        for step in outlook.left.steps if chained else workflow.steps:
+            print_plan(step.job, _work(step.job, chained), options.tasks, outlook.said.get(step.name, ()))
         return
     from cloudem.jobs.runner import run_job
 
-    if len(jobs) > 1:  # of one it is the first that running it does
-        from cloudem.runs.preflight import preflight_of_jobs
+    if chained:  # of one it is the first that running it does
+        preflight(workflow, replaces=replaces)
+    for step in workflow.steps:
+        name = step.name if chained else ""
+        run_job(step.job, options.make_executor, _view, options.tasks, step=name, replaces=replaces)
 
-        preflight_of_jobs(jobs)
-    for job in jobs:
-        run_job(job, options.make_executor, _view, options.tasks)
 
-
-def _work(job: Job, made: Sequence[str]) -> Work:
+def _work(job: Job, chained: bool) -> Work:
     """Return what a job will do, as far as that is known before those before it have made what it reads."""
     from cloudem.cloud.planning.work import Work
     from cloudem.jobs.artefacts import sizes_of
@@ -238,7 +218,7 @@ def _work(job: Job, made: Sequence[str]) -> Work:
     try:
         return job.work(sizes_of(job))
     except MissingInputError:
-        if not made:
+        if not chained:
             raise
         return Work((), notes=("memory and disk are known when the jobs before it are done",))
 
@@ -277,8 +257,10 @@ class _FileCommand(click.Command):
 
 @COMMANDS.command("run", cls=_FileCommand, params=[click.Argument(["file"]), *options_of(RunOptions)])
 def _run_file(file: str, **given: Any) -> None:
-    """Run the job or jobs in a TOML file."""
-    _run(read_job_file(file), _split(given)[1])
+    """Run the jobs in a TOML file."""
+    from cloudem.runs.workflow import read_workflow
+
+    _run(read_workflow(file), _split(given)[1])
 
 
 @COMMANDS.command("version")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cloudem.runs.workflow import Workflow
     from cloudem.runs.workload import Given
 
+NOTHING_LEFT = "nothing to do: all results are there, and unchanged"
+
 PLANNED = ("refine3d", "reconstruct")
 """Jobs that can be planned without a file."""
 
@@ -90,8 +92,16 @@ class PlanCommand(Command):
 
         workflow, given = self._workflow(), self._given()
         described = given.over(None) is not None
-        # of a job without a file nothing is there
-        said = [] if self.what in known_jobs() else preflight(workflow, described=described, planning=True)
+        said: list[str] = []
+        if self.what not in known_jobs():  # of a job without a file nothing is there
+            from cloudem.cli.graph import print_graph
+
+            outlook = preflight(workflow, described=described, planning=True)
+            print_graph(outlook)
+            workflow, said = outlook.left, outlook.lines
+            if not workflow.steps:
+                screen.print(NOTHING_LEFT)
+                return
         plan = make_plan(
             workflow,
             region=self.region,

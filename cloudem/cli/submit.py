@@ -76,8 +76,9 @@ class Submit(Command):
             follow_run(store)
 
     def _submit(self) -> None:
+        from cloudem.cli.graph import print_graph
         from cloudem.cli.help import console
-        from cloudem.cli.plan import make_plan, show_plan
+        from cloudem.cli.plan import NOTHING_LEFT, make_plan, show_plan
         from cloudem.cloud.catalogue import Catalogue
         from cloudem.cloud.providers import provider_name, provider_of
         from cloudem.runs.preflight import preflight
@@ -87,7 +88,12 @@ class Submit(Command):
 
         assert self.workflow is not None  # noqa: S101 - see run
         workflow = read_workflow(self.workflow)
-        said = preflight(workflow, planning=self.dry_run)
+        outlook = preflight(workflow, planning=self.dry_run)
+        print_graph(outlook)
+        workflow = outlook.left
+        if not workflow.steps:
+            click.echo(NOTHING_LEFT)
+            return
         plan = make_plan(
             workflow,
             region=self.region,
@@ -97,7 +103,7 @@ class Submit(Command):
             max_usd=self.max_usd,
             max_hours=self.max_hours,
             objective="fastest" if self.fastest else "cheapest",
-            notes=said,
+            notes=outlook.lines,
         )
         screen = console()
         show_plan(plan, screen)
@@ -121,7 +127,7 @@ class Submit(Command):
         from cloudem.runs.submit import resume, start
 
         record = store.record()
-        for text in preflight_of_rest(store):
+        for text in preflight_of_rest(store).lines:
             click.echo(text)
         provider = provider_of(record.provider, record.region)
         usd = self.max_usd or store.wanted().max_usd

@@ -322,10 +322,10 @@ def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any], kind: St
     for name, found in sizes.items():
         if attributes.get(name) != found:
             raise FormatError(
-                f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {str(attributes.get(name))[:40]}: one "
+                f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {attributes.get(name)!r:.40}: one "
                 "of them is damaged; import again"
             )
     size = attributes.get("pixel_size_A")
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
-        raise FormatError(f"{url}/zarr.json has the pixel size {str(size)[:40]}; one above 0 Å is needed: import again")
+        raise FormatError(f"{url}/zarr.json has the pixel size {size!r:.40}; one above 0 Å is needed: import again")
     return layout

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, ParameterError
-from cloudem.jobs.base import KINDS, Job, Kind, label_of
+from cloudem.jobs.base import KINDS, Job, Kind, find_job, label_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -34,33 +34,60 @@ def made_by(job: Job) -> dict[str, tuple[Kind, ...]]:
     return {f"{job.out}/{name}" if name else job.out: kinds for name, kinds in type(job).makes.items()}
 
 
-def check_kinds(job: Job, made: Mapping[str, tuple[Kind, ...]]) -> None:
-    """Make sure that what a job reads and earlier steps make is of a kind that it can use.
+def check_kinds(job: Job, steps: Mapping[str, Job]) -> None:
+    """Make sure that what a job reads is of a kind that it can use, as far as that is stated anywhere.
+
+    Earlier steps declare what they make; stores and results that are there say it themselves; files say nothing.
 
     Parameters
     ----------
     job
         What is to run.
-    made
-        What the steps before make, by place.
+    steps
+        The jobs of the steps before, by name.
 
     Raises
     ------
     ParameterError
-        It is of another kind.
+        It is of another kind, or lies in the results of a step that makes nothing of that name.
     """
     for name, place in inputs_of(job).items():
-        wanted = kinds_read(type(job).model_fields[name])
-        if place in made and not set(wanted) & set(made[place]):
-            raise ParameterError(
-                f"{label_of(type(job), name)} {place} is made by an earlier step and holds {said(made[place])}; "
-                f"{job.name} needs {said(wanted)} there"
-            )
+        wanted, label = kinds_read(type(job).model_fields[name]), label_of(type(job), name)
+        origin, kinds = _origin(place, steps)
+        if kinds is None:
+            made = ", ".join(f"{what} ({said(held)})" for what, held in made_by(steps[origin]).items())
+            raise ParameterError(f"{label} is {place}, which step {origin} does not make; it makes {made}")
+        if kinds and not set(wanted) & set(kinds):
+            by = f"is made by step {origin} and " if origin else ""
+            needed = f"{job.name} needs {said(wanted, 'or')} there"
+            raise ParameterError(f"{label}: {place} {by}holds {said(kinds)}; {needed}")
 
 
-def said(kinds: tuple[Kind, ...]) -> str:
+def _origin(place: str, steps: Mapping[str, Job]) -> tuple[str, tuple[Kind, ...] | None]:
+    """Return which step makes a place, if any, and its kinds: () if nobody knows them, None if it makes no such."""
+    for step, job in reversed(list(steps.items())):
+        if type(job).makes and (place == job.out or place.startswith(f"{job.out}/")):
+            return step, made_by(job).get(place)
+    return "", kinds_at(place)
+
+
+def kinds_at(place: str) -> tuple[Kind, ...]:
+    """Return the kinds of what lies at a place, by what it says of itself; () where it says nothing."""
+    from cloudem.io.storage.groups import read_attributes
+
+    try:
+        record = read_attributes(place, "") or {}
+        if record.get("kind") == "particles":
+            return ("particles",)
+        return find_job(str(record["job"])).makes.get("", ()) if record.get("kind") == "result" else ()
+    except (CloudemError, KeyError):  # who reads it says what is wrong with it
+        return ()
+
+
+def said(kinds: tuple[Kind, ...], last: str = "and") -> str:
     """Return kinds in words."""
-    return " or ".join(KINDS[kind] for kind in kinds) if kinds else "nothing that a job reads"
+    *most, final = (KINDS[kind] for kind in kinds)
+    return f"{', '.join(most)} {last} {final}" if most else final
 
 
 def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:

@@ -195,10 +195,13 @@ class Inputs:
         Outputs of the steps before it in a workflow.
     described
         What is not there is accepted, because the user said what it will hold.
+    replaced
+        What the same job left in ``OUT`` will be deleted first.
     """
 
     made: tuple[str, ...] = ()
     described: bool = False
+    replaced: bool = False
 
     def awaited(self, place: str) -> bool:
         """Return whether a place need not be there yet, so that nothing can be known of it."""
@@ -316,6 +319,8 @@ class Job(Declaration):
     """Whether it adds to the results of another job, in their ``OUT``."""
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
     """Kinds of what it makes: by the name below ``OUT``, "" for ``OUT`` itself."""
+    leaves: ClassVar[tuple[str, ...]] = ()
+    """Where ``OUT`` is made as a whole, the names of all that it writes there: nothing else is deleted with it."""
     columns: ClassVar[tuple[Column, ...]] = (ITERATION, SECONDS, RECEIVED)
     """Of the rows that it shows while it runs, and keeps."""
     sections: ClassVar[tuple[Section, ...]] = STANDARD
@@ -341,20 +346,31 @@ class Job(Declaration):
         """
         inputs = inputs or Inputs()
         warnings: list[str] = []
-        if self.out not in inputs.made and self.is_finished():
+        if self.out not in inputs.made and not inputs.replaced and self.is_finished():
             return Preflight((f"already finished: {self.out} holds this result",))
-        from cloudem.io.storage.location import check_new, exists
+        from cloudem.io.storage.location import exists
 
-        if self.out in inputs.made and not self.reads_out:
-            raise ParameterError(f"--out is {self.out}, as of a step before; give each its own")
-        if self.new_out:
-            check_new(self.out)
+        if not inputs.replaced:
+            self.check_out()
         self.check(inputs, warnings.append)
         for name in sorted(places(type(self)) - {"out"}):
             place = getattr(self, name)
             if place is not None and not inputs.awaited(place) and not exists(place):
                 raise MissingInputError(f"{label_of(type(self), name)}: {place} does not exist; check the path")
         return Preflight(tuple(warnings))
+
+    def check_out(self) -> None:
+        """Check that the job may write into ``OUT``, whatever lies there: nothing, its own beginnings, or others'.
+
+        Raises
+        ------
+        OutputExistsError, InconsistentDataError
+            It may not, or cannot go on from there.
+        """
+        from cloudem.io.storage.location import check_new
+
+        if self.new_out:
+            check_new(self.out)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check what the job knows of its own; see `preflight`. That its inputs exist is checked in any case."""
@@ -384,6 +400,18 @@ class Job(Declaration):
         except CloudemError:  # it will be said by whoever reads it
             return False
         return record is not None and not getattr(self, "restart", False) and is_of(record, self)
+
+    def begun_record(self) -> Mapping[str, Any] | None:
+        """Return the record of what lies in ``OUT``, finished or not, None if nothing there says what it is."""
+        from cloudem.io.storage.groups import read_attributes
+
+        return self.kept_record() or read_attributes(self.out, "")
+
+    def discard(self, guard: Callable[[], None]) -> None:
+        """Delete the results that this job left in ``OUT``, its record last; the guard is called before each."""
+        from cloudem.io.storage.groups import delete_result
+
+        delete_result(self.out, ("report.html",), guard)
 
     def tidy(self, context: Context) -> None:
         """Finish what a run did not that was interrupted after it had written its result."""
@@ -436,11 +464,21 @@ def job_record(job: Job) -> dict[str, Any]:
 
 def is_of(record: Mapping[str, Any], job: Job) -> bool:
     """Return whether a result was made by a job with the same parameters from the same inputs."""
+    return record.get("job") == job.name and differences(record, job) == ([], [])
+
+
+def differences(record: Mapping[str, Any], job: Job) -> tuple[list[str], list[str]]:
+    """Return which parameters of a job, and which of its inputs, are others than a result was made with."""
     mine, theirs = ({**given} for given in (job.model_dump(mode="json"), record.get("parameters") or {}))
     for name in ("out", "restart", "report"):  # which change no result
         mine.pop(name, None)
         theirs.pop(name, None)
-    return (record.get("job"), theirs, record.get("inputs")) == (job.name, mine, _inputs(job))
+    return _unequal(mine, theirs), _unequal(_inputs(job), record.get("inputs") or {})
+
+
+def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    names = [*mine, *(name for name in theirs if name not in mine)]
+    return [name for name in names if name not in mine or name not in theirs or mine[name] != theirs[name]]
 
 
 def fingerprint_of(job: Job) -> str:

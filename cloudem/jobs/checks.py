@@ -47,7 +47,7 @@ class UsesParticles(Protocol):
 def check_mask(mask: str | None, inputs: Inputs) -> None:
     """Check the header of a mask, if there is one and no step before is to make it."""
     if mask is not None and not inputs.awaited(mask):
-        check_map(mask)
+        check_map(mask, held="mask")
 
 
 def check_particles(job: UsesParticles, inputs: Inputs, warn: Warn, *, poses: bool) -> ParticleStore | None:

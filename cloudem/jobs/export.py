@@ -32,6 +32,7 @@ class Export(Job):
         "half1.mrc": ("halves", "volume"),
         "half2.mrc": ("volume",),
     }
+    leaves: ClassVar[tuple[str, ...]] = (*makes, "export.json", "fsc.star", "particles.mrcs")
 
     source: Place = parameter(
         meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")

@@ -41,6 +41,7 @@ class ImportParticles(Job):
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
+    leaves: ClassVar[tuple[str, ...]] = ("zarr.json", "images", "columns")
 
     particles: Place = parameter(
         meaning="RELION STAR file (3.0 to 5) or cryoSPARC .cs file; a path or s3:// URL",

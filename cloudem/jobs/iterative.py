@@ -177,6 +177,10 @@ class IterativeJob(Job):
         """Return what tells the data that checkpoints refer to from others under the same name; "" if nothing does."""
         return ""
 
+    def check_out(self) -> None:
+        """Check that a run can go on from what lies in ``OUT``, or begin there."""
+        left_state(self, self.out)
+
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what the results say of themselves, once there is a result."""
         from cloudem.jobs.report import finished_record

@@ -82,6 +82,19 @@ class MapJob(Job):
 
         return finished_record(self.out)
 
+    def check_out(self) -> None:
+        """Check that there is nothing in ``OUT``, or the beginning of this very job."""
+        from cloudem.io.storage.groups import has_group, read_attributes
+
+        record = read_attributes(self.out, "")
+        if record is None:
+            _refuse_foreign(self.out)
+        elif has_group(self.out, "result") or not is_of(record, self):
+            raise OutputExistsError(
+                f"{self.out} contains the results of {record.get('job', 'something else')} with other parameters or "
+                "inputs; choose another --out"
+            )
+
     def tidy(self, context: Context) -> None:
         """Delete the parts, and draw the report if that is missing."""
         from cloudem.jobs.report import complete_report
@@ -91,17 +104,11 @@ class MapJob(Job):
 
     def run(self, context: Context) -> None:
         """Do what is left, and write the result with its report."""
-        from cloudem.io.storage.groups import has_group, read_attributes
+        from cloudem.io.storage.groups import read_attributes
         from cloudem.jobs.report import run_attributes
 
+        self.check_out()
         record = read_attributes(context.url, "")
-        if record is None:
-            _refuse_foreign(context.url)
-        elif has_group(context.url, "result") or not is_of(record, self):
-            raise OutputExistsError(
-                f"{context.url} contains the results of {record.get('job', 'something else')} with other parameters or "
-                "inputs; choose another --out"
-            )
         items = self.items(context)
         context.progress.facts({items.unit: f"{sum(items.counts):,}", **items.facts})
         if record is None:

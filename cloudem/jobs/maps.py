@@ -6,14 +6,17 @@ that was resampled has the origin with which its centre stays where it was.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cloudem.errors import InconsistentDataError, ParameterError
+from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, read_volume, read_volume_header
+from cloudem.io.storage.groups import has_group, read_attributes, read_rows
 from cloudem.jobs.progress import Progress
 
 LEAST_BOX = 8
@@ -23,6 +26,10 @@ SAME_PLACE = 0.1
 """Voxels by which maps that lie on one another may differ, by their headers."""
 
 REFERENCE_OPTION = "--reference-pixel-size-A"
+
+
+Held: TypeAlias = Literal["map", "mask"]
+"""What to take of results that hold both."""
 
 
 class Grid(NamedTuple):
@@ -73,13 +80,15 @@ def grid_of(header: MrcHeader) -> Grid:
     return Grid(header.shape[0], header.pixel_size, header.origin)
 
 
-def check_map(path: str, pixel_size: float | None = None, option: str | None = None) -> Grid:
+def check_map(path: str, pixel_size: float | None = None, option: str | None = None, held: Held = "map") -> Grid:
     """Check the header of a map and return its grid; only the beginning of the file is read.
 
     Parameters
     ----------
     path, pixel_size, option
-        As `cloudem.io.formats.mrc.read_volume_header`.
+        As `cloudem.io.formats.mrc.read_volume_header`; the path may be that of the results of a job, too.
+    held
+        What to take of these.
 
     Raises
     ------
@@ -88,13 +97,23 @@ def check_map(path: str, pixel_size: float | None = None, option: str | None = N
     InconsistentDataError
         As there; also a box of less than `LEAST_BOX`.
     """
+    if has_group(path, "result"):
+        return _of_result(path, pixel_size, held)[1]
     grid = grid_of(read_volume_header(path, pixel_size, option))
     if grid.box < LEAST_BOX:
         raise InconsistentDataError(f"{path} has a box of {grid.box} voxels, at least {LEAST_BOX} are needed")
     return grid
 
 
-def read_map(path: str, pixel_size: float | None = None, option: str | None = None) -> Volume:
+def _of_result(url: str, pixel_size: float | None, held: Held) -> tuple[str, Grid]:
+    """Return which array of a result is its map, before it was sharpened where there is that, or its mask."""
+    for name in ("map_unfiltered", "map") if held == "map" else (held,):
+        with suppress(MissingInputError):
+            return name, result_grid(url, pixel_size, (name,))
+    raise MissingInputError(f"{url} holds no {held}; give an MRC file, or finished results that hold one")
+
+
+def read_map(path: str, pixel_size: float | None = None, option: str | None = None, held: Held = "map") -> Volume:
     """Read a map, checked: the way in for every map of a job.
 
     Raises
@@ -102,8 +121,34 @@ def read_map(path: str, pixel_size: float | None = None, option: str | None = No
     MissingInputError, FormatError, InconsistentDataError
         As `check_map` and `cloudem.io.formats.mrc.read_volume`.
     """
-    check_map(path, pixel_size, option)
+    grid = check_map(path, pixel_size, option, held)
+    if has_group(path, "result"):
+        name, _ = _of_result(path, pixel_size, held)
+        return Volume(read_rows(path, "result", (name,), 0, grid.box)[name], grid.pixel_size, grid.origin)
     return read_volume(path, pixel_size, option)
+
+
+def result_grid(url: str, pixel_size: float | None = None, names: Sequence[str] = ("half1", "half2")) -> Grid:
+    """Return the grid of maps in the results of a job; a pixel size in Å counts instead of theirs.
+
+    Raises
+    ------
+    MissingInputError
+        There are none.
+    """
+    attributes = read_attributes(url, "result") or {}
+    try:
+        planes = read_rows(url, "result", names, 0, 1)
+        own = float(attributes["pixel_size_A"])
+    except (StorageError, KeyError) as error:
+        if names[0] in str(error) or isinstance(error, KeyError) or not attributes:
+            raise MissingInputError(
+                f"{url} contains no half-maps; give the finished results of refine3d or reconstruct"
+            ) from error
+        raise
+    factor = pixel_size / own if pixel_size else 1.0
+    x, y, z = (factor * float(v) for v in attributes.get("origin_A", NOWHERE))
+    return Grid(planes[names[0]].shape[-1], pixel_size or own, (x, y, z))
 
 
 def check_start_map(path: str, stated: float | None, diameter: float, box: int, pixel_size: float) -> Grid:
@@ -223,7 +268,7 @@ def read_mask(
     ParameterError
         Nothing of it lies on the grid.
     """
-    volume = read_map(path, stated)
+    volume = read_map(path, stated, held="mask")
     low, high = volume.data.min(), volume.data.max()
     if low < -1e-3 or high > 1 + 1e-3:
         raise InconsistentDataError(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import MissingInputError, OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, fingerprint_of, parameter
 
 if TYPE_CHECKING:
     from cloudem.io.formats.mrc import Volume
     from cloudem.jobs.maps import Grid
+
+LABEL = "cloudem mask, "
+"""Begins the label of a mask; the fingerprint of its job follows."""
 
 VOXEL_S = 2.0e-6
 """A voxel of the map: CPU-seconds, one run."""
@@ -46,14 +50,17 @@ class Mask(Job):
     extend_A: float = parameter(6.0, meaning="distance by which the mask is extended", ge=0)
     edge_A: float = parameter(10.0, meaning="width of the soft edge beyond that", ge=0)
 
-    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the map's header, and that the mask is a new file."""
+    def check_out(self) -> None:
+        """Check that the mask is a new file."""
         from cloudem.io.storage.location import exists
 
-        if Path(self.out).suffix.lower() not in (".mrc", ".map"):
-            raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
         if exists(self.out):  # and is not what this very command makes
             raise OutputExistsError(f"{self.out} already exists; choose another name, or remove it first")
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the map's header, and the name of the mask's file."""
+        if Path(self.out).suffix.lower() not in (".mrc", ".map"):
+            raise ParameterError(f"--out is {self.out}; a mask is an MRC file; choose a name that ends in .mrc")
         if not inputs.awaited(self.map):
             self._grid()
 
@@ -87,22 +94,29 @@ class Mask(Job):
 
     def _grid(self) -> Grid:
         from cloudem.io.storage.groups import has_group
-        from cloudem.jobs.maps import check_map
-        from cloudem.jobs.postprocess import result_grid
+        from cloudem.jobs.maps import check_map, result_grid
 
-        return result_grid(self.map) if has_group(self.map, "result") else check_map(self.map)
+        if has_group(self.map, "result"):
+            with suppress(MissingInputError):  # a result without half-maps has a map
+                return result_grid(self.map)
+        return check_map(self.map)
 
     def is_finished(self) -> bool:
         """Return whether the file is what this very command makes: its header carries the fingerprint of both."""
+        return self._label_there() == self._label()
+
+    def begun_record(self) -> Mapping[str, Any] | None:
+        """Return which job made the file, as far as its header says: it has no room for more than a fingerprint."""
+        return {"job": self.name} if self._label_there().startswith(LABEL) else None
+
+    def _label_there(self) -> str:
         from cloudem.io.formats.mrc import first_label
         from cloudem.io.storage.location import folder_of, is_remote
 
-        if not is_remote(self.out) and not folder_of(self.out).is_file():
-            return False
-        return first_label(self.out) == self._label()
+        return first_label(self.out) if is_remote(self.out) or folder_of(self.out).is_file() else ""
 
     def _label(self) -> str:
-        return f"cloudem mask, {fingerprint_of(self)}"
+        return LABEL + fingerprint_of(self)
 
     def _map(self) -> Volume:
         from cloudem.io.formats.mrc import Volume
@@ -111,6 +125,7 @@ class Mask(Job):
         from cloudem.jobs.postprocess import read_halves
 
         if has_group(self.map, "result"):
-            one, two = read_halves(self.map)
-            return Volume(0.5 * (one.data + two.data), one.pixel_size, one.origin)
+            with suppress(MissingInputError):
+                one, two = read_halves(self.map)
+                return Volume(0.5 * (one.data + two.data), one.pixel_size, one.origin)
         return read_map(self.map)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import InconsistentDataError, MissingInputError, StorageError
+from cloudem.errors import InconsistentDataError, MissingInputError
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Postprocess(Job):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("volume", "mask", "curves")}
 
     halves: Place = parameter(
-        meaning="results of refine3d or reconstruct, or the first half-map (MRC file)", reads=("halves", "volume")
+        meaning="results of refine3d or reconstruct, or the first half-map (MRC file)", reads=("halves",)
     )
     half2: Place | None = parameter(
         None,
@@ -45,7 +45,7 @@ class Postprocess(Job):
     )
     mask: Place | None = parameter(
         None,
-        meaning="soft mask (MRC file); if none, estimated from the mean of the half-maps",
+        meaning="soft mask (MRC file, or results of a job); if none, estimated from the mean of the half-maps",
         reads=("mask",),
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the files", gt=0)
@@ -55,16 +55,32 @@ class Postprocess(Job):
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
     seed: int = parameter(0, meaning="random seed for phase randomisation", ge=0)
 
-    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check half-maps and mask by their headers."""
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the results say of themselves, once there is a result."""
+        from cloudem.jobs.report import finished_record
+
+        return finished_record(self.out)
+
+    def tidy(self, context: Context) -> None:
+        """Write the report, if that is missing."""
+        from cloudem.jobs.report import complete_report
+
+        complete_report(context.url)
+
+    def check_out(self) -> None:
+        """Check that there are no results of another job in ``OUT``; its own are written over."""
         from cloudem.jobs.checks import refuse_results_of_others
-        from cloudem.jobs.maps import check_map
 
         refuse_results_of_others(self.out, self.name)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check half-maps and mask by their headers."""
+        from cloudem.jobs.maps import check_map
+
         if not inputs.awaited(self.halves):
             halves_grid(self.halves, self.half2, self.pixel_size_A)
         if self.mask is not None and not inputs.awaited(self.mask):
-            check_map(self.mask, self.pixel_size_A)
+            check_map(self.mask, self.pixel_size_A, held="mask")
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""
@@ -129,7 +145,10 @@ class Postprocess(Job):
         """Return whether a mask has the half-maps' box and pixel size, as far as the files say."""
         from cloudem.io.formats.mrc import EQUAL, read_header
         from cloudem.io.storage.location import contents
+        from cloudem.jobs.maps import result_grid
 
+        if contents(mask):  # the results of a job
+            return False
         header = read_header(mask)
         halves = result_grid(self.halves).pixel_size if contents(self.halves) else read_header(self.halves).pixel_size
         same = not header.pixel_size or abs(header.pixel_size - halves) < EQUAL * halves
@@ -191,7 +210,7 @@ def halves_grid(halves: str, half2: str | None = None, pixel_size: float | None 
         As `read_halves`.
     """
     from cloudem.io.storage.location import contents, exists
-    from cloudem.jobs.maps import SAME_PLACE, check_map
+    from cloudem.jobs.maps import SAME_PLACE, check_map, result_grid
 
     if not exists(halves):
         raise MissingInputError(f"{halves} does not exist; give the results of refine3d, or a half-map as MRC file")
@@ -210,33 +229,6 @@ def halves_grid(halves: str, half2: str | None = None, pixel_size: float | None 
             f" {two.origin[0]:g}, {two.origin[1]:g}, {two.origin[2]:g} Å; give the two half-maps of one reconstruction"
         )
     return one
-
-
-def result_grid(url: str, pixel_size: float | None = None) -> Grid:
-    """Return the grid of the half-maps in the results of a job; a pixel size in Å counts instead of theirs.
-
-    Raises
-    ------
-    MissingInputError
-        There are none.
-    """
-    from cloudem.io.formats.mrc import NOWHERE
-    from cloudem.io.storage.groups import read_attributes, read_rows
-    from cloudem.jobs.maps import Grid
-
-    attributes = read_attributes(url, "result") or {}
-    try:
-        planes = read_rows(url, "result", ("half1", "half2"), 0, 1)
-        own = float(attributes["pixel_size_A"])
-    except (StorageError, KeyError) as error:
-        if "half1" in str(error) or isinstance(error, KeyError) or not attributes:
-            raise MissingInputError(
-                f"{url} contains no half-maps; give the finished results of refine3d or reconstruct"
-            ) from error
-        raise
-    factor = pixel_size / own if pixel_size else 1.0
-    x, y, z = (factor * float(v) for v in attributes.get("origin_A", NOWHERE))
-    return Grid(planes["half1"].shape[-1], pixel_size or own, (x, y, z))
 
 
 def other_half(halves: str, half2: str | None) -> str:

@@ -19,6 +19,7 @@ from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_remote
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
+from cloudem.jobs.changes import change_of, clear, replacing
 from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress
 from cloudem.text import clock, memory
@@ -29,6 +30,9 @@ def run_job(
     make_executor: Callable[[bool], Executor],
     view: Callable[[logging.Logger], contextlib.AbstractContextManager[Progress]] | None = None,
     tasks: int = 1,
+    *,
+    step: str = "",
+    replaces: bool = False,
 ) -> Progress:
     """Run a job from its check to its last line, and return what its view kept: timings, iterations, warnings.
 
@@ -43,6 +47,10 @@ def run_job(
         Opens the view on a logger; by default nothing is shown.
     tasks
         Number of tasks that the executor will run at the same time on this machine.
+    step
+        What it is called in its workflow.
+    replaces
+        Whether results that the same job made with other parameters or inputs are replaced; else they are refused.
 
     Raises
     ------
@@ -62,10 +70,16 @@ def run_job(
             stack.enter_context(keep_log(log, job.out, lease.check if lease else None))
         started = time.monotonic()
         try:
-            if job.is_finished():
+            change = change_of(job) if replaces else None
+            if job.is_finished() or (change is not None and change.status == "unchanged"):
                 job.tidy(Context(SerialExecutor(), progress, log, job.out, lease))
-                log.info("already finished: %s holds this result", job.out)
+                log.info(f"{step}: unchanged, skipped" if step else f"already finished: {job.out} holds this result")
                 return progress
+            if change is not None and change.replaces:
+                job, inputs = replacing(job)
+                job.preflight(inputs)
+                log.info("%s: %s; its results in %s are replaced", step or job.name, change.why, job.out)
+                clear(job, lease.check if lease else _nobody_else)
             for text in job.preflight().warnings:
                 progress.warning(text)
             work = job.work(sizes_of(job))
@@ -89,6 +103,10 @@ def run_job(
             log.debug("stopped by an unexpected error", exc_info=True)
             raise
     return progress
+
+
+def _nobody_else() -> None:
+    """Guard of what one object is, which needs none."""
 
 
 @contextlib.contextmanager

@@ -92,9 +92,12 @@ class Simulate(Job):
         if self.defocus_min_A > self.defocus_max_A:
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
 
-    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the model or the density's header, and that there are no particles yet."""
+    def check_out(self) -> None:
+        """Check that there are no particles in ``OUT``, or those of this very job."""
         self._has_particles()
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the model or the density's header."""
         if self.density is not None and not inputs.awaited(self.density):
             from cloudem.jobs.maps import check_map
 
@@ -140,11 +143,25 @@ class Simulate(Job):
 
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what the particles say of themselves, once the truth is beside them, which is written last."""
-        from cloudem.io.storage.groups import has_group, read_attributes
+        from cloudem.io.storage.groups import has_group
         from cloudem.io.storage.location import join
 
         particles = join(self.out, PARTICLES)
-        return read_attributes(particles, "") if has_group(particles, "truth") else None
+        return self.begun_record() if has_group(particles, "truth") else None
+
+    def begun_record(self) -> Mapping[str, Any] | None:
+        """Return what the particles say of themselves."""
+        from cloudem.io.storage.groups import read_attributes
+        from cloudem.io.storage.location import join
+
+        return read_attributes(join(self.out, PARTICLES), "")
+
+    def discard(self, guard: Callable[[], None]) -> None:
+        """Delete the particles; the densities are written over."""
+        from cloudem.io.storage.location import join, withdraw
+
+        guard()
+        withdraw(join(self.out, PARTICLES))
 
     def run(self, context: Context) -> None:
         """Write densities and particles."""

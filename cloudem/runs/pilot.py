@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.cloud.planning.calibration import LOCAL, MEASURED_SPREAD, SpeedRow, benchmark, keep, speeds
 from cloudem.execution.threads import one_thread_per_task
-from cloudem.io.storage.location import exists, is_remote
+from cloudem.io.storage.location import exists
 from cloudem.jobs.base import Job
 from cloudem.jobs.dataset import BATCH, Dataset, open_dataset
 from cloudem.jobs.maps import read_start_map, soft_edge
@@ -101,14 +100,10 @@ class _Scene:
 
 def pilot_of(job: Job) -> Pilot | None:
     """Return what a pilot of a job finds; None for jobs that do not align, or whose input is not there yet."""
-    if not isinstance(job, Refine3D) or not (exists(f"{job.particles}/zarr.json") and _is_there(job.reference)):
+    if not isinstance(job, Refine3D) or not (exists(f"{job.particles}/zarr.json") and exists(job.reference)):
         return None
     with one_thread_per_task():
         return _run(job, _own_row())
-
-
-def _is_there(place: str) -> bool:
-    return exists(place) if is_remote(place) else Path(place).is_file()
 
 
 def _own_row() -> SpeedRow:

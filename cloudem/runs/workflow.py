@@ -95,11 +95,15 @@ def workflow_of(table: Mapping[str, Any], name: str) -> Workflow:
         As for :func:`read_workflow`.
     """
     jobs = table.get("job")
-    if isinstance(jobs, str):
-        return Workflow("", _plain(name), "", _steps([dict(table)], ""))
     if isinstance(jobs, list):  # a job file of several calls the job "name"
-        entries = [{**entry, "job": entry.get("name"), "name": None} for entry in jobs if isinstance(entry, Mapping)]
-        return Workflow("", _plain(name), "", _steps(entries, ""))
+        if len(table) > 1:
+            others = ", ".join(key for key in table if key != "job")
+            raise ParameterError(f"it has {others} outside of [[job]]; move it into a job")
+        given = [entry if isinstance(entry, Mapping) else {} for entry in jobs or [{}]]
+        several = [{**entry, "job": entry.get("name"), "name": None} for entry in given]
+        return Workflow("", _plain(name), "", _steps(several, ""))
+    if jobs is not None or not table.keys() & set(HEADER):
+        return Workflow("", _plain(name), "", _steps([dict(table)], ""))
     wrong = ", ".join(key for key in table if key not in HEADER)
     if wrong:
         raise ParameterError(

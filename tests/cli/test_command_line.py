@@ -17,11 +17,12 @@ import click
 import pytest
 
 from cloudem.cli import command_line
-from cloudem.cli.command_line import JobCommand, RunOptions, _split, read_job_file
+from cloudem.cli.command_line import JobCommand, RunOptions, _split
 from cloudem.cli.commands import DeclaredCommand
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.jobs.base import JOBS, Job, find_job, option_of
+from cloudem.runs.workflow import read_workflow
 from tests.counting_job import Count
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +209,7 @@ def test_only_jobs_that_use_gpus_get_worker_processes_on_them(
 ) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr("cloudem.execution.dask.executor.DaskExecutor", lambda **options: given.append(options))
-    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make_executor, *rest: make_executor(gpus_of(job)))
+    monkeypatch.setattr("cloudem.jobs.runner.run_job", lambda job, make, *rest, **named: make(gpus_of(job)))
     arguments = ["--particles", "p.zarr", "--out", "o"]
     if name == "refine3d":
         arguments += ["--reference", "r.mrc", "--diameter-A", "100"]
@@ -255,12 +256,12 @@ def test_a_bad_job_file_is_named_and_explained(text: str, message: str, tmp_path
     path = tmp_path / "job.toml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=f"{re.escape(str(path))}.*{re.escape(message)}"):
-        read_job_file(str(path))
+        read_workflow(str(path))
 
 
 def test_a_missing_job_file_is_a_missing_input() -> None:
     with pytest.raises(MissingInputError) as caught:
-        read_job_file("nowhere.toml")
+        read_workflow("nowhere.toml")
     assert isinstance(caught.value, CloudemError)
 
 

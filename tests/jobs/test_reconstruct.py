@@ -153,7 +153,7 @@ def test_what_is_there_is_left_alone(posed, tmp_path, no_report, monkeypatch):
         run(job.model_copy(update={"seed": 3}))
     mask = tmp_path / "mask.mrc"
     write_volume(mask, posed.density * 100, PIXEL)
-    with pytest.raises(InconsistentDataError, match="a mask 0 to 1"):
+    with pytest.raises(InconsistentDataError, match="a mask from 0 to 1"):
         run(Reconstruct(particles=posed.particles, mask=str(mask), out=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
 

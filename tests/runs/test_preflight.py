@@ -21,9 +21,9 @@ from cloudem.jobs.base import Inputs, find_job
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 from cloudem.runs import preflight as module
-from cloudem.runs.preflight import preflight, preflight_of_jobs, preflight_of_rest
+from cloudem.runs.preflight import preflight, preflight_of_rest
 from cloudem.runs.records import RunRecord, RunStore, wishes_of
-from cloudem.runs.workflow import workflow_of
+from cloudem.runs.workflow import Step, Workflow, workflow_of
 
 BOX, PIXEL, COUNT = 16, 5.0, 8
 OPTICS = OpticsGroup("one", 300.0, 2.7e7, 0.1)
@@ -146,7 +146,7 @@ def test_what_a_job_refuses_is_known_before_it_runs(case: str, tmp_path: Path) -
     folder = project(str(tmp_path))
     change(folder)
     with pytest.raises(CloudemError, match=message):
-        preflight(flow(folder, step))
+        preflight(flow(folder, step), replaces=False)
 
 
 def test_remote_inputs_are_looked_at_too(s3: Any) -> None:
@@ -161,7 +161,7 @@ def test_remote_inputs_are_looked_at_too(s3: Any) -> None:
 def test_storage_that_cannot_be_reached_is_said_in_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "contents", lambda url: (_ for _ in ()).throw(module.StorageError(f"{url}: refused")))
     found = preflight(flow("s3://bucket/project", REFINE), planning=True)
-    assert found == ["inputs were not checked: s3://bucket/project: refused"]
+    assert found.lines == ["inputs were not checked: s3://bucket/project: refused"]
 
 
 def test_what_steps_before_make_need_not_be_there(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_what_steps_before_make_need_not_be_there(tmp_path: Path) -> None:
         {"job": "report", "out": "refine"},
         {"job": "export", "source": "refine", "out": "files"},
     ]
-    assert preflight(flow(folder, *steps)) == []
+    assert preflight(flow(folder, *steps)).lines == []
     with pytest.raises(MissingInputError, match=r"step refine3d: .*sim/particles\.zarr does not exist"):
         preflight(flow(folder, *steps[1:]))
     with pytest.raises(ParameterError, match="as of a step before; give each its own"):
@@ -188,7 +188,7 @@ def test_jobs_of_a_file_are_all_checked_before_the_first_begins(tmp_path: Path) 
     simulate = find_job("simulate")(demo=True, out=str(out))
     reconstruct = find_job("reconstruct")(particles=f"{out}/particles.zarr", out=str(tmp_path / "r"), mask="none.mrc")
     with pytest.raises(MissingInputError, match=r"step reconstruct: .*none\.mrc does not exist"):
-        preflight_of_jobs([simulate, reconstruct])
+        preflight(Workflow("", "both", "", (Step("simulate", simulate), Step("reconstruct", reconstruct))))
 
 
 @pytest.mark.parametrize("door", ["plan", "submit", "job"])
@@ -235,7 +235,7 @@ def test_a_run_that_goes_on_is_not_kept_from_it_by_its_own_results(tmp_path: Pat
     store.create(
         RunRecord(name="run-20261121-061300", created=0.0, steps=written, **record), wishes_of(max_usd=1, deadline=9)
     )
-    assert preflight_of_rest(store) == []
+    assert preflight_of_rest(store).lines == []
     Path(folder, "start.mrc").unlink()
     store.finish(0, {})
     with pytest.raises(MissingInputError, match=r"step 1-refine3d: .*start\.mrc does not exist"):

@@ -358,7 +358,7 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     with pytest.raises(ParameterError, match=r"refers to Extract/a\.mrcs, not found under s3://"):
         stages(both, speeds())
     write_stack(f"{project}/Extract/a.mrcs", [np.zeros((6, 8, 8))], 6, 2.0)
-    assert preflight(both) == []
+    assert preflight(both).lines == []
     importing, reconstructing = stages(both, speeds())
     assert importing.on_head
     assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 300 * 6) / 2**30)

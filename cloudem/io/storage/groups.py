@@ -213,6 +213,40 @@ def delete_group(url: str | os.PathLike[str], path: str) -> None:
         delete_all(store, path)
 
 
+def delete_result(url: str | os.PathLike[str], files: Iterable[str], guard: Callable[[], None]) -> None:
+    """Delete the groups and some files of a result, what says that it is finished first and its record last.
+
+    What says of itself what it is, as other results and particle stores do, stays, and so do all other files.
+    """
+    store = _store_if_any(url)
+    if store is None:
+        return
+    with storage_errors(url):
+        for name in sorted(folders(store, ""), key=lambda name: name != "result"):
+            if _is_part(store, url, name):
+                guard()
+                delete_group(url, name)
+        guard()
+        for name in files:
+            if get(store, name) is not None:
+                store.delete(name)
+        found = _read_document(store, url, "")
+        if found is not None:
+            store.delete("zarr.json")
+            delete_all(store, found[1].generation)
+
+
+def _is_part(store: Store, url: str | os.PathLike[str], name: str) -> bool:
+    """Return whether a folder is a group of a result, or holds such groups and nothing else that says what it is."""
+    try:
+        found = _read_document(store, url, name)
+        inside = folders(store, name) if found is None else []
+        parts = [found, *(_read_document(store, url, _join(name, each)) for each in inside)][found is None :]
+    except FormatError:  # somebody else's
+        return False
+    return bool(parts) and all(part is not None and not part[0].keys() & {"kind", "job"} for part in parts)
+
+
 def table_to_arrays(table: Table) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return a table of any kind as arrays and attributes for `write_group`."""
     optics = [

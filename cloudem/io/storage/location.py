@@ -22,7 +22,7 @@ from obstore.store import LocalStore, S3Store
 from cloudem import traffic
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
 from cloudem.io.storage import s3
-from cloudem.io.storage.private import held_folder
+from cloudem.io.storage.private import held_folder, partial_name
 
 Store: TypeAlias = LocalStore | S3Store
 """Objects under a URL; keys are relative to it."""
@@ -357,6 +357,35 @@ def check_new(url: str | os.PathLike[str]) -> None:
     found = contents(url)
     if found and UNFINISHED not in found:
         raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
+
+
+def withdraw(url: str | os.PathLike[str]) -> None:
+    """Delete the file, folder, object or prefix that a URL names, so that it can be written anew; all at once.
+
+    A prefix on S3 only loses what makes it whole, and is marked with `UNFINISHED`: the rest goes when it is written
+    again (`new_prefix`).
+
+    Raises
+    ------
+    StorageError
+        It cannot be deleted.
+    """
+    with storage_errors(url):
+        if is_remote(url):
+            found = contents(url)
+            place, name = (os.fspath(url), "zarr.json") if found else parent_and_name(url)
+            store = object_store(place)
+            if found:
+                put(store, UNFINISHED, b"{}")
+            if not found or name in found:
+                store.delete(name)
+            return
+        path = folder_of(url)
+        if path.is_dir() and not path.is_symlink():
+            going = path.rename(partial_name(path))  # what a kill leaves of it is removed by whoever writes there next
+            shutil.rmtree(going)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

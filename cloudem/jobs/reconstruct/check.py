@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cloudem.errors import OutputExistsError, ParameterError
-from cloudem.io.storage.groups import has_group, read_attributes
+from cloudem.errors import ParameterError
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
 from cloudem.jobs.reconstruct.job import Reconstruct
@@ -13,9 +12,6 @@ from cloudem.model.symmetry import operators
 def check_reconstruction(job: Reconstruct, inputs: Inputs, warn: Warn) -> None:
     """Check what `Reconstruct` declares."""
     operators(job.symmetry)
-    found = read_attributes(job.out, "")
-    if found is not None and (found.get("job") != job.name or has_group(job.out, "result")):
-        raise OutputExistsError(f"{job.out} already contains results; choose another --out")
     store = check_particles(job, inputs, warn, poses=True)
     if store is not None and job.max_resolution_A and store.box * store.pixel_size / job.max_resolution_A < 2:
         raise ParameterError(

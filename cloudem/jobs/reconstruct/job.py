@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
+from cloudem.errors import OutputExistsError
 from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class Reconstruct(Job):
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
     diameter_A: float = parameter(0.0, meaning="particle diameter, for the FSC mask; 0: 90 % of the box", ge=0)
     mask: Place | None = parameter(
-        None, meaning="solvent mask for the FSC (MRC file); if none, estimated from the map", reads=("mask",)
+        None,
+        meaning="solvent mask for the FSC (MRC file, or results of a job); if none, estimated from the map",
+        reads=("mask",),
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0: Nyquist", ge=0)
     group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
@@ -49,6 +52,14 @@ class Reconstruct(Job):
         from cloudem.jobs.report import finished_record
 
         return finished_record(self.out)
+
+    def check_out(self) -> None:
+        """Check that there are no results in ``OUT``."""
+        from cloudem.io.storage.groups import has_group, read_attributes
+
+        found = read_attributes(self.out, "")
+        if found is not None and (found.get("job") != self.name or has_group(self.out, "result")):
+            raise OutputExistsError(f"{self.out} already contains results; choose another --out")
 
     def tidy(self, context: Context) -> None:
         """Write the report, if that is missing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
-from cloudem.jobs.iterative import left_state
 from cloudem.jobs.maps import check_map, check_start_map
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.run import settings_from
@@ -14,7 +13,6 @@ from cloudem.model.symmetry import operators
 def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
     """Check what `Refine3D` declares."""
     operators(job.symmetry)
-    left_state(job, job.out)
     store = check_particles(job, inputs, warn, poses=job.local)
     if store is not None:
         settings_from(job, store.box, store.pixel_size)

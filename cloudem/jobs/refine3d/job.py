@@ -49,7 +49,8 @@ class Refine3D(IterativeJob):
         meaning="particle store, or the results of a job that hold particles", reads=("particles",)
     )
     reference: Place = parameter(
-        meaning="starting map (MRC file); resampled to the box and pixel size of the particles", reads=("volume",)
+        meaning="starting map (MRC file, or results of a job); resampled to the particles' box and pixel size",
+        reads=("volume",),
     )
     reference_pixel_size_A: float | None = parameter(
         None, meaning="pixel size of the starting map, overriding that in its header", gt=0
@@ -57,7 +58,9 @@ class Refine3D(IterativeJob):
     symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
     diameter_A: float = parameter(meaning="diameter of a circle that contains the particle", gt=0)
     mask: Place | None = parameter(
-        None, meaning="solvent mask (MRC file, values 0 to 1); if none, estimated from each half-map", reads=("mask",)
+        None,
+        meaning="solvent mask (MRC file, or results of a job; values 0 to 1); if none, estimated from each half-map",
+        reads=("mask",),
     )
     initial_resolution_A: float = parameter(
         0.0, meaning="low-pass filter of the starting map; 0: a seventh of the diameter, between 15 and 40 Å", ge=0

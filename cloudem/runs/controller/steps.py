@@ -85,7 +85,7 @@ class StepProcess(RunningStep):
         options = ["--executor", "serial"] if on_head else where
         self._process = subprocess.Popen(  # noqa: S603 - this program itself
             # without its controller nobody would hear of its end: the next one has it go on from what is committed
-            ending_with_this([sys.executable, "-m", "cloudem", "run", str(file), *options]),
+            ending_with_this([sys.executable, "-m", "cloudem", "run", str(file), "--replace", *options]),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
