@@ -178,11 +178,12 @@ class ImageStore(Generic[Rows]):
 
     def columns(self, names: Iterable[str]) -> Rows:
         """Return the table with some of its columns, as far as it has them; no others are read."""
-        attributes = read_attributes(self.url, self._table)
-        if attributes is None:
+        attributes = read_attributes(self.url, self._table) or {}
+        stated = attributes.get("columns")
+        if not isinstance(stated, dict):
             return self._read_table()  # says what is wrong
         wanted = set(names)
-        found = {name: meaning for name, meaning in attributes["columns"].items() if name in wanted}
+        found = {name: meaning for name, meaning in stated.items() if name in wanted}
         arrays = read_rows(self.url, self._table, list(found), 0, len(self))
         table: Rows = table_from_arrays(self.KIND.table, arrays, {**attributes, "columns": found})
         return table

@@ -168,3 +168,18 @@ def test_a_lost_row_of_the_table_is_said(tmp_path):
     write_group(store.url, "columns", *table_to_arrays(table(4)))
     with pytest.raises(FormatError, match="holds 5 images and a table of 4 micrographs; import again"):
         _ = open_micrographs(store.url).micrographs
+
+
+def test_some_columns_are_read_alone_of_either_kind(tmp_path):
+    store = write(tmp_path / "m.zarr", stack(5))
+    some = store.columns(["dose", "frames"])
+    assert list(some.columns) == ["dose"]
+    assert some.optics == OPTICS
+    names = np.array([f"{i}@s" for i in range(3)], dtype=TEXT)
+    particles = Particles(OPTICS, {"optics_group": np.zeros(3, dtype=np.int32), "image_name": names})
+    write_particles(tmp_path / "p.zarr", particles, [stack(3, (8, 8))], box=8, pixel_size=1.0)
+    assert open_particles(tmp_path / "p.zarr").columns(["image_name"])["image_name"].tolist() == names.tolist()
+    arrays, attributes = table_to_arrays(table(5))
+    write_group(store.url, "columns", arrays, {**attributes, "columns": ["dose"]})
+    with pytest.raises(FormatError, match="stored micrograph table lacks columns; import again"):
+        store.columns(["dose"])
