@@ -1,45 +1,22 @@
-"""The particle store: images in shards, columns beside them, under one URL.
-
-::
-
-    <url>/zarr.json     what it is; written last, so that a store without it is not one
-    <url>/images        (particle, y, x), float16 or float32, see `cloudem.io.images.layout`
-    <url>/columns       the particle table, a group as in `cloudem.io.storage.groups`
-
-Any Zarr v3 reader can read all of it.
+"""The particle store: a store of square images, see `cloudem.io.image_store`, and the particle table beside them.
 
 The result of a job that holds particles is a particle store, too: its table is the group ``particles``, which says
 where the images lie (`ImageSource`), and whose column ``store_row`` says which of them belong to its rows.
 """
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
-from numpy.typing import ArrayLike, NDArray
-from obstore.exceptions import BaseError
+from numpy.typing import NDArray
 
-from cloudem import traffic
-from cloudem.errors import (
-    CloudemError,
-    DamagedShardError,
-    FormatError,
-    InconsistentDataError,
-    MissingInputError,
-    ParameterError,
-    StorageError,
-)
-from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, StackLayout, check_chunks, parse_layout
-from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
-from cloudem.io.particle_writer import ParticleWriter, particle_writer, write_particles
-from cloudem.io.storage.groups import list_groups, particles_from_arrays, read_attributes, read_group, read_rows
-from cloudem.io.storage.location import exists, folder_of, get, is_remote, join, object_store, storage_errors
-from cloudem.io.storage.zarr_store import zarr_store
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
+from cloudem.io.image_store import Damage, ImageStore, date_of
+from cloudem.io.particle_writer import PARTICLES, ParticleWriter, particle_writer, write_particles
+from cloudem.io.storage.groups import list_groups, read_attributes
+from cloudem.io.storage.location import exists, folder_of, is_remote, join
 from cloudem.model.particles import Particles
 
 __all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
@@ -47,25 +24,6 @@ __all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "parti
 
 RESULT_TABLE = "particles"
 """Group of a result that holds its particles."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A shard that cannot be read.
-
-    Attributes
-    ----------
-    shard
-        Its key under the URL of the store of images.
-    rows
-        Numbers of the particles whose images it held, in order.
-    reason
-        What is wrong with it.
-    """
-
-    shard: str
-    rows: NDArray[np.int64]
-    reason: str
 
 
 class ImageSource(NamedTuple):
@@ -91,7 +49,7 @@ class ImageSource(NamedTuple):
         return cls(store.image_url, store.date, relative(store.image_url, table))
 
 
-class ParticleStore:
+class ParticleStore(ImageStore[Particles]):
     """Particles on disk, opened for reading; safe in threads, small to pickle.
 
     Attributes
@@ -110,50 +68,30 @@ class ParticleStore:
         What the writer said of the store.
     """
 
+    KIND = PARTICLES
+    CACHED = (*ImageStore.CACHED, "particles", "rows")
+
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = self.image_url = os.fspath(url)
+        url = image_url = os.fspath(url)
         attributes = read_attributes(url, "")
-        self._count: int | None = None
         if attributes is not None and attributes.get("kind") == "result" and RESULT_TABLE in list_groups(url, ""):
-            self.image_url, attributes = _images_of(self.url)
+            image_url, attributes = _images_of(url)
         if attributes is None or attributes.get("kind") != "particles":
-            raise _not_particles(self.url, attributes)
-        with storage_errors(self.image_url):
-            raw = get(object_store(self.image_url), "images/zarr.json")
-        self._layout = _layout(self.image_url, raw, attributes)
-        self.box, self.dtype = self._layout.box, self._layout.dtype
-        if not self.is_result:
-            self._count = self._layout.count
-        self.pixel_size = float(attributes["pixel_size_A"])
-        self.attributes = attributes
+            raise _not_particles(url, attributes)
+        super().__init__(url, image_url, attributes)
+        self.box = self._layout.box
+        self._count = None if self.is_result else self._layout.count
 
     @property
     def is_result(self) -> bool:
         """Whether it is the result of a job, with the images of another store."""
         return self.url != self.image_url
 
-    @property
-    def date(self) -> str:
-        """When its images were stored; tells it from a store made later under the same name."""
-        return date_of(self.attributes)
-
-    @property
-    def remote(self) -> bool:
-        """Whether its images lie in object storage."""
-        return is_remote(self.image_url)
-
     def __len__(self) -> int:
         """Return the number of particles."""
         if self._count is None:
             self._count = len(self.particles)
         return self._count
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle neither images nor table, but all that it takes to read them.
-
-        A worker without access must not fail before its task has begun: Dask would send it the task again, for ever.
-        """
-        return {name: value for name, value in vars(self).items() if name not in ("particles", "rows", "_shards")}
 
     @cached_property
     def particles(self) -> Particles:
@@ -164,12 +102,7 @@ class ParticleStore:
         StorageError, FormatError
             Part of it is lost or changed, or it has another number of rows than there are images.
         """
-        table = particles_from_arrays(*read_group(self.url, self._table))
-        if not self.is_result and len(table) != self._layout.count:
-            raise FormatError(
-                f"{self.url} holds {self._layout.count} images and a table of {len(table)} particles; import again"
-            )
-        return table
+        return self._read_table()
 
     @property
     def _table(self) -> str:
@@ -183,119 +116,6 @@ class ParticleStore:
             return None
         rows: NDArray[np.int64] = self.particles["store_row"]
         return rows
-
-    def columns(self, names: Iterable[str]) -> Particles:
-        """Return the particle table with some of its columns, as far as it has them; no others are read."""
-        attributes = read_attributes(self.url, self._table)
-        if attributes is None:
-            return self.particles  # says what is wrong
-        wanted = set(names)
-        found = [name for name in attributes["columns"] if name in wanted]
-        arrays = read_rows(self.url, self._table, found, 0, len(self))
-        return particles_from_arrays(arrays, {**attributes, "columns": found})
-
-    def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
-        """Return images.
-
-        Parameters
-        ----------
-        indices
-            Numbers of the images, from 0, shape ``(m,)``; any order, repeats allowed.
-
-        Returns
-        -------
-        images
-            Shape ``(m, box, box)``, float32.
-
-        Raises
-        ------
-        ParameterError
-            An index outside the store.
-        StorageError
-            A shard is missing or damaged.
-        """
-        wanted = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise ParameterError(
-                f"image numbers {wanted.min()} to {wanted.max()} were asked for, "
-                f"but {self.url} holds 0 to {len(self) - 1}"
-            )
-        if self.rows is not None:
-            wanted = self.rows[wanted]
-            if wanted.size and not (wanted.min() >= 0 and wanted.max() < self._layout.count):
-                raise FormatError(
-                    f"{self.url} refers to images {wanted.min()} to {wanted.max()}, but {self.image_url} holds 0 to "
-                    f"{self._layout.count - 1}; run the job that made {self.url} again"
-                )
-        out = np.empty((wanted.size, self.box * self.box), dtype=np.float32)
-        left = self._shards.read(_by_shard(wanted, self._layout.shard), out)
-        if left:
-            places = np.concatenate([part.places for part in left])
-            self._read_through_zarr(wanted[places], places, out)
-        return out.reshape(-1, self.box, self.box)
-
-    def damaged(self) -> list[Damage]:
-        """Return the shards that are missing, or whose index is not sound, after a look at each.
-
-        The pixels themselves have no checksums: what is changed among them is not noticed.
-
-        Raises
-        ------
-        StorageError
-            The server does not answer, or refuses.
-        """
-
-        def reason(shard: int) -> str:
-            try:
-                self._shards.check(shard)
-            except DamagedShardError as error:
-                return str(error)
-            return ""
-
-        with storage_errors(self.image_url):
-            reasons = in_threads(reason, range(self._layout.shards))
-        rows = np.arange(self._layout.count) if self.rows is None else self.rows
-        shards = rows // self._layout.shard
-        lost = [
-            Damage(self._layout.key(shard), np.flatnonzero(shards == shard), reason)
-            for shard, reason in enumerate(reasons)
-            if reason
-        ]
-        return [each for each in lost if len(each.rows)]
-
-    @cached_property
-    def _shards(self) -> LocalShards | RemoteShards | ShardsOfZarr:
-        if not self._layout.direct:
-            return ShardsOfZarr(self.image_url, self._layout)
-        if self.remote:
-            return remote_shards(self.image_url, self._layout)
-        return LocalShards(folder_of(self.image_url), self._layout)
-
-    def _read_through_zarr(
-        self, wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
-    ) -> None:
-        numbers, which = np.unique(wanted, return_inverse=True)
-        with storage_errors(self.image_url), traffic.purpose("images"):
-            try:
-                store = zarr_store(self.image_url, whole=True)
-                stack = zarr.open_array(store, path="images", mode="r", zarr_format=3)
-                images = np.asarray(stack.oindex[numbers])
-            except (CloudemError, OSError, BaseError):
-                raise
-            except Exception as error:  # zarr and its codecs have no common ground for what they raise
-                raise StorageError(
-                    f"{self.image_url}/images cannot be read ({str(error).partition(chr(10))[0][:200]}); import again"
-                ) from error
-        out[places] = images[which].reshape(len(wanted), -1)
-
-
-def _by_shard(wanted: NDArray[np.int64], size: int) -> list[ShardRead]:
-    if not wanted.size:
-        return []
-    shards, rows = np.divmod(wanted, size)
-    order = np.argsort(shards, kind="stable")
-    edges = np.flatnonzero(np.diff(shards[order])) + 1
-    return [ShardRead(int(shards[places[0]]), rows[places], places) for places in np.split(order, edges)]
 
 
 def open_particles(url: str | os.PathLike[str]) -> ParticleStore:
@@ -342,11 +162,6 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def date_of(attributes: Mapping[str, Any]) -> str:
-    """Return when a store was made, as its attributes say; empty where they do not."""
-    return str(attributes.get("date") or "")
-
-
 def relative(place: str, origin: str) -> str:
     """Return a place as seen from another, both absolute; empty where they share no folder or bucket."""
     one, other = place.split("/"), origin.split("/")
@@ -365,40 +180,6 @@ def resolved(place: str) -> str:
         else:
             parts.append(part)
     return "/".join(parts)
-
-
-def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any]) -> StackLayout:
-    """Return how the images lie, if that agrees with what the store says of itself.
-
-    Raises
-    ------
-    FormatError
-        It does not, or cannot be.
-    """
-    if raw is None:
-        raise FormatError(f"{url}/images/zarr.json is missing: the store has lost its images; import again")
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{url}/images/zarr.json is damaged: it is not JSON; import again") from error
-    if not isinstance(document, dict):
-        raise FormatError(f"{url}/images/zarr.json is damaged: it is not Zarr v3 metadata; import again")
-    try:
-        layout = parse_layout(document)
-        if not layout.direct:
-            check_chunks(document)
-    except FormatError as error:
-        raise FormatError(f"{url}/images/zarr.json: {error}") from error
-    for name, found in (("particles", layout.count), ("box", layout.box)):
-        if attributes.get(name) != found:
-            raise FormatError(
-                f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {str(attributes.get(name))[:40]}: one "
-                "of them is damaged; import again"
-            )
-    size = attributes.get("pixel_size_A")
-    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
-        raise FormatError(f"{url}/zarr.json has the pixel size {str(size)[:40]}; one above 0 Å is needed: import again")
-    return layout
 
 
 def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:

@@ -16,6 +16,7 @@ from typing import final
 import psutil
 
 from cloudem import traffic
+from cloudem.cloud.planning.work import Stage
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column, Value, described
 from cloudem.traffic import Moved
 
@@ -43,7 +44,7 @@ class StageTiming:
     peak_rss_bytes: int
 
 
-class Stage:
+class RunningStage:
     """The running stage; tells its view how far it is."""
 
     def __init__(self, name: str, total: int | None, unit: str, view: Progress) -> None:
@@ -86,6 +87,8 @@ class Progress(ABC):
         self._warnings: list[str] = []
         self.columns: Sequence[Column] = (ITERATION, SECONDS, RECEIVED)
         """What the running job declares of its rows."""
+        self.declared: Mapping[str, Stage] = {}
+        """What it declares of its stages, by name."""
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """State what is being worked on, as names and values: ``{"particles": "2,000 of 96 px"}``."""
@@ -94,9 +97,22 @@ class Progress(ABC):
         self.show_facts(facts)
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "images") -> Iterator[Stage]:
-        """Run a stage of ``total`` units; its time and memory are added to those of earlier stages of that name."""
-        stage = Stage(name, total, unit, self)
+    def stage(self, name: str, total: int | None = None, unit: str | None = None) -> Iterator[RunningStage]:
+        """Run a stage; its time and memory are added to those of earlier stages of that name.
+
+        Parameters
+        ----------
+        name
+            Of the stage.
+        total, unit
+            How many items it has, and what they are; by default what the job declares of the stage, if it has several.
+        """
+        declared = self.declared.get(name)
+        if declared is not None:
+            total = declared.items if total is None and declared.items > 1 else total
+            unit = unit or declared.unit
+        unit = unit or "images"
+        stage = RunningStage(name, total, unit, self)
         self.show_stage(stage)
         try:
             with self._clock.measure(name):
@@ -149,15 +165,15 @@ class Progress(ABC):
         """Show what is being worked on."""
 
     @abstractmethod
-    def show_stage(self, stage: Stage) -> None:
+    def show_stage(self, stage: RunningStage) -> None:
         """Show that a stage begins."""
 
     @abstractmethod
-    def show_advance(self, stage: Stage) -> None:
+    def show_advance(self, stage: RunningStage) -> None:
         """Show that a stage is further."""
 
     @abstractmethod
-    def show_end(self, stage: Stage) -> None:
+    def show_end(self, stage: RunningStage) -> None:
         """Show that a stage ends."""
 
     @abstractmethod
@@ -172,13 +188,13 @@ class SilentProgress(Progress):
     def show_facts(self, facts: Mapping[str, str]) -> None:
         """Nothing."""
 
-    def show_stage(self, stage: Stage) -> None:
+    def show_stage(self, stage: RunningStage) -> None:
         """Nothing."""
 
-    def show_advance(self, stage: Stage) -> None:
+    def show_advance(self, stage: RunningStage) -> None:
         """Nothing."""
 
-    def show_end(self, stage: Stage) -> None:
+    def show_end(self, stage: RunningStage) -> None:
         """Nothing."""
 
     def show_iteration(self, row: Mapping[str, Value]) -> None:

@@ -103,6 +103,7 @@ def run_attributes(progress: Progress, moved: Moved) -> dict[str, Any]:
     return {
         "traffic": {name: part._asdict() for name, part in outside.items()},
         "stages": [asdict(timing) for timing in progress.timings()],
+        "planned_s": {name: stage.seconds for name, stage in progress.declared.items() if stage.seconds},
         "iterations": progress.iterations(),
         "warnings": progress.warnings(),
     }
@@ -176,7 +177,7 @@ def _content_of(url: str) -> ReportContent:
         arrays=arrays,
         transfers=_transfers(kept, result),
         particle_count=result.get("particle_count"),
-        stages=_stages(result.get("stages", ())),
+        stages=_stages(result.get("stages", ()), result.get("planned_s") or {}),
         wall_s=result.get("wall_s"),
         cpu_s=result.get("cpu_s"),
         parameters=_parameters(job, values),
@@ -252,12 +253,16 @@ def _transfers(kept: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> 
     return transfers if any(any(map(any, each.moved.values())) for each in transfers) else []
 
 
-def _stages(rows: Sequence[Mapping[str, Any]]) -> list[StageRow]:
+def _stages(rows: Sequence[Mapping[str, Any]], planned: Mapping[str, float]) -> list[StageRow]:
     from cloudem.report.content import StageRow
 
     return [
         StageRow(
-            str(row["name"]), _number(row.get("wall_s")), _number(row.get("cpu_s")), int(row.get("peak_rss_bytes", 0))
+            str(row["name"]),
+            _number(row.get("wall_s")),
+            _number(row.get("cpu_s")),
+            int(row.get("peak_rss_bytes", 0)),
+            _number(planned.get(row["name"])),
         )
         for row in rows
     ]

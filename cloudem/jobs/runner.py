@@ -83,6 +83,7 @@ def run_job(
             for text in job.preflight().warnings:
                 progress.warning(text)
             work = job.work(sizes_of(job))
+            progress.declared = {stage.name: stage for stage in work.stages}
             check_memory(work.memory(tasks if work.parallel else 1), log)
             with make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor:
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cloudem.errors import printable
-from cloudem.jobs.progress import Progress, Stage
+from cloudem.jobs.progress import Progress, RunningStage
 from cloudem.model.columns import Value, described
 from cloudem.text import clock
 
@@ -32,7 +32,7 @@ class LiveProgress(Progress):
     def __init__(self, log: logging.Logger, console: Console | None = None) -> None:
         super().__init__(log)
         self._console = console or Console(highlight=False)
-        self._stages: list[Stage] = []
+        self._stages: list[RunningStage] = []
         self._heading: list[str] = []
         self._handler = _Screen(self._console)
         self._live = Live(get_renderable=self._bars, console=self._console, refresh_per_second=4, transient=True)
@@ -49,14 +49,14 @@ class LiveProgress(Progress):
         for name, value in facts.items():
             self._console.print(Text.assemble((f"  {name:<{COLUMN_WIDTH}}", "dim"), value), soft_wrap=True)
 
-    def show_stage(self, stage: Stage) -> None:
+    def show_stage(self, stage: RunningStage) -> None:
         """Add a bar."""
         self._stages.append(stage)
 
-    def show_advance(self, stage: Stage) -> None:
+    def show_advance(self, stage: RunningStage) -> None:
         """Nothing: the bars are drawn four times a second."""
 
-    def show_end(self, stage: Stage) -> None:
+    def show_end(self, stage: RunningStage) -> None:
         """Take the bar away."""
         self._stages.remove(stage)
 
@@ -109,17 +109,17 @@ class PlainProgress(Progress):
     def show_facts(self, facts: Mapping[str, str]) -> None:
         """Nothing: the line of the log is enough."""
 
-    def show_stage(self, stage: Stage) -> None:
+    def show_stage(self, stage: RunningStage) -> None:
         """Nothing yet."""
         self._next_line = time.monotonic() + self.EVERY_S
 
-    def show_advance(self, stage: Stage) -> None:
+    def show_advance(self, stage: RunningStage) -> None:
         """Say how far it is, if it has not been said for a while."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.EVERY_S
             self.log.info("%s: %s, %s", stage.name, _counts(stage), _pace(stage))
 
-    def show_end(self, stage: Stage) -> None:
+    def show_end(self, stage: RunningStage) -> None:
         """Nothing: the file has a line of it."""
 
     def show_iteration(self, row: Mapping[str, Value]) -> None:
@@ -153,13 +153,13 @@ class _Screen(logging.Handler):
         self._console.print(text, soft_wrap=True)
 
 
-def _counts(stage: Stage) -> str:
+def _counts(stage: RunningStage) -> str:
     if stage.total is None:
         return f"{stage.done:,} {stage.unit}" if stage.done else ""
     return f"{stage.done:,} of {stage.total:,} {stage.unit}"
 
 
-def _pace(stage: Stage) -> str:
+def _pace(stage: RunningStage) -> str:
     left = stage.seconds_left
     if left is None:
         return clock(stage.elapsed)

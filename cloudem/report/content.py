@@ -32,6 +32,8 @@ class StageRow(NamedTuple):
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    planned_s: float = float("nan")
+    """CPU time that the job's declaration plans on the reference machine."""
 
 
 class ParameterRow(NamedTuple):

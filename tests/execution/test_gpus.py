@@ -151,7 +151,7 @@ def sight() -> tuple[int, str | None, str | None]:
 def test_each_gpu_has_a_process_of_its_own_and_the_death_of_one_leaves_the_others(started) -> None:
     (port,) = free_ports(1)
     address = f"tcp://127.0.0.1:{port}"
-    started("scheduler", "--port", str(port))
+    started("scheduler", "--insecure", "--port", str(port))
     log = started("worker", address, **{VISIBLE: ",".join(NAMES)})
     blind = started("worker", address, "--gpus", "none", "--threads", "3", **{VISIBLE: "0,1"})
     eventually(lambda: (log.read_text() + blind.read_text()).count(" is at ") == 4, log)

@@ -18,7 +18,7 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
-from cloudem.io import particle_writer
+from cloudem.io import image_writer
 from cloudem.io.formats.mrc import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
@@ -290,7 +290,7 @@ def test_a_full_disk_leaves_nothing(project, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(particle_writer, "put", full)
+    monkeypatch.setattr(image_writer, "put", full)
     with pytest.raises(StorageError, match="disk is full"):
         run(project / "particles.star", project / "p.zarr")
     assert not list(project.glob("p.zarr*"))

@@ -27,7 +27,7 @@ from cloudem.errors import (
     ParameterError,
     StorageError,
 )
-from cloudem.io import particle_writer
+from cloudem.io import image_writer
 from cloudem.io.images.layout import ShardMaps, StackLayout, parse_layout
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage import s3 as s3_module
@@ -264,14 +264,14 @@ def test_a_writer_killed_at_any_time_is_not_in_the_way(url):
 
 
 def test_a_failing_upload_is_said_and_leaves_nothing(url, monkeypatch):
-    real, puts = particle_writer.put, itertools.count()
+    real, puts = image_writer.put, itertools.count()
 
     def put(*given):
         if next(puts) == 2:
             raise OSError(errno.EIO, "the cable is out")
         real(*given)
 
-    monkeypatch.setattr(particle_writer, "put", put)
+    monkeypatch.setattr(image_writer, "put", put)
     with pytest.raises(StorageError, match="the cable is out"):
         write(url, stack(7000), step=500)
     assert contents(url.rpartition("/")[0]) == []
@@ -286,7 +286,7 @@ def test_images_on_their_way_are_counted(url):
 
 def test_few_shards_are_on_their_way_at_a_time(tmp_path, monkeypatch):
     """However slow the store is: each of them takes memory."""
-    real, now, most = particle_writer.put, [0], [0]
+    real, now, most = image_writer.put, [0], [0]
 
     def put(*given):
         now[0] += 1
@@ -295,7 +295,7 @@ def test_few_shards_are_on_their_way_at_a_time(tmp_path, monkeypatch):
         real(*given)
         now[0] -= 1
 
-    monkeypatch.setattr(particle_writer, "put", put)
+    monkeypatch.setattr(image_writer, "put", put)
     write(tmp_path / "p.zarr", stack(12 * 1024), step=1024)
     assert most[0] == 3
 

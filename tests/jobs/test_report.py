@@ -65,7 +65,7 @@ def test_report_shows_what_the_job_kept(tmp_path):
     assert content.symmetry_operators.shape == (3, 3, 3)
     assert set(content.fsc) == {"unmasked"}
     assert [row["resolution_A"] for row in content.iterations] == [30.0, 15.0]
-    assert content.stages[0] == ("expectation", 5.0, 9.0, 2**30)
+    assert content.stages[0][:4] == ("expectation", 5.0, 9.0, 2**30)
     assert content.parameters["diameter_A"] == (120.0, "Å", "diameter of the particle")
     context = Context(executor=SerialExecutor(), progress=SilentProgress(), log=logging.getLogger("test"), url=url)
     Report(out=url).run(context)

@@ -1,13 +1,13 @@
-"""What the labels of RELION's particle STAR files mean, from version 3.0 to 5.
+"""What the labels of RELION's particle and micrograph STAR files mean, from version 3.0 to 5.
 
 Version 3.0 has one table with the optics in every row (pixel size = 10⁴ rlnDetectorPixelSize / rlnMagnification, shifts
-in pixels); later ones have ``data_optics`` beside ``data_particles``. Labels that cloudem does not understand travel
-as text and are written back.
+in pixels); later ones have ``data_optics`` beside ``data_particles`` or ``data_micrographs``. Labels that cloudem does
+not understand travel as text and are written back.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, shown
 from cloudem.io.formats.sources import LARGEST, SourceTable, split_image_names
 from cloudem.io.formats.star import StarTable, read_star
+from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
-from cloudem.model.particles import COLUMNS, TEXT, Particles
+from cloudem.model.particles import TEXT, Particles
+from cloudem.model.table import ColumnMeaning, Table
 
 CARRIED = "rln:"
 """Prefix of the columns that are carried as text."""
@@ -24,7 +26,6 @@ CARRIED = "rln:"
 _MM = 1e7
 """Å in a millimetre."""
 
-_OURS = {meaning.relion: name for name, meaning in COLUMNS.items() if meaning.relion}
 _IN_OPTICS = (
     "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY", "rlnMtfFileName",
     "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11",
@@ -37,6 +38,28 @@ _OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
 _STATED = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize",
            "rlnImageSize", "rlnImageDimensionality")  # fmt: skip
 """Labels of the optics table that cloudem understands."""
+
+_MICROGRAPH_PIXEL_SIZE = "rlnMicrographPixelSize"
+_STATED_OF_MICROGRAPHS = (*_STATED[:4], _MICROGRAPH_PIXEL_SIZE)
+"""The same of the optics table beside micrographs."""
+
+
+class SourceMicrographs(NamedTuple):
+    """Micrographs as a STAR file lists them.
+
+    Attributes
+    ----------
+    path
+        File that the table came from, or its URL.
+    micrographs
+        The table in cloudem's columns and units.
+    pixel_size
+        Å per pixel; 0 where the file does not say.
+    """
+
+    path: str
+    micrographs: Micrographs
+    pixel_size: float
 
 
 def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = False) -> SourceTable:
@@ -62,7 +85,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     """
     path = os.fspath(path)
     blocks = read_star(path)
-    table = _particle_block(path, blocks)
+    table = _block(path, blocks, "particles", "rlnImageName", "particle images")
     rows = len(table["rlnImageName"])
     if rows == 0:
         raise ParameterError(f"{path} lists no particles: the selection is empty")
@@ -73,7 +96,8 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     optics_table, group_of = _optics(path, blocks.get("optics"), table)
     used = np.unique(group_of)
     optics = tuple(
-        _optics_group(path, optics_table, group, allow_no_ctf) for group in range(len(group_of_rows(optics_table)))
+        _optics_group(path, optics_table, group, _STATED, allow_no_ctf)
+        for group in range(len(group_of_rows(optics_table)))
     )
     pixel_size = _one_value(path, optics_table, "rlnImagePixelSize", used, "pixel sizes", "Å") or _old_pixel_size(
         path, table
@@ -84,11 +108,62 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
         raise InconsistentDataError(
             f"{path} lists three-dimensional images (subtomograms); two-dimensional ones are read"
         )
-    columns = _columns(path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    columns = _columns(Particles, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
     columns["optics_group"] = group_of.astype(np.int32)
     stacks, stack, section = split_image_names(columns["image_name"].tolist(), path)
     particles = Particles(optics, columns)
     return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows), in_pixels)
+
+
+def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
+    """Read a micrograph STAR file, of motion correction or CTF estimation.
+
+    Parameters
+    ----------
+    path
+        The file or its URL.
+
+    Raises
+    ------
+    FormatError
+        Not a micrograph STAR file, or values of the wrong type.
+    MissingColumnError
+        No micrographs, or no constants of the microscope.
+    ParameterError
+        No rows.
+    InconsistentDataError
+        Mixed pixel sizes, a micrograph listed twice, an optics group that is not described.
+    """
+    path = os.fspath(path)
+    blocks = read_star(path)
+    table = _block(path, blocks, "micrographs", "rlnMicrographName", "micrographs")
+    names, counts = np.unique(table["rlnMicrographName"], return_counts=True)
+    if not len(names):
+        raise ParameterError(f"{path} lists no micrographs: the selection is empty")
+    if "rlnImageName" in table:
+        raise FormatError(
+            f"{path} lists particles (_rlnImageName), where micrographs are needed; give the STAR file of "
+            "motion correction or CTF estimation"
+        )
+    if counts.max() > 1:
+        raise InconsistentDataError(
+            f"{path} lists the micrograph {shown(str(names[counts.argmax()]))} {counts.max()} times; leave all but one "
+            "row out"
+        )
+    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    optics = tuple(
+        _optics_group(path, optics_table, group, _STATED_OF_MICROGRAPHS, False)
+        for group in range(len(group_of_rows(optics_table)))
+    )
+    rows, label = np.arange(len(group_of)), _MICROGRAPH_PIXEL_SIZE
+    pixel_size = (
+        _one_value(path, optics_table, label, np.unique(group_of), "pixel sizes", "Å")
+        or _one_value(path, table, label, rows, "pixel sizes", "Å")
+        or _old_pixel_size(path, table)
+    )
+    columns = _columns(Micrographs, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    columns["optics_group"] = group_of.astype(np.int32)
+    return SourceMicrographs(path, Micrographs(optics, columns), pixel_size)
 
 
 def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:
@@ -103,29 +178,23 @@ def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) ->
     pixel_size
         Å per pixel.
     """
-    numbers = [group.extra.get("rlnOpticsGroup", str(i + 1)) for i, group in enumerate(particles.optics)]
-    optics: dict[str, NDArray[Any]] = {
-        "rlnOpticsGroupName": _text(group.name for group in particles.optics),
-        "rlnOpticsGroup": _text(numbers),
-        "rlnVoltage": _text(_printed(group.voltage) for group in particles.optics),
-        "rlnSphericalAberration": _text(_printed(g.spherical_aberration / _MM) for g in particles.optics),
-        "rlnAmplitudeContrast": _text(_printed(group.amplitude_contrast) for group in particles.optics),
-        "rlnImagePixelSize": _text(_printed(pixel_size) for _ in numbers),
-        "rlnImageSize": _text(str(box) for _ in numbers),
-        "rlnImageDimensionality": _text("2" for _ in numbers),
-    }
-    for label in dict.fromkeys(label for group in particles.optics for label in group.extra):
-        if label not in optics:
-            optics[label] = _text(group.extra.get(label, "0") for group in particles.optics)
-    table: dict[str, NDArray[Any]] = {}
-    for name, values in particles.columns.items():
-        if name == "optics_group":
-            table["rlnOpticsGroup"] = _text(numbers)[values]
-        elif name.startswith(CARRIED):
-            table[name.removeprefix(CARRIED)] = values
-        elif name in COLUMNS and (ours := COLUMNS[name].relion):
-            table[ours] = _relion_values(name, values)
+    of_images = {"rlnImagePixelSize": _printed(pixel_size), "rlnImageSize": str(box), "rlnImageDimensionality": "2"}
+    optics, table = _blocks(particles, of_images)
     return {"optics": optics, "particles": table}
+
+
+def micrographs_to_blocks(micrographs: Micrographs, *, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return the blocks ``optics`` and ``micrographs`` of a STAR file of RELION 3.1 or later.
+
+    Parameters
+    ----------
+    micrographs
+        The table; columns that RELION has no label for are left out.
+    pixel_size
+        Å per pixel.
+    """
+    optics, table = _blocks(micrographs, {_MICROGRAPH_PIXEL_SIZE: _printed(pixel_size)})
+    return {"optics": optics, "micrographs": table}
 
 
 def group_of_rows(table: Mapping[str, NDArray[Any]]) -> range:
@@ -151,7 +220,7 @@ def numbers_of(
     if len(bad):
         raise FormatError(
             f"{path}: _{label} of row {bad[0] + 1} is {shown(str(table[label][bad[0]]))}, a number is needed "
-            f"({len(bad)} such rows); correct the column or leave those particles out"
+            f"({len(bad)} such rows); correct the column or leave those rows out"
         )
     return np.asarray(values, dtype=np.float64)
 
@@ -163,19 +232,46 @@ def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[
     return values.astype(np.int64)
 
 
-def _particle_block(path: str, blocks: Mapping[str, StarTable]) -> StarTable:
-    lists = [name for name, t in blocks.items() if len(t.get("rlnImageName", ()))]
+def _blocks(ours: Table, of_images: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the optics table, which says `of_images` of every group, and the other one."""
+    numbers = [group.extra.get("rlnOpticsGroup", str(i + 1)) for i, group in enumerate(ours.optics)]
+    optics: dict[str, NDArray[Any]] = {
+        "rlnOpticsGroupName": _text(group.name for group in ours.optics),
+        "rlnOpticsGroup": _text(numbers),
+        "rlnVoltage": _text(_printed(group.voltage) for group in ours.optics),
+        "rlnSphericalAberration": _text(_printed(g.spherical_aberration / _MM) for g in ours.optics),
+        "rlnAmplitudeContrast": _text(_printed(group.amplitude_contrast) for group in ours.optics),
+        **{label: _text(value for _ in numbers) for label, value in of_images.items()},
+    }
+    for label in dict.fromkeys(label for group in ours.optics for label in group.extra):
+        if label not in optics:
+            optics[label] = _text(group.extra.get(label, "0") for group in ours.optics)
+    table: dict[str, NDArray[Any]] = {}
+    for name, values in ours.columns.items():
+        if name == "optics_group":
+            table["rlnOpticsGroup"] = _text(numbers)[values]
+        elif name.startswith(CARRIED):
+            table[name.removeprefix(CARRIED)] = values
+        elif name in ours.COLUMNS and (label_there := ours.COLUMNS[name].relion):
+            table[label_there] = _relion_values(ours.COLUMNS[name], values)
+    return optics, table
+
+
+def _block(path: str, blocks: Mapping[str, StarTable], name: str, label: str, what: str) -> StarTable:
+    """Return the block of a name, or else the one that has a label; `what` it lists, for messages."""
+    lists = [name for name, t in blocks.items() if len(t.get(label, ()))]
     if len(lists) > 1:
         raise FormatError(
-            f"{path} lists images in {len(lists)} blocks ({', '.join('data_' + name for name in lists[:3])}), of which "
-            "one would be read; write them into files of their own, or into one block"
+            f"{path} lists {what.split()[-1]} in {len(lists)} blocks "
+            f"({', '.join('data_' + name for name in lists[:3])}), of which one would be read; write them into files "
+            "of their own, or into one block"
         )
-    table = blocks.get("particles") or next((t for t in blocks.values() if "rlnImageName" in t), None)
-    if table is None or "rlnImageName" not in table:
+    table = blocks.get(name) or next((t for t in blocks.values() if label in t), None)
+    if table is None or label not in table:
         labels = ", ".join(sorted({label for t in blocks.values() for label in t})[:6])
         raise MissingColumnError(
-            f"{path} lists no particle images (no _rlnImageName); it has {labels or 'no columns'}: "
-            "give a particle STAR file"
+            f"{path} lists no {what} (no _{label}); it has {labels or 'no columns'}: "
+            f"give a {what.split()[0].removesuffix('s')} STAR file"
         )
     return table
 
@@ -189,11 +285,11 @@ def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[Star
     numbers = _whole(path, optics, "rlnOpticsGroup")
     if not len(numbers):
         raise FormatError(f"{path}: its optics table has no rows; write the file again with RELION")
-    rows = len(table["rlnImageName"])
+    rows = len(group_of_rows(table))
     if "rlnOpticsGroup" not in table:
         if len(numbers) > 1:
             raise MissingColumnError(
-                f"{path} has {len(numbers)} optics groups, but its particles do not say which is theirs"
+                f"{path} has {len(numbers)} optics groups, but its rows do not say which is theirs"
             )
         return optics, np.zeros(rows, dtype=np.int64)
     wanted = _whole(path, table, "rlnOpticsGroup")
@@ -202,14 +298,14 @@ def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[Star
     group = order[place]
     unknown = np.setdiff1d(wanted, numbers)
     if len(unknown):
-        raise InconsistentDataError(f"{path}: particles are in optics group {unknown[0]}, which its optics table lacks")
+        raise InconsistentDataError(f"{path}: rows are in optics group {unknown[0]}, which its optics table lacks")
     return optics, np.asarray(group, dtype=np.int64)
 
 
 def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
     """Make optics groups of a file of version 3.0: rows that share all constants of the microscope."""
     labels = [label for label in _IN_OPTICS if label in table]
-    rows = len(table["rlnImageName"])
+    rows = len(group_of_rows(table))
     group = np.zeros(rows, dtype=np.int64)
     for label in labels:
         _, code = np.unique(table[label], return_inverse=True)
@@ -224,7 +320,7 @@ def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
     return optics, rank[group]
 
 
-def _optics_group(path: str, table: StarTable, row: int, allow_no_ctf: bool) -> OpticsGroup:
+def _optics_group(path: str, table: StarTable, row: int, stated: Sequence[str], allow_no_ctf: bool) -> OpticsGroup:
     constants = {}
     for label in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
         if label not in table and not allow_no_ctf:
@@ -233,7 +329,7 @@ def _optics_group(path: str, table: StarTable, row: int, allow_no_ctf: bool) -> 
     if constants["rlnVoltage"] <= 0 and not allow_no_ctf:
         raise FormatError(f"{path} states a voltage of {constants['rlnVoltage']:g} kV; correct it")
     name = str(table["rlnOpticsGroupName"][row]) if "rlnOpticsGroupName" in table else f"opticsGroup{row + 1}"
-    extra = {label: str(values[row]) for label, values in table.items() if label not in _STATED}
+    extra = {label: str(values[row]) for label, values in table.items() if label not in stated}
     return OpticsGroup(
         name,
         constants["rlnVoltage"],
@@ -272,37 +368,40 @@ def _old_pixel_size(path: str, table: StarTable) -> float:
     return float(sizes[0])
 
 
-def _columns(path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _columns(
+    kind: type[Table], path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]
+) -> dict[str, NDArray[Any]]:
     """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
+    ours = {meaning.relion: name for name, meaning in kind.COLUMNS.items() if meaning.relion}
     columns: dict[str, NDArray[Any]] = {}
     for label, values in table.items():
         old_shift = label in _OLD_SHIFTS
         if label in in_optics or label == "rlnOpticsGroup" or (old_shift and label + "Angst" in table):
             continue
-        name = _OURS.get(label + "Angst" if old_shift else label)
+        name = ours.get(label + "Angst" if old_shift else label)
         if name is None:
             columns[CARRIED + label] = values
-        elif COLUMNS[name].dtype == "text":
+        elif kind.COLUMNS[name].dtype == "text":
             columns[name] = values
         else:
             # without a pixel size they stay in pixels, and the import knows it from an option or the stacks
-            factor = COLUMNS[name].relion_factor * ((pixel_size or 1.0) if old_shift else 1.0)
+            factor = kind.COLUMNS[name].relion_factor * ((pixel_size or 1.0) if old_shift else 1.0)
             numbers = numbers_of(path, table, label) * factor
             if name == "half_set" and not np.isin(numbers, (0, 1, 2)).all():
                 raise FormatError(f"{path}: _{label} has values other than 0, 1 and 2; correct it or remove the column")
-            columns[name] = numbers.astype(COLUMNS[name].dtype)
+            columns[name] = numbers.astype(kind.COLUMNS[name].dtype)
     if "defocus_u" in columns:
         columns.setdefault("defocus_v", columns["defocus_u"].copy())
         columns.setdefault("defocus_angle", np.zeros(len(columns["defocus_u"])))
     return columns
 
 
-def _relion_values(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    if COLUMNS[name].dtype == "text":
+def _relion_values(meaning: ColumnMeaning, values: NDArray[Any]) -> NDArray[Any]:
+    if meaning.dtype == "text":
         return values
     if values.dtype.kind in "iub":
         return _text(str(value) for value in values.tolist())
-    return _text(_printed(value) for value in (values / COLUMNS[name].relion_factor).tolist())
+    return _text(_printed(value) for value in (values / meaning.relion_factor).tolist())
 
 
 def _printed(value: float) -> str:

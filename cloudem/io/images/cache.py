@@ -1,4 +1,4 @@
-"""A cache of particle images on a local disk or in memory, between the passes of a refinement over a remote store.
+"""A cache of images on a local disk or in memory, between the passes of a refinement over a remote store.
 
 Each shard that was read has one sparse file, which every process of the machine maps into memory::
 
@@ -57,8 +57,7 @@ class CachedShard:
 
     def __init__(self, path: Path, layout: StackLayout) -> None:
         self.path = path
-        pixels = layout.box * layout.box
-        self._image_bytes = pixels * np.dtype(layout.dtype).itemsize
+        self._image_bytes = layout.pixels * np.dtype(layout.dtype).itemsize
         self._sums_at = layout.shard * self._image_bytes
         size = self._sums_at + 4 * layout.shard
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -70,7 +69,7 @@ class CachedShard:
         finally:
             os.close(descriptor)
         dtype = np.dtype(layout.dtype).newbyteorder("<")
-        self.images: NDArray[Any] = raw[: self._sums_at].view(dtype).reshape(layout.shard, pixels)
+        self.images: NDArray[Any] = raw[: self._sums_at].view(dtype).reshape(layout.shard, layout.pixels)
         self._sums = raw[self._sums_at :].view("<u4")
         self._right = np.zeros(layout.shard, dtype=bool)
         self._touched = -np.inf

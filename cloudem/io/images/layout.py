@@ -26,15 +26,15 @@ from cloudem.io.storage.location import object_store, size_of
 from cloudem.kernels.float16 import gather
 
 CHUNK_IMAGES = 16
-"""Images in a chunk."""
+"""Images in a chunk, unless they are so large that a shard holds fewer."""
 
 SHARD_IMAGES = 1024
 """Images in a shard, unless that is more than `SHARD_BYTES`."""
 
 SHARD_BYTES = 64 * 2**20
-"""Bytes in a shard at most: one is held in memory while it is written."""
+"""Bytes in a shard at most, unless one image has more: a shard is held in memory while it is written."""
 
-_MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
+MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
 """Side of an image, and chunks in a shard, beyond which metadata are not believed: memory is taken by them."""
 
 _MOST_SHARD_PIXELS = 2**31
@@ -50,30 +50,68 @@ class StackLayout:
 
     Parameters
     ----------
-    count, box
-        The stack has shape ``(count, box, box)``.
+    count, height, width
+        The stack has shape ``(count, height, width)``.
     dtype
         ``"float16"`` or ``"float32"``.
     chunk, shard
         Images in a chunk and in a shard.
     direct
         Whether images are ranges of bytes; only zarr can read them otherwise.
+    item
+        What each is an image of: ``"particle"`` or ``"micrograph"``, as the name of the first axis and in errors.
     """
 
     count: int
-    box: int
+    height: int
+    width: int
     dtype: str
     chunk: int
     shard: int
     direct: bool = True
+    item: str = "particle"
 
     @classmethod
-    def choose(cls, count: int, box: int, dtype: str) -> "StackLayout":
-        """Return the layout for a stack: shards of up to 1,024 images or 64 MiB."""
-        image_bytes = box * box * np.dtype(dtype).itemsize
-        most = max(1, SHARD_BYTES // image_bytes // CHUNK_IMAGES) * CHUNK_IMAGES
-        needed = -(-count // CHUNK_IMAGES) * CHUNK_IMAGES
-        return cls(count, box, dtype, CHUNK_IMAGES, min(SHARD_IMAGES, most, max(needed, CHUNK_IMAGES)))
+    def choose(cls, count: int, shape: int | tuple[int, int], dtype: str, item: str = "particle") -> "StackLayout":
+        """Return the layout for a stack: shards of up to 1,024 images or 64 MiB.
+
+        Parameters
+        ----------
+        count
+            Number of images.
+        shape
+            Height and width of an image, or the side of a square one.
+        dtype
+            ``"float16"`` or ``"float32"``.
+        item
+            What each is an image of.
+        """
+        height, width = (shape, shape) if isinstance(shape, int) else shape
+        fit = max(1, SHARD_BYTES // (height * width * np.dtype(dtype).itemsize))
+        chunk = min(CHUNK_IMAGES, fit)
+        most, needed = fit // chunk * chunk, max(1, -(-count // chunk)) * chunk
+        shard = min(SHARD_IMAGES // chunk * chunk, most, needed)
+        return cls(count, height, width, dtype, chunk, shard, item=item)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.height, self.width
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in an image."""
+        return self.height * self.width
+
+    @property
+    def box(self) -> int:
+        """Side of the images; `FormatError` where they are not square."""
+        if self.height != self.width:
+            raise FormatError(
+                f"images of {self.height} x {self.width} pixels (y, x) were found where square ones are "
+                f"needed; import the {self.item}s again"
+            )
+        return self.height
 
     @property
     def shards(self) -> int:
@@ -83,13 +121,13 @@ class StackLayout:
     @property
     def chunk_bytes(self) -> int:
         """Bytes in a chunk."""
-        return self.chunk * self.box * self.box * np.dtype(self.dtype).itemsize
+        return self.chunk * self.pixels * np.dtype(self.dtype).itemsize
 
     def metadata(self, attributes: Mapping[str, Any]) -> bytes:
         """Return the ``zarr.json`` of the array."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         sharding = {
-            "chunk_shape": [self.chunk, self.box, self.box],
+            "chunk_shape": [self.chunk, *self.shape],
             "codecs": [little],
             "index_codecs": [little, {"name": "crc32c"}],
             "index_location": "end",
@@ -97,15 +135,15 @@ class StackLayout:
         document = {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": [self.count, self.box, self.box],
+            "shape": [self.count, *self.shape],
             "data_type": self.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard, self.box, self.box]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard, *self.shape]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0.0,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": dict(attributes),
             "storage_transformers": [],
-            "dimension_names": ["particle", "y", "x"],
+            "dimension_names": [self.item, "y", "x"],
         }
         return json.dumps(document, indent=2).encode()
 
@@ -130,9 +168,9 @@ class StackLayout:
         return raw
 
     def images_of(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the images in the bytes of a shard, ``(shard, box, box)``, to be written into."""
+        """Return the images in the bytes of a shard, ``(shard, height, width)``, to be written into."""
         pixels = raw[: -self.index_bytes].view(np.dtype(self.dtype).newbyteorder("<"))
-        return pixels.reshape(self.shard, self.box, self.box)
+        return pixels.reshape(self.shard, *self.shape)
 
     def key(self, shard: int) -> str:
         """Return the key of a shard under the URL of the store."""
@@ -166,44 +204,46 @@ class ShardRead(NamedTuple):
     places: NDArray[np.int64]
 
 
-def parse_layout(document: Mapping[str, Any]) -> StackLayout:
+def parse_layout(document: Mapping[str, Any], item: str = "particle") -> StackLayout:
     """Return the layout that a ``zarr.json`` describes.
+
+    Parameters
+    ----------
+    document
+        What it says.
+    item
+        What each is an image of.
 
     Raises
     ------
     FormatError
-        It is not a stack of square images of floating point numbers.
+        It is not a stack of images of floating point numbers.
     """
+    again = f"import the {item}s again"
     shape, dtype = document.get("shape"), document.get("data_type")
-    if (
-        not _are_sizes(shape, 3)
-        or shape[1] != shape[2]
-        or shape[1] > _MOST_PIXELS
-        or dtype not in ("float16", "float32")
-    ):
+    if not _are_sizes(shape, 3) or max(shape[1:]) > MOST_PIXELS or dtype not in ("float16", "float32"):
         raise FormatError(
-            f"images of shape {shape!r:.60} and type {dtype!r:.20} were found where (n, box, box) of float16 or "
-            "float32 is needed; import the particles again"
+            f"images of shape {shape!r:.60} and type {dtype!r:.20} were found where (n, y, x) of float16 or float32 is "
+            f"needed; {again}"
         )
+    count, height, width = shape
     try:
         shard = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     except (KeyError, TypeError, IndexError) as error:
-        raise FormatError("the images lie in no regular grid of chunks; import the particles again") from error
+        raise FormatError(f"the images lie in no regular grid of chunks; {again}") from error
     if not _are_sizes([shard], 1):
-        raise FormatError(
-            f"the images lie in chunks of {shard!r:.20}, at least 1 is needed; import the particles again"
-        )
+        raise FormatError(f"the images lie in chunks of {shard!r:.20}, at least 1 is needed; {again}")
     try:
         (outer,) = document["codecs"]
         chunk = outer["configuration"]["chunk_shape"][0]
-        layout = StackLayout(shape[0], shape[1], dtype, chunk, shard)
+        layout = StackLayout(count, height, width, dtype, chunk, shard, item=item)
         same = json.loads(layout.metadata({}))
         whole = _are_sizes([chunk], 1) and shard % chunk == 0 and shard // chunk <= _MOST_CHUNKS
         if whole and all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding")):
             return layout
     except (KeyError, ValueError, TypeError, IndexError):
         pass
-    return StackLayout(shape[0], shape[1], dtype, shard, shard, direct=False)
+    return StackLayout(count, height, width, dtype, shard, shard, direct=False, item=item)
 
 
 def check_chunks(document: Mapping[str, Any]) -> None:
@@ -219,10 +259,10 @@ def check_chunks(document: Mapping[str, Any]) -> None:
         codecs = [codec.get("configuration") or {} for codec in document["codecs"]]
         inner = [configuration["chunk_shape"] for configuration in codecs if "chunk_shape" in configuration]
     except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError("the images have no codecs that Zarr knows; import the particles again") from error
+        raise FormatError("the images have no codecs that Zarr knows; import again") from error
     for chunks in (grid, *inner):
         if not _are_sizes(chunks, 3) or math.prod(chunks) > _MOST_SHARD_PIXELS:
-            raise FormatError(f"the images cannot lie in chunks of {chunks!r:.60}; import the particles again")
+            raise FormatError(f"the images cannot lie in chunks of {chunks!r:.60}; import again")
         if math.prod(-(-whole // part) for whole, part in zip(grid, chunks, strict=True)) > _MOST_CHUNKS:
             raise FormatError(f"the images cannot lie in shards of {grid} in chunks of {chunks}; import again")
 
@@ -241,7 +281,7 @@ class ShardMaps:
         self._maps: OrderedDict[tuple[str, int, int], NDArray[Any] | None] = OrderedDict()
 
     def open(self, path: Path, layout: StackLayout) -> NDArray[Any] | None:
-        """Return the images of a shard, ``(shard, box * box)``, mapped; None where its chunks are not in order.
+        """Return the images of a shard, ``(shard, height * width)``, mapped; None where its chunks are not in order.
 
         Raises
         ------
@@ -367,7 +407,7 @@ def naming(url: str | os.PathLike[str], layout: StackLayout, shard: int) -> Iter
         first, last = layout.held(shard)
         raise DamagedShardError(
             f"{os.fspath(url)}/{layout.key(shard)} {error}; it holds the images {first} to {last} of {layout.count}: "
-            "import the particles again, or leave these out"
+            f"import the {layout.item}s again, or leave these out"
         ) from error
 
 
@@ -375,7 +415,7 @@ def _map_shard(path: Path, size: int, layout: StackLayout) -> NDArray[Any] | Non
     if not layout.verify(_tail(path, size, layout), size):
         return None
     dtype = np.dtype(layout.dtype).newbyteorder("<")
-    mapped = np.memmap(path, dtype=dtype, mode="r", shape=(layout.shard, layout.box * layout.box))
+    mapped = np.memmap(path, dtype=dtype, mode="r", shape=(layout.shard, layout.pixels))
     return mapped.view(np.ndarray)
 
 

@@ -27,7 +27,7 @@ GAP_BYTES = 256 * 2**10
 """Bytes between two images up to which they are fetched as one range: what takes as long as a request of its own."""
 
 RANGE_BYTES = 16 * 2**20
-"""Bytes in one request at most."""
+"""Bytes in one request at most, unless one image has more."""
 
 IN_FLIGHT = 16
 """Requests at a time in a process."""

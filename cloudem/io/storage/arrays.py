@@ -36,7 +36,7 @@ _DTYPES = {
 }
 """Types that Zarr v3 and NumPy both have: NumPy's short name to the name in Zarr."""
 
-_KEY = re.compile(r"[A-Za-z0-9_:=-]+")
+_KEY = re.compile(r"[A-Za-z0-9_:=-]{1,255}")
 _MOST_AXES = 8
 _ZSTD_SHRINKS = 2**15
 """Bytes that one byte of Zstandard can stand for at most (a block of 128 KiB takes four)."""
@@ -137,7 +137,7 @@ class ArrayRecord:
         if not (type(record.rows) is int and 0 < record.rows < 2**62):
             raise FormatError(f"lies in chunks of {record.rows!r} rows"[:200])
         if not (isinstance(record.key, str) and _KEY.fullmatch(record.key)):
-            raise FormatError(f"lies under {record.key!r}"[:200])
+            raise FormatError(f"lies under {record.key!r}"[:80])
         if len(record.sums) != record.chunks:
             raise FormatError(f"has the shape {list(record.shape)}, and {len(record.sums)} chunks"[:200])
         return record

@@ -44,12 +44,14 @@ from cloudem.io.storage.location import (
     storage_errors,
 )
 from cloudem.model.optics import OpticsGroup
-from cloudem.model.particles import COLUMNS, TEXT, Particles
+from cloudem.model.particles import Particles
+from cloudem.model.table import Table
 
 _MARKER = "cloudem_group"
 _GENERATION = re.compile(r"arrays-(\d+)(?:-[0-9a-f]+)?")
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
+_Table = TypeVar("_Table", bound=Table)
 
 _CONCURRENT = 16
 """Objects of a group that are read or written at the same time."""
@@ -245,8 +247,8 @@ def _is_part(store: Store, url: str | os.PathLike[str], name: str) -> bool:
     return bool(parts) and all(part is not None and not part[0].keys() & {"kind", "job"} for part in parts)
 
 
-def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return a particle table as arrays and attributes for `write_group`."""
+def table_to_arrays(table: Table) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return a table of any kind as arrays and attributes for `write_group`."""
     optics = [
         {
             "name": group.name,
@@ -255,25 +257,33 @@ def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], 
             "amplitude_contrast": group.amplitude_contrast,
             "extra": dict(group.extra),
         }
-        for group in particles.optics
+        for group in table.optics
     ]
     meanings = {
-        name: {"unit": COLUMNS[name].unit, "meaning": COLUMNS[name].meaning}
-        if name in COLUMNS
+        name: {"unit": table.COLUMNS[name].unit, "meaning": table.COLUMNS[name].meaning}
+        if name in table.COLUMNS
         else {"unit": "", "meaning": "carried as text from the source, not used"}
-        for name in particles.columns
+        for name in table.columns
     }
-    return dict(particles.columns), {"optics": optics, "columns": meanings}
+    return dict(table.columns), {"optics": optics, "columns": meanings}
 
 
-def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
-    """Return the particle table that `particles_to_arrays` took apart; other attributes do not matter.
+def table_from_arrays(kind: type[_Table], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> _Table:
+    """Return the table that `table_to_arrays` took apart; other attributes do not matter.
+
+    Parameters
+    ----------
+    kind
+        Kind of the table.
+    arrays, attributes
+        What `read_group` returned.
 
     Raises
     ------
     FormatError
         Optics groups or columns cannot be what a table is made of.
     """
+    what = f"the stored {kind.ITEM} table"
     try:
         optics = tuple(
             OpticsGroup(
@@ -286,21 +296,30 @@ def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mappin
             for group in attributes["optics"]
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"the stored particle table has no usable optics groups ({error}); import again") from error
+        raise FormatError(f"{what} has no usable optics groups ({error}); import again") from error
     if not all(math.isfinite(x) for o in optics for x in (o.voltage, o.spherical_aberration, o.amplitude_contrast)):
-        raise FormatError("the stored particle table has an optics group whose numbers are not finite; import again")
+        raise FormatError(f"{what} has an optics group whose numbers are not finite; import again")
     columns = attributes.get("columns")
     absent = [name for name in columns if name not in arrays] if isinstance(columns, dict) else ["columns"]
     if absent or not isinstance(columns, dict):
-        raise FormatError(f"the stored particle table lacks {absent[0][:80]}; import again")
+        raise FormatError(f"{what} lacks {absent[0][:80]}; import again")
     for name in columns:
-        needed = TEXT if name not in COLUMNS or COLUMNS[name].dtype == "text" else np.dtype(COLUMNS[name].dtype)
+        needed = kind.dtype_of(name)
         if arrays[name].ndim == 0 or arrays[name].dtype != needed:
             raise FormatError(
-                f"the stored particle table has a column {name[:80]} of type {arrays[name].dtype}, {needed} is needed; "
-                "import again"
+                f"{what} has a column {name[:80]} of type {arrays[name].dtype}, {needed} is needed; import again"
             )
-    return Particles(optics, {name: arrays[name] for name in columns})
+    return kind(optics, {name: arrays[name] for name in columns})
+
+
+def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return a particle table as arrays and attributes for `write_group`."""
+    return table_to_arrays(particles)
+
+
+def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
+    """Return the particle table that `particles_to_arrays` took apart, as `table_from_arrays` does."""
+    return table_from_arrays(Particles, arrays, attributes)
 
 
 def _read(

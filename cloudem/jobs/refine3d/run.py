@@ -51,7 +51,7 @@ from cloudem.jobs.dataset import (
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import Iterations, Step, clear, commit
 from cloudem.jobs.maps import check_start_map, read_mask, read_start_map
-from cloudem.jobs.progress import Stage
+from cloudem.jobs.progress import RunningStage
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.poses import (
     changes,
@@ -380,7 +380,7 @@ def tasks(
     return [Item(h, group) for h in (1, 2) for group in groups_of(order[half_set[order] == h][:most], size)]
 
 
-def counter(stage: Stage, items: Sequence[Item]) -> Callable[[int], None]:
+def counter(stage: RunningStage, items: Sequence[Item]) -> Callable[[int], None]:
     """Return what tells a stage how many images a finished task held."""
     return lambda index: stage.advance(len(items[index].indices))
 

@@ -15,6 +15,8 @@ COUNTED_HERE = (
     "already come on top."
 )
 
+PLANNED = "Planned is what the plan expects on one thread of the reference machine, where the stage declares it."
+
 
 def stages(content: ReportContent) -> Drawn | None:
     """Show what each stage took."""
@@ -23,10 +25,14 @@ def stages(content: ReportContent) -> Drawn | None:
     longest = max((stage.wall_s for stage in content.stages if np.isfinite(stage.wall_s)), default=0.0) or 1.0
     peak = max(stage.peak_bytes for stage in content.stages)
     wall, cpu = whole_time(content)
-    rows = [_row(stage, longest, peak or 1) for stage in content.stages]
-    whole = Row([Cell("total"), Cell(), *numbers([duration(wall), duration(cpu), _size(peak)])], "total")
-    head = [Cell("stage"), Cell("wall time, with peak memory below"), *numbers(["wall", "CPU", "peak memory"])]
-    blocks: list[Block] = [Table(head, [*rows, whole])]
+    planned = any(np.isfinite(stage.planned_s) for stage in content.stages)
+    rows = [_row(stage, longest, peak or 1, planned) for stage in content.stages]
+    whole = [duration(wall), duration(cpu), *([""] if planned else []), _size(peak)]
+    titles = ["wall", "CPU", *(["planned CPU"] if planned else []), "peak memory"]
+    head = [Cell("stage"), Cell("wall time, with peak memory below"), *numbers(titles)]
+    blocks: list[Block] = [Table(head, [*rows, Row([Cell("total"), Cell(), *numbers(whole)], "total")])]
+    if planned:
+        blocks.append(Words(PLANNED))
     if content.transfers:
         blocks.append(Words(COUNTED_HERE))
     return Drawn("Time and memory", blocks)
@@ -39,11 +45,12 @@ def whole_time(content: ReportContent) -> tuple[float | None, float | None]:
     return wall, cpu
 
 
-def _row(stage: StageRow, longest: float, most: int) -> Row:
+def _row(stage: StageRow, longest: float, most: int, planned: bool) -> Row:
     bars = [100 * stage.wall_s / longest if np.isfinite(stage.wall_s) else 0.0]
     if stage.peak_bytes > 0:
         bars.append(100 * stage.peak_bytes / most)
-    cells = numbers([duration(stage.wall_s), duration(stage.cpu_s), _size(stage.peak_bytes)])
+    plan = [duration(stage.planned_s)] if planned else []
+    cells = numbers([duration(stage.wall_s), duration(stage.cpu_s), *plan, _size(stage.peak_bytes)])
     return Row([Cell(stage.name, "name"), Cell(kind="bar", bars=bars), *cells])
 
 

@@ -1,0 +1,47 @@
+"""The micrograph table: one row per micrograph, one array per column."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cloudem.model.table import SHARED_COLUMNS, ColumnMeaning, Table
+
+COLUMNS: dict[str, ColumnMeaning] = {
+    **SHARED_COLUMNS,
+    "path": ColumnMeaning("text", "", "file that the image came from, or its URL"),
+    "movie": ColumnMeaning("text", "", "file of the movie that the micrograph was made of", "rlnMicrographMovieName"),
+    "frames": ColumnMeaning("int32", "", "number of frames that were summed"),
+    "dose": ColumnMeaning("float64", "e/Å²", "electrons that the summed frames received"),
+    "dose_per_frame": ColumnMeaning("float64", "e/Å²", "electrons that one frame received", "rlnMicrographDoseRate"),
+    "pre_exposure": ColumnMeaning(
+        "float64", "e/Å²", "electrons before the first frame that was summed", "rlnMicrographPreExposure"
+    ),
+    "motion_total": ColumnMeaning("float64", "Å", "path length of the motion over all frames", "rlnAccumMotionTotal"),
+    "motion_early": ColumnMeaning("float64", "Å", "path length of the motion at the start", "rlnAccumMotionEarly"),
+    "motion_late": ColumnMeaning("float64", "Å", "path length of the motion after the start", "rlnAccumMotionLate"),
+    "ctf_fit_resolution": ColumnMeaning(
+        "float64", "Å", "resolution up to which the fitted CTF agrees with the image", "rlnCtfMaxResolution"
+    ),
+    "ctf_fit_score": ColumnMeaning(
+        "float64",
+        "",
+        "how well the fitted CTF agrees with the image, as the fitting program has it",
+        "rlnCtfFigureOfMerit",
+    ),
+    "ice_ring_density": ColumnMeaning(
+        "float64", "", "power of the image around 3.7 Å, as CTF estimation has it", "rlnCtfIceRingDensity"
+    ),
+    "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
+}
+"""Every column of micrographs that cloudem understands."""
+
+
+@dataclass(frozen=True)
+class Micrographs(Table):
+    """A table of micrographs and the optics groups that they belong to, see `Table`.
+
+    ``micrograph`` is the name that the column ``micrograph`` of a particle table refers to.
+    """
+
+    COLUMNS: ClassVar[Mapping[str, ColumnMeaning]] = COLUMNS
+    ITEM: ClassVar[str] = "micrograph"

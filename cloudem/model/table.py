@@ -1,0 +1,184 @@
+"""Tables: one row per item, one array per column, and the optics groups that the rows belong to.
+
+A kind of table (`cloudem.model.particles`, `cloudem.model.micrographs`) states its columns, each with its unit, meaning
+and name elsewhere; this is the only place that states them. Columns that no kind understands travel as text under
+``rln:<name>`` or ``cs:<name>``.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cloudem.errors import InconsistentDataError, MissingColumnError, ParameterError
+from cloudem.model.optics import OpticsGroup
+
+TEXT = np.dtypes.StringDType()
+"""Text columns are NumPy's variable-width strings."""
+
+DEGREE = math.pi / 180
+
+
+@dataclass(frozen=True)
+class ColumnMeaning:
+    """What a column says.
+
+    Parameters
+    ----------
+    dtype
+        Type of its values; ``"text"`` for strings.
+    unit
+        Unit of its values inside cloudem; empty for pure numbers.
+    meaning
+        One sentence.
+    relion
+        Name in a RELION STAR file without the leading ``_``; None where RELION has none.
+    relion_factor
+        Our value is RELION's times this.
+    cryosparc
+        Field of a cryoSPARC file that holds the same thing, perhaps in another form.
+    """
+
+    dtype: str
+    unit: str
+    meaning: str
+    relion: str | None = None
+    relion_factor: float = 1.0
+    cryosparc: str | None = None
+
+
+SHARED_COLUMNS: dict[str, ColumnMeaning] = {
+    "optics_group": ColumnMeaning(
+        "int32", "", "index into the list of optics groups, from 0", "rlnOpticsGroup", 1.0, "ctf/exp_group_id"
+    ),
+    "defocus_u": ColumnMeaning(
+        "float64", "Å", "larger defocus, positive for underfocus", "rlnDefocusU", 1.0, "ctf/df1_A"
+    ),
+    "defocus_v": ColumnMeaning(
+        "float64", "Å", "smaller defocus, positive for underfocus", "rlnDefocusV", 1.0, "ctf/df2_A"
+    ),
+    "defocus_angle": ColumnMeaning(
+        "float64",
+        "rad",
+        "angle from the x axis to the axis of defocus_u",
+        "rlnDefocusAngle",
+        DEGREE,
+        "ctf/df_angle_rad",
+    ),
+    "phase_shift": ColumnMeaning(
+        "float64", "rad", "phase shift of a phase plate", "rlnPhaseShift", DEGREE, "ctf/phase_shift_rad"
+    ),
+    "micrograph": ColumnMeaning(
+        "text", "", "name of the micrograph", "rlnMicrographName", 1.0, "location/micrograph_path"
+    ),
+}
+"""Columns that mean the same in tables of several kinds."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and the optics groups that its rows belong to; each kind of table is a class of its own.
+
+    Parameters
+    ----------
+    optics
+        The optics groups; column ``optics_group`` indexes them.
+    columns
+        Name to array of shape ``(n,)`` in the units of `COLUMNS`; text columns are of type `TEXT`.
+        A column of vectors has shape ``(n, m)``.
+
+    Attributes
+    ----------
+    COLUMNS
+        Every column that the kind of table understands.
+    ITEM
+        What a row is.
+
+    Raises
+    ------
+    InconsistentDataError
+        Columns of different lengths, or an optics group that does not exist.
+    """
+
+    COLUMNS: ClassVar[Mapping[str, ColumnMeaning]]
+    ITEM: ClassVar[str]
+
+    optics: tuple[OpticsGroup, ...]
+    columns: dict[str, NDArray[Any]]
+
+    def __post_init__(self) -> None:
+        """Refuse tables that contradict themselves."""
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise InconsistentDataError(f"columns have different lengths: {lengths}")
+        group = self.columns.get("optics_group")
+        if group is not None and len(group) and not (group.min() >= 0 and group.max() < len(self.optics)):
+            raise InconsistentDataError(
+                f"optics_group runs from {group.min()} to {group.max()}, but there are {len(self.optics)} groups"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return next((len(values) for values in self.columns.values()), 0)
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether the column is there."""
+        return name in self.columns
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a column; `MissingColumnError` when it is not there."""
+        self.require(name)
+        return self.columns[name]
+
+    def get(self, name: str, default: float) -> NDArray[Any]:
+        """Return a column, or one filled with `default` where the table lacks it."""
+        if name in self.columns:
+            return self.columns[name]
+        return np.full(len(self), default, dtype=self.COLUMNS[name].dtype)
+
+    def require(self, *names: str) -> None:
+        """Raise `MissingColumnError` in one line unless all columns are there."""
+        missing = [name for name in names if name not in self.columns]
+        if not missing:
+            return
+        relion = {name: self.COLUMNS[name].relion for name in missing if name in self.COLUMNS}
+        labels = [f"{name} ({relion[name]})" if relion.get(name) else name for name in missing]
+        raise MissingColumnError(
+            f"the {self.ITEM}s have no column {', '.join(labels)}; they have "
+            f"{', '.join(sorted(self.columns)) or 'none'}: import from a file that has it, or run the job that makes it"
+        )
+
+    def take(self, indices: ArrayLike) -> Self:
+        """Return the rows at `indices` (integers, in that order) or where a boolean mask is true."""
+        chosen = np.asarray(indices)
+        return replace(self, columns={name: values[chosen] for name, values in self.columns.items()})
+
+    def with_columns(self, **columns: ArrayLike) -> Self:
+        """Return the table with columns added or replaced, in the types of `COLUMNS`.
+
+        Raises
+        ------
+        ParameterError
+            A name that `COLUMNS` does not list.
+        InconsistentDataError
+            A column of another length.
+        """
+        unknown = sorted(set(columns) - set(self.COLUMNS))
+        if unknown:
+            raise ParameterError(f"unknown {self.ITEM} column {', '.join(unknown)}: describe it in COLUMNS first")
+        typed = {name: np.asarray(values, dtype=self.dtype_of(name)) for name, values in columns.items()}
+        return replace(self, columns={**self.columns, **typed})
+
+    def without_columns(self, names: Iterable[str]) -> Self:
+        """Return the table without the named columns; those that are not there do not matter."""
+        dropped = set(names)
+        return replace(self, columns={name: v for name, v in self.columns.items() if name not in dropped})
+
+    @classmethod
+    def dtype_of(cls, name: str) -> np.dtype[Any]:
+        """Return the type that `COLUMNS` gives a column; unlisted columns are text."""
+        dtype = cls.COLUMNS[name].dtype if name in cls.COLUMNS else "text"
+        return TEXT if dtype == "text" else np.dtype(dtype)
