@@ -75,10 +75,11 @@ def print_group_help(group: str, summary: str, commands: Mapping[str, str]) -> N
 def print_file_help(options: type[Declaration]) -> None:
     """Print what ``cloudem run`` takes."""
     screen = console()
-    screen.print(Text.assemble(("cloudem ", "bold"), ("run", "bold cyan"), "  Run the job or jobs in a TOML file."))
+    screen.print(Text.assemble(("cloudem ", "bold"), ("run", "bold cyan"), "  Run the jobs in a TOML file."))
     screen.print("\nUsage: cloudem run FILE [OPTIONS]\n")
     screen.print(Text("FILE names a job and its parameters, called as in the job's --help:\n"))
     screen.print(Padding(Text(RUN_FILE), (0, 0, 1, 4)))
+    screen.print(Text("A workflow file (docs/planning.md) works, too; of that, only missing or changed steps run.\n"))
     _print_parameters(screen, "How it runs", options)
 
 

@@ -470,6 +470,9 @@ def is_of(record: Mapping[str, Any], job: Job) -> bool:
 def differences(record: Mapping[str, Any], job: Job) -> tuple[list[str], list[str]]:
     """Return which parameters of a job, and which of its inputs, are others than a result was made with."""
     mine, theirs = ({**given} for given in (job.model_dump(mode="json"), record.get("parameters") or {}))
+    if theirs:  # an earlier version's record lacks options that are new; it did what their defaults do
+        kept = {name: field.default for name, field in type(job).model_fields.items() if not field.is_required()}
+        theirs = {**{name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}, **theirs}
     for name in ("out", "restart", "report"):  # which change no result
         mine.pop(name, None)
         theirs.pop(name, None)

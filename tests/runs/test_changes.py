@@ -177,6 +177,15 @@ def test_a_changed_store_on_s3_is_made_anew(s3: Any) -> None:
     assert run_all(more) == []
 
 
+def test_a_record_that_is_older_than_an_option_is_one_of_its_default() -> None:
+    job = base.find_job("postprocess")(halves="/nowhere/refine", out="/nowhere/out")
+    record = base.job_record(job)
+    del record["parameters"]["guinier_from_A"]
+    assert base.is_of(record, job)
+    assert base.differences(record, job.model_copy(update={"guinier_from_A": 12.0})) == (["guinier_from_A"], [])
+    assert not base.is_of({"job": "postprocess"}, job)
+
+
 def test_iterations_go_on_or_are_done_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(base.JOBS, "halving", "tests.toys.halving:Halving")
 

@@ -206,7 +206,7 @@ def test_what_was_ended_without_its_controller_is_stopped_and_not_paid_for_any_m
 
 def test_an_input_that_is_missing_is_said_before_anything_is_rented(scene: Scene, tmp_path: Path) -> None:
     refine = {"job": "refine3d", **scene.refinement(tmp_path / "refine", **FIXED)}
-    mask = {"job": "mask", "map": str(tmp_path / "refine/map.mrc"), "out": str(tmp_path / "mask.mrc")}
+    mask = {"job": "mask", "map": refine["out"], "out": str(tmp_path / "mask.mrc")}
     preflight(workflow_of({"project": str(tmp_path), "step": [refine, mask]}, "fine"))  # a step makes the map
     wrong = {**refine, "reference": "strat.mrc"}
     with pytest.raises(MissingInputError, match=r"step refine3d: .*/strat\.mrc does not exist"):

@@ -137,7 +137,8 @@ def test_plan_and_rented_machines(cloudem: Run, particles: str, tmp_path: Path) 
         f'[[step]]\njob = "brightness"\nparticles = "{particles}"\ngroup_size = 20\n'
         '[[step]]\njob = "halving"\nout = "halves"\n'
     )
-    shown = said(cloudem("plan", "toys.toml", "--region", "local"))
+    graph, _, shown = said(cloudem("plan", "toys.toml", "--region", "local")).partition("plan cheapest")
+    assert "● halving  run" in graph
     assert "brightness" in shown
     assert "local." in shown.partition("brightness")[2].partition("halving")[0]  # it has workers, not the head alone
     shown = said(cloudem("submit", "toys.toml", "--region", "local", "--max-usd", "1", "--max-hours", "0.5", "--yes"))
