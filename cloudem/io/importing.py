@@ -23,6 +23,7 @@ from cloudem.kernels.background import (
     scale_images,
 )
 from cloudem.model.particles import Particles
+from cloudem.model.table import distinct
 
 _BATCH_BYTES = 4 * 2**20
 """Images that are read at a time, into the same memory: what the caches hold need not come from memory again."""
@@ -241,7 +242,7 @@ def _with_copies(particles: Particles, prints: NDArray[np.uint64], summary: Impo
         return particles
     number = np.where(repeated, np.cumsum(repeated), 0)[kind]
     rows = np.flatnonzero(number)
-    again, named = len(rows) - int(repeated.sum()), len(rows) - len(np.unique(particles["image_name"][rows]))
+    again, named = len(rows) - int(repeated.sum()), len(rows) - len(distinct(particles["image_name"][rows]).values)
     how = f"{named:,} by its name, {again - named:,} with the same pixels, such as {particles['image_name'][rows[0]]}"
     summary.warnings.append(
         f"{again:,} of {len(particles):,} particles repeat the image of another ({how}): copies stay in one half-set, "

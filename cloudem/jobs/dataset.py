@@ -16,6 +16,7 @@ from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
+from cloudem.model.table import distinct
 
 NAMED = 3
 """Damaged shards that a message names."""
@@ -214,5 +215,5 @@ def _read_ahead(dataset: Dataset, blocks: list[NDArray[np.int64]]) -> Generator[
 def micrograph_numbers(particles: Particles) -> NDArray[np.int64]:
     """Return a number for the micrograph of each particle, or its optics group where micrographs are not named."""
     if "micrograph" in particles:
-        return np.asarray(np.unique(particles["micrograph"], return_inverse=True)[1], np.int64)
+        return distinct(particles["micrograph"]).number
     return particles.get("optics_group", 0).astype(np.int64)

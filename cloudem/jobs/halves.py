@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cloudem.errors import ParameterError
 from cloudem.model.particles import Particles
+from cloudem.model.table import distinct
 
 By = Literal["particle", "micrograph"]
 """What is drawn as one: a particle with all that belongs to it, or a whole micrograph."""
@@ -103,7 +104,7 @@ def _kinds(particles: Particles, by: By) -> dict[str, Labels]:
     if "same_image" in particles:
         kinds["copies of one image"] = np.where(particles["same_image"] > 0, particles["same_image"], -1)
     elif "image_name" in particles:  # of an older store, which knows no pixels
-        numbers, count = _numbers(particles.columns["image_name"])
+        _, numbers, count = distinct(particles.columns["image_name"])
         kinds["copies of one image"] = np.where(count[numbers] > 1, numbers, -1)
     for column in TUBE:
         if column in particles:
@@ -111,30 +112,24 @@ def _kinds(particles: Particles, by: By) -> dict[str, Labels]:
             break
     if by == "micrograph":
         particles.require("micrograph")
-        kinds["particles of one micrograph"] = _numbers(particles["micrograph"])[0]
+        kinds["particles of one micrograph"] = distinct(particles["micrograph"]).number
     return kinds
-
-
-def _numbers(values: NDArray[np.generic]) -> tuple[Labels, Labels]:
-    """Return a number for each value, and how often each number is there."""
-    _, number, count = np.unique(values, return_inverse=True, return_counts=True)
-    return number.astype(np.int64), count.astype(np.int64)
 
 
 def _tubes(particles: Particles, column: str) -> Labels:
     """Return a number for the tube of each particle; -1 for those that are in none, which RELION numbers 0."""
-    tube, _ = _numbers(particles.columns[column])
+    tube = distinct(particles.columns[column]).number
     alone = np.isin(particles.columns[column], np.array(["0", "", "-1"], dtype=particles.columns[column].dtype))
     if column == TUBE[0] and "micrograph" in particles:
-        micrograph, count = _numbers(particles["micrograph"])
-        tube = tube * len(count) + micrograph
+        micrographs = distinct(particles["micrograph"])
+        tube = tube * len(micrographs.values) + micrographs.number
     return np.where(alone, -1, tube)
 
 
 def _check_given(what: str, labels: Labels, given: NDArray[np.int8], warn: Callable[[str], None]) -> None:
     """Say, or refuse, that half-sets of the table share what belongs together."""
     known = np.flatnonzero((given > 0) & (labels >= 0))
-    numbers, _ = _numbers(labels[known])
+    numbers = distinct(labels[known]).number
     halves = np.zeros((int(numbers.max(initial=-1)) + 1, 2), bool)
     halves[numbers, given[known] - 1] = True
     shared = halves[:, 0] & halves[:, 1]
@@ -174,7 +169,7 @@ def _drawn(given: NDArray[np.int8], together: Labels, seed: int) -> NDArray[np.i
         of_group[together[named]] = halves[named]
         halves = np.where(halves > 0, halves, of_group[together])
     unknown = np.flatnonzero(halves == 0)
-    group, size = _numbers(together[unknown])
+    _, group, size = distinct(together[unknown])
     shuffled = np.random.default_rng(seed).permutation(len(size))
     if len(size) == len(unknown):  # each alone
         halves[unknown] = 1 + shuffled % 2

@@ -68,6 +68,7 @@ class ImportParticles(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check the table and the headers of all stacks, and say what later jobs will refuse."""
+        from cloudem.io.formats.plausible import doubts
         from cloudem.io.formats.sources import check_stacks
         from cloudem.io.importing import background_of, pixel_size_of
         from cloudem.jobs.checks import warn_of_table
@@ -77,6 +78,7 @@ class ImportParticles(Job):
         stacks, box = check_stacks(self.source, self.project_folder)
         size = pixel_size_of(self.source, stacks[0].header.pixel_size, self.pixel_size_A)
         background_of(box, self.diameter_A, size)
+        doubts(self.source.particles, self.source.path, box=box, pixel_size=size, stated=False)  # importing says them
         if not self.allow_no_ctf:
             warn_of_table(self.source.particles, self.particles, box, size, warn)
 

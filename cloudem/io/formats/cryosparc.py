@@ -24,6 +24,7 @@ from cloudem.io.storage.location import folder_of, is_remote
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 from cloudem.model.poses import matrix_to_euler
+from cloudem.model.table import distinct
 
 CARRIED = "cs:"
 """Prefix of the columns that are carried as text."""
@@ -91,7 +92,7 @@ def read_particles_cs(
         )
     pixel_size = _one_value(path, fields, "blob/psize_A", "pixel sizes")
     box = _one_value(path, fields, "blob/shape", "box sizes")
-    stacks, stack = np.unique(_text(fields["blob/path"]), return_inverse=True)
+    stacks, stack, _ = distinct(_text(fields["blob/path"]))
     section = _numbers(path, fields, "blob/idx").astype(np.int64)
     if section.min() < 0:
         raise FormatError(f"{path}: blob/idx is negative for {(section < 0).sum()} particles; write the file again")

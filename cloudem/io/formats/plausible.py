@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cloudem.errors import InconsistentDataError
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
+from cloudem.model.table import distinct
 
 _DEGREES = 180 / pi
 
@@ -163,7 +164,7 @@ def _stated(particles: Particles) -> Iterator[tuple[str, str, str]]:
         yield from ((name, text, f"optics group {group.name!r}") for name, text in group.extra.items() if _treats(name))
     for name, values in particles.columns.items():
         if _treats(name):
-            yield from ((name, str(text), "the particle table") for text in np.unique(values))
+            yield from ((name, str(text), "the particle table") for text in distinct(values).values)
 
 
 def _treats(name: str) -> bool:

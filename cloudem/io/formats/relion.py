@@ -18,7 +18,7 @@ from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
-from cloudem.model.table import ColumnMeaning, Table
+from cloudem.model.table import ColumnMeaning, Table, distinct
 
 CARRIED = "rln:"
 """Prefix of the columns that are carried as text."""
@@ -137,7 +137,7 @@ def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
     path = os.fspath(path)
     blocks = read_star(path)
     table = _block(path, blocks, "micrographs", "rlnMicrographName", "micrographs")
-    names, counts = np.unique(table["rlnMicrographName"], return_counts=True)
+    names, _, counts = distinct(table["rlnMicrographName"])
     if not len(names):
         raise ParameterError(f"{path} lists no micrographs: the selection is empty")
     if "rlnImageName" in table:
@@ -308,8 +308,8 @@ def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
     rows = len(group_of_rows(table))
     group = np.zeros(rows, dtype=np.int64)
     for label in labels:
-        _, code = np.unique(table[label], return_inverse=True)
-        _, group = np.unique(group * (int(code.max(initial=0)) + 1) + code, return_inverse=True)
+        values, code, _ = distinct(table[label])
+        group = distinct(group * len(values) + code).number
     _, first = np.unique(group, return_index=True)
     # Number the groups in the order in which they appear.
     order = np.argsort(first)
