@@ -65,6 +65,9 @@ OF_OPTICS = {
 }
 """Attributes of an optics group."""
 
+JOINED = 0.05
+"""Share of rows that are too small for their unit from which on it is said: tables in two units were joined."""
+
 OF_IMAGES = Bounds("pixel size", "Å", "ångströms are needed (1.06, not 0.106 or 1.06e-10)", (0.01, 1000), (0.2, 50))
 """The pixel size."""
 
@@ -202,6 +205,9 @@ def _of_column(bounds: Bounds, values: NDArray[np.float64], where: str) -> list[
             f"the {bounds.what} of the particles is about {size:.3g} {bounds.unit}, which is unusual: {bounds.needed}"
         ]
     odd = _outside(shown, bounds.usual)
+    small = (shown != 0) & (abs(shown) < bounds.typical[0])
+    if small.mean() >= JOINED:
+        odd = np.union1d(odd, np.flatnonzero(small))
     if not len(odd):
         return []
     value = f"{shown[odd[0]]:.6g} {bounds.unit}".strip()

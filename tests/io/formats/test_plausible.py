@@ -83,6 +83,11 @@ def test_a_pixel_size_that_cannot_be_is_refused(size):
         (table({"spherical_aberration": 0.0}), 1.3, "spherical aberration of 0 mm, which is unusual"),
         (table({"amplitude_contrast": 1.0}), 1.3, "amplitude contrast of 1, which is unusual"),
         (table(defocus_u=np.where(ONE, -9e3, 9e3)), 1.3, "defocus of 1 of 30 particles is unusual .-9000 Å"),
+        (
+            table(defocus_u=np.where(np.arange(COUNT) < 6, 1.2, 9e3)),
+            1.3,
+            "defocus of 6 of 30 particles is unusual (1.2 Å",
+        ),
         (table(defocus_u=0.0 + 900, defocus_v=800.0), 1.3, "defocus of the particles is about 900 Å, which is unusual"),
         (table(phase_shift=np.pi / 2 / 57.3), 1.3, "phase shift of the particles is about 1.57 °"),
         (table(shift_x=np.where(ONE, 80.0, 0.0)), 1.3, "1 of 30 particles of p.star are shifted out of their images"),
