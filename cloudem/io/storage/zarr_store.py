@@ -12,8 +12,9 @@ from typing import Any
 
 import obstore
 from obstore.store import LocalStore, S3Store
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 
 from cloudem.errors import DamagedShardError
 from cloudem.io.storage.location import delete_all, fetch, get_ranges, object_store, put, put_if_absent, size_of
