@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-aws", action="store_true", help="run tests that rent a machine of AWS for some minutes")
 
 
+@pytest.fixture(autouse=True)
+def signals_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test runs in its own process leave pytest's handlers alone, or it would end with them."""
+    monkeypatch.setattr("cloudem.interrupts.watch", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def bucket(s3: S3) -> str:
     """A bucket for the session."""
