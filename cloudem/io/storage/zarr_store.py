@@ -126,7 +126,7 @@ def _limits(byte_range: ByteRequest, size: int) -> tuple[int, int]:
         return byte_range.offset, size
     if isinstance(byte_range, SuffixByteRequest):
         return max(0, size - byte_range.suffix), size
-    raise TypeError(f"{byte_range!r} is no range of bytes")
+    raise TypeError(f"Unexpected byte_range, got {byte_range!r}")  # in the words of Zarr
 
 
 def _delete(store: LocalStore | S3Store, key: str) -> None:
