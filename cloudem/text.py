@@ -40,9 +40,9 @@ def moment(at: float, *, seconds: bool = False, utc: bool = False) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M", parts)
 
 
-def time_of_day(at: float, *, seconds: bool = True, utc: bool = False) -> str:
-    """Return the time of day of a time (seconds since 1970): ``18:05:09``, local unless ``utc``."""
-    return time.strftime("%H:%M:%S" if seconds else "%H:%M", time.gmtime(at) if utc else time.localtime(at))
+def time_of_day(at: float) -> str:
+    """Return the local time of day of a time (seconds since 1970): ``18:05:09``."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def dollars(usd: float) -> str:

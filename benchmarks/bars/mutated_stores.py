@@ -31,7 +31,7 @@ import numpy as np
 from cloudem.errors import CloudemError, DamagedShardError
 from cloudem.io.exporting import export
 from cloudem.io.particle_store import open_particles, write_particles
-from cloudem.io.storage.groups import _MARKER, _checksum, particles_to_arrays, read_attributes, read_rows, write_group
+from cloudem.io.storage.groups import _MARKER, _checksum, read_attributes, read_rows, table_to_arrays, write_group
 from cloudem.io.storage.location import Store, object_store
 from cloudem.jobs.base import job_record
 from cloudem.jobs.iterative import left_state, rows_before
@@ -100,7 +100,7 @@ def make(url: str) -> Place:
     result = {"pixel_size_A": 1.5, "symmetry": "C1", "resolution_A": 7.0, "particle_count": COUNT, "iterations": rows}
     stages = [{"name": "align", "wall_s": 1.0, "cpu_s": 2.0, "peak_rss_bytes": 10}]
     arrays = {**maps, "mask": np.zeros((BOX,) * 3, np.float32), "fsc_corrected": np.linspace(1, 0, 5)}
-    write_group(place.done, "particles", *particles_to_arrays(table))
+    write_group(place.done, "particles", *table_to_arrays(table))
     write_group(place.done, "result", arrays, {**result, "stages": stages, "warnings": [], "traffic": {}})
     checkpoint = Checkpoint(
         sigma2=rng.random((2, 1, 5)),

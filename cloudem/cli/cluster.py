@@ -11,6 +11,7 @@ import click
 from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import parameter
+from cloudem.text import moment
 
 TASKS = ("cloudem.jobs.refine3d.run", "cloudem.jobs.reconstruct.run")
 """What a worker's tasks are made of: seconds to import, so that is done while it waits for work."""
@@ -169,4 +170,4 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def _say(line: str) -> None:
-    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+    click.echo(f"{moment(time.time(), seconds=True)} {line}")

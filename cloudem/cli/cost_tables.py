@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rich import box
@@ -13,7 +12,7 @@ from cloudem.cloud.money import Entry
 from cloudem.cloud.planning.estimate import Range
 from cloudem.runs.accounting import Costs
 from cloudem.runs.records import RunStore
-from cloudem.text import clock, dollars
+from cloudem.text import clock, dollars, moment
 
 
 def step_table(costs: Costs) -> Table:
@@ -72,9 +71,8 @@ def ledger_table(entries: Sequence[Entry]) -> Table:
         table.add_column(column, overflow="fold")
     for entry in sorted(entries, key=lambda entry: entry.at):
         fields = entry.as_json()
-        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         rest = ", ".join(f"{name} {_shown(value)}" for name, value in fields.items() if name not in ("kind", "at"))
-        table.add_row(moment, str(fields["kind"]), plain(rest))
+        table.add_row(moment(entry.at, seconds=True), str(fields["kind"]), plain(rest))
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from rich.text import Text
 from cloudem.cloud.nodes import Node, Resource
 from cloudem.runs.leftovers import Left
 from cloudem.runs.records import NodeStatus, RunState, Wishes, node_status
-from cloudem.text import clock, dollars
+from cloudem.text import clock, dollars, moment, time_of_day
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "draining": "yellow"}
 
@@ -64,7 +63,7 @@ def state_view(name: str, state: RunState, wanted: Wishes, seen: Seen | None = N
     if state.steps and state.status != "done":
         head.append(plain(f"  step {min(state.step + 1, state.steps)} of {state.steps} {state.job}"))
     if over:
-        head.append(f"  ended {_moment(state.at)}")
+        head.append(f"  ended {moment(state.at)}")
     if state.why:
         head.append(plain(f"  {state.why}", style="yellow"))
     spent = seen.spent if seen else state.spent_usd
@@ -103,8 +102,10 @@ def following(screen: Console, name: str, wanted: Callable[[], Wishes]) -> Itera
 
     def show(state: RunState) -> None:
         step = f", step {state.step + 1} of {state.steps}: {state.job}" if state.job else ""
-        moment = time.strftime("%H:%M:%S", time.localtime(state.at))
-        for line, when in ((f"{state.status}{step}", f"{moment} "), *((line, "") for line in state.progress)):
+        for line, when in (
+            (f"{state.status}{step}", f"{time_of_day(state.at)} "),
+            *((line, "") for line in state.progress),
+        ):
             if line not in said:  # lines of jobs have their time
                 said.append(line)
                 screen.print(plain(f"{when}{line}"), soft_wrap=True)
@@ -120,7 +121,7 @@ def clusters_table(found: Left) -> Table:
     for cluster, (head, resources) in found.used.items():
         kinds = sorted({resource.kind for resource in resources})
         counts = [f"{sum(resource.kind == kind for resource in resources)} {kind}" for kind in kinds]
-        times = _moment(head.launched), _moment(head.deadline)
+        times = moment(head.launched), moment(head.deadline)
         table.add_row(plain(cluster), plain(head.id), *times, ", ".join(counts))
     if found.left:
         table.caption = f"{len(found.left)} leftover resources of unused clusters: cloudem cluster sweep --dry-run"
@@ -137,7 +138,3 @@ def resource_table(resources: Sequence[Resource]) -> Table:
     for resource in sorted(resources, key=lambda r: (r.cluster, r.kind, r.id)):
         table.add_row(*map(plain, (resource.kind, resource.id, resource.cluster, resource.note)))
     return table
-
-
-def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

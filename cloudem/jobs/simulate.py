@@ -201,7 +201,7 @@ class Simulate(Job):
         """Write the particles, unless a run that was interrupted has done so, and the truth."""
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
         from cloudem.io.particle_store import write_particles
-        from cloudem.io.storage.groups import particles_to_arrays, write_group
+        from cloudem.io.storage.groups import table_to_arrays, write_group
 
         recording = self.recording()
         truth = random_particles(self.count, recording, self.seed)
@@ -226,7 +226,7 @@ class Simulate(Job):
                     attributes=attributes,
                     guard=context.check,
                 )
-        write_group(url, "truth", *particles_to_arrays(truth), guard=context.check)
+        write_group(url, "truth", *table_to_arrays(truth), guard=context.check)
         context.progress.message(
             f"{self.count} particles of {simulator.box} px in {url}; the truth is in its group truth"
         )

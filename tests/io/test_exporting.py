@@ -19,7 +19,7 @@ from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.star import read_star
 from cloudem.io.importing import import_particles
 from cloudem.io.particle_store import open_particles, write_particles
-from cloudem.io.storage.groups import particles_to_arrays, write_group
+from cloudem.io.storage.groups import table_to_arrays, write_group
 from cloudem.io.storage.location import contents, join, read_bytes
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context
@@ -54,7 +54,7 @@ def result(project, store):
     curves = {f"fsc_{name}": np.linspace(1, 0, 9) for name in ("unmasked", "masked", "corrected", "odd")}
     refined = store.particles.with_columns(rot=np.full(COUNT, 0.5), score=np.arange(COUNT))
     url = project / "refine"
-    write_group(url, "particles", *particles_to_arrays(refined))
+    write_group(url, "particles", *table_to_arrays(refined))
     write_group(
         url, "", {}, {"kind": "result", "job": "refine3d", "parameters": {"particles": str(project / "p.zarr")}}
     )

@@ -210,7 +210,7 @@ def test_a_store_that_says_what_cannot_be_is_refused(tmp_path, name, value):
 def test_a_table_of_another_length_is_refused(tmp_path):
     place = stores.make(str(tmp_path))
     particles = open_particles(place.particles).particles
-    write_group(place.particles, "columns", *groups.particles_to_arrays(particles.take(np.arange(20))))
+    write_group(place.particles, "columns", *groups.table_to_arrays(particles.take(np.arange(20))))
     with pytest.raises(FormatError, match="24 images and a table of 20 particles"):
         _ = open_particles(place.particles).particles
 

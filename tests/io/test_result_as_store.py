@@ -11,7 +11,7 @@ import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, open_particles, relative, resolved, write_particles
-from cloudem.io.storage.groups import particles_to_arrays, read_attributes, write_group
+from cloudem.io.storage.groups import read_attributes, table_to_arrays, write_group
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
 
@@ -32,7 +32,7 @@ def make_result(url: Path, particles: Path, rows: np.ndarray = KEPT) -> None:
     store = open_particles(str(particles))
     table = store.particles.take(rows)
     there = store.particles["store_row"] if "store_row" in store.particles else np.arange(COUNT)
-    arrays, attributes = particles_to_arrays(table.with_columns(store_row=there[rows]))
+    arrays, attributes = table_to_arrays(table.with_columns(store_row=there[rows]))
     write_group(url, RESULT_TABLE, arrays, {**attributes, "images": ImageSource.of(store, str(url))._asdict()})
     write_group(url, "", {}, {"kind": "result", "job": "refine3d", "parameters": {"particles": str(particles)}})
 
@@ -97,7 +97,7 @@ def test_a_result_without_particles_is_none(project: Path) -> None:
 
 def test_rows_beyond_the_store_are_refused(project: Path) -> None:
     store = open_particles(project / "refine")
-    arrays, attributes = particles_to_arrays(store.particles.with_columns(store_row=KEPT + 2))
+    arrays, attributes = table_to_arrays(store.particles.with_columns(store_row=KEPT + 2))
     write_group(project / "refine", RESULT_TABLE, arrays, {**attributes, **images_of(project / "refine")})
     with pytest.raises(FormatError, match="refers to images"):
         open_particles(project / "refine").read_images([3])

@@ -312,13 +312,8 @@ def table_from_arrays(kind: type[_Table], arrays: Mapping[str, NDArray[Any]], at
     return kind(optics, {name: arrays[name] for name in columns})
 
 
-def particles_to_arrays(particles: Particles) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return a particle table as arrays and attributes for `write_group`."""
-    return table_to_arrays(particles)
-
-
 def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
-    """Return the particle table that `particles_to_arrays` took apart, as `table_from_arrays` does."""
+    """Return the particle table that `table_to_arrays` took apart, as `table_from_arrays` does."""
     return table_from_arrays(Particles, arrays, attributes)
 
 
