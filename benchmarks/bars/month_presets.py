@@ -21,12 +21,11 @@ from bars.month_runs import Play
 from cloudem.cloud.nodes import InstanceType, Pool
 from cloudem.cloud.planning.calibration import speeds
 from cloudem.cloud.planning.capacity import FleetCapacity, fleet_capacity
-from cloudem.cloud.planning.choices import END_S, START
+from cloudem.cloud.planning.choices import DISK_GIB, END_S, START
 from cloudem.cloud.planning.estimate import Fleet, Range, total
 from cloudem.cloud.planning.totals import likely
 from cloudem.jobs.refine3d.duration import Alignment as Particles
 from cloudem.jobs.refine3d.duration import alignment_work, estimate
-from cloudem.runs.controller.loop import DISK_GIB
 
 TYPES = ("c7i.48xlarge", "g4dn.2xlarge", "g5.4xlarge", "g5.8xlarge", "g5.12xlarge", "g5.48xlarge")
 COUNTS = (1, 2, 3, 4, 6, 8, 10)

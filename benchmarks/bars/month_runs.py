@@ -15,6 +15,7 @@ from cloudem.cloud.catalogue import Catalogue
 from cloudem.cloud.money import Entry, worst_overshoot
 from cloudem.cloud.nodes import HEAD, Node
 from cloudem.cloud.planning.calibration import speeds
+from cloudem.cloud.planning.choices import DISK_GIB
 from cloudem.cloud.planning.plan import Plan, plan
 from cloudem.cloud.planning.work import Size
 from cloudem.cloud.reconcile import Attempt
@@ -23,7 +24,7 @@ from cloudem.jobs.base import find_job
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.duration import Alignment as Particles
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.runs.controller.loop import DISK_GIB, Controller
+from cloudem.runs.controller.loop import Controller
 from cloudem.runs.controller.steps import RunningStep as Running
 from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes
 from cloudem.runs.submit import head_request, new_run, resume

@@ -18,7 +18,9 @@ from cloudem.runs import submit
 from cloudem.runs.agent import ALONE_S, PATIENCE_S, SILENCE_S
 from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.controller import loop as module
-from cloudem.runs.controller.loop import KILL_S, TRIES, Controller, SupersededError
+from cloudem.runs.controller.loop import Controller, SupersededError
+from cloudem.runs.controller.meter import Meter
+from cloudem.runs.controller.steps import KILL_S, TRIES
 from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
 from cloudem.testing.market import RecordedMarket
 from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
@@ -286,8 +288,8 @@ def test_what_costs_money_is_ended_before_anything_is_asked_for(world: World) ->
 
 
 def test_a_type_without_a_price_costs_as_much_as_the_dearest(world: World) -> None:
-    controller = world.controller()
-    assert controller._rate(Pool("p99.huge", "local-a", "on-demand")) == pytest.approx(0.2)
+    meter = Meter(world.store, world.store.record(), world.provider, Catalogue.shipped(), world.clock)
+    assert meter.rate(Pool("p99.huge", "local-a", "on-demand")) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ HEADS = 3
 """Types that are considered for a head that works."""
 
 DISK_GIB = 30
+"""Root disk of every node."""
+
 HOURS_PER_MONTH = 730.0
 
 UNKNOWN_RATE: Mapping[bool, float] = {False: 0.08, True: 0.57}

@@ -1,22 +1,49 @@
-"""One step of a workflow: a job that runs as a process of its own, so that no job can take the controller with it."""
+"""The steps of a workflow, one after another.
+
+Each is a job that runs as a process of its own, so that no job can take the controller with it.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from cloudem.cloud.money import StepEnded, StepStarted
+from cloudem.cloud.planning.plan import Plan, PlannedStep
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import list_groups, read_attributes
 from cloudem.processes import ending_with_this
+from cloudem.runs.controller.meter import Meter
+from cloudem.runs.records import RunRecord, RunStore
+
+LOG = logging.getLogger("cloudem.run")
+
+ORDER_S = 6.0
+"""How long a job may take to end when its controller ends, before it is killed."""
+
+KILL_S = 30.0
+"""How long a job may take to end when it has to, before it is killed."""
+
+TRIES = 3
+"""How often a step is begun that fails, where nodes were lost meanwhile."""
+
+FIRST_FINISH_S: Mapping[str, float] = {"local": 10.0, "aws": 120.0}
+"""How long an iteration is taken to last before one was seen."""
+
+ITERATION_S = 10.0
+"""How often the store is asked for the time that iterations took."""
 
 LINES, LONGEST = 6, 500
 """Of what a job said last: lines that are kept, and characters of each."""
@@ -147,6 +174,199 @@ class StepProcess(RunningStep):
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
         self._folder.cleanup()
+
+
+@dataclass
+class _Running:
+    """The step that runs.
+
+    Attributes
+    ----------
+    number, name
+        From 0; as the ledger calls it.
+    planned
+        What was planned for it.
+    process
+        Its job.
+    began
+        When, unix seconds.
+    losses
+        How many nodes had ended before it.
+    iteration_s
+        Seconds that its longest finished iteration took, as far as it was asked; 0 where none is known.
+    asked_to_stop
+        Whether it is to stop after the running iteration.
+    interrupted
+        When it was told to stop at once, unix seconds; None where it was not.
+    """
+
+    number: int
+    name: str
+    planned: PlannedStep
+    process: RunningStep
+    began: float
+    losses: int
+    iteration_s: float = 0.0
+    asked_to_stop: bool = False
+    interrupted: float | None = None
+
+
+class Steps:
+    """The steps of one run: which is next, the one that runs, and how they ended.
+
+    Parameters
+    ----------
+    store
+        Of the run; which steps are finished is read now, and from now on nobody else writes it.
+    record
+        What was asked for and planned.
+    meter
+        Is told when steps begin and end, and knows how many nodes were lost.
+    start
+        Begins a step: its job, and whether it runs on the head alone.
+    clock
+        Unix seconds.
+
+    Attributes
+    ----------
+    failure
+        Why one has failed for good, for people; empty where none has.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        record: RunRecord,
+        meter: Meter,
+        start: Callable[[Mapping[str, Any], bool], RunningStep],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store, self._record, self._meter, self._start, self._clock = store, record, meter, start, clock
+        self._plan = Plan.from_json(record.plan).steps
+        self._finished = set(store.finished())
+        self._running: _Running | None = None
+        self._tries = 0
+        self._iteration_at = 0.0
+        self.failure = ""
+
+    @property
+    def finished(self) -> int:
+        """How many are finished."""
+        return len(self._finished)
+
+    @property
+    def current(self) -> int | None:
+        """Number of the step that runs, or is next, from 0; None where none is left."""
+        return next((n for n in range(len(self._record.steps)) if n not in self._finished), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there were steps, and all are finished."""
+        return bool(self._record.steps) and self.current is None
+
+    @property
+    def planned(self) -> PlannedStep | None:
+        """What was planned for the step that runs, or is next; for a cluster without steps, its one fleet."""
+        number = self.current
+        if number is None:
+            return self._plan[0] if not self._record.steps and self._plan else None
+        return self._plan[number]
+
+    @property
+    def left(self) -> list[PlannedStep]:
+        """What was planned for all that are not finished."""
+        return [planned for n, planned in enumerate(self._plan) if n not in self._finished]
+
+    @property
+    def running(self) -> bool:
+        """Whether one runs."""
+        return self._running is not None
+
+    @property
+    def progress(self) -> tuple[str, ...]:
+        """The last lines that the running one said."""
+        return self._running.process.progress if self._running is not None else ()
+
+    def to_finish_s(self, now: float) -> float:
+        """Return the seconds that the running iteration may still take: as long as the longest before it.
+
+        Parameters
+        ----------
+        now
+            The time, unix seconds.
+        """
+        run = self._running
+        if run is None:
+            return 0.0
+        if now >= self._iteration_at + ITERATION_S:
+            self._iteration_at = now
+            run.iteration_s = run.process.iteration_s()
+        return run.iteration_s or min(FIRST_FINISH_S[self._record.provider], run.planned.wall.high)
+
+    def begin(self, number: int, now: float) -> None:
+        """Begin a step; ``now`` is in unix seconds."""
+        step, planned = self._record.steps[number], self._plan[number]
+        name = f"{number}-{step['job']}"
+        self._meter.enter(StepStarted(now, name, planned.usd, planned.wall))
+        LOG.info("step %d of %d: %s", number + 1, len(self._record.steps), step["job"])
+        losses = self._meter.losses
+        self._running = _Running(number, name, planned, self._start(step, planned.on_head), now, losses)
+
+    def follow(self, now: float, *, draining: bool) -> None:
+        """Enter how the running step ended, or see to it that it ends where it has to.
+
+        Parameters
+        ----------
+        now
+            The time, unix seconds.
+        draining
+            Whether it is to stop after the running iteration.
+        """
+        run = self._running
+        if run is None:
+            return
+        how = run.process.poll()
+        if how is not None:
+            self._ended(run, how, now, told=draining or run.asked_to_stop or run.interrupted is not None)
+        elif draining and not run.asked_to_stop:
+            run.asked_to_stop = True
+            run.process.ask_to_stop()
+        elif run.interrupted is not None and now - run.interrupted >= KILL_S:
+            LOG.warning("%s did not end within %.0f s and is killed", run.process.job, KILL_S)
+            run.process.kill()
+
+    def interrupt(self) -> None:
+        """Have the running one stop at once; `follow` kills it where it does not end within `KILL_S`."""
+        if self._running is not None:
+            self._running.interrupted = self._clock()
+            self._running.process.interrupt()
+
+    def close(self) -> None:
+        """End the running one, as its controller ends: within `ORDER_S`. What is committed stays."""
+        if self._running is not None:
+            process = self._running.process
+            process.interrupt()
+            limit = time.monotonic() + ORDER_S
+            while process.poll() is None and time.monotonic() < limit:
+                time.sleep(0.05)
+            process.kill()
+
+    def _ended(self, run: _Running, how: How, now: float, *, told: bool) -> None:
+        """Enter the end of a step, and decide whether it is begun again; ``told`` is whether it was told to stop."""
+        process = run.process
+        if how == "failed" and run.interrupted is not None:  # it was ended before it could say so
+            how = "stopped"
+        self._meter.enter(StepEnded(now, run.name, how))
+        self._running = None
+        if how == "done":
+            self._store.finish(run.number, {"at": now, "seconds": now - run.began, "job": process.job})
+            self._finished.add(run.number)
+            self._tries = 0
+        elif how == "failed" or not told:  # or somebody else stopped it
+            self._tries += 1
+            lost = self._meter.losses > run.losses
+            if (how == "failed" and not lost) or self._tries >= TRIES:
+                self.failure = f"{run.name} failed: {process.progress[-1] if process.progress else 'without a message'}"
 
 
 def as_toml(step: Mapping[str, Any]) -> str:
