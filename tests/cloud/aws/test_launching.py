@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -309,7 +310,7 @@ def test_what_was_just_made_and_is_not_known_everywhere(
     account: Recorded, aws: AWSProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("cloudem.cloud.aws.calls.time.sleep", pauses.append)
+    monkeypatch.setattr("cloudem.cloud.aws.calls.time", SimpleNamespace(sleep=pauses.append))  # others sleep on
     account.unknown = {"AuthorizeSecurityGroupIngress": 2, "CreateLaunchTemplateVersion": 1, "CreateFleet": 3}
     aws.prepare("one", {})
     assert aws.launch(wanted("one")).alive
