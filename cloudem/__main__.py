@@ -4,11 +4,10 @@ import sys
 
 from cloudem.interrupts import watch
 
-watch()  # before all that takes a while to import
-
 
 def main() -> None:
     """Run the command line and exit."""
+    watch()  # before all that takes a while to import, but not in worker processes, which import this module, too
     from cloudem.cli import main as run
 
     run(sys.argv[1:])

@@ -1,26 +1,24 @@
 """Ctrl-C and SIGTERM at any moment of a command: it ends soon, with status 130 and one line.
 
-`watch` is called before anything else is imported. Until the command runs, and after it has ended, there is nothing
-to clean up, so an interrupt ends the process on the spot. While it runs, the first interrupt raises KeyboardInterrupt,
-so that what was begun is cleared away, and another one, or `PATIENCE_S` seconds, end it on the spot. What is on disk is
-whole at any moment, so nothing is lost by that; worker processes end with their parent. An interrupt that a library
-swallowed or turned into another error counts all the same.
+`watch` is called before anything else is imported, and sets handlers before it imports what else it needs. Until the
+command runs, and after it has ended, there is nothing to clean up, so an interrupt ends the process on the spot. While
+it runs, the first interrupt raises KeyboardInterrupt, so that what was begun is cleared away, and another one, or
+`PATIENCE_S` seconds, end it on the spot. What is on disk is whole at any moment, so nothing is lost by that. Worker
+processes end with their parent, which alone speaks. An interrupt that a library swallowed or turned into another error
+counts all the same.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
-import select
 import signal
 import sys
-import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing these takes as long as everything else here
     from collections.abc import Callable
     from types import FrameType
-    from typing import NoReturn
+    from typing import ClassVar, NoReturn
 
 STATUS = 130
 
@@ -41,7 +39,8 @@ class _Interrupts:
     """Whether one has come."""
     raises = False
     """Whether the first one raises KeyboardInterrupt instead of ending the process."""
-    said = threading.Lock()
+    unsaid: ClassVar[list[bytes]] = [MESSAGE]
+    """The line, until one thread takes it to say it."""
     watched = False
 
 
@@ -88,12 +87,19 @@ def watch() -> None:
     Handlers in Python run only between two steps of Python, which takes minutes where the main thread waits for a
     server that does not answer. A thread hears of a signal at once.
     """
-    if _Interrupts.watched or threading.current_thread() is not threading.main_thread():
+    if _Interrupts.watched:
+        return
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGINT, _handle)
+        signal.signal(signal.SIGTERM, _handle)
+    except ValueError:  # handlers can be set in the main thread alone
         return
     _Interrupts.watched = True
-    signal.signal(signal.SIGTERM, _handle)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _handle)
+    import atexit
+    import select
+    import threading
+
     heard, said = os.pipe()
     os.set_blocking(said, False)
     signal.set_wakeup_fd(said, warn_on_full_buffer=False)
@@ -113,6 +119,21 @@ def watch() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
+
+
+def keep_from_children() -> None:
+    """Have processes that this thread starts from now on, or threads begun by it, hear nothing of Ctrl-C.
+
+    A terminal sends it to all of them, and each would speak of it, from its first moment on, if only in a traceback of
+    Python's start. Whoever started them ends them. A signal that this thread no longer takes goes to another one, so in
+    the main thread nothing changes before `watch` has begun one.
+    """
+    import threading
+    from multiprocessing import resource_tracker
+
+    if _Interrupts.watched or threading.current_thread() is not threading.main_thread():
+        resource_tracker.ensure_running()  # which lets SIGINT through to the thread that starts it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -137,10 +158,12 @@ def _leave() -> NoReturn:
 
 def _say() -> None:
     """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
-    if not _Interrupts.said.acquire(blocking=False):
+    try:
+        line = _Interrupts.unsaid.pop()
+    except IndexError:
         return
     try:
-        os.write(2, MESSAGE)  # not through Python's buffer, whose lock the main thread may hold
+        os.write(2, line)  # not through Python's buffer, whose lock the main thread may hold
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     except OSError:
         pass

@@ -44,4 +44,4 @@ def test_a_source_tree_that_is_not_installed_has_a_version_too(monkeypatch: pyte
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", not_installed)
-    assert runpy.run_path(str(Path(cloudem.__file__)))["__version__"] == "0+source"
+    assert runpy.run_path(str(Path(cloudem.__file__)))["__getattr__"]("__version__") == "0+source"

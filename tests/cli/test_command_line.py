@@ -314,6 +314,21 @@ def test_an_interrupt_during_imports_ends_with_one_line(number: signal.Signals, 
     assert (process.returncode, errors) in {(130, line), (0, "")}
 
 
+def test_handlers_are_set_before_anything_is_imported_that_takes_a_while() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "def stop(*_): print(*sorted(set(sys.modules) - before)), sys.exit()\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "before, signal.signal = set(sys.modules), stop\n"
+        "from cloudem.__main__ import main\n"
+        "print('imported')\n"
+        "main()"
+    )
+    ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    # what imports the entry point again, as worker processes do, gets no handlers
+    assert ended.stdout == "imported\n__future__ cloudem cloudem.__main__ cloudem.interrupts\n"
+
+
 def test_an_interrupt_while_the_interpreter_is_taken_down_changes_nothing() -> None:
     code = (
         "import os, signal, cloudem.interrupts as i\n"

@@ -34,6 +34,7 @@ from cloudem.execution.dask.configuration import CONFIGURATION, private_scratch
 from cloudem.execution.dask.security import host_of, refusal_of
 from cloudem.execution.gpus import VISIBLE
 from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES
+from cloudem.interrupts import keep_from_children
 
 Say = Callable[[str], None]
 
@@ -149,6 +150,7 @@ def run_workers(
             _keep_worker(scheduler, options, seen, port, patience_s, say)
             for seen, port in zip(visible, ports, strict=True)
         ]
+        keep_from_children()
         asyncio.run(_until_signal(keep, say, "worker"))
 
 

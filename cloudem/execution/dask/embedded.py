@@ -12,6 +12,7 @@ from cloudem.execution.dask.configuration import IN_THIS_PROCESS
 from cloudem.execution.dask.security import temporary_security
 from cloudem.execution.gpus import VISIBLE, choose_gpus
 from cloudem.execution.threads import CHILD_ENVIRONMENT, CORES
+from cloudem.interrupts import keep_from_children
 
 LOG = logging.getLogger("cloudem.execution")
 
@@ -36,7 +37,7 @@ def start_cluster(
         # Without an address Dask listens on every interface, dashboard or not.
         "dashboard_address": "127.0.0.1:8787" if dashboard else "127.0.0.1:0",
         "worker_dashboard_address": "127.0.0.1:0",
-        "scheduler_kwargs": {"dashboard": dashboard},
+        "scheduler_kwargs": {"dashboard": dashboard, "plugins": [_quiet_children()]},
         "silence_logs": logging.CRITICAL,  # a heartbeat that meets a closing scheduler is none of the user's business
         "memory_limit": 0,
     }
@@ -60,6 +61,17 @@ def _among_themselves() -> dict[str, Any]:
     """Return what makes worker processes that nobody else on this machine can use."""
     addresses = {"host": "127.0.0.1", "protocol": "tls", "security": temporary_security()}
     return {**addresses, "processes": True, "env": CHILD_ENVIRONMENT}
+
+
+def _quiet_children() -> Any:
+    """Return a plugin of the scheduler, by which the thread that is going to start worker processes keeps Ctrl-C."""
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
+    class QuietChildren(SchedulerPlugin):  # type: ignore[misc]  # here, since importing distributed takes long
+        async def start(self, scheduler: Any) -> None:
+            keep_from_children()
+
+    return QuietChildren()
 
 
 def layout(*, processes: bool, workers: int | None = None, threads: int | None = None) -> tuple[int, int]:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import pickle
+import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -333,3 +335,24 @@ def test_embedded_processes_admit_nobody_else(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=r"closed|alert|reset"):
                 asyncio.run(knock(scheme, address, "run_function", context(None), tmp_path / "trace"))
     assert not (tmp_path / "trace").exists()
+
+
+def hears_ctrl_c(process: int | str) -> bool:
+    """Whether SIGINT reaches a process that a terminal sends it to."""
+    status = Path(f"/proc/{process}/status").read_text()
+    masks = [int(mask, 16) for mask in re.findall(r"^Sig(?:Blk|Ign):\s(\w+)", status, re.MULTILINE)]
+    return not any(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
+
+
+def test_worker_processes_leave_ctrl_c_to_those_who_started_them(running: Running) -> None:
+    supervisor = running.processes["worker"].pid
+    threads = Path(f"/proc/{supervisor}/task").iterdir()
+    started = [child for thread in threads for child in (thread / "children").read_text().split()]
+    assert len(started) >= 1
+    assert not any(hears_ctrl_c(process) for process in started)
+
+
+def test_embedded_processes_leave_ctrl_c_to_this_one() -> None:
+    with DaskExecutor(processes=True, workers=1, threads=1) as executor:
+        (process,) = executor._client.run(os.getpid).values()
+        assert not hears_ctrl_c(process)
