@@ -41,6 +41,8 @@ class _Interrupts:
     """Whether the first one raises KeyboardInterrupt instead of ending the process."""
     unsaid: ClassVar[list[bytes]] = [MESSAGE]
     """The line, until one thread takes it to say it."""
+    errors = 2
+    """Where to say it."""
     watched = False
 
 
@@ -132,7 +134,12 @@ def keep_from_children() -> None:
     from multiprocessing import resource_tracker
 
     if _Interrupts.watched or threading.current_thread() is not threading.main_thread():
-        resource_tracker.ensure_running()  # which lets SIGINT through to the thread that starts it
+        quiet = "ignore:resource_tracker:UserWarning"  # of semaphores that it clears away after who left on the spot
+        sys.warnoptions.append(quiet)
+        try:
+            resource_tracker.ensure_running()  # which lets SIGINT through to the thread that starts it
+        finally:
+            sys.warnoptions.remove(quiet)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
@@ -140,6 +147,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _Interrupts.came or not _Interrupts.raises:
         _leave()
     _Interrupts.came = True
+    _hush()
     raise KeyboardInterrupt
 
 
@@ -156,14 +164,24 @@ def _leave() -> NoReturn:
     os._exit(STATUS)
 
 
+def _hush() -> None:
+    """From now on there is one line to say: what libraries complain about while they are torn down concerns nobody."""
+    try:
+        kept = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _Interrupts.errors = kept
+    except OSError:
+        pass
+
+
 def _say() -> None:
-    """Say it once, as the last line: what libraries complain about while they are torn down concerns nobody."""
+    """Say it once, as the last line."""
     try:
         line = _Interrupts.unsaid.pop()
     except IndexError:
         return
     try:
-        os.write(2, line)  # not through Python's buffer, whose lock the main thread may hold
+        os.write(_Interrupts.errors, line)  # not through Python's buffer, whose lock the main thread may hold
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     except OSError:
         pass

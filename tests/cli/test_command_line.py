@@ -329,6 +329,31 @@ def test_handlers_are_set_before_anything_is_imported_that_takes_a_while() -> No
     assert ended.stdout == "imported\n__future__ cloudem cloudem.__main__ cloudem.interrupts\n"
 
 
+def test_nothing_is_said_after_an_interrupt_but_one_line() -> None:
+    code = (
+        "import os, signal, sys, cloudem.interrupts as i\n"
+        "def command():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally: sys.stderr.write('torn down\\n'); os.write(2, b'without a word\\n')\n"
+        "raise SystemExit(i.guarded(command))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    line = "cloudem: interrupted; run the same command again to resume\n"
+    assert (ended.returncode, ended.stderr) == (130, line)
+
+
+def test_what_clears_up_after_a_process_that_left_on_the_spot_says_nothing() -> None:
+    code = (
+        "import multiprocessing, os, cloudem.interrupts as i\n"
+        "i.watch()\n"
+        "i.keep_from_children()\n"
+        "left = multiprocessing.get_context('spawn').Semaphore()\n"
+        "os._exit(130)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_an_interrupt_while_the_interpreter_is_taken_down_changes_nothing() -> None:
     code = (
         "import os, signal, cloudem.interrupts as i\n"
