@@ -290,7 +290,7 @@ class Interrupts:
         except WrongError as error:
             raise WrongError(f"{what}: {error}") from None
         took = time.monotonic() - sent
-        if (status, errors) == (0, "") and not early:
+        if (status, errors) == (0, "") and (took < GONE_S or ended):  # or its interpreter is being taken down
             self.tally.late[name] += 1
             return ""
         if early and (status, errors) != (130, LINE):
