@@ -14,18 +14,20 @@ from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import has_group, particles_from_arrays, read_attributes, read_group
 from cloudem.io.storage.location import (
     UNFINISHED,
     contents,
     exists,
     folder_of,
+    is_fsspec,
     is_remote,
     join,
-    new_prefix,
     read_bytes,
     write_bytes,
 )
+from cloudem.io.storage.outputs import new_prefix
 from cloudem.model.particles import TEXT, Particles
 
 Say = Callable[[str], None] | None
@@ -64,7 +66,7 @@ def export(
     url
         A particle store, or the results of a job.
     folder
-        The new folder or prefix; see `cloudem.io.storage.location.new_prefix` for when it counts.
+        The new folder or prefix; see `cloudem.io.storage.outputs.new_prefix` for when it counts.
     stack
         Of a result, write the images too; ``particles.star`` then refers to them instead of to the original stacks.
     particles
@@ -110,6 +112,8 @@ def check_source(
         elif stack:
             raise ParameterError(f"{os.fspath(url)} holds no particles; leave out --stack")
         return None
+    if is_fsspec(url):
+        raise fsspec_urls.refuse(os.fspath(url))
     if not exists(url):
         raise MissingInputError(f"{os.fspath(url)} does not exist; give a particle store or the results of a job")
     is_file = not is_remote(url) and folder_of(url).is_file()

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
 from cloudem.io.image_store import Damage, ImageStore, date_of
 from cloudem.io.particle_writer import PARTICLES, ParticleWriter, particle_writer, write_particles
+from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import list_groups, read_attributes
-from cloudem.io.storage.location import exists, folder_of, is_remote, join
+from cloudem.io.storage.location import exists, folder_of, is_fsspec, is_remote, join
 from cloudem.model.particles import Particles
 
 __all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
@@ -183,6 +184,8 @@ def resolved(place: str) -> str:
 
 
 def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:
+    if is_fsspec(url):
+        return fsspec_urls.refuse(url)
     if not exists(url):
         return MissingInputError(f"{url} does not exist; make it with: cloudem import particles.star --out {url}")
     if not is_remote(url) and folder_of(url).is_file():

@@ -98,7 +98,7 @@ def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:
     CloudemError
         It is not there, or is not what it should be.
     """
-    from cloudem.io.storage.location import is_remote
+    from cloudem.io.storage.location import is_local
 
     if "particles" in kinds:
         from cloudem.io.particle_store import open_particles
@@ -106,8 +106,8 @@ def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:
         store = open_particles(place)
         return Size(len(store), (store.box, store.box), store.pixel_size, store.remote)
     if set(kinds) & set(VOLUMES):
-        return Size(0, *_volume(place), is_remote(place))
-    return Size(remote=is_remote(place))
+        return Size(0, *_volume(place), not is_local(place))
+    return Size(remote=not is_local(place))
 
 
 def _size(job: Job, name: str) -> Size:

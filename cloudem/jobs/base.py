@@ -315,6 +315,8 @@ class Job(Declaration):
     """Whether ``OUT`` is a folder that gets a ``log.txt``."""
     new_out: ClassVar[bool] = False
     """Whether ``OUT`` is made as a whole and must not be there before."""
+    out_anywhere: ClassVar[bool] = False
+    """Whether ``OUT`` is files that may lie wherever fsspec reaches; stores and results may not."""
     reads_out: ClassVar[bool] = False
     """Whether it adds to the results of another job, in their ``OUT``."""
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
@@ -344,12 +346,14 @@ class Job(Declaration):
         CloudemError
             What would keep the job from running.
         """
+        from cloudem.io.storage.location import exists
+        from cloudem.io.storage.outputs import require_out
+
+        require_out(self.out, anywhere=self.out_anywhere)
         inputs = inputs or Inputs()
         warnings: list[str] = []
         if self.out not in inputs.made and not inputs.replaced and self.is_finished():
             return Preflight((f"already finished: {self.out} holds this result",))
-        from cloudem.io.storage.location import exists
-
         if not inputs.replaced:
             self.check_out()
         self.check(inputs, warnings.append)
@@ -367,7 +371,7 @@ class Job(Declaration):
         OutputExistsError, InconsistentDataError
             It may not, or cannot go on from there.
         """
-        from cloudem.io.storage.location import check_new
+        from cloudem.io.storage.outputs import check_new
 
         if self.new_out:
             check_new(self.out)
@@ -493,10 +497,10 @@ def fingerprint_of(job: Job) -> str:
 
 def _inputs(job: Job) -> dict[str, str]:
     """Return the inputs of a job that are there: parameter -> what tells a file, object or store from a later one."""
-    from cloudem.io.storage.location import version_of
+    from cloudem.io.storage.location import is_fsspec, version_of
 
     given = {name: str(value) for name, value in job if name != "out" and isinstance(value, str)}
-    places = {name: value for name, value in given.items() if value.startswith(("/", "s3://"))}
+    places = {name: value for name, value in given.items() if value.startswith(("/", "s3://")) or is_fsspec(value)}
     return {name: version for name, value in places.items() if (version := version_of(value))}
 
 

@@ -145,7 +145,7 @@ def clear(job: Job, guard: Callable[[], None]) -> None:
     OutputExistsError
         What lies there is of another job, or not all of it is.
     """
-    from cloudem.io.storage.location import withdraw
+    from cloudem.io.storage.outputs import withdraw
 
     record = job.begun_record()
     if record is None:

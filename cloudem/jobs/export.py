@@ -21,9 +21,11 @@ class Export(Job):
         "cloudem export refine --out files",
         "cloudem export particles.zarr --out files",
         "cloudem export s3://bucket/refine --out s3://bucket/files",
+        "cloudem export refine --out gs://bucket/files",
     )
     keeps_log: ClassVar[bool] = False
     new_out: ClassVar[bool] = True
+    out_anywhere: ClassVar[bool] = True
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {
         "": ("files",),
         "particles.star": ("table",),
@@ -37,7 +39,7 @@ class Export(Job):
     source: Place = parameter(
         meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")
     )
-    out: Place = parameter(meaning="new folder for the files, or s3://bucket/prefix")
+    out: Place = parameter(meaning="new folder for the files, or its URL (s3://, gs://, sftp://, …)")
     stack: bool = parameter(False, meaning="also export the images of a result, with their original grey values")
     particles: Place | None = parameter(
         None, meaning="particle store that the result was made from, if it has moved", reads=("particles",)

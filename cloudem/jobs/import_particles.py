@@ -44,7 +44,7 @@ class ImportParticles(Job):
     leaves: ClassVar[tuple[str, ...]] = ("zarr.json", "images", "columns")
 
     particles: Place = parameter(
-        meaning="RELION STAR file (3.0 to 5) or cryoSPARC .cs file; a path or s3:// URL",
+        meaning="RELION STAR file (3.0 to 5) or cryoSPARC .cs file; a path or URL (s3://, gs://, https://, …)",
         positional=True,
         reads=("table",),
     )
@@ -61,7 +61,7 @@ class ImportParticles(Job):
     allow_no_ctf: bool = parameter(False, meaning="accept particles without defocus")
     project_folder: Place | None = parameter(
         None,
-        meaning="folder or s3://bucket/prefix that stack names start from; if none, the working directory, then the"
+        meaning="folder or URL that stack names start from; if none, the working directory, then the"
         " folder of the table and those above it",
     )
     passthrough: Place | None = parameter(None, meaning="second .cs file with the remaining fields of the particles")

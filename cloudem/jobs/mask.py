@@ -32,6 +32,7 @@ class Mask(Job):
         "cloudem mask map.mrc --threshold 0.02 --extend-A 4 --out mask.mrc",
     )
     keeps_log: ClassVar[bool] = False
+    out_anywhere: ClassVar[bool] = True
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("mask",)}
 
     map: Place = parameter(
@@ -111,9 +112,9 @@ class Mask(Job):
 
     def _label_there(self) -> str:
         from cloudem.io.formats.mrc import first_label
-        from cloudem.io.storage.location import folder_of, is_remote
+        from cloudem.io.storage.location import folder_of, is_local
 
-        return first_label(self.out) if is_remote(self.out) or folder_of(self.out).is_file() else ""
+        return first_label(self.out) if not is_local(self.out) or folder_of(self.out).is_file() else ""
 
     def _label(self) -> str:
         return LABEL + fingerprint_of(self)

@@ -16,7 +16,7 @@ from cloudem import __version__, traffic
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.io.storage.lease import hold
-from cloudem.io.storage.location import is_remote
+from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.changes import change_of, clear, replacing
@@ -124,7 +124,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def place_of_lease(job: Job) -> str | None:
-    """Return where the lease of a job's results lies; None for jobs that write one object."""
+    """Return where the lease of a job's results lies; None for jobs that write one object, or where none can lie."""
+    if is_fsspec(job.out):
+        return None
     if job.keeps_log or (job.new_out and is_remote(job.out)):
         return job.out
     return f"{job.out}.lease" if job.new_out else None  # a new folder is not there until it is whole

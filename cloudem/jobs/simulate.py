@@ -158,7 +158,8 @@ class Simulate(Job):
 
     def discard(self, guard: Callable[[], None]) -> None:
         """Delete the particles; the densities are written over."""
-        from cloudem.io.storage.location import join, withdraw
+        from cloudem.io.storage.location import join
+        from cloudem.io.storage.outputs import withdraw
 
         guard()
         withdraw(join(self.out, PARTICLES))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
+from cloudem.io.storage.fsspec_urls import READ_ONLY, scheme_of
 from cloudem.io.storage.location import contents, is_remote
-from cloudem.jobs.artefacts import check_kinds
+from cloudem.jobs.artefacts import check_kinds, inputs_of
 from cloudem.jobs.base import Inputs, Job, find_job
 from cloudem.jobs.changes import Change, change_of, replacing
 from cloudem.runs.records import RunStore
@@ -98,7 +99,7 @@ def _outlook(workflow: Workflow, described: bool, replaces: bool, resuming: bool
         inputs = Inputs(tuple(redone), described)
         try:
             changes[step.name] = change = _change(step.job, before, redone)
-            said[step.name] = _check(step.job, change, inputs, replaces)
+            said[step.name] = (*_check(step.job, change, inputs, replaces), *_needed_there(step.job, workflow))
         except CloudemError as error:
             if not (resuming and isinstance(error, OutputExistsError)):
                 raise type(error)(f"step {step.name}: {error}") from None
@@ -125,3 +126,14 @@ def _check(job: Job, change: Change, inputs: Inputs, replaces: bool) -> tuple[st
     elif change.replaces:
         job.check_out()
     return job.preflight(inputs).warnings
+
+
+def _needed_there(job: Job, workflow: Workflow) -> tuple[str, ...]:
+    """Return what the machines of a project need in order to reach what a step names, and may not have."""
+    if not is_remote(workflow.project):
+        return ()
+    return tuple(
+        f"{place}: the image of the machines needs what fsspec takes for {scheme_of(place)}://, and their role the keys"
+        for place in map(str, inputs_of(job).values())
+        if scheme_of(place) not in ("", *READ_ONLY)
+    )

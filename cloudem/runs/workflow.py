@@ -168,9 +168,9 @@ def _inside(project: str, place: Any, key: str) -> Any:
     ParameterError
         It is on this machine, and the project is not: no node could read it. Or nobody could.
     """
-    from cloudem.io.storage.location import folder_of, is_remote, join
+    from cloudem.io.storage.location import folder_of, is_local, is_remote, join
 
-    if not isinstance(place, str) or is_remote(place):
+    if not isinstance(place, str) or not is_local(place):
         return place
     if not folder_of(place).is_absolute():
         return join(project, place)

@@ -104,6 +104,6 @@ def _unknown(place: str, error: CloudemError | None) -> str:
 
 
 def _is_remote(place: str) -> bool:
-    from cloudem.io.storage.location import is_remote
+    from cloudem.io.storage.location import is_local
 
-    return is_remote(place)
+    return not is_local(place)

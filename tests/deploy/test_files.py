@@ -46,7 +46,9 @@ def test_what_the_container_copies_exists() -> None:
                 assert (DEPLOY.parent / source).exists(), source
 
 
-@pytest.mark.parametrize(("file", "extras"), [("constraints.txt", ["aws"]), ("constraints-gpu.txt", ["aws", "gpu"])])
+@pytest.mark.parametrize(
+    ("file", "extras"), [("constraints.txt", ["aws", "fsspec"]), ("constraints-gpu.txt", ["aws", "fsspec", "gpu"])]
+)
 def test_all_that_is_needed_is_pinned_to_what_fits(file: str, extras: list[str]) -> None:
     lines = [line for line in (DEPLOY / file).read_text().splitlines() if line and not line.startswith("#")]
     pinned = dict(line.split("==") for line in lines)

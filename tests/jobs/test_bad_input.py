@@ -128,7 +128,10 @@ CASES = {
     "no store": (unfinished_store, "no finished cloudem store, where a particle store is needed"),
     "a result": (result_as_particles, "a result of kind 'result', where a particle store is needed"),
     "a file": (lambda scene, _: {"particles": scene.reference}, "is a file; import it first: cloudem import"),
-    "scheme": (values(particles="gs://bucket/p"), "gs:// locations are not known; give a folder or s3://bucket/prefix"),
+    "scheme": (
+        values(particles="gopher://bucket/p"),
+        "gopher:// locations are not known; give a folder or s3://bucket/prefix",
+    ),
     "no defocus": (without("defocus_u", "defocus_v"), "defocus_u.*defocus_v"),
     "half a shard": (truncated("images/c/0/0/0"), "particles.zarr.*"),
     "no shard": (removed("images/c/0/0/0"), "particles.zarr.*"),

@@ -96,5 +96,5 @@ def test_places_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = find_job("refine3d")(particles="s3://bucket//a/", reference="r.mrc", diameter_A=100, out="file:///x/y")
     assert (job.particles, job.reference, job.out, job.mask) == ("s3://bucket/a", f"{tmp_path}/r.mrc", "/x/y", None)
-    with pytest.raises(ParameterError, match="ftp:// locations are not known"):
-        find_job("report")(out="ftp://x/y")
+    with pytest.raises(ParameterError, match="gopher:// locations are not known"):
+        find_job("report")(out="gopher://x/y")

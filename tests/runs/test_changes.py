@@ -16,7 +16,8 @@ from cloudem.execution.executor import SerialExecutor
 from cloudem.io.formats.mrc import read_volume, write_volume
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import delete_result, has_group, read_attributes, write_group
-from cloudem.io.storage.location import contents, exists, withdraw
+from cloudem.io.storage.location import contents, exists
+from cloudem.io.storage.outputs import withdraw
 from cloudem.jobs import base
 from cloudem.jobs.artefacts import kinds_at
 from cloudem.jobs.base import Job

@@ -302,7 +302,7 @@ IMPORT = "project = 's3://some-bucket/p'\n[[step]]\njob = 'import'\nout = 'p.zar
         (IMPORT + "particles = 'file:///data/p.star'", "particles: file:///data/p.star is on this machine"),
         (IMPORT + "particles = 'p.star'\nproject_folder = '/data'", "project_folder: /data is on this machine"),
         (IMPORT + "particles = 'p.cs'\npassthrough = '/q.cs'", "passthrough: /q.cs is on this machine"),
-        (IMPORT + "particles = 'gs://bucket/p.star'", "gs:// locations are not known"),
+        (IMPORT + "particles = 'gopher://bucket/p.star'", "gopher:// locations are not known"),
         (IMPORT + "particles = '../p.star'", "a prefix has no . or .. in it"),
         (
             "project = 's3://some-bucket/p'\n[[step]]\njob = 'export'\nname = 'a'\nsource = 'x'\nout = 'y'\n"

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from cloudem.errors import FormatError, MissingInputError
-from cloudem.io.storage.location import folder_of, is_remote, read_start, storage_errors
+from cloudem.io.storage.location import folder_of, is_local, read_start, storage_errors
 
 MAGIC = b"\x1f\x8b"
 """First bytes of what gzip has made."""
@@ -84,7 +84,7 @@ def _damaged(place: str, error: BaseException) -> FormatError:
 
 
 def _open(place: str, size: int) -> AbstractContextManager[BinaryIO]:
-    if not is_remote(place):
+    if is_local(place):
         return folder_of(place).open("rb")
     found = read_start(place, size + size // 1000 + 2**20)  # compressed bytes are never many more than those within
     if found is None:

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, parsing, shown
 from cloudem.io.formats.sources import LARGEST, SourceTable
 from cloudem.io.storage.files import open_table
-from cloudem.io.storage.location import folder_of, is_remote
+from cloudem.io.storage.location import folder_of, is_local
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 from cloudem.model.poses import matrix_to_euler
@@ -113,7 +113,7 @@ def read_particles_cs(
 def _load(path: str) -> Fields:
     # A pickle is refused; a file is mapped, which needs no memory but that of the fields.
     with open_table(path) as file:
-        mapped = not is_remote(path)
+        mapped = is_local(path)
         with parsing(f"{path} is not a cryoSPARC .cs file, or is truncated", "export or copy it again"):
             _check_header(file)
             file.seek(0)

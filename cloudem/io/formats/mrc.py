@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, OutOfMemoryError, ParameterError
 from cloudem.io.formats.compressed import MOST_RATIO, decompress_start, is_compressed, read_compressed
 from cloudem.io.storage.files import new_file
-from cloudem.io.storage.location import folder_of, is_remote, read_start, storage_errors
+from cloudem.io.storage.location import folder_of, is_local, read_start, storage_errors
 
 HEADER_BYTES = 1024
 
@@ -236,7 +236,7 @@ def map_stack(path: str | os.PathLike[str]) -> tuple[NDArray[Any], MrcHeader]:
     """
     place = os.fspath(path)
     header, compressed = _read_header(place)
-    if not (compressed or is_remote(place)):
+    if not compressed and is_local(place):
         with storage_errors(path):
             mapped = np.memmap(folder_of(path), dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape)
         return mapped.view(np.ndarray), header

@@ -1,4 +1,4 @@
-"""Images of stacks on S3, fetched ahead of whoever reads them in the order of their table.
+"""Images of stacks that are not in a folder, fetched ahead of whoever reads them in the order of their table.
 
 The rows of the table are taken in blocks. Of a block, sections that lie close together in a stack are one range of
 bytes, as in `cloudem.io.images.remote`; the ranges of some blocks are fetched while the one before is used.
@@ -18,7 +18,8 @@ from cloudem import traffic
 from cloudem.errors import StorageError
 from cloudem.io.formats.stacks import Stack
 from cloudem.io.images.remote import GAP_BYTES, IN_FLIGHT, in_background, merge_rows
-from cloudem.io.storage.location import object_store, storage_errors
+from cloudem.io.storage import fsspec_urls
+from cloudem.io.storage.location import is_fsspec, object_store, storage_errors
 
 BLOCK_BYTES = 8 * 2**20
 """Images of a block, in single precision, and a range at most; several small requests are faster than a large one."""
@@ -36,7 +37,7 @@ class _Block(NamedTuple):
 
 
 class PrefetchedImages:
-    """The images of a table whose stacks are on S3.
+    """The images of a table whose stacks are not in folders.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class PrefetchedImages:
     def __init__(self, stacks: Sequence[Stack], stack: NDArray[np.int32], section: NDArray[np.int64]) -> None:
         self._stacks, self._stack, self._section = stacks, stack, section
         self._root = stacks[0].root
-        self._store = object_store(self._root)
+        self._store = None if is_fsspec(self._root) else object_store(self._root)
         self._box = stacks[0].header.shape[-1]
         self._rows = max(1, BLOCK_BYTES // (4 * self._box**2))
         self._blocks: dict[int, _Block] = {}
@@ -115,14 +116,7 @@ class PrefetchedImages:
         header = stack.header
         size = self._box**2 * header.dtype.itemsize
         start, end = header.offset + first * size, header.offset + stop * size
-        with storage_errors(stack.place):
-            try:
-                options: Any = {"range": (start, end), "if_match": stack.etag or None}
-                data = obstore.get(self._store, stack.place.removeprefix(f"{self._root}/"), options=options).bytes()
-            except FileNotFoundError as error:
-                raise StorageError(f"{stack.place} was deleted while it was read; copy or make it again") from error
-            except PreconditionError as error:
-                raise StorageError(f"{stack.place} was changed while it was read; start again") from error
+        data = self._bytes_of(stack, start, end)
         traffic.count("images", received=len(data))
         if len(data) != end - start:
             raise StorageError(f"{stack.place}: {len(data)} bytes came where {end - start} were asked for; try again")
@@ -130,6 +124,19 @@ class PrefetchedImages:
         with np.errstate(all="ignore"):
             for row, place in zip(rows - first, places, strict=True):
                 images[place] = sections[row]
+
+    def _bytes_of(self, stack: Stack, start: int, end: int) -> Any:
+        """Return a range of bytes of a stack, as a buffer."""
+        if self._store is None:
+            return fsspec_urls.read_range(stack.place, start, end, stack.etag)
+        with storage_errors(stack.place):
+            try:
+                options: Any = {"range": (start, end), "if_match": stack.etag or None}
+                return obstore.get(self._store, stack.place.removeprefix(f"{self._root}/"), options=options).bytes()
+            except FileNotFoundError as error:
+                raise StorageError(f"{stack.place} was deleted while it was read; copy or make it again") from error
+            except PreconditionError as error:
+                raise StorageError(f"{stack.place} was changed while it was read; start again") from error
 
 
 def _cancel(blocks: dict[int, _Block]) -> None:

@@ -1,7 +1,7 @@
-"""Where the stacks that a table names are, in folders or on S3, and what their headers say.
+"""Where the stacks that a table names are, in folders or elsewhere, and what their headers say.
 
-A table on S3 may come from anybody, so that what it names is looked for under the bucket or prefix that the user gave
-and nowhere else, whatever ``..`` there is in the name.
+A table that is not in a folder may come from anybody, so that what it names is looked for under the bucket, host or
+prefix that the user gave and nowhere else, whatever ``..`` there is in the name.
 """
 
 import os
@@ -13,20 +13,21 @@ from typing import NamedTuple, Protocol
 from obstore.exceptions import PermissionDeniedError
 
 from cloudem import traffic
-from cloudem.errors import MissingInputError
+from cloudem.errors import MissingInputError, StorageError
 from cloudem.io.formats.mrc import HEADER_BYTES, MrcHeader, header_of
 from cloudem.io.images.remote import in_threads
+from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.location import (
     absolute,
     first_bytes,
     folder_of,
-    is_remote,
+    is_fsspec,
+    is_local,
     join,
     object_store,
     read_start,
     storage_errors,
 )
-from cloudem.io.storage.s3 import SCHEME
 
 
 class Stack(NamedTuple):
@@ -39,9 +40,9 @@ class Stack(NamedTuple):
     header
         Checked against its size.
     root
-        On S3, the URL under which the table's names are looked for; empty elsewhere.
+        Of what is not in a folder, the URL under which the table's names are looked for; empty elsewhere.
     etag
-        Of the object whose header was read; empty elsewhere.
+        Of the object whose header was read, or what tells its versions apart; empty elsewhere.
     """
 
     place: str
@@ -90,7 +91,7 @@ def find_stacks(
     StorageError
         S3 does not answer, or refuses.
     """
-    remote = is_remote(table if project_folder is None else project_folder)
+    remote = not is_local(table if project_folder is None else project_folder)
     known: _Names = _Objects(table, project_folder) if remote else _Files(table, project_folder)
     first = next(((base, stack) for base in known.bases if (stack := known.stack(base, names[0]))), None)
     if first is not None:
@@ -135,10 +136,11 @@ class _Objects:
         if project_folder is not None:
             self._root, self.bases = absolute(project_folder), [""]
         else:
-            bucket, _, key = absolute(table).removeprefix(SCHEME).partition("/")
-            self._root = f"{SCHEME}{bucket}"
+            scheme, _, path = absolute(table).partition("://")
+            bucket, _, key = path.partition("/")
+            self._root = f"{scheme}://{bucket}"
             self.bases = ["" if str(folder) == "." else str(folder) for folder in PurePosixPath(key).parents]
-        self._store = object_store(self._root)
+        self._store = None if is_fsspec(self._root) else object_store(self._root)
 
     def stack(self, base: str, name: str) -> Stack | None:
         key = _key(base, name)
@@ -147,7 +149,14 @@ class _Objects:
         place = join(self._root, key)
         with storage_errors(place), traffic.purpose("images"):
             try:
-                start = first_bytes(self._store, key, HEADER_BYTES)
+                if self._store is None:
+                    start = fsspec_urls.first_bytes(place, HEADER_BYTES)
+                else:
+                    start = first_bytes(self._store, key, HEADER_BYTES)
+            except StorageError as error:
+                if not fsspec_urls.is_denied(error) or base == self.bases[-1]:
+                    raise
+                return None
             except (ValueError, PermissionDeniedError) as error:  # no key has such characters; or nobody may look there
                 if isinstance(error, PermissionDeniedError) and base == self.bases[-1]:
                     raise

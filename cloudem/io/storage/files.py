@@ -1,4 +1,4 @@
-"""Files of other programs, in a folder or on S3: opened to be read, written so that they appear when whole."""
+"""Files of other programs, in a folder or elsewhere: opened to be read, written so that they appear when whole."""
 
 import io
 import os
@@ -13,12 +13,23 @@ from obstore.store import S3Store
 
 from cloudem import traffic
 from cloudem.errors import FormatError, MissingInputError
-from cloudem.io.storage.location import Store, folder_of, is_remote, object_store, parent_and_name, put, storage_errors
+from cloudem.io.storage import fsspec_urls
+from cloudem.io.storage.location import (
+    Store,
+    absolute,
+    folder_of,
+    is_fsspec,
+    is_remote,
+    object_store,
+    parent_and_name,
+    put,
+    storage_errors,
+)
 from cloudem.io.storage.private import partial_file
 from cloudem.text import size
 
 TABLE_BYTES = 4 * 2**30
-"""The largest table that is read from S3: ten million particles; such objects are read as a whole."""
+"""The largest table that is read from outside a folder: ten million particles; it is read as a whole."""
 
 PART_BYTES = 16 * 2**20
 """Of an object that is sent in parts, unless it needs more than `_PARTS`; what is smaller is one request."""
@@ -28,17 +39,20 @@ _PARTS = 9000  # S3 takes 10,000
 
 @contextmanager
 def open_table(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a table to be read; one on S3 is in memory as a whole.
+    """Open a table to be read; one that is not in a folder is in memory as a whole.
 
     Raises
     ------
     MissingInputError
         No such file.
     FormatError
-        It has more than `TABLE_BYTES` and lies on S3.
+        It has more than `TABLE_BYTES` and is not in a folder.
     StorageError
         It cannot be read.
     """
+    if is_fsspec(path):
+        yield io.BytesIO(_fetch_by_fsspec(absolute(path)))
+        return
     with storage_errors(path):
         if is_remote(path):
             yield io.BytesIO(_fetch(os.fspath(path)))
@@ -50,15 +64,26 @@ def open_table(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
 
 
+def _fetch_by_fsspec(url: str) -> bytes:
+    start = fsspec_urls.first_bytes(url, 0)
+    if start is not None:
+        _require_table(url, start[1])
+    found = None if start is None else fsspec_urls.first_bytes(url, None)
+    if found is None:
+        raise MissingInputError(f"{url} does not exist; check the address")
+    return found[0]
+
+
+def _require_table(url: str, held: int) -> None:
+    if held > TABLE_BYTES:
+        raise FormatError(f"{url} has {size(held)}, more than any table that is read; give the table, not the images")
+
+
 def _fetch(url: str) -> bytes:
     parent, name = parent_and_name(url)
     try:
         result = obstore.get(object_store(parent), name)
-        if result.meta["size"] > TABLE_BYTES:
-            raise FormatError(
-                f"{url} has {size(result.meta['size'])}, more than any table that is read; give the table, not"
-                " the images"
-            )
+        _require_table(url, result.meta["size"])
         data = bytes(result.bytes())
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
@@ -87,6 +112,10 @@ def new_file(url: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
     StorageError
         Disk full, no permission, no such bucket, no connection.
     """
+    if is_fsspec(url):
+        with fsspec_urls.new_file(absolute(url), size) as there:
+            yield there
+        return
     with storage_errors(url):
         if is_remote(url):
             parent, name = parent_and_name(url)

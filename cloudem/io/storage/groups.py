@@ -34,6 +34,7 @@ from cloudem.io.storage.location import (
     folders,
     get,
     get_with_etag,
+    is_fsspec,
     is_remote,
     join,
     object_store,
@@ -374,7 +375,9 @@ def _finished(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dic
 
 
 def _store_if_any(url: str | os.PathLike[str]) -> Store | None:
-    """Return the store, or None where it is a folder that is not there."""
+    """Return the store, or None where it is a folder that is not there, or where no store can be."""
+    if is_fsspec(url):
+        return None
     return object_store(url) if is_remote(url) or folder_of(url).is_dir() else None
 
 

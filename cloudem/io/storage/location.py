@@ -1,6 +1,7 @@
 """What a URL means: the only place that turns one into a store.
 
-A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.storage.s3`). What moves over the
+A URL is a folder, ``file:///folder`` or ``s3://bucket/prefix`` (see `cloudem.io.storage.s3`); single files may also lie
+where fsspec reaches them (see `cloudem.io.storage.fsspec_urls`). What moves over the
 network is counted in `cloudem.traffic`, for the purpose of the block that runs.
 """
 
@@ -8,9 +9,8 @@ import errno
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -20,9 +20,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
 from cloudem import traffic
-from cloudem.errors import CloudemError, OutputExistsError, ParameterError, StorageError
-from cloudem.io.storage import s3
-from cloudem.io.storage.private import held_folder, partial_name
+from cloudem.errors import CloudemError, ParameterError, StorageError
+from cloudem.io.storage import fsspec_urls, s3
 
 Store: TypeAlias = LocalStore | S3Store
 """Objects under a URL; keys are relative to it."""
@@ -43,6 +42,16 @@ _IN_PARTS = 96 * 2**20
 def is_remote(url: str | os.PathLike[str]) -> bool:
     """Return whether a URL lies on S3."""
     return os.fspath(url).startswith(s3.SCHEME)
+
+
+def is_fsspec(url: str | os.PathLike[str]) -> bool:
+    """Return whether what lies under a URL is reached by fsspec."""
+    return bool(fsspec_urls.scheme_of(url))
+
+
+def is_local(url: str | os.PathLike[str]) -> bool:
+    """Return whether a URL is a path of this machine, as far as it is a URL that is known."""
+    return not is_remote(url) and not is_fsspec(url)
 
 
 def folder_of(url: str | os.PathLike[str]) -> Path:
@@ -69,8 +78,13 @@ def folder_of(url: str | os.PathLike[str]) -> Path:
         )
     if scheme == "s3":
         raise ParameterError(f"{text}: a folder or file of this machine is needed here")
+    if is_fsspec(text):
+        raise fsspec_urls.refuse(text)
     if scheme:
-        raise ParameterError(f"{text}: {scheme}:// locations are not known; give a folder or s3://bucket/prefix")
+        raise ParameterError(
+            f"{fsspec_urls.without_secrets(text)}: {scheme}:// locations are not known; give a folder or"
+            " s3://bucket/prefix (for tables, stacks, maps and exports also gs://, abfs://, https://, sftp://, …)"
+        )
     if not text:
         raise ParameterError("an empty path was given where a folder is needed")
     if not text.startswith("~"):
@@ -89,6 +103,8 @@ def absolute(url: str | os.PathLike[str]) -> str:
     ParameterError
         The URL has an unknown scheme, or names no bucket.
     """
+    if is_fsspec(url):
+        return fsspec_urls.normal(os.fspath(url))
     if not is_remote(url):
         return str(folder_of(url).absolute())
     bucket, prefix = s3.bucket_and_prefix(os.fspath(url))
@@ -109,13 +125,15 @@ def parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
         The URL names none.
     """
     parent, _, name = absolute(url).rpartition("/")
-    if parent in ("", "s3:/"):
+    if not parent or parent.endswith(":/"):
         raise ParameterError(f"{os.fspath(url)} names no file or object; give one under a folder or a bucket")
     return parent, name
 
 
 def exists(url: str | os.PathLike[str]) -> bool:
     """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
+    if is_fsspec(url):
+        return fsspec_urls.exists(absolute(url))
     if not is_remote(url):
         return os.path.lexists(folder_of(url))
     if contents(url):
@@ -125,6 +143,8 @@ def exists(url: str | os.PathLike[str]) -> bool:
 
 def contents(url: str | os.PathLike[str]) -> list[str]:
     """Return the names of what lies right under a URL, sorted, but for a lease; none where there is nothing."""
+    if is_fsspec(url):
+        return fsspec_urls.contents(absolute(url))
     if not is_remote(url):
         folder = folder_of(url)
         return sorted({path.name for path in folder.iterdir()} - {LEASE_FILE}) if folder.is_dir() else []
@@ -262,6 +282,9 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes | None:
 
 def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, int] | None:
     """Return the bytes up to `stop` of the file or object that a URL names, and its size; None where there is none."""
+    if is_fsspec(url):
+        there = fsspec_urls.first_bytes(absolute(url), stop)
+        return None if there is None else there[:2]
     with storage_errors(url):
         if not is_remote(url):
             path = folder_of(url)
@@ -284,6 +307,9 @@ def version_of(url: str | os.PathLike[str]) -> str:
     That is size and time of a file, size and etag of an object, and what stores and results say of themselves; empty
     where there is nothing.
     """
+    if is_fsspec(url):
+        there = fsspec_urls.first_bytes(absolute(url), 0)
+        return "" if there is None else f"{there[1]} bytes, {there[2]}"
     with storage_errors(url):
         if not is_remote(url):
             path = folder_of(url)
@@ -307,6 +333,9 @@ def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
     StorageError
         Disk full, no permission, no such bucket, no connection.
     """
+    if is_fsspec(url):
+        fsspec_urls.write_bytes(absolute(url), data)
+        return
     parent, name = parent_and_name(url)
     with storage_errors(url):
         put(object_store(parent, create=True), name, data)
@@ -340,113 +369,6 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission" in str(error):
             raise StorageError(f"{place}: no permission to write there; choose another place") from error
         raise StorageError(f"{place}: {first_line}") from error
-
-
-def check_new(url: str | os.PathLike[str]) -> None:
-    """Make sure that nothing is under a URL but what a killed run left on S3 of what is to be written there.
-
-    Raises
-    ------
-    OutputExistsError
-        There is something.
-    """
-    if not is_remote(url):
-        if os.path.lexists(folder_of(url)):
-            raise OutputExistsError(f"{folder_of(url)} exists already; remove it or choose another --out")
-        return
-    found = contents(url)
-    if found and UNFINISHED not in found:
-        raise OutputExistsError(f"{os.fspath(url)} exists already ({found[0]}, …); remove it or choose another --out")
-
-
-def withdraw(url: str | os.PathLike[str]) -> None:
-    """Delete the file, folder, object or prefix that a URL names, so that it can be written anew; all at once.
-
-    A prefix on S3 only loses what makes it whole, and is marked with `UNFINISHED`: the rest goes when it is written
-    again (`new_prefix`).
-
-    Raises
-    ------
-    StorageError
-        It cannot be deleted.
-    """
-    with storage_errors(url):
-        if is_remote(url):
-            found = contents(url)
-            place, name = (os.fspath(url), "zarr.json") if found else parent_and_name(url)
-            store = object_store(place)
-            if found:
-                put(store, UNFINISHED, b"{}")
-            if not found or name in found:
-                store.delete(name)
-            return
-        path = folder_of(url)
-        if path.is_dir() and not path.is_symlink():
-            going = path.rename(partial_name(path))  # what a kill leaves of it is removed by whoever writes there next
-            shutil.rmtree(going)
-        else:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(url: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a folder to write into that takes its name only when everything went well.
-
-    It is ``.<name>.<random>.partial`` beside it until then, and removed when the block raises; what killed runs left
-    there is removed first.
-
-    Raises
-    ------
-    OutputExistsError
-        There is something under that name already.
-    StorageError
-        The disk is full, or nothing may be written there.
-    """
-    check_new(url)
-    final = folder_of(url)
-    with storage_errors(url), held_folder(final) as partial:
-        try:
-            yield partial
-            partial.rename(final)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-@contextmanager
-def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = None) -> Iterator[str]:
-    """Give a URL to write under, for what has its last object written last; nothing is left when the block raises.
-
-    A folder is a `new_folder`. Objects on S3 cannot be renamed: there the object `UNFINISHED` is written first and
-    deleted last, and what a killed run left beside it is removed before anything is written. The guard is called before
-    anything is deleted, and raises if somebody else may be writing there.
-
-    Raises
-    ------
-    OutputExistsError
-        There is something already.
-    StorageError
-        Nothing can be written there.
-    """
-    if not is_remote(url):
-        with new_folder(url) as folder:
-            yield str(folder)
-        return
-    check_new(url)
-    with storage_errors(url):
-        store = object_store(url)
-        guard = guard or (lambda: None)
-        guard()
-        delete_all(store, "")
-        put(store, UNFINISHED, b"{}")
-        try:
-            yield os.fspath(url)
-        except BaseException:
-            with suppress(BaseError, OSError, CloudemError):
-                guard()
-                delete_all(store, "")
-            raise
-        store.delete(UNFINISHED)
 
 
 def _count(store: Store, received: int = 0, sent: int = 0) -> None:

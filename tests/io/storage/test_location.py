@@ -29,7 +29,6 @@ from cloudem.io.storage.location import (
     get_with_etag,
     is_remote,
     join,
-    new_prefix,
     object_store,
     put,
     put_if_absent,
@@ -39,6 +38,7 @@ from cloudem.io.storage.location import (
     size_of,
     write_bytes,
 )
+from cloudem.io.storage.outputs import new_prefix
 from cloudem.io.storage.zarr_store import zarr_store
 
 
@@ -63,7 +63,7 @@ def test_what_urls_mean(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("gs://b/x", "gs:// locations are not known; give a folder or s3://bucket/prefix"),
+        ("gopher://b/x", "gopher:// locations are not known; give a folder or s3://bucket/prefix"),
         ("s3://", "names no bucket"),
         ("s3:///x", "names no bucket"),
         ("s3://a b/x", "names no bucket"),
@@ -306,7 +306,7 @@ def test_what_is_wrong_shows_no_keys(said):
         ("s3:bucket/x", "two slashes; give s3://bucket/x"),
         ("gs:/bucket/x", "two slashes"),
         ("S3://bucket/x", "write s3:// in small letters"),
-        ("gs://bucket/x", "gs:// locations are not known"),
+        ("gopher://bucket/x", "gopher:// locations are not known"),
         ("file://server/x", "names no folder of this machine; give file:///folder"),
         ("file://", "names no folder of this machine"),
         ("~nobody-has-this-name/x", "there is no such user; give ./~nobody-has-this-name/x"),

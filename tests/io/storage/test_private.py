@@ -13,7 +13,7 @@ import pytest
 from cloudem.errors import StorageError
 from cloudem.io.images.cache import ImageCache
 from cloudem.io.storage.files import new_file
-from cloudem.io.storage.location import new_folder
+from cloudem.io.storage.outputs import new_folder
 from cloudem.io.storage.private import partial_name, private_folder
 
 
@@ -30,7 +30,7 @@ def test_a_new_file_is_written_through_no_link(tmp_path: Path) -> None:
 
 
 def killed_while_writing(code: str, cwd: Path) -> None:
-    modules = ("files import new_file", "location import new_folder")
+    modules = ("files import new_file", "outputs import new_folder")
     imports = "; ".join(f"from cloudem.io.storage.{each}" for each in modules)
     line = f"import os, signal; {imports}\n{code}"
     ended = subprocess.run([sys.executable, "-c", line], cwd=cwd, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
