@@ -37,7 +37,7 @@ from bars.measure import HERE, Bench, machine, save
 sys.path.insert(0, str(HERE.parent))
 
 from cloudem import traffic
-from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.images import cache, remote
 from cloudem.io.images.layout import StackLayout

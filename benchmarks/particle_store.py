@@ -27,7 +27,8 @@ import numpy as np
 import zarr
 
 from cloudem.io.exporting import export, source_values
-from cloudem.io.formats.mrc import map_stack, read_volume, write_stack
+from cloudem.io.formats.mrc import map_stack, read_volume
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import import_particles

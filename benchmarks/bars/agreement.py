@@ -13,7 +13,8 @@ from bars.measure import Bench, against_truth, refined, sphere_fsc
 from bars.sets import DIAMETER_A, RADIUS_A, imported, relion_reconstruct, ribosome, truth
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.reconstruct import reference_volume, solve
-from cloudem.io.formats.mrc import map_stack, read_volume, write_volume
+from cloudem.io.formats.mrc import map_stack, read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.star import read_star, write_star
 from cloudem.io.storage.groups import read_group

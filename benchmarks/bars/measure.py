@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.resolution import resolution_at
-from cloudem.io.formats.mrc import Volume, write_volume
+from cloudem.io.formats.mrc import Volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import particles_from_arrays, read_group
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles

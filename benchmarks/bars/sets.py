@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bars.measure import Bench, Cost
-from cloudem.io.formats.mrc import Volume, map_stack, read_volume, write_stack
+from cloudem.io.formats.mrc import Volume, map_stack, read_volume
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.star import read_star, write_star
 from cloudem.io.storage.groups import particles_from_arrays, read_group

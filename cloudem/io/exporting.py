@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError, StorageError
-from cloudem.io.formats.mrc import NOWHERE, write_stack, write_volume
+from cloudem.io.formats.mrc import NOWHERE
+from cloudem.io.formats.mrc_writer import write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star

@@ -75,7 +75,7 @@ class Mask(Job):
     def run(self, context: Context) -> None:
         """Estimate the mask and write it."""
         from cloudem.algorithms.mask import estimate_mask
-        from cloudem.io.formats.mrc import require_writable_origin, write_volume
+        from cloudem.io.formats.mrc_writer import require_writable_origin, write_volume
 
         volume = self._map()
         require_writable_origin(self.out, volume.pixel_size, volume.origin)

@@ -167,7 +167,7 @@ class Simulate(Job):
     def run(self, context: Context) -> None:
         """Write densities and particles."""
         from cloudem.algorithms.resolution import low_pass
-        from cloudem.io.formats.mrc import write_volume
+        from cloudem.io.formats.mrc_writer import write_volume
         from cloudem.io.storage.location import join, object_store
 
         whole = self._has_particles()

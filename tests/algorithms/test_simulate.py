@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from cloudem.algorithms.simulate import Recording, Simulator, dose_envelope, noise_amplitude, random_particles
 from cloudem.errors import MissingColumnError, ParameterError
-from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.kernels.ctf import ctf
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.mrc_writer import write_stack
 
 BOX = 16
 COUNT = 40

@@ -19,7 +19,7 @@ from cloudem.errors import (
     StorageError,
 )
 from cloudem.io import image_writer
-from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import background, import_particles

@@ -18,7 +18,7 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.simulate import POSE_COLUMNS, Recording, Simulator, random_particles
 from cloudem.cloud.planning.work import Work
 from cloudem.execution.executor import Executor, SerialExecutor
-from cloudem.io.formats.mrc import write_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.artefacts import sizes_of

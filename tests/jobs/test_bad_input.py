@@ -16,7 +16,8 @@ import pytest
 from cloudem.cli import main
 from cloudem.cli.command_line import describe_error
 from cloudem.errors import CloudemError, MissingColumnError, OutputExistsError, ParameterError, StorageError
-from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, read_attributes, write_group
 from cloudem.jobs.reconstruct.job import Reconstruct

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, ParameterError
-from cloudem.io.formats.mrc import read_header, read_volume, write_volume
+from cloudem.io.formats.mrc import read_header, read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import read_attributes, read_group
 from cloudem.jobs.export import Export
 from cloudem.jobs.maps import Grid, check_map, check_start_map, read_map, read_mask, read_start_map

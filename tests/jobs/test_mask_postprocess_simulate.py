@@ -6,7 +6,8 @@ import pytest
 from cloudem.algorithms.resolution import shell_amplitudes
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import open_particles
 from cloudem.io.storage.groups import particles_from_arrays, read_attributes, read_group, write_group
 from cloudem.jobs.mask import Mask

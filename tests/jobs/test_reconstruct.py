@@ -10,7 +10,7 @@ import pytest
 
 from cloudem.errors import InconsistentDataError, OutputExistsError, StorageError
 from cloudem.execution.dask.executor import DaskExecutor
-from cloudem.io.formats.mrc import write_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage import groups
 from cloudem.io.storage.groups import has_group, particles_from_arrays, read_group
 from cloudem.jobs.export import Export

@@ -17,7 +17,7 @@ from cloudem.algorithms.simulate import Recording, Simulator, random_particles
 from cloudem.algorithms.transport import IterationSizes, Moved, moved
 from cloudem.execution.dask.configuration import CONFIGURATION
 from cloudem.execution.dask.executor import DaskExecutor
-from cloudem.io.formats.mrc import write_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import open_dataset

@@ -13,7 +13,8 @@ from cloudem.cli import main
 from cloudem.cli.graph import print_graph
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import delete_result, has_group, read_attributes, write_group
 from cloudem.io.storage.location import contents, exists

@@ -13,7 +13,7 @@ import pytest
 
 from cloudem.cli import main
 from cloudem.errors import CloudemError, MissingInputError, OutputExistsError, ParameterError
-from cloudem.io.formats.mrc import write_stack, write_volume
+from cloudem.io.formats.mrc_writer import write_stack, write_volume
 from cloudem.io.formats.star import write_star
 from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import write_group

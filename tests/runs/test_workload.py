@@ -23,7 +23,7 @@ from cloudem.cloud.planning.plan import Plan
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import MissingInputError, ParameterError
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.star import write_star
 from cloudem.jobs.base import Context
 from cloudem.jobs.progress import SilentProgress

@@ -1,7 +1,7 @@
 """MRC files: volumes and stacks of images (Cheng et al. 2015, 10.1016/j.jsb.2015.04.002, MRC2014).
 
-Modes 0, 1, 2, 6 and 12 of either byte order are read; mode 2, little-endian, is written. Sizes in the header are held
-against the size of the file before anything is allocated. Volumes may be compressed by gzip (``.mrc.gz``,
+Modes 0, 1, 2, 6 and 12 of either byte order are read; `cloudem.io.formats.mrc_writer` writes. Sizes in the header are
+held against the size of the file before anything is allocated. Volumes may be compressed by gzip (``.mrc.gz``,
 ``.map.gz``).
 
 The origin of a map, the position of its first voxel, stands in two places: ORIGIN in Å (MRC2014) and NSTART in voxels
@@ -11,29 +11,25 @@ zero or no sensible number; then NSTART does; and in files called ``.map`` or ``
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, OutOfMemoryError, ParameterError
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, OutOfMemoryError
 from cloudem.io.formats.compressed import MOST_RATIO, decompress_start, is_compressed, read_compressed
-from cloudem.io.storage.files import new_file
 from cloudem.io.storage.location import folder_of, is_local, read_start, storage_errors
 
 HEADER_BYTES = 1024
 
-_LABEL = slice(224, 304)
+FIRST_LABEL = slice(224, 304)
 """Bytes of the first of ten labels."""
+
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_NAMES = {3: "complex 16-bit integers", 4: "complex numbers", 101: "4-bit integers"}
 _IMOD_STAMP = 1146047817
-_UNDETERMINED = (0.0, -1.0, -2.0, -1.0)
-"""Least, greatest, mean and deviation of values of which they are not known (MRC2014)."""
 
 Vector: TypeAlias = tuple[float, float, float]
 """Along x, y and z."""
@@ -207,7 +203,7 @@ def _origin(
     x, y, z = np.frombuffer(raw, order + "f4", 3, 196).tolist()
     # beyond 2^24 steps float32 cannot tell one voxel from the next: such numbers were never set
     sensible = all(np.isfinite(v) and abs(v) < 2**24 * step for v, step in zip((x, y, z), steps, strict=True))
-    if raw[208:212] == b"MAP " and not _is_ccp4(path) and sensible and (x or y or z):
+    if raw[208:212] == b"MAP " and not is_ccp4(path) and sensible and (x or y or z):
         return (x, y, z), False
     start = np.frombuffer(raw, order + "i4", 3, 16).tolist()  # of columns, rows, sections
     sampling = np.frombuffer(raw, order + "i4", 3, 28).tolist()
@@ -217,7 +213,7 @@ def _origin(
     return (x, y, z), not all(stated)
 
 
-def _is_ccp4(path: str) -> bool:
+def is_ccp4(path: str) -> bool:
     """Return whether a file's name says that ORIGIN has no meaning in it."""
     return path.lower().removesuffix(".gz").endswith((".map", ".ccp4"))
 
@@ -356,152 +352,10 @@ def _require_memory(path: str, needed: int) -> None:
         )
 
 
-def require_writable_origin(path: str | os.PathLike[str], pixel_size: float, origin: Vector) -> None:
-    """Refuse to write a map under a name under which its origin has no place.
-
-    Raises
-    ------
-    ParameterError
-        The name ends in .map or .ccp4, whose origins are whole voxels, and the map's is not.
-    """
-    if _is_ccp4(os.fspath(path)) and _start(pixel_size, origin) is None:
-        raise ParameterError(
-            f"{os.fspath(path)} cannot state the map's origin, {origin[0]:g}, {origin[1]:g}, {origin[2]:g} Å: in such"
-            f" files it is whole voxels, of {pixel_size:g} Å here; give a name that ends in .mrc"
-        )
-
-
-def _start(pixel_size: float, origin: Vector) -> tuple[int, int, int] | None:
-    """Return an origin in voxels, or None where it is not whole ones."""
-    if origin == NOWHERE:
-        return 0, 0, 0
-    voxels = [v / pixel_size for v in origin]
-    if any(abs(v - round(v)) > 0.01 for v in voxels):
-        return None
-    x, y, z = (round(v) for v in voxels)
-    return x, y, z
-
-
-def write_volume(
-    path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, origin: Vector = NOWHERE, label: str = ""
-) -> None:
-    """Write a map ``(n, n, n)`` as MRC mode 2, to a file or to S3; it appears when it is whole.
-
-    Parameters
-    ----------
-    path
-        File or URL on S3.
-    data
-        The map.
-    pixel_size
-        Å per voxel.
-    origin
-        Position of the first voxel's centre, Å along x, y, z.
-    label
-        Text that the header carries, up to 80 characters of ASCII; none if empty.
-
-    Raises
-    ------
-    ParameterError
-        As `require_writable_origin`.
-    StorageError
-        Disk full, no permission.
-    """
-    require_writable_origin(path, pixel_size, origin)
-    values = np.ascontiguousarray(data, dtype="<f4")
-    statistics = _Statistics()
-    statistics.add(values)
-    header = bytearray(_header(values.shape, pixel_size, statistics.of(values.size), is_volume=True))
-    if _is_ccp4(os.fspath(path)):
-        header[16:28] = np.array(_start(pixel_size, origin), "<i4").tobytes()
-    else:
-        header[196:208] = np.array(origin, "<f4").tobytes()
-    if label:
-        header[220:224] = (1).to_bytes(4, "little")
-        header[_LABEL] = label.encode("ascii")[:80].ljust(80)
-    with new_file(path, HEADER_BYTES + values.nbytes) as file:
-        file.write(header)
-        file.write(values.data)
-
-
-def write_stack(path: str | os.PathLike[str], batches: Iterable[NDArray[Any]], count: int, pixel_size: float) -> None:
-    """Write images ``(b, n, n)``, batch by batch, as an MRC stack of mode 2; it appears when it is whole.
-
-    The header of a stack on S3, which is sent before the images are known, says that their statistics are not
-    determined, in the way of the format.
-
-    Raises
-    ------
-    InconsistentDataError
-        Not `count` images came.
-    StorageError
-        Disk full, no permission.
-    """
-    iterator = iter(batches)
-    first = np.ascontiguousarray(next(iterator, np.empty((0, 0, 0))), dtype="<f4")
-    shape, written, statistics = (count, *first.shape[1:]), 0, _Statistics()
-    with new_file(path, HEADER_BYTES + 4 * math.prod(shape)) as file:
-        file.write(_header(shape, pixel_size, _UNDETERMINED, is_volume=False))
-        for batch in chain([first], iterator):
-            data = np.ascontiguousarray(batch, dtype="<f4")
-            file.write(data.data if data.size else b"")
-            written += len(data)
-            statistics.add(data)
-        if written != count:
-            raise InconsistentDataError(f"{written} images came for a stack of {count}")
-        if file.seekable():
-            file.seek(0)
-            file.write(_header(shape, pixel_size, statistics.of(math.prod(shape)), is_volume=False))
-
-
-class _Statistics:
-    """Least, greatest, mean and deviation of values that come in batches."""
-
-    def __init__(self) -> None:
-        self._low, self._high, self._total, self._squares = np.inf, -np.inf, 0.0, 0.0
-
-    def add(self, data: NDArray[np.float32]) -> None:
-        """Take a batch into account."""
-        self._total += float(data.sum(dtype=np.float64))
-        self._squares += float(np.vdot(data, data))
-        self._low, self._high = (
-            min(self._low, float(data.min(initial=np.inf))),
-            max(self._high, float(data.max(initial=-np.inf))),
-        )
-
-    def of(self, count: int) -> tuple[float, float, float, float]:
-        """Return the four, of so many values."""
-        mean = self._total / count
-        return self._low, self._high, mean, max(0.0, self._squares / count - mean * mean) ** 0.5
-
-
-def _header(
-    shape: tuple[int, ...], pixel_size: float, statistics: tuple[float, float, float, float], is_volume: bool
-) -> bytes:
-    """Return the header of mode 2; a stack has one section per unit cell and space group 0, a volume space group 1."""
-    sections, rows, columns = shape
-    cell_sections = sections if is_volume else 1
-    low, high, mean, deviation = statistics
-    words = np.zeros(256, dtype="<i4")
-    floats = words.view("<f4")
-    words[:4] = columns, rows, sections, 2
-    words[7:10] = columns, rows, cell_sections
-    floats[10:13] = columns * pixel_size, rows * pixel_size, cell_sections * pixel_size
-    floats[13:16] = 90
-    words[16:19] = 1, 2, 3
-    floats[19:22] = low, high, mean
-    words[22] = 1 if is_volume else 0
-    words[27] = 20141
-    floats[54] = deviation
-    raw = bytearray(words.tobytes())
-    raw[208:216] = b"MAP \x44\x44\x00\x00"
-    return bytes(raw)
-
-
 def first_label(path: str | os.PathLike[str]) -> str:
     """Return the first label in the header of an MRC file; empty where there is no such file, or no label."""
     found = read_start(path, HEADER_BYTES)
-    return found[0][_LABEL].decode("ascii", errors="replace").strip("\0 ") if found is not None else ""
+    return found[0][FIRST_LABEL].decode("ascii", errors="replace").strip("\0 ") if found is not None else ""
 
 
 def _byte_order(raw: bytes, path: str) -> Literal["<", ">"]:

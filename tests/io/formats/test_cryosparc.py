@@ -5,7 +5,8 @@ from scipy.spatial.transform import Rotation
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, MissingInputError, ParameterError
 from cloudem.io.exporting import export
 from cloudem.io.formats.cryosparc import read_particles_cs
-from cloudem.io.formats.mrc import map_stack, write_stack
+from cloudem.io.formats.mrc import map_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.star import read_star
 from cloudem.io.importing import import_particles
 from cloudem.io.particle_store import open_particles

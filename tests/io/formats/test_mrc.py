@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.formats.mrc import map_stack, read_header, read_volume, write_stack, write_volume
+from cloudem.io.formats.mrc import map_stack, read_header, read_volume
+from cloudem.io.formats.mrc_writer import write_stack, write_volume
 
 
 def volume(box=6):

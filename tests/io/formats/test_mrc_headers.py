@@ -10,7 +10,8 @@ import pytest
 
 from cloudem.errors import CloudemError, FormatError, InconsistentDataError, OutOfMemoryError, ParameterError
 from cloudem.io.formats import mrc
-from cloudem.io.formats.mrc import map_stack, read_header, read_volume, read_volume_header, write_stack, write_volume
+from cloudem.io.formats.mrc import map_stack, read_header, read_volume, read_volume_header
+from cloudem.io.formats.mrc_writer import write_stack, write_volume
 from cloudem.io.storage.location import join, object_store, put
 
 BOX, PIXEL = 8, 1.5

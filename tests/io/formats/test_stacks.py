@@ -15,7 +15,7 @@ from cloudem import traffic
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, StorageError
 from cloudem.io.formats import prefetch, stacks
 from cloudem.io.formats.cryosparc import read_particles_cs
-from cloudem.io.formats.mrc import write_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
 from cloudem.io.formats.stacks import find_stacks

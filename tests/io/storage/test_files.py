@@ -7,7 +7,8 @@ import pytest
 
 from cloudem import traffic
 from cloudem.errors import FormatError, MissingInputError, StorageError
-from cloudem.io.formats.mrc import map_stack, write_stack
+from cloudem.io.formats.mrc import map_stack
+from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.star import read_star, write_star
 from cloudem.io.storage import files
 from cloudem.io.storage.files import new_file, open_table

@@ -15,7 +15,8 @@ import pytest
 
 from cloudem import traffic
 from cloudem.errors import OutputExistsError, ParameterError, StorageError
-from cloudem.io.formats.mrc import read_header, read_volume, write_volume
+from cloudem.io.formats.mrc import read_header, read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage import location
 from cloudem.io.storage import s3 as s3_module
 from cloudem.io.storage.location import (

@@ -10,7 +10,8 @@ import pytest
 from cloudem.algorithms.refinement import resolution_shell
 from cloudem.cli import main
 from cloudem.errors import InconsistentDataError
-from cloudem.io.formats.mrc import read_volume, write_volume
+from cloudem.io.formats.mrc import read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import has_group, list_groups, particles_from_arrays, read_attributes, read_group
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.run import CIRCLE_LEAKAGE
