@@ -68,7 +68,8 @@ class Office:
         self.executor = executor
         self.submitted: Counter[str] = Counter()
         self._idle = Spent(0.0, 0.0, 1.0)
-        submit, submit_all = executor._submit, executor._submit_all
+        pool = executor._pool
+        submit, submit_all = pool.submit, pool.submit_all
 
         def one(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
             self.submitted[getattr(function, "__name__", "task").strip("_")] += 1
@@ -78,7 +79,7 @@ class Office:
             self.submitted[getattr(function, "__name__", "task").strip("_")] += len(rows)
             return submit_all(function, rows, *args, **options)
 
-        executor._submit, executor._submit_all = one, many  # type: ignore[method-assign]
+        pool.submit, pool.submit_all = one, many  # type: ignore[method-assign]
 
     def now(self) -> Spent:
         cpu = self._scheduler.cpu_times()
@@ -88,7 +89,7 @@ class Office:
         """Run, wait until the scheduler has tidied up, and return what that took, beyond what idling takes."""
         before = self.now()
         run()
-        self.executor._client.sync(self._settled)
+        self.executor._pool.client.sync(self._settled)
         after = self.now()
         wall = after.wall - before.wall
         spent = after.scheduler - before.scheduler - self._idle.scheduler * wall
@@ -102,7 +103,7 @@ class Office:
         return self._idle
 
     async def _settled(self) -> None:
-        await self.executor._client.scheduler.identity()
+        await self.executor._pool.client.scheduler.identity()
 
 
 @contextmanager
@@ -151,12 +152,12 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
     from cloudem.execution.reduction_tree import Subtree
 
-    run, names = there.executor, list(there.executor._threads())
-    shared = [Shared(run._submit(int, number)) for number in (1, 2)]
-    copies = {name: [Shared(run._submit(itself, s, worker=name)) for s in shared] for name in names}
+    pool, names = there.executor._pool, list(there.executor._pool.threads())
+    shared = [Shared(pool.submit(int, number)) for number in (1, 2)]
+    copies = {name: [Shared(pool.submit(itself, s, worker=name)) for s in shared] for name in names}
     for pair in copies.values():
         for copy in pair:
-            run._wait(copy.handle)
+            pool.wait(copy.handle)
     found: dict[str, tuple[int, Spent]] = {}
     place = [names[index * len(names) // items] for index in range(items)]
 
@@ -166,24 +167,24 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
         def submit_and_wait() -> None:
             futures.extend(submit())
             for future in futures:
-                run._wait(future)
+                pool.wait(future)
 
         took = there.spent(submit_and_wait)
         found[kind] = len(futures), took
         return futures
 
     rows = [(TRIVIAL, [(1, i)], [[copy.handle for copy in copies[w]]]) for i, w in enumerate(place)]
-    added = all_of("add", lambda: run._submit_all(worker_tasks.add, rows, place))
-    notes = all_of("note", lambda: run._submit_all(worker_tasks.note, [(a,) for a in added], place))
+    added = all_of("add", lambda: pool.submit_all(worker_tasks.add, rows, place))
+    notes = all_of("note", lambda: pool.submit_all(worker_tasks.note, [(a,) for a in added], place))
     pairs = [(added[i], added[i + 1], place[i]) for i in range(0, items - 1, 2)]
-    merged = all_of("merge", lambda: [run._submit(worker_tasks.merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
+    merged = all_of("merge", lambda: [pool.submit(worker_tasks.merge, TRIVIAL, a, b, worker=w) for a, b, w in pairs])
     first = {w: a for a, w in zip(added, place, strict=True)}  # a part on each worker
     # of two parts: the scheduler has nothing to do with how many there are, and workers of one process are slow at many
     held = Holdings([HeldPart(Subtree(0, n), first[w].key, w) for n, w in enumerate(names[:2])])
-    holdings = run._submit(itself, held, worker=names[0])
+    holdings = pool.submit(itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
-    whole = all_of("collect", lambda: [f for _ in range(8) for f in run._submit_all(collect, asked, names)])
-    joined = all_of("join", lambda: [run._submit(worker_tasks.join, TRIVIAL, whole[: len(names)], worker=names[0])])
+    whole = all_of("collect", lambda: [f for _ in range(8) for f in pool.submit_all(collect, asked, names)])
+    joined = all_of("join", lambda: [pool.submit(worker_tasks.join, TRIVIAL, whole[: len(names)], worker=names[0])])
     first.clear()
     kept = [notes, merged, whole, joined, asked, rows, added, pairs, copies, shared]
 

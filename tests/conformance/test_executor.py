@@ -331,9 +331,9 @@ def test_a_killed_worker_is_survived_with_the_same_sums(executors: Callable[[str
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloudem.execution.dask import executor as dask
+    from cloudem.execution.dask.configuration import CONFIGURATION
 
-    monkeypatch.setitem(dask.CONFIGURATION, "distributed.scheduler.allowed-failures", 0)
+    monkeypatch.setitem(CONFIGURATION, "distributed.scheduler.allowed-failures", 0)
     with (
         DaskExecutor(processes=True, workers=1, threads=1) as executor,
         pytest.raises(WorkerLostError, match="try fewer threads"),

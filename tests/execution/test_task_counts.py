@@ -13,6 +13,7 @@ from distributed import LocalCluster
 
 from cloudem.execution.dask.configuration import CONFIGURATION
 from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.dask.worker_pool import WorkerPool
 from cloudem.execution.executor import Added, Fold
 from cloudem.execution.reduction_tree import Subtree, task_counts
 
@@ -46,21 +47,21 @@ def counted_by(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], dict[int,
     """Count submitted tasks by kind, and keep the worker of each item."""
     submitted: Counter[str] = Counter()
     places: dict[int, str] = {}
-    submit: Callable[..., Any] = DaskExecutor._submit
-    submit_all: Callable[..., Any] = DaskExecutor._submit_all
+    submit: Callable[..., Any] = WorkerPool.submit
+    submit_all: Callable[..., Any] = WorkerPool.submit_all
 
-    def one(self: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def one(self: WorkerPool, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         submitted[function.__name__.strip("_")] += 1
         return submit(self, function, *args, **options)
 
-    def many(self: DaskExecutor, function: Callable[..., Any], rows: Any, where: list[str], **options: Any) -> Any:
+    def many(self: WorkerPool, function: Callable[..., Any], rows: Any, where: list[str], **options: Any) -> Any:
         submitted[function.__name__.strip("_")] += len(rows)
         if function.__name__ == "add":
             places.update({item[1]: place for (_, items, _), place in zip(rows, where, strict=True) for item in items})
         return submit_all(self, function, rows, where, **options)
 
-    monkeypatch.setattr(DaskExecutor, "_submit", one)
-    monkeypatch.setattr(DaskExecutor, "_submit_all", many)
+    monkeypatch.setattr(WorkerPool, "submit", one)
+    monkeypatch.setattr(WorkerPool, "submit_all", many)
     return submitted, places
 
 

@@ -27,6 +27,7 @@ from cloudem.errors import ParameterError, ProviderError
 from cloudem.execution.dask.draining import workers_of
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.dask.security import FILES, make_certificates, security_of
+from cloudem.execution.dask.worker_pool import WorkerPool
 from cloudem.execution.executor import Added, Fold
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.runs import agent, supervision
@@ -477,16 +478,16 @@ def test_a_notice_costs_nothing_and_a_kill_costs_no_bit(
     scene = make_scene(tmp_path / "scene", count=300)
     few = {"max_iterations": 1, "max_resolution_A": 15}
     run(Refine3D(**scene.refinement(tmp_path / "alone", **few)), lambda: DaskExecutor(threads=2))
-    submit: Callable[..., Any] = DaskExecutor._submit_all
+    submit: Callable[..., Any] = WorkerPool.submit_all
     submitted: Counter[str] = Counter()
 
-    def submit_and_kill(executor: DaskExecutor, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def submit_and_kill(pool: WorkerPool, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         submitted[options.get("purpose", "")] += 1
         if submitted["bricks"] == 2:  # what comes after the first ones comes when some are done, and held by workers
             nodes.provider.kill(killed.id)
-        return submit(executor, function, *args, **options)
+        return submit(pool, function, *args, **options)
 
-    monkeypatch.setattr(DaskExecutor, "_submit_all", submit_and_kill)
+    monkeypatch.setattr(WorkerPool, "submit_all", submit_and_kill)
     run(Refine3D(**scene.refinement(tmp_path / "out", **few)), nodes.executor)
     assert not nodes.now(killed).alive
     assert_same_bits(tmp_path / "alone", tmp_path / "out")

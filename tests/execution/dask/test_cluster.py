@@ -329,7 +329,7 @@ def test_help_shows_units_defaults_and_examples(command: str, tmp_path: Path) ->
 
 def test_embedded_processes_admit_nobody_else(tmp_path: Path) -> None:
     with DaskExecutor(processes=True, workers=1, threads=1) as executor:
-        address = executor._client.scheduler.address
+        address = executor._pool.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         for scheme in ("tcp", "tls"):
             with pytest.raises(OSError, match=r"closed|alert|reset"):

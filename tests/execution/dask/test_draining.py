@@ -142,7 +142,7 @@ def test_a_worker_that_leaves_gets_no_more_items(cluster: Callable[[int], LocalC
         running.scheduler.handle_worker_status_change("closing_gracefully", leaving, "test")
         assert executor.workers == 1
         where = [executor.fetch(executor.share(whose)) for _ in range(3)]
-        assert executor._any_worker() == staying
+        assert executor._pool.any_worker() == staying
         assert where == [staying] * 3
 
 
@@ -174,7 +174,7 @@ def test_time_that_is_too_short_is_said(cluster: Callable[[int], LocalCluster]) 
     running = cluster(2)
     leaving = addresses(running)[0]
     with DaskExecutor(scheduler=running.scheduler_address) as executor:
-        busy = executor._submit(time.sleep, 2.0, worker=leaving)
+        busy = executor._pool.submit(time.sleep, 2.0, worker=leaving)
         time.sleep(0.2)
         began = time.monotonic()
         assert retire(running.scheduler_address, None, [leaving], 0.6) == [leaving]

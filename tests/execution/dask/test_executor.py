@@ -57,7 +57,7 @@ def test_a_scheduler_that_does_not_answer_is_named() -> None:
 def test_a_scheduler_without_workers_is_said_at_once_and_when_patience_ends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("cloudem.execution.dask.executor.SILENCE_S", 0.05)
+    monkeypatch.setattr("cloudem.execution.dask.worker_pool.SILENCE_S", 0.05)
     with (
         caplog.at_level("INFO", logger="cloudem.execution"),
         LocalCluster(n_workers=0, processes=False, protocol="inproc", dashboard_address="127.0.0.1:0") as cluster,
@@ -99,7 +99,7 @@ def test_each_gpu_has_a_process_with_its_share_of_the_cores_that_nobody_else_can
     with DaskExecutor() as executor:
         assert executor.description == "Dask, 2 GPUs of this machine"
         assert executor.workers == 2
-        assert executor._client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert executor._pool.client.scheduler.address.startswith("tls://127.0.0.1:")
         found = set(executor.map(visible, range(6)))
         assert executor.fetch(executor.share(fft.get_workers)) == 3
         assert executor.accumulate(fold, range(4))[1] == [3] * 4
@@ -128,7 +128,7 @@ def test_dask_cuda_starts_the_processes_where_it_is_installed(monkeypatch: pytes
     offer_dask_cuda(monkeypatch, cluster_of_two)
     with DaskExecutor() as executor:
         assert executor.description == "Dask, 2 GPUs of this machine"
-        assert executor._client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert executor._pool.client.scheduler.address.startswith("tls://127.0.0.1:")
     assert asked["CUDA_VISIBLE_DEVICES"] == ["1", "GPU-8932f937"]
 
 
@@ -268,7 +268,7 @@ def test_work_that_waits_for_workers_that_are_all_gone_is_done_by_others(verb: s
 
 def test_workers_that_are_lost_or_come_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with one_worker(patience_s=30) as (cluster, executor), caplog.at_level("INFO", logger="cloudem.execution"):
-        (first,) = executor._threads()
+        (first,) = executor._pool.threads()
         lose(cluster)
         cluster.scale(2)
         executor.workers  # noqa: B018  a look
@@ -282,7 +282,7 @@ def test_a_result_whose_worker_is_lost_before_it_is_fetched_is_not_waited_for_wi
 ) -> None:
     with one_worker(patience_s=0.5) as (cluster, executor):
         value = executor.share(abs, -1)
-        executor._wait(value.handle)
+        executor._pool.wait(value.handle)
         lose(cluster)
         monkeypatch.setattr(executor, "_wait", lambda future: None)  # as if it were lost right after that
         with pytest.raises(WorkerLostError, match="had no workers"):
@@ -314,7 +314,7 @@ def test_nothing_is_kept_where_others_may_write(how, tmp_path, monkeypatch):
     with DaskExecutor(gpus=False, **how) as executor:
         (own,) = tmp_path.glob("cloudem-dask-*")
         assert own.stat().st_mode & 0o777 == 0o700
-        folders = executor._client.run(lambda dask_worker: dask_worker.local_directory)
+        folders = executor._pool.client.run(lambda dask_worker: dask_worker.local_directory)
         assert all(str(own) in folder for folder in folders.values())
     assert precious.read_text() == "kept"
     assert {path.name for path in shared.iterdir()} == {"global.lock", "purge.lock"}

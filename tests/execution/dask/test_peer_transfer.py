@@ -89,11 +89,11 @@ def test_losing_a_sum_costs_what_its_worker_held(executor: DaskExecutor, tmp_pat
     added.mkdir()
     folder = executor.share(str, str(added))
     sums, _ = executor.accumulate(fold_of(), range(COUNT), shared=lambda item: [folder])
-    (dies,) = executor._client.who_has([sums["sum"].handle])[sums["sum"].handle.key]
-    dying = executor._client.run(os.getpid, workers=[dies])[dies]
+    (dies,) = executor._pool.client.who_has([sums["sum"].handle])[sums["sum"].handle.key]
+    dying = executor._pool.client.run(os.getpid, workers=[dies])[dies]
     held = [file for file in added.iterdir() if file.name.split("-")[1] == str(dying)]
     assert len(list(added.iterdir())) == COUNT
-    executor._client.run(os._exit, 1, workers=[dies], on_error="ignore")
+    executor._pool.client.run(os._exit, 1, workers=[dies], on_error="ignore")
     assert executor.fetch(sums["sum"]).tobytes() == serial_sum(tmp_path / "serial")
     assert len(list(added.iterdir())) == COUNT + len(held)
     assert 0 < len(held) < COUNT
@@ -104,15 +104,15 @@ async def asking_there() -> int:
 
 
 def test_nobody_asks_for_ever_for_what_nobody_wants(executor: DaskExecutor) -> None:
-    (worker, *_) = executor._threads()
-    holdings = executor._submit(itself, Holdings([HeldPart(Subtree(0, 0), "bricks_gone", worker)]), worker=worker)
-    brick = executor._submit(collect, fold_of(), "sum", 0, 1, holdings, worker=worker)
+    (worker, *_) = executor._pool.threads()
+    holdings = executor._pool.submit(itself, Holdings([HeldPart(Subtree(0, 0), "bricks_gone", worker)]), worker=worker)
+    brick = executor._pool.submit(collect, fold_of(), "sum", 0, 1, holdings, worker=worker)
     deadline = time.monotonic() + 20
-    while executor._client.run(asking_there, workers=[worker])[worker] != 1:
+    while executor._pool.client.run(asking_there, workers=[worker])[worker] != 1:
         assert time.monotonic() < deadline
-    executor._drop([brick])
+    executor._pool.drop([brick])
     del brick
-    while executor._client.run(asking_there, workers=[worker])[worker]:
+    while executor._pool.client.run(asking_there, workers=[worker])[worker]:
         assert time.monotonic() < deadline
 
 
@@ -136,13 +136,13 @@ def test_pieces_make_the_value_and_cross_the_network_once_for_each_worker(tmp_pa
     ):
         pieces = Pieces(cut, np.concatenate)
         value = executor.spread(build, str(tmp_path), local=itself, pieces=pieces, purpose="reference")
-        *early, late = executor._threads()
+        *early, late = executor._pool.threads()
         value.handle.prepare(early)
         for worker in early:
-            executor._wait(value.handle.at(worker))
+            executor._pool.wait(value.handle.at(worker))
         received = executor.traffic()["reference"].received
         assert received == pytest.approx(3 * 40_000, rel=0.02)
-        executor._wait(value.handle.at(late))
+        executor._pool.wait(value.handle.at(late))
         assert executor.traffic()["reference"].received - received == pytest.approx(40_000, rel=0.02)
         found = set(executor.map(whole, range(5), shared=lambda item: [value]))
     assert found == {build(str(tmp_path)).tobytes()}
@@ -153,10 +153,10 @@ def test_a_piece_that_is_lost_is_made_again(tmp_path: Path) -> None:
     with DaskExecutor(processes=True, workers=3, threads=1) as executor:
         pieces = Pieces(cut, np.concatenate)
         value = executor.spread(build, str(tmp_path), local=itself, pieces=pieces, purpose="reference")
-        first, second, third = executor._threads()
+        first, second, third = executor._pool.threads()
         value.handle.prepare([first, second, third])
         for worker in (first, second, third):
-            executor._wait(value.handle.at(worker))
-        executor._client.run(os._exit, 1, workers=[second], on_error="ignore")
+            executor._pool.wait(value.handle.at(worker))
+        executor._pool.client.run(os._exit, 1, workers=[second], on_error="ignore")
         found = list(executor.map(whole, range(6), shared=lambda item: [value]))
     assert set(found) == {build(str(tmp_path)).tobytes()}

@@ -84,43 +84,43 @@ def test_what_is_fetched_is_counted_once_where_it_left_and_once_where_it_came(ex
 
 
 def test_workers_forget_transfers_and_the_counters_do_not(executor: DaskExecutor) -> None:
-    first, second = executor._threads()
+    first, second = executor._pool.threads()
 
     def hand_over() -> None:
         for number in range(10):
-            made = executor._submit(table, number, worker=first, purpose="bricks")
-            assert executor._submit(length, made, worker=second).result() == SIZE
+            made = executor._pool.submit(table, number, worker=first, purpose="bricks")
+            assert executor._pool.submit(length, made, worker=second).result() == SIZE
 
     assert moved_by(executor, "bricks", hand_over) == (roughly(10 * SIZE), roughly(10 * SIZE))
-    remembered = executor._client.run(lambda dask_worker: len(dask_worker.transfer_incoming_log))
+    remembered = executor._pool.client.run(lambda dask_worker: len(dask_worker.transfer_incoming_log))
     assert remembered[second] == 3
 
 
 def test_a_new_executor_begins_at_zero(executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     list(executor.map(table, range(2)))
     assert any(map(any, executor.traffic().values()))
-    monkeypatch.setattr("cloudem.execution.dask.executor.security_for", lambda *_, **__: executor._client.security)
-    with DaskExecutor(scheduler=executor._client.scheduler.address) as other:
+    monkeypatch.setattr("cloudem.execution.dask.executor.security_for", lambda *_, **__: executor._pool.client.security)
+    with DaskExecutor(scheduler=executor._pool.client.scheduler.address) as other:
         assert set(other.traffic().values()) == {Traffic()}
 
 
 def test_what_a_killed_worker_has_told_is_kept(executor: DaskExecutor) -> None:
     before = executor.traffic()
-    first, second = executor._threads()
-    made = executor._submit(table, 0, worker=first, purpose="reference")
-    assert executor._submit(length, made, worker=second).result() == SIZE
+    first, second = executor._pool.threads()
+    made = executor._pool.submit(table, 0, worker=first, purpose="reference")
+    assert executor._pool.submit(length, made, worker=second).result() == SIZE
     heard = dict(executor._heard.by_process)
 
     def tell(dask_worker: Any) -> None:
         dask_worker.plugins["cloudem-traffic"]._tell(dask_worker)
 
-    executor._client.run(tell)
+    executor._pool.client.run(tell)
     deadline = time.monotonic() + 10
     while sum(found != heard[process] for process, found in executor._heard.by_process.items()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    executor._client.run(os._exit, 1, on_error="ignore", workers=[first, second])
-    executor._threads()
+    executor._pool.client.run(os._exit, 1, on_error="ignore", workers=[first, second])
+    executor._pool.threads()
     assert executor.traffic()["reference"].minus(before["reference"]) == (roughly(SIZE), roughly(SIZE))
 
 
