@@ -25,7 +25,8 @@ from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.resolution import resolution_at
 from cloudem.io.formats.mrc import Volume
 from cloudem.io.formats.mrc_writer import write_volume
-from cloudem.io.storage.groups import particles_from_arrays, read_group
+from cloudem.io.storage.groups import read_group
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix
@@ -198,7 +199,7 @@ def pose_errors(found: Particles, truth: Particles) -> dict[str, Any]:
 
 def refined(out: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any], Particles]:
     """Return arrays and attributes of a result, and its particles."""
-    return (*read_group(out, "result"), particles_from_arrays(*read_group(out, "particles")))
+    return (*read_group(out, "result"), table_from_arrays(Particles, *read_group(out, "particles")))
 
 
 def refinement_columns(bench: Bench, out: Path, truth: Volume, poses: Particles, radius_A: float) -> dict[str, Any]:

@@ -31,8 +31,10 @@ import numpy as np
 from cloudem.errors import CloudemError, DamagedShardError
 from cloudem.io.exporting import export
 from cloudem.io.particle_store import open_particles, write_particles
-from cloudem.io.storage.groups import _MARKER, _checksum, read_attributes, read_rows, table_to_arrays, write_group
+from cloudem.io.storage.documents import MARKER, checksum_of
+from cloudem.io.storage.groups import read_attributes, read_rows, write_group
 from cloudem.io.storage.location import Store, object_store
+from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import job_record
 from cloudem.jobs.iterative import left_state, rows_before
 from cloudem.jobs.refine3d.job import Refine3D
@@ -249,10 +251,10 @@ def mutated(raw: bytes, rng: random.Random) -> tuple[bytes, bool]:
             holder[key] = copy.deepcopy(rng.choice(HOSTILE))
     sealed = rng.random() < 0.5
     attributes = document.get("attributes") if isinstance(document, dict) else None
-    marker = attributes.get(_MARKER) if isinstance(attributes, dict) else None
+    marker = attributes.get(MARKER) if isinstance(attributes, dict) else None
     if sealed and isinstance(marker, dict):
         marker.pop("checksum", None)
-        marker["checksum"] = _checksum(document)
+        marker["checksum"] = checksum_of(document)
     return json.dumps(document).encode(), sealed
 
 
@@ -268,7 +270,7 @@ def run(count: int, seed: int, only: int | None = None) -> tuple[list[str], Coun
         place = make(folder)
         store = object_store(folder)
         documents = {key: bytes(store.get(key).bytes()) for key in keys_of(store) if key.endswith("zarr.json")}
-        believed = [key for key, raw in documents.items() if _MARKER.encode() in raw or "/images/" in key]
+        believed = [key for key, raw in documents.items() if MARKER.encode() in raw or "/images/" in key]
         expected = {name: values_of(place, name) for name in READERS}
         for number in range(count) if only is None else [only]:
             rng = random.Random(f"{seed} {number}")

@@ -14,7 +14,8 @@ from cloudem.io.formats.mrc import Volume, map_stack, read_volume
 from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.star import read_star, write_star
-from cloudem.io.storage.groups import particles_from_arrays, read_group
+from cloudem.io.storage.groups import read_group
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.model.particles import Particles
 
 RIBOSOME = {96: 2000, 128: 5000}
@@ -88,7 +89,7 @@ def simulated(bench: Bench, name: str, *options: Any) -> Path:
 
 
 def simulated_poses(folder: Path) -> Particles:
-    return particles_from_arrays(*read_group(folder / "particles.zarr", "truth"))
+    return table_from_arrays(Particles, *read_group(folder / "particles.zarr", "truth"))
 
 
 def noise_stack(bench: Bench, seed: int) -> Path:

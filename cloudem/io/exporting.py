@@ -15,8 +15,8 @@ from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage import fsspec_urls
-from cloudem.io.storage.groups import has_group, particles_from_arrays, read_attributes, read_group
 from cloudem.io.storage.location import (
     UNFINISHED,
     contents,
@@ -28,6 +28,7 @@ from cloudem.io.storage.location import (
     read_bytes,
     write_bytes,
 )
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.io.storage.outputs import new_prefix
 from cloudem.model.particles import TEXT, Particles
 
@@ -224,7 +225,7 @@ def _export_result(
         written.append("fsc.star")
     table = refined_table(url, attributes)
     if table is not None:
-        refined = particles_from_arrays(*table)
+        refined = table_from_arrays(Particles, *table)
         if stack or "image_name" not in refined:
             store = _store_of(url, particles_url)
             if len(store) != len(refined) and "store_row" not in refined:

@@ -25,8 +25,9 @@ from cloudem import traffic
 from cloudem.errors import CloudemError, DamagedShardError, FormatError, ParameterError, StorageError
 from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, StackLayout, check_chunks, parse_layout
 from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
-from cloudem.io.storage.groups import read_attributes, read_group, read_rows, table_from_arrays
+from cloudem.io.storage.groups import read_attributes, read_group, read_rows
 from cloudem.io.storage.location import folder_of, get, is_remote, object_store, storage_errors
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.table import Table
 

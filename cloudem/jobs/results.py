@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
 from cloudem.io.formats.mrc import Vector
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
-from cloudem.io.storage.groups import table_to_arrays
+from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles

@@ -202,7 +202,8 @@ class Simulate(Job):
         """Write the particles, unless a run that was interrupted has done so, and the truth."""
         from cloudem.algorithms.simulate import POSE_COLUMNS, Simulator, random_particles
         from cloudem.io.particle_store import write_particles
-        from cloudem.io.storage.groups import table_to_arrays, write_group
+        from cloudem.io.storage.groups import write_group
+        from cloudem.io.storage.tables import table_to_arrays
 
         recording = self.recording()
         truth = random_particles(self.count, recording, self.seed)

@@ -19,8 +19,9 @@ from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.star import read_star
 from cloudem.io.importing import import_particles
 from cloudem.io.particle_store import open_particles, write_particles
-from cloudem.io.storage.groups import table_to_arrays, write_group
+from cloudem.io.storage.groups import write_group
 from cloudem.io.storage.location import contents, join, read_bytes
+from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context
 from cloudem.jobs.export import Export

@@ -12,9 +12,10 @@ import pytest
 from cloudem.errors import CloudemError, FormatError, StorageError
 from cloudem.io.images.layout import StackLayout
 from cloudem.io.particle_store import open_particles
-from cloudem.io.storage import arrays, groups
+from cloudem.io.storage import arrays, documents, groups
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group, read_rows, write_group
 from cloudem.io.storage.location import object_store
+from cloudem.io.storage.tables import table_to_arrays
 
 stores = pytest.importorskip("benchmarks.bars.mutated_stores", reason="the benchmarks lie beside the package")
 
@@ -82,13 +83,13 @@ def test_objects_on_s3_deleted_and_changed(s3):
 
 def test_every_bit_of_a_document_counts():
     """Of a group's own document, where no chunk's checksum helps: each bit flipped, each length."""
-    marker = {"generation": "arrays-1", "arrays": {"x": arrays.prepare("x", np.zeros(0))[1].to_json()}}
-    raw = groups._finished_document({"pixel_size_A": 1.25, "name": "µm", "n": [1, 2, None], groups._MARKER: marker})
-    expected = groups._parse("g", raw)
+    marker = documents.Marker("arrays-1", {"x": arrays.prepare("x", np.zeros(0))[1]})
+    raw = documents.finished_document({"pixel_size_A": 1.25, "name": "µm", "n": [1, 2, None]}, marker)
+    expected = documents.parse_document("g", raw)
     for at in range(len(raw)):
         for damaged in [raw[:at], *(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :] for bit in range(8))]:
             with contextlib.suppress(FormatError):
-                assert groups._parse("g", damaged) == expected  # white space, for example
+                assert documents.parse_document("g", damaged) == expected  # white space, for example
 
 
 def test_mutations_of_metadata_end_with_the_same_values_or_one_line():
@@ -137,7 +138,7 @@ def resealed(path, **changes):
     marker = document["attributes"]["cloudem_group"]
     marker["arrays"]["x"].update(changes)
     del marker["checksum"]
-    marker["checksum"] = groups._checksum(document)
+    marker["checksum"] = documents.checksum_of(document)
     path.write_text(json.dumps(document))
 
 
@@ -210,7 +211,7 @@ def test_a_store_that_says_what_cannot_be_is_refused(tmp_path, name, value):
 def test_a_table_of_another_length_is_refused(tmp_path):
     place = stores.make(str(tmp_path))
     particles = open_particles(place.particles).particles
-    write_group(place.particles, "columns", *groups.table_to_arrays(particles.take(np.arange(20))))
+    write_group(place.particles, "columns", *table_to_arrays(particles.take(np.arange(20))))
     with pytest.raises(FormatError, match="24 images and a table of 20 particles"):
         _ = open_particles(place.particles).particles
 

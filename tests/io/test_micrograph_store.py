@@ -21,8 +21,9 @@ from cloudem.io.images import layout as layout_module
 from cloudem.io.images.cache import FOLDER, image_cache
 from cloudem.io.micrograph_store import open_micrographs, write_micrographs
 from cloudem.io.particle_store import open_particles, write_particles
-from cloudem.io.storage.groups import read_attributes, table_to_arrays, write_group
+from cloudem.io.storage.groups import read_attributes, write_group
 from cloudem.io.storage.location import contents, object_store
+from cloudem.io.storage.tables import table_to_arrays
 from cloudem.io.storage.zarr_store import zarr_store
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup

@@ -9,11 +9,13 @@ from cloudem.execution.executor import SerialExecutor
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import open_particles
-from cloudem.io.storage.groups import particles_from_arrays, read_attributes, read_group, write_group
+from cloudem.io.storage.groups import read_attributes, read_group, write_group
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.mask import Mask
 from cloudem.jobs.postprocess import Postprocess
 from cloudem.jobs.runner import run_job
 from cloudem.jobs.simulate import Simulate
+from cloudem.model.particles import Particles
 from tests.jobs.conftest import needs
 
 BOX, PIXEL = 32, 4.0
@@ -123,7 +125,7 @@ def test_demo_particles_and_their_truth(tmp_path):
     known, blind = (open_particles(tmp_path / name / "particles.zarr") for name in ("open", "blind"))
     assert (known.box, len(known.particles)) == (48, 30)
     assert not {"rot", "tilt", "psi", "shift_x", "shift_y", "half_set"} & blind.particles.columns.keys()
-    truth = particles_from_arrays(*read_group(tmp_path / "blind/particles.zarr", "truth"))
+    truth = table_from_arrays(Particles, *read_group(tmp_path / "blind/particles.zarr", "truth"))
     for name in ("rot", "tilt", "psi", "shift_x", "shift_y", "half_set"):
         np.testing.assert_array_equal(truth[name], known.particles[name])
     images = known.read_images(np.arange(30))

@@ -12,10 +12,12 @@ from cloudem.errors import InconsistentDataError, OutputExistsError, StorageErro
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage import groups
-from cloudem.io.storage.groups import has_group, particles_from_arrays, read_group
+from cloudem.io.storage.groups import has_group, read_group
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.export import Export
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.kernels.shells import fourier_shell_correlation
+from cloudem.model.particles import Particles
 from cloudem.model.poses import euler_to_matrix, matrix_to_euler
 from cloudem.model.symmetry import operators
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, make_scene, molecule, needs, run
@@ -119,7 +121,7 @@ def test_half_sets_of_a_reconstruction_are_apart(posed, tmp_path, no_report):
 def test_half_sets_are_drawn_and_kept(tmp_path, no_report):
     scene = make_scene(tmp_path, count=40, columns=lambda truth: truth.without_columns(("half_set", "micrograph")))
     run(Reconstruct(particles=scene.particles, seed=4, out=str(tmp_path / "out")))
-    kept = particles_from_arrays(*read_group(tmp_path / "out", "particles"))
+    kept = table_from_arrays(Particles, *read_group(tmp_path / "out", "particles"))
     assert np.bincount(kept["half_set"]).tolist() == [0, 20, 20]
     np.testing.assert_array_equal(kept["rot"], scene.truth["rot"])
 

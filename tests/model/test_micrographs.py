@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError
-from cloudem.io.storage.groups import read_group, table_from_arrays, table_to_arrays, write_group
+from cloudem.io.storage.groups import read_group, write_group
+from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
 from cloudem.model import particles
 from cloudem.model.micrographs import COLUMNS, Micrographs
 from cloudem.model.optics import OpticsGroup

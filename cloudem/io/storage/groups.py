@@ -6,26 +6,24 @@ generation beside the old one, replaces ``zarr.json``, and only then deletes the
 group or the new one, never a mixture, whenever the writer was killed. One writer per group: where there may be others,
 a guard (see `cloudem.io.storage.lease`) stops all but one, and one that it could not stop in time is refused.
 
-That ``zarr.json`` holds the CRC-32C of each chunk (see `cloudem.io.storage.arrays`) and of all that it says itself.
-Both are verified whenever something is read: what is lost or changed is named, never taken for values.
+That ``zarr.json`` holds the CRC-32C of each chunk (see `cloudem.io.storage.arrays`) and of all that it says itself (see
+`cloudem.io.storage.documents`). Both are verified whenever something is read: what is lost or changed is named, never
+taken for values.
 """
 
-import json
-import math
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import google_crc32c
-import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, LeaseLostError, ParameterError, StorageError
 from cloudem.io.storage.arrays import ArrayRecord, Rows, encode_chunk, prepare, with_sums
+from cloudem.io.storage.documents import GENERATION, UNFINISHED_DOCUMENT, Marker, finished_document, parse_document
 from cloudem.io.storage.location import (
     Store,
     delete_all,
@@ -44,25 +42,12 @@ from cloudem.io.storage.location import (
     put_if_match,
     storage_errors,
 )
-from cloudem.model.optics import OpticsGroup
-from cloudem.model.particles import Particles
-from cloudem.model.table import Table
 
-_MARKER = "cloudem_group"
-_GENERATION = re.compile(r"arrays-(\d+)(?:-[0-9a-f]+)?")
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
-_Table = TypeVar("_Table", bound=Table)
 
 _CONCURRENT = 16
 """Objects of a group that are read or written at the same time."""
-
-
-class _Marker(NamedTuple):
-    """Which arrays a finished group has, and where."""
-
-    generation: str
-    arrays: dict[str, ArrayRecord]
 
 
 class _DamagedError(StorageError):
@@ -105,17 +90,17 @@ def write_group(
         guard()
         store = object_store(url, create=True)
         before = get_with_etag(store, _join(path, "zarr.json"))
-        found = None if before is None else _parse(join(url, path), before[0])
+        found = None if before is None else parse_document(join(url, path), before[0])
         current = None if found is None else found[1].generation
-        number = 1 + (0 if current is None else int(_GENERATION.fullmatch(current)[1]))  # type: ignore[index]
+        number = 1 + (0 if current is None else int(GENERATION.fullmatch(current)[1]))  # type: ignore[index]
         # Whoever is not to write here may be writing all the same: not into the same arrays.
         generation = f"arrays-{number}-{secrets.token_hex(4)}" if guarded else f"arrays-{number}"
         _delete_generations(store, path, keep=current)
         _write_parents(store, path)
         etag = None
         if guarded and is_remote(url):
-            etag = before[1] if before else _replace(url, path, _group_document({}), None)
-        put(store, _join(path, generation, "zarr.json"), _group_document({}))
+            etag = before[1] if before else _replace(url, path, UNFINISHED_DOCUMENT, None)
+        put(store, _join(path, generation, "zarr.json"), UNFINISHED_DOCUMENT)
         stored = {name: prepare(_key(name), values) for name, values in arrays.items()}
         folder = _join(path, generation)
         _each(
@@ -127,8 +112,7 @@ def write_group(
             name: with_sums(record, {number: sums[name, number] for number in range(record.chunks)})
             for name, (_, record) in stored.items()
         }
-        marker = {"generation": generation, "arrays": {name: record.to_json() for name, record in records.items()}}
-        document = _finished_document({**_plain(attributes), _MARKER: marker})
+        document = finished_document(attributes, Marker(generation, records))
         try:
             guard()
             if etag is not None:
@@ -248,76 +232,6 @@ def _is_part(store: Store, url: str | os.PathLike[str], name: str) -> bool:
     return bool(parts) and all(part is not None and not part[0].keys() & {"kind", "job"} for part in parts)
 
 
-def table_to_arrays(table: Table) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return a table of any kind as arrays and attributes for `write_group`."""
-    optics = [
-        {
-            "name": group.name,
-            "voltage_kV": group.voltage,
-            "spherical_aberration_A": group.spherical_aberration,
-            "amplitude_contrast": group.amplitude_contrast,
-            "extra": dict(group.extra),
-        }
-        for group in table.optics
-    ]
-    meanings = {
-        name: {"unit": table.COLUMNS[name].unit, "meaning": table.COLUMNS[name].meaning}
-        if name in table.COLUMNS
-        else {"unit": "", "meaning": "carried as text from the source, not used"}
-        for name in table.columns
-    }
-    return dict(table.columns), {"optics": optics, "columns": meanings}
-
-
-def table_from_arrays(kind: type[_Table], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> _Table:
-    """Return the table that `table_to_arrays` took apart; other attributes do not matter.
-
-    Parameters
-    ----------
-    kind
-        Kind of the table.
-    arrays, attributes
-        What `read_group` returned.
-
-    Raises
-    ------
-    FormatError
-        Optics groups or columns cannot be what a table is made of.
-    """
-    what = f"the stored {kind.ITEM} table"
-    try:
-        optics = tuple(
-            OpticsGroup(
-                group["name"],
-                float(group["voltage_kV"]),
-                float(group["spherical_aberration_A"]),
-                float(group["amplitude_contrast"]),
-                dict(group["extra"]),
-            )
-            for group in attributes["optics"]
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{what} has no usable optics groups ({error}); import again") from error
-    if not all(math.isfinite(x) for o in optics for x in (o.voltage, o.spherical_aberration, o.amplitude_contrast)):
-        raise FormatError(f"{what} has an optics group whose numbers are not finite; import again")
-    columns = attributes.get("columns")
-    absent = [name for name in columns if name not in arrays] if isinstance(columns, dict) else ["columns"]
-    if absent or not isinstance(columns, dict):
-        raise FormatError(f"{what} lacks {absent[0][:80]}; import again")
-    for name in columns:
-        needed = kind.dtype_of(name)
-        if arrays[name].ndim == 0 or arrays[name].dtype != needed:
-            raise FormatError(
-                f"{what} has a column {name[:80]} of type {arrays[name].dtype}, {needed} is needed; import again"
-            )
-    return kind(optics, {name: arrays[name] for name in columns})
-
-
-def particles_from_arrays(arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> Particles:
-    """Return the particle table that `table_to_arrays` took apart, as `table_from_arrays` does."""
-    return table_from_arrays(Particles, arrays, attributes)
-
-
 def _read(
     url: str | os.PathLike[str], path: str, names: list[str] | None, rows: slice
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -338,7 +252,7 @@ def _read(
 
 
 def _read_arrays(
-    store: Store, url: str | os.PathLike[str], path: str, marker: _Marker, names: list[str], rows: slice
+    store: Store, url: str | os.PathLike[str], path: str, marker: Marker, names: list[str], rows: slice
 ) -> dict[str, NDArray[Any]]:
     absent = [name for name in names if name not in marker.arrays]
     if absent:
@@ -366,7 +280,7 @@ def _read_arrays(
     return {name: checked(name, "a value", part.values) for name, part in parts.items()}
 
 
-def _finished(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], _Marker]:
+def _finished(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], Marker]:
     """Return the attributes of a finished group and its marker."""
     found = _read_document(store, url, path)
     if found is None:
@@ -414,65 +328,10 @@ def _replace(url: str | os.PathLike[str], path: str, document: bytes, etag: str 
     return found[1]
 
 
-def _read_document(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], _Marker] | None:
+def _read_document(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], Marker] | None:
     """Return the attributes and the marker of a group; None where there is none, or it was never finished."""
     raw = get(store, _join(path, "zarr.json"))
-    return None if raw is None else _parse(join(url, path), raw)
-
-
-def _parse(place: str, raw: bytes) -> tuple[dict[str, Any], _Marker] | None:
-    """Return what a group's document says, once it was verified; None if the group was never finished.
-
-    Raises
-    ------
-    FormatError
-        It is not what was written.
-    """
-    where = f"{place}/zarr.json"
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"{where} is not Zarr v3 metadata, or damaged; check the path, copy it again, or make it again"
-        ) from error
-    if document == json.loads(_group_document({})):
-        return None
-    attributes = document.get("attributes") if isinstance(document, dict) else None
-    marker = attributes.pop(_MARKER, None) if isinstance(attributes, dict) else None
-    if not isinstance(attributes, dict) or not isinstance(marker, dict):
-        raise FormatError(f"{where} was not written by cloudem, or is damaged; check the path, or make it again")
-    if "checksum" not in marker:
-        raise FormatError(
-            f"{where} holds no checksums: an older version of cloudem wrote it, or it is damaged; import again, or run "
-            "the job again"
-        )
-    checksum = marker.pop("checksum")
-    if checksum != _checksum({**document, "attributes": {**attributes, _MARKER: marker}}):
-        raise FormatError(f"{where} is damaged: it does not match its own checksum; copy it again, or make it again")
-    try:
-        arrays = {}
-        for name, value in marker["arrays"].items():
-            try:
-                arrays[name] = ArrayRecord.from_json(value)
-            except FormatError as error:
-                raise FormatError(f"{where} is damaged: the array {name[:80]!r} {error}; make it again") from error
-        if not _GENERATION.fullmatch(marker["generation"]):
-            raise KeyError("generation")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{where} is damaged: it does not say where its arrays lie; make it again") from error
-    return attributes, _Marker(marker["generation"], arrays)
-
-
-def _finished_document(attributes: Mapping[str, Any]) -> bytes:
-    """Return the document of a finished group, with a checksum of all that it says."""
-    document = json.loads(_group_document(attributes))
-    document["attributes"][_MARKER]["checksum"] = _checksum(document)
-    return json.dumps(document, indent=2).encode()
-
-
-def _checksum(document: Any) -> str:
-    """Return the CRC-32C of what a document says, however it is set."""
-    return f"{google_crc32c.value(json.dumps(document, sort_keys=True, separators=(',', ':')).encode()):08x}"
+    return None if raw is None else parse_document(join(url, path), raw)
 
 
 def _write_parents(store: Store, path: str) -> None:
@@ -481,28 +340,13 @@ def _write_parents(store: Store, path: str) -> None:
     for depth in range(len(parts)):
         key = _join(*parts[:depth], "zarr.json")
         if get(store, key) is None:
-            put(store, key, _group_document({}))
+            put(store, key, UNFINISHED_DOCUMENT)
 
 
 def _delete_generations(store: Store, path: str, keep: str | None) -> None:
     for name in folders(store, path):
-        if _GENERATION.fullmatch(name) and name != keep:
+        if GENERATION.fullmatch(name) and name != keep:
             delete_all(store, _join(path, name))
-
-
-def _group_document(attributes: Mapping[str, Any]) -> bytes:
-    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=2).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` with NumPy's types replaced by those that JSON has."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _join(*parts: str) -> str:

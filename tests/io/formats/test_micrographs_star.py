@@ -8,7 +8,8 @@ import pytest
 from cloudem.errors import CloudemError, FormatError, InconsistentDataError, MissingColumnError, ParameterError
 from cloudem.io.formats.relion import micrographs_to_blocks, read_micrographs_star
 from cloudem.io.formats.star import read_star, write_star
-from cloudem.io.storage.groups import read_group, table_from_arrays, table_to_arrays, write_group
+from cloudem.io.storage.groups import read_group, write_group
+from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
 from cloudem.model.micrographs import Micrographs
 
 OPTICS = """

@@ -12,7 +12,8 @@ from cloudem.cli import main
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
-from cloudem.io.storage.groups import has_group, list_groups, particles_from_arrays, read_attributes, read_group
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.run import CIRCLE_LEAKAGE
 from cloudem.kernels.shells import fourier_shell_correlation
@@ -37,7 +38,7 @@ def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp
     job = Refine3D(**scene.refinement(tmp_path / "out", symmetry=symmetry, max_resolution_A=12))
     progress = run(job)
     result, attributes = read_group(job.out, "result")
-    particles = particles_from_arrays(*read_group(job.out, "particles"))
+    particles = table_from_arrays(Particles, *read_group(job.out, "particles"))
     angle, shift = pose_errors(particles, scene, symmetry)
     assert np.median(angle) < 5  # a shell of 12 Å is 6 Å wide at a radius of 55 Å: 6°
     assert np.mean(angle < 15) > 0.85
@@ -61,7 +62,7 @@ def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp
 def test_images_with_hardly_any_noise_are_no_harder(tmp_path, no_report):
     scene = make_scene(tmp_path, count=80, snr=5.0)
     progress = run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=4)))
-    angle, shift = pose_errors(particles_from_arrays(*read_group(tmp_path / "out", "particles")), scene, "C1")
+    angle, shift = pose_errors(table_from_arrays(Particles, *read_group(tmp_path / "out", "particles")), scene, "C1")
     assert np.median(angle) < 2.5
     assert np.median(shift) < 0.6
     assert progress.iterations()[-1]["resolution_A"] < 11
@@ -84,7 +85,7 @@ def test_a_local_refinement_starts_from_the_table(tmp_path, no_report):
     write_volume(scene.reference, 100 * reference, PIXEL)  # on any scale
     job = Refine3D(**scene.refinement(tmp_path / "out", local=True, initial_resolution_A=20, max_iterations=2))
     run(job)
-    angle, _ = pose_errors(particles_from_arrays(*read_group(job.out, "particles")), scene, "C1")
+    angle, _ = pose_errors(table_from_arrays(Particles, *read_group(job.out, "particles")), scene, "C1")
     assert np.median(angle) < 5
     assert np.mean(angle < 20) > 0.95
     write_volume(scene.reference, -reference, PIXEL)
