@@ -30,7 +30,6 @@ from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.duration import Correction
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.run import settings_of
 from cloudem.kernels.slices import padded_box
 from cloudem.model.symmetry import operators
 
@@ -117,7 +116,7 @@ def _own_row() -> SpeedRow:
 
 def _run(job: Refine3D, row: SpeedRow) -> Pilot:
     dataset = open_dataset(job.particles)
-    settings = settings_of(job, dataset)
+    settings = job.settings(dataset.store.box, dataset.store.pixel_size)
     course = cost.iterations_of(settings, cost.EXPECTED, local=False)
     searching, local = course[min(1, len(course) - 1)][0], replace(course[-1][0], k_search=0)
     scene = _scene(job, dataset, searching)

@@ -22,7 +22,6 @@ from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import open_dataset
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.run import settings_of
 from tests.jobs.conftest import run
 
 BOX, PIXEL, COUNT = 64, 3.5, 400
@@ -45,7 +44,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def predicted(job: Refine3D, record: dict[str, Any], workers: int) -> Moved:
-    plan = iteration_plan(State(**record["state"]), settings_of(job, open_dataset(job.particles)))
+    store = open_dataset(job.particles).store
+    plan = iteration_plan(State(**record["state"]), job.settings(store.box, store.pixel_size))
     k_reference = max(plan.k_score, plan.k_search + MARGIN)
     return moved(IterationSizes(BOX, plan.k_insert, k_reference, job.symmetry, workers, slices=COUNT))
 

@@ -18,9 +18,8 @@ from cloudem.jobs.dataset import kept_rows, left_out, open_dataset, open_for_tas
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.maps import read_mask, soft_edge
 from cloudem.jobs.reconstruct.job import Reconstruct
-from cloudem.jobs.refine3d.run import counter, tasks
 from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_sums
-from cloudem.jobs.refine3d.tasks import fold_of, insert_group
+from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks
 from cloudem.jobs.results import write_maps
 from cloudem.model.poses import euler_to_matrix
 

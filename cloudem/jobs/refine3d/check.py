@@ -6,7 +6,6 @@ from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
 from cloudem.jobs.maps import check_map, check_start_map
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.run import settings_from
 from cloudem.model.symmetry import operators
 
 
@@ -15,7 +14,7 @@ def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
     operators(job.symmetry)
     store = check_particles(job, inputs, warn, poses=job.local)
     if store is not None:
-        settings_from(job, store.box, store.pixel_size)
+        job.settings(store.box, store.pixel_size)
         if not inputs.awaited(job.reference):
             check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, store.box, store.pixel_size)
     elif not inputs.awaited(job.reference):

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
+from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs, Kind, Place, parameter
 from cloudem.jobs.iterative import Iterations, IterativeJob
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 if TYPE_CHECKING:
-    from cloudem.algorithms.refinement import State
+    from cloudem.algorithms.refinement import Settings, State
     from cloudem.jobs.refine3d.duration import Alignment
+
+
+SMALLEST = 8
+"""Least diameter of a particle in pixels: with less there is nothing to align."""
+
+
+CIRCLE_LEAKAGE = 1
+"""Scoring begins this many shells below the starting resolution: images are masked by a circle, which spreads what is
+aligned, noise too, over the next two."""
 
 
 class Refine3D(IterativeJob):
@@ -97,6 +108,37 @@ class Refine3D(IterativeJob):
         """Resolution in Å to which the reference is trusted."""
         return self.initial_resolution_A or min(max(self.diameter_A / 7, 15.0), 40.0)
 
+    def settings(self, box: int, pixel_size: float) -> Settings:
+        """Turn Å and degrees into pixels, shells and radians, and check them against the images, there or to come."""
+        from cloudem.algorithms.refinement import Settings
+
+        length = box * pixel_size
+        if self.diameter_A >= length:
+            raise ParameterError(
+                f"--diameter-A {self.diameter_A:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
+                f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
+            )
+        if self.diameter_A < SMALLEST * pixel_size:
+            raise ParameterError(
+                f"--diameter-A {self.diameter_A:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the "
+                "particle's diameter in Å"
+            )
+        last = box // 2 - 1
+        if self.max_resolution_A:
+            last = min(last, max(4, int(length / self.max_resolution_A)))
+        return Settings(
+            box=box,
+            pixel_size=pixel_size,
+            radius=self.diameter_A / 2 / pixel_size,
+            first_limit=min(max(int(length / self.start_resolution - CIRCLE_LEAKAGE), 4), last),
+            search_step=math.radians(self.search_step_deg),
+            shift_range=(self.shift_range_A or 0.06 * self.diameter_A) / pixel_size,
+            candidates=self.candidates,
+            poses=self.poses,
+            last_limit=last,
+            most_iterations=self.max_iterations,
+        )
+
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers, and what is in ``OUT``."""
         from cloudem.jobs.refine3d.check import check_refinement
@@ -106,9 +148,8 @@ class Refine3D(IterativeJob):
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
         from cloudem.jobs.refine3d.duration import Alignment
-        from cloudem.jobs.refine3d.run import settings_from
 
-        settings = settings_from(self, particles.box, particles.pixel_size)
+        settings = self.settings(particles.box, particles.pixel_size)
         where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
         return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
 

@@ -31,8 +31,9 @@ from cloudem.backend.arrays import Device, choose_device, on_device, to_device, 
 from cloudem.errors import FormatError
 from cloudem.execution.executor import Added, Fold, Pieces
 from cloudem.io.storage.groups import read_attributes, read_group, read_rows
-from cloudem.jobs.dataset import Dataset, image_batches
+from cloudem.jobs.dataset import Dataset, groups_of, image_batches
 from cloudem.jobs.iterative import CHECKPOINT
+from cloudem.jobs.progress import RunningStage
 from cloudem.kernels.slices import padded_box
 from cloudem.model.poses import euler_to_matrix
 from cloudem.model.symmetry import operators
@@ -50,6 +51,22 @@ class Item(NamedTuple):
 
     half: int
     indices: NDArray[np.int64]
+
+
+def tasks(
+    half_set: NDArray[np.int8], size: int, most: int | None = None, order: NDArray[np.int64] | None = None
+) -> list[Item]:
+    """Return the tasks of one half-set and then of the other; ``most`` images of each, in the store's order or another.
+
+    So most workers have images of one half-set, and need its reference and sums alone.
+    """
+    order = np.arange(len(half_set)) if order is None else order
+    return [Item(h, group) for h in (1, 2) for group in groups_of(order[half_set[order] == h][:most], size)]
+
+
+def counter(stage: RunningStage, items: Sequence[Item]) -> Callable[[int], None]:
+    """Return what tells a stage how many images a finished task held."""
+    return lambda index: stage.advance(len(items[index].indices))
 
 
 @dataclass(frozen=True)

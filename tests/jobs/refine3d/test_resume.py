@@ -25,11 +25,11 @@ from cloudem.io.storage import groups
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group, write_group
 from cloudem.jobs import iterative, results
 from cloudem.jobs.dataset import open_dataset
-from cloudem.jobs.refine3d import run as refining
-from cloudem.jobs.refine3d import solving
+from cloudem.jobs.refine3d import solving, start
+from cloudem.jobs.refine3d.iteration import Run, share, solve_halves
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.run import Run, begin, settings_of, share, solve_halves, tasks
-from cloudem.jobs.refine3d.tasks import align_group, fold_of, read_checkpoint
+from cloudem.jobs.refine3d.start import begin
+from cloudem.jobs.refine3d.tasks import align_group, fold_of, read_checkpoint, tasks
 from cloudem.model.symmetry import operators
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, quiet_context, run
 
@@ -220,7 +220,7 @@ def test_nothing_is_held_that_would_be_made_again_from_another_checkpoint(
         real(*args)
 
     real = iterative.commit
-    for module in (iterative, refining):
+    for module in (iterative, start):
         monkeypatch.setattr(module, "commit", commit)
     run(Refine3D(**scene.refinement(tmp_path / "out", max_iterations=2)), executor)
     assert held == [0, 0, 0, 0]  # twice before the first iteration, and after each
@@ -301,7 +301,8 @@ def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
 
 def run_of(job: Refine3D) -> Run:
     dataset = open_dataset(job.particles)
-    return Run(job, quiet_context(job.out), dataset, settings_of(job, dataset), None, operators(job.symmetry))
+    settings = job.settings(dataset.store.box, dataset.store.pixel_size)
+    return Run(job, quiet_context(job.out), dataset, settings, None, operators(job.symmetry))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.storage.tables import table_from_arrays
-from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.refine3d.run import CIRCLE_LEAKAGE
+from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix

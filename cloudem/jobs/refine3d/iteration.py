@@ -1,0 +1,238 @@
+"""One iteration of ``cloudem refine3d``: align all images, and solve their sums for maps, FSC and the next references.
+
+Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
+Half-sets meet in one place only: the FSC, whose values set the frequency limit and the filter of both. (When to stop
+also depends on two shares of all images: those that moved, and those that jumped to another maximum.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.bricks import Brick
+from cloudem.algorithms.expectation import IterationPlan, noise_variance
+from cloudem.algorithms.refinement import (
+    IterationOutcome,
+    Settings,
+    State,
+    beyond_start,
+    iteration_plan,
+    next_state,
+    onward_state,
+    reference_snr,
+)
+from cloudem.algorithms.resolution import FscCurves, resolution_at
+from cloudem.execution.executor import Executor, Shared, itself
+from cloudem.io.storage.groups import list_groups
+from cloudem.jobs.base import Context
+from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
+from cloudem.jobs.iterative import Step
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.poses import changes, pose_arrays, scale_changes, shift_variance, sorted_found
+from cloudem.jobs.refine3d.solving import (
+    Masking,
+    compare,
+    half_map_mask,
+    unfiltered,
+    unfiltered_whole,
+    whole_sums,
+    write_reference,
+)
+from cloudem.jobs.refine3d.tasks import (
+    REFERENCE_PIECES,
+    REFERENCES,
+    Aligned,
+    Checkpoint,
+    Found,
+    Item,
+    align_group,
+    counter,
+    fold_of,
+    model_of,
+    read_checkpoint,
+    read_reference,
+    tasks,
+)
+from cloudem.model.columns import Value
+
+Float32 = NDArray[np.float32]
+
+SPHERE_UNTIL = 2
+"""Iterations in which the solvent mask is the sphere, because the maps are too coarse to outline a molecule."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same during a run; ``without`` counts particles that are left out."""
+
+    job: Refine3D
+    context: Context
+    dataset: Dataset
+    settings: Settings
+    mask: Float32 | None
+    group: NDArray[np.float64]
+    without: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def executor(self) -> Executor:
+        """Runs the tasks."""
+        return self.context.executor
+
+    @property
+    def url(self) -> str:
+        """Of the results."""
+        return self.context.url
+
+    @cached_property
+    def data(self) -> Shared[Dataset]:
+        """The particles, open on every worker."""
+        return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
+
+    def masking(self, estimate: bool) -> Masking:
+        """How masks are made."""
+        s = self.settings
+        return Masking(s.box, s.pixel_size, s.radius, self.mask is not None, estimate)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Each half-set's unfiltered map and mask, (n, n, n), and the unfiltered map of all particles in the end."""
+
+    halves: Sequence[Shared[Float32]]
+    masks: Sequence[Shared[Float32]]
+    whole: Shared[Float32] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an iteration leaves.
+
+    Attributes
+    ----------
+    checkpoint
+        For the next.
+    references
+        Names of the groups that hold both half-sets' references for the next.
+    observed
+        For the decision what that does.
+    after
+        That decision: the state before the next iteration.
+    maps
+        Let go once the next iteration is decided on: were one lost with a worker, all that it was made of would be
+        made again.
+    curves
+        FSC curves.
+    found
+        Poses and weights of both halves.
+    """
+
+    checkpoint: Checkpoint
+    references: Sequence[str]
+    observed: IterationOutcome
+    after: State
+    maps: Maps | None
+    curves: FscCurves
+    found: Sequence[Found]
+
+
+def drop_references(run: Run, kept: Sequence[str]) -> None:
+    """Delete references that no checkpoint needs any more."""
+    for name in set(list_groups(run.url, REFERENCES)) - set(kept):
+        run.context.delete(f"{REFERENCES}/{name}")
+
+
+def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
+    """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
+    make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
+    models = [
+        run.executor.spread(read_reference, run.url, h, plan, local=make, pieces=REFERENCE_PIECES, purpose="reference")
+        for h in (1, 2)
+    ]
+    return lambda item: (run.data, models[item.half - 1])
+
+
+def iterate(run: Run, state: State) -> Step[State]:
+    """Run one iteration from the checkpoint in the store."""
+    progress, began = run.context.progress, time.monotonic()
+    plan = iteration_plan(state, run.settings)
+    before, _ = read_checkpoint(run.url)
+    items = tasks(before.half_set, run.job.group_size)
+    count = int(np.count_nonzero(before.half_set))
+    with progress.stage("align", count) as stage:
+        fold = fold_of(partial(align_group, url=run.url, plan=plan))
+        sums, aligned = run.executor.accumulate(fold, items, shared=share(run, plan), on_done=counter(stage, items))
+    seconds = time.monotonic() - began
+    with progress.stage("solve"):
+        outcome = solve_halves(run, state, plan, before, sums, list(zip(items, aligned, strict=True)))
+    after, onward = outcome.after, None
+    if not after.finished:  # what is lost with a worker is made again from the checkpoint, which is another one soon
+        outcome = replace(outcome, maps=None)
+        del sums, aligned
+    elif not after.converged:
+        onward = onward_state(state, run.settings, outcome.observed)
+    length = run.settings.box * run.settings.pixel_size
+    row: dict[str, Value] = {
+        "iteration": state.iteration,
+        "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
+        "limit_A": length / plan.k_score,
+        "images_per_s": count / seconds,
+        "moving": outcome.observed.moving,
+    }
+    references = {"references": list(outcome.references)}
+    curves = outcome.curves.by_name()
+    return Step(after, row, outcome.checkpoint.arrays(), references, curves, onward, outcome)
+
+
+def solve_halves(
+    run: Run,
+    state: State,
+    plan: IterationPlan,
+    before: Checkpoint,
+    bricks: Mapping[int, Shared[Brick]],
+    aligned: Sequence[tuple[Item, Aligned]],
+) -> Outcome:
+    """Turn the sums of an iteration into maps, FSC and the next checkpoint."""
+    s, executor, k_max = run.settings, run.executor, plan.k_insert
+    symmetry = run.job.symmetry
+    sums = [executor.share(whole_sums, bricks[h], s.box, k_max, symmetry) for h in (1, 2)]
+    halves = [executor.share(unfiltered, half, s.box, k_max) for half in sums]
+    # at first the maps are too coarse to outline a molecule
+    masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
+    masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
+    comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
+    found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
+    noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
+    change, kept = changes(plan, before, found, run.group), before.half_set > 0
+    curves = executor.fetch(comparison)
+    observed = IterationOutcome(
+        curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept]))
+    )
+    after = next_state(state, s, observed)
+    references: list[str] = []
+    maps = Maps(halves, masks)
+    if after.finished:  # only now do the half-sets meet
+        maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry))
+    if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
+        snr = reference_snr(curves.corrected)
+        where = (run.url, state.iteration)
+        written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
+        references = [executor.fetch(name) for name in written]
+    scale = before.scale
+    if run.job.correct_scale:
+        scale = scale * scale_changes(micrograph_numbers(run.dataset.particles), found)
+    checkpoint = Checkpoint(
+        sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
+        shift_variance=np.array([shift_variance(part) for part in found]),
+        half_set=before.half_set,
+        scale=scale,
+        settled=before.settled | (bool(plan.k_search) & ~change.jumped),
+        **pose_arrays(found),
+    )
+    return Outcome(checkpoint, references, observed, after, maps, curves, found)

@@ -1,0 +1,124 @@
+"""How ``cloudem refine3d`` begins: with half-sets, noise, and the reference on the images' scale, as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.expectation import noise_variance
+from cloudem.algorithms.refinement import State, first_state, iteration_plan
+from cloudem.algorithms.resolution import low_pass
+from cloudem.errors import InconsistentDataError
+from cloudem.io.formats.mrc import Vector
+from cloudem.jobs.base import job_record
+from cloudem.jobs.halves import Drawing, half_sets
+from cloudem.jobs.iterative import clear, commit
+from cloudem.jobs.maps import read_start_map
+from cloudem.jobs.refine3d.iteration import Float32, Run, drop_references, share
+from cloudem.jobs.refine3d.poses import no_poses, table_poses
+from cloudem.jobs.refine3d.resume import source_of
+from cloudem.jobs.refine3d.solving import MASK
+from cloudem.jobs.refine3d.tasks import (
+    REFERENCES,
+    Checkpoint,
+    contrast_of_group,
+    counter,
+    power_of_group,
+    read_checkpoint,
+    tasks,
+)
+from cloudem.traffic import purpose
+
+CONTRAST_SAMPLE = 150
+"""Images of each half-set from which scale and contrast of the reference are judged."""
+
+
+def begin(run: Run) -> State:
+    """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
+    job, s, progress = run.job, run.settings, run.context.progress
+    reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, s.box, s.pixel_size, progress)
+    density = low_pass(reference.data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
+    drawing = Drawing(job.seed, job.new_halves, job.halves_by)
+    halves = half_sets(run.dataset.particles, drawing, run.without)
+    items = tasks(halves, job.group_size)
+    with progress.stage("noise", int(np.count_nonzero(halves))) as stage:
+        power = run.executor.map(power_of_group, items, shared=lambda item: [run.data], on_done=counter(stage, items))
+        total: dict[int, Any] = {1: 0, 2: 0}
+        for item, part in zip(items, power, strict=True):
+            total[item.half] = total[item.half] + part
+    sigma2 = np.array([noise_variance(total[h][:, :-1], total[h][:, -1], s.box) for h in (1, 2)])
+    state = replace(first_state(s), search=not job.local)
+    start = Checkpoint(
+        sigma2=sigma2,
+        shift_variance=np.full(2, s.shift_range**2),
+        half_set=halves,
+        scale=np.ones(len(halves)),
+        settled=np.zeros(len(halves), bool),
+        **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
+    )
+    clear(run.context, job)  # only now that the input is known to be good
+    write_record(run, reference.origin)
+    if run.mask is not None:
+        run.context.write(MASK, {"mask": run.mask}, {})
+    # without a state nothing resumes from it: contrast and scale are still to come
+    save(run, start, None, first_references(run, density, (1.0, 1.0)))
+    save(run, start, state, first_references(run, density, reference_scales(run, state)))
+    return state
+
+
+def first_references(run: Run, density: Float32, factors: Iterable[float]) -> list[str]:
+    """Write the start map, times a factor, as the reference of each half-set; return the names of the groups."""
+    names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
+    for name, factor in names.items():
+        with purpose("reference"):
+            run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
+    return list(names)
+
+
+def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
+    """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
+    commit(run.context, state, checkpoint.arrays(), {"references": list(references)})
+    drop_references(run, references)
+
+
+def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
+    """Return each half-set's factor that puts the reference on its images' scale, (2,).
+
+    Raises
+    ------
+    InconsistentDataError
+        The images are of the opposite contrast, and that is not to be ignored.
+    """
+    halves = read_checkpoint(run.url)[0].half_set
+    items = tasks(halves, run.job.group_size, CONTRAST_SAMPLE)
+    plan = iteration_plan(state, run.settings)
+    task = partial(contrast_of_group, url=run.url, plan=plan)
+    with run.context.progress.stage("contrast", sum(len(item.indices) for item in items)) as stage:
+        found = list(run.executor.map(task, items, shared=share(run, plan), on_done=counter(stage, items)))
+    rows = [np.concatenate([part for item, part in zip(items, found, strict=True) if item.half == h]) for h in (1, 2)]
+    difference = np.concatenate([half[:, 0] - half[:, 1] for half in rows])
+    error = difference.std() / np.sqrt(len(difference))
+    run.context.log.debug("likelihood of the reference over its negative: %.3g ± %.3g", difference.mean(), error)
+    if difference.mean() < -4 * error:
+        text = "the images match the negative of the reference: protein is dark in one of them"
+        if not run.job.ignore_contrast:
+            raise InconsistentDataError(
+                f"{text}; import the images again with --invert-contrast, or use --ignore-contrast"
+            )
+        run.context.progress.warning(text)
+    numerator, norm = np.array([half[:, 2:].sum(axis=0) for half in rows]).T
+    usable = (numerator > 0) & (norm > 0)
+    factors = np.where(usable, numerator / np.where(usable, norm, 1), 1.0)
+    # four digits are plenty, and free of the last bits of matrix products, which depend on where arrays lie in memory
+    return np.array([float(f"{factor:.4g}") for factor in factors])
+
+
+def write_record(run: Run, origin: Vector) -> None:
+    """Write what is done here, of what, and where its maps lie."""
+    source = source_of(run.job.particles)
+    run.context.write("", {}, {"kind": "result", "source": source, "origin_A": origin, **job_record(run.job)})
