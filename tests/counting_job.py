@@ -13,7 +13,8 @@ from cloudem.cli import main
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.jobs import base
-from cloudem.jobs.base import Context, Job, parameter
+from cloudem.jobs.base import Context, Job
+from cloudem.jobs.parameters import parameter
 from cloudem.model.columns import ITERATION, Column
 
 

@@ -35,8 +35,8 @@ from cloudem.io.storage.documents import MARKER, checksum_of
 from cloudem.io.storage.groups import read_attributes, read_rows, write_group
 from cloudem.io.storage.location import Store, object_store
 from cloudem.io.storage.tables import table_to_arrays
-from cloudem.jobs.base import job_record
 from cloudem.jobs.iterative import left_state, rows_before
+from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.tasks import Checkpoint, read_checkpoint, read_known
 from cloudem.jobs.report import content_of

@@ -10,7 +10,7 @@ import click
 
 from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import parameter
+from cloudem.jobs.parameters import parameter
 from cloudem.text import moment
 
 TASKS = ("cloudem.jobs.refine3d.run", "cloudem.jobs.reconstruct.run")

@@ -20,7 +20,8 @@ from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, StoppedError, one_line
 from cloudem.interrupts import guarded, interrupted
-from cloudem.jobs.base import JOBS, Declaration, Job, find_job, known_jobs, parameter
+from cloudem.jobs.base import JOBS, Job, find_job, known_jobs
+from cloudem.jobs.parameters import Declaration, parameter
 
 if TYPE_CHECKING:
     import logging
@@ -266,7 +267,7 @@ def _run_file(file: str, **given: Any) -> None:
 @COMMANDS.command("version")
 def _version() -> None:
     """Show the versions of cloudem and of the packages it uses."""
-    from cloudem.jobs.base import versions
+    from cloudem.jobs.provenance import versions
 
     for name, version in versions().items():
         click.echo(f"{name} {version}")

@@ -10,7 +10,7 @@ import click
 from cloudem.cli.declare import Command
 from cloudem.cli.runs import store_at
 from cloudem.errors import CloudemError, ParameterError
-from cloudem.jobs.base import parameter
+from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 import click
 
-from cloudem.jobs.base import Declaration, is_positional, option_of
+from cloudem.jobs.parameters import Declaration, is_positional, option_of
 
 
 def options_of(declaration: type[Declaration]) -> list[click.Parameter]:

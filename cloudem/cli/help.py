@@ -16,7 +16,8 @@ from rich.text import Text
 
 import cloudem
 from cloudem.cloud.planning.work import Work
-from cloudem.jobs.base import Declaration, Job, is_positional, label_of, option_of, unit_of
+from cloudem.jobs.base import Job
+from cloudem.jobs.parameters import Declaration, is_positional, label_of, option_of, unit_of
 from cloudem.text import clock, memory
 
 if TYPE_CHECKING:

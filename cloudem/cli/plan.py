@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from cloudem.cli.declare import Command
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import find_job, known_jobs, parameter
+from cloudem.jobs.base import find_job, known_jobs
+from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
     from rich.console import Console

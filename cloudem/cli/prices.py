@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 
 from cloudem.cli.declare import Command
-from cloudem.jobs.base import parameter
+from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
     pass

@@ -21,7 +21,7 @@ from cloudem.cli.runs import (
     wait_until_over,
 )
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import parameter
+from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
     pass

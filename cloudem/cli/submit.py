@@ -10,7 +10,7 @@ import click
 from cloudem.cli.declare import Command
 from cloudem.cli.runs import check_head, confirm, follow_run, say_cap, say_pages, store_at, when
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import parameter
+from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
     from cloudem.runs.records import RunStore

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, ParameterError
-from cloudem.jobs.base import KINDS, Job, Kind, find_job, label_of
+from cloudem.jobs.base import Job, find_job
+from cloudem.jobs.parameters import KINDS, Kind, label_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

@@ -11,33 +11,24 @@ A job states its parameters once, as fields::
         edge_A: float = parameter(10.0, meaning="width of the soft edge", gt=0)
 
 The unit is part of the name (``edge_A``, ``angle_deg``, ``cs_mm``), so that it is the same in Python, on the command
-line (``--edge-A``), in a job file and in the record of the result. A module that declares a job imports what is heavy
-(numba, zarr, …) inside ``run`` and ``work``, because ``cloudem --help`` imports all of them.
+line (``--edge-A``), in a job file and in the record of the result. What may be said of a parameter is in
+`cloudem.jobs.parameters`. A module that declares a job imports what is heavy (numba, zarr, …) inside ``run`` and
+``work``, because ``cloudem --help`` imports all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import hashlib
 import importlib
-import json
 import logging
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
-
-from cloudem import __version__
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError, shown
+from cloudem.jobs.parameters import Declaration, Kind, Place, did_you_mean, label_of, parameter, places
+from cloudem.jobs.provenance import is_of
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 from cloudem.report.declaration import STANDARD, Section
 
@@ -62,127 +53,6 @@ JOBS: dict[str, str] = {
 
 JOBS_OF_OTHERS = "cloudem.jobs"
 """Entry points of this group are jobs, too: of packages that are installed, their name and where the declaration is."""
-
-UNITS: dict[str, str] = {
-    "A": "Å",
-    "A2": "Å²",
-    "deg": "°",
-    "mm": "mm",
-    "kV": "kV",
-    "px": "px",
-    "s": "s",
-    "GiB": "GiB",
-    "e_per_A2": "e/Å²",
-    "e_per_A3": "e/Å³",
-}
-"""Ending of a parameter's name -> unit as people write it."""
-
-RECORDED_PACKAGES = (
-    "numpy",
-    "scipy",
-    "numba",
-    "zarr",
-    "obstore",
-    "mrcfile",
-    "gemmi",
-    "dask",
-    "distributed",
-    "pydantic",
-)
-
-
-Kind: TypeAlias = Literal[
-    "movies", "micrographs", "coordinates", "particles", "volume", "halves", "mask", "curves", "classes", "model",
-    "table", "files",
-]  # fmt: skip
-"""What an artefact is: what a job reads or makes."""
-
-KINDS: dict[Kind, str] = {
-    "movies": "movies",
-    "micrographs": "micrographs",
-    "coordinates": "coordinates of particles",
-    "particles": "particles",
-    "volume": "a map",
-    "halves": "half-maps",
-    "mask": "a mask",
-    "curves": "curves",
-    "classes": "classes",
-    "model": "an atomic model",
-    "table": "a particle table",
-    "files": "files",
-}
-"""Kinds in words."""
-
-
-def parameter(
-    default: Any = PydanticUndefined,
-    *,
-    meaning: str,
-    positional: bool = False,
-    reads: tuple[Kind, ...] = (),
-    gt: float | None = None,
-    ge: float | None = None,
-    lt: float | None = None,
-    le: float | None = None,
-) -> Any:
-    """Declare one parameter of a job.
-
-    Parameters
-    ----------
-    default
-        Value where none is given; left out, the parameter is required.
-    meaning
-        What it is, in a few words, without the unit (the name has it) and without the default.
-    positional
-        Whether it is given without an option's name on the command line; ``tuple[str, ...]`` takes several.
-    reads
-        Of an input, the kinds of artefacts that may be there: the first is what it usually is.
-    gt, ge, lt, le
-        Bounds of a number.
-    """
-    extra: dict[str, Any] = {"positional": positional, "reads": list(reads)}
-    return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra=extra)
-
-
-def _absolute(url: str) -> str:
-    from cloudem.io.storage.location import absolute  # takes a while, and a declaration alone needs no store
-
-    return absolute(url)
-
-
-Place: TypeAlias = Annotated[str, AfterValidator(_absolute)]
-"""A file, folder or URL that a job reads or writes; absolute, so that workers and a later run mean the same."""
-
-
-def places(declaration: type[Declaration]) -> set[str]:
-    """Return the parameters of a job that are files, folders or URLs."""
-    validator = next(part for part in get_args(Place) if isinstance(part, AfterValidator))
-    return {
-        name
-        for name, field in declaration.model_fields.items()
-        if validator in field.metadata or any(validator in get_args(part) for part in get_args(field.annotation))
-    }
-
-
-def unit_of(name: str) -> str:
-    """Return the unit that a parameter's name ends in, as people write it; empty where it has none."""
-    endings = [ending for ending in UNITS if name.endswith(f"_{ending}")]
-    return UNITS[max(endings, key=len)] if endings else ""
-
-
-def option_of(name: str) -> str:
-    """Return the command-line option of a parameter: ``diameter_A`` -> ``--diameter-A``."""
-    return "--" + name.replace("_", "-")
-
-
-def is_positional(field: FieldInfo) -> bool:
-    """Return whether a parameter is given without an option's name on the command line."""
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("positional"))
-
-
-def label_of(declaration: type[Declaration], name: str) -> str:
-    """Return how people give a parameter: ``--diameter-A``, or ``MAP`` if it is positional."""
-    return name.upper() if is_positional(declaration.model_fields[name]) else option_of(name)
 
 
 @dataclass(frozen=True)
@@ -288,24 +158,6 @@ class Context:
         groups.delete_group(self.url, path)
 
 
-class Declaration(BaseModel):
-    """Parameters as fields.
-
-    Constructing one with values that it cannot use raises `ParameterError` with one line. A validator raises
-    `ParameterError` itself where the line should be its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: ClassVar[str]
-
-    def __init__(self, /, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ParameterError(_one_line(type(self), error)) from None
-
-
 class Job(Declaration):
     """A job's declaration: parameters as fields, ``work`` and ``run``."""
 
@@ -394,7 +246,10 @@ class Job(Declaration):
         return Work((Stage(self.name),))
 
     def kept_record(self) -> Mapping[str, Any] | None:
-        """Return the record (`job_record`) of the complete result that lies in ``OUT``, None if there is none."""
+        """Return the record of the complete result that lies in ``OUT``, None if there is none.
+
+        Records are made by `cloudem.jobs.provenance.job_record`.
+        """
         return None
 
     def is_finished(self) -> bool:
@@ -445,97 +300,10 @@ def find_job(name: str) -> type[Job]:
     known = JOBS if name in JOBS else known_jobs()
     if name not in known:
         raise ParameterError(
-            f"there is no job {shown(name)}{_did_you_mean(name, known)}; available jobs are {', '.join(known)}"
+            f"there is no job {shown(name)}{did_you_mean(name, known)}; available jobs are {', '.join(known)}"
         )
     module, _, attribute = known[name].partition(":")
     declaration = getattr(importlib.import_module(module), attribute)
     if not (isinstance(declaration, type) and issubclass(declaration, Job)):
         raise TypeError(f"{known[name]} is not a Job")
     return declaration
-
-
-def job_record(job: Job) -> dict[str, Any]:
-    """Return the provenance of a job's results: parameters, inputs, versions, machine and date, ready for JSON."""
-    return {
-        "job": job.name,
-        "parameters": job.model_dump(mode="json"),
-        "inputs": _inputs(job),
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count() or 1},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def is_of(record: Mapping[str, Any], job: Job) -> bool:
-    """Return whether a result was made by a job with the same parameters from the same inputs."""
-    return record.get("job") == job.name and differences(record, job) == ([], [])
-
-
-def differences(record: Mapping[str, Any], job: Job) -> tuple[list[str], list[str]]:
-    """Return which parameters of a job, and which of its inputs, are others than a result was made with."""
-    mine, theirs = ({**given} for given in (job.model_dump(mode="json"), record.get("parameters") or {}))
-    if theirs:  # an earlier version's record lacks options that are new; it did what their defaults do
-        kept = {name: field.default for name, field in type(job).model_fields.items() if not field.is_required()}
-        theirs = {**{name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}, **theirs}
-    for name in ("out", "restart", "report"):  # which change no result
-        mine.pop(name, None)
-        theirs.pop(name, None)
-    return _unequal(mine, theirs), _unequal(_inputs(job), record.get("inputs") or {})
-
-
-def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    names = [*mine, *(name for name in theirs if name not in mine)]
-    return [name for name in names if name not in mine or name not in theirs or mine[name] != theirs[name]]
-
-
-def fingerprint_of(job: Job) -> str:
-    """Return a short text that tells a job with its parameters and inputs from any other, wherever its output lies."""
-    mine = {name: value for name, value in job.model_dump(mode="json").items() if name != "out"}
-    text = json.dumps([job.name, mine, _inputs(job)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _inputs(job: Job) -> dict[str, str]:
-    """Return the inputs of a job that are there: parameter -> what tells a file, object or store from a later one."""
-    from cloudem.io.storage.location import is_fsspec, version_of
-
-    given = {name: str(value) for name, value in job if name != "out" and isinstance(value, str)}
-    places = {name: value for name, value in given.items() if value.startswith(("/", "s3://")) or is_fsspec(value)}
-    return {name: version for name, value in places.items() if (version := version_of(value))}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of cloudem, of Python and of the packages that results may depend on."""
-    found = {"cloudem": __version__, "python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _one_line(declaration: type[Declaration], error: ValidationError) -> str:
-    return "; ".join(_describe(declaration, detail) for detail in error.errors())
-
-
-def _describe(declaration: type[Declaration], detail: ErrorDetails) -> str:
-    """Say of one wrong parameter which it is, what came and what was needed."""
-    original = detail.get("ctx", {}).get("error")
-    if isinstance(original, CloudemError):
-        return str(original)
-    if not detail["loc"]:
-        return f"{declaration.name}: {detail['msg'].removeprefix('Value error, ')}"
-    name = str(detail["loc"][0])
-    if detail["type"] == "extra_forbidden":
-        return f"{declaration.name} has no parameter {shown(name)}{_did_you_mean(name, declaration.model_fields)}"
-    field = declaration.model_fields[name]
-    if detail["type"] == "missing":
-        return f"{declaration.name} needs {label_of(declaration, name)}: {field.description}"
-    unit = unit_of(name)
-    needed = detail["msg"].removeprefix("Value error, ").replace("Input should be", "needs").replace("'", "")
-    unit = f", in {unit}" if unit else ""
-    return f"{label_of(declaration, name)}: got {shown(detail['input'])}, {needed}{unit} ({field.description})"

@@ -1,7 +1,7 @@
 """What has to be done about a step of a workflow: nothing, all of it, or all of it anew; and making room for the last.
 
-A result counts as unchanged while its record (`cloudem.jobs.base.job_record`) names the parameters and the inputs that
-its step has now. Results are replaced only if their record says that the same job made them.
+A result counts as unchanged while its record (`cloudem.jobs.provenance.job_record`) names the parameters and the
+inputs that its step has now. Results are replaced only if their record says that the same job made them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
 from cloudem.errors import InconsistentDataError, OutputExistsError
-from cloudem.jobs.base import Inputs, Job, differences, label_of, places
+from cloudem.jobs.base import Inputs, Job
 from cloudem.jobs.iterative import IterativeJob
+from cloudem.jobs.parameters import label_of, places
+from cloudem.jobs.provenance import differences
 
 Status = Literal["run", "unchanged", "changed"]
 

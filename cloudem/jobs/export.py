@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.jobs.provenance import job_record
 
 VOXEL_S, PIXEL_S = 2.0e-7, 4.5e-8
 """A voxel of a map, and a pixel of an image: CPU-seconds, one run."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import FormatError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.jobs.provenance import job_record
 
 if TYPE_CHECKING:
     from cloudem.io.formats.sources import SourceTable

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from cloudem.errors import FormatError, InconsistentDataError, OutputExistsError, StorageError
-from cloudem.jobs.base import Context, Job, option_of, parameter
+from cloudem.jobs.base import Context, Job
+from cloudem.jobs.parameters import option_of, parameter
 from cloudem.model.columns import Value
 from cloudem.traffic import Moved, difference, purpose
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import OutputExistsError
-from cloudem.jobs.base import Context, Job, is_of, job_record
+from cloudem.jobs.base import Context, Job
+from cloudem.jobs.provenance import is_of, job_record
 
 PARTS = "parts"
 """Group whose groups hold what each part found, while the job is not finished."""

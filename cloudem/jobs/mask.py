@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import MissingInputError, OutputExistsError, ParameterError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, fingerprint_of, parameter
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.jobs.provenance import fingerprint_of
 
 if TYPE_CHECKING:
     from cloudem.io.formats.mrc import Volume

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import InconsistentDataError, MissingInputError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, job_record, parameter
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.jobs.provenance import job_record
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,7 @@
 """``cloudem report``: draw the page about a result again, from what is on disk.
 
 Jobs call `write_report` when their results are written, so that a report never shows anything that is not kept. Beside
-the record of the job (`cloudem.jobs.base.job_record`) in the attributes of the root group it reads the group
+the record of the job (`cloudem.jobs.provenance.job_record`) in the attributes of the root group it reads the group
 ``result``:
 
 ==================  =====================================================================
@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic_core import PydanticUndefined
 
 from cloudem.errors import CloudemError, FormatError, ParameterError, StorageError
-from cloudem.jobs.base import Context, Inputs, Job, Place, find_job, known_jobs, option_of, parameter, unit_of
+from cloudem.jobs.base import Context, Inputs, Job, find_job, known_jobs
+from cloudem.jobs.parameters import Place, option_of, parameter, unit_of
 from cloudem.traffic import Moved, Traffic, difference, total_traffic
 
 if TYPE_CHECKING:

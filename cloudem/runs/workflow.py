@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from cloudem.errors import ParameterError, shown
-from cloudem.jobs.base import Job, find_job, places
+from cloudem.jobs.base import Job, find_job
+from cloudem.jobs.parameters import places
 from cloudem.jobs.toml import read_toml
 
 HEADER = ("project", "name", "region", "step")

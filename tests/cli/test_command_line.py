@@ -21,7 +21,8 @@ from cloudem.cli.command_line import JobCommand, RunOptions, _split
 from cloudem.cli.commands import DeclaredCommand
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, MissingInputError, ParameterError
-from cloudem.jobs.base import JOBS, Job, find_job, option_of
+from cloudem.jobs.base import JOBS, Job, find_job
+from cloudem.jobs.parameters import option_of
 from cloudem.runs.workflow import read_workflow
 from tests.counting_job import Count
 

@@ -9,7 +9,9 @@ import pytest
 
 from cloudem import __version__
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import JOBS, Job, find_job, job_record, label_of, option_of, unit_of
+from cloudem.jobs.base import JOBS, Job, find_job
+from cloudem.jobs.parameters import label_of, option_of, unit_of
+from cloudem.jobs.provenance import job_record
 from tests.counting_job import Count
 
 

@@ -11,8 +11,10 @@ import pytest
 from cloudem.errors import StorageError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.storage.groups import write_group
-from cloudem.jobs.base import JOBS, Context, Job, job_record, parameter
+from cloudem.jobs.base import JOBS, Context, Job
+from cloudem.jobs.parameters import parameter
 from cloudem.jobs.progress import SilentProgress
+from cloudem.jobs.provenance import job_record
 from cloudem.jobs.report import Report, command_line, content_of, run_attributes, write_report
 from cloudem.report.page import render
 from cloudem.traffic import Traffic

@@ -23,6 +23,7 @@ from cloudem.jobs import base
 from cloudem.jobs.artefacts import kinds_at
 from cloudem.jobs.base import Job
 from cloudem.jobs.changes import change_of, clear
+from cloudem.jobs.provenance import is_of, job_record
 from cloudem.jobs.runner import run_job
 from cloudem.runs.preflight import Outlook, preflight
 from cloudem.runs.workflow import Workflow, workflow_of
@@ -181,11 +182,11 @@ def test_a_changed_store_on_s3_is_made_anew(s3: Any) -> None:
 
 def test_a_record_that_is_older_than_an_option_is_one_of_its_default() -> None:
     job = base.find_job("postprocess")(halves="/nowhere/refine", out="/nowhere/out")
-    record = base.job_record(job)
+    record = job_record(job)
     del record["parameters"]["guinier_from_A"]
-    assert base.is_of(record, job)
+    assert is_of(record, job)
     assert base.differences(record, job.model_copy(update={"guinier_from_A": 12.0})) == (["guinier_from_A"], [])
-    assert not base.is_of({"job": "postprocess"}, job)
+    assert not is_of({"job": "postprocess"}, job)
 
 
 def test_iterations_go_on_or_are_done_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cloudem.cloud.planning.work import Size, Stage, Work
-from cloudem.jobs.base import Context, Kind, Place, parameter
+from cloudem.jobs.base import Context
 from cloudem.jobs.mapping import Found, Items, MapJob, split
+from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
 from cloudem.report.declaration import STANDARD, Section, histogram_of
 

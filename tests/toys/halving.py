@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cloudem.cloud.planning.work import Size, Stage, Work
-from cloudem.jobs.base import Context, job_record, parameter
+from cloudem.jobs.base import Context
 from cloudem.jobs.iterative import Iterations, IterativeJob, PlainState, Step, clear
+from cloudem.jobs.parameters import parameter
+from cloudem.jobs.provenance import job_record
 from cloudem.jobs.report import run_attributes
 from cloudem.model.columns import ITERATION, SECONDS, Column
 

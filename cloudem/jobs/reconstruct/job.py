@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.errors import OutputExistsError
-from cloudem.jobs.base import Context, Inputs, Job, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
 
 if TYPE_CHECKING:
     from cloudem.jobs.refine3d.duration import Alignment

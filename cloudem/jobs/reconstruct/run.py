@@ -13,10 +13,11 @@ from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import itself
 from cloudem.io.formats.mrc import Volume
-from cloudem.jobs.base import Context, job_record
+from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset, open_for_tasks
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.maps import read_mask, soft_edge
+from cloudem.jobs.provenance import job_record
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_sums
 from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks

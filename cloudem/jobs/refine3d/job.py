@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.errors import ParameterError
-from cloudem.jobs.base import Context, Inputs, Kind, Place, parameter
+from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.iterative import Iterations, IterativeJob
+from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from cloudem.algorithms.refinement import State, first_state, iteration_plan
 from cloudem.algorithms.resolution import low_pass
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
-from cloudem.jobs.base import job_record
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import clear, commit
 from cloudem.jobs.maps import read_start_map
+from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.iteration import Float32, Run, drop_references, share
 from cloudem.jobs.refine3d.poses import no_poses, table_poses
 from cloudem.jobs.refine3d.resume import source_of
