@@ -29,7 +29,7 @@ from cloudem.runs.controller.steps import RunningStep as Running
 from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes
 from cloudem.runs.submit import head_request, new_run, resume
 from cloudem.runs.workflow import Step, Workflow
-from cloudem.runs.workload import Given, stages
+from cloudem.runs.workload import Given, step_estimates
 from cloudem.testing.simulated_cloud import Clock, Fault, MemoryProvider
 
 BEGIN = 1.7e9
@@ -135,7 +135,7 @@ def planned(spec: Spec, workflow: Workflow, catalogue: Catalogue) -> tuple[Plan,
     """Return the plan under the deadline, and the deadline in hours."""
     particles = spec.particles
     given = Given(particles.count, particles.box, particles.pixel_size)
-    steps = [replace(stage, estimate=cache(stage.estimate)) for stage in stages(workflow, speeds(), given)]
+    steps = [replace(stage, estimate=cache(stage.estimate)) for stage in step_estimates(workflow, speeds(), given)]
 
     def make(max_hours: float | None) -> Plan:
         return plan(steps, catalogue, region=spec.region, now=spec.at, max_hours=max_hours, quotas=QUOTAS)

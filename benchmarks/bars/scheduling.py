@@ -184,7 +184,7 @@ def by_kind(there: Office, items: int) -> dict[str, tuple[int, Spent]]:
     holdings = pool.submit(itself, held, worker=names[0])
     asked = [(TRIVIAL, 1, number, len(names), holdings) for number in range(len(names))]
     whole = all_of("collect", lambda: [f for _ in range(8) for f in pool.submit_all(collect, asked, names)])
-    joined = all_of("join", lambda: [pool.submit(worker_tasks.join, TRIVIAL, whole[: len(names)], worker=names[0])])
+    joined = all_of("join", lambda: [pool.submit(worker_tasks.join_sum, TRIVIAL, whole[: len(names)], worker=names[0])])
     first.clear()
     kept = [notes, merged, whole, joined, asked, rows, added, pairs, copies, shared]
 

@@ -23,7 +23,7 @@ from cloudem.algorithms.bricks import (
     Brick,
     cut,
     join_bricks,
-    merge,
+    merge_bricks,
     pack,
     pack_reference,
     packed_sphere_of,
@@ -181,7 +181,7 @@ def bricks(bench: Bench, given: Scene, sums: Sums, repeats: int) -> Brick:
     voxels = len(packed.data)
     runs: dict[str, tuple[int, Callable[[], Any]]] = {
         "pack": (voxels, lambda: pack(spare, ball)),
-        "merge": (voxels, lambda: merge(packed, packed)),
+        "merge": (voxels, lambda: merge_bricks(packed, packed)),
         "cut": (voxels, lambda: [cut(packed, number, BRICKS) for number in range(BRICKS)]),
         "unpack_reference": (len(values), lambda: unpack_reference(values, plan.k_insert, padding)),
     }

@@ -168,7 +168,7 @@ def dense(brick: Brick | Records) -> Brick:
     return Brick(data, weight)
 
 
-def merge(earlier: Brick | Records, later: Brick | Records) -> Brick:
+def merge_bricks(earlier: Brick | Records, later: Brick | Records) -> Brick:
     """Return the sum of two bricks of the same voxels."""
     one, other = dense(earlier), dense(later)
     return Brick(one.data + other.data, one.weight + other.weight)

@@ -178,12 +178,12 @@ def make_plan(
     from cloudem.cloud.planning.calibration import speeds
     from cloudem.cloud.planning.plan import plan
     from cloudem.cloud.providers import provider_name, provider_of
-    from cloudem.runs.workload import stages
+    from cloudem.runs.workload import step_estimates
 
     where = region_to_rent(region, workflow)
     free = provider_of(provider_name(where), where).quotas() if quotas else None
     made = plan(
-        stages(workflow, speeds(), given, corrections),
+        step_estimates(workflow, speeds(), given, corrections),
         Catalogue.load(),
         region=where,
         now=time.time(),

@@ -29,9 +29,9 @@ from cloudem.io.storage.groups import read_attributes, read_group, read_rows
 from cloudem.io.storage.location import folder_of, get, is_remote, object_store, storage_errors
 from cloudem.io.storage.tables import table_from_arrays
 from cloudem.io.storage.zarr_store import zarr_store
-from cloudem.model.table import Table
+from cloudem.model.table import ItemTable
 
-Rows = TypeVar("Rows", bound=Table)
+Rows = TypeVar("Rows", bound=ItemTable)
 """The kind of table that goes with a store's images."""
 
 

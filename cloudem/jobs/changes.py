@@ -132,7 +132,7 @@ def replacing(job: Job, inputs: Inputs | None = None) -> tuple[Job, Inputs]:
     return anew, Inputs(known.made, known.described, replaced=True)
 
 
-def clear(job: Job, guard: Callable[[], None]) -> None:
+def make_room(job: Job, guard: Callable[[], None]) -> None:
     """Delete the results that the same job left in ``OUT``, so that they can be made anew.
 
     Parameters

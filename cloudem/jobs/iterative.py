@@ -30,7 +30,7 @@ ITERATIONS = "iterations"
 """Group whose groups hold what each iteration showed."""
 
 
-class State(Protocol):
+class IterationState(Protocol):
     """Where a job stands before an iteration."""
 
     @property
@@ -56,7 +56,7 @@ class PlainState:
     Attributes
     ----------
     iteration, converged, finished
-        As for `State`.
+        As for `IterationState`.
     values
         What else decides, ready for JSON.
     """
@@ -77,11 +77,11 @@ class PlainState:
         return after if over else replace(after, iteration=self.iteration + 1)
 
 
-S = TypeVar("S", bound=State)
+S = TypeVar("S", bound=IterationState)
 
 
 @dataclass(frozen=True)
-class Step(Generic[S]):
+class IterationResult(Generic[S]):
     """What an iteration leaves.
 
     Attributes
@@ -126,11 +126,11 @@ class Iterations(ABC, Generic[S]):
         """Return the state that was recorded, with what the parameters may have changed; TypeError if it is none."""
 
     @abstractmethod
-    def iterate(self, state: S) -> Step[S]:
+    def iterate(self, state: S) -> IterationResult[S]:
         """Do one iteration from the checkpoint in the store; the engine commits what it returns."""
 
     @abstractmethod
-    def finish(self, last: Step[S], wall_s: float) -> None:
+    def finish(self, last: IterationResult[S], wall_s: float) -> None:
         """Write the result."""
 
     def resume(self, state: S) -> None:
@@ -140,7 +140,7 @@ class Iterations(ABC, Generic[S]):
         """Return what to say when the job has converged after so many iterations."""
         return f"converged after {iterations} iterations"
 
-    def committed(self, step: Step[S]) -> None:
+    def committed(self, step: IterationResult[S]) -> None:
         """Remove what the checkpoint before needed and this one does not."""
 
     def commit(
@@ -219,7 +219,7 @@ class IterativeJob(Job):
         record = left_state(self, context.url)
         iterations = self.iterations(context, resumes=record is not None)
         state = iterations.begin() if record is None else _resumed(self, iterations, record)
-        step: Step[Any] | None = None
+        step: IterationResult[Any] | None = None
         counters: Moved = context.executor.traffic()
         while not state.finished:
             step = None  # what it found is in the store
@@ -249,7 +249,7 @@ class IterativeJob(Job):
 
 
 def commit(
-    context: Context, state: State | None, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+    context: Context, state: IterationState | None, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
 ) -> None:
     """Commit a checkpoint; without a state no run goes on from it."""
     record = state.record() if state is not None else None
@@ -288,7 +288,7 @@ def _resumed(job: IterativeJob, iterations: Iterations[S], record: Mapping[str, 
     return state
 
 
-def _iterate(iterations: Iterations[S], state: S, counters: Moved) -> tuple[Step[S], Moved]:
+def _iterate(iterations: Iterations[S], state: S, counters: Moved) -> tuple[IterationResult[S], Moved]:
     """Do one iteration and commit it; ``counters`` are those when the one before was recorded."""
     context, began = iterations.context, time.monotonic()
     step = iterations.iterate(state)

@@ -19,7 +19,7 @@ from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
-from cloudem.jobs.changes import change_of, clear, replacing
+from cloudem.jobs.changes import change_of, make_room, replacing
 from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress
 from cloudem.text import clock, memory
@@ -79,7 +79,7 @@ def run_job(
                 job, inputs = replacing(job)
                 job.preflight(inputs)
                 log.info("%s: %s; its results in %s are replaced", step or job.name, change.why, job.out)
-                clear(job, lease.check if lease else _nobody_else)
+                make_room(job, lease.check if lease else _nobody_else)
             for text in job.preflight().warnings:
                 progress.warning(text)
             work = job.work(sizes_of(job))

@@ -34,7 +34,7 @@ def narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[An
 
 
 @kernel
-def gather(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+def widen(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:
     """Do ``out[places] = source[rows]`` in single precision; exact for every finite half.
 
     Parameters

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cloudem.model.table import SHARED_COLUMNS, ColumnMeaning, Table
+from cloudem.model.table import SHARED_COLUMNS, ColumnMeaning, ItemTable
 
 COLUMNS: dict[str, ColumnMeaning] = {
     **SHARED_COLUMNS,
@@ -37,8 +37,8 @@ COLUMNS: dict[str, ColumnMeaning] = {
 
 
 @dataclass(frozen=True)
-class Micrographs(Table):
-    """A table of micrographs and the optics groups that they belong to, see `Table`.
+class Micrographs(ItemTable):
+    """A table of micrographs and the optics groups that they belong to, see `ItemTable`.
 
     ``micrograph`` is the name that the column ``micrograph`` of a particle table refers to.
     """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cloudem.model.table import DEGREE, SHARED_COLUMNS, TEXT, ColumnMeaning, Table
+from cloudem.model.table import DEGREE, SHARED_COLUMNS, TEXT, ColumnMeaning, ItemTable
 
 __all__ = ["COLUMNS", "TEXT", "ColumnMeaning", "Particles"]
 
@@ -59,8 +59,8 @@ COLUMNS: dict[str, ColumnMeaning] = {
 
 
 @dataclass(frozen=True)
-class Particles(Table):
-    """A table of particles and the optics groups that they belong to, see `Table`."""
+class Particles(ItemTable):
+    """A table of particles and the optics groups that they belong to, see `ItemTable`."""
 
     COLUMNS: ClassVar[Mapping[str, ColumnMeaning]] = COLUMNS
     ITEM: ClassVar[str] = "particle"

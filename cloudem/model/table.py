@@ -108,7 +108,7 @@ SHARED_COLUMNS: dict[str, ColumnMeaning] = {
 
 
 @dataclass(frozen=True)
-class Table:
+class ItemTable:
     """A table and the optics groups that its rows belong to; each kind of table is a class of its own.
 
     Parameters

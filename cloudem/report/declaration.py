@@ -44,9 +44,9 @@ STANDARD = (MAP, RESOLUTION, PARTICLES, COST, ITERATIONS, NETWORK, PARAMETERS, P
 
 def histogram_of(array: str, column: Column, title: str, caption: str = "") -> Section:
     """Declare a histogram of an array of the result, or of a column of its particles."""
-    return Section("values:histogram_of", {"array": array, "column": column, "title": title, "caption": caption})
+    return Section("values:array_histogram", {"array": array, "column": column, "title": title, "caption": caption})
 
 
 def table_of(title: str, *columns: Column, rows: int = 50) -> Section:
     """Declare a table of arrays of the result that have the same length; each column names its array."""
-    return Section("values:table_of", {"title": title, "columns": columns, "most": rows})
+    return Section("values:array_table", {"title": title, "columns": columns, "most": rows})

@@ -37,7 +37,7 @@ class Given:
         return Size(count, (box, box), self.pixel_size or (found.pixel_size if found else 1.0), remote)
 
 
-def stages(
+def step_estimates(
     workflow: Workflow, speeds: Speeds, given: Given | None = None, corrections: Mapping[str, Correction] | None = None
 ) -> list[StepEstimate]:
     """Return the steps of a workflow as the planner sees them.
@@ -75,7 +75,7 @@ def work_of(step: Step, made: dict[str, Size], given: Given) -> Work:
     Raises
     ------
     ParameterError
-        As for `stages`.
+        As for `step_estimates`.
     """
     job = step.job
     sizes, wrong = sizes_if_known(job, made)

@@ -19,7 +19,7 @@ from cloudem.algorithms.bricks import (
     dense,
     is_sparse,
     join_bricks,
-    merge,
+    merge_bricks,
     pack,
     pack_reference,
     packed_sphere_of,
@@ -71,7 +71,7 @@ def test_packing_commutes_with_adding(symmetry: str) -> None:
     group = operators(symmetry)
     one, other, ball = random_sums(8, 1), random_sums(8, 2), packed_sphere_of(BOX, 8, group)
     both = Sums(one.data + other.data, one.weight + other.weight)
-    kept = unpack(merge(pack(one, ball), pack(other, ball)), ball)
+    kept = unpack(merge_bricks(pack(one, ball), pack(other, ball)), ball)
     whole = complete(both, group)
     np.testing.assert_allclose(kept.data, whole.data, atol=1e-4 * np.abs(whole.data).max())
     np.testing.assert_allclose(kept.weight, whole.weight, atol=1e-4 * whole.weight.max())
@@ -105,12 +105,12 @@ def test_bricks_merged_and_joined_are_the_whole_merged_to_the_bit(
     wholes = [a_brick(voxels, share, seed + i) for i, share in enumerate(shares)]
     expected = wholes[0]
     for other in wholes[1:]:
-        expected = merge(expected, other)
+        expected = merge_bricks(expected, other)
     pieces = []
     for number in range(count):
         piece = cut(wholes[0], number, count)
         for other in wholes[1:]:
-            piece = merge(piece, cut(other, number, count))
+            piece = merge_bricks(piece, cut(other, number, count))
         pieces.append(piece)
     found = join_bricks(pieces)
     np.testing.assert_array_equal(found.data, expected.data)

@@ -223,7 +223,7 @@ def test_sums_are_those_of_the_serial_executor_to_the_bit(executor: Executor, it
 def test_without_a_fixed_order_sums_differ_by_rounding_alone(executors: Any, dtype: str, tolerance: float) -> None:
     with SerialExecutor() as serial:
         expected, notes = summed(serial, range(23), 1000, dtype)
-    address = executors("scheduler")._client.scheduler.address
+    address = executors("scheduler")._pool.client.scheduler.address
     with DaskExecutor(scheduler=address, fixed_order=False) as executor:
         found, told = summed(executor, range(23), 1000, dtype)
     assert told == notes

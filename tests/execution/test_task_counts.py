@@ -81,7 +81,7 @@ def test_tasks_are_counted_as_they_are_submitted(monkeypatch: pytest.MonkeyPatch
     counted = task_counts(
         [half for half, _ in each], {Subtree(0, index): places[index] for index in range(items)}
     ).counts
-    names = {"holdings": "itself", "sum": "sum_of"}
+    names = {"holdings": "itself", "join": "join_sum", "sum": "sum_of"}
     assert submitted == +Counter({names.get(kind, kind): n for kind, n in counted.items()})
 
 

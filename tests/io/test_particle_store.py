@@ -34,7 +34,7 @@ from cloudem.io.storage import s3 as s3_module
 from cloudem.io.storage.groups import write_group
 from cloudem.io.storage.location import contents, is_remote, join, object_store, write_bytes
 from cloudem.io.storage.zarr_store import zarr_store
-from cloudem.kernels.float16 import gather, narrow
+from cloudem.kernels.float16 import narrow, widen
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 
@@ -156,7 +156,7 @@ def test_shards_stay_within_their_bytes():
 def test_every_finite_half_is_widened_exactly(values):
     source = np.array([values], dtype=np.float16)
     out = np.empty((1, len(values)), dtype=np.float32)
-    gather(source, np.array([0]), np.array([0]), out)
+    widen(source, np.array([0]), np.array([0]), out)
     np.testing.assert_array_equal(out, source.astype(np.float32))
 
 

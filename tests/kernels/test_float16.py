@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloudem.kernels.float16 import gather, narrow
+from cloudem.kernels.float16 import narrow, widen
 from tests.conftest import Twin
 
 
@@ -13,7 +13,7 @@ def test_every_half_becomes_the_single_of_its_value(twin: Twin) -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(2, -1)
     out = np.full((3, halves.shape[1]), 7, np.float32)
-    twin(gather)(halves, np.array([1, 0]), np.array([0, 2]), out)
+    twin(widen)(halves, np.array([1, 0]), np.array([0, 2]), out)
     np.testing.assert_array_equal(out[[2, 0]], halves.astype(np.float32))
     assert (out[1] == 7).all()
 

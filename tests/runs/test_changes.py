@@ -22,8 +22,8 @@ from cloudem.io.storage.outputs import withdraw
 from cloudem.jobs import base
 from cloudem.jobs.artefacts import kinds_at
 from cloudem.jobs.base import Job
-from cloudem.jobs.changes import change_of, clear
-from cloudem.jobs.provenance import is_of, job_record
+from cloudem.jobs.changes import change_of, make_room
+from cloudem.jobs.provenance import differences, is_of, job_record
 from cloudem.jobs.runner import run_job
 from cloudem.runs.preflight import Outlook, preflight
 from cloudem.runs.workflow import Workflow, workflow_of
@@ -143,7 +143,7 @@ def test_what_another_job_or_a_user_made_is_never_deleted(tmp_path: Path) -> Non
     write_group(f"{folder}/out", "", {}, {"kind": "result", "job": "postprocess", "parameters": {}})
     job = flow(folder, {"job": "reconstruct", "particles": "p.zarr", "out": "out"}).steps[0].job
     with pytest.raises(OutputExistsError, match="contains the results of postprocess"):
-        clear(job, lambda: None)
+        make_room(job, lambda: None)
     assert has_group(f"{folder}/out", "")
 
 
@@ -185,7 +185,7 @@ def test_a_record_that_is_older_than_an_option_is_one_of_its_default() -> None:
     record = job_record(job)
     del record["parameters"]["guinier_from_A"]
     assert is_of(record, job)
-    assert base.differences(record, job.model_copy(update={"guinier_from_A": 12.0})) == (["guinier_from_A"], [])
+    assert differences(record, job.model_copy(update={"guinier_from_A": 12.0})) == (["guinier_from_A"], [])
     assert not is_of({"job": "postprocess"}, job)
 
 

@@ -34,7 +34,7 @@ from cloudem.model.particles import TEXT
 from cloudem.runs.pilot import pilot_of
 from cloudem.runs.preflight import preflight
 from cloudem.runs.workflow import Workflow, places, read_workflow
-from cloudem.runs.workload import Given, stages
+from cloudem.runs.workload import Given, step_estimates
 
 REFERENCE = InstanceType("reference.2", 2, 2, 24.0, network_Gbps=10.0)
 CPU = InstanceType("c7a.16xlarge", 64, 64, 128.0, network_Gbps=25.0)
@@ -333,7 +333,7 @@ def workflow(tmp_path: Path) -> Workflow:
 
 
 def test_steps_know_what_those_before_them_make(tmp_path) -> None:
-    simulate, refine, sharpen = stages(workflow(tmp_path), speeds())
+    simulate, refine, sharpen = step_estimates(workflow(tmp_path), speeds())
     assert simulate.on_head
     assert sharpen.on_head
     assert not refine.on_head
@@ -356,10 +356,10 @@ def test_an_import_from_s3_is_checked_and_planned_before_anything_is_rented(buck
     with pytest.raises(MissingInputError, match=r"step import: .* refers to Extract/a\.mrcs, not found under s3://"):
         preflight(both)
     with pytest.raises(ParameterError, match=r"refers to Extract/a\.mrcs, not found under s3://"):
-        stages(both, speeds())
+        step_estimates(both, speeds())
     write_stack(f"{project}/Extract/a.mrcs", [np.zeros((6, 8, 8))], 6, 2.0)
     assert preflight(both).lines == []
-    importing, reconstructing = stages(both, speeds())
+    importing, reconstructing = step_estimates(both, speeds())
     assert importing.on_head
     assert importing.stored_GiB == pytest.approx((2 * 6 * 8**2 + 300 * 6) / 2**30)
     job = both.steps[1].job
@@ -375,8 +375,8 @@ def test_particles_that_nobody_knows_are_asked_for(tmp_path) -> None:
         written(tmp_path, text[: text.index("[[step]]")] + text[text.index('[[step]]\njob = "refine') :])
     )
     with pytest.raises(ParameterError, match="--particles 100000 --box-px 256"):
-        stages(lone, speeds())
-    refine = stages(lone, speeds(), Given(30000, 64, 4.0))[0]
+        step_estimates(lone, speeds())
+    refine = step_estimates(lone, speeds(), Given(30000, 64, 4.0))[0]
     assert refine.most == 32
 
 

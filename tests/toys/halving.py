@@ -10,7 +10,7 @@ import numpy as np
 
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.jobs.base import Context
-from cloudem.jobs.iterative import Iterations, IterativeJob, PlainState, Step, clear
+from cloudem.jobs.iterative import IterationResult, Iterations, IterativeJob, PlainState, clear
 from cloudem.jobs.parameters import parameter
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.report import run_attributes
@@ -59,7 +59,7 @@ class Run(Iterations[PlainState]):
     def state(self, record: Mapping[str, Any]) -> PlainState:
         return PlainState(**record)
 
-    def iterate(self, state: PlainState) -> Step[PlainState]:
+    def iterate(self, state: PlainState) -> IterationResult[PlainState]:
         from functools import partial
 
         before = self.checkpoint()[0]["numbers"].tolist()
@@ -72,8 +72,10 @@ class Run(Iterations[PlainState]):
         after = state.following(converged=mean < self.job.until, most=self.job.max_iterations)
         onward = PlainState(state.iteration + 1)
         row = {"iteration": state.iteration, "mean_A": mean}
-        return Step(after, row, {"numbers": numbers}, onward=onward, curves={"numbers": numbers}, result=numbers)
+        return IterationResult(
+            after, row, {"numbers": numbers}, onward=onward, curves={"numbers": numbers}, result=numbers
+        )
 
-    def finish(self, last: Step[PlainState], wall_s: float) -> None:
+    def finish(self, last: IterationResult[PlainState], wall_s: float) -> None:
         kept = run_attributes(self.context.progress, self.context.executor.traffic())
         self.context.write("result", {"numbers": last.result}, {"wall_s": wall_s, **kept})

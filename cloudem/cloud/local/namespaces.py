@@ -85,7 +85,7 @@ def make_switch(key: str) -> None:
             raise
 
 
-def add(key: str) -> tuple[str, str]:
+def add_machine(key: str) -> tuple[str, str]:
     """Make one more machine's namespace; return its name and its address.
 
     Raises

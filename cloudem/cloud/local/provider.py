@@ -259,7 +259,7 @@ class LocalProvider(Provider):
         stack.callback(os.close, held)
         namespace, address = "", "127.0.0.1"
         if known["namespaces"]:
-            namespace, address = namespaces.add(self._key(request.cluster))
+            namespace, address = namespaces.add_machine(self._key(request.cluster))
         tags = {**known["tags"], **request.tags, "cluster": request.cluster, "slot": request.slot}
         machine.write(
             place / "node.json",

@@ -174,5 +174,5 @@ class Folding(Generic[I, K, V, N]):
         rows = [(self.fold, key, number, count, holdings) for number in range(count)]
         bricks = self.pool.submit_all(collect, rows, places, purpose="bricks")
         # whoever loses the sum, or a brick, needs the parts once more
-        joined = submit(worker_tasks.join, self.fold, bricks, worker=places[0])
+        joined = submit(worker_tasks.join_sum, self.fold, bricks, worker=places[0])
         return Shared(joined, places[0], [part.future for part in parts])

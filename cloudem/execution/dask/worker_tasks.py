@@ -68,7 +68,7 @@ def merge(fold: Fold[I, K, V, N], earlier: Added[K, V, Any], later: Added[K, V, 
     return Added(fold.merge_sums(earlier.sums, later.sums), None)
 
 
-def join(fold: Fold[I, K, V, N], bricks: Sequence[V]) -> V:
+def join_sum(fold: Fold[I, K, V, N], bricks: Sequence[V]) -> V:
     """Join the bricks of one sum."""
     return fold.join(bricks)
 

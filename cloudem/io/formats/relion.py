@@ -18,7 +18,7 @@ from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
-from cloudem.model.table import ColumnMeaning, Table, distinct
+from cloudem.model.table import ColumnMeaning, ItemTable, distinct
 
 CARRIED = "rln:"
 """Prefix of the columns that are carried as text."""
@@ -232,7 +232,7 @@ def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[
     return values.astype(np.int64)
 
 
-def _blocks(ours: Table, of_images: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _blocks(ours: ItemTable, of_images: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return the optics table, which says `of_images` of every group, and the other one."""
     numbers = [group.extra.get("rlnOpticsGroup", str(i + 1)) for i, group in enumerate(ours.optics)]
     optics: dict[str, NDArray[Any]] = {
@@ -369,7 +369,7 @@ def _old_pixel_size(path: str, table: StarTable) -> float:
 
 
 def _columns(
-    kind: type[Table], path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]
+    kind: type[ItemTable], path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
     """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
     ours = {meaning.relion: name for name, meaning in kind.COLUMNS.items() if meaning.relion}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import DamagedShardError, FormatError
 from cloudem.io.storage.location import object_store, size_of
-from cloudem.kernels.float16 import gather
+from cloudem.kernels.float16 import widen
 
 CHUNK_IMAGES = 16
 """Images in a chunk, unless they are so large that a shard holds fewer."""
@@ -338,7 +338,7 @@ class LocalShards:
             if source is None:
                 left.append(part)
             else:
-                gather(source, part.rows, part.places, out)
+                widen(source, part.rows, part.places, out)
         return left
 
     def check(self, shard: int) -> None:

@@ -21,7 +21,7 @@ from cloudem.errors import DamagedShardError, StorageError
 from cloudem.io.images.cache import CachedShard, image_cache
 from cloudem.io.images.layout import ShardRead, StackLayout, naming
 from cloudem.io.storage.location import object_store, size_of, storage_errors
-from cloudem.kernels.float16 import gather
+from cloudem.kernels.float16 import widen
 
 GAP_BYTES = 256 * 2**10
 """Bytes between two images up to which they are fetched as one range: what takes as long as a request of its own."""
@@ -175,7 +175,7 @@ class RemoteShards:
         rows, places = part.rows, part.places
         if cached is not None:
             here = cached.holds(rows)
-            gather(cached.images, rows[here], places[here], out)
+            widen(cached.images, rows[here], places[here], out)
             rows, places = rows[~here], places[~here]
         if not len(rows):
             return
@@ -208,7 +208,7 @@ class RemoteShards:
             )
         dtype = np.dtype(self._layout.dtype).newbyteorder("<")
         images = np.frombuffer(memoryview(data), dtype).reshape(wanted.stop - wanted.first, -1)
-        gather(images, wanted.rows - wanted.first, wanted.places, out)
+        widen(images, wanted.rows - wanted.first, wanted.places, out)
         cache = image_cache()
         if wanted.cached is not None and cache is not None:
             cache.write(wanted.cached, wanted.first, images)

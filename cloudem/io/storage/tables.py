@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from cloudem.errors import FormatError
 from cloudem.model.optics import OpticsGroup
-from cloudem.model.table import Table
+from cloudem.model.table import ItemTable
 
-_Table = TypeVar("_Table", bound=Table)
+_Kind = TypeVar("_Kind", bound=ItemTable)
 
 
-def table_to_arrays(table: Table) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def table_to_arrays(table: ItemTable) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return a table of any kind as arrays and attributes for `cloudem.io.storage.groups.write_group`."""
     optics = [
         {
@@ -34,7 +34,7 @@ def table_to_arrays(table: Table) -> tuple[dict[str, NDArray[Any]], dict[str, An
     return dict(table.columns), {"optics": optics, "columns": meanings}
 
 
-def table_from_arrays(kind: type[_Table], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> _Table:
+def table_from_arrays(kind: type[_Kind], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> _Kind:
     """Return the table that `table_to_arrays` took apart; other attributes do not matter.
 
     Parameters

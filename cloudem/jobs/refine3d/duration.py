@@ -276,7 +276,7 @@ def parts_of(work: Alignment, crew: FleetCapacity, course: Convergence) -> dict[
             total["reading images"] += max(reading - item * waves, 0.0)
         total["solving"] += solved * (0.5 + 0.5 * size**3)
         total["poses in the client"] += cost.POSE_S * work.count / alone
-        tasks = counted(items, crew.machines, crew.tasks, together_for(item))
+        tasks = tasks_of_fold(items, crew.machines, crew.tasks, together_for(item))
         total["scheduler"] += cost.scheduler_seconds(tasks.counts) / alone
         total["merging"] += merging * math.log2(max(busy / crew.machines, 1))
         for name, seconds in exchanged(work, crew, tasks.parts, size, k_reference, merging).items():
@@ -344,7 +344,7 @@ def exchanged(
 
 
 @cache
-def counted(items: int, machines: int, tasks: int, together: int) -> Tasks:
+def tasks_of_fold(items: int, machines: int, tasks: int, together: int) -> Tasks:
     """Return the tasks of an accumulation, machines working on runs of its items at the same pace."""
     whose = {}
     for machine, run in runs(items, dict.fromkeys(range(machines), tasks)).items():

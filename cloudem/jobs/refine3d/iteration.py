@@ -33,7 +33,7 @@ from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.io.storage.groups import list_groups
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
-from cloudem.jobs.iterative import Step
+from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.poses import changes, pose_arrays, scale_changes, shift_variance, sorted_found
 from cloudem.jobs.refine3d.solving import (
@@ -158,7 +158,7 @@ def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any
     return lambda item: (run.data, models[item.half - 1])
 
 
-def iterate(run: Run, state: State) -> Step[State]:
+def iterate(run: Run, state: State) -> IterationResult[State]:
     """Run one iteration from the checkpoint in the store."""
     progress, began = run.context.progress, time.monotonic()
     plan = iteration_plan(state, run.settings)
@@ -187,7 +187,7 @@ def iterate(run: Run, state: State) -> Step[State]:
     }
     references = {"references": list(outcome.references)}
     curves = outcome.curves.by_name()
-    return Step(after, row, outcome.checkpoint.arrays(), references, curves, onward, outcome)
+    return IterationResult(after, row, outcome.checkpoint.arrays(), references, curves, onward, outcome)
 
 
 def solve_halves(

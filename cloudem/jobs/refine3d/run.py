@@ -20,7 +20,7 @@ from cloudem.io.formats.mrc import NOWHERE, Vector
 from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
-from cloudem.jobs.iterative import Iterations, Step
+from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask
 from cloudem.jobs.refine3d.iteration import Outcome, Run, drop_references, iterate
 from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
@@ -74,11 +74,11 @@ class Refinement(Iterations[State]):
             )
         leave_out(self.context, job.particles, self.run.without)
 
-    def iterate(self, state: State) -> Step[State]:
+    def iterate(self, state: State) -> IterationResult[State]:
         """Align all images, and solve for the next references."""
         return iterate(self.run, state)
 
-    def committed(self, step: Step[State]) -> None:
+    def committed(self, step: IterationResult[State]) -> None:
         """Delete references of earlier iterations."""
         drop_references(self.run, step.attributes["references"])
 
@@ -86,7 +86,7 @@ class Refinement(Iterations[State]):
         """Return what that means."""
         return f"converged after {iterations} iterations: resolution and poses no longer improve"
 
-    def finish(self, last: Step[State], wall_s: float) -> None:
+    def finish(self, last: IterationResult[State], wall_s: float) -> None:
         """Write poses, maps and report."""
         finish(self.run, last.result, wall_s)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.bricks import Brick, merge, packed_sphere_of, unpack
+from cloudem.algorithms.bricks import Brick, merge_bricks, packed_sphere_of, unpack
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.algorithms.reconstruct import Sums, solve
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
@@ -67,7 +67,7 @@ def unfiltered(sums: Sums, box: int, k_max: int) -> Float32:
 
 def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry: str) -> Float32:
     """Return the map of all particles without filter, (n, n, n)."""
-    return solve(whole_sums(merge(first, second), box, k_max, symmetry), box, None, k_max)
+    return solve(whole_sums(merge_bricks(first, second), box, k_max, symmetry), box, None, k_max)
 
 
 def half_map_mask(half: Float32, url: str, masking: Masking) -> Float32:

@@ -18,7 +18,7 @@ from cloudem.algorithms.bricks import (
     Brick,
     cut,
     join_bricks,
-    merge,
+    merge_bricks,
     pack,
     pack_reference,
     packed_sphere_of,
@@ -247,7 +247,7 @@ def align_group(
 
 def fold_of(add: Callable[..., Added[int, Brick, N]]) -> Fold[Item, int, Brick, N]:
     """Return the fold whose sums are accumulators of half-sets."""
-    return Fold(half_of, add, merge, cut, join_bricks)  # type: ignore[arg-type]  # bricks in the form in which they are sent
+    return Fold(half_of, add, merge_bricks, cut, join_bricks)  # type: ignore[arg-type]  # bricks in the form in which they are sent
 
 
 def power_of_group(item: Item, dataset: Dataset) -> NDArray[np.float64]:

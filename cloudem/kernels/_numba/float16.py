@@ -64,8 +64,8 @@ def narrow(source: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[An
     return bool(np.isfinite(out).all())
 
 
-def gather(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Twin of :func:`cloudem.kernels.float16.gather`."""
+def widen(source: NDArray[Any], rows: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    """Twin of :func:`cloudem.kernels.float16.widen`."""
     if source.dtype == np.float16:
         _widen(source.view(np.uint16), rows, places, out)
     else:

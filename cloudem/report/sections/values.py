@@ -13,7 +13,7 @@ from cloudem.report.sections.curves import histogram
 from cloudem.report.sections.particles import finite
 
 
-def histogram_of(content: ReportContent, array: str, column: Column, title: str, caption: str = "") -> Drawn | None:
+def array_histogram(content: ReportContent, array: str, column: Column, title: str, caption: str = "") -> Drawn | None:
     """Show how the values of an array are distributed, and a few numbers about it."""
     values = content.arrays.get(array)
     if values is None:
@@ -34,7 +34,7 @@ def histogram_of(content: ReportContent, array: str, column: Column, title: str,
     return Drawn(title, [Figures([figure, Figure(376, facts(shown))])])
 
 
-def table_of(content: ReportContent, title: str, columns: Sequence[Column], most: int) -> Drawn | None:
+def array_table(content: ReportContent, title: str, columns: Sequence[Column], most: int) -> Drawn | None:
     """Show arrays as columns; the first rows of them where they are long."""
     known = [(column, content.arrays[column.name]) for column in columns if column.name in content.arrays]
     if not known:

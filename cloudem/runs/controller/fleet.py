@@ -46,7 +46,7 @@ START_KEYS = ("cloudem", "project", "run", "cluster", "provider", "deadline", "c
 """Of the head's start document that workers get, too."""
 
 
-class Fleet:
+class RunFleet:
     """The nodes of one run, its head among them.
 
     Parameters

@@ -35,7 +35,7 @@ from cloudem.errors import (
 from cloudem.execution.dask.draining import workers_of
 from cloudem.io.storage.lease import hold
 from cloudem.jobs.logs import keep_log
-from cloudem.runs.controller.fleet import Fleet
+from cloudem.runs.controller.fleet import RunFleet
 from cloudem.runs.controller.meter import Meter
 from cloudem.runs.controller.steps import RunningStep, StepProcess, Steps
 from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes, node_status
@@ -88,7 +88,7 @@ class Controller:
         self._wanted: Wishes = store.wanted()
         self._launch = int(node.get("generation", 1))
         self._meter = Meter(store, record, provider, catalogue, clock)
-        self._fleet = Fleet(store, record, node, provider, self._meter, workers, clock)
+        self._fleet = RunFleet(store, record, node, provider, self._meter, workers, clock)
         self._steps = Steps(store, record, self._meter, begin, clock)
         self._status: Status = "starting"
         self._why = ""

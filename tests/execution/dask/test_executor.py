@@ -284,7 +284,7 @@ def test_a_result_whose_worker_is_lost_before_it_is_fetched_is_not_waited_for_wi
         value = executor.share(abs, -1)
         executor._pool.wait(value.handle)
         lose(cluster)
-        monkeypatch.setattr(executor, "_wait", lambda future: None)  # as if it were lost right after that
+        monkeypatch.setattr(executor._pool, "wait", lambda future: None)  # as if it were lost right after that
         with pytest.raises(WorkerLostError, match="had no workers"):
             executor.fetch(value)
 
