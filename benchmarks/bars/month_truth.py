@@ -141,10 +141,11 @@ class World:
         factor = self.cost(work.box)
         if work.settings is None:
             return [(factor * costs.at_box(costs.INSERT_S, work.box), work.box // 2 - 1, 0)]
-        return [
-            (factor * costs.aligning_seconds(plan, unsettled, work.symmetry), plan.k_insert, plan.k_score)
-            for plan, unsettled in costs.iterations_of(work.settings, self.course(step), local=work.local)
-        ]
+        found = []
+        for plan, unsettled in costs.iterations_of(work.settings, self.course(step), local=work.local):
+            searching = unsettled * costs.search_seconds(plan, work.symmetry) if unsettled else 0.0
+            found.append((factor * (costs.local_seconds(plan) + searching), plan.k_insert, plan.k_score))
+        return found
 
 
 def boot_s(chance: random.Random) -> float:

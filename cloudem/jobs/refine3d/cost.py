@@ -153,11 +153,6 @@ def local_seconds(plan: IterationPlan) -> float:
     return at_box(ALIGN, plan.box) * (ALWAYS + scoring + inserting)
 
 
-def aligning_seconds(plan: IterationPlan, unsettled: float, symmetry: str) -> float:
-    """Return CPU-seconds of a particle in an iteration."""
-    return local_seconds(plan) + (unsettled * search_seconds(plan, symmetry) if unsettled else 0.0)
-
-
 def scheduler_seconds(counts: Mapping[str, int]) -> float:
     """Return the scheduler's CPU-seconds for tasks (:func:`cloudem.execution.reduction_tree.task_counts`)."""
     return sum(number * TASK_S.get(name, TASK_S["note"]) for name, number in counts.items())
