@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -208,10 +208,14 @@ def image_writer(
     OutputExistsError
         Something is there.
     ParameterError
-        Images without pixels, a pixel size that is not positive, another dtype, no images.
+        An odd box, images without pixels, a pixel size that is not positive, another dtype, no images.
     StorageError
         Disk full, no permission, no such bucket, no connection.
     """
+    if kind.square and (shape[0] < 2 or shape[0] % 2):
+        raise ParameterError(
+            f"images have a box of {shape[0]} pixels; cloudem needs an even box: crop or pad by one pixel"
+        )
     if min(shape) < 1 or max(shape) > MOST_PIXELS:
         raise ParameterError(
             f"images of {shape[0]} x {shape[1]} pixels (y, x) cannot be stored: a side has 1 to {MOST_PIXELS}"
@@ -228,3 +232,51 @@ def image_writer(
         yield writer
         if not writer.finished:
             raise ParameterError(f"{os.fspath(url)}: writing stopped before the {kind.item} table came")
+
+
+def write_images(
+    url: str | os.PathLike[str],
+    kind: StoreKind[Rows],
+    table: Rows,
+    images: Iterable[NDArray[np.float32]],
+    *,
+    shape: tuple[int, int],
+    pixel_size: float,
+    dtype: str = "float16",
+    attributes: Mapping[str, Any] | None = None,
+    guard: Callable[[], None] | None = None,
+) -> None:
+    """Write a store of images.
+
+    Parameters
+    ----------
+    url
+        Where; nothing may be there yet.
+    kind
+        What its images are of.
+    table
+        One row per image.
+    images
+        Batches ``(b, height, width)`` in the order of the rows.
+    shape
+        Height and width of the images in pixels.
+    pixel_size
+        Å per pixel.
+    dtype
+        ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
+    attributes
+        What else the store should say of itself; anything that JSON holds.
+    guard
+        As for `image_writer`.
+
+    Raises
+    ------
+    OutputExistsError, ParameterError, InconsistentDataError, StorageError
+        As `image_writer`, `ImageWriter.append` and `ImageWriter.finish` say. Nothing is left behind.
+    """
+    with image_writer(
+        url, kind, expected=len(table), shape=shape, pixel_size=pixel_size, dtype=dtype, guard=guard
+    ) as writer:
+        for batch in images:
+            writer.append(batch)
+        writer.finish(table, attributes)

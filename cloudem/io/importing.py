@@ -12,7 +12,8 @@ from cloudem.errors import FormatError, InconsistentDataError, ParameterError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.formats.sources import SourceImages, SourceTable
 from cloudem.io.formats.unapplied import unapplied
-from cloudem.io.particle_writer import DTYPES, ParticleWriter, particle_writer
+from cloudem.io.image_writer import DTYPES, ImageWriter, image_writer
+from cloudem.io.particle_store import PARTICLES
 from cloudem.kernels.background import (
     CONSTANT,
     NOT_FINITE,
@@ -129,7 +130,7 @@ def import_particles(
     on_progress
         Called with the number of images done since the last call.
     guard
-        As for `cloudem.io.particle_writer.particle_writer`.
+        As for `cloudem.io.image_writer.image_writer`.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def import_particles(
     Raises
     ------
     CloudemError
-        As `SourceImages`, `doubts` and `particle_writer` say; nothing is left behind.
+        As `SourceImages`, `doubts` and `image_writer` say; nothing is left behind.
     """
     images = SourceImages(source, project_folder)
     summary = ImportSummary()
@@ -150,8 +151,9 @@ def import_particles(
     outside = background_of(images.box, diameter, size)
     stored = "float32" if keep_greyscale else dtype
     sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
-    with particle_writer(
-        url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored, guard=guard
+    shape = (images.box, images.box)
+    with image_writer(
+        url, PARTICLES, expected=len(source.particles), shape=shape, pixel_size=size, dtype=stored, guard=guard
     ) as writer:
         mean, std, found, prints = _write_images(writer, images, sign, outside, stored, keep_greyscale, on_progress)
         rows = np.flatnonzero(found == USABLE)
@@ -181,7 +183,7 @@ def import_particles(
 
 
 def _write_images(
-    writer: ParticleWriter,
+    writer: ImageWriter[Particles],
     images: SourceImages,
     sign: NDArray[np.float32],
     outside: NDArray[np.bool_],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, MissingInputError
 from cloudem.io.image_store import ImageStore, StoreKind
-from cloudem.io.image_writer import image_writer
+from cloudem.io.image_writer import write_images
 from cloudem.io.storage.groups import read_attributes
 from cloudem.io.storage.location import exists
 from cloudem.model.micrographs import Micrographs
@@ -67,41 +67,8 @@ def write_micrographs(
     attributes: Mapping[str, Any] | None = None,
     guard: Callable[[], None] | None = None,
 ) -> None:
-    """Write a micrograph store.
-
-    Parameters
-    ----------
-    url
-        Where; nothing may be there yet.
-    micrographs
-        The table, one row per image.
-    images
-        Batches ``(b, height, width)`` in the order of the rows.
-    shape
-        Height and width of the images in pixels.
-    pixel_size
-        Å per pixel.
-    dtype
-        ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
-    attributes
-        What else the store should say of itself; anything that JSON holds.
-    guard
-        As for `image_writer`.
-
-    Raises
-    ------
-    OutputExistsError, ParameterError, InconsistentDataError, StorageError
-        As `image_writer`, `ImageWriter.append` and `ImageWriter.finish` say. Nothing is left behind.
-    """
-    with image_writer(
-        url,
-        MICROGRAPHS,
-        expected=len(micrographs),
-        shape=shape,
-        pixel_size=pixel_size,
-        dtype=dtype,
-        guard=guard,
-    ) as writer:
-        for batch in images:
-            writer.append(batch)
-        writer.finish(micrographs, attributes)
+    """Write a micrograph store: `write_images` with micrographs."""
+    write_images(
+        url, MICROGRAPHS, micrographs, images,
+        shape=shape, pixel_size=pixel_size, dtype=dtype, attributes=attributes, guard=guard,
+    )  # fmt: skip

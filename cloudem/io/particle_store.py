@@ -5,7 +5,7 @@ where the images lie (`ImageSource`), and whose column ``store_row`` says which 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.image_store import Damage, ImageStore, date_of
-from cloudem.io.particle_writer import PARTICLES, ParticleWriter, particle_writer, write_particles
+from cloudem.io.image_store import ImageStore, StoreKind, date_of
+from cloudem.io.image_writer import write_images
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import list_groups, read_attributes
 from cloudem.io.storage.location import exists, folder_of, is_fsspec, is_remote, join
 from cloudem.model.particles import Particles
 
-__all__ = ["Damage", "ParticleStore", "ParticleWriter", "open_particles", "particle_writer", "write_particles"]
-
+PARTICLES = StoreKind(Particles, "standard deviations of the background", square=True)
 
 RESULT_TABLE = "particles"
 """Group of a result that holds its particles."""
@@ -192,3 +191,21 @@ def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:
         return FormatError(f"{url} is a file; import it first: cloudem import {url} --out particles.zarr")
     what = f"a result of kind {attributes.get('kind')!r}" if attributes else "no finished cloudem store"
     return FormatError(f"{url} is {what}, where a particle store is needed; make one with cloudem import")
+
+
+def write_particles(
+    url: str | os.PathLike[str],
+    particles: Particles,
+    images: Iterable[NDArray[np.float32]],
+    *,
+    box: int,
+    pixel_size: float,
+    dtype: str = "float16",
+    attributes: Mapping[str, Any] | None = None,
+    guard: Callable[[], None] | None = None,
+) -> None:
+    """Write a particle store: `write_images` with particles in a box, whose side is even."""
+    write_images(
+        url, PARTICLES, particles, images,
+        shape=(box, box), pixel_size=pixel_size, dtype=dtype, attributes=attributes, guard=guard,
+    )  # fmt: skip

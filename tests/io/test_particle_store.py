@@ -234,8 +234,9 @@ def test_leftovers_of_a_killed_run_do_not_matter(tmp_path):
 KILLED = """
 import sys
 import numpy as np
-from cloudem.io.particle_writer import particle_writer
-with particle_writer(sys.argv[1], expected=9000, box=8, pixel_size=1.0) as writer:
+from cloudem.io.image_writer import image_writer
+from cloudem.io.particle_store import PARTICLES
+with image_writer(sys.argv[1], PARTICLES, expected=9000, shape=(8, 8), pixel_size=1.0) as writer:
     writer.append(np.zeros((3000, 8, 8), np.float32))
     print("go", flush=True)
     sys.stdin.read()
