@@ -15,8 +15,8 @@ from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.particle_store import ParticleStore, open_particles
-from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage import fsspec_urls
+from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage.location import (
     UNFINISHED,
     contents,
@@ -28,8 +28,8 @@ from cloudem.io.storage.location import (
     read_bytes,
     write_bytes,
 )
-from cloudem.io.storage.tables import table_from_arrays
 from cloudem.io.storage.outputs import new_prefix
+from cloudem.io.storage.tables import table_from_arrays
 from cloudem.model.particles import TEXT, Particles
 
 Say = Callable[[str], None] | None

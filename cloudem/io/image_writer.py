@@ -18,8 +18,8 @@ from cloudem.io.image_store import Rows, StoreKind
 from cloudem.io.images.layout import MOST_PIXELS, StackLayout
 from cloudem.io.storage.groups import write_group
 from cloudem.io.storage.location import Store, object_store, put
-from cloudem.io.storage.tables import table_to_arrays
 from cloudem.io.storage.outputs import new_prefix
+from cloudem.io.storage.tables import table_to_arrays
 from cloudem.kernels.float16 import narrow
 
 DTYPES = ("float16", "float32")
