@@ -140,9 +140,6 @@ class Iterations(ABC, Generic[S]):
         """Return what to say when the job has converged after so many iterations."""
         return f"converged after {iterations} iterations"
 
-    def committed(self, step: IterationResult[S]) -> None:
-        """Remove what the checkpoint before needed and this one does not."""
-
     def commit(
         self, state: S | None, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any] | None = None
     ) -> None:
@@ -163,7 +160,8 @@ class IterativeJob(Job):
     changeable: ClassVar[frozenset[str]] = frozenset({"out", "restart", "report", "max_iterations"})
     """Parameters that may be others when a run goes on: they change no iteration that is done."""
     beside_checkpoint: ClassVar[tuple[str, ...]] = ()
-    """Groups that the checkpoint refers to."""
+    """Groups that the checkpoint refers to. Of one that it has an attribute for, it needs those groups within that the
+    attribute lists; others are deleted once it is committed."""
 
     max_iterations: int = parameter(25, meaning="stop after this many iterations, even if not converged", ge=1)
     restart: bool = parameter(
@@ -203,12 +201,13 @@ class IterativeJob(Job):
         from cloudem.io.storage.groups import read_attributes
         from cloudem.jobs.report import complete_report
 
-        state = (read_attributes(context.url, CHECKPOINT) or {}).get("state") or {}
+        checkpoint = read_attributes(context.url, CHECKPOINT) or {}
         done = iterations_of_result(context.url)
-        if _is_over(state, done):
+        if _is_over(checkpoint.get("state") or {}, done):
             for path in (CHECKPOINT, *self.beside_checkpoint):
                 context.delete(path)
         else:
+            drop_unnamed(self, context, checkpoint)
             context.progress.warning(f"not converged after {done} iterations; raise --max-iterations to continue")
         if getattr(self, "report", True):
             complete_report(context.url)
@@ -223,7 +222,7 @@ class IterativeJob(Job):
         counters: Moved = context.executor.traffic()
         while not state.finished:
             step = None  # what it found is in the store
-            step, counters = _iterate(iterations, state, counters)
+            step, counters = _iterate(self, iterations, state, counters)
             state = step.after
             if not state.finished:
                 context.stop_if_asked(f"iteration {state.iteration - 1}")
@@ -242,7 +241,7 @@ class IterativeJob(Job):
             # only now that the result is whole: before, the last iteration would be done again
             step = replace(step, result=None)  # what is lost with a worker would be made from another checkpoint
             iterations.commit(step.onward, step.arrays, step.attributes)
-            iterations.committed(step)
+            drop_unnamed(self, context, step.attributes)
             return
         for path in (CHECKPOINT, *self.beside_checkpoint):
             context.delete(path)
@@ -255,6 +254,16 @@ def commit(
     record = state.record() if state is not None else None
     with purpose("poses"):
         context.write(CHECKPOINT, arrays, {**attributes, "state": record})
+
+
+def drop_unnamed(job: IterativeJob, context: Context, attributes: Mapping[str, Any]) -> None:
+    """Delete what lies beside a checkpoint with these attributes and is not among what it names."""
+    from cloudem.io.storage.groups import list_groups
+
+    for path in job.beside_checkpoint:
+        if path in attributes:
+            for name in set(list_groups(context.url, path)) - set(attributes[path]):
+                context.delete(f"{path}/{name}")
 
 
 def clear(context: Context, job: IterativeJob) -> None:
@@ -288,7 +297,9 @@ def _resumed(job: IterativeJob, iterations: Iterations[S], record: Mapping[str, 
     return state
 
 
-def _iterate(iterations: Iterations[S], state: S, counters: Moved) -> tuple[IterationResult[S], Moved]:
+def _iterate(
+    job: IterativeJob, iterations: Iterations[S], state: S, counters: Moved
+) -> tuple[IterationResult[S], Moved]:
     """Do one iteration and commit it; ``counters`` are those when the one before was recorded."""
     context, began = iterations.context, time.monotonic()
     step = iterations.iterate(state)
@@ -304,7 +315,7 @@ def _iterate(iterations: Iterations[S], state: S, counters: Moved) -> tuple[Iter
     context.progress.iteration(row, moved)
     if not step.after.finished:
         iterations.commit(step.after, step.arrays, step.attributes)
-        iterations.committed(step)
+        drop_unnamed(job, context, step.attributes)
     return step, now
 
 

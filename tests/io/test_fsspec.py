@@ -21,7 +21,8 @@ from cloudem.errors import (
     StorageError,
 )
 from cloudem.io.exporting import export, read_record
-from cloudem.io.formats.mrc import HEADER_BYTES, map_stack, read_volume, write_volume
+from cloudem.io.formats.mrc import HEADER_BYTES, map_stack, read_volume
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
 from cloudem.io.importing import import_particles

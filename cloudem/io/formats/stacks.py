@@ -150,7 +150,7 @@ class _Objects:
         with storage_errors(place), traffic.purpose("images"):
             try:
                 if self._store is None:
-                    start = fsspec_urls.first_bytes(place, HEADER_BYTES)
+                    start = fsspec_urls.read_first(place, HEADER_BYTES)
                 else:
                     start = first_bytes(self._store, key, HEADER_BYTES)
             except StorageError as error:

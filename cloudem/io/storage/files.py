@@ -65,10 +65,10 @@ def open_table(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _fetch_by_fsspec(url: str) -> bytes:
-    start = fsspec_urls.first_bytes(url, 0)
+    start = fsspec_urls.read_first(url, 0)
     if start is not None:
         _require_table(url, start[1])
-    found = None if start is None else fsspec_urls.first_bytes(url, None)
+    found = None if start is None else fsspec_urls.read_first(url, None)
     if found is None:
         raise MissingInputError(f"{url} does not exist; check the address")
     return found[0]
@@ -113,7 +113,7 @@ def new_file(url: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
         Disk full, no permission, no such bucket, no connection.
     """
     if is_fsspec(url):
-        with fsspec_urls.new_file(absolute(url), size) as there:
+        with fsspec_urls.file_to_write(absolute(url), size) as there:
             yield there
         return
     with storage_errors(url):

@@ -101,7 +101,7 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
 
 
-def first_bytes(url: str, stop: int | None) -> tuple[bytes, int, str] | None:
+def read_first(url: str, stop: int | None) -> tuple[bytes, int, str] | None:
     """Return the bytes up to `stop` of a file, all its bytes' number, and its version; None where there is none.
 
     Raises
@@ -160,13 +160,13 @@ def read_range(url: str, start: int, stop: int, version: str) -> bytes:
     return data
 
 
-def exists(url: str) -> bool:
+def is_there(url: str) -> bool:
     """Return whether there is a file or folder; on the web, whether its server knows the address."""
     with _errors(url):
         return _info(_open(url)) is not None
 
 
-def contents(url: str) -> list[str]:
+def names_under(url: str) -> list[str]:
     """Return the names of what lies right under a URL, sorted."""
     with _errors(url):
         place = _open(url)
@@ -179,7 +179,7 @@ def contents(url: str) -> list[str]:
         return sorted({each.removeprefix(top).split("/")[0] for each in below if each.startswith(top)})
 
 
-def delete_all(url: str) -> None:
+def delete_under(url: str) -> None:
     """Delete every file under a URL."""
     with _errors(url):
         place = _open(url)
@@ -188,7 +188,7 @@ def delete_all(url: str) -> None:
 
 
 @contextmanager
-def new_file(url: str, size: int = 0) -> Iterator[BinaryIO]:
+def file_to_write(url: str, size: int = 0) -> Iterator[BinaryIO]:
     """Give a file to write into that appears when it is whole, as far as the place can do that.
 
     When the block raises it is given up, and what appeared of it all the same is deleted.
@@ -264,9 +264,9 @@ def _undo(place: _Place, before: dict[str, Any] | None) -> None:
         place.system.rm_file(place.path)
 
 
-def write_bytes(url: str, data: bytes | memoryview) -> None:
+def write_whole(url: str, data: bytes | memoryview) -> None:
     """Write one file."""
-    with new_file(url, len(data)) as file:
+    with file_to_write(url, len(data)) as file:
         file.write(data)
 
 

@@ -133,7 +133,7 @@ def parent_and_name(url: str | os.PathLike[str]) -> tuple[str, str]:
 def exists(url: str | os.PathLike[str]) -> bool:
     """Return whether there is anything: a file, a folder, an object, or objects under that prefix."""
     if is_fsspec(url):
-        return fsspec_urls.exists(absolute(url))
+        return fsspec_urls.is_there(absolute(url))
     if not is_remote(url):
         return os.path.lexists(folder_of(url))
     if contents(url):
@@ -144,7 +144,7 @@ def exists(url: str | os.PathLike[str]) -> bool:
 def contents(url: str | os.PathLike[str]) -> list[str]:
     """Return the names of what lies right under a URL, sorted, but for a lease; none where there is nothing."""
     if is_fsspec(url):
-        return fsspec_urls.contents(absolute(url))
+        return fsspec_urls.names_under(absolute(url))
     if not is_remote(url):
         folder = folder_of(url)
         return sorted({path.name for path in folder.iterdir()} - {LEASE_FILE}) if folder.is_dir() else []
@@ -283,7 +283,7 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes | None:
 def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, int] | None:
     """Return the bytes up to `stop` of the file or object that a URL names, and its size; None where there is none."""
     if is_fsspec(url):
-        there = fsspec_urls.first_bytes(absolute(url), stop)
+        there = fsspec_urls.read_first(absolute(url), stop)
         return None if there is None else there[:2]
     with storage_errors(url):
         if not is_remote(url):
@@ -308,7 +308,7 @@ def version_of(url: str | os.PathLike[str]) -> str:
     where there is nothing.
     """
     if is_fsspec(url):
-        there = fsspec_urls.first_bytes(absolute(url), 0)
+        there = fsspec_urls.read_first(absolute(url), 0)
         return "" if there is None else f"{there[1]} bytes, {there[2]}"
     with storage_errors(url):
         if not is_remote(url):
@@ -334,7 +334,7 @@ def write_bytes(url: str | os.PathLike[str], data: bytes | memoryview) -> None:
         Disk full, no permission, no such bucket, no connection.
     """
     if is_fsspec(url):
-        fsspec_urls.write_bytes(absolute(url), data)
+        fsspec_urls.write_whole(absolute(url), data)
         return
     parent, name = parent_and_name(url)
     with storage_errors(url):

@@ -72,8 +72,8 @@ def withdraw(url: str | os.PathLike[str]) -> None:
         It cannot be deleted.
     """
     if is_fsspec(url):
-        if fsspec_urls.contents(absolute(url)):
-            fsspec_urls.write_bytes(join(absolute(url), UNFINISHED), b"{}")
+        if fsspec_urls.names_under(absolute(url)):
+            fsspec_urls.write_whole(join(absolute(url), UNFINISHED), b"{}")
         else:
             fsspec_urls.delete(absolute(url))
         return
@@ -162,12 +162,12 @@ def new_prefix(url: str | os.PathLike[str], guard: Callable[[], None] | None = N
 
 @contextmanager
 def _new_files(url: str) -> Iterator[None]:
-    fsspec_urls.delete_all(url)
-    fsspec_urls.write_bytes(join(url, UNFINISHED), b"{}")
+    fsspec_urls.delete_under(url)
+    fsspec_urls.write_whole(join(url, UNFINISHED), b"{}")
     try:
         yield
     except BaseException:
         with suppress(CloudemError):
-            fsspec_urls.delete_all(url)
+            fsspec_urls.delete_under(url)
         raise
     fsspec_urls.delete(join(url, UNFINISHED))

@@ -30,7 +30,6 @@ from cloudem.algorithms.refinement import (
 )
 from cloudem.algorithms.resolution import FscCurves, resolution_at
 from cloudem.execution.executor import Executor, Shared, itself
-from cloudem.io.storage.groups import list_groups
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
@@ -47,7 +46,6 @@ from cloudem.jobs.refine3d.solving import (
 )
 from cloudem.jobs.refine3d.tasks import (
     REFERENCE_PIECES,
-    REFERENCES,
     Aligned,
     Checkpoint,
     Found,
@@ -140,12 +138,6 @@ class Outcome:
     maps: Maps | None
     curves: FscCurves
     found: Sequence[Found]
-
-
-def drop_references(run: Run, kept: Sequence[str]) -> None:
-    """Delete references that no checkpoint needs any more."""
-    for name in set(list_groups(run.url, REFERENCES)) - set(kept):
-        run.context.delete(f"{REFERENCES}/{name}")
 
 
 def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:

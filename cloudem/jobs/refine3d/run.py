@@ -22,7 +22,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
 from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask
-from cloudem.jobs.refine3d.iteration import Outcome, Run, drop_references, iterate
+from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
 from cloudem.jobs.refine3d.resume import leave_out
 from cloudem.jobs.refine3d.start import begin
@@ -77,10 +77,6 @@ class Refinement(Iterations[State]):
     def iterate(self, state: State) -> IterationResult[State]:
         """Align all images, and solve for the next references."""
         return iterate(self.run, state)
-
-    def committed(self, step: IterationResult[State]) -> None:
-        """Delete references of earlier iterations."""
-        drop_references(self.run, step.attributes["references"])
 
     def converged(self, iterations: int) -> str:
         """Return what that means."""

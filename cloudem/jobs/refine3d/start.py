@@ -16,10 +16,10 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
 from cloudem.jobs.halves import Drawing, half_sets
-from cloudem.jobs.iterative import clear, commit
+from cloudem.jobs.iterative import clear, commit, drop_unnamed
 from cloudem.jobs.maps import read_start_map
 from cloudem.jobs.provenance import job_record
-from cloudem.jobs.refine3d.iteration import Float32, Run, drop_references, share
+from cloudem.jobs.refine3d.iteration import Float32, Run, share
 from cloudem.jobs.refine3d.poses import no_poses, table_poses
 from cloudem.jobs.refine3d.resume import source_of
 from cloudem.jobs.refine3d.solving import MASK
@@ -82,8 +82,9 @@ def first_references(run: Run, density: Float32, factors: Iterable[float]) -> li
 
 def save(run: Run, checkpoint: Checkpoint, state: State | None, references: Sequence[str]) -> None:
     """Commit a checkpoint with the state, None if no iteration can begin with it yet; drop older references."""
-    commit(run.context, state, checkpoint.arrays(), {"references": list(references)})
-    drop_references(run, references)
+    attributes = {REFERENCES: list(references)}
+    commit(run.context, state, checkpoint.arrays(), attributes)
+    drop_unnamed(run.job, run.context, attributes)
 
 
 def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
