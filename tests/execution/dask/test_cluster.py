@@ -354,5 +354,5 @@ def test_worker_processes_leave_ctrl_c_to_those_who_started_them(running: Runnin
 
 def test_embedded_processes_leave_ctrl_c_to_this_one() -> None:
     with DaskExecutor(processes=True, workers=1, threads=1) as executor:
-        (process,) = executor._client.run(os.getpid).values()
+        (process,) = executor._pool.client.run(os.getpid).values()
         assert not hears_ctrl_c(process)
