@@ -9,6 +9,9 @@ WAITING := tests/cloud tests/deploy tests/runs tests/conformance/test_providers.
 
 ALL_VERSIONS := 3.11 3.12 3.13
 
+# After `pip install .` in .venv, the kernels that it compiled stay there and would hide the code of this folder.
+UNHIDE := rm -rf .venv/lib/python3.*/site-packages/cloudem
+
 .PHONY: demo test test-all coverage lint clean
 .DELETE_ON_ERROR:
 
@@ -64,8 +67,10 @@ clean:
 
 .venv/installed: .venv/bin/python pyproject.toml
 	$(PIP) --editable .
+	@$(UNHIDE)
 	@touch $@
 
 .venv/installed-test: .venv/bin/python pyproject.toml
 	$(PIP) --editable '.[test]'
+	@$(UNHIDE)
 	@touch $@ .venv/installed
