@@ -128,7 +128,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, CloudemError):
         text = str(error)
     elif isinstance(error, click.ClickException):
-        text = f"{error.format_message().rstrip('.?')}; see cloudem --help"
+        text = _usage(error)
     elif isinstance(error, MemoryError):
         text = "out of memory; try fewer --threads, or a machine with more memory"
     elif isinstance(error, OSError):
@@ -136,6 +136,14 @@ def describe_error(error: Exception) -> str:
     else:
         text = f"unexpected {type(error).__name__}: {error}; run again with --debug to see where it came from"
     return one_line(text)
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return what is wrong with a command line, and which help says how it should be."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "cloudem"
+    text = error.format_message().rstrip(".") or "no command was given"  # empty where the help was printed
+    return f"{text}{' See' if text.endswith('?') else '; see'} {command} --help"
 
 
 class JobCommand(click.Command):
@@ -177,6 +185,18 @@ class JobGroup(click.Group):
         if found is None and (cmd_name in JOBS or cmd_name in known_jobs()):
             return JobCommand(find_job(cmd_name))
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant; where only a group has one of that name, say so."""
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            groups = {group: each for group, each in self.commands.items() if isinstance(each, click.Group)}
+            for group, each in groups.items():
+                if name in each.commands:
+                    ctx.fail(f"No such command '{name}'. Did you mean '{group} {name}'?")
+        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the names and summaries of all commands."""
