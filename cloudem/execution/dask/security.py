@@ -62,9 +62,11 @@ def make_certificates(folder: str | Path, days: int = 365) -> datetime:
     Raises
     ------
     OutputExistsError
-        If the folder holds certificates already: a cluster may be using them.
+        If the folder holds certificates already: a cluster may be using them; or if it is a file.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise OutputExistsError(f"{folder} is a file, where a folder is needed; choose another --out")
     there = [name for name in FILES if (folder / name).exists()]
     if there:
         raise OutputExistsError(f"{folder} holds {', '.join(there)} already; give another folder, or remove it first")

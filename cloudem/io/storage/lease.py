@@ -26,9 +26,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
+from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError, OutputExistsError
 from cloudem.io.storage.compare_and_swap import Slot, slot
-from cloudem.io.storage.location import LEASE_FILE, storage_errors
+from cloudem.io.storage.location import LEASE_FILE, folder_of, is_fsspec, is_remote, storage_errors
 
 LENGTH_S = 60.0
 """A lease that was not renewed for so long may be taken over."""
@@ -287,11 +287,17 @@ def hold(url: str | os.PathLike[str], *, log: logging.Logger, length: float = LE
 
     Raises
     ------
+    OutputExistsError
+        A file lies there, or where a folder above it has to be.
     LeaseHeldError
         Somebody else is writing there.
     StorageError
         The lease can be neither read nor written.
     """
+    if not is_fsspec(url) and not is_remote(url):
+        folder = folder_of(url).absolute()
+        if files := [path for path in (folder, *folder.parents) if path.is_file()]:
+            raise OutputExistsError(f"{files[0]} is a file, where a folder is needed; choose another --out")
     place = slot(os.fspath(url), LEASE_FILE)
     with storage_errors(url):
         lease = _take(place, log, length)

@@ -90,6 +90,7 @@ def partial_file(final: Path) -> Iterator[int]:
     """
     _remove_left(final)
     partial = partial_name(final)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with contextlib.suppress(OSError):  # not on this file system

@@ -46,6 +46,12 @@ def test_they_are_never_overwritten(certificates: Path) -> None:
     assert (certificates / KEY).read_bytes() == before
 
 
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "certs").write_text("mine")
+    with pytest.raises(OutputExistsError, match="certs is a file, where a folder is needed"):
+        make_certificates(tmp_path / "certs")
+
+
 def test_they_last_as_long_as_asked(tmp_path: Path) -> None:
     end = make_certificates(tmp_path / "certs", days=30)
     assert abs(end - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=1)

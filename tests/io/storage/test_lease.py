@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError
+from cloudem.errors import CloudemError, LeaseHeldError, LeaseLostError, OutputExistsError
 from cloudem.io.storage import lease as leasing
 from cloudem.io.storage.compare_and_swap import Slot, slot
 from cloudem.io.storage.groups import read_group, write_group
@@ -534,3 +534,15 @@ def test_a_commit_that_was_held_up_does_not_replace_a_later_one(s3):
 def test_a_length_is_within_bounds_whatever_is_said(said, length):
     raw = leasing.Holder.me(60.0).encode().replace(b'"length_s": 60.0', b'"length_s": %s' % said.encode())
     assert leasing.Holder.parse(raw).length_s == length
+
+
+@pytest.mark.parametrize("below", ["", "refine"])
+def test_a_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with (
+        pytest.raises(OutputExistsError, match=r"notes\.txt is a file, where a folder is needed"),
+        hold(file / below, log=LOG),
+    ):
+        pass
+    assert file.read_text() == "mine"
