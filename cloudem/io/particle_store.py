@@ -188,7 +188,12 @@ def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:
     if not exists(url):
         return MissingInputError(f"{url} does not exist; make it with: cloudem import particles.star --out {url}")
     if not is_remote(url) and folder_of(url).is_file():
-        return FormatError(f"{url} is a file; import it first: cloudem import {url} --out particles.zarr")
+        if url.endswith((".star", ".cs")):
+            return FormatError(f"{url} is a file; import it first: cloudem import {url} --out particles.zarr")
+        return FormatError(
+            f"{url} is a file, where a particle store or the results of a job are needed; make a store from a .star or "
+            ".cs file with cloudem import"
+        )
     what = f"a result of kind {attributes.get('kind')!r}" if attributes else "no finished cloudem store"
     return FormatError(f"{url} is {what}, where a particle store is needed; make one with cloudem import")
 

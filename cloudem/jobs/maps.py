@@ -17,6 +17,7 @@ from scipy import ndimage
 from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, read_volume, read_volume_header
 from cloudem.io.storage.groups import has_group, read_attributes, read_rows
+from cloudem.io.storage.location import contents
 from cloudem.jobs.progress import Progress
 
 LEAST_BOX = 8
@@ -99,6 +100,8 @@ def check_map(path: str, pixel_size: float | None = None, option: str | None = N
     """
     if has_group(path, "result"):
         return _of_result(path, pixel_size, held)[1]
+    if contents(path):
+        raise MissingInputError(f"{path} holds no {held}; give an MRC file, or finished results that hold one")
     grid = grid_of(read_volume_header(path, pixel_size, option))
     if grid.box < LEAST_BOX:
         raise InconsistentDataError(f"{path} has a box of {grid.box} voxels, at least {LEAST_BOX} are needed")

@@ -159,9 +159,14 @@ class Postprocess(Job):
     def _say(self, done: Postprocessed, context: Context) -> None:
         shells = done.fit.shells
         fitted = f"{shells[1] - shells[0]} shells fitted" if shells[1] > shells[0] else "too few shells to fit"
-        given = "" if self.b_factor_A2 is None else f"; sharpened with {self.b_factor_A2:g} Å² as requested"
+        given = ""
+        if self.b_factor_A2 is not None:
+            given = f"; sharpened with {self.b_factor_A2:g} Å² as requested"
+        elif done.b_factor < done.fit.b_factor:
+            most = f"{0.0 - done.b_factor:.0f} Å², the most that {done.resolution:.1f} Å supports"
+            given = f"; sharpened with only {most}"
         context.progress.message(f"resolution {done.resolution:.2f} Å (corrected FSC 0.143)")
-        context.progress.message(f"B-factor {-done.fit.b_factor:.0f} Å² ({fitted}){given}")
+        context.progress.message(f"B-factor {0.0 - done.fit.b_factor:.0f} Å² ({fitted}){given}")
         if done.fit.b_factor < 0 and self.b_factor_A2 is None:
             context.progress.warning(
                 "the Guinier plot rises: the maps seem to be sharpened already, so they were not sharpened further"

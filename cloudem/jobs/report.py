@@ -119,8 +119,13 @@ def require_result(url: str) -> None:
         There is no finished result.
     """
     from cloudem.io.storage.groups import has_group
+    from cloudem.io.storage.location import exists, join
 
     if not has_group(url, "result"):
+        if exists(join(url, "run.json")):
+            raise StorageError(
+                f"{url} is a run, not the results of a job; for its report: cloudem cost {url} --report report.html"
+            )
         raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
 
 

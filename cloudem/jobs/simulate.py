@@ -95,7 +95,10 @@ class Simulate(Job):
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
 
     def check_out(self) -> None:
-        """Check that there are no particles in ``OUT``, or those of this very job."""
+        """Check that ``OUT`` holds no results of another job, and no particles but those of this very job."""
+        from cloudem.jobs.checks import refuse_results_of_others
+
+        refuse_results_of_others(self.out, self.name)
         self._has_particles()
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:

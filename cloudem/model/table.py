@@ -176,8 +176,9 @@ class ItemTable:
         relion = {name: self.COLUMNS[name].relion for name in missing if name in self.COLUMNS}
         labels = [f"{name} ({relion[name]})" if relion.get(name) else name for name in missing]
         raise MissingColumnError(
-            f"the {self.ITEM}s have no column {', '.join(labels)}; they have "
-            f"{', '.join(sorted(self.columns)) or 'none'}: import from a file that has it, or run the job that makes it"
+            f"the {self.ITEM}s have no {'column' if len(labels) == 1 else 'columns'} {', '.join(labels)}; they have "
+            f"{', '.join(sorted(self.columns)) or 'none'}: import from a file with "
+            f"{'it' if len(labels) == 1 else 'them'}, or run the job that makes {'it' if len(labels) == 1 else 'them'}"
         )
 
     def take(self, indices: ArrayLike) -> Self:

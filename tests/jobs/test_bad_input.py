@@ -120,6 +120,11 @@ def map_as_mask(scene: Scene, _: Path) -> dict[str, object]:
     return {"mask": scene.reference + ".mask.mrc"}
 
 
+def table_as_particles(scene: Scene, folder: Path) -> dict[str, object]:
+    (folder / "particles.star").write_text("data_particles\n")
+    return {"particles": str(folder / "particles.star")}
+
+
 def values(**given: object) -> Damage:
     return lambda scene, folder: given
 
@@ -128,7 +133,11 @@ CASES = {
     "no particles": (values(particles="nowhere.zarr"), r"nowhere\.zarr does not exist; make it with: cloudem import"),
     "no store": (unfinished_store, "no finished cloudem store, where a particle store is needed"),
     "a result": (result_as_particles, "a result of kind 'result', where a particle store is needed"),
-    "a file": (lambda scene, _: {"particles": scene.reference}, "is a file; import it first: cloudem import"),
+    "a file": (
+        lambda scene, _: {"particles": scene.reference},
+        "is a file, where a particle store or the results of a job are",
+    ),
+    "a table": (table_as_particles, "is a file; import it first: cloudem import"),
     "scheme": (
         values(particles="gopher://bucket/p"),
         "gopher:// locations are not known; give a folder or s3://bucket/prefix",

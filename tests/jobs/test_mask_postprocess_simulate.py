@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cloudem.algorithms.resolution import shell_amplitudes
 from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
@@ -80,6 +81,19 @@ def test_postprocess_estimates_a_mask_and_takes_a_b_factor(halves, tmp_path):
     assert 0.02 < arrays["mask"].mean() < 0.5
 
 
+def test_postprocess_says_when_it_sharpens_less_than_the_fit(molecule, tmp_path):
+    for number in (1, 2):
+        noise = np.random.default_rng(number).standard_normal(molecule.shape, np.float32)
+        blurred = ndimage.gaussian_filter(molecule, 1.2) + 0.001 * noise
+        write_volume(tmp_path / f"half{number}.mrc", blurred, PIXEL)
+    run(Postprocess(halves=str(tmp_path / "half1.mrc"), out=str(tmp_path / "post")))
+    _, attributes = read_group(tmp_path / "post", "result")
+    assert attributes["resolution_A"] > 6
+    assert 2 * attributes["b_factor_fitted_A2"] < attributes["b_factor_A2"] < 0
+    said = f"sharpened with only {attributes['b_factor_A2']:.0f} Å²"
+    assert said in (tmp_path / "post/log.txt").read_text()
+
+
 def test_postprocess_names_what_is_wrong(halves, tmp_path, molecule):
     out = str(tmp_path / "post")
     with pytest.raises(MissingInputError, match="does not exist"):
@@ -104,6 +118,24 @@ def test_postprocess_does_not_overwrite_the_refinement(halves, tmp_path):
     with pytest.raises(OutputExistsError, match="contains the results of refine3d"):
         run(Postprocess(halves=str(tmp_path / "refine"), out=str(tmp_path / "refine")))
     assert "half1" in read_group(tmp_path / "refine", "result")[0]
+
+
+def test_mask_makes_the_folder_of_its_file(halves, tmp_path):
+    run(Mask(map=str(halves), out=str(tmp_path / "new/mask.mrc")))
+    assert (tmp_path / "new/mask.mrc").exists()
+
+
+def test_mask_of_a_store_says_what_it_holds(tmp_path):
+    run(Simulate(**SMALL, out=str(tmp_path)))
+    with pytest.raises(MissingInputError, match=r"particles\.zarr holds no map; give an MRC file"):
+        run(Mask(map=str(tmp_path / "particles.zarr"), out=str(tmp_path / "mask.mrc")))
+
+
+def test_simulate_does_not_write_among_the_results_of_another_job(halves, tmp_path):
+    as_result(halves, tmp_path / "refine")
+    with pytest.raises(OutputExistsError, match="contains the results of refine3d"):
+        run(Simulate(**SMALL, out=str(tmp_path / "refine")))
+    assert not (tmp_path / "refine/particles.zarr").exists()
 
 
 def test_mask_of_a_file(halves, molecule, tmp_path):

@@ -144,6 +144,12 @@ def test_no_result_is_said_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_of_a_run_it_is_said_what_makes_its_report(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"is a run, .*: cloudem cost .* --report report\.html$"):
+        write_report(str(tmp_path))
+
+
 def test_command_line_gives_the_parameters_again():
     toy = Toy(stacks=("a.mrcs", "b c.mrcs"), diameter_A=120.0, half_precision=False, out="/o")
     assert command_line("toy", toy.model_dump(mode="json")) == (

@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[str], None], dict[str, Any], str]] = {
     "group": (nothing, {**REFINE, "symmetry": "Q4"}, "Q4"),
     "other results": (result_of_other, {**REFINE, "out": "out"}, "contains this job with another .*--diameter-A;"),
     "lost shard": (lost_shard, REFINE, "no shard can be read"),
-    "no particles": (nothing, {"job": "reconstruct", "particles": "start.mrc"}, "is a file; import it first"),
+    "no particles": (nothing, {"job": "reconstruct", "particles": "start.mrc"}, "is a file, where a particle store"),
     "results": (
         result_of_other,
         {"job": "reconstruct", "particles": "p.zarr", "out": "out"},
