@@ -30,7 +30,7 @@ class Submit(Command):
         "cloudem submit --resume s3://bucket/project/runs/first-map-20261121-0613 --max-usd 300",
     )
 
-    workflow: str | None = parameter(None, meaning="workflow file (see docs/cloud.md)", positional=True)
+    workflow: str | None = parameter(None, meaning="workflow file (see docs/planning.md)", positional=True)
     attach: str | None = parameter(None, meaning="follow the run at this URL, wherever it was submitted")
     resume: str | None = parameter(None, meaning="resume the stopped run at this URL")
     max_usd: float | None = parameter(

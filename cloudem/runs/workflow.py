@@ -115,7 +115,7 @@ def workflow_of(table: Mapping[str, Any], name: str) -> Workflow:
         raise ParameterError('there is no step; write [[step]] and below it job = "refine3d" with its parameters')
     project = _text(table, "project")
     if not project:
-        raise ParameterError('no project is set; write project = "s3://bucket/prefix" at the top')
+        raise ParameterError('no project is set; write project = "s3://bucket/prefix", or a folder, at the top')
     from cloudem.io.storage.location import absolute
 
     project = absolute(project)

@@ -115,7 +115,7 @@ class DaskExecutor(Executor):
             self._pool = WorkerPool(client, description, patience_s)
             threads_of = self._pool.threads()
             if scheduler is not None:
-                self._pool.description += f", {len(threads_of)} workers, {sum(threads_of.values())} threads"
+                self._pool.description += f", workers: {len(threads_of)}, threads: {sum(threads_of.values())}"
             self._count()
             self._resources = undo.pop_all()
 

@@ -141,7 +141,7 @@ def views_figure(views: ViewDensity, width: int = 620, height: int = 290) -> str
             axes.text(float(x[0]) - 0.03, float(y[0]), f"{degrees}°", ha="right", va="center", fontsize=11, color=FAINT)
         axes.text(0, 1.03, "tilt 0°", ha="center", va="bottom", fontsize=11, color=FAINT)
         axes.text(0, -1.04, "tilt 180°", ha="center", va="top", fontsize=11, color=FAINT)
-        axes.text(-2.03, 0, "rot −180°", ha="right", va="center", fontsize=11, color=FAINT)
+        axes.text(-2.03, 0, "rot\n−180°", ha="right", va="center", fontsize=11, color=FAINT)
         for degrees in (-120, -60, 0, 60, 120):
             name = "rot 0°" if degrees == 0 else f"{degrees}°".replace("-", "−")
             axes.text(degrees / 90 + 0.02, -0.02, name, ha="left", va="top", fontsize=10, color=INK)
