@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, hot_loops, refinements, scaling
+from bars import agreement, hot_loops, nothing, refinements, scaling
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "agreement": agreement.agreement,
     "apoferritin": refinements.apoferritin,
     "noise": refinements.noise,
+    "nothing": nothing.nothing,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
@@ -38,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder of simulated sets and results, kept between runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="tiny settings; the rows are kept in the work folder")
+    parser.add_argument("--whole", action="store_true", help="nothing: also 5,000 images, which take an hour a seed")
     parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets")
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
@@ -53,7 +55,7 @@ def main() -> None:
     seeds = given.seeds[:1] if given.quick else given.seeds
     bench = Bench(
         data, work.resolve(), given.quick, seeds, given.relion, given.relion_map and given.relion_map.resolve(),
-        0.5 if given.quick else given.relion_minutes,
+        0.5 if given.quick else given.relion_minutes, whole=given.whole,
     )  # fmt: skip
     titles = {name: (part.__doc__ or name).rstrip(".") for name, part in PARTS.items()}
     failed: list[str] = []

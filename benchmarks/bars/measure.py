@@ -65,6 +65,7 @@ class Bench:
     relion: bool = False
     relion_map: Path | None = None
     relion_minutes: float = 10.0
+    whole: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, *columns: Mapping[str, Any]) -> None:

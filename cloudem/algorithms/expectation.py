@@ -23,12 +23,12 @@ from cloudem.algorithms.align import (
 )
 from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.reconstruct import Sums
-from cloudem.algorithms.search import Hits, SearchGrid, poses, search, shift_grid
+from cloudem.algorithms.search import MARGIN, Hits, SearchGrid, poses, search, shift_grid
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, low_passed, real_images, sample_half_disc
 from cloudem.kernels.shells import shell_sums
-from cloudem.kernels.slices import extract, insert, padded_box
+from cloudem.kernels.slices import extract, fast_even, insert, padded_box
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -36,6 +36,9 @@ Complex64 = NDArray[np.complex64]
 
 LEAST_WEIGHT = 1e-3
 """Poses less probable than this are not inserted."""
+
+MASK_SHELLS = 16
+"""By how much the circle may widen a spectrum before it folds back onto what is scored."""
 
 NOISE_STRIDE = 4
 """Every how many-th image the noise is measured on: a shell of radius k has pi k pixels in each, which is plenty."""
@@ -180,16 +183,35 @@ class Spectra(NamedTuple):
 
 def spectra(batch: Batch, plan: IterationPlan) -> Spectra:
     """Transform a batch."""
-    xp = array_namespace(batch.images)
     disc = half_disc(plan.box, plan.box // 2 - 1).beside(batch.images)
-    edge = min(6.0, plan.box / 2 - plan.radius)
-    mask = xp.asarray(soft_circle(plan.box, plan.radius, max(edge, 1.0)))
-    whole = sample_half_disc(fourier_images(batch.images), disc)
-    transforms = fourier_images(batch.images * mask)
+    transforms = fourier_images(batch.images)
+    whole = sample_half_disc(transforms, disc)
+    masked, origin = mask_scored(transforms, disc, plan)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
-    values *= xp.asarray(batch.scale, np.float32)[:, None]
-    origin = transforms[:, 0, 0].real.copy()
-    return Spectra(disc, sample_half_disc(transforms, disc), whole, origin, values)
+    values *= array_namespace(whole).asarray(batch.scale, np.float32)[:, None]
+    return Spectra(disc, masked, whole, origin, values)
+
+
+def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> tuple[Complex64, Float32]:
+    """Return the shells that are scored, of masked images, and these images' zero frequency.
+
+    Shells beyond are cut off before the circle is applied, which would otherwise carry their noise over those that
+    decide the poses: of 1,500 images of noise alone, the two half-maps then correlate up to six shells beyond the last
+    one scored. So poses, and with them the sums of shells beyond, know nothing of the noise there.
+
+    What is left fits fewer pixels; the circle, too, is smooth enough for them.
+    """
+    xp = array_namespace(transforms)
+    box = min(plan.box, fast_even(2 * plan.k_score + MASK_SHELLS))
+    scale = box / plan.box
+    edge = max(min(6.0, plan.box / 2 - plan.radius), 1.0)
+    images = real_images(low_passed(transforms, plan.k_score, box))
+    images *= xp.asarray(soft_circle(box, scale * plan.radius, scale * edge))
+    low = fourier_images(images)
+    pixels = np.flatnonzero(disc.shell <= min(plan.k_score + MARGIN, box // 2 - 1))  # the search interpolates
+    masked = xp.zeros((len(transforms), len(disc.kx)), transforms.dtype)
+    masked[:, pixels] = sample_half_disc(low, HalfDisc(disc.kx[pixels], disc.ky[pixels], disc.shell[pixels]))
+    return masked, low[:, 0, 0].real.copy()
 
 
 def inverse_noise(batch: Batch, model: Model) -> Float32:

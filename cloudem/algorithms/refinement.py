@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.reconstruct import signal_to_noise
-from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.shells import crossing
+from cloudem.algorithms.significance import MOST_CHANCE, deviations, resolution_shell
 
 Float64 = NDArray[np.float64]
 
@@ -21,6 +20,12 @@ AHEAD = 2
 LEAKAGE = 4
 """The limit rises only when the resolution lies this many shells beyond it: the edge of a mask carries the correlation
 of the last shell scored, which may be that of aligned noise, across two or three more. Real signal reaches further."""
+
+LEAST_EVIDENCE = 3.5
+"""Standard deviations by which images have to know what lies beyond the limit: of noise, one test in 4,300 has more."""
+
+EVIDENCE_SAMPLE = 1000
+"""Images of each half-set that are asked."""
 
 GROWTH = 3
 """The limit rises by no more than this factor from one iteration to the next."""
@@ -91,7 +96,7 @@ class State:
     search
         Whether it searches.
     best
-        Best resolution so far, shell (fractional).
+        Best resolution so far that could be believed, shell (fractional).
     stalled
         Iterations since that improved.
     final
@@ -125,6 +130,11 @@ class IterationOutcome:
     ----------
     fsc
         Corrected FSC, (n // 2 + 1,).
+    voxels
+        Independent voxels of each shell (`cloudem.algorithms.significance`).
+    evidence
+        By how many standard deviations images match the other half-set's map better from their own side than from
+        another's, on the `LEAKAGE` shells beyond the limit (`cloudem.algorithms.evidence`); 0 where nobody asked.
     moving
         Share of the images whose pose moved by more than :data:`STILL` standard errors.
     jumped
@@ -132,6 +142,8 @@ class IterationOutcome:
     """
 
     fsc: Float64
+    voxels: Float64
+    evidence: float
     moving: float
     jumped: float
 
@@ -142,14 +154,26 @@ def first_state(settings: Settings) -> State:
 
 
 def beyond_start(state: State, settings: Settings) -> bool:
-    """Tell whether the refinement has found signal that the starting reference did not hold."""
+    """Tell whether the refinement has shown signal that the starting reference did not hold."""
     return state.best > settings.first_limit + LEAKAGE
 
 
-def resolution_shell(fsc: Float64) -> float:
-    """Return the shell (fractional) where the curve first falls below 0.143, the last one if it never does."""
-    shell = crossing(fsc, FSC_THRESHOLD)
-    return float(len(fsc) - 1) if np.isnan(shell) else shell
+def asks_for_evidence(fsc: Float64, voxels: Float64, limit: int) -> bool:
+    """Tell whether the FSC would raise the limit: by shells beyond what masks carry, and by more than chance."""
+    return deviations(fsc, voxels, limit + LEAKAGE, int(resolution_shell(fsc))) > MOST_CHANCE
+
+
+def believed_shell(observed: IterationOutcome, limit: int) -> float:
+    """Return the shell (fractional) of the resolution, as far as the limit of that iteration lets it be believed.
+
+    Up to three shells beyond the limit the masks may carry what noise shares that was aligned to the same start; if
+    there are many images, further. So what lies beyond has to be more correlated than chance makes so few voxels, and
+    images have to know it, too.
+    """
+    shell = resolution_shell(observed.fsc)
+    if asks_for_evidence(observed.fsc, observed.voxels, limit) and observed.evidence > LEAST_EVIDENCE:
+        return shell
+    return min(shell, limit + LEAKAGE - 1.0)
 
 
 def iteration_plan(state: State, settings: Settings) -> IterationPlan:
@@ -181,7 +205,7 @@ def next_state(state: State, settings: Settings, observed: IterationOutcome) -> 
     """Return the state before the next iteration; ``finished`` when there is none."""
     if state.final:
         return replace(state, finished=True)
-    shell = resolution_shell(observed.fsc)
+    shell = believed_shell(observed, state.limit)
     better = shell > state.best + 0.25
     best, stalled = (shell, 0) if better else (max(state.best, shell), state.stalled + 1)
     searches = state.searches + state.search
@@ -222,17 +246,18 @@ def next_limit(shell: float, limit: int, settings: Settings) -> int:
     return int(np.clip(wanted, settings.first_limit, min(GROWTH * limit, settings.last_limit)))
 
 
-def reference_snr(fsc: Float64) -> Float64:
+def reference_snr(fsc: Float64, limit: int) -> Float64:
     """Return the signal-to-noise ratio by shell with which a half-map becomes a reference.
 
     FSC / (1 - FSC), up to the resolution; the few shells beyond it are let in weakly, so that the correlation can grow
-    there, and nothing further.
+    there. Nothing beyond ``limit``, the highest shell that the next iteration scores: the mask, by which the reference
+    is multiplied, would spread it over what is scored, and aligned noise would creep outwards with each iteration.
     """
     ratio = signal_to_noise(np.nan_to_num(fsc))
     shell = np.arange(len(fsc))
     end = resolution_shell(fsc)
     ratio = np.where(shell > end, np.minimum(ratio, 0.1), ratio)
-    return np.where(shell > end + AHEAD + 1, 0.0, ratio)
+    return np.where(shell > min(end + AHEAD + 1, limit), 0.0, ratio)
 
 
 def is_moving(angle: Float64, shift: Float64, precision: Float64) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from cloudem.algorithms.significance import mask_fraction
 from cloudem.algorithms.spectra import (
     extent_of,
     is_finite,
@@ -60,6 +61,8 @@ class FscCurves(NamedTuple):
     corrected: NDArray[np.float64]
     randomise_from: int
     """First shell whose phases were randomised; n // 2 + 1 if none was."""
+    fraction: float = 1.0
+    """Of voxels that are independent inside the mask (`cloudem.algorithms.significance.mask_fraction`)."""
 
     def by_name(self) -> dict[str, NDArray[np.float64]]:
         """Return the four curves as the arrays of a result: ``fsc_unmasked`` and so on."""
@@ -216,7 +219,8 @@ def masked_fsc(
     for spectrum, own in zip((one, other), np.random.SeedSequence(seed).generate_state(2), strict=True):
         randomise(spectrum, first, int(own))
     randomised = correlation(*products(multiply(one, mask, extent), multiply(other, mask, extent), plane))
-    return FscCurves(unmasked, masked, randomised, _correct(masked, randomised, first + RANDOMISE_MARGIN), first)
+    corrected = _correct(masked, randomised, first + RANDOMISE_MARGIN)
+    return FscCurves(unmasked, masked, randomised, corrected, first, mask_fraction(mask))
 
 
 def _randomise_from(unmasked: NDArray[np.float64]) -> int:

@@ -9,6 +9,8 @@ arrays              ``map``, ``mask``, and ``fsc_<name>`` for each curve
 ``pixel_size_A``    pixel size
 ``symmetry``        point group
 ``resolution_A``    resolution that the job states
+``resolution_source``
+                    what that is the resolution of, where the FSC does not show it
 ``b_factor_A2``     B-factor of sharpening
 ``iterations``      rows as given to `Progress.iteration`, beside the ``row`` of each ``iterations/*``
 ``traffic``         what went over the network outside of iterations, beside the ``traffic`` of each ``iterations/*``
@@ -176,6 +178,7 @@ def _content_of(url: str) -> ReportContent:
         symmetry_operators=_operators(symmetry),
         fsc={name: arrays[f"fsc_{name}"] for name in FSC_NAMES if f"fsc_{name}" in arrays},
         resolution=result.get("resolution_A"),
+        resolution_source=str(result.get("resolution_source") or ""),
         b_factor=result.get("b_factor_A2"),
         iterations=_iterations(kept, result),
         columns=declared.columns,

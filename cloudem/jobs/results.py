@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, resolution_at, sharpen, sharpening
+from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, sharpen, sharpening
+from cloudem.algorithms.significance import independent_voxels, significant_shell
 from cloudem.io.formats.mrc import Vector
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
+from cloudem.model.symmetry import operators
 
 HAND = "The map has the hand of the starting map: projections alone cannot determine it. Check helices where visible."
+
+START = "resolution of the starting map; none is shown beyond it"
 
 STAYS_HIGH, LAST_SHELLS = 0.8, 3
 """A corrected FSC that is nowhere lower in the last shells before Nyquist is not believed without a word."""
@@ -35,6 +39,7 @@ def write_maps(
     store: ParticleStore,
     report: bool,
     origin: Vector,
+    start_resolution: float = 0.0,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -60,11 +65,14 @@ def write_maps(
         Whether to draw it.
     origin
         Of the maps, Å along x, y, z.
+    start_resolution
+        Of a refinement that has shown nothing beyond its start, the resolution of that, Å: no better one is claimed; 0
+        otherwise.
     """
     progress = context.progress
     with progress.stage("postprocess"):
         curves = within(masked_fsc(halves[0], halves[1], mask, seed), k_max)
-        resolution = resolution_at(curves.corrected, len(whole), pixel_size)
+        resolution = max(claimed_resolution(curves, pixel_size, symmetry), start_resolution)
         mean = (halves[0] + halves[1]) / np.float32(2)
         fit = b_factor(mean * mask, curves.corrected, pixel_size, resolution)
         fall_off = sharpening(fit, resolution)
@@ -85,7 +93,8 @@ def write_maps(
         "origin_A": origin,
         "symmetry": symmetry,
         "resolution_A": resolution,
-        "b_factor_A2": -fall_off,
+        "resolution_source": START if start_resolution else "",
+        "b_factor_A2": 0.0 - fall_off,
         "wall_s": wall,
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
@@ -93,9 +102,17 @@ def write_maps(
         **run_attributes(progress, context.executor.traffic()),
     }
     context.write("result", {**arrays, **curves.by_name()}, attributes)
-    progress.message(f"resolution {resolution:.2f} Å (corrected FSC 0.143), B-factor {0.0 - fall_off:.0f} Å²")
+    shown_by = START if start_resolution else "corrected FSC 0.143"
+    progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")
+
+
+def claimed_resolution(curves: FscCurves, pixel_size: float, symmetry: str) -> float:
+    """Return the resolution in Å up to which shells correlate by 0.143, and by more than chance does it."""
+    box = 2 * (len(curves.corrected) - 1)
+    voxels = independent_voxels(box, curves.fraction, len(operators(symmetry)))
+    return box * pixel_size / max(significant_shell(curves.corrected, voxels), 1.0)
 
 
 def suspicious(corrected: NDArray[np.float64], k_max: int, box: int, pixel_size: float) -> str:
@@ -130,7 +147,7 @@ def write_particles_of(context: Context, particles: Particles, store: ParticleSt
 def within(curves: FscCurves, k_max: int) -> FscCurves:
     """Return curves that are 0 beyond the last shell inserted, where the maps hold nothing but the mask's leakage."""
     keep_shell = np.arange(len(curves.unmasked)) <= k_max
-    unmasked, masked, randomised, corrected, first = curves
-    return FscCurves(
-        unmasked * keep_shell, masked * keep_shell, randomised * keep_shell, corrected * keep_shell, first
-    )  # fmt: skip
+    kept = {
+        name: getattr(curves, name) * keep_shell for name in ("unmasked", "masked", "phase_randomised", "corrected")
+    }
+    return curves._replace(**kept)

@@ -77,8 +77,33 @@ def fourier_images(images: Float) -> Complex:
 def real_images(transforms: Complex) -> Float:
     """Invert :func:`fourier_images`: (b, n, n // 2 + 1) to (b, n, n)."""
     n = transforms.shape[-2]
-    images: Float = scipy.fft.irfft2(_centre(transforms.copy(), 2), s=(n, n))
+    images: Float = fft_namespace(transforms).irfft2(_centre(transforms.copy(), 2), s=(n, n))
     return images
+
+
+def low_passed(transforms: Complex, k_max: int, size: int) -> Complex:
+    """Cut the shells up to one out of transforms, for images of fewer pixels that show the same.
+
+    Parameters
+    ----------
+    transforms
+        :func:`fourier_images`, (b, n, n // 2 + 1).
+    k_max
+        Last shell kept, less than ``size // 2``.
+    size
+        Even box of the smaller images, at most n.
+
+    Returns
+    -------
+    Shape (b, size, size // 2 + 1); zero beyond ``k_max``.
+    """
+    xp = array_namespace(transforms)
+    out: Complex = xp.zeros((len(transforms), size, size // 2 + 1), transforms.dtype)
+    out[:, : k_max + 1, : k_max + 1] = transforms[:, : k_max + 1, : k_max + 1]
+    out[:, -k_max:, : k_max + 1] = transforms[:, -k_max:, : k_max + 1]
+    ky = np.fft.fftfreq(size, 1 / size)[:, None]
+    out *= xp.asarray(np.rint(np.hypot(ky, np.arange(size // 2 + 1))) <= k_max)
+    return out
 
 
 def sample_half_disc(transforms: Complex, disc: HalfDisc) -> Complex:

@@ -63,6 +63,8 @@ class ReportContent:
         Names are those of `FSC_NAMES`; the index is the Fourier shell.
     resolution : float, optional
         Resolution in Å that the job states (FSC 0.143). Without it, it is read off the best curve given.
+    resolution_source : str
+        What it is the resolution of, where the FSC of these maps does not show it.
     b_factor : float, optional
         B-factor, Å², that the map was sharpened with (negative sharpens).
     rot, tilt : (p,) float array, optional
@@ -104,6 +106,7 @@ class ReportContent:
     symmetry_operators: NDArray[np.floating[Any]] | None = None
     fsc: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     resolution: float | None = None
+    resolution_source: str = ""
     b_factor: float | None = None
     iterations: Sequence[Mapping[str, Value]] = ()
     columns: Sequence[Column] = ()

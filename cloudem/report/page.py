@@ -77,7 +77,7 @@ def _stated_resolution(content: ReportContent) -> tuple[str, str] | None:
     how = f", {CURVES[name].label}" if name else ""
     caption = f"resolution at FSC {FSC_THRESHOLD:g}{how}"
     if content.resolution is not None and np.isfinite(content.resolution):
-        return f"{content.resolution:.2f} Å", caption
+        return f"{content.resolution:.2f} Å", content.resolution_source or caption
     if name is None or content.pixel_size is None:
         return None
     curve = content.fsc[name]

@@ -21,7 +21,7 @@ from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
 from cloudem.kernels.ctf import ctf_terms, ctf_values
-from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
+from cloudem.kernels.fourier import fill_half_disc, fourier_images, half_disc, real_images
 from cloudem.kernels.slices import padded_box
 from cloudem.model.poses import angle_between, random_rotations
 from cloudem.model.symmetry import operators
@@ -213,8 +213,21 @@ def test_masked_spectra_are_those_of_images_cut_to_the_particle() -> None:
     outside = np.hypot(x, y) > RADIUS + 5
     # the mean and the corners of Fourier space are not on the disc
     assert np.std(inside[:, outside]) < 0.15 * np.std(batch.images[:, outside])
-    cut = batch.images * soft_circle(BOX, RADIUS, BOX / 2 - RADIUS)
+    low = fourier_images(batch.images)
+    radius = np.hypot(np.fft.fftfreq(BOX, 1 / BOX)[:, None], np.arange(BOX // 2 + 1))
+    low[:, np.rint(radius) > K_SCORE] = 0
+    cut = real_images(low) * soft_circle(BOX, RADIUS, BOX / 2 - RADIUS)
     np.testing.assert_allclose(spectrum.origin, cut.sum(axis=(1, 2)), atol=1e-2)
+
+
+def test_nothing_beyond_the_last_shell_scored_touches_what_is_scored() -> None:
+    batch, _, _ = simulate(3, 12)
+    beyond = half_disc(BOX, BOX // 2 - 1)
+    noise = np.random.default_rng(1).standard_normal((3, len(beyond.kx), 2)) @ [1, 1j] * (beyond.shell > K_SCORE)
+    other = replace(batch, images=batch.images + 1e-2 * real_images(fill_half_disc(noise, beyond, BOX)))
+    one, two = (spectra(each, PLAN) for each in (batch, other.rows(np.arange(3))))
+    assert np.abs(one.whole - two.whole).max() > 1e-3
+    np.testing.assert_allclose(two.masked, one.masked, atol=1e-4)
 
 
 def test_first_shift_is_that_of_the_most_probable_pose() -> None:

@@ -18,6 +18,7 @@ from cloudem.algorithms.refinement import (
     IterationOutcome,
     Settings,
     State,
+    beyond_start,
     first_state,
     intensity_scales,
     is_moving,
@@ -25,8 +26,8 @@ from cloudem.algorithms.refinement import (
     next_limit,
     next_state,
     reference_snr,
-    resolution_shell,
 )
+from cloudem.algorithms.significance import MOST_CHANCE, resolution_shell
 from cloudem.conventions import FSC_THRESHOLD
 
 
@@ -54,6 +55,11 @@ def curve(box: int, shell: float) -> np.ndarray:
     return np.clip(FSC_THRESHOLD - 0.3 * distance, 0.0, 1.0)
 
 
+def outcome(box: int, shell: float, moving: float, jumped: float, voxels: float = 1e4) -> IterationOutcome:
+    """Return what an iteration shows whose FSC ends at a shell, with so many independent voxels in each."""
+    return IterationOutcome(curve(box, shell), np.full(box // 2 + 1, voxels), 10.0, moving, jumped)
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[Settings, list[IterationOutcome]]:
     """Return settings and what each of as many iterations as there may be shows."""
@@ -63,7 +69,7 @@ def histories(draw: st.DrawFn) -> tuple[Settings, list[IterationOutcome]]:
     seen = draw(
         st.lists(st.tuples(shells, share, share), min_size=fixed.most_iterations, max_size=fixed.most_iterations)
     )
-    return fixed, [IterationOutcome(curve(fixed.box, shell), moving, jumped) for shell, moving, jumped in seen]
+    return fixed, [outcome(fixed.box, shell, moving, jumped) for shell, moving, jumped in seen]
 
 
 def play(fixed: Settings, seen: list[IterationOutcome]) -> list[State]:
@@ -139,18 +145,31 @@ def test_noise_that_correlates_up_to_the_mask_keeps_the_limit_for_ever(fixed: Se
     state = first_state(fixed)
     while not state.finished:
         assert state.limit == fixed.first_limit
-        state = next_state(state, fixed, IterationOutcome(curve(fixed.box, state.limit + 2.4), 1.0, 1.0))
+        state = next_state(state, fixed, outcome(fixed.box, state.limit + 2.4, 1.0, 1.0))
+
+
+@given(settings(), st.floats(0, 40))
+def test_chance_in_few_voxels_keeps_the_limit_for_ever(fixed: Settings, beyond: float) -> None:
+    """An FSC of 0.5 up to anywhere, of fewer independent voxels than could show it."""
+    assume(fixed.first_limit < fixed.last_limit - LEAKAGE)
+    fsc = np.where(np.arange(fixed.box // 2 + 1) <= fixed.first_limit + beyond, 0.5, 0.0)
+    few = np.full(len(fsc), (2 * MOST_CHANCE) ** 2 / (len(fsc) + 1))
+    state = first_state(fixed)
+    while not state.finished:
+        assert state.limit == fixed.first_limit
+        state = next_state(state, fixed, IterationOutcome(fsc, few, 10.0, 1.0, 1.0))
+    assert not beyond_start(state, fixed)
 
 
 def test_it_converges_when_poses_rest_and_nothing_becomes_better() -> None:
     fixed = Settings(64, 2.0, 20.0, 6, 0.13, 3.0, 10, 4, 31, 25)
-    *states, end = play(fixed, [IterationOutcome(curve(64, 20), 0.05, 0.0)] * 25)
+    *states, end = play(fixed, [outcome(64, 20, 0.05, 0.0)] * 25)
     assert end.converged
     assert len(states) < 8
-    *states, end = play(fixed, [IterationOutcome(curve(64, 20), 1.0, 0.0)] * 25)  # poses that never rest
+    *states, end = play(fixed, [outcome(64, 20, 1.0, 0.0)] * 25)  # poses that never rest
     assert end.converged
     assert len(states) < 12
-    *states, end = play(fixed, [IterationOutcome(curve(64, 3 + i), 1.0, 1.0) for i in range(8)] * 4)
+    *states, end = play(fixed, [outcome(64, 3 + i, 1.0, 1.0) for i in range(8)] * 4)
     assert len(states) > 6
 
 
@@ -175,17 +194,18 @@ def test_resolution_is_where_the_curve_first_falls(fsc: list[float], shell: floa
     assert resolution_shell(np.array(fsc, float)) == pytest.approx(shell)
 
 
-@given(st.lists(st.one_of(st.floats(-1, 1), st.just(float("nan"))), min_size=4, max_size=60))
-def test_the_filter_is_finite_and_empty_beyond_the_resolution(values: list[float]) -> None:
+@given(st.lists(st.one_of(st.floats(-1, 1), st.just(float("nan"))), min_size=4, max_size=60), st.integers(4, 60))
+def test_the_filter_is_finite_and_empty_beyond_resolution_and_limit(values: list[float], limit: int) -> None:
     fsc = np.array(values)
-    snr = reference_snr(fsc)
+    snr = reference_snr(fsc, limit)
     end = resolution_shell(fsc)
     shell = np.arange(len(fsc))
     assert np.isfinite(snr).all()
     assert np.all(snr >= 0)
     assert np.all(snr[shell > end + AHEAD + 1] == 0)
+    assert np.all(snr[shell > limit] == 0)
     assert np.all(snr[shell > end] <= 0.1)
-    inside = fsc[(shell >= 1) & (shell < int(end))].clip(0, 0.9999)
+    inside = fsc[(shell >= 1) & (shell < int(end)) & (shell <= limit)].clip(0, 0.9999)
     np.testing.assert_allclose(snr[1 : 1 + len(inside)], inside / (1 - inside))
 
 

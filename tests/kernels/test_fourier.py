@@ -8,6 +8,7 @@ from cloudem.kernels.fourier import (
     fourier_images,
     fourier_volume,
     half_disc,
+    low_passed,
     real_images,
     real_volume,
     sample_half_disc,
@@ -123,3 +124,16 @@ def test_double_precision_stays_double() -> None:
     images = noise(1, 16, 16).astype(np.float64)
     assert fourier_images(images).dtype == np.complex128
     assert real_images(fourier_images(images)).dtype == np.float64
+
+
+def test_images_of_fewer_pixels_show_the_same_shells() -> None:
+    disc = half_disc(24, 4)
+    values = np.random.default_rng(2).standard_normal((2, len(disc.kx), 2)) @ [1, 1j]
+    whole = fill_half_disc(values, disc, 24)
+    whole[:, 0, 0] = 5.0
+    beyond = whole + fill_half_disc(np.ones((2, len(half_disc(24, 11).kx)), complex), half_disc(24, 11), 24)
+    small = low_passed(whole, 4, 12)
+    assert small.shape == (2, 12, 7)
+    np.testing.assert_allclose(sample_half_disc(small, disc), values)
+    np.testing.assert_allclose(real_images(small) * 144, real_images(whole)[:, ::2, ::2] * 576, atol=1e-9)
+    assert np.count_nonzero(low_passed(beyond, 4, 12)) == np.count_nonzero(small)

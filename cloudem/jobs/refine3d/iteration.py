@@ -16,19 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
+from cloudem.algorithms.evidence import luck
 from cloudem.algorithms.expectation import IterationPlan, noise_variance
 from cloudem.algorithms.refinement import (
+    EVIDENCE_SAMPLE,
+    LEAKAGE,
     IterationOutcome,
     Settings,
     State,
+    asks_for_evidence,
+    believed_shell,
     beyond_start,
     iteration_plan,
     next_state,
     onward_state,
     reference_snr,
 )
-from cloudem.algorithms.resolution import FscCurves, resolution_at
+from cloudem.algorithms.resolution import FscCurves
+from cloudem.algorithms.significance import independent_voxels
 from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
@@ -39,6 +46,7 @@ from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
     half_map_mask,
+    map_to_match,
     unfiltered,
     unfiltered_whole,
     whole_sums,
@@ -50,9 +58,11 @@ from cloudem.jobs.refine3d.tasks import (
     Checkpoint,
     Found,
     Item,
+    PosedItem,
     align_group,
     counter,
     fold_of,
+    gains_of_group,
     model_of,
     read_checkpoint,
     read_reference,
@@ -92,6 +102,10 @@ class Run:
     def data(self) -> Shared[Dataset]:
         """The particles, open on every worker."""
         return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
+
+    def not_beyond(self, state: State) -> float:
+        """Return the resolution in Å that none better than is claimed, 0 once signal beyond the start was shown."""
+        return 0.0 if beyond_start(state, self.settings) else self.job.start_resolution
 
     def masking(self, estimate: bool) -> Masking:
         """How masks are made."""
@@ -172,7 +186,7 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
     length = run.settings.box * run.settings.pixel_size
     row: dict[str, Value] = {
         "iteration": state.iteration,
-        "resolution_A": resolution_at(outcome.curves.corrected, run.settings.box, run.settings.pixel_size),
+        "resolution_A": max(length / max(believed_shell(outcome.observed, state.limit), 1.0), run.not_beyond(after)),
         "limit_A": length / plan.k_score,
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
@@ -203,8 +217,16 @@ def solve_halves(
     noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
     change, kept = changes(plan, before, found, run.group), before.half_set > 0
     curves = executor.fetch(comparison)
+    voxels = independent_voxels(s.box, curves.fraction, len(run.group))
+    evidence = 0.0
+    if asks_for_evidence(curves.corrected, voxels, plan.k_score):
+        evidence = evidence_of(run, plan, before, Maps(halves, masks), found)
     observed = IterationOutcome(
-        curves.corrected, float(np.mean(change.moving[kept])), float(np.mean(change.jumped[kept]))
+        fsc=curves.corrected,
+        voxels=voxels,
+        evidence=evidence,
+        moving=float(np.mean(change.moving[kept])),
+        jumped=float(np.mean(change.jumped[kept])),
     )
     after = next_state(state, s, observed)
     references: list[str] = []
@@ -212,7 +234,7 @@ def solve_halves(
     if after.finished:  # only now do the half-sets meet
         maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry))
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
-        snr = reference_snr(curves.corrected)
+        snr = reference_snr(curves.corrected, after.limit)
         where = (run.url, state.iteration)
         written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
         references = [executor.fetch(name) for name in written]
@@ -228,3 +250,23 @@ def solve_halves(
         **pose_arrays(found),
     )
     return Outcome(checkpoint, references, observed, after, maps, curves, found)
+
+
+def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:
+    """Return by how many standard deviations images know the map of the other half-set beyond what decided their poses.
+
+    Nothing but this number passes from one half-set to the other.
+    """
+    first, last = plan.k_score + 1, min(plan.k_score + LEAKAGE, plan.k_insert)
+    volumes = [run.executor.share(map_to_match, maps.halves[h], maps.masks[h], last) for h in (1, 0)]  # the other's
+    items = []
+    for item in tasks(before.half_set, run.job.group_size, EVIDENCE_SAMPLE):
+        poses = found[item.half - 1].poses
+        best = best_of(poses.images)
+        rows = best[np.searchsorted(poses.images[best], item.indices)]
+        items.append(PosedItem(item.half, item.indices, poses.rotations[rows], poses.shifts[rows]))
+    task = partial(gains_of_group, url=run.url, shells=(first, last))
+    found_gains = run.executor.map(task, items, shared=lambda item: (run.data, volumes[item.half - 1]))
+    evidence = luck(np.concatenate(list(found_gains)))
+    run.context.log.debug("evidence on shells %d to %d: %.2f standard deviations", first, last, evidence)
+    return evidence

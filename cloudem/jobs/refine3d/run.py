@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.refinement import State, resolution_shell
+from cloudem.algorithms.refinement import State
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import NOWHERE, Vector
 from cloudem.io.storage.groups import read_attributes
@@ -23,7 +23,7 @@ from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
 from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask
 from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
-from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
+from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.resume import leave_out
 from cloudem.jobs.refine3d.start import begin
 from cloudem.jobs.refine3d.tasks import read_checkpoint
@@ -52,6 +52,7 @@ class Refinement(Iterations[State]):
         if job.mask is not None:
             mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
         without = left_out(dataset.store, job.skip_damaged)
+        self.beyond_start = False
         self.run = Run(job, context, dataset, settings, mask, group, without)
 
     def begin(self) -> State:
@@ -76,11 +77,15 @@ class Refinement(Iterations[State]):
 
     def iterate(self, state: State) -> IterationResult[State]:
         """Align all images, and solve for the next references."""
-        return iterate(self.run, state)
+        step = iterate(self.run, state)
+        self.beyond_start = not self.run.not_beyond(step.after)
+        return step
 
     def converged(self, iterations: int) -> str:
         """Return what that means."""
-        return f"converged after {iterations} iterations: resolution and poses no longer improve"
+        if self.beyond_start:
+            return f"converged after {iterations} iterations: resolution and poses no longer improve"
+        return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
 
     def finish(self, last: IterationResult[State], wall_s: float) -> None:
         """Write poses, maps and report."""
@@ -109,10 +114,12 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         weight=checkpoint.pose_weights[best],
         score=score[kept],
     )
-    if resolution_shell(outcome.observed.fsc) <= s.first_limit + CIRCLE_LEAKAGE + 1:
+    start = run.not_beyond(outcome.after)
+    if start:
         run.context.progress.warning(
-            f"the refinement did not get beyond its start, --initial-resolution-A {run.job.start_resolution:g} Å: "
-            "the map may be noise aligned to the starting map; check images, starting map and --diameter-A"
+            f"nothing is shown beyond the {start:g} Å of the starting map (--initial-resolution-A): what lies further "
+            "correlates no more than noise that was aligned to it. Check images, starting map, --diameter-A and "
+            "--symmetry; if the start was already as good as the data, use a coarser --initial-resolution-A"
         )
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
@@ -120,7 +127,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     mask = np.maximum(*(fetch(mask) for mask in maps.masks))
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
-        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url),
+        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
     )  # fmt: skip
 
 

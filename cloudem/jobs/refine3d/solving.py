@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick, merge_bricks, packed_sphere_of, unpack
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.algorithms.reconstruct import Sums, solve
+from cloudem.algorithms.reconstruct import Sums, reference_volume, solve
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import read_group, write_group
@@ -88,6 +88,11 @@ def compare(
 ) -> FscCurves:
     """Return the FSC of two half-maps inside both masks."""
     return within(masked_fsc(first, second, np.maximum(first_mask, second_mask), seed=seed), k_max)
+
+
+def map_to_match(half: Float32, mask: Float32, k_max: int) -> NDArray[np.complex64]:
+    """Return the padded half-volume of a half-map, to compare the other half-set's images with."""
+    return reference_volume(half * mask, k_max)
 
 
 def write_reference(

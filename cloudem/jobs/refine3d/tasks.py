@@ -24,6 +24,7 @@ from cloudem.algorithms.bricks import (
     packed_sphere_of,
     unpack_reference,
 )
+from cloudem.algorithms.evidence import gains
 from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, insert_known, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
@@ -267,6 +268,33 @@ def contrast_of_group(item: Item, dataset: Dataset, model: Model, url: str, plan
         batch_of(dataset, indices, images, known, device) for indices, images in image_batches(dataset, item.indices)
     )
     return np.concatenate([contrast(part, plan, model) for part in parts])
+
+
+class PosedItem(NamedTuple):
+    """Images of one half-set, and the best pose of each: (b, 3, 3), and (b, 2) in pixels."""
+
+    half: int
+    indices: NDArray[np.int64]
+    rotations: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+
+
+def gains_of_group(
+    item: PosedItem, dataset: Dataset, volume: NDArray[np.complex64], url: str, shells: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Return how much better images match the other half-set's map from their own side (see :func:`gains`)."""
+    known = read_known(url, item.indices)
+    with purpose("poses"):
+        sigma2 = read_rows(url, CHECKPOINT, ["sigma2"], item.half - 1, item.half)["sigma2"][0]
+    inverse, parts = (1 / sigma2).astype(np.float32), []
+    for indices, images in image_batches(dataset, item.indices):
+        if len(indices) > 1:
+            here = np.searchsorted(item.indices, indices)
+            batch = batch_of(dataset, indices, images, known, "cpu")
+            by_image = inverse[batch.optics_group]
+            pose = (item.rotations[here], item.shifts[here])
+            parts.append(gains(batch, *pose, volume, by_image, shells, dataset.store.pixel_size))
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Added[int, Brick, None]:

@@ -73,7 +73,7 @@ def _resolution_ticks(lowest: float, highest: float, least_gap: float) -> list[f
 
 
 def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | None, width: int = 600) -> str:
-    """Draw FSC curves over spatial frequency with both thresholds and the resolution marked."""
+    """Draw FSC curves over spatial frequency with both thresholds and the resolution marked, unless that is NaN."""
     shells = len(next(iter(fsc.values())))
     frequency = np.arange(shells) / (2 * (shells - 1) * pixel_size)
     nyquist = float(frequency[-1])
@@ -128,7 +128,8 @@ def _mark_crossings(axes: Axes, curves: Mapping[str, Array], pixel_size: float, 
     if stated is not None:
         at = resolution_crossing(curves[stated], pixel_size, FSC_THRESHOLD) if resolution is None else resolution
         marks.append((stated, FSC_THRESHOLD, at))
-        marks.append((stated, FSC_HALF, resolution_crossing(curves[stated], pixel_size, FSC_HALF)))
+        if not np.isnan(at):
+            marks.append((stated, FSC_HALF, resolution_crossing(curves[stated], pixel_size, FSC_HALF)))
     if "truth" in curves:
         marks.append(("truth", FSC_HALF, resolution_crossing(curves["truth"], pixel_size, FSC_HALF)))
     bottom, nyquist = axes.get_ylim()[0], axes.get_xlim()[1]

@@ -15,7 +15,7 @@ def curves(content: ReportContent) -> Drawn | None:
     history = iterations_figure(content.iterations) if len(content.iterations) > 1 else ""
     blocks: list[Block] = []
     if content.fsc and content.pixel_size is not None:
-        drawn = fsc_figure(content.fsc, content.pixel_size, content.resolution)
+        drawn = fsc_figure(content.fsc, content.pixel_size, np.nan if content.resolution_source else content.resolution)
         table = crossings(content, content.pixel_size)
         blocks.append(Figures([Figure(600, drawn), Figure(376, history or table)]))
         if history:
