@@ -139,6 +139,7 @@ def fft() -> ModuleType:
     """Return what stands for cupyx.scipy.fft."""
     fake = ModuleType("cupyx.scipy.fft")
     fake.rfft2 = lambda images: _placed(scipy.fft.rfft2(asnumpy(images)))
+    fake.irfft2 = lambda transforms, s: _placed(scipy.fft.irfft2(asnumpy(transforms), s=s))
     return fake
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.axes import AGREES, find_axes, turned
 from cloudem.algorithms.expectation import noise_variance
 from cloudem.algorithms.refinement import State, first_state, iteration_plan
 from cloudem.algorithms.resolution import low_pass
@@ -42,7 +43,8 @@ def begin(run: Run) -> State:
     """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
     job, s, progress = run.job, run.settings, run.context.progress
     reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, s.box, s.pixel_size, progress)
-    density = low_pass(reference.data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
+    data = on_axes(run, reference.data)
+    density = low_pass(data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
     drawing = Drawing(job.seed, job.new_halves, job.halves_by)
     halves = half_sets(run.dataset.particles, drawing, run.without)
     items = tasks(halves, job.group_size)
@@ -69,6 +71,34 @@ def begin(run: Run) -> State:
     save(run, start, None, first_references(run, density, (1.0, 1.0)))
     save(run, start, state, first_references(run, density, reference_scales(run, state)))
     return state
+
+
+def on_axes(run: Run, data: Float32) -> Float32:
+    """Return the start map with its axes where the point group has them; say so where they were not, or are nowhere."""
+    if len(run.group) == 1:
+        return data
+    job, progress = run.job, run.context.progress
+    with progress.stage("axes"):
+        axes = find_axes(data, run.group, run.settings.radius)
+    degrees = float(np.degrees(np.arccos(np.clip((np.trace(axes.turn) - 1) / 2, -1, 1))))
+    found = f"it correlates by {axes.before:.2f} with its copies turned about the axes of {job.symmetry}"
+    if axes.after > axes.before and not job.local:  # poses that are known hold for the map as it is
+        progress.warning(
+            f"the starting map was turned by {degrees:.0f}° onto the axes of {job.symmetry}: {found} as given, and by "
+            f"{axes.after:.2f} turned; the result lies as it is now"
+        )
+        return turned(data, axes.turn)
+    if axes.after > axes.before:
+        progress.warning(
+            f"the starting map has its axes {degrees:.0f}° away: {found}, and by {axes.after:.2f} if it were turned; "
+            "check whether the poses of --local hold for these axes"
+        )
+    elif axes.before < AGREES:
+        progress.warning(
+            f"the starting map does not have the symmetry {job.symmetry} in any orientation: {found}; compare the "
+            "result with that of C1"
+        )
+    return data
 
 
 def first_references(run: Run, density: Float32, factors: Iterable[float]) -> list[str]:

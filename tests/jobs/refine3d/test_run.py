@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from cloudem.algorithms.axes import find_axes, turned
 from cloudem.algorithms.significance import resolution_shell
 from cloudem.cli import main
 from cloudem.errors import InconsistentDataError
@@ -56,6 +58,20 @@ def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp
     assert (Path(job.out) / "report.html").stat().st_size > 10_000
     assert len(list_groups(job.out, "iterations")) == len(progress.iterations())
     assert not has_group(job.out, "checkpoint")
+
+
+def test_a_start_off_its_axes_is_turned_and_one_without_symmetry_is_said(scene, tmp_path, no_report):
+    twofold = make_scene(tmp_path, count=60, density=molecule("D2"))
+    start = read_volume(twofold.reference).data
+    tip = Rotation.from_euler("xz", [20, 15], degrees=True).as_matrix()
+    write_volume(twofold.reference, turned(start, tip), PIXEL)
+    progress = run(Refine3D(**twofold.refinement(tmp_path / "tipped", symmetry="D2", max_iterations=2)))
+    assert any("was turned by" in text and "onto the axes of D2" in text for text in progress.warnings())
+    result = read_group(tmp_path / "tipped", "result")[0]
+    assert find_axes(result["map_unfiltered"], operators("D2"), 10.0).before > 0.95
+    assert progress.iterations()[-1]["resolution_A"] < 20
+    progress = run(Refine3D(**scene.refinement(tmp_path / "none", symmetry="D2", max_iterations=1)))
+    assert any("does not have the symmetry D2" in text for text in progress.warnings())
 
 
 def test_images_with_hardly_any_noise_are_no_harder(tmp_path, no_report):
