@@ -78,6 +78,12 @@ def guarded(command: Callable[[], int]) -> int:
     return STATUS
 
 
+def advise(text: str) -> None:
+    """Say in the line what to do after an interrupt, where that is not to run the same command again."""
+    if _Interrupts.unsaid:
+        _Interrupts.unsaid[:] = [f"cloudem: interrupted; {text}\n".encode()]
+
+
 def interrupted() -> bool:
     """Return whether an interrupt has come."""
     return _Interrupts.came

@@ -13,6 +13,7 @@ import click
 
 from cloudem import text
 from cloudem.errors import CloudemError, ParameterError
+from cloudem.interrupts import advise
 
 if TYPE_CHECKING:
     from cloudem.cloud.nodes import Resource
@@ -129,22 +130,24 @@ def check_head(store: RunStore, deadline: float) -> None:
         )
 
 
+def advise_to_follow(store: RunStore) -> None:
+    """Have an interrupt say that the run goes on: the same command would begin another one."""
+    advise(
+        f"the run continues; follow it with cloudem submit --attach {store.url}, or stop it with cloudem cluster down"
+        f" {store.url}"
+    )
+
+
 def follow_run(store: RunStore) -> None:
-    """Show a run until it is over; Ctrl-C leaves it."""
+    """Show a run until it is over; Ctrl-C leaves it running."""
     from cloudem.cloud.providers import provider_of
     from cloudem.runs.submit import end, follow
 
-    try:
-        record = store.record()
-        provider = provider_of(record.provider, record.region)
-        with _shown(store) as show:
-            state = follow(store, show, provider)
-    except KeyboardInterrupt:
-        click.echo(
-            f"\ndetached; the run continues. Follow it: cloudem submit --attach {store.url}\n"
-            f"stop it: cloudem cluster down {store.url}"
-        )
-        return
+    advise_to_follow(store)
+    record = store.record()
+    provider = provider_of(record.provider, record.region)
+    with _shown(store) as show:
+        state = follow(store, show, provider)
     left = end(record.name, provider)
     _summary(store, state)
     say_left(left)

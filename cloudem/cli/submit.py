@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from cloudem.cli.declare import Command
-from cloudem.cli.runs import check_head, confirm, follow_run, say_cap, say_pages, store_at, when
+from cloudem.cli.runs import advise_to_follow, check_head, confirm, follow_run, say_cap, say_pages, store_at, when
 from cloudem.errors import ParameterError
 from cloudem.jobs.parameters import parameter
 
@@ -116,6 +116,7 @@ class Submit(Command):
         if not self.yes:
             confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
         store.create(record, wanted)
+        advise_to_follow(store)
         provider = provider_of(provider_kind, plan.region)
         start(store, provider, Catalogue.load(), click.echo)
         self._then(store)

@@ -292,6 +292,23 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
     assert time.monotonic() - sent < 12
 
 
+def test_a_command_may_advise_something_else(tmp_path: Path) -> None:
+    """As submit does: the same command would begin another run."""
+    code = """
+import os, signal, time
+from cloudem.interrupts import advise, guarded, watch
+def command():
+    advise("the run continues")
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+watch()
+raise SystemExit(guarded(command))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+                           capture_output=True, text=True, timeout=20)  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (130, "cloudem: interrupted; the run continues\n")
+
+
 @pytest.mark.parametrize("how", ["swallowed", "disguised", "unraisable"])
 def test_an_interrupt_that_a_library_made_something_of_counts(how: str, tmp_path: Path) -> None:
     ended = count("count", "1", "--out", "x", "--fail", how, "--executor", "serial", cwd=tmp_path)
