@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, hot_loops, nothing, refinements, scaling
+from bars import agreement, hot_loops, nothing, refinements, scaling, starts
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "apoferritin": refinements.apoferritin,
     "noise": refinements.noise,
     "nothing": nothing.nothing,
+    "axes": starts.axes,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,

@@ -13,6 +13,7 @@ from cloudem.errors import MissingColumnError, ParameterError
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.results import suspicious
 from cloudem.model.particles import TEXT, Particles
 from tests.jobs.conftest import make_scene, run
@@ -139,3 +140,10 @@ def test_an_fsc_that_stays_high_up_to_nyquist_is_suspicious():
     assert "the corrected FSC stays high up to Nyquist (0.87 at 10 Å)" in suspicious(high, 15, 32, 5.0)
     assert suspicious(falls, 15, 32, 5.0) == suspicious(high * (np.arange(17) < 12), 15, 32, 5.0) == ""
     assert suspicious(high, 11, 32, 5.0) == ""  # no more was asked for
+
+
+def test_new_halves_of_poses_that_are_kept_are_said(tmp_path):
+    scene = make_scene(tmp_path, count=30, columns=lambda truth: truth)
+    for new in (True, False):
+        job = Refine3D(**scene.refinement(tmp_path / "out", local=True, new_halves=new))
+        assert any("both new ones have seen the same" in text for text in job.preflight().warnings) == new

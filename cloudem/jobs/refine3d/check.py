@@ -12,6 +12,11 @@ from cloudem.model.symmetry import operators
 def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
     """Check what `Refine3D` declares."""
     operators(job.symmetry)
+    if job.local and job.new_halves:
+        warn(
+            "--new-halves with --local: the poses were refined in other half-sets, so both new ones have seen the same "
+            "map, and the FSC may be too high; search again without --local for a resolution that can be believed"
+        )
     store = check_particles(job, inputs, warn, poses=job.local)
     if store is not None:
         job.settings(store.box, store.pixel_size)
