@@ -66,6 +66,7 @@ from cloudem.jobs.refine3d.tasks import (
     model_of,
     read_checkpoint,
     read_reference,
+    spread_groups,
     tasks,
 )
 from cloudem.model.columns import Value
@@ -260,7 +261,7 @@ def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, f
     first, last = plan.k_score + 1, min(plan.k_score + LEAKAGE, plan.k_insert)
     volumes = [run.executor.share(map_to_match, maps.halves[h], maps.masks[h], last) for h in (1, 0)]  # the other's
     items = []
-    for item in tasks(before.half_set, run.job.group_size, EVIDENCE_SAMPLE):
+    for item in spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE):
         poses = found[item.half - 1].poses
         best = best_of(poses.images)
         rows = best[np.searchsorted(poses.images[best], item.indices)]

@@ -65,6 +65,16 @@ def tasks(
     return [Item(h, group) for h in (1, 2) for group in groups_of(order[half_set[order] == h][:most], size)]
 
 
+def spread_groups(items: Sequence[Item], least: int) -> list[Item]:
+    """Return so many tasks of each half-set, from all parts of it, that they have at least that many images."""
+    chosen: list[Item] = []
+    for half in (1, 2):
+        own = [item for item in items if item.half == half]
+        number = min(len(own), -(-least // max(1, min(len(item.indices) for item in own)))) if own else 0
+        chosen += [own[i * len(own) // number] for i in range(number)]
+    return chosen
+
+
 def counter(stage: RunningStage, items: Sequence[Item]) -> Callable[[int], None]:
     """Return what tells a stage how many images a finished task held."""
     return lambda index: stage.advance(len(items[index].indices))
