@@ -301,6 +301,7 @@ def command():
     advise("the run continues")
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(5)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 watch()
 raise SystemExit(guarded(command))
 """
@@ -355,6 +356,7 @@ def test_nothing_is_said_after_an_interrupt_but_one_line() -> None:
         "def command():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    finally: sys.stderr.write('torn down\\n'); os.write(2, b'without a word\\n')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
         "raise SystemExit(i.guarded(command))"
     )
     ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
