@@ -41,7 +41,7 @@ class Weighted(NamedTuple):
         keep = self.disc.shell <= k_max
         if keep.all():
             return self
-        disc = HalfDisc(*(part[keep] for part in self.disc))
+        disc = self.disc.take(keep)
         pixels = np.flatnonzero(keep)
         return Weighted(np.take(self.numerators, pixels, axis=1), np.take(self.denominators, pixels, axis=1), disc)
 

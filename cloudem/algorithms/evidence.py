@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.expectation import Batch
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, padded_box
 
 Float64 = NDArray[np.float64]
@@ -54,7 +54,7 @@ def gains(
     """
     box, other = batch.images.shape[-1], np.roll(np.arange(len(rotations)), -(len(rotations) // 2))
     whole = half_disc(box, shells[1])
-    disc = HalfDisc(*(part[whole.shell >= shells[0]] for part in whole))
+    disc = whole.take(whole.shell >= shells[0])
     weighted = sample_half_disc(fourier_images(batch.images), disc)
     weighted *= ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size)) * inverse[:, disc.shell]
     weighted *= batch.scale.astype(np.float32)[:, None]

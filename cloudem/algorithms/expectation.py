@@ -210,7 +210,7 @@ def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> t
     low = fourier_images(images)
     pixels = np.flatnonzero(disc.shell <= min(plan.k_score + MARGIN, box // 2 - 1))  # the search interpolates
     masked = xp.zeros((len(transforms), len(disc.kx)), transforms.dtype)
-    masked[:, pixels] = sample_half_disc(low, HalfDisc(disc.kx[pixels], disc.ky[pixels], disc.shell[pixels]))
+    masked[:, pixels] = sample_half_disc(low, disc.take(pixels))
     return masked, low[:, 0, 0].real.copy()
 
 
@@ -224,7 +224,7 @@ def inverse_noise(batch: Batch, model: Model) -> Float32:
 def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_max: int) -> Weighted:
     """Return C X / σ² and C² / σ² up to a shell; ``inverse`` is 1 / σ² by image and shell, (b, n // 2 + 1)."""
     pixels = np.flatnonzero(disc.shell <= k_max)
-    part = HalfDisc(disc.kx[pixels], disc.ky[pixels], disc.shell[pixels])
+    part = disc.take(pixels)
     weighted = np.take(ctf, pixels, axis=1)
     squared = weighted * weighted
     precision = inverse[:, part.shell]

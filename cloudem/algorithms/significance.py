@@ -36,9 +36,12 @@ def mask_fraction(mask: NDArray[Any]) -> float:
     That is the number of voxels over the mean of ``|F(m²)|²`` in units of its centre: the volume over which the mask's
     square, by which noise is multiplied in the sums of the FSC, spreads a coefficient.
     """
-    square = np.square(mask, dtype=np.float64)
-    total = float(square.sum())
-    return total * total / (mask.size * float(np.square(square).sum())) if total > 0 else 0.0
+    total = fourth = 0.0
+    for plane in mask:  # in a large box, the squares of all of it would be gigabytes
+        square = np.square(plane, dtype=np.float64)
+        total += float(square.sum())
+        fourth += float(np.square(square).sum())
+    return total * total / (mask.size * fourth) if total > 0 else 0.0
 
 
 def independent_voxels(box: int, fraction: float, order: int) -> Float64:

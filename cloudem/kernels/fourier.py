@@ -30,6 +30,10 @@ class HalfDisc(NamedTuple):
     ky: Int32
     shell: Int32
 
+    def take(self, pixels: NDArray[Any]) -> HalfDisc:
+        """Return some of the pixels, by number or by a mask."""
+        return HalfDisc(self.kx[pixels], self.ky[pixels], self.shell[pixels])
+
     def beside(self, array: NDArray[Any]) -> HalfDisc:
         """Return it where an array lives."""
         return HalfDisc(*map(array_namespace(array).asarray, self))

@@ -292,7 +292,14 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
     assert time.monotonic() - sent < 12
 
 
-def test_a_command_may_advise_something_else(tmp_path: Path) -> None:
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_command_may_advise_something_else() -> None:
     """As submit does: the same command would begin another run."""
     code = """
 import os, signal, time
@@ -305,8 +312,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it 
 watch()
 raise SystemExit(guarded(command))
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=20)  # fmt: skip
+    ended = python(code)
     assert (ended.returncode, ended.stderr) == (130, "cloudem: interrupted; the run continues\n")
 
 
@@ -359,7 +365,7 @@ def test_nothing_is_said_after_an_interrupt_but_one_line() -> None:
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
         "raise SystemExit(i.guarded(command))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    ended = python(code)
     line = "cloudem: interrupted; run the same command again to resume\n"
     assert (ended.returncode, ended.stderr) == (130, line)
 
@@ -372,7 +378,7 @@ def test_what_clears_up_after_a_process_that_left_on_the_spot_says_nothing() -> 
         "left = multiprocessing.get_context('spawn').Semaphore()\n"
         "os._exit(130)"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    ended = python(code)
     assert (ended.returncode, ended.stderr) == (130, "")
 
 
@@ -385,7 +391,7 @@ def test_an_interrupt_while_the_interpreter_is_taken_down_changes_nothing() -> N
         "last = Last()\n"
         "raise SystemExit(i.guarded(lambda: 0))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    ended = python(code)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -33,6 +33,7 @@ from cloudem.jobs.refine3d.tasks import (
     read_checkpoint,
     tasks,
 )
+from cloudem.model.poses import angle_between
 from cloudem.traffic import purpose
 
 CONTRAST_SAMPLE = 150
@@ -80,7 +81,7 @@ def on_axes(run: Run, data: Float32) -> Float32:
     job, progress = run.job, run.context.progress
     with progress.stage("axes"):
         axes = find_axes(data, run.group, run.settings.radius)
-    degrees = float(np.degrees(np.arccos(np.clip((np.trace(axes.turn) - 1) / 2, -1, 1))))
+    degrees = float(np.degrees(angle_between(axes.turn, np.eye(3))))
     found = f"it correlates by {axes.before:.2f} with its copies turned about the axes of {job.symmetry}"
     if axes.after > axes.before and not job.local:  # poses that are known hold for the map as it is
         progress.warning(
