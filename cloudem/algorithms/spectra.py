@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.backend.threads import over_slabs
+from cloudem.kernels.cones import cone_products
 from cloudem.kernels.correlation import shell_products, turn_phases
 from cloudem.kernels.pruned import (
     columns_within,
@@ -173,3 +174,26 @@ def resampled(spectrum: Complex64, box: int, size: int) -> Float32:
 
     over_slabs(along_z, rows, slab_of(size, columns))
     return map_of(mixed, size) * np.float32((size / box) ** 3)
+
+
+def cone_sums(a: Complex64, b: Complex64, first_plane: int, directions: Float64, cosine: float, last: int) -> Float64:
+    """Return the sums of :func:`cloudem.kernels.cones.cone_products`, (3, d, last + 1), of two maps' mixed planes.
+
+    Parameters
+    ----------
+    a, b, first_plane
+        As for :func:`products`.
+    directions, cosine, last
+        Of the cones; last shell.
+    """
+    n = a.shape[1]
+
+    def along_z(first: int, last_row: int) -> Float64:
+        ky = frequencies(n)[first:last_row]
+        width = columns_within(ky, (last + 0.5) ** 2, n // 2 + 1)
+        one, other = (mixed_to_spectrum(mixed[:, first:last_row, :width], first_plane, n) for mixed in (a, b))
+        return cone_products(one, other, ky, directions, cosine, last)
+
+    # no fewer rows than this: in a large box, the sums of each slab would together take as much memory as the maps
+    parts = over_slabs(along_z, n, max(slab_of(n, n // 2 + 1), 8))
+    return np.asarray(sum(parts[1:], parts[0]), np.float64)

@@ -11,6 +11,7 @@ from cloudem.io.formats.mrc import Vector
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import Context
+from cloudem.jobs.directions import Directions, directions_of, sampling_of
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
 from cloudem.model.symmetry import operators
@@ -77,6 +78,11 @@ def write_maps(
         fit = b_factor(mean * mask, curves.corrected, pixel_size, resolution)
         fall_off = sharpening(fit, resolution)
         shown = sharpen(whole, curves.corrected, pixel_size, resolution, fall_off)
+        if start_resolution:  # nothing of their own is shown: the noise of directions would say nothing
+            directional = Directions({}, sampling_of(particles, symmetry, len(whole) * pixel_size / resolution))
+        else:
+            where = (k_max, pixel_size, symmetry)
+            directional = directions_of((halves[0], halves[1]), mask, curves, *where, progress.warning, particles)
     if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
         progress.warning(line)
     inside = mask > 0.5
@@ -98,10 +104,11 @@ def write_maps(
         "wall_s": wall,
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
+        "directional": directional.attributes,
         "notes": [HAND],
         **run_attributes(progress, context.executor.traffic()),
     }
-    context.write("result", {**arrays, **curves.by_name()}, attributes)
+    context.write("result", {**arrays, **curves.by_name(), **directional.arrays}, attributes)
     shown_by = START if start_resolution else "corrected FSC 0.143"
     progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
