@@ -36,15 +36,19 @@ STEP = 0.25
 SMOOTHING = 0.1
 """A curve is averaged over the shells within this share of each, from 0.9 k to 1.1 k: one of a cone has few voxels."""
 
+LENT = 5.0
+"""Independent voxels of the mean of all directions that each average of a cone's curve takes in. Where a cone has few
+of its own, as about the axes of high point groups, its curve is that mean, since no difference could be seen."""
+
 EXTREME_SHARE = 0.05
 """Share of directions whose mean is called the worst or the best: a single one may be so by chance."""
 
 UNEVEN = 1.5
 """How much coarser than the mean the worst directions have to be to be warned of."""
 
-UNLIKELY = 4.0
-"""Deviations by which the worst directions have to correlate less than the whole shell. Among sixteen independent cones
-chance does that once in 2,000 sets."""
+UNLIKELY = 2.0
+"""Root mean square of the deviations of directions from their mean, in standard deviations, that has to be exceeded. By
+chance, it is 1, and for sixteen independent cones not 2 in one of a million sets."""
 
 
 class DirectionalFsc(NamedTuple):
@@ -74,7 +78,7 @@ class Anisotropy(NamedTuple):
     sphericity: float
     """Of the surface at which the curves fall below 0.5."""
     deviations: float
-    """By how many standard deviations the worst directions correlate less than the whole shell."""
+    """Root mean square of the deviations of directions from their mean, in standard deviations: 1 by chance."""
 
     @property
     def uneven(self) -> bool:
@@ -147,25 +151,37 @@ def directional_fsc(
     found = np.where(empty, shells.corrected[: k_max + 1], found)  # of shells 1 and 2 some cones hold nothing
     voxels = independent_voxels(box, shells.fraction, 1) * (1 - cosine) / cone_multiplicity(directions, group)[:, None]
     curves = np.zeros(voxels.shape)
-    curves[:, : k_max + 1] = smoothed_curves(found)
+    curves[:, : k_max + 1] = smoothed_curves(found, voxels[:, : k_max + 1])
     return DirectionalFsc(directions, curves, voxels)
 
 
-def smoothed_curves(curves: Float64) -> Float64:
-    """Return curves (d, s) averaged over the shells within `SMOOTHING` of each, at least over three; shell 0 stays.
+def smoothed_curves(curves: Float64, voxels: Float64) -> Float64:
+    """Return curves averaged over the shells within `SMOOTHING` of each, at least over three, and over `LENT` voxels.
 
-    Shells are weighted by how many voxels they have, k².
+    Parameters
+    ----------
+    curves
+        (d, s); shell 0 stays as it is.
+    voxels
+        Independent ones, (d, s), in proportion to k²: shells are weighted by them.
+
+    Returns
+    -------
+    (d, s).
     """
-    weights = np.arange(curves.shape[1], dtype=np.float64) ** 2
-    smooth = curves.copy()
+    smooth, squares = curves.copy(), np.arange(curves.shape[1], dtype=np.float64) ** 2
+    level = (curves * voxels).sum(axis=0) / np.maximum(voxels.sum(axis=0), 1e-9)
     for shell in range(1, curves.shape[1]):
         reach = int(np.ceil(SMOOTHING * shell))
         window = slice(max(shell - reach, 1), shell + reach + 1)
-        smooth[:, shell] = curves[:, window] @ weights[window] / weights[window].sum()
+        own = (curves[:, window] * voxels[:, window]).sum(axis=1)
+        # averaged as the cone's own, whose voxels grow with k², so that it does not differ by that
+        lent = squares[window] @ level[window] / squares[window].sum()
+        smooth[:, shell] = (own + LENT * lent) / (voxels[:, window].sum(axis=1) + LENT)
     return smooth
 
 
-def anisotropy(found: DirectionalFsc, corrected: Float64, claimed: float, k_max: int) -> Anisotropy:
+def anisotropy(found: DirectionalFsc, corrected: Float64, claimed: float) -> Anisotropy:
     """Return what directional curves say.
 
     Parameters
@@ -177,11 +193,9 @@ def anisotropy(found: DirectionalFsc, corrected: Float64, claimed: float, k_max:
     claimed
         Shell up to which resolution is claimed for the whole (`significant_shell`). Where chance forbids to claim more,
         no direction is said to be finer.
-    k_max
-        Last shell that the maps hold.
     """
     shells, half = (
-        np.array([_crossing_within(curve[: k_max + 1], threshold) for curve in found.curves])
+        np.array([_crossing_within(curve, threshold) for curve in found.curves])
         for threshold in (FSC_THRESHOLD, FSC_HALF)
     )
     if claimed < resolution_shell(corrected) - 1e-9:
@@ -198,7 +212,7 @@ def anisotropy(found: DirectionalFsc, corrected: Float64, claimed: float, k_max:
         best=float(shells[order[-few:]].mean()),
         worst_direction=axis * (1 if axis[2] >= 0 else -1),
         sphericity=sphericity(found.directions, half),
-        deviations=_deficit(found, corrected, worst, max(claimed, 1.0)),
+        deviations=_deviations_of(found, float(shells.mean())),
     )
 
 
@@ -208,18 +222,19 @@ def _crossing_within(curve: Float64, threshold: float) -> float:
     return float(len(curve) - 1) if np.isnan(shell) else max(shell, 1.0)
 
 
-def _deficit(found: DirectionalFsc, corrected: Float64, which: NDArray[np.int64], claimed: float) -> float:
-    """Return by how many standard deviations directions correlate less than whole shells, on the mean.
+def _deviations_of(found: DirectionalFsc, mean: float) -> float:
+    """Return by how many standard deviations directions differ from their mean, root mean square.
 
-    On the shells between ``claimed / UNEVEN`` and ``claimed``, which have to be without signal in a direction that is
-    `UNEVEN` times coarser. The correlation of n complex numbers has the variance ``(1 - F²)² / 2 n``, that of 2 n real
-    ones; twice that is taken, as in `cloudem.algorithms.significance`, for the correction for the mask and more.
+    On the shells between ``mean / UNEVEN`` and ``mean``, which have to be without signal in a direction that is
+    `UNEVEN` times coarser than the mean. (The curve of the whole shell is no measure: where noise has most of its power
+    in some directions, they decide it.) The correlation of n complex numbers has the variance ``(1 - F²)² / 2 n``, that
+    of 2 n real ones; the correction for the mask adds little, since it is that of the whole shell.
     """
-    window = slice(int(claimed / UNEVEN) + 1, int(claimed) + 1)
-    whole, voxels = smoothed_curves(corrected[None])[0, window], found.voxels[which, window]
-    missing = (voxels * (whole - found.curves[which, window])).sum(axis=1)
-    spread = np.sqrt((voxels * (1 - np.minimum(whole, 1) ** 2) ** 2).sum(axis=1))
-    return float(np.mean(missing / spread)) if spread.all() and spread.size else 0.0
+    window = slice(int(mean / UNEVEN) + 1, int(mean) + 1)
+    level, voxels = found.curves[:, window].mean(axis=0), found.voxels[:, window]
+    differ = (voxels * (found.curves[:, window] - level)).sum(axis=1)
+    spread = np.sqrt((voxels * (1 - np.minimum(level, 1) ** 2) ** 2 / 2).sum(axis=1))
+    return float(np.sqrt(np.mean((differ / spread) ** 2))) if spread.size and spread.all() else 0.0
 
 
 def sphericity(directions: Float64, radii: Float64) -> float:

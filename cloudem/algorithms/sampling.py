@@ -71,4 +71,5 @@ def sampling_compensation(views: NDArray[Any], group: Float64, shell: float) -> 
         return np.asarray(near.reshape(len(group), -1).sum(axis=0), np.int64)
 
     seen = np.maximum(np.sum(over_slabs(count, len(known), BLOCK), axis=0), UNSEEN)
-    return float(1 / np.mean(seen.mean() / seen))
+    mean = half * len(known) * len(group)  # exactly, over the sphere: |u·d| <= h holds for the share h of it
+    return float(min(1 / np.mean(mean / seen), 1.0))

@@ -67,13 +67,13 @@ def directions_of(
     found = directional_fsc(*halves, mask, curves, k_max, group)
     voxels = independent_voxels(len(mask), curves.fraction, len(group))
     claimed = significant_shell(curves.corrected, voxels)
-    said = anisotropy(found, curves.corrected, claimed, k_max)
+    said = anisotropy(found, curves.corrected, claimed)
     attributes: dict[str, float | list[float]] = {
         "best_A": length / said.best,
         "mean_A": length / said.mean,
         "worst_A": length / said.worst,
         "worst_direction": said.worst_direction.tolist(),
-        "worst_deviations": said.deviations,
+        "deviations": said.deviations,
         "sphericity": said.sphericity,
         "half_angle_deg": float(np.rad2deg(HALF_ANGLE)),
     }

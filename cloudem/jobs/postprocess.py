@@ -55,6 +55,10 @@ class Postprocess(Job):
         None, meaning="B-factor for sharpening, negative to sharpen; if none, fitted to the Guinier plot"
     )
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
+    symmetry: str | None = parameter(
+        None,
+        meaning="point group of the half-maps, for the chance in directional resolution; if none, the results' or C1",
+    )
     seed: int = parameter(0, meaning="random seed for phase randomisation", ge=0)
 
     def kept_record(self) -> Mapping[str, Any] | None:
@@ -78,7 +82,9 @@ class Postprocess(Job):
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check half-maps and mask by their headers."""
         from cloudem.jobs.maps import check_map
+        from cloudem.model.symmetry import operators
 
+        operators(self.symmetry or "C1")
         if not inputs.awaited(self.halves):
             halves_grid(self.halves, self.half2, self.pixel_size_A)
         if self.mask is not None and not inputs.awaited(self.mask):
@@ -95,6 +101,7 @@ class Postprocess(Job):
     def run(self, context: Context) -> None:
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
+        from cloudem.jobs.directions import directions_of
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import suspicious
 
@@ -111,6 +118,8 @@ class Postprocess(Job):
                 b_factor_given=None if self.b_factor_A2 is None else -self.b_factor_A2,
                 low_resolution=self.guinier_from_A,
             )
+            where = (len(mask) // 2 - 1, pixel_size, self._group())
+            directional = directions_of((one.data, two.data), mask, done.fsc, *where, context.progress.warning)
         self._say(done, context)
         if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
             context.progress.warning(line)
@@ -123,10 +132,21 @@ class Postprocess(Job):
             "b_factor_A2": -done.b_factor,
             "b_factor_fitted_A2": -done.fit.b_factor,
             "randomise_from_shell": done.fsc.randomise_from,
+            "directional": directional.attributes,
             **run_attributes(context.progress, context.executor.traffic()),
         }
-        context.write("result", {"map": done.map, "mask": mask, **done.fsc.by_name()}, attributes)
+        maps = {"map": done.map, "mask": mask}
+        context.write("result", {**maps, **done.fsc.by_name(), **directional.arrays}, attributes)
         context.progress.message(f"report: {write_report(context.url)}")
+
+    def _group(self) -> str:
+        """Return the point group of the half-maps: what was given, or what the results say."""
+        from cloudem.io.storage.groups import read_attributes
+        from cloudem.io.storage.location import contents
+
+        if self.symmetry is not None or not contents(self.halves):
+            return self.symmetry or "C1"
+        return str((read_attributes(self.halves, "result") or {}).get("symmetry") or "C1")
 
     def _read_mask(self, one: Volume, two: Volume, context: Context) -> NDArray[np.float32]:
         from cloudem.algorithms.mask import estimate_mask

@@ -5,7 +5,9 @@ the record of the job (`cloudem.jobs.provenance.job_record`) in the attributes o
 ``result``:
 
 ==================  =====================================================================
-arrays              ``map``, ``mask``, and ``fsc_<name>`` for each curve
+arrays              ``map``, ``mask``, ``fsc_<name>`` for each curve; of directions, if known,
+                    ``directions``, ``directional_fsc`` and ``directional_resolution_A``
+``directional``     what they say, in figures (`cloudem.jobs.directions`)
 ``pixel_size_A``    pixel size
 ``symmetry``        point group
 ``resolution_A``    resolution that the job states
@@ -184,6 +186,7 @@ def _content_of(url: str) -> ReportContent:
         columns=declared.columns,
         sections=declared.sections,
         arrays=arrays,
+        directional=dict(result.get("directional") or {}),
         transfers=_transfers(kept, result),
         particle_count=result.get("particle_count"),
         stages=_stages(result.get("stages", ()), result.get("planned_s") or {}),

@@ -81,6 +81,10 @@ class ReportContent:
         What the job declares of its report.
     arrays : mapping of name to array
         All arrays of the result, and the columns of its particles, for sections of the job's own.
+    directional : mapping
+        What the result says of its resolution by direction (`cloudem.jobs.directions`): ``best_A``, ``worst_A``,
+        ``mean_A``, ``worst_direction``, ``sphericity``, ``sampling_compensation``, ``half_angle_deg``; the resolutions
+        themselves are in ``arrays``.
     transfers : sequence of Transfer
         Labels are numbers of iterations, and in the end whatever else there was; empty if nothing left the machine.
     particle_count : int, optional
@@ -112,6 +116,7 @@ class ReportContent:
     columns: Sequence[Column] = ()
     sections: Sequence[Section] = STANDARD
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    directional: Mapping[str, Any] = field(default_factory=dict)
     transfers: Sequence[TransferRow] = ()
     rot: NDArray[np.floating[Any]] | None = None
     tilt: NDArray[np.floating[Any]] | None = None
@@ -147,6 +152,11 @@ class ReportContent:
             first, second = getattr(self, one), getattr(self, other)
             if (first is None) != (second is None) or (first is not None and len(first) != len(second)):
                 raise ParameterError(f"{one} and {other} go together: give both, of the same length, or neither")
+
+    @property
+    def directional_resolution(self) -> NDArray[Any] | None:
+        """Resolution in Å by direction, (d,), if the result holds it."""
+        return self.arrays.get("directional_resolution_A")
 
     @property
     def box(self) -> int | None:

@@ -31,6 +31,7 @@ class Section:
 
 MAP = Section("maps:slices_and_projections")
 RESOLUTION = Section("resolution:curves")
+DIRECTIONS = Section("directions:by_direction")
 PARTICLES = Section("particles:views_and_histograms")
 COST = Section("cost:stages")
 ITERATIONS = Section("tables:iterations")
@@ -38,7 +39,7 @@ NETWORK = Section("traffic:transfers")
 PARAMETERS = Section("tables:parameters")
 PROVENANCE = Section("tables:provenance")
 
-STANDARD = (MAP, RESOLUTION, PARTICLES, COST, ITERATIONS, NETWORK, PARAMETERS, PROVENANCE)
+STANDARD = (MAP, RESOLUTION, DIRECTIONS, PARTICLES, COST, ITERATIONS, NETWORK, PARAMETERS, PROVENANCE)
 """What every report shows, as far as the result holds it."""
 
 

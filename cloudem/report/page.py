@@ -55,6 +55,9 @@ def _tiles(content: ReportContent) -> list[tuple[str, str]]:
     tiles = []
     if (stated := _stated_resolution(content)) is not None:
         tiles.append(stated)
+    if {"best_A", "worst_A"} <= content.directional.keys():
+        best, worst = (float(content.directional[name]) for name in ("best_A", "worst_A"))
+        tiles.append((f"{worst:.2f} Å", f"in the worst directions, {best:.2f} Å in the best"))
     if content.particles is not None:
         halves = half_sizes(content)
         tiles.append((f"{content.particles:,}", f"particles{f', {halves[0]:,} + {halves[1]:,}' if halves else ''}"))

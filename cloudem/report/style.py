@@ -99,7 +99,7 @@ h1 { font-size: 30px; line-height: 1.2; font-weight: 600; margin: 0 0 4px; overf
 h2 { font-size: 20px; font-weight: 600; margin: 44px 0 14px; padding-top: 14px; border-top: 1px solid #d8dee5; }
 p { margin: 6px 0; max-width: 800px; }
 .quiet { color: #6b7785; font-size: 13.5px; } .wide { max-width: none; }
-.row + table { margin-top: 14px; }
+.row + table { margin-top: 14px; } table + .row { margin-top: 18px; }
 .tiles { display: flex; margin: 24px 0 4px; border: 1px solid #d8dee5; border-radius: 6px; }
 .tile { flex: 1 1 0; padding: 14px 16px 12px; border-left: 1px solid #d8dee5; min-width: 0; }
 .tile:first-child { border-left: 0; flex-grow: 1.25; background: #eef5fa; border-radius: 6px 0 0 6px; }

@@ -61,7 +61,9 @@ def test_postprocess_of_mrc_files_and_of_a_result_are_the_same(halves, tmp_path)
         assert "resolution" in (out / "log.txt").read_text()
         assert read_attributes(out, "")["job"] == "postprocess"
     (arrays, attributes), (others, _) = results
-    assert set(arrays) == {"map", "mask", "fsc_unmasked", "fsc_masked", "fsc_phase_randomised", "fsc_corrected"}
+    curves = {"fsc_unmasked", "fsc_masked", "fsc_phase_randomised", "fsc_corrected"}
+    directional = {"directions", "directional_fsc", "directional_resolution_A"}
+    assert set(arrays) == {"map", "mask", *curves, *directional}
     for name, values in arrays.items():
         np.testing.assert_array_equal(values, others[name])
     assert arrays["map"].shape == (BOX,) * 3

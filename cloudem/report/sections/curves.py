@@ -36,6 +36,8 @@ CURVES = {
     "truth": CurveStyle("map against the truth", GREEN, (0, (6, 2, 1.2, 2)), 2.0),
     "corrected": CurveStyle("corrected for the mask", "#00507f", "-", 2.4),
 }
+BAND = "#dcebf5"
+"""Of the range over directions."""
 STATED_BY = ("corrected", "masked", "unmasked")
 """Curves that may state the resolution, best first."""
 
@@ -72,8 +74,13 @@ def _resolution_ticks(lowest: float, highest: float, least_gap: float) -> list[f
     return ticks
 
 
-def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | None, width: int = 600) -> str:
-    """Draw FSC curves over spatial frequency with both thresholds and the resolution marked, unless that is NaN."""
+def fsc_figure(
+    fsc: Mapping[str, Array], pixel_size: float, resolution: float | None, width: int = 600, fan: Array | None = None
+) -> str:
+    """Draw FSC curves over spatial frequency with both thresholds and the resolution marked, unless that is NaN.
+
+    Behind them lies the band between the lowest and the highest of the curves of all directions, ``fan`` (d, shells).
+    """
     shells = len(next(iter(fsc.values())))
     frequency = np.arange(shells) / (2 * (shells - 1) * pixel_size)
     nyquist = float(frequency[-1])
@@ -85,6 +92,10 @@ def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | 
         for name, curve in curves.items():
             style = CURVES[name]
             lines[name] = axes.plot(frequency[1:], curve[1:], color=style.colour, ls=style.dash, lw=style.width)[0]
+        band = None
+        if fan is not None and fan.size:
+            edges = (frequency[1:], fan.min(axis=0)[1:], fan.max(axis=0)[1:])
+            band = axes.fill_between(*edges, color=BAND, lw=0, zorder=0.5)
         lowest = min((float(np.nanmin(c[1:])) for c in curves.values() if np.isfinite(c[1:]).any()), default=0.0)
         axes.set_xlim(0, nyquist)
         axes.set_ylim(max(-1.0, min(-0.05, lowest - 0.03)), 1.04)
@@ -98,8 +109,8 @@ def fsc_figure(fsc: Mapping[str, Array], pixel_size: float, resolution: float | 
         _resolution_axis(axes, nyquist)
         order = [name for name in _LEGEND_ORDER if name in lines]
         figure.legend(
-            [lines[name] for name in order],
-            [CURVES[name].label for name in order],
+            [*(lines[name] for name in order), *([band] if band is not None else [])],
+            [*(CURVES[name].label for name in order), *(["range over directions"] if band is not None else [])],
             loc="lower left",
             bbox_to_anchor=(48 / width, _TOP + 46 / _HEIGHT),
             ncols=3,

@@ -14,25 +14,35 @@ from cloudem.report.sections.view_directions import view_density, views_figure
 
 
 def views_and_histograms(content: ReportContent) -> Drawn | None:
-    """Show the distribution of views and histograms of defocus and shifts."""
+    """Show the distribution of views, unless it stands beside the resolution by direction, and histograms."""
     blocks: list[Block] = []
     known = particle_facts(content)
-    if content.rot is not None and content.tilt is not None and len(content.rot):
-        views = view_density(content.rot, content.tilt, content.symmetry_operators)
-        if np.isfinite(views.least_sampled):
-            known.append(("sampling of Fourier space, worst direction", f"{100 * views.least_sampled:.0f} % of mean"))
-            equivalent = ", equivalent ones included" if content.symmetry_operators is not None else ""
-            caption = (
-                f"View directions in map coordinates{equivalent}; equal-area map, smoothed over "
-                f"{np.rad2deg(views.smoothing):.0f}°."
-            )
-            blocks.append(Figures([Figure(620, views_figure(views), caption), Figure(350, facts(known))]))
-            known = []
+    beside = content.directional_resolution is not None
+    if not beside and (panel := views_panel(content, 620)) is not None:
+        figure, sampled = panel
+        blocks.append(Figures([figure, Figure(350, facts([*known, sampled]))]))
+        known = []
     if known:
         blocks.append(facts(known, width=420))
     if drawn := [Figure(320, figure) for figure in histograms(content)]:
         blocks.append(Figures(drawn))
     return Drawn("Particles", blocks) if blocks else None
+
+
+def views_panel(content: ReportContent, width: int) -> tuple[Figure, tuple[str, str]] | None:
+    """Return the map of view directions, and what the worst direction of Fourier space has; None without poses."""
+    if content.rot is None or content.tilt is None or not len(content.rot):
+        return None
+    views = view_density(content.rot, content.tilt, content.symmetry_operators)
+    if not np.isfinite(views.least_sampled):
+        return None
+    equivalent = ", equivalent ones included" if content.symmetry_operators is not None else ""
+    caption = (
+        f"View directions in map coordinates{equivalent}; equal-area map, smoothed over "
+        f"{np.rad2deg(views.smoothing):.0f}°."
+    )
+    sampled = ("sampling of Fourier space, worst direction", f"{100 * views.least_sampled:.0f} % of mean")
+    return Figure(width, views_figure(views, width), caption), sampled
 
 
 def half_sizes(content: ReportContent) -> tuple[int, int] | None:

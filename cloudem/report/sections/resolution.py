@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
@@ -15,9 +17,10 @@ def curves(content: ReportContent) -> Drawn | None:
     history = iterations_figure(content.iterations) if len(content.iterations) > 1 else ""
     blocks: list[Block] = []
     if content.fsc and content.pixel_size is not None:
-        drawn = fsc_figure(content.fsc, content.pixel_size, np.nan if content.resolution_source else content.resolution)
+        stated = np.nan if content.resolution_source else content.resolution
+        drawn = fsc_figure(content.fsc, content.pixel_size, stated, fan=content.arrays.get("directional_fsc"))
         table = crossings(content, content.pixel_size)
-        blocks.append(Figures([Figure(600, drawn), Figure(376, history or table)]))
+        blocks.append(Figures([Figure(600, drawn), Figure(376, history or replace(table, width=0))]))
         if history:
             blocks.append(table)
     elif history:

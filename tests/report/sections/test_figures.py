@@ -13,7 +13,7 @@ from PIL import Image
 
 from cloudem.report.sections.curves import resolution_crossing
 from cloudem.report.sections.map_panels import map_panels
-from cloudem.report.sections.view_directions import _mollweide, _raster, view_density, view_directions
+from cloudem.report.sections.view_directions import _mollweide, sphere_raster, view_density, view_directions
 
 
 def test_crossing_is_linear_between_shells():
@@ -72,7 +72,8 @@ def test_mollweide_keeps_area_and_the_raster_shows_a_view_where_the_graticule_sa
     edge = _mollweide(np.array([0.0]), np.array([np.pi / 6]))[1][0]
     assert (2 * edge * np.sqrt(1 - edge**2) + 2 * np.arcsin(edge)) / np.pi == pytest.approx(0.5, abs=1e-6)
     rot, tilt = np.deg2rad(70.0), np.deg2rad(50.0)
-    image = _raster(view_density(np.full(500, rot), np.full(500, tilt)), 240, 120)
+    views = view_density(np.full(500, rot), np.full(500, tilt))
+    image = sphere_raster(views.directions, views.density, 240, 120)
     row, column = np.unravel_index(np.argmax(image), image.shape)
     x, y = _mollweide(np.array([rot]), np.array([np.pi / 2 - tilt]))
     assert (column + 0.5) / 60 - 2 == pytest.approx(x[0], abs=0.1)
