@@ -68,11 +68,15 @@ def make_scene(
     seed: int = 0,
     density: NDArray[np.float32] | None = None,
     columns: Callable[[Particles], Particles] = lambda table: table.without_columns(POSE_COLUMNS),
+    poses: Callable[[Particles], Particles] = lambda truth: truth,
 ) -> Scene:
-    """Simulate particles and their reference, low-passed to 40 Å; ``columns`` makes the table from the truth."""
+    """Simulate particles and their reference, low-passed to 40 Å.
+
+    ``poses`` makes the truth from particles that are seen from everywhere, ``columns`` the table from the truth.
+    """
     density = molecule() if density is None else density
     recording = Recording(snr=snr, per_micrograph=20, defocus_min=8e3, defocus_max=2e4)
-    truth = random_particles(count, recording, seed)
+    truth = poses(random_particles(count, recording, seed))
     images = Simulator(density, PIXEL, truth, recording, seed).images()
     folder.mkdir(parents=True, exist_ok=True)
     particles, reference = folder / "particles.zarr", folder / "reference.mrc"
