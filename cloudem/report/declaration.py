@@ -31,7 +31,7 @@ class Section:
 
 MAP = Section("maps:slices_and_projections")
 RESOLUTION = Section("resolution:curves")
-DIRECTIONS = Section("directions:by_direction")
+DIRECTIONS = Section("directions:directional_maps")
 PARTICLES = Section("particles:views_and_histograms")
 COST = Section("cost:stages")
 ITERATIONS = Section("tables:iterations")

@@ -19,7 +19,7 @@ SPREAD = 1.2
 """The colour scale reaches at least from the mean divided by this to the mean times this: chance looks like little."""
 
 
-def by_direction(content: ReportContent) -> Drawn | None:
+def directional_maps(content: ReportContent) -> Drawn | None:
     """Show the resolution by direction and the views side by side, and what figures say of them."""
     resolution, directions = content.directional_resolution, content.arrays.get("directions")
     said = content.directional
@@ -34,7 +34,7 @@ def by_direction(content: ReportContent) -> Drawn | None:
             ("best_A", "best directions (mean of the best 5 %)", "{:.2f} Å"),
             ("mean_A", "mean over directions", "{:.2f} Å"),
             ("worst_A", "worst directions (mean of the worst 5 %)", "{:.2f} Å"),
-            ("deviations", "directions differ by, in standard deviations (by chance 1)", "{:.1f}"),
+            ("deviations", "differences between directions, standard deviations (1 by chance)", "{:.1f}"),
             ("sphericity", "sphericity of the directional FSC at 0.5, 1 for even", "{:.3f}"),
             ("sampling_compensation", "sampling compensation factor of the views (SCF), 1 for even", "{:.2f}"),
         )
