@@ -83,8 +83,8 @@ class ReportContent:
         All arrays of the result, and the columns of its particles, for sections of the job's own.
     directional : mapping
         What the result says of its resolution by direction (`cloudem.jobs.directions`): ``best_A``, ``worst_A``,
-        ``mean_A``, ``worst_direction``, ``sphericity``, ``sampling_compensation``, ``half_angle_deg``; the resolutions
-        themselves are in ``arrays``.
+        ``mean_A``, ``worst_direction``, ``deviations``, ``sphericity``, ``sampling_compensation``,
+        ``half_angle_deg``; the resolutions themselves are in ``arrays``.
     transfers : sequence of Transfer
         Labels are numbers of iterations, and in the end whatever else there was; empty if nothing left the machine.
     particle_count : int, optional
