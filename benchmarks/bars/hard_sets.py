@@ -13,9 +13,10 @@ unless the recipe keeps some; the truth is in its group ``truth``, what is drawn
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +72,13 @@ class Recipe:
         Share of images that show another molecule, on the same scale of density, from uniform directions.
     noise_ratio
         Of coloured noise, as in ``cloudem simulate --noise-ratio``; 0 for white.
-    off_deg, off_A
-        Standard deviations of the turn about each axis, and of the shift in x and y, by which the poses in the table
-        of images are off; None leaves them out, 0 keeps the true ones.
-    start_A
-        Resolution of ``start.mrc``.
+    b_factor
+        Of the signal's fall-off, Å², as in ``cloudem simulate --b-factor-A2``.
+    off_deg, off_shift
+        Standard deviations of the turn about each axis, degrees, and of the shift in x and y, Å, by which the poses in
+        the table of images are off; None leaves them out, 0 keeps the true ones.
+    start_resolution
+        Of ``start.mrc``, Å.
     """
 
     count: int = 2000
@@ -84,12 +87,13 @@ class Recipe:
     contrast: tuple[float, float] = (1.0, 1.0)
     foreign: float = 0.0
     noise_ratio: float = 0.0
+    b_factor: float = 0.0
     off_deg: float | None = None
-    off_A: float = 0.0
-    start_A: float = 40.0
+    off_shift: float = 0.0
+    start_resolution: float = 40.0
 
     def recording(self) -> Recording:
-        return Recording(snr=self.snr, noise_ratio=self.noise_ratio)
+        return Recording(snr=self.snr, noise_ratio=self.noise_ratio, b_factor=self.b_factor)
 
 
 @dataclass(frozen=True)
@@ -155,22 +159,46 @@ def make_set(folder: Path, volume: Volume, recipe: Recipe, seed: int, other: Vol
     """
     if folder.exists():
         return folder
+    truth, drawn = draw(recipe, seed)
+    simulators = simulators_of(volume, other, truth, drawn, recipe, seed)
+    return write_set(folder, volume, recipe, seed, truth, drawn, lambda rows: batches(simulators, drawn, rows))
+
+
+def write_set(
+    folder: Path,
+    volume: Volume,
+    recipe: Recipe,
+    seed: int,
+    truth: Particles,
+    drawn: Drawn,
+    images: Callable[[NDArray[np.int64]], Iterable[NDArray[np.float32]]],
+) -> Path:
+    """Write a set whose images somebody else makes; return its folder.
+
+    Parameters
+    ----------
+    folder, volume, recipe, seed
+        As for :func:`make_set`.
+    truth, drawn
+        Of all images.
+    images
+        Gives those of some rows, in batches (b, n, n).
+    """
     making = folder.with_name(folder.name + "-unfinished")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    truth, drawn = draw(recipe, seed)
     write_volume(making / "density.mrc", volume.data, volume.pixel_size)
-    write_volume(making / "start.mrc", low_pass(volume.data, volume.pixel_size, recipe.start_A), volume.pixel_size)
+    start = low_pass(volume.data, volume.pixel_size, recipe.start_resolution)
+    write_volume(making / "start.mrc", start, volume.pixel_size)
     table = truth.without_columns((*POSE_COLUMNS, "half_set"))
     if recipe.off_deg is not None:
-        table = perturbed(truth, recipe.off_deg, recipe.off_A, seed)
-    grid = {"box": len(volume.data), "pixel_size": volume.pixel_size}
-    simulators = simulators_of(volume, other, truth, drawn, recipe, seed)
+        table = perturbed(truth, recipe.off_deg, recipe.off_shift, seed)
+    grid: dict[str, Any] = {"box": len(volume.data), "pixel_size": volume.pixel_size}
     store, everything, own = making / "particles.zarr", np.arange(recipe.count), np.flatnonzero(~drawn.foreign)
-    write_particles(store, table, batches(simulators, drawn, everything), **grid)
+    write_particles(store, table, images(everything), **grid)
     write_group(store, "truth", *table_to_arrays(truth))
     write_group(store, "drawn", {"contrast": drawn.contrast, "foreign": drawn.foreign}, {"recipe": asdict(recipe)})
-    write_particles(making / "known.zarr", truth.take(own), batches(simulators, drawn, own), **grid)
+    write_particles(making / "known.zarr", truth.take(own), images(own), **grid)
     return making.rename(folder)
 
 
