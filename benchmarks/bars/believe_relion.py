@@ -21,10 +21,13 @@ from cloudem.io.formats.star import read_star, write_star
 OPTIONS = (
     "--auto_refine --split_random_halves --firstiter_cc --ini_high 40 --dont_combine_weights_via_disc "
     "--preread_images --pool 30 --pad 2 --ctf --flatten_solvent --zero_mask --oversampling 1 --healpix_order 2 "
-    "--auto_local_healpix_order 4 --offset_range 5 --offset_step 2 --low_resol_join_halves 40 --norm --scale --j 1 "
+    "--auto_local_healpix_order 4 --offset_range 3 --offset_step 2 --low_resol_join_halves 40 --norm --scale --j 1 "
     "--random_seed 42"
 )
-"""Of an ordinary auto-refinement, as its graphical interface gives them."""
+"""Of an ordinary auto-refinement; shifts are looked for as far as ``refine3d`` looks, 3 px, not 5, which is faster."""
+
+TIMED = 'TIMEFORMAT="%U %S"; { time "$0" "$@" 2>&3; } 3>&2 2>cpu-$OMPI_COMM_WORLD_RANK'
+"""Runs a command and writes its CPU-seconds, user's and system's, to a file for each process."""
 
 
 class Refined(NamedTuple):
@@ -37,7 +40,7 @@ class Refined(NamedTuple):
     gold_standard, inside_mask
         Of the refinement itself (no mask on the half-maps), and of ``relion_postprocess`` inside cloudem's mask.
     iterations, cost
-        Number, and CPU-seconds of all its processes.
+        Number, and CPU-seconds of the two processes that hold a half-set each; the leader's are left out.
     """
 
     volume: NDArray[np.float32]
@@ -97,8 +100,11 @@ def refined_by_relion(
     shutil.copy(folder / "start.mrc", work / "start.mrc")
     (work / "run").mkdir()
     command = ["nice", "-n", "5", bench.program("mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "3"]
-    command += [bench.program("relion_refine_mpi"), "--i", "particles.star", "--ref", "start.mrc", "--o", "run/run"]
-    cost = bench.measured([*command, "--sym", group, "--particle_diameter", f"{diameter_A:g}", *OPTIONS.split()], work)
+    command += ["--mca", "mpi_yield_when_idle", "1", "bash", "-c", TIMED, bench.program("relion_refine_mpi")]
+    command += ["--i", "particles.star", "--ref", "start.mrc", "--o", "run/run", "--sym", group]
+    wall = bench.measured([*command, "--particle_diameter", f"{diameter_A:g}", *OPTIONS.split()], work).wall
+    # the leader only waits, and counts as busy while it does
+    cpu = sum(float(word) for rank in (1, 2) for word in (work / f"cpu-{rank}").read_text().split()[-2:])
     halves = [work / "run" / f"run_half{half}_class001_unfil.mrc" for half in (1, 2)]
     volume = np.mean([read_volume(half).data for half in halves], axis=0, dtype=np.float32)
     last = read_star(work / "run" / "run_model.star")["model_general"]
@@ -107,4 +113,4 @@ def refined_by_relion(
     bench.measured([*command, "--angpix", f"{pixel_size:g}", "--o", "post"], work)
     masked = read_star(work / "post.star")["general"]["rlnFinalResolution"][0]
     iterations = len(list((work / "run").glob("run_it*_optimiser.star"))) - 1
-    return Refined(volume, float(last["rlnCurrentResolution"][0]), float(masked), iterations, cost)
+    return Refined(volume, float(last["rlnCurrentResolution"][0]), float(masked), iterations, Cost(wall, cpu, 0))
