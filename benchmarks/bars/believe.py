@@ -124,9 +124,8 @@ def believe(bench: Bench) -> None:
     missing = [name for name in bench.only if name not in ROWS]
     if missing:
         raise MissingError(f"--rows: there is no row {', '.join(missing)}; there are {', '.join(ROWS)}")
-    for name, row in ROWS.items():
-        if bench.only and name not in bench.only:
-            continue
+    for name in bench.only or ROWS:
+        row = ROWS[name]
         for seed in bench.seeds:
             try:
                 folder, out = row_of(bench, name, row, seed)
