@@ -207,11 +207,12 @@ def held_against(found: NDArray[Any], mask: NDArray[Any], truth: Volume, radius_
     """
     if not there:
         still = Placed(np.eye(3), np.zeros(3), False, 0.0, np.asarray(truth.data))
-        return Found(still, {"true Å": "nothing", "true, tight mask Å": "", "agreement": ""}, np.inf)
+        return Found(still, {"true Å": "nothing", "true, tight mask Å": "", "agreement": "", "hand": ""}, np.inf)
     placed = place(found, truth.data, truth.pixel_size, radius_A)
     tight = estimate_mask(placed.volume, truth.pixel_size, diameter=2 * radius_A, **TIGHT)
     own, close = (true_resolution(found, placed.volume, each, truth.pixel_size) for each in (mask, tight))
     columns = {"true Å": round(own, 2), "true, tight mask Å": round(close, 2), "agreement": round(placed.agreement, 3)}
+    columns["hand"] = "other" if placed.mirrored else "same"
     return Found(placed, columns, own)
 
 
