@@ -45,10 +45,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets; "
                         "believe: refine with RELION, too")  # fmt: skip
     parser.add_argument(
-        "--molecules", type=Path, default=os.environ.get("CLOUDEM_MOLECULES"),
+        "--molecules", type=Path, default=os.environ.get("CLOUDEM_MOLECULES") or None,
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"believe: {', '.join(believe.ROWS)}")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], choices=believe.ROWS, metavar="ROW", help=f"believe: {', '.join(believe.ROWS)}"
+    )
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
     return parser.parse_args()
