@@ -89,6 +89,18 @@ def test_contrast_scales_the_signal_and_foreign_images_show_the_other(tmp_path, 
     np.testing.assert_array_equal(images_in(folder / "known.zarr"), images_in(folder / "particles.zarr")[mine])
 
 
+def test_a_set_is_kept_for_its_own_recipe_alone(tmp_path, truth):
+    volume, recipe = Volume(truth, PIXEL_A, NOWHERE), hard_sets.Recipe(count=20, snr=1.0)
+    folder = hard_sets.make_set(tmp_path / "set", volume, recipe, 0)
+    first = images_in(folder / "particles.zarr")
+    (folder / "kept").touch()
+    hard_sets.make_set(folder, volume, recipe, 0)
+    assert (folder / "kept").exists()
+    hard_sets.make_set(folder, volume, hard_sets.Recipe(count=20, snr=2.0), 0)
+    assert not (folder / "kept").exists()
+    assert np.abs(images_in(folder / "particles.zarr") - first).max() > 0.1
+
+
 def test_foreign_images_need_another_density(tmp_path, truth):
     with pytest.raises(ValueError, match="no other density"):
         hard_sets.make_set(tmp_path / "x", Volume(truth, PIXEL_A, NOWHERE), hard_sets.Recipe(count=20, foreign=0.5), 0)

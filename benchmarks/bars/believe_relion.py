@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bars.hard_sets import Recipe, draw, write_set
+from bars.hard_sets import Recipe, draw, is_made, write_set
 from bars.measure import Bench, Cost
 from cloudem.algorithms.resolution import multiply_shells
 from cloudem.io.formats.mrc import Volume, map_stack, read_volume
@@ -52,7 +52,7 @@ class Refined(NamedTuple):
 
 def projected(bench: Bench, folder: Path, volume: Volume, recipe: Recipe, seed: int) -> Path:
     """Write a set like that of :func:`bars.hard_sets.make_set`, projected by RELION, with noise drawn by NumPy."""
-    if folder.exists():
+    if is_made(folder, recipe):
         return folder
     program, making = bench.program("relion_project"), bench.fresh(f"{folder.name}-projecting")
     making.mkdir()

@@ -12,6 +12,7 @@ unless the recipe keeps some; the truth is in its group ``truth``, what is drawn
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -142,7 +143,7 @@ def perturbed(truth: Particles, degrees: float, shift_A: float, seed: int) -> Pa
 
 
 def make_set(folder: Path, volume: Volume, recipe: Recipe, seed: int, other: Volume | None = None) -> Path:
-    """Write a set and return its folder; one that is there as a whole is kept.
+    """Write a set and return its folder; one of the same recipe that is there is kept, another one replaced.
 
     Parameters
     ----------
@@ -157,11 +158,19 @@ def make_set(folder: Path, volume: Volume, recipe: Recipe, seed: int, other: Vol
     other
         Density of the foreign images, on the same grid and scale.
     """
-    if folder.exists():
+    if is_made(folder, recipe):
         return folder
     truth, drawn = draw(recipe, seed)
     simulators = simulators_of(volume, other, truth, drawn, recipe, seed)
     return write_set(folder, volume, recipe, seed, truth, drawn, lambda rows: batches(simulators, drawn, rows))
+
+
+def is_made(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a set is there and was made by this recipe."""
+    if not folder.exists():
+        return False
+    _, attributes = read_group(folder / "particles.zarr", "drawn")
+    return bool(attributes["recipe"] == json.loads(json.dumps(asdict(recipe))))  # tuples come back as lists
 
 
 def write_set(
@@ -185,7 +194,8 @@ def write_set(
         Gives those of some rows, in batches (b, n, n).
     """
     making = folder.with_name(folder.name + "-unfinished")
-    shutil.rmtree(making, ignore_errors=True)
+    for old in (making, folder):
+        shutil.rmtree(old, ignore_errors=True)
     making.mkdir(parents=True)
     write_volume(making / "density.mrc", volume.data, volume.pixel_size)
     start = low_pass(volume.data, volume.pixel_size, recipe.start_resolution)
