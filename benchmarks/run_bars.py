@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, hot_loops, nothing, refinements, scaling, starts, views
+from bars import agreement, believe, hot_loops, nothing, refinements, scaling, starts, views
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "nothing": nothing.nothing,
     "axes": starts.axes,
     "views": views.views,
+    "believe": believe.believe,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
@@ -42,7 +43,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="tiny settings; the rows are kept in the work folder")
     parser.add_argument("--whole", action="store_true", help="nothing: also 5,000 images, which take an hour a seed")
-    parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets")
+    parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets; "
+                        "believe: refine with RELION, too")  # fmt: skip
+    parser.add_argument(
+        "--molecules", type=Path, default=os.environ.get("CLOUDEM_MOLECULES") or None,
+        help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", nargs="+", default=[], choices=believe.ROWS, metavar="ROW", help=f"believe: {', '.join(believe.ROWS)}"
+    )
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
     return parser.parse_args()
@@ -58,6 +67,7 @@ def main() -> None:
     bench = Bench(
         data, work.resolve(), given.quick, seeds, given.relion, given.relion_map and given.relion_map.resolve(),
         0.5 if given.quick else given.relion_minutes, whole=given.whole,
+        molecules=given.molecules and given.molecules.resolve(), only=given.rows,
     )  # fmt: skip
     titles = {name: (part.__doc__ or name).rstrip(".") for name, part in PARTS.items()}
     failed: list[str] = []

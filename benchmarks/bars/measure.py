@@ -66,6 +66,8 @@ class Bench:
     relion_map: Path | None = None
     relion_minutes: float = 10.0
     whole: bool = False
+    molecules: Path | None = None
+    only: Sequence[str] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, *columns: Mapping[str, Any]) -> None:
