@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.refinement import State
+from cloudem.algorithms.refinement import CONVERGED_MOVING, State
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import NOWHERE, Vector
 from cloudem.io.storage.groups import read_attributes
@@ -26,8 +26,9 @@ from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.resume import leave_out
 from cloudem.jobs.refine3d.start import begin
+from cloudem.jobs.refine3d.symmetry import DOUBTED, contradicted
 from cloudem.jobs.refine3d.tasks import read_checkpoint
-from cloudem.jobs.results import write_maps
+from cloudem.jobs.results import START, write_maps
 from cloudem.model.poses import matrix_to_euler
 from cloudem.model.symmetry import operators
 
@@ -52,7 +53,7 @@ class Refinement(Iterations[State]):
         if job.mask is not None:
             mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
         without = left_out(dataset.store, job.skip_damaged)
-        self.beyond_start = False
+        self.beyond_start, self.moving = False, 0.0
         self.run = Run(job, context, dataset, settings, mask, group, without)
 
     def begin(self) -> State:
@@ -78,11 +79,16 @@ class Refinement(Iterations[State]):
     def iterate(self, state: State) -> IterationResult[State]:
         """Align all images, and solve for the next references."""
         step = iterate(self.run, state)
-        self.beyond_start = not self.run.not_beyond(step.after)
+        self.beyond_start, self.moving = not self.run.not_beyond(step.after), step.result.observed.moving
         return step
 
     def converged(self, iterations: int) -> str:
         """Return what that means."""
+        if self.beyond_start and self.moving >= CONVERGED_MOVING:
+            return (
+                f"stopped after {iterations} iterations: the resolution stands still, while {100 * self.moving:.0f} % "
+                "of the poses still move"
+            )
         if self.beyond_start:
             return f"converged after {iterations} iterations: resolution and poses no longer improve"
         return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
@@ -121,6 +127,9 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
             "correlates no more than noise that was aligned to it. Check images, starting map, --diameter-A and "
             "--symmetry; if the start was already as good as the data, use a coarser --initial-resolution-A"
         )
+    source = START
+    if not start and contradicted(run, outcome, max(outcome.after.best, s.first_limit)):
+        start, source = run.job.start_resolution, DOUBTED
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])
@@ -128,6 +137,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
+        source,
     )  # fmt: skip
 
 
