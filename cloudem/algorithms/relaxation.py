@@ -53,8 +53,8 @@ MOST_BROKEN = 0.04
 where some images are of nothing; of operators that are none of the molecule's the worst has 0.06 and more."""
 
 LEAST_CONFIRMED = 0.35
-"""Part of a map's asymmetry that images have to confirm: apoferritin's confirm 0.13, where the group is wrong 0.6 to 1.3
-are confirmed."""
+"""Part of a map's asymmetry that images have to confirm: those of apoferritin confirm 0.13 in O, and where a group is
+wrong it is 0.6 to 1.3."""
 
 SURELY_BROKEN = 6.0
 """Standard deviations."""

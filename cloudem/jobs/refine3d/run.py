@@ -84,18 +84,21 @@ class Refinement(Iterations[State]):
 
     def converged(self, iterations: int) -> str:
         """Return what that means."""
-        if self.beyond_start and self.moving >= CONVERGED_MOVING:
-            return (
-                f"stopped after {iterations} iterations: the resolution stands still, while {100 * self.moving:.0f} % "
-                "of the poses still move"
-            )
-        if self.beyond_start:
-            return f"converged after {iterations} iterations: resolution and poses no longer improve"
-        return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
+        return how_it_ended(iterations, self.beyond_start, self.moving)
 
     def finish(self, last: IterationResult[State], wall_s: float) -> None:
         """Write poses, maps and report."""
         finish(self.run, last.result, wall_s)
+
+
+def how_it_ended(iterations: int, beyond_start: bool, moving: float) -> str:
+    """Say what it means that no further iteration is due; ``moving`` is the share of the poses that still move."""
+    if not beyond_start:
+        return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
+    if moving >= CONVERGED_MOVING:
+        still = f"the resolution stands still, while {100 * moving:.0f} % of the poses still move"
+        return f"stopped after {iterations} iterations: {still}"
+    return f"converged after {iterations} iterations: resolution and poses no longer improve"
 
 
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
