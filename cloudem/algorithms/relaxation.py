@@ -36,7 +36,7 @@ Complex64 = NDArray[np.complex64]
 ROUNDS = 6
 """In which images choose their mates, an even number; the two shares take turns."""
 
-CHUNK = 4096
+CHUNK = 2048
 """Slices that are extracted at a time."""
 
 LEAST_SHARE = 0.02
