@@ -126,9 +126,10 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     start = run.not_beyond(outcome.after)
     if start:
         run.context.progress.warning(
-            f"nothing is shown beyond the {start:.4g} Å of the starting map (--initial-resolution-A): what lies "
-            "further correlates no more than noise that was aligned to it. Check images, starting map, --diameter-A and "
-            "--symmetry; if the start was already as good as the data, use a coarser --initial-resolution-A"
+            f"nothing is shown beyond the {start:.4g} Å of the starting map (--initial-resolution-A): "
+            "what lies further correlates no more than noise that was aligned to it. Check images, starting map, "
+            "--diameter-A and --symmetry; if the start was already as good as the data, use a coarser "
+            "--initial-resolution-A"
         )
     source = START
     if not start and contradicted(run, outcome, max(outcome.after.best, s.first_limit)):
