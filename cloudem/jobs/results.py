@@ -41,6 +41,7 @@ def write_maps(
     report: bool,
     origin: Vector,
     start_resolution: float = 0.0,
+    source: str = START,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -69,6 +70,8 @@ def write_maps(
     start_resolution
         Of a refinement that has shown nothing beyond its start, the resolution of that, Å: no better one is claimed; 0
         otherwise.
+    source
+        What is said of it then.
     """
     progress = context.progress
     with progress.stage("postprocess"):
@@ -99,7 +102,7 @@ def write_maps(
         "origin_A": origin,
         "symmetry": symmetry,
         "resolution_A": resolution,
-        "resolution_source": START if start_resolution else "",
+        "resolution_source": source if start_resolution else "",
         "b_factor_A2": 0.0 - fall_off,
         "wall_s": wall,
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
@@ -109,7 +112,7 @@ def write_maps(
         **run_attributes(progress, context.executor.traffic()),
     }
     context.write("result", {**arrays, **curves.by_name(), **directional.arrays}, attributes)
-    shown_by = START if start_resolution else "corrected FSC 0.143"
+    shown_by = source if start_resolution else "corrected FSC 0.143"
     progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
         progress.message(f"report: {write_report(context.url)}")

@@ -7,7 +7,7 @@ import pytest
 
 from cloudem.errors import ParameterError
 from cloudem.model.poses import random_rotations
-from cloudem.model.symmetry import asymmetric_unit, operators
+from cloudem.model.symmetry import asymmetric_unit, kind_of, largest_subgroup, multiplication, operators
 
 ORDERS = {
     **{f"C{n}": n for n in (1, 2, 3, 4, 5, 6, 7, 12, 17)},
@@ -74,3 +74,28 @@ def test_orientation_is_that_of_relion(name: str) -> None:
     theirs = np.array(rows, float).reshape(-1, 3, 3)
     assert len(theirs) == ORDERS[name]
     assert same_set(operators(name), theirs, 2e-4)
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C6", "D2", "D3", "D4", "D7", "T", "O", "I1", "I3"])
+def test_kinds_and_products_are_those_of_the_group(name: str) -> None:
+    group = operators(name)
+    turn = random_rotations(1, np.random.default_rng(1))[0]
+    assert kind_of(turn @ group @ turn.T) == re.sub(r"I\d", "I", name)
+    table = multiplication(group)
+    np.testing.assert_allclose(group[table], np.einsum("aij,bjk->abik", group, group), atol=1e-6)
+    assert np.all(np.sort(table, axis=1) == np.arange(len(group)))
+    np.testing.assert_array_equal(largest_subgroup(group, np.arange(len(group))), np.arange(len(group)))
+    np.testing.assert_array_equal(largest_subgroup(group, np.array([], int)), [0])
+
+
+@pytest.mark.parametrize(("name", "inside"), [("D7", "C7"), ("O", "D4"), ("O", "C4"), ("D4", "D2"), ("I", "D2")])
+def test_the_largest_subgroup_of_a_set_is_found(name: str, inside: str) -> None:
+    group, own = operators(name), operators(inside)
+    among = np.flatnonzero([np.abs(own - each).max(axis=(1, 2)).min() < 1e-6 for each in group])
+    found = largest_subgroup(group, among)
+    assert same_set(group[found], own)
+    spare = next(i for i in range(len(group)) if i not in among)
+    if (
+        kind_of(group[largest_subgroup(group, np.array([spare]))]) == "C1"
+    ):  # alone it makes no group: it changes nothing
+        np.testing.assert_array_equal(largest_subgroup(group, np.append(among, spare)), found)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.refinement import State
+from cloudem.algorithms.refinement import CONVERGED_MOVING, State
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import NOWHERE, Vector
 from cloudem.io.storage.groups import read_attributes
@@ -26,8 +26,9 @@ from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.resume import leave_out
 from cloudem.jobs.refine3d.start import begin
+from cloudem.jobs.refine3d.symmetry import DOUBTED, contradicted
 from cloudem.jobs.refine3d.tasks import read_checkpoint
-from cloudem.jobs.results import write_maps
+from cloudem.jobs.results import START, write_maps
 from cloudem.model.poses import matrix_to_euler
 from cloudem.model.symmetry import operators
 
@@ -52,7 +53,7 @@ class Refinement(Iterations[State]):
         if job.mask is not None:
             mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
         without = left_out(dataset.store, job.skip_damaged)
-        self.beyond_start = False
+        self.beyond_start, self.moving = False, 0.0
         self.run = Run(job, context, dataset, settings, mask, group, without)
 
     def begin(self) -> State:
@@ -78,18 +79,26 @@ class Refinement(Iterations[State]):
     def iterate(self, state: State) -> IterationResult[State]:
         """Align all images, and solve for the next references."""
         step = iterate(self.run, state)
-        self.beyond_start = not self.run.not_beyond(step.after)
+        self.beyond_start, self.moving = not self.run.not_beyond(step.after), step.result.observed.moving
         return step
 
     def converged(self, iterations: int) -> str:
         """Return what that means."""
-        if self.beyond_start:
-            return f"converged after {iterations} iterations: resolution and poses no longer improve"
-        return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
+        return how_it_ended(iterations, self.beyond_start, self.moving)
 
     def finish(self, last: IterationResult[State], wall_s: float) -> None:
         """Write poses, maps and report."""
         finish(self.run, last.result, wall_s)
+
+
+def how_it_ended(iterations: int, beyond_start: bool, moving: float) -> str:
+    """Say what it means that no further iteration is due; ``moving`` is the share of the poses that still move."""
+    if not beyond_start:
+        return f"stopped after {iterations} iterations: nothing is found beyond the starting map"
+    if moving >= CONVERGED_MOVING:
+        still = f"the resolution stands still, while {100 * moving:.0f} % of the poses still move"
+        return f"stopped after {iterations} iterations: {still}"
+    return f"converged after {iterations} iterations: resolution and poses no longer improve"
 
 
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
@@ -117,10 +126,14 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     start = run.not_beyond(outcome.after)
     if start:
         run.context.progress.warning(
-            f"nothing is shown beyond the {start:g} Å of the starting map (--initial-resolution-A): what lies further "
-            "correlates no more than noise that was aligned to it. Check images, starting map, --diameter-A and "
-            "--symmetry; if the start was already as good as the data, use a coarser --initial-resolution-A"
+            f"nothing is shown beyond the {start:.4g} Å of the starting map (--initial-resolution-A): "
+            "what lies further correlates no more than noise that was aligned to it. Check images, starting map, "
+            "--diameter-A and --symmetry; if the start was already as good as the data, use a coarser "
+            "--initial-resolution-A"
         )
+    source = START
+    if not start and contradicted(run, outcome, max(outcome.after.best, s.first_limit)):
+        start, source = run.job.start_resolution, DOUBTED
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])
@@ -128,6 +141,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
+        source,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
+from cloudem.jobs.refine3d.run import how_it_ended
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix
@@ -127,6 +128,13 @@ def test_noise_alone_does_not_get_beyond_the_start(tmp_path, no_report):
     for warnings in (progress.warnings(), result["warnings"]):
         assert any("nothing is shown beyond the 16 Å of the starting map" in text for text in warnings)
     assert all(row["resolution_A"] >= 16 for row in progress.iterations())
+
+
+def test_what_is_said_in_the_end_is_what_happened():
+    assert "resolution and poses no longer improve" in how_it_ended(7, True, 0.1)
+    assert how_it_ended(9, True, 0.62).endswith("the resolution stands still, while 62 % of the poses still move")
+    assert "converged" not in how_it_ended(9, True, 0.62)
+    assert how_it_ended(5, False, 0.9).endswith("nothing is found beyond the starting map")
 
 
 def test_dark_protein_is_refused_or_warned_of(tmp_path, no_report):
