@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, hot_loops, nothing, refinements, scaling, starts
+from bars import agreement, hot_loops, junk, nothing, refinements, scaling, starts
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "noise": refinements.noise,
     "nothing": nothing.nothing,
     "axes": starts.axes,
+    "junk": junk.junk,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,

@@ -47,8 +47,9 @@ def advice(judgement: Judgement, half_set: NDArray[np.int8]) -> str:
     if count < WORTH_SAYING * len(keep):
         return ""
     noise = int(np.count_nonzero(doubtful & (judgement.noise_evidence[half_set > 0] < 0)))
+    share = f"{count:,} of {len(keep):,} images ({count / len(keep):.0%})"
     return (
-        f"{count:,} of {len(keep):,} images ({count / len(keep):.0%}) probably show another molecule or nothing, or lie "
-        f"in a wrong pose ({noise:,} of them match no better than noise): they hardly counted in the map. To leave them "
-        f"out, take those with keep (rlnParticleFigureOfMerit in an exported table) of {DOUBTFUL:g} or more"
+        f"{share} probably show another molecule or nothing, or lie in a wrong pose ({noise:,} of them match no better "
+        "than noise): they hardly counted in the map. To leave them out, take those with keep "
+        f"(rlnParticleFigureOfMerit in an exported table) of {DOUBTFUL:g} or more"
     )
