@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cloudem.algorithms.align import start_poses
 from cloudem.algorithms.junk import Judgement
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import advice, judged
 from cloudem.jobs.refine3d.poses import sorted_found
 from cloudem.jobs.refine3d.tasks import Found
 from tests.algorithms.test_junk import population
+from tests.jobs.conftest import BOX, PIXEL, make_scene, run
 
 COUNT = 1000
 
@@ -73,3 +79,20 @@ def test_what_to_leave_out_is_said_where_it_matters(doubtful: int, said: str) ->
     assert sentence.startswith(said)
     assert bool(sentence) == bool(said)
     assert not said or f"{doubtful // 3} of them match no better than noise" in sentence
+
+
+def test_a_refinement_finds_the_images_of_nothing(tmp_path, no_report):
+    scene = make_scene(tmp_path, count=200)
+    store = open_particles(scene.particles)
+    images, shows = store.read_images(np.arange(200)), np.arange(200) % 10 < 7
+    images[~shows] = np.random.default_rng(1).standard_normal(images[~shows].shape)
+    mixed = str(tmp_path / "mixed.zarr")
+    write_particles(mixed, store.particles, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
+    job = Refine3D(**replace(scene, particles=mixed).refinement(tmp_path / "out"))
+    progress = run(job)
+    particles, _ = read_group(job.out, "particles")
+    assert np.mean(particles["keep"][shows] < 0.5) < 0.05
+    assert np.mean(particles["keep"][~shows] < 0.5) > 0.95
+    assert np.median(particles["noise_evidence"][shows]) > 10
+    assert np.median(particles["noise_evidence"][~shows]) < 0
+    assert any("match no better than noise" in text for text in progress.warnings())
