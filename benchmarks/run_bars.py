@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, believe, hot_loops, nothing, refinements, scaling, starts, symmetry, views
+from bars import agreement, believe, hot_loops, junk, nothing, refinements, scaling, starts, symmetry, views
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "views": views.views,
     "believe": believe.believe,
     "symmetry": symmetry.symmetry,
+    "junk": junk.junk,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,

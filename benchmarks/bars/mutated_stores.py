@@ -110,6 +110,7 @@ def make(url: str) -> Place:
         half_set=columns["half_set"],
         scale=np.ones(COUNT),
         settled=np.zeros(COUNT, bool),
+        keep=np.ones(COUNT),
         pose_images=np.arange(COUNT, dtype=np.int32),
         pose_rotations=rng.random((COUNT, 3, 3)),
         pose_shifts=np.zeros((COUNT, 2)),

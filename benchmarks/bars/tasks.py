@@ -260,11 +260,11 @@ def poses(bench: Bench, count: int, repeats: int) -> None:
     for half in (1, 2):
         for rows in np.array_split(np.flatnonzero(halves == half), 64):
             some: Poses = start_poses(rows.astype(np.int32), rotations[rows], random.normal(size=(len(rows), 2)))
-            parts.append((half, Found(some, np.ones(len(rows)))))
+            parts.append((half, Found(some, np.ones(len(rows)), np.zeros((len(rows), 3)))))
 
     def gathered() -> Checkpoint:
         found = [sorted_found([part for half, part in parts if half == h]) for h in (1, 2)]
-        state = (np.ones((2, 1, 257)), np.ones(2), halves, np.ones(count), np.ones(count, bool))
+        state = (np.ones((2, 1, 257)), np.ones(2), halves, np.ones(count), np.ones(count, bool), np.ones(count))
         checkpoint = Checkpoint(*state, **pose_arrays(found))
         changes(plan, checkpoint, found, ONE)
         return checkpoint

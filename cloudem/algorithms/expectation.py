@@ -21,6 +21,7 @@ from cloudem.algorithms.align import (
     refine_poses,
     start_poses,
 )
+from cloudem.algorithms.junk import alike_shell, pose_matches
 from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.search import MARGIN, Hits, SearchGrid, poses, search, shift_grid
@@ -128,6 +129,8 @@ class Batch:
         Which images need no search any more, (b,): their last two searches led to the same maximum.
     poses
         Poses so far, whose ``images`` count rows of this batch; None where nothing is known.
+    keep
+        Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
     """
 
     images: Float32
@@ -136,6 +139,7 @@ class Batch:
     optics_group: NDArray[np.int32]
     settled: NDArray[np.bool_]
     poses: Poses | None
+    keep: Float64 | None = None
 
     def rows(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the images, with the poses of these."""
@@ -146,7 +150,8 @@ class Batch:
             poses = poses.take(place[poses.images] >= 0)
             poses = replace(poses, images=place[poses.images])
         table = (self.scale[index], self.optics_group[index], self.settled[index])
-        return Batch(self.images[index], self.terms[index], *table, poses)
+        keep = None if self.keep is None else self.keep[index]
+        return Batch(self.images[index], self.terms[index], *table, poses, keep)
 
 
 @dataclass(frozen=True)
@@ -159,12 +164,15 @@ class Expected:
         Poses that remain and their weights.
     residual, count
         ``sum |X - C S|²`` over the shells (g, n // 2 + 1), and the number of images by group, (g,).
+    matches
+        What the best pose of each image says of it (:func:`cloudem.algorithms.junk.pose_matches`), (b, 3).
     """
 
     poses: Poses
     weights: Float64
     residual: Float64
     count: Float64
+    matches: Float64
 
 
 class Spectra(NamedTuple):
@@ -348,9 +356,23 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
     whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
-    add_slices(sums, whole, found, weights, plan.box)
+    kept = weights if batch.keep is None else weights * batch.keep[found.images]
+    add_slices(sums, whole, found, kept, plan.box)
     residual, count = residual_power(batch, spectrum, found, plan, model)
-    return Expected(found, weights, residual, count)
+    return Expected(found, weights, residual, count, matches_of(spectrum, inverse, found, weights, plan, model))
+
+
+def matches_of(
+    spectrum: Spectra, inverse: Float32, found: Poses, weights: Float64, plan: IterationPlan, model: Model
+) -> Float64:
+    """Return what the most probable pose of each image says of it, (b, 3)."""
+    rows = best_of(found.images)
+    shell = min(alike_shell(plan.box, plan.radius), plan.k_score)
+    low = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, shell)
+    return pose_matches(
+        model.volume, padded_box(plan.box) / plan.box, plan.box, low, plan.k_score, found.take(rows), weights[rows],
+        model.prior, len(model.group),
+    )  # fmt: skip
 
 
 def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:

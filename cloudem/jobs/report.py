@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 
+JUDGED = ("keep", "noise_evidence", "other_evidence")
+"""Columns that say which particles show the molecule."""
+
 
 class Report(Job):
     """Declaration of ``cloudem report``."""
@@ -237,7 +240,7 @@ def _columns(url: str, result: Mapping[str, Any]) -> dict[str, Any]:
     from cloudem.io.exporting import refined_table
 
     arrays, _ = refined_table(url, result) or ({}, {})
-    columns = {name: arrays[name] for name in ("half_set",) if name in arrays}
+    columns = {name: arrays[name] for name in ("half_set", *JUDGED) if name in arrays}
     for pair in (("rot", "tilt"), ("defocus_u", "defocus_v"), ("shift_x", "shift_y")):
         if all(name in arrays for name in pair):
             columns |= {name: arrays[name] for name in pair}

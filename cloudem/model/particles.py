@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from cloudem.model.table import DEGREE, SHARED_COLUMNS, TEXT, ColumnMeaning, ItemTable
 
-__all__ = ["COLUMNS", "TEXT", "ColumnMeaning", "Particles"]
+__all__ = ["COLUMNS", "DOUBTFUL", "TEXT", "ColumnMeaning", "Particles"]
 
 COLUMNS: dict[str, ColumnMeaning] = {
     "optics_group": SHARED_COLUMNS["optics_group"],
@@ -42,10 +42,23 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "same_image": ColumnMeaning(
         "int64", "", "number, from 1, that particles with the same pixels share; 0 for an image that is there once"
     ),
-    "score": ColumnMeaning(
-        "float64", "", "log-likelihood of the pose, up to a constant of the image", "rlnLogLikeliContribution"
+    "weight": ColumnMeaning(
+        "float64", "", "probability of the pose among all poses of the image", "rlnMaxValueProbDistribution"
     ),
-    "weight": ColumnMeaning("float64", "", "weight of the particle in the reconstruction", "rlnParticleFigureOfMerit"),
+    "keep": ColumnMeaning(
+        "float64",
+        "",
+        "probability that the image shows the molecule in that pose, and its weight in the map",
+        "rlnParticleFigureOfMerit",
+    ),
+    "noise_evidence": ColumnMeaning(
+        "float64", "", "natural logarithm of the Bayes factor of the image showing the molecule rather than noise"
+    ),
+    "other_evidence": ColumnMeaning(
+        "float64",
+        "",
+        "natural logarithm of the same against another molecule; 0 where none is seen among the images",
+    ),
     "intensity_scale": ColumnMeaning("float64", "", "amplitude of the image relative to the reference"),
     "image_mean": ColumnMeaning(
         "float64", "grey value", "mean of the background in the source: source = stored * image_std + image_mean"
@@ -56,6 +69,9 @@ COLUMNS: dict[str, ColumnMeaning] = {
     ),
 }
 """Every column of particles that cloudem understands."""
+
+DOUBTFUL = 0.5
+"""Particles whose ``keep`` is lower probably do not show the molecule in their pose."""
 
 
 @dataclass(frozen=True)

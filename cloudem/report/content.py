@@ -73,6 +73,8 @@ class ReportContent:
         1 or 2; 0 means not assigned.
     defocus_u, defocus_v, shift_x, shift_y : (p,) float array, optional
         Å.
+    keep, noise_evidence, other_evidence : (p,) float array, optional
+        Whether images show the molecule, see `cloudem.algorithms.junk`.
     iterations : sequence of mapping
         Rows of the history, by the names of ``columns``; those are shown that a row has.
     columns : sequence of Column
@@ -125,6 +127,9 @@ class ReportContent:
     defocus_v: NDArray[np.floating[Any]] | None = None
     shift_x: NDArray[np.floating[Any]] | None = None
     shift_y: NDArray[np.floating[Any]] | None = None
+    keep: NDArray[np.floating[Any]] | None = None
+    noise_evidence: NDArray[np.floating[Any]] | None = None
+    other_evidence: NDArray[np.floating[Any]] | None = None
     particle_count: int | None = None
     stages: Sequence[StageRow] = ()
     wall_s: float | None = None

@@ -53,7 +53,7 @@ def result(project, store):
     rng = np.random.default_rng(5)
     maps = {name: rng.standard_normal((BOX,) * 3).astype(np.float32) for name in ("half1", "half2", "map", "mask")}
     curves = {f"fsc_{name}": np.linspace(1, 0, 9) for name in ("unmasked", "masked", "corrected", "odd")}
-    refined = store.particles.with_columns(rot=np.full(COUNT, 0.5), score=np.arange(COUNT))
+    refined = store.particles.with_columns(rot=np.full(COUNT, 0.5), keep=np.arange(COUNT))
     url = project / "refine"
     write_group(url, "particles", *table_to_arrays(refined))
     write_group(
@@ -88,7 +88,7 @@ def test_a_result_becomes_maps_tables_and_curves(project, result):
     table = read_star(project / "files" / "particles.star")["particles"]
     assert table["rlnImageName"][4] == "000005@Extract/a.mrcs"
     assert float(table["rlnAngleRot"][0]) == pytest.approx(np.rad2deg(0.5))
-    assert float(table["rlnLogLikeliContribution"][3]) == 3
+    assert float(table["rlnParticleFigureOfMerit"][3]) == 3
     assert table["rlnSomethingNew"][3] == "name_3"
     fsc = read_star(project / "files" / "fsc.star")["fsc"]
     assert fsc["rlnSpectralIndex"].tolist() == [str(i) for i in range(9)]

@@ -12,6 +12,7 @@ import pytest
 
 from cloudem.errors import ParameterError
 from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.report import JUDGED
 from cloudem.report.content import ParameterRow, ReportContent, StageRow, TransferRow
 from cloudem.report.page import render
 from cloudem.traffic import Traffic, total_traffic
@@ -86,6 +87,9 @@ def full_content(n: int = 32, particles: int = 300) -> ReportContent:
         defocus_v=rng.uniform(1e4, 2e4, particles),
         shift_x=rng.normal(0, 4, particles),
         shift_y=rng.normal(0, 4, particles),
+        keep=np.where(np.arange(particles) < 30, 0.1, 0.95),
+        noise_evidence=rng.normal(20, 8, particles),
+        other_evidence=rng.normal(5, 4, particles),
         stages=[StageRow("expectation", 161.0, 120.0, 800 << 20), StageRow("reconstruction", 10.0, 19.0, 3 << 30)],
         parameters={
             "diameter_A": ParameterRow(320.0, "Å", "diameter"),
@@ -105,7 +109,18 @@ def test_full_page_says_everything_and_loads_nothing():
     page = Page(text)
     headings = ("Map", "Resolution", "Particles", "Time and memory", "Iterations", "Parameters", "How this was made")
     assert all(heading in page.words for heading in headings)
-    for words in ("300", "150 + 150", "3 Å", "C2", "−120 Å²", "2 min 51 s", "Warning", "320 Å", "not set"):
+    for words in (
+        "300",
+        "150 + 150",
+        "3 Å",
+        "C2",
+        "−120 Å²",
+        "2 min 51 s",
+        "Warning",
+        "320 Å",
+        "not set",
+        "30 (10.0%)",
+    ):
         assert words in page.text
     assert page.tags.count("image") >= 6  # three slices, three projections
     assert "http" not in text
@@ -163,7 +178,7 @@ def test_almost_nothing():
 PARTS = {
     "Map": ("map", "mask"),
     "Resolution": ("fsc",),
-    "Particles": ("rot", "tilt", "half_set", "defocus_u", "defocus_v", "shift_x", "shift_y"),
+    "Particles": ("rot", "tilt", "half_set", "defocus_u", "defocus_v", "shift_x", "shift_y", *JUDGED),
     "Time and memory": ("stages",),
     "Iterations": ("iterations",),
     "Parameters": ("parameters",),

@@ -20,6 +20,7 @@ from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.evidence import luck
 from cloudem.algorithms.expectation import IterationPlan, noise_variance
+from cloudem.algorithms.junk import Judgement
 from cloudem.algorithms.refinement import (
     EVIDENCE_SAMPLE,
     LEAKAGE,
@@ -41,6 +42,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.judging import judged
 from cloudem.jobs.refine3d.poses import changes, pose_arrays, scale_changes, shift_variance, sorted_found
 from cloudem.jobs.refine3d.solving import (
     Masking,
@@ -142,8 +144,8 @@ class Outcome:
         made again.
     curves
         FSC curves.
-    found
-        Poses and weights of both halves.
+    judgement
+        Which images show the molecule.
     """
 
     checkpoint: Checkpoint
@@ -152,7 +154,7 @@ class Outcome:
     after: State
     maps: Maps | None
     curves: FscCurves
-    found: Sequence[Found]
+    judgement: Judgement
 
 
 def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
@@ -217,6 +219,7 @@ def solve_halves(
     found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
     noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
     change, kept = changes(plan, before, found, run.group), before.half_set > 0
+    counts = np.maximum(before.keep[kept], 1e-6)  # images that show something else wander for ever
     curves = executor.fetch(comparison)
     voxels = independent_voxels(s.box, curves.fraction, len(run.group))
     evidence = 0.0
@@ -226,8 +229,8 @@ def solve_halves(
         fsc=curves.corrected,
         voxels=voxels,
         evidence=evidence,
-        moving=float(np.mean(change.moving[kept])),
-        jumped=float(np.mean(change.jumped[kept])),
+        moving=float(np.average(change.moving[kept], weights=counts)),
+        jumped=float(np.average(change.jumped[kept], weights=counts)),
     )
     after = next_state(state, s, observed)
     references: list[str] = []
@@ -239,18 +242,20 @@ def solve_halves(
         where = (run.url, state.iteration)
         written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
         references = [executor.fetch(name) for name in written]
+    judgement = judged(found, len(before.half_set), beyond_start(after, s))
     scale = before.scale
     if run.job.correct_scale:
-        scale = scale * scale_changes(micrograph_numbers(run.dataset.particles), found)
+        scale = scale * scale_changes(micrograph_numbers(run.dataset.particles), found, judgement.keep)
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
         shift_variance=np.array([shift_variance(part) for part in found]),
         half_set=before.half_set,
         scale=scale,
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
+        keep=judgement.keep,
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, maps, curves, found)
+    return Outcome(checkpoint, references, observed, after, maps, curves, judgement)
 
 
 def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:

@@ -44,6 +44,8 @@ def sorted_found(parts: Sequence[Found]) -> Found:
     """Return the poses of all parts, ordered by image and the most probable of each first."""
     poses = join_poses(*(part.poses for part in parts))
     weights = np.concatenate([part.weights for part in parts])
+    matches = np.concatenate([part.matches for part in parts])
+    judged = np.concatenate([part.poses.images[best_of(part.poses.images)] for part in parts])
     order = np.lexsort((-weights, poses.images))
     if not np.isfinite(poses.score).all():
         worst = poses.images[~np.isfinite(poses.score)][0]
@@ -51,7 +53,7 @@ def sorted_found(parts: Sequence[Found]) -> Found:
             f"the likelihood of particle {worst + 1} is not a number: its image or CTF has extreme values; remove it "
             "and import again"
         )
-    return Found(poses.take(order), weights[order])
+    return Found(poses.take(order), weights[order], matches[np.argsort(judged, kind="stable")])
 
 
 def shift_variance(found: Found) -> float:
@@ -60,15 +62,19 @@ def shift_variance(found: Found) -> float:
     return max(float(total / (2 * found.weights.sum())), 1.0)
 
 
-def scale_changes(micrograph: NDArray[np.int64], found: Sequence[Found]) -> NDArray[np.float64]:
+def scale_changes(
+    micrograph: NDArray[np.int64], found: Sequence[Found], keep: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return the factor by which each image's intensity scale changes, found in its half-set alone.
 
-    ``micrograph`` is the number of each image's, (N,).
+    ``micrograph`` is the number of each image's, and ``keep`` how much each counts, (N,).
     """
     change = np.ones(len(micrograph))
     for part in found:
         best = part.poses.take(best_of(part.poses.images))
-        change[best.images] = intensity_scales(best.numerator, best.norm, micrograph[best.images])
+        counts = keep[best.images]
+        sums = (counts * best.numerator, counts * best.norm)
+        change[best.images] = intensity_scales(*sums, micrograph[best.images])
     return change
 
 

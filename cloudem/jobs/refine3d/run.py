@@ -24,6 +24,7 @@ from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask
 from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.refine3d.judging import advice
 from cloudem.jobs.refine3d.resume import leave_out
 from cloudem.jobs.refine3d.start import begin
 from cloudem.jobs.refine3d.symmetry import DOUBTED, contradicted
@@ -108,10 +109,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     best = best_of(poses.images)
     kept = poses.images[best]
     rot, tilt, psi = matrix_to_euler(poses.rotations[best])
-    score = np.zeros(len(checkpoint.half_set))
-    for part in outcome.found:
-        first = best_of(part.poses.images)
-        score[part.poses.images[first]] = part.poses.score[first]
+    judgement = outcome.judgement
     refined = kept_rows(run.dataset.particles, checkpoint.half_set).with_columns(
         rot=rot,
         tilt=tilt,
@@ -121,7 +119,9 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
         half_set=checkpoint.half_set[kept],
         intensity_scale=checkpoint.scale[kept],
         weight=checkpoint.pose_weights[best],
-        score=score[kept],
+        keep=judgement.keep[kept],
+        noise_evidence=judgement.noise_evidence[kept],
+        other_evidence=judgement.other_evidence[kept],
     )
     start = run.not_beyond(outcome.after)
     if start:
@@ -134,6 +134,8 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     source = START
     if not start and contradicted(run, outcome, max(outcome.after.best, s.first_limit)):
         start, source = run.job.start_resolution, DOUBTED
+    if sentence := advice(judgement, checkpoint.half_set):
+        run.context.progress.warning(sentence)
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])

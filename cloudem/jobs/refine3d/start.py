@@ -62,6 +62,7 @@ def begin(run: Run) -> State:
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),
+        keep=np.ones(len(halves)),
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
     clear(run.context, job)  # only now that the input is known to be good

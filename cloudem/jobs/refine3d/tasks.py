@@ -90,7 +90,7 @@ class Checkpoint:
         (2, g, n // 2 + 1).
     shift_variance
         (2,), pixels².
-    half_set, scale, settled
+    half_set, scale, settled, keep
         (N,); see :class:`cloudem.algorithms.expectation.Batch`.
     pose_images, pose_rotations, pose_shifts, pose_weights
         Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,); empty at the start.
@@ -103,6 +103,7 @@ class Checkpoint:
     half_set: NDArray[np.int8]
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
+    keep: NDArray[np.float64]
     pose_images: NDArray[np.int32]
     pose_rotations: NDArray[np.float64]
     pose_shifts: NDArray[np.float64]
@@ -186,20 +187,21 @@ class Known:
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
     poses: Poses | None
+    keep: NDArray[np.float64] | None = None
 
 
 def read_known(url: str, indices: NDArray[np.int64]) -> Known:
     """Read what is known of the particles from the first to the last of a group."""
     first, stop = int(indices[0]), int(indices[-1]) + 1
     with purpose("poses"):
-        rows = read_rows(url, CHECKPOINT, ["scale", "settled"], first, stop)
+        rows = read_rows(url, CHECKPOINT, ["scale", "settled", "keep"], first, stop)
         edges = read_rows(url, CHECKPOINT, ["pose_starts"], first, stop + 1)["pose_starts"]
         poses = None
         if edges[-1] > edges[0]:
             names = ("pose_images", "pose_rotations", "pose_shifts")
             found = read_rows(url, CHECKPOINT, names, int(edges[0]), int(edges[-1]))
             poses = start_poses(*(found[name] for name in names))
-    return Known(first, rows["scale"], rows["settled"], poses)
+    return Known(first, rows["scale"], rows["settled"], poses, rows["keep"])
 
 
 def batch_of(
@@ -214,15 +216,19 @@ def batch_of(
     here = indices - known.first
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
-    return Batch(to_device(images, device), *table, poses)
+    return Batch(to_device(images, device), *table, poses, None if known.keep is None else known.keep[here])
 
 
 @dataclass(frozen=True)
 class Found:
-    """Poses of a group of images, ``images`` counting particles of the store, and their weights."""
+    """Poses of a group of images, ``images`` counting particles of the store, and their weights.
+
+    ``matches`` is what the most probable one of each image says of it (:func:`cloudem.algorithms.junk.pose_matches`).
+    """
 
     poses: Poses
     weights: NDArray[np.float64]
+    matches: NDArray[np.float64]
 
 
 class Aligned(NamedTuple):
@@ -249,7 +255,7 @@ def align_group(
     for indices, images in image_batches(dataset, item.indices):
         expected = expect(batch_of(dataset, indices, images, known, device), plan, model, sums)
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
-        found.append(Found(poses, expected.weights))
+        found.append(Found(poses, expected.weights, expected.matches))
         noise = noise + np.column_stack([expected.residual, expected.count])
     brick = pack(sums, packed_sphere_of(plan.box, plan.k_insert, model.group))
     # of the accumulator nothing but the line of its independent voxels leaves the device

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cloudem.model.particles import DOUBTFUL
 from cloudem.report.blocks import Block, Drawn, Figure, Figures, facts
 from cloudem.report.content import ReportContent
 from cloudem.report.sections.curves import histogram
@@ -68,11 +69,15 @@ def particle_facts(content: ReportContent) -> list[tuple[str, str]]:
         shift = finite(np.hypot(content.shift_x, content.shift_y))
         if shift.size:
             known.append(("shift, root mean square", f"{np.sqrt(np.mean(shift**2)):.2f} Å"))
+    if content.keep is not None and len(content.keep):
+        doubtful = int(np.count_nonzero(np.asarray(content.keep) < DOUBTFUL))
+        share = f"{doubtful:,} ({doubtful / len(content.keep):.1%})"
+        known.append(("another molecule, nothing, or a wrong pose", share))
     return known
 
 
 def histograms(content: ReportContent) -> Iterable[str]:
-    """Yield histograms of defocus, astigmatism and shifts."""
+    """Yield histograms of defocus, astigmatism, shifts, and the evidence of each image."""
     if content.defocus_u is not None and content.defocus_v is not None:
         u, v = np.asarray(content.defocus_u, dtype=float), np.asarray(content.defocus_v, dtype=float)
         if finite(u + v).size:
@@ -82,6 +87,13 @@ def histograms(content: ReportContent) -> Iterable[str]:
         length = np.hypot(content.shift_x, content.shift_y)
         if finite(length).size:
             yield histogram(length, "distance from the box centre (Å)", "Shifts")
+    for values, axis, title in (
+        (content.noise_evidence, "natural log of the Bayes factor against noise", "Molecule or noise"),
+        (content.other_evidence, "the same against another molecule", "This molecule or another"),
+        (content.keep, "probability, and weight in the map", "Shows this molecule in its pose"),
+    ):
+        if values is not None and np.any(finite(values) != 0):
+            yield histogram(np.asarray(values, dtype=float), axis, title)
 
 
 def finite(values: Any) -> Any:

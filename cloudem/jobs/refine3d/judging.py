@@ -1,0 +1,55 @@
+"""Which images of a refinement show the molecule: judged for each half-set by itself, and said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.align import best_of
+from cloudem.algorithms.junk import Judgement, judge
+from cloudem.jobs.refine3d.tasks import Found
+from cloudem.model.particles import DOUBTFUL
+
+WORTH_SAYING = 0.02
+"""Share of the images from which on leaving them out is suggested: so many are doubtful in clean sets, too."""
+
+
+def judged(found: Sequence[Found], count: int, shown: bool) -> Judgement:
+    """Judge the images of both half-sets, each from its own.
+
+    Parameters
+    ----------
+    found
+        Of each half-set.
+    count
+        Of all particles of the store: those without a half-set are 1 in ``keep``, and 0 in the evidence.
+    shown
+        Something beyond the starting map was shown. Before, all that images can match is that map, and to weight them
+        by how well they do would draw the result towards it: all are 1 in ``keep``.
+    """
+    keep, noise, other = np.ones(count), np.zeros(count), np.zeros(count)
+    for half in found:
+        images = half.poses.images[best_of(half.poses.images)]
+        judgement = judge(half.matches)
+        noise[images] = judgement.noise_evidence
+        if shown:
+            keep[images], other[images] = judgement.keep, judgement.other_evidence
+    return Judgement(keep, noise, other)
+
+
+def advice(judgement: Judgement, half_set: NDArray[np.int8]) -> str:
+    """Return how many images to leave out, as a sentence; "" where it is not worth it."""
+    keep = judgement.keep[half_set > 0]
+    doubtful = keep < DOUBTFUL
+    count = int(np.count_nonzero(doubtful))
+    if count < WORTH_SAYING * len(keep):
+        return ""
+    noise = int(np.count_nonzero(doubtful & (judgement.noise_evidence[half_set > 0] < 0)))
+    share = f"{count:,} of {len(keep):,} images ({count / len(keep):.0%})"
+    return (
+        f"{share} probably show another molecule or nothing, or lie in a wrong pose ({noise:,} of them match no better "
+        "than noise): they hardly counted in the map. To leave them out, take those with keep "
+        f"(rlnParticleFigureOfMerit in an exported table) of {DOUBTFUL:g} or more"
+    )
