@@ -287,7 +287,7 @@ class Verdict(NamedTuple):
         return np.flatnonzero(self.share < BORNE_OUT * self.share.max())
 
 
-def judge(parts: list[Preferences]) -> Verdict:
+def verdict_from(parts: list[Preferences]) -> Verdict:
     """Return what the images of both half-sets say together."""
     gain = np.concatenate([part.gain for part in parts])
     common, norm = (max(sum(float(getattr(part, name).sum()) for part in parts), 1e-30) for name in ("common", "norm"))

@@ -14,12 +14,12 @@ from cloudem.algorithms.relaxation import (
     Verdict,
     Witnesses,
     join_witnesses,
-    judge,
     map_of_mates,
     matches,
     mate_weights,
     preferences,
     relaxed_map,
+    verdict_from,
     witnesses,
 )
 from cloudem.kernels.ctf import ctf_terms, ctf_values
@@ -69,7 +69,7 @@ def asked(symmetry: str, imposed: str) -> Verdict:
     group = operators(imposed)
     halves = [images_of(symmetry, imposed, seed) for seed in (1, 2)]
     maps = [relaxed_map(half, group, FLAT, 0) for half in halves]
-    return judge([preferences(halves[h], maps[1 - h], group) for h in (0, 1)])
+    return verdict_from([preferences(halves[h], maps[1 - h], group) for h in (0, 1)])
 
 
 @pytest.mark.parametrize("symmetry", ["C2", "D2", "C7", "O"])
@@ -162,7 +162,7 @@ def test_images_of_noise_say_nothing() -> None:
         noise *= np.sqrt(images.denominators)
         halves.append(replace(images, numerators=noise.astype(np.complex64)))
     maps = [relaxed_map(half, group, 0.2 * FLAT, 0) for half in halves]
-    verdict = judge([preferences(halves[h], maps[1 - h], group) for h in (0, 1)])
+    verdict = verdict_from([preferences(halves[h], maps[1 - h], group) for h in (0, 1)])
     assert np.abs(verdict.luck).max() < 4
     assert not verdict.broken
 
@@ -176,7 +176,7 @@ def test_rows_that_are_joined_say_what_they_said_apart() -> None:
     np.testing.assert_array_equal(preferences(join_witnesses(*parts), volume, group).gain, whole.gain)
     apart = [preferences(part, volume, group) for part in parts]
     np.testing.assert_allclose(np.concatenate([part.gain for part in apart]), whole.gain, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(judge(apart).share, judge([whole]).share, rtol=1e-5)
+    np.testing.assert_allclose(verdict_from(apart).share, verdict_from([whole]).share, rtol=1e-5)
     np.testing.assert_array_equal(relaxed_map(images, group, FLAT, 0), volume)
 
 
@@ -184,14 +184,16 @@ def test_a_verdict_needs_a_share_and_certainty() -> None:
     gain = np.zeros((100, 3))
     gain[:, 1] = 0.03
     gain[:5, 2] = 10.0
-    verdict = judge([Preferences(gain, np.ones(100), np.full(100, 0.5))])
+    verdict = verdict_from([Preferences(gain, np.ones(100), np.full(100, 0.5))])
     np.testing.assert_allclose(verdict.share, [0, 0.03, 0.5])
     np.testing.assert_allclose(verdict.confirmed, [0, 0.06, 1])
     np.testing.assert_allclose(verdict.luck, [0, 10, 5**0.5])
     assert not verdict.broken  # the one is small, the other is five images
     gain[:, 2] = 0.5
-    verdict = judge([Preferences(gain, np.ones(100), np.full(100, 0.5))])
+    verdict = verdict_from([Preferences(gain, np.ones(100), np.full(100, 0.5))])
     assert verdict.broken
     assert verdict.kept().tolist() == [0, 1]
-    assert not judge([Preferences(gain, np.ones(100), np.full(100, 5.0))]).broken  # most of the asymmetry is noise
+    assert not verdict_from(
+        [Preferences(gain, np.ones(100), np.full(100, 5.0))]
+    ).broken  # most of the asymmetry is noise
     assert FIRST_SHELL > 1

@@ -20,9 +20,9 @@ from cloudem.algorithms.relaxation import (
     Verdict,
     Witnesses,
     join_witnesses,
-    judge,
     preferences,
     relaxed_map,
+    verdict_from,
     witnesses,
 )
 from cloudem.jobs.dataset import Dataset, image_batches
@@ -109,7 +109,7 @@ def verdict_of(run: Run, outcome: Outcome, believed: float) -> Verdict:
         for images, count in zip(asked, counts, strict=True)
     ]
     said = [run.executor.share(preferences, asked[h], maps[1 - h], run.group) for h in (0, 1)]
-    return judge([run.executor.fetch(each) for each in said])
+    return verdict_from([run.executor.fetch(each) for each in said])
 
 
 def contradicted(run: Run, outcome: Outcome, believed: float) -> bool:
