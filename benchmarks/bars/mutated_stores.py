@@ -111,6 +111,7 @@ def make(url: str) -> Place:
         scale=np.ones(COUNT),
         settled=np.zeros(COUNT, bool),
         keep=np.ones(COUNT),
+        view_gradient=np.zeros((2, 10, 3), np.float32),
         pose_images=np.arange(COUNT, dtype=np.int32),
         pose_rotations=rng.random((COUNT, 3, 3)),
         pose_shifts=np.zeros((COUNT, 2)),
@@ -119,7 +120,12 @@ def make(url: str) -> Place:
     state = {"iteration": 3, "limit": 3}
     write_group(place.stopped, "checkpoint", checkpoint.arrays(), {"state": state, "references": ["a", "b"]})
     for name in "ab":
-        write_group(place.stopped, f"references/{name}", {"map": maps["half1"]}, {"half": 1})
+        write_group(
+            place.stopped,
+            f"references/{name}",
+            {"map": maps["half1"], "own_share": np.zeros(BOX // 2 + 1)},
+            {"half": 1},
+        )
     return place
 
 

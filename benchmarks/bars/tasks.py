@@ -249,9 +249,10 @@ def solving_alone(bench: Bench, boxes: Sequence[int]) -> None:
 def poses(bench: Bench, count: int, repeats: int) -> None:
     """Time what the client does with poses, per particle: sort, compare, write and read the checkpoint."""
     from cloudem.algorithms.align import Poses
+    from cloudem.algorithms.view_density import grid
     from cloudem.io.storage.groups import read_group, write_group
     from cloudem.jobs.refine3d.poses import changes, pose_arrays, sorted_found
-    from cloudem.jobs.refine3d.tasks import Checkpoint, Found
+    from cloudem.jobs.refine3d.tasks import Checkpoint, Found, Placed
 
     random = np.random.default_rng(0)
     plan, rotations = plan_at(512), random_rotations(count, random)
@@ -260,11 +261,22 @@ def poses(bench: Bench, count: int, repeats: int) -> None:
     for half in (1, 2):
         for rows in np.array_split(np.flatnonzero(halves == half), 64):
             some: Poses = start_poses(rows.astype(np.int32), rotations[rows], random.normal(size=(len(rows), 2)))
-            parts.append((half, Found(some, np.ones(len(rows)), np.zeros((len(rows), 3)))))
+            parts.append(
+                (half, Found(some, np.ones(len(rows)), np.zeros((len(rows), 3)), Placed(some.rotations, some.shifts)))
+            )
 
     def gathered() -> Checkpoint:
+        gradient = np.zeros((2, *grid().shape), np.float32)
         found = [sorted_found([part for half, part in parts if half == h]) for h in (1, 2)]
-        state = (np.ones((2, 1, 257)), np.ones(2), halves, np.ones(count), np.ones(count, bool), np.ones(count))
+        state = (
+            np.ones((2, 1, 257)),
+            np.ones(2),
+            halves,
+            np.ones(count),
+            np.ones(count, bool),
+            np.ones(count),
+            gradient,
+        )
         checkpoint = Checkpoint(*state, **pose_arrays(found))
         changes(plan, checkpoint, found, ONE)
         return checkpoint

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.backend.arrays import array_namespace, to_host
 from cloudem.kernels.fourier import HalfDisc
 from cloudem.kernels.slices import score_derivatives
 from cloudem.model.poses import angle_up_to, rotate
@@ -266,6 +267,59 @@ def compete(
     weight = np.exp(mass - best)
     total = np.bincount(poses.images, weight)
     return poses, weight / total[poses.images]
+
+
+def owed_to_itself(
+    data: Weighted,
+    current: Poses,
+    inserted: Poses,
+    weights: Float64,
+    share: Float64,
+    box: int,
+    radius: float,
+    group: Float64,
+) -> Float64:
+    """Return by how much an image's own part in the reference raises the score of each of its poses, (c,).
+
+    The reference holds each image where it was inserted, and its noise with it. There it matches better than elsewhere,
+    by as many units of log-likelihood as the map has parameters for each image, commonly two to five: an image too
+    faint to be placed by more would never leave a wrong pose.
+
+    Away from the old pose, that falls off as a Gaussian in the phase that a turn gives in depth (the mean square depth
+    of a sphere is ``radius² / 5``) and the shift in the plane.
+
+    Parameters
+    ----------
+    data
+        The batch, on the shells that are scored.
+    current
+        Poses to score.
+    inserted, weights
+        Poses with which the images are in the reference, ordered by image, and their weights, (d,).
+    share
+        What comes back of ``C X / σ²``, by shell (:func:`cloudem.algorithms.reconstruct.own_share`).
+    box, radius
+        Pixels.
+    group
+        Symmetry operators (g, 3, 3).
+    """
+    xp = array_namespace(data.numerators)
+    by_pixel = share[data.disc.shell]
+    columns = np.stack([by_pixel, by_pixel * data.disc.shell.astype(np.float64) ** 2], axis=1).astype(np.float32)
+    power = data.numerators.real**2 + data.numerators.imag**2
+    most, times_k2 = to_host(power @ xp.asarray(columns)).astype(np.float64).T
+    wave2 = (2 * np.pi / box) ** 2 * times_k2 / np.maximum(most, 1e-30)
+    start = np.searchsorted(inserted.images, np.arange(len(most) + 1))
+    count = np.diff(start)[current.images]
+    found = np.zeros(len(current.images))
+    for number in range(int(count.max(initial=0))):
+        rows = np.flatnonzero(count > number)
+        image, old = current.images[rows], start[current.images[rows]] + number
+        angle = angle_up_to(current.rotations[rows], inserted.rotations[old], group)
+        shift2 = np.sum((current.shifts[rows] - inserted.shifts[old]) ** 2, axis=1)
+        phase2 = wave2[image] * (angle**2 * radius**2 / 5 + shift2 / 2)
+        found[rows] += weights[old] * np.exp(-phase2 / 2)
+    return np.asarray(found * most[current.images])
 
 
 def frequency_limits(first: int, last: int) -> Sequence[int]:

@@ -18,13 +18,15 @@ from cloudem.algorithms.align import (
     evaluate,
     frequency_limits,
     join_poses,
+    owed_to_itself,
     refine_poses,
     start_poses,
 )
 from cloudem.algorithms.junk import alike_shell, pose_matches
-from cloudem.algorithms.mask import soft_circle
+from cloudem.algorithms.mask import circle_edge, soft_circle
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.search import MARGIN, Hits, SearchGrid, poses, search, shift_grid
+from cloudem.algorithms.view_density import drawn_in
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, low_passed, real_images, sample_half_disc
@@ -102,6 +104,12 @@ class Model:
         Of the shifts.
     group
         Symmetry operators.
+    own_share
+        What an image owes to itself in the reference (:func:`cloudem.algorithms.reconstruct.own_share`), by shell;
+        None for nothing.
+    view_gradient
+        Of the density of the half-set's views (:func:`cloudem.algorithms.view_density.density_gradient`), (d, 3); None
+        for even views.
     """
 
     volume: Complex64
@@ -109,6 +117,8 @@ class Model:
     sigma2: Float64
     prior: Prior
     group: Float64
+    own_share: Float64 | None = None
+    view_gradient: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,8 @@ class Batch:
         Which images need no search any more, (b,): their last two searches led to the same maximum.
     poses
         Poses so far, whose ``images`` count rows of this batch; None where nothing is known.
+    weights
+        Of these poses, (c,); None for 1.
     keep
         Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
     """
@@ -139,19 +151,21 @@ class Batch:
     optics_group: NDArray[np.int32]
     settled: NDArray[np.bool_]
     poses: Poses | None
+    weights: Float64 | None = None
     keep: Float64 | None = None
 
     def rows(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the images, with the poses of these."""
-        poses = self.poses
+        poses, weights = self.poses, self.weights
         if poses is not None:
             place = np.full(len(self.images), -1, np.int32)
             place[index] = np.arange(len(index))
-            poses = poses.take(place[poses.images] >= 0)
+            here = place[poses.images] >= 0
+            poses, weights = poses.take(here), None if weights is None else weights[here]
             poses = replace(poses, images=place[poses.images])
         table = (self.scale[index], self.optics_group[index], self.settled[index])
         keep = None if self.keep is None else self.keep[index]
-        return Batch(self.images[index], self.terms[index], *table, poses, keep)
+        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep)
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,8 @@ class Expected:
         ``sum |X - C S|²`` over the shells (g, n // 2 + 1), and the number of images by group, (g,).
     matches
         What the best pose of each image says of it (:func:`cloudem.algorithms.junk.pose_matches`), (b, 3).
+    inserted
+        The poses as they were inserted.
     """
 
     poses: Poses
@@ -173,6 +189,7 @@ class Expected:
     residual: Float64
     count: Float64
     matches: Float64
+    inserted: Poses
 
 
 class Spectra(NamedTuple):
@@ -212,9 +229,8 @@ def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> t
     xp = array_namespace(transforms)
     box = min(plan.box, fast_even(2 * plan.k_score + MASK_SHELLS))
     scale = box / plan.box
-    edge = max(min(6.0, plan.box / 2 - plan.radius), 1.0)
     images = real_images(low_passed(transforms, plan.k_score, box))
-    images *= xp.asarray(soft_circle(box, scale * plan.radius, scale * edge))
+    images *= xp.asarray(soft_circle(box, scale * plan.radius, scale * circle_edge(plan.box, plan.radius)))
     low = fourier_images(images)
     pixels = np.flatnonzero(disc.shell <= min(plan.k_score + MARGIN, box // 2 - 1))  # the search interpolates
     masked = xp.zeros((len(transforms), len(disc.kx)), transforms.dtype)
@@ -300,7 +316,7 @@ def align(
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
-    current = climb(data, current, plan, model, plan.k_score, steps=10)
+    current = without_own(batch, data, climb(data, current, plan, model, plan.k_score, steps=10), plan, model)
     apart = 0.25 * plan.box / (plan.k_score * 2 * np.pi * plan.radius)
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
 
@@ -324,13 +340,24 @@ def explore(
     found = replace(found, images=unsettled[found.images].astype(np.int32))
     rising = frequency_limits(plan.k_search, plan.k_score)[:-1]
     for k_max, steps in ((plan.k_search, 2), (plan.k_search, 3), *((k, 3) for k in rising)):
-        found = climb(data, found, plan, model, k_max, steps)
+        found = without_own(batch, data.within(k_max), climb(data, found, plan, model, k_max, steps), plan, model)
         found, _ = compete(
             found, apart=plan.step / 3, keep=plan.candidates, least=HOPELESS, group=model.group
         )  # fmt: skip
     if batch.poses is None:
         return found
     return join_poses(found, batch.poses.take(batch.settled[batch.poses.images]))
+
+
+def without_own(batch: Batch, data: Weighted, current: Poses, plan: IterationPlan, model: Model) -> Poses:
+    """Return poses scored without what each image owes to itself in the reference."""
+    if batch.poses is None or model.own_share is None:
+        return current
+    weights = np.ones(len(batch.poses.images)) if batch.weights is None else batch.weights
+    if batch.keep is not None:
+        weights = weights * batch.keep[batch.poses.images]
+    owed = owed_to_itself(data, current, batch.poses, weights, model.own_share, plan.box, plan.radius, model.group)
+    return replace(current, score=current.score - owed)
 
 
 def climb(data: Weighted, poses: Poses, plan: IterationPlan, model: Model, k_max: int, steps: int) -> Poses:
@@ -357,9 +384,11 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     found, weights = align(batch, spectrum, inverse, plan, model)
     whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
     kept = weights if batch.keep is None else weights * batch.keep[found.images]
-    add_slices(sums, whole, found, kept, plan.box)
+    inserted = found if model.view_gradient is None else drawn_in(found, model.view_gradient)
+    add_slices(sums, whole, inserted, kept, plan.box)
     residual, count = residual_power(batch, spectrum, found, plan, model)
-    return Expected(found, weights, residual, count, matches_of(spectrum, inverse, found, weights, plan, model))
+    matches = matches_of(spectrum, inverse, found, weights, plan, model)
+    return Expected(found, weights, residual, count, matches, inserted)
 
 
 def matches_of(

@@ -62,6 +62,11 @@ def soft_circle(box: int, radius_px: float, edge_px: float) -> NDArray[np.float3
     return raised_cosine(np.sqrt(axis2[:, None] + axis2) - np.float32(radius_px), edge_px)
 
 
+def circle_edge(box: int, radius: float) -> float:
+    """Return the width of the soft edge of the circle by which images are masked for scoring, pixels."""
+    return max(min(6.0, box / 2 - radius), 1.0)
+
+
 def otsu_threshold(values: NDArray[np.floating]) -> float:
     """Return the threshold that separates two classes with the least variance inside them (Otsu 1979).
 

@@ -44,7 +44,10 @@ REACH, REACH_EDGE = 0.6, 0.15
 beyond it the accumulator's transform is aliased."""
 
 LEVELLED = 6
-"""Shells up to which a map is corrected for uneven weights: beyond, they are even enough and noise decides."""
+"""Shells up to which a map is corrected for uneven weights, whatever it is made of (:func:`levelled_shells`)."""
+
+MOST_LEVELLED, SLICES_BY_SHELL = 16, 100
+"""The most, and how many slices there have to be for each."""
 
 LEVEL_MARGIN = 5
 """Shells beyond the corrected ones that the correction reads."""
@@ -85,6 +88,18 @@ def shell_weights(sums: Sums, box: int) -> Float64:
     return np.asarray(total / np.maximum(number, 1))
 
 
+def levelled_shells(slices: int) -> int:
+    """Return the shell up to which a map of so many slices, mates included, is to be corrected for uneven weights.
+
+    Where views crowd about an axis, the quotient of a voxel is that of the weights' centroid in its window. That is
+    nearer to the plane across the axis, by a share that falls as 1 / k²: the map is flattened along the axis, and poses
+    compared with it come out tilted by more than they are (by 5 % where 80 % of the views are within 15°, if only six
+    shells are corrected; by 1 % with 16). Where slices are few, weights are uneven by chance, and the correction
+    amplifies noise: made of 300 slices, shells 7 to 16 lose 0.007 of their FSC.
+    """
+    return int(np.clip(slices // SLICES_BY_SHELL, LEVELLED, MOST_LEVELLED))
+
+
 def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, levelled: int = LEVELLED) -> Float32:
     """Return the map.
 
@@ -109,11 +124,8 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
     -------
     Shape (n, n, n), float32.
     """
-    mean = shell_weights(sums, box)
-    floor = 1e-3 * mean + 1e-12 * mean.max() + 1e-30
-    # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
-    regularise = floor if ssnr is None else np.maximum(mean / np.maximum(ssnr, 1e-6), floor)
-    added, last = regularise.astype(np.float32), box // 2 if k_max is None else min(k_max, box // 2)
+    added = _added_weights(shell_weights(sums, box), ssnr).astype(np.float32)
+    last = box // 2 if k_max is None else min(k_max, box // 2)
     padded, m = padded_box(box), sums.data.shape[2] - 2
     # shells beyond n // 2 count as that one: without a last shell all that was inserted is kept
     radius = padded / box * (last + 0.5) if last < box // 2 else 2.0 * m
@@ -132,6 +144,39 @@ def solve(sums: Sums, box: int, ssnr: Float64 | None, k_max: int | None = None, 
 
     over_slabs(along_z, rows, slab_of(padded, columns))
     return _density(mixed, box, padded)
+
+
+def _added_weights(mean: Float64, ssnr: Float64 | None) -> Float64:
+    """Return ``1 / τ²`` by shell, from the mean weights of the shells."""
+    # 1e-3 of the mean weight: an empty corner of a shell stays empty instead of holding a few samples' noise
+    floor = 1e-3 * mean + 1e-12 * mean.max() + 1e-30
+    return floor if ssnr is None else np.asarray(np.maximum(mean / np.maximum(ssnr, 1e-6), floor))
+
+
+def own_share(sums: Sums, ssnr: Float64, mask: Float32, circle: Float32) -> Float64:
+    """Return which part of ``C X / σ²`` of an image comes back in the slice of the map at the pose it was inserted at.
+
+    Inserting and solving smears an image along its view; the mask keeps, of the length of the box, the mean thickness
+    ``sum(mask) / sum(circle²)`` of the molecule within the image's circle. A slice through that holds, in shell k,
+    ``C X / σ²`` times ``(thickness / n) / padding³ / (mean weight + 1 / τ²)``.
+
+    Parameters
+    ----------
+    sums, ssnr
+        As for :func:`solve`.
+    mask
+        By which the map is multiplied, (n, n, n).
+    circle
+        By which images are masked, (n, n).
+
+    Returns
+    -------
+    Shape (n // 2 + 1,); in units of σ².
+    """
+    box = len(mask)
+    mean = shell_weights(sums, box)
+    thickness = float(mask.sum(dtype=np.float64)) / float(np.square(circle, dtype=np.float64).sum())
+    return np.asarray(thickness * box**2 / padded_box(box) ** 3 / (mean + _added_weights(mean, ssnr)))
 
 
 def _density(mixed: NDArray[np.complex64], box: int, padded: int) -> Float32:

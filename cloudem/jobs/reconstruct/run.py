@@ -23,6 +23,7 @@ from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_su
 from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks
 from cloudem.jobs.results import write_maps
 from cloudem.model.poses import euler_to_matrix
+from cloudem.model.symmetry import operators
 
 
 def reconstruct(job: Reconstruct, context: Context) -> None:
@@ -48,8 +49,10 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     with context.progress.stage("solve"):
         shape = (box, k_max, job.symmetry)
         wholes = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
-        solved = [executor.share(unfiltered, half, box, k_max) for half in wholes]
-        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape)
+        order = len(operators(job.symmetry))
+        slices = [order * int(np.count_nonzero(halves == h)) for h in (1, 2)]
+        solved = [executor.share(unfiltered, wholes[i], box, k_max, slices[i]) for i in (0, 1)]
+        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape, sum(slices))
         maps = np.stack([executor.fetch(half) for half in solved])
         whole = executor.fetch(both)
         mask = given or solvent_mask(job, context, whole, pixel_size)

@@ -37,13 +37,14 @@ from cloudem.algorithms.refinement import (
 )
 from cloudem.algorithms.resolution import FscCurves
 from cloudem.algorithms.significance import independent_voxels
+from cloudem.algorithms.view_density import density_gradient
 from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
-from cloudem.jobs.refine3d.poses import changes, pose_arrays, scale_changes, shift_variance, sorted_found
+from cloudem.jobs.refine3d.poses import best_views, changes, pose_arrays, scale_changes, shift_variance, sorted_found
 from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
@@ -60,6 +61,7 @@ from cloudem.jobs.refine3d.tasks import (
     Checkpoint,
     Found,
     Item,
+    Placed,
     PosedItem,
     align_group,
     counter,
@@ -146,6 +148,8 @@ class Outcome:
         FSC curves.
     judgement
         Which images show the molecule.
+    inserted
+        The best pose of each image as it is in the map, of both halves.
     """
 
     checkpoint: Checkpoint
@@ -155,6 +159,7 @@ class Outcome:
     maps: Maps | None
     curves: FscCurves
     judgement: Judgement
+    inserted: Sequence[Placed]
 
 
 def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
@@ -211,7 +216,8 @@ def solve_halves(
     s, executor, k_max = run.settings, run.executor, plan.k_insert
     symmetry = run.job.symmetry
     sums = [executor.share(whole_sums, bricks[h], s.box, k_max, symmetry) for h in (1, 2)]
-    halves = [executor.share(unfiltered, half, s.box, k_max) for half in sums]
+    slices = [len(run.group) * int(np.count_nonzero(before.half_set == h)) for h in (1, 2)]
+    halves = [executor.share(unfiltered, sums[i], s.box, k_max, slices[i]) for i in (0, 1)]
     # at first the maps are too coarse to outline a molecule
     masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
     masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
@@ -236,11 +242,15 @@ def solve_halves(
     references: list[str] = []
     maps = Maps(halves, masks)
     if after.finished:  # only now do the half-sets meet
-        maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], s.box, k_max, symmetry))
+        shape = (s.box, k_max, symmetry, sum(slices))
+        maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], *shape))
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
         snr = reference_snr(curves.corrected, after.limit)
         where = (run.url, state.iteration)
-        written = [executor.share(write_reference, sums[h - 1], masks[h - 1], *where, h, snr, k_max) for h in (1, 2)]
+        written = [
+            executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius)
+            for i in (0, 1)
+        ]
         references = [executor.fetch(name) for name in written]
     judgement = judged(found, len(before.half_set), beyond_start(after, s))
     scale = before.scale
@@ -253,9 +263,10 @@ def solve_halves(
         scale=scale,
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
         keep=judgement.keep,
+        view_gradient=np.stack([density_gradient(best_views(part), run.group) for part in found]),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, maps, curves, judgement)
+    return Outcome(checkpoint, references, observed, after, maps, curves, judgement, [part.inserted for part in found])
 
 
 def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:

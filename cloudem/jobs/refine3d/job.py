@@ -84,7 +84,7 @@ class Refine3D(IterativeJob):
     )
     candidates: int = parameter(10, meaning="number of poses per image to refine after a search", ge=1, le=200)
     poses: int = parameter(
-        4, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
+        8, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
     )
     local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
     correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")

@@ -13,7 +13,7 @@ from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.refinement import intensity_scales, is_moving
 from cloudem.errors import InconsistentDataError
 from cloudem.jobs.dataset import require_finite
-from cloudem.jobs.refine3d.tasks import Checkpoint, Found
+from cloudem.jobs.refine3d.tasks import Checkpoint, Found, Placed
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_up_to, euler_to_matrix
 
@@ -53,7 +53,16 @@ def sorted_found(parts: Sequence[Found]) -> Found:
             f"the likelihood of particle {worst + 1} is not a number: its image or CTF has extreme values; remove it "
             "and import again"
         )
-    return Found(poses.take(order), weights[order], matches[np.argsort(judged, kind="stable")])
+    by_image = np.argsort(judged, kind="stable")
+    inserted = Placed(
+        *(np.concatenate(rows)[by_image] for rows in zip(*(part.inserted for part in parts), strict=True))
+    )
+    return Found(poses.take(order), weights[order], matches[by_image], inserted)
+
+
+def best_views(found: Found) -> NDArray[np.float64]:
+    """Return the view of the most probable pose of each image, a unit vector in the frame of the map, (b, 3)."""
+    return np.asarray(found.poses.rotations[best_of(found.poses.images), 2])
 
 
 def shift_variance(found: Found) -> float:

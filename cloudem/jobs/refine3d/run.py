@@ -108,14 +108,17 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     poses = checkpoint.poses()
     best = best_of(poses.images)
     kept = poses.images[best]
-    rot, tilt, psi = matrix_to_euler(poses.rotations[best])
+    # of the halves one after the other, in the order of the store
+    half_order = np.argsort(np.concatenate([kept[checkpoint.half_set[kept] == half] for half in (1, 2)]))
+    rotations, shifts = (np.concatenate(parts)[half_order] for parts in zip(*outcome.inserted, strict=True))
+    rot, tilt, psi = matrix_to_euler(rotations)
     judgement = outcome.judgement
     refined = kept_rows(run.dataset.particles, checkpoint.half_set).with_columns(
         rot=rot,
         tilt=tilt,
         psi=psi,
-        shift_x=poses.shifts[best, 0] * s.pixel_size,
-        shift_y=poses.shifts[best, 1] * s.pixel_size,
+        shift_x=shifts[:, 0] * s.pixel_size,
+        shift_y=shifts[:, 1] * s.pixel_size,
         half_set=checkpoint.half_set[kept],
         intensity_scale=checkpoint.scale[kept],
         weight=checkpoint.pose_weights[best],

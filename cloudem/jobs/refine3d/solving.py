@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick, merge_bricks, packed_sphere_of, unpack
-from cloudem.algorithms.mask import estimate_mask, soft_sphere
-from cloudem.algorithms.reconstruct import Sums, reference_volume, solve
+from cloudem.algorithms.mask import circle_edge, estimate_mask, soft_circle, soft_sphere
+from cloudem.algorithms.reconstruct import Sums, levelled_shells, own_share, reference_volume, solve
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import read_group, write_group
@@ -60,14 +60,14 @@ def whole_sums(brick: Brick, box: int, k_max: int, symmetry: str) -> Sums:
     return unpack(brick, packed_sphere_of(box, k_max, operators(symmetry)))
 
 
-def unfiltered(sums: Sums, box: int, k_max: int) -> Float32:
-    """Return a map without filter, (n, n, n)."""
-    return solve(sums, box, None, k_max)
+def unfiltered(sums: Sums, box: int, k_max: int, slices: int) -> Float32:
+    """Return a map without filter, (n, n, n), of so many slices."""
+    return solve(sums, box, None, k_max, levelled_shells(slices))
 
 
-def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry: str) -> Float32:
-    """Return the map of all particles without filter, (n, n, n)."""
-    return solve(whole_sums(merge_bricks(first, second), box, k_max, symmetry), box, None, k_max)
+def unfiltered_whole(first: Brick, second: Brick, box: int, k_max: int, symmetry: str, slices: int) -> Float32:
+    """Return the map of all particles without filter, (n, n, n), of so many slices."""
+    return unfiltered(whole_sums(merge_bricks(first, second), box, k_max, symmetry), box, k_max, slices)
 
 
 def half_map_mask(half: Float32, url: str, masking: Masking) -> Float32:
@@ -96,15 +96,27 @@ def map_to_match(half: Float32, mask: Float32, k_max: int) -> NDArray[np.complex
 
 
 def write_reference(
-    sums: Sums, mask: Float32, url: str, iteration: int, half: int, snr: NDArray[np.float64], k_max: int
+    sums: Sums,
+    mask: Float32,
+    url: str,
+    iteration: int,
+    half: int,
+    snr: NDArray[np.float64],
+    k_max: int,
+    slices: int,
+    radius: float,
 ) -> str:
     """Write a half-set's filtered and masked map for the next iteration; return the name of its group.
 
+    With it goes what an image owes to itself in it, masked by a circle of ``radius`` pixels.
+
     The name is new each time: if a worker that was given up still writes, it is into a group that nothing refers to.
     """
-    density = solve(sums, mask.shape[0], snr, k_max)
+    density = solve(sums, mask.shape[0], snr, k_max, levelled_shells(slices))
     density *= mask
+    circle = soft_circle(len(mask), radius, circle_edge(len(mask), radius))
+    owned = own_share(sums, snr, mask, circle)
     name = f"{iteration:03d}-{half}-{uuid.uuid4().hex[:8]}"
     with purpose("reference"):
-        write_group(url, f"{REFERENCES}/{name}", {"map": density}, {"half": half})
+        write_group(url, f"{REFERENCES}/{name}", {"map": density, "own_share": owned}, {"half": half})
     return name

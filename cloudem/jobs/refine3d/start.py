@@ -14,6 +14,7 @@ from cloudem.algorithms.axes import AGREES, find_axes, turned
 from cloudem.algorithms.expectation import noise_variance
 from cloudem.algorithms.refinement import State, first_state, iteration_plan
 from cloudem.algorithms.resolution import low_pass
+from cloudem.algorithms.view_density import grid
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
 from cloudem.jobs.halves import Drawing, half_sets
@@ -62,6 +63,7 @@ def begin(run: Run) -> State:
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),
+        view_gradient=np.zeros((2, *grid().shape), np.float32),
         keep=np.ones(len(halves)),
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )
@@ -108,7 +110,8 @@ def first_references(run: Run, density: Float32, factors: Iterable[float]) -> li
     names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
     for name, factor in names.items():
         with purpose("reference"):
-            run.context.write(f"{REFERENCES}/{name}", {"map": density * factor}, {})
+            owned = np.zeros(len(density) // 2 + 1)  # no image has a part in it
+            run.context.write(f"{REFERENCES}/{name}", {"map": density * factor, "own_share": owned}, {})
     return list(names)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import Poses, Prior, start_poses
+from cloudem.algorithms.align import Poses, Prior, best_of, start_poses
 from cloudem.algorithms.bricks import (
     Brick,
     cut,
@@ -92,6 +92,8 @@ class Checkpoint:
         (2,), pixels².
     half_set, scale, settled, keep
         (N,); see :class:`cloudem.algorithms.expectation.Batch`.
+    view_gradient
+        Of the density of each half-set's views (:func:`cloudem.algorithms.view_density.density_gradient`), (2, d, 3).
     pose_images, pose_rotations, pose_shifts, pose_weights
         Poses of all images, ordered by image and weight: (c,), (c, 3, 3), (c, 2), (c,); empty at the start.
     pose_starts
@@ -104,6 +106,7 @@ class Checkpoint:
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
     keep: NDArray[np.float64]
+    view_gradient: NDArray[np.float32]
     pose_images: NDArray[np.int32]
     pose_rotations: NDArray[np.float64]
     pose_shifts: NDArray[np.float64]
@@ -142,17 +145,20 @@ class Reference(NamedTuple):
     k_max: int
     sigma2: NDArray[np.float64]
     shift_variance: float
+    own_share: NDArray[np.float64]
+    view_gradient: NDArray[np.float32]
 
 
 def read_reference(url: str, half: int, plan: IterationPlan) -> Reference:
     """Transform a half-set's reference; runs once, on one worker."""
     with purpose("reference"):
         names = (read_attributes(url, CHECKPOINT) or {})["references"]
-        density = read_group(url, f"{REFERENCES}/{names[half - 1]}")[0]["map"]
-        statistics = read_rows(url, CHECKPOINT, ["sigma2", "shift_variance"], half - 1, half)
+        written = read_group(url, f"{REFERENCES}/{names[half - 1]}")[0]
+        rows = read_rows(url, CHECKPOINT, ["sigma2", "shift_variance", "view_gradient"], half - 1, half)
     k_max = max(plan.k_score, plan.k_search + MARGIN)
-    values = pack_reference(reference_volume(density, k_max), k_max, padded_box(plan.box) / plan.box)
-    return Reference(values, k_max, statistics["sigma2"][0], float(statistics["shift_variance"][0]))
+    values = pack_reference(reference_volume(written["map"], k_max), k_max, padded_box(plan.box) / plan.box)
+    shift_variance = float(rows["shift_variance"][0])
+    return Reference(values, k_max, rows["sigma2"][0], shift_variance, written["own_share"], rows["view_gradient"][0])
 
 
 def cut_reference(reference: Reference, number: int, count: int) -> Reference:
@@ -176,7 +182,15 @@ def model_of(reference: Reference, plan: IterationPlan, symmetry: str) -> Model:
     grid = None
     if plan.k_search:
         grid = search_grid(volume, padding, plan.box, plan.k_search, plan.radius, plan.step, group)
-    return Model(volume, grid, reference.sigma2, Prior(reference.shift_variance), group)
+    return Model(
+        volume,
+        grid,
+        reference.sigma2,
+        Prior(reference.shift_variance),
+        group,
+        reference.own_share,
+        reference.view_gradient,
+    )
 
 
 @dataclass(frozen=True)
@@ -187,6 +201,7 @@ class Known:
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
     poses: Poses | None
+    weights: NDArray[np.float64] | None = None
     keep: NDArray[np.float64] | None = None
 
 
@@ -196,39 +211,49 @@ def read_known(url: str, indices: NDArray[np.int64]) -> Known:
     with purpose("poses"):
         rows = read_rows(url, CHECKPOINT, ["scale", "settled", "keep"], first, stop)
         edges = read_rows(url, CHECKPOINT, ["pose_starts"], first, stop + 1)["pose_starts"]
-        poses = None
+        poses = weights = None
         if edges[-1] > edges[0]:
             names = ("pose_images", "pose_rotations", "pose_shifts")
-            found = read_rows(url, CHECKPOINT, names, int(edges[0]), int(edges[-1]))
-            poses = start_poses(*(found[name] for name in names))
-    return Known(first, rows["scale"], rows["settled"], poses, rows["keep"])
+            found = read_rows(url, CHECKPOINT, (*names, "pose_weights"), int(edges[0]), int(edges[-1]))
+            poses, weights = start_poses(*(found[name] for name in names)), found["pose_weights"]
+    return Known(first, rows["scale"], rows["settled"], poses, weights, rows["keep"])
 
 
 def batch_of(
     dataset: Dataset, indices: NDArray[np.int64], images: NDArray[np.float32], known: Known, device: Device
 ) -> Batch:
     """Put images together with what is known of them."""
-    poses = None
+    poses, weights = None, known.weights
     if known.poses is not None:
         rows = np.flatnonzero(np.isin(known.poses.images, indices))
-        poses = known.poses.take(rows)
+        poses, weights = known.poses.take(rows), None if weights is None else weights[rows]
         poses = replace(poses, images=np.searchsorted(indices, poses.images).astype(np.int32))
     here = indices - known.first
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
-    return Batch(to_device(images, device), *table, poses, None if known.keep is None else known.keep[here])
+    keep = None if known.keep is None else known.keep[here]
+    return Batch(to_device(images, device), *table, poses, weights, keep)
+
+
+class Placed(NamedTuple):
+    """Where images are in the map: rotations (b, 3, 3) and shifts (b, 2) in pixels."""
+
+    rotations: NDArray[np.float64]
+    shifts: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Found:
     """Poses of a group of images, ``images`` counting particles of the store, and their weights.
 
-    ``matches`` is what the most probable one of each image says of it (:func:`cloudem.algorithms.junk.pose_matches`).
+    ``matches`` is what the most probable one of each image says of it (:func:`cloudem.algorithms.junk.pose_matches`),
+    ``inserted`` that pose as it was inserted, drawn in by the density of views.
     """
 
     poses: Poses
     weights: NDArray[np.float64]
     matches: NDArray[np.float64]
+    inserted: Placed
 
 
 class Aligned(NamedTuple):
@@ -255,7 +280,9 @@ def align_group(
     for indices, images in image_batches(dataset, item.indices):
         expected = expect(batch_of(dataset, indices, images, known, device), plan, model, sums)
         poses = replace(expected.poses, images=indices[expected.poses.images].astype(np.int32))
-        found.append(Found(poses, expected.weights, expected.matches))
+        best = best_of(poses.images)
+        placed = Placed(expected.inserted.rotations[best], expected.inserted.shifts[best])
+        found.append(Found(poses, expected.weights, expected.matches, placed))
         noise = noise + np.column_stack([expected.residual, expected.count])
     brick = pack(sums, packed_sphere_of(plan.box, plan.k_insert, model.group))
     # of the accumulator nothing but the line of its independent voxels leaves the device

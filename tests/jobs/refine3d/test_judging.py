@@ -14,7 +14,7 @@ from cloudem.io.storage.groups import read_group
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import advice, judged
 from cloudem.jobs.refine3d.poses import sorted_found
-from cloudem.jobs.refine3d.tasks import Found
+from cloudem.jobs.refine3d.tasks import Found, Placed
 from tests.algorithms.test_junk import population
 from tests.jobs.conftest import BOX, PIXEL, make_scene, run
 
@@ -25,7 +25,8 @@ def half(matches: np.ndarray, images: np.ndarray) -> Found:
     """Two poses for each image, as the tasks give them back."""
     twice = np.repeat(images, 2).astype(np.int32)
     poses = start_poses(twice, np.repeat(np.eye(3)[None], len(twice), axis=0), np.zeros((len(twice), 2)))
-    return Found(poses, np.tile([0.7, 0.3], len(images)), matches)
+    placed = Placed(poses.rotations[::2], poses.shifts[::2])
+    return Found(poses, np.tile([0.7, 0.3], len(images)), matches, placed)
 
 
 def halves(others: tuple[int, int]) -> tuple[list[Found], np.ndarray]:
