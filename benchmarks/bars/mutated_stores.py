@@ -111,7 +111,7 @@ def make(url: str) -> Place:
         scale=np.ones(COUNT),
         settled=np.zeros(COUNT, bool),
         keep=np.ones(COUNT),
-        view_gradient=np.zeros((2, 10, 3), np.float32),
+        view_gradient=np.zeros((2, 10, 3), np.float16),
         pose_images=np.arange(COUNT, dtype=np.int32),
         pose_rotations=rng.random((COUNT, 3, 3)),
         pose_shifts=np.zeros((COUNT, 2)),

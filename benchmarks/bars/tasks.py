@@ -266,7 +266,7 @@ def poses(bench: Bench, count: int, repeats: int) -> None:
             )
 
     def gathered() -> Checkpoint:
-        gradient = np.zeros((2, *grid().shape), np.float32)
+        gradient = np.zeros((2, *grid().shape), np.float16)
         found = [sorted_found([part for half, part in parts if half == h]) for h in (1, 2)]
         state = (
             np.ones((2, 1, 257)),

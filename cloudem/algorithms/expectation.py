@@ -105,11 +105,9 @@ class Model:
     group
         Symmetry operators.
     own_share
-        What an image owes to itself in the reference (:func:`cloudem.algorithms.reconstruct.own_share`), by shell;
-        None for nothing.
+        What an image owes to itself in the reference, by shell (:func:`cloudem.algorithms.reconstruct.own_share`).
     view_gradient
-        Of the density of the half-set's views (:func:`cloudem.algorithms.view_density.density_gradient`), (d, 3); None
-        for even views.
+        Of the density of views (:func:`cloudem.algorithms.view_density.density_gradient`), (d, 3); None for even ones.
     """
 
     volume: Complex64
@@ -118,7 +116,7 @@ class Model:
     prior: Prior
     group: Float64
     own_share: Float64 | None = None
-    view_gradient: Float32 | None = None
+    view_gradient: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)
@@ -446,18 +444,6 @@ def residual_power(
     return shell_sums(by_pixel, disc.shell, plan.box // 2 + 1), count
 
 
-def noise_variance(residual: Float64, count: Float64, box: int) -> Float64:
-    """Return σ² by group and shell from residual power; shells without pixels repeat the last, shell 0 the first."""
-    disc = half_disc(box, box // 2 - 1)
-    pixels = np.bincount(disc.shell, minlength=box // 2 + 1)
-    variance = residual / np.maximum(2 * pixels * np.maximum(count, 1)[:, None], 1)
-    variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
-    if np.any(count == 0):
-        variance[count == 0] = residual.sum(axis=0) / np.maximum(2 * pixels * count.sum(), 1)
-        variance[:, 0], variance[:, -1] = variance[:, 1], variance[:, -2]
-    return np.asarray(np.maximum(variance, 1e-12 * variance.max()))
-
-
 def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     """Return how images match the reference with its own sign and with the opposite one.
 
@@ -498,13 +484,3 @@ def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> Non
     images = sample_half_disc(fourier_images(batch.images), disc)
     data = Weighted(images * values, values * values, disc)
     add_slices(sums, data, batch.poses, np.ones(len(batch.poses.images)), box)
-
-
-def power_spectrum(images: Float32, optics_group: NDArray[np.int32], groups: int) -> tuple[Float64, Float64]:
-    """Return ``sum |X|²`` by group and shell, and images by group: the residual of knowing nothing."""
-    box, xp = images.shape[-1], array_namespace(images)
-    disc = half_disc(box, box // 2 - 1).beside(images)
-    values = sample_half_disc(fourier_images(images), disc)
-    power = values.real**2 + values.imag**2
-    by_pixel = xp.stack([power[optics_group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
-    return shell_sums(by_pixel, disc.shell, box // 2 + 1), np.bincount(optics_group, minlength=groups).astype(float)

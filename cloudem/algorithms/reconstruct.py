@@ -153,7 +153,7 @@ def _added_weights(mean: Float64, ssnr: Float64 | None) -> Float64:
     return floor if ssnr is None else np.asarray(np.maximum(mean / np.maximum(ssnr, 1e-6), floor))
 
 
-def own_share(sums: Sums, ssnr: Float64, mask: Float32, circle: Float32) -> Float64:
+def own_share(sums: Sums, ssnr: Float64, mask: Float32, circle: Float32, k_max: int) -> Float64:
     """Return which part of ``C X / σ²`` of an image comes back in the slice of the map at the pose it was inserted at.
 
     Inserting and solving smears an image along its view; the mask keeps, of the length of the box, the mean thickness
@@ -168,15 +168,18 @@ def own_share(sums: Sums, ssnr: Float64, mask: Float32, circle: Float32) -> Floa
         By which the map is multiplied, (n, n, n).
     circle
         By which images are masked, (n, n).
+    k_max
+        Last shell that was inserted.
 
     Returns
     -------
-    Shape (n // 2 + 1,); in units of σ².
+    Shape (n // 2 + 1,), in units of σ²; 0 beyond ``k_max``.
     """
     box = len(mask)
     mean = shell_weights(sums, box)
     thickness = float(mask.sum(dtype=np.float64)) / float(np.square(circle, dtype=np.float64).sum())
-    return np.asarray(thickness * box**2 / padded_box(box) ** 3 / (mean + _added_weights(mean, ssnr)))
+    share = thickness * box**2 / padded_box(box) ** 3 / (mean + _added_weights(mean, ssnr))
+    return np.where(np.arange(len(mean)) <= k_max, share, 0.0)
 
 
 def _density(mixed: NDArray[np.complex64], box: int, padded: int) -> Float32:

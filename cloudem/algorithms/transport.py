@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloudem.algorithms.bricks import IDENTITY, RECORD_BYTES, VOXEL_BYTES, is_sparse, packed_sphere_of
+from cloudem.algorithms.view_density import grid
 from cloudem.kernels.packed_sphere import count_packed
 from cloudem.kernels.slices import half_width, padded_box, touched_radius
 from cloudem.model.symmetry import operators
@@ -20,6 +21,9 @@ REACH = 2.6
 
 MAP_BYTES = 4
 """Of a voxel of a map."""
+
+GRADIENT_BYTES = 2
+"""Of a component of the density's gradient, which travels with a reference."""
 
 PIECE_S = 1.6e-3
 """CPU-seconds of a worker to ask for a piece of a partial sum and to answer for one, besides their bytes. Measured."""
@@ -93,7 +97,7 @@ class IterationSizes:
         """Of a half-set's reference as it is handed on."""
         padding = padded_box(self.box) / self.box
         m, squared = half_width(self.k_reference, padding), touched_radius(self.k_reference, padding)
-        return 8 * count_packed(IDENTITY, m, squared)
+        return 8 * count_packed(IDENTITY, m, squared) + grid().size * GRADIENT_BYTES
 
 
 class Moved(NamedTuple):

@@ -34,8 +34,11 @@ NEIGHBOURHOOD, FEWEST_NEAR, MOST_NEAR = 8, 50, 200
 """A gradient is taken from one of so many views, those nearest to a direction, within these limits: with fewer, its
 noise moves poses; with more, the density is flattened."""
 
-GRID_STEP = np.deg2rad(2.0)
+GRID_STEP = np.deg2rad(3.0)
 """Distance between the directions for which gradients are kept."""
+
+STEEPEST_PULL = 1e4
+"""Of a gradient, per radian: what half precision holds. A view would have to be known to 0.01°."""
 
 SMALLEST, LARGEST = np.deg2rad(2.0), np.deg2rad(20.0)
 """Radii of the disc: below, it would follow single views; beyond, the density is as good as even."""
@@ -53,7 +56,7 @@ def grid() -> Float64:
     return np.concatenate([half, -half])
 
 
-def density_gradient(views: Float64, group: Float64) -> NDArray[np.float32]:
+def density_gradient(views: Float64, group: Float64) -> NDArray[np.float16]:
     """Return ∇ log f at each direction of the grid, per radian, (d, 3), tangential.
 
     Parameters
@@ -65,7 +68,7 @@ def density_gradient(views: Float64, group: Float64) -> NDArray[np.float32]:
     """
     directions = grid()
     if len(views) < FEWEST_VIEWS:
-        return np.zeros(directions.shape, np.float32)
+        return np.zeros(directions.shape, np.float16)
     views = views[:: max(1, -(-len(views) * len(group) // SAMPLE))]
     mates = np.concatenate([views @ operator for operator in group])
     tree = cKDTree(mates)
@@ -77,7 +80,7 @@ def density_gradient(views: Float64, group: Float64) -> NDArray[np.float32]:
         if rows:
             found[i] = mates[rows].mean(axis=0)
     found -= np.sum(found * directions, axis=1, keepdims=True) * directions
-    return np.asarray(found * 4 / radius[:, None] ** 2, np.float32)
+    return np.asarray(np.clip(found * 4 / radius[:, None] ** 2, -STEEPEST_PULL, STEEPEST_PULL), np.float16)
 
 
 def drawn_in(poses: Poses, gradient: NDArray[Any]) -> Poses:

@@ -12,12 +12,11 @@ from cloudem.algorithms.expectation import (
     best_shifts,
     expect,
     join_poses,
-    noise_variance,
-    power_spectrum,
     spectra,
     weigh,
 )
 from cloudem.algorithms.mask import soft_circle
+from cloudem.algorithms.noise import noise_variance, power_spectrum
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
 from cloudem.kernels.ctf import ctf_terms, ctf_values

@@ -37,7 +37,7 @@ def scene(symmetry: str) -> tuple[Weighted, Poses, np.ndarray, np.ndarray]:
     mask = soft_sphere(BOX, RADIUS, 3.0)
     volume = reference_volume(solve(full, BOX, snr, K_MAX) * mask, K_MAX)
     weighted = Weighted((data[1] * contrast).astype(np.complex64), contrast**2, DISC)
-    return weighted, start_poses(np.arange(COUNT), rotations, shifts), volume, own_share(full, snr, mask, circle)
+    return weighted, start_poses(np.arange(COUNT), rotations, shifts), volume, own_share(full, snr, mask, circle, K_MAX)
 
 
 def matches(data: Weighted, poses: Poses, volume: np.ndarray) -> np.ndarray:
@@ -61,6 +61,12 @@ def test_elsewhere_it_owes_itself_nothing() -> None:
     at_home = owed_to_itself(data, poses, poses, np.ones(COUNT), share, BOX, RADIUS, np.eye(3)[None])
     assert np.all(owed < 0.05 * at_home)
     assert abs(matches(data, away, volume).mean()) < 0.2 * at_home.mean()
+
+
+def test_shells_that_hold_nothing_owe_nothing() -> None:
+    _, _, _, share = scene("C1")
+    assert np.all(share[: K_MAX + 1] > 0)
+    assert not share[K_MAX + 1 :].any()
 
 
 def test_weights_share_it_out() -> None:

@@ -10,6 +10,7 @@ import pytest
 from cloudem.algorithms.bricks import cut, pack, pack_reference, packed_sphere_of
 from cloudem.algorithms.reconstruct import empty_sums
 from cloudem.algorithms.transport import IterationSizes, moved, relion_bytes, seconds
+from cloudem.algorithms.view_density import density_gradient
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.slices import half_width, insert, padded_box
 from cloudem.model.poses import random_rotations
@@ -36,7 +37,9 @@ def test_a_reference_weighs_what_is_said() -> None:
     padding = padded_box(box) / box
     m = half_width(k_max, padding)
     volume = np.zeros((2 * m + 1, 2 * m + 1, m + 2), np.complex64)
-    assert pack_reference(volume, k_max, padding).nbytes == IterationSizes(box, 25, k_max, "C1", 4, 100).reference_bytes
+    gradient = density_gradient(np.zeros((0, 3)), np.eye(3)[None])
+    weight = pack_reference(volume, k_max, padding).nbytes + gradient.nbytes
+    assert weight == IterationSizes(box, 25, k_max, "C1", 4, 100).reference_bytes
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8, 64, 1024])

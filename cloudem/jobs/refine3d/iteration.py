@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.evidence import luck
-from cloudem.algorithms.expectation import IterationPlan, noise_variance
+from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.junk import Judgement
+from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import (
     EVIDENCE_SAMPLE,
     LEAKAGE,

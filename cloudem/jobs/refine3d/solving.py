@@ -115,7 +115,7 @@ def write_reference(
     density = solve(sums, mask.shape[0], snr, k_max, levelled_shells(slices))
     density *= mask
     circle = soft_circle(len(mask), radius, circle_edge(len(mask), radius))
-    owned = own_share(sums, snr, mask, circle)
+    owned = own_share(sums, snr, mask, circle, k_max)
     name = f"{iteration:03d}-{half}-{uuid.uuid4().hex[:8]}"
     with purpose("reference"):
         write_group(url, f"{REFERENCES}/{name}", {"map": density, "own_share": owned}, {"half": half})

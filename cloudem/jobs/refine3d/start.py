@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.axes import AGREES, find_axes, turned
-from cloudem.algorithms.expectation import noise_variance
+from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import State, first_state, iteration_plan
 from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.view_density import grid
@@ -63,7 +63,7 @@ def begin(run: Run) -> State:
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),
-        view_gradient=np.zeros((2, *grid().shape), np.float32),
+        view_gradient=np.zeros((2, *grid().shape), np.float16),
         keep=np.ones(len(halves)),
         **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
     )

@@ -25,7 +25,8 @@ from cloudem.algorithms.bricks import (
     unpack_reference,
 )
 from cloudem.algorithms.evidence import gains
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, insert_known, power_spectrum
+from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, insert_known
+from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
 from cloudem.backend.arrays import Device, choose_device, on_device, to_device, to_host
@@ -106,7 +107,7 @@ class Checkpoint:
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
     keep: NDArray[np.float64]
-    view_gradient: NDArray[np.float32]
+    view_gradient: NDArray[np.float16]
     pose_images: NDArray[np.int32]
     pose_rotations: NDArray[np.float64]
     pose_shifts: NDArray[np.float64]
@@ -146,7 +147,7 @@ class Reference(NamedTuple):
     sigma2: NDArray[np.float64]
     shift_variance: float
     own_share: NDArray[np.float64]
-    view_gradient: NDArray[np.float32]
+    view_gradient: NDArray[np.float16]
 
 
 def read_reference(url: str, half: int, plan: IterationPlan) -> Reference:
@@ -163,13 +164,15 @@ def read_reference(url: str, half: int, plan: IterationPlan) -> Reference:
 
 def cut_reference(reference: Reference, number: int, count: int) -> Reference:
     """Return a piece of a reference."""
-    edges = [len(reference.values) * n // count for n in (number, number + 1)]
-    return reference._replace(values=reference.values[slice(*edges)])
+    values, gradient = reference.values, reference.view_gradient
+    voxels, views = ([len(part) * n // count for n in (number, number + 1)] for part in (values, gradient))
+    return reference._replace(values=values[slice(*voxels)], view_gradient=gradient[slice(*views)])
 
 
 def join_reference(pieces: Sequence[Reference]) -> Reference:
     """Return the reference that was cut into these."""
-    return pieces[0]._replace(values=np.concatenate([piece.values for piece in pieces]))
+    values = np.concatenate([piece.values for piece in pieces])
+    return pieces[0]._replace(values=values, view_gradient=np.concatenate([piece.view_gradient for piece in pieces]))
 
 
 REFERENCE_PIECES = Pieces(cut_reference, join_reference)
