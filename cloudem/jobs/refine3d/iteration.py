@@ -219,8 +219,8 @@ def solve_halves(
     sums = [executor.share(whole_sums, bricks[h], s.box, k_max, symmetry) for h in (1, 2)]
     slices = [len(run.group) * int(np.count_nonzero(before.half_set == h)) for h in (1, 2)]
     halves = [executor.share(unfiltered, sums[i], s.box, k_max, slices[i]) for i in (0, 1)]
-    # at first the maps are too coarse to outline a molecule
-    masking = run.masking(state.iteration > SPHERE_UNTIL and beyond_start(state, s))
+    # at first the maps are too coarse to outline a molecule, unless they are made of poses that are known
+    masking = run.masking(run.job.local or (state.iteration > SPHERE_UNTIL and beyond_start(state, s)))
     masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
     comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
     found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]

@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cloudem.algorithms.axes import find_axes, turned
+from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.significance import resolution_shell
 from cloudem.cli import main
 from cloudem.errors import InconsistentDataError
@@ -22,7 +23,7 @@ from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix
 from cloudem.model.symmetry import operators
-from tests.jobs.conftest import BOX, PIXEL, Scene, make_scene, molecule, run
+from tests.jobs.conftest import BOX, DIAMETER, PIXEL, Scene, make_scene, molecule, run
 
 
 def pose_errors(found: Particles, scene: Scene, symmetry: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +105,8 @@ def test_a_local_refinement_starts_from_the_table(tmp_path, no_report):
     angle, _ = pose_errors(table_from_arrays(Particles, *read_group(job.out, "particles")), scene, "C1")
     assert np.median(angle) < 5
     assert np.mean(angle < 20) > 0.95
+    mask = read_group(job.out, "result")[0]["mask"]
+    assert mask.sum() < 0.8 * soft_sphere(BOX, DIAMETER / 2 / PIXEL, 3).sum()  # it has the outline of the map
     write_volume(scene.reference, -reference, PIXEL)
     with pytest.raises(InconsistentDataError, match="negative of the reference"):
         run(Refine3D(**scene.refinement(tmp_path / "dark", local=True, initial_resolution_A=20)))
