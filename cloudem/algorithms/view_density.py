@@ -40,14 +40,15 @@ GRID_STEP = np.deg2rad(3.0)
 STEEPEST_PULL = 1e4
 """Of a gradient, per radian: what half precision holds. A view would have to be known to 0.01°."""
 
-SMALLEST, LARGEST = np.deg2rad(2.0), np.deg2rad(20.0)
-"""Radii of the disc: below, it would follow single views; beyond, the density is as good as even."""
+LARGEST = np.deg2rad(20.0)
+"""Radius of the disc in which they are looked for: beyond, the density is as good as even."""
 
 FURTHEST = np.deg2rad(5.0)
 """No pose is drawn in by more: so wide an error is no longer a small one."""
 
-SAMPLE = 50_000
-"""Views, from all over the table, that the density is taken from."""
+SAMPLE = 5_000
+"""Views, mates included and from all over the table, that the density is taken from. With more, those nearest would lie
+closer together than poses are known, and the gradient be noise."""
 
 
 def grid() -> Float64:
@@ -71,14 +72,11 @@ def density_gradient(views: Float64, group: Float64) -> NDArray[np.float16]:
         return np.zeros(directions.shape, np.float16)
     views = views[:: max(1, -(-len(views) * len(group) // SAMPLE))]
     mates = np.concatenate([views @ operator for operator in group])
-    tree = cKDTree(mates)
     near = int(np.clip(len(mates) // NEIGHBOURHOOD, FEWEST_NEAR, MOST_NEAR))
-    distance = np.asarray(tree.query(directions, k=[near])[0])[:, 0]
-    radius = np.clip(distance, 2 * np.sin(SMALLEST / 2), 2 * np.sin(LARGEST / 2))
-    found = np.zeros(directions.shape)
-    for i, rows in enumerate(tree.query_ball_point(directions, radius, return_sorted=True)):
-        if rows:
-            found[i] = mates[rows].mean(axis=0)
+    distance, rows = (np.asarray(part) for part in cKDTree(mates).query(directions, k=near))
+    radius = np.minimum(distance[:, -1], 2 * np.sin(LARGEST / 2))
+    inside = (distance <= radius[:, None]).astype(np.float64)
+    found = np.einsum("dk,dkc->dc", inside, mates[rows]) / np.maximum(inside.sum(axis=1, keepdims=True), 1)
     found -= np.sum(found * directions, axis=1, keepdims=True) * directions
     return np.asarray(np.clip(found * 4 / radius[:, None] ** 2, -STEEPEST_PULL, STEEPEST_PULL), np.float16)
 
