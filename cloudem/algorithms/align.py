@@ -304,10 +304,11 @@ def owed_to_itself(
         Symmetry operators (g, 3, 3).
     """
     xp = array_namespace(data.numerators)
-    by_pixel = share[data.disc.shell]
-    columns = np.stack([by_pixel, by_pixel * data.disc.shell.astype(np.float64) ** 2], axis=1).astype(np.float32)
+    shell = np.arange(len(share))
+    by_shell = xp.asarray(np.stack([share, share * shell**2], axis=1).astype(np.float32))
+    columns = by_shell[data.disc.shell]  # where the images are
     power = data.numerators.real**2 + data.numerators.imag**2
-    most, times_k2 = to_host(power @ xp.asarray(columns)).astype(np.float64).T
+    most, times_k2 = to_host(power @ columns).astype(np.float64).T
     wave2 = (2 * np.pi / box) ** 2 * times_k2 / np.maximum(most, 1e-30)
     start = np.searchsorted(inserted.images, np.arange(len(most) + 1))
     count = np.diff(start)[current.images]

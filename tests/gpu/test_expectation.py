@@ -12,6 +12,7 @@ from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast
 from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
+from cloudem.algorithms.view_density import density_gradient
 from cloudem.backend.arrays import on_device
 from cloudem.jobs.refine3d import tasks
 from cloudem.jobs.refine3d.tasks import Item, Known, Reference, align_group, model_of
@@ -60,7 +61,9 @@ def run(scene, place):
     model, batch = prepare(scene, place)
     sums = empty_sums(BOX, PLAN.k_insert, beside=batch.images)
     first = expect(batch, PLAN, model, sums)
-    second = expect(replace(batch, poses=first.poses, settled=np.arange(IMAGES) % 2 == 0), PLAN, model, sums)
+    model = replace(model, own_share=np.full(BOX // 2 + 1, 1e-3))
+    known = replace(batch, poses=first.poses, weights=first.weights, settled=np.arange(IMAGES) % 2 == 0)
+    second = expect(known, PLAN, model, sums)
     return first, second, sums
 
 
@@ -108,7 +111,8 @@ def aligned(scene, device, monkeypatch):
     optics = everything.astype(np.int32) % 2
     dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics)
     values = pack_reference(reference_volume(density, PLAN.k_score), PLAN.k_score, padded_box(BOX) / BOX)
-    reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0)
+    share, gradient = np.zeros(BOX // 2 + 1), density_gradient(np.zeros((0, 3)), np.eye(3)[None])
+    reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0, share, gradient)
     model = model_of(reference, plan, "C1")
     return model, align_group(Item(1, everything), dataset, model, "", plan)
 
