@@ -22,7 +22,7 @@ from cloudem.algorithms.significance import independent_voxels, resolution_shell
 from cloudem.algorithms.spectra import cone_sums, extent_of, mixed_of
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
 from cloudem.kernels.shells import correlation, crossing
-from cloudem.model.poses import sphere_directions
+from cloudem.model.poses import cap_directions, sphere_directions
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -100,17 +100,14 @@ def cone_multiplicity(directions: Float64, group: Float64, half_angle: float = H
     half_angle
         Radians.
     """
-    cosine, count = np.cos(half_angle), 200
-    z = 1 - (1 - cosine) * (np.arange(count) + 0.5) / count
-    azimuth = np.arange(count) * np.pi * (3 - np.sqrt(5.0))
-    radius = np.sqrt(1 - z * z)
+    cosine, count = float(np.cos(half_angle)), 200
+    x, y, z = cap_directions(count, cosine).T
     found = []
     for direction in directions:
         one = np.cross(direction, np.eye(3)[np.argmin(np.abs(direction))])
         one /= np.linalg.norm(one)
         other = np.cross(direction, one)
-        points = np.outer(radius * np.cos(azimuth), one) + np.outer(radius * np.sin(azimuth), other)
-        points += np.outer(z, direction)
+        points = np.outer(x, one) + np.outer(y, other) + np.outer(z, direction)
         mates = np.abs(points @ (direction @ group).T)  # d·(g p) for every g
         found.append(np.count_nonzero(mates >= cosine - 1e-9) / count)
     return np.array(found)

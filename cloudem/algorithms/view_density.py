@@ -16,6 +16,7 @@ mean of the neighbours lies ``h² / 4 ∇ log f`` from the centre.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,19 @@ SAMPLE = 5_000
 closer together than poses are known, and the gradient be noise."""
 
 
+@cache
 def grid() -> Float64:
     """Return the directions for which gradients are kept, (d, 3), on the whole sphere."""
     half = sphere_directions(GRID_STEP)
-    return np.concatenate([half, -half])
+    directions = np.concatenate([half, -half])
+    directions.flags.writeable = False
+    return directions
+
+
+@cache
+def _grid_tree() -> cKDTree:
+    """Return what finds the nearest of them: each batch of each iteration asks."""
+    return cKDTree(grid())
 
 
 def density_gradient(views: Float64, group: Float64) -> NDArray[np.float16]:
@@ -91,7 +101,7 @@ def drawn_in(poses: Poses, gradient: NDArray[Any]) -> Poses:
     gradient
         Of the density of views on the grid (:func:`density_gradient`).
     """
-    nearest = cKDTree(grid()).query(poses.rotations[:, 2])[1]
+    nearest = _grid_tree().query(poses.rotations[:, 2])[1]
     slope = np.einsum("cab,cb->ca", poses.rotations, gradient[nearest].astype(np.float64))
     pull = np.zeros((len(slope), 5))
     # a small turn ω of the image frame moves the view by R^T (z × ω)

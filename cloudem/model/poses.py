@@ -87,8 +87,15 @@ def sphere_directions(step: float) -> Float64:
     -------
     Unit vectors (d, 3), z > 0.
     """
-    count = max(4, int(np.ceil(4 * np.pi / step**2 / 2)))
-    z = 1 - (np.arange(count) + 0.5) / count
+    return cap_directions(max(4, int(np.ceil(4 * np.pi / step**2 / 2))), 0.0)
+
+
+def cap_directions(count: int, lowest: float) -> Float64:
+    """Return so many nearly uniform directions of the cap about z whose z is above ``lowest``, (count, 3).
+
+    A Fibonacci lattice, as :func:`sphere_directions`.
+    """
+    z = 1 - (1 - lowest) * (np.arange(count) + 0.5) / count
     azimuth = np.arange(count) * np.pi * (3 - np.sqrt(5.0))
     r = np.sqrt(1 - z * z)
     return np.stack([r * np.cos(azimuth), r * np.sin(azimuth), z], axis=1)
