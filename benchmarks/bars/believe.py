@@ -46,6 +46,8 @@ def recipe(snr: float = 0.04, count: int = COUNT, **others: Any) -> Recipe:
     return Recipe(count, snr, b_factor=FALL_OFF, **others)
 
 
+FINE: dict[str, Any] = {"box": 128, "pixel_size": 1.5}
+
 NEAR = Views(share=0.8, within_deg=15.0)
 
 
@@ -67,8 +69,8 @@ class Row:
         Molecule of the foreign images.
     options
         For ``cloudem refine3d``.
-    pixel_size
-        Å.
+    pixel_size, box
+        Å, and pixels.
     by_relion
         Noiseless images are made by ``relion_project``, the noise by NumPy.
     """
@@ -80,6 +82,7 @@ class Row:
     other: str | None = None
     options: tuple[Any, ...] = ()
     pixel_size: float = PIXEL_A
+    box: int = BOX
     by_relion: bool = False
 
 
@@ -94,6 +97,10 @@ ROWS: dict[str, Row] = {
     "snr0.01": Row("gpcr", recipe(snr=0.01)),
     "snr0.004": Row("gpcr", recipe(snr=0.004, count=2000)),
     "snr0.002": Row("gpcr", recipe(snr=0.002, count=2000)),
+    "128px-snr0.01": Row("gpcr", Recipe(4000, 0.01), **FINE),
+    "128px-snr0.004": Row("gpcr", recipe(snr=0.004, count=4000), **FINE),
+    "128px-snr0.002": Row("gpcr", recipe(snr=0.002, count=20000), **FINE),
+    "128px-coloured": Row("gpcr", Recipe(4000, 0.02, noise_ratio=20.0, contrast=(0.5, 2.0)), **FINE),
     "coloured": Row("gpcr", recipe(noise_ratio=20.0, contrast=(0.5, 2.0))),
     "views": Row("gpcr", recipe(views=NEAR)),
     "views-snr0.01": Row("gpcr", recipe(snr=0.01, views=NEAR)),
@@ -106,7 +113,7 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 """Name -> refinement. In ``local`` three deviates of 1.95° make a median turn of 3°."""
 
-RELION_ROWS = ("right", "48kDa", "coloured", "views")
+RELION_ROWS = ("snr0.01", "snr0.004", "snr0.002", "coloured")
 
 
 class Found(NamedTuple):
@@ -138,12 +145,12 @@ def believe(bench: Bench) -> None:
 def row_of(bench: Bench, name: str, row: Row, seed: int) -> tuple[Path, Path]:
     """Add the row of one refinement; return its set and its result."""
     wanted = replace(row.recipe, count=bench.few(row.recipe.count, QUICK_COUNT))
-    truth = volume_of(bench, row.molecule, row.pixel_size)
+    truth = volume_of(bench, row)
     folder = images_of(bench, name, row, wanted, truth, seed)
     reference = folder / "start.mrc"
     if row.start is not None:
         reference = bench.work / f"believe-{row.start}-{row.pixel_size}.mrc"
-        write_volume(reference, volume_of(bench, row.start, row.pixel_size).data, row.pixel_size)
+        write_volume(reference, volume_of(bench, row, row.start).data, row.pixel_size)
     out = bench.fresh("believe-out")
     given = ("--particles", folder / "particles.zarr", "--reference", reference, "--symmetry", row.group)
     few = ("--max-iterations", 3) if bench.quick else ()
@@ -172,11 +179,12 @@ def diameter(row: Row) -> float:
     return 140.0 if row.molecule == "apoferritin" else MOLECULES[row.molecule].diameter
 
 
-def volume_of(bench: Bench, molecule: str, pixel_size: float) -> Volume:
-    """Return the density of a molecule."""
+def volume_of(bench: Bench, row: Row, other: str | None = None) -> Volume:
+    """Return the density of a row's molecule, or of another one on the same grid."""
+    molecule = other or row.molecule
     if molecule == "apoferritin":
         return read_volume(bench.need(bench.data / "apoferritin" / "relion_extract" / "model_O.mrc"))
-    return density(bench, molecule, BOX, pixel_size)
+    return density(bench, molecule, row.box, row.pixel_size)
 
 
 def images_of(bench: Bench, name: str, row: Row, wanted: Recipe, truth: Volume, seed: int) -> Path:
@@ -184,7 +192,7 @@ def images_of(bench: Bench, name: str, row: Row, wanted: Recipe, truth: Volume, 
     folder = bench.work / f"believe-{name}-{wanted.count}-{seed}"
     if row.by_relion:
         return projected(bench, folder, truth, wanted, seed)
-    other = volume_of(bench, row.other, row.pixel_size) if row.other else None
+    other = volume_of(bench, row, row.other) if row.other else None
     return make_set(folder, truth, wanted, seed, other)
 
 
@@ -272,7 +280,7 @@ def stretch(
 
 def beside_relion(bench: Bench, name: str, row: Row, seed: int, folder: Path, out: Path) -> None:
     """Refine the images of a row by RELION from the same start, and hold its map against the truth in the same mask."""
-    truth, mask = volume_of(bench, row.molecule, row.pixel_size), refined(out)[0]["mask"]
+    truth, mask = volume_of(bench, row), refined(out)[0]["mask"]
     theirs = refined_by_relion(bench, folder, mask, truth.pixel_size, diameter(row), row.group)
     found = held_against(theirs.volume, mask, truth, diameter(row) / 2)
     stated = {"stated Å": round(theirs.gold_standard, 2), "stated in cloudem's mask Å": round(theirs.inside_mask, 2)}

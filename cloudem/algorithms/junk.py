@@ -151,16 +151,22 @@ def pose_matches(
 def noise_evidence(best: Poses, prior: Prior, order: int) -> Float64:
     """Return the logarithm of the Bayes factor of each image against noise, from one of its poses alone, (b,).
 
-    ``∫ exp(a N - a² D/2) p(a) da`` for a Gaussian prior of mean 1 and variance τ² is
-    ``exp((N + 1/τ²)² / (2 (D + 1/τ²)) - 1/(2 τ²)) / sqrt(1 + D τ²)``. A pose is one of ``8 π² / order`` in rotation,
-    and the prior of the shift has the area ``2 π variance``.
+    A pose is one of ``8 π² / order`` in rotation, and the prior of the shift has the area ``2 π variance``.
     """
-    sharp = 1 / CONTRAST**2
-    amplitude = (best.numerator + sharp) ** 2 / (2 * (best.norm + sharp)) - sharp / 2
-    amplitude -= np.log1p(best.norm * CONTRAST**2) / 2
     peak = evidence(best) - best.score + 2.5 * np.log(2 * np.pi)
     volume = np.log(8 * np.pi**2 / order) + np.log(2 * np.pi * prior.shift_variance)
-    return np.asarray(amplitude + prior.log(best.shifts) + peak - volume)
+    return np.asarray(amplitude_evidence(best.numerator, best.norm) + prior.log(best.shifts) + peak - volume)
+
+
+def amplitude_evidence(numerator: Float64, norm: Float64) -> Float64:
+    """Return the logarithm of the Bayes factor against noise in one pose, with any amplitude of the image, (b,).
+
+    ``∫ exp(a N - a² D/2) p(a) da`` for a Gaussian prior of mean 1 and variance τ² is
+    ``exp((N + 1/τ²)² / (2 (D + 1/τ²)) - 1/(2 τ²)) / sqrt(1 + D τ²)``.
+    """
+    sharp = 1 / CONTRAST**2
+    exponent = (numerator + sharp) ** 2 / (2 * (norm + sharp)) - sharp / 2
+    return np.asarray(exponent - np.log1p(norm * CONTRAST**2) / 2)
 
 
 def judge(matches: Float64) -> Judgement:

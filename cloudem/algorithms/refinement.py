@@ -44,6 +44,12 @@ CONVERGED_MOVING = 0.2
 MOST_STALLED = 3
 """Iterations without better resolution after which it is converged whatever moves."""
 
+FAINTEST_STRONGEST = (0.3, 3.0)
+"""Bounds of an image's intensity scale."""
+
+WIDEST = 0.5
+"""Greatest standard deviation of images' amplitudes about those of their micrographs."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -298,4 +304,30 @@ def intensity_scales(numerator: Float64, norm: Float64, group: NDArray[np.intege
     prior = 1 / 0.1**2
     mean = max(numerator.sum() / max(norm.sum(), 1e-30), 1e-6)
     n, d = np.bincount(group, numerator), np.bincount(group, norm)
-    return np.asarray(np.clip((n / mean + prior) / (d + prior), 0.3, 3.0)[group])
+    return np.asarray(np.clip((n / mean + prior) / (d + prior), *FAINTEST_STRONGEST)[group])
+
+
+def contrasts(numerator: Float64, norm: Float64, level: Float64, counts: Float64) -> Float64:
+    """Return the amplitude of each image, drawn towards that of its micrograph as far as images do not differ there.
+
+    ``numerator / norm`` is the amplitude that fits an image best, with the variance ``1 / norm``. How much true
+    amplitudes differ from their levels is what their variance exceeds that by, over all images; the mean of the
+    posterior with a Gaussian prior of that width follows (empirical Bayes: Efron & Morris 1973,
+    10.1080/01621459.1973.10481350).
+
+    Parameters
+    ----------
+    numerator, norm
+        ``Re⟨X C / σ², S⟩`` and ``⟨C² / σ², |S|²⟩`` for a factor of 1, (b,).
+    level
+        Amplitude of the image's micrograph, (b,).
+    counts
+        How much each image says of the width, 0 to 1, (b,).
+
+    Returns
+    -------
+    Shape (b,), between 0.3 and 3.
+    """
+    excess = float(np.sum(counts * ((numerator - norm * level) ** 2 - norm)))
+    variance = np.clip(excess / max(float(np.sum(counts * norm**2)), 1e-30), 1e-6, WIDEST**2)
+    return np.asarray(np.clip((numerator + level / variance) / (norm + 1 / variance), *FAINTEST_STRONGEST))

@@ -19,6 +19,7 @@ from cloudem.algorithms.refinement import (
     Settings,
     State,
     beyond_start,
+    contrasts,
     first_state,
     intensity_scales,
     is_moving,
@@ -238,6 +239,29 @@ def test_intensity_scales_survive_images_that_match_nothing() -> None:
     scales = intensity_scales(np.array([-5.0, -3.0, 0.0]), np.zeros(3), np.array([0, 4, 4]))
     assert np.isfinite(scales).all()
     assert scales.shape == (3,)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.2, 0.4])
+def test_contrasts_are_nearer_to_the_truth_than_least_squares_and_than_none(spread: float) -> None:
+    rng = np.random.default_rng(8)
+    level, norm = rng.choice([0.9, 1.1], 2000), rng.uniform(20, 80, 2000)
+    true = np.clip(level + spread * rng.standard_normal(2000), 0.35, 2.9)
+    numerator = norm * true + np.sqrt(norm) * rng.standard_normal(2000)
+    found = contrasts(numerator, norm, level, np.ones(2000))
+    error, fitted, none = (np.mean((one - true) ** 2) for one in (found, numerator / norm, level))
+    # of a sum of two variances, a Gaussian prior leaves the share that is not noise
+    noise = np.mean(1 / norm)
+    assert error < min(fitted, none + 1e-3)
+    assert error < 1.1 * noise * spread**2 / (noise + spread**2) + 1e-3
+
+
+@given(st.integers(0, 1000))
+def test_contrasts_are_bounded_whatever_images_match(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numerator, norm = 1e3 * rng.standard_normal(30), 1e3 * rng.random(30)
+    found = contrasts(numerator, norm, np.ones(30), rng.random(30))
+    assert np.all((found >= 0.3) & (found <= 3.0))
+    np.testing.assert_array_equal(contrasts(np.zeros(9), np.zeros(9), np.ones(9), np.ones(9)), 1.0)
 
 
 def test_a_pose_moves_by_its_own_standard_error() -> None:

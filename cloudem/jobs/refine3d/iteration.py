@@ -45,7 +45,7 @@ from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
-from cloudem.jobs.refine3d.poses import best_views, changes, pose_arrays, scale_changes, shift_variance, sorted_found
+from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_arrays, shift_variance, sorted_found
 from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
@@ -253,10 +253,10 @@ def solve_halves(
             for i in (0, 1)
         ]
         references = [executor.fetch(name) for name in written]
-    judgement = judged(found, len(before.half_set), beyond_start(after, s))
+    judgement = judged(found, before.scale, beyond_start(after, s))
     scale = before.scale
     if run.job.correct_scale:
-        scale = scale * scale_changes(micrograph_numbers(run.dataset.particles), found, judgement.keep)
+        scale = intensities(scale, micrograph_numbers(run.dataset.particles), found, judgement.keep)
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
         shift_variance=np.array([shift_variance(part) for part in found]),

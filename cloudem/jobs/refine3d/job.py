@@ -87,7 +87,7 @@ class Refine3D(IterativeJob):
         8, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
     )
     local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
-    correct_scale: bool = parameter(True, meaning="fit the intensity scale of each micrograph")
+    correct_scale: bool = parameter(True, meaning="fit the intensity of each micrograph and image")
     ignore_contrast: bool = parameter(
         False, meaning="continue even if the images look like the negative of the starting map"
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.junk import Judgement, judge
+from cloudem.algorithms.junk import Judgement, amplitude_evidence, judge
 from cloudem.jobs.refine3d.tasks import Found
 from cloudem.model.particles import DOUBTFUL
 
@@ -16,23 +16,27 @@ WORTH_SAYING = 0.02
 """Share of the images from which on leaving them out is suggested: so many are doubtful in clean sets, too."""
 
 
-def judged(found: Sequence[Found], count: int, shown: bool) -> Judgement:
+def judged(found: Sequence[Found], scale: NDArray[np.float64], shown: bool) -> Judgement:
     """Judge the images of both half-sets, each from its own.
 
     Parameters
     ----------
     found
         Of each half-set.
-    count
-        Of all particles of the store: those without a half-set are 1 in ``keep``, and 0 in the evidence.
+    scale
+        Of all particles of the store, with which they were aligned: what shows nothing was made faint by it, and is
+        judged as it would be without. Particles without a half-set are 1 in ``keep``, and 0 in the evidence.
     shown
         Something beyond the starting map was shown. Before, all that images can match is that map, and to weight them
         by how well they do would draw the result towards it: all are 1 in ``keep``.
     """
-    keep, noise, other = np.ones(count), np.zeros(count), np.zeros(count)
+    keep, (noise, other) = np.ones(len(scale)), np.zeros((2, len(scale)))
     for half in found:
-        images = half.poses.images[best_of(half.poses.images)]
-        judgement = judge(half.matches)
+        best = half.poses.take(best_of(half.poses.images))
+        images, unscaled = best.images, half.matches.copy()
+        unscaled[:, 0] -= amplitude_evidence(best.numerator, best.norm)
+        unscaled[:, 0] += amplitude_evidence(best.numerator / scale[images], best.norm / scale[images] ** 2)
+        judgement = judge(unscaled)
         noise[images] = judgement.noise_evidence
         if shown:
             keep[images], other[images] = judgement.keep, judgement.other_evidence

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of, join_poses
 from cloudem.algorithms.expectation import IterationPlan
-from cloudem.algorithms.refinement import intensity_scales, is_moving
+from cloudem.algorithms.refinement import contrasts, intensity_scales, is_moving
 from cloudem.errors import InconsistentDataError
 from cloudem.jobs.dataset import require_finite
 from cloudem.jobs.refine3d.tasks import Checkpoint, Found, Placed
@@ -71,20 +71,31 @@ def shift_variance(found: Found) -> float:
     return max(float(total / (2 * found.weights.sum())), 1.0)
 
 
-def scale_changes(
-    micrograph: NDArray[np.int64], found: Sequence[Found], keep: NDArray[np.float64]
+def intensities(
+    before: NDArray[np.float64], micrograph: NDArray[np.int64], found: Sequence[Found], keep: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the factor by which each image's intensity scale changes, found in its half-set alone.
+    """Return each image's intensity scale, found in its half-set alone: that of its micrograph, and its own contrast.
 
-    ``micrograph`` is the number of each image's, and ``keep`` how much each counts, (N,).
+    Parameters
+    ----------
+    before
+        Scales with which the images were aligned, (N,).
+    micrograph
+        Number of each image's, (N,).
+    found
+        Of each half-set.
+    keep
+        How much each image counts, (N,).
     """
-    change = np.ones(len(micrograph))
+    scale = before.copy()
     for part in found:
         best = part.poses.take(best_of(part.poses.images))
-        counts = keep[best.images]
-        sums = (counts * best.numerator, counts * best.norm)
-        change[best.images] = intensity_scales(*sums, micrograph[best.images])
-    return change
+        old, counts = before[best.images], keep[best.images]
+        numerator, norm = best.numerator / old, best.norm / old**2
+        numerator /= max(float((counts * numerator).sum()) / max(float((counts * norm).sum()), 1e-30), 1e-6)
+        level = intensity_scales(counts * numerator, counts * norm, micrograph[best.images])
+        scale[best.images] = contrasts(numerator, norm, level, counts)
+    return scale
 
 
 def pose_arrays(found: Sequence[Found]) -> dict[str, Any]:

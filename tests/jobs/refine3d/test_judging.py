@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import start_poses
-from cloudem.algorithms.junk import Judgement
+from cloudem.algorithms.junk import Judgement, amplitude_evidence
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.refine3d.job import Refine3D
@@ -19,6 +19,7 @@ from tests.algorithms.test_junk import population
 from tests.jobs.conftest import BOX, PIXEL, make_scene, run
 
 COUNT = 1000
+UNSCALED = (np.array([80.0]), np.array([90.0]))
 
 
 def half(matches: np.ndarray, images: np.ndarray) -> Found:
@@ -37,7 +38,7 @@ def halves(others: tuple[int, int]) -> tuple[list[Found], np.ndarray]:
 
 def test_images_are_judged_from_their_own_half_set_alone() -> None:
     clean, dirty = halves((300, 0))[0], halves((300, 600))[0]
-    one, two = judged(clean, 2 * COUNT, True), judged(dirty, 2 * COUNT, True)
+    one, two = judged(clean, np.ones(2 * COUNT), True), judged(dirty, np.ones(2 * COUNT), True)
     np.testing.assert_array_equal(one.keep[::2], two.keep[::2])
     np.testing.assert_array_equal(one.other_evidence[::2], two.other_evidence[::2])
     assert not one.other_evidence[1::2].any()
@@ -46,7 +47,7 @@ def test_images_are_judged_from_their_own_half_set_alone() -> None:
 
 def test_judgements_are_those_of_their_images() -> None:
     found, other = halves((300, 200))
-    keep = judged(found, 2 * COUNT, True).keep
+    keep = judged(found, np.ones(2 * COUNT), True).keep
     assert np.mean((keep < 0.5) == other) > 0.95
 
 
@@ -59,15 +60,32 @@ def test_matches_stay_with_their_images_when_parts_are_put_in_order() -> None:
 
 def test_nothing_is_weighted_before_something_is_shown() -> None:
     found, _ = halves((300, 300))
-    before = judged(found, 2 * COUNT, False)
+    before = judged(found, np.ones(2 * COUNT), False)
     assert np.all(before.keep == 1)
     assert not before.other_evidence.any()
-    np.testing.assert_array_equal(before.noise_evidence, judged(found, 2 * COUNT, True).noise_evidence)
+    np.testing.assert_array_equal(before.noise_evidence, judged(found, np.ones(2 * COUNT), True).noise_evidence)
+
+
+def test_images_are_judged_as_if_they_had_not_been_scaled() -> None:
+    found, _ = halves((300, 300))
+    scale = np.random.default_rng(5).uniform(0.3, 2.0, 2 * COUNT)
+    scaled = []
+    for half in found:
+        factor = scale[half.poses.images]
+        poses = replace(half.poses, numerator=80.0 * factor, norm=90.0 * factor**2)
+        matches = half.matches.copy()
+        matches[:, 0] += (amplitude_evidence(poses.numerator, poses.norm) - amplitude_evidence(*UNSCALED))[::2]
+        scaled.append(replace(half, poses=poses, matches=matches))
+    found = [replace(half, poses=replace(half.poses, numerator=np.full(len(half.poses.images), 80.0),
+                                         norm=np.full(len(half.poses.images), 90.0))) for half in found]  # fmt: skip
+    one, two = judged(found, np.ones(2 * COUNT), True), judged(scaled, scale, True)
+    np.testing.assert_allclose(one.noise_evidence, two.noise_evidence, atol=1e-9)
+    np.testing.assert_allclose(one.keep, two.keep, atol=2e-4)
 
 
 def test_images_without_a_half_set_are_not_judged() -> None:
     found, _ = halves((300, 300))
-    judgement = judged(found, 2 * COUNT + 7, True)
+    judgement = judged(found, np.ones(2 * COUNT + 7), True)
     assert np.all(judgement.keep[-7:] == 1)
 
 
