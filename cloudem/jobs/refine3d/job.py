@@ -39,7 +39,7 @@ class Refine3D(IterativeJob):
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
     changeable: ClassVar[frozenset[str]] = IterativeJob.changeable | {"skip_damaged"}
-    beside_checkpoint: ClassVar[tuple[str, ...]] = ("references", "mask")
+    beside_checkpoint: ClassVar[tuple[str, ...]] = ("references", "mask", "start")
     columns: ClassVar[tuple[Column, ...]] = (
         ITERATION,
         Column("resolution_A", "resolution", "Å", ".2f"),

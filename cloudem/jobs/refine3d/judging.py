@@ -15,6 +15,9 @@ from cloudem.model.particles import DOUBTFUL
 WORTH_SAYING = 0.02
 """Share of the images from which on leaving them out is suggested: so many are doubtful in clean sets, too."""
 
+MOST_JUNK = 0.5
+"""Share beyond which doubtful images are not taken for junk: a map is that of the molecule that most images show."""
+
 
 def judged(found: Sequence[Found], scale: NDArray[np.float64], shown: bool) -> Judgement:
     """Judge the images of both half-sets, each from its own.
@@ -50,8 +53,13 @@ def advice(judgement: Judgement, half_set: NDArray[np.int8]) -> str:
     count = int(np.count_nonzero(doubtful))
     if count < WORTH_SAYING * len(keep):
         return ""
-    noise = int(np.count_nonzero(doubtful & (judgement.noise_evidence[half_set > 0] < 0)))
     share = f"{count:,} of {len(keep):,} images ({count / len(keep):.0%})"
+    if count > MOST_JUNK * len(keep):
+        return (
+            f"{share} match the fine detail of the map less than the others do, and hardly counted in it: most of them "
+            "are probably too faint to be placed exactly. Leaving them out would not help"
+        )
+    noise = int(np.count_nonzero(doubtful & (judgement.noise_evidence[half_set > 0] < 0)))
     return (
         f"{share} probably show another molecule or nothing, or lie in a wrong pose ({noise:,} of them match no better "
         "than noise): they hardly counted in the map. To leave them out, take those with keep "

@@ -26,7 +26,7 @@ from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import advice
 from cloudem.jobs.refine3d.resume import leave_out
-from cloudem.jobs.refine3d.start import begin
+from cloudem.jobs.refine3d.start import begin, size_in_doubt
 from cloudem.jobs.refine3d.symmetry import DOUBTED, contradicted
 from cloudem.jobs.refine3d.tasks import read_checkpoint
 from cloudem.jobs.results import START, write_maps
@@ -143,6 +143,8 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])
     mask = np.maximum(*(fetch(mask) for mask in maps.masks))
+    if not start and (sentence := size_in_doubt(run, halves)):
+        run.context.progress.warning(sentence)
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,

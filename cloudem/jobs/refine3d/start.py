@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.axes import AGREES, find_axes, turned
+from cloudem.algorithms.magnification import coarse, magnification
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import State, first_state, iteration_plan
 from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.view_density import grid
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
+from cloudem.io.storage.groups import has_group, read_group
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import clear, commit, drop_unnamed
 from cloudem.jobs.maps import read_start_map
@@ -36,6 +38,9 @@ from cloudem.jobs.refine3d.tasks import (
 )
 from cloudem.model.poses import angle_between
 from cloudem.traffic import purpose
+
+START_MAP = "start"
+"""Group of the starting map as it was given, coarse."""
 
 CONTRAST_SAMPLE = 150
 """Images of each half-set from which scale and contrast of the reference are judged."""
@@ -71,6 +76,7 @@ def begin(run: Run) -> State:
     write_record(run, reference.origin)
     if run.mask is not None:
         run.context.write(MASK, {"mask": run.mask}, {})
+    run.context.write(START_MAP, {"map": coarse(data)}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
     save(run, start, None, first_references(run, density, (1.0, 1.0)))
     save(run, start, state, first_references(run, density, reference_scales(run, state)))
@@ -103,6 +109,31 @@ def on_axes(run: Run, data: Float32) -> Float32:
             "result with that of C1"
         )
     return data
+
+
+def size_in_doubt(run: Run, halves: Float32) -> str:
+    """Return that the result has another size than the starting map, as a sentence; "" where it has not.
+
+    Parameters
+    ----------
+    run
+        Of this refinement.
+    halves
+        Its unfiltered half-maps, (2, n, n, n).
+    """
+    if not has_group(run.url, START_MAP):  # a checkpoint of an earlier version
+        return ""
+    arrays, _ = read_group(run.url, START_MAP)
+    found = magnification(halves, arrays["map"], run.settings.radius)
+    run.context.log.debug("size against the starting map: %s", found)
+    if not found.differs:
+        return ""
+    return (
+        f"the map is {abs(found.factor - 1):.1%} {'larger' if found.factor > 1 else 'smaller'} than the starting map "
+        f"(they correlate by {found.agreement:.2f} with that mended, and by {found.as_given:.2f} without): the pixel "
+        "size of the particles or that of the starting map is probably wrong. If it is that of the particles, the "
+        "resolution is wrong by as much"
+    )
 
 
 def first_references(run: Run, density: Float32, factors: Iterable[float]) -> list[str]:

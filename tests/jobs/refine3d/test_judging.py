@@ -100,6 +100,13 @@ def test_what_to_leave_out_is_said_where_it_matters(doubtful: int, said: str) ->
     assert not said or f"{doubtful // 3} of them match no better than noise" in sentence
 
 
+def test_most_images_are_not_called_junk() -> None:
+    keep = np.where(np.arange(1000) < 770, 0.1, 1.0)
+    sentence = advice(Judgement(keep, np.full(1000, 9.0), np.zeros(1000)), np.ones(1000, np.int8))
+    assert "770 of 1,000 images (77%)" in sentence
+    assert "another molecule" not in sentence
+
+
 def test_a_refinement_finds_the_images_of_nothing(tmp_path, no_report):
     scene = make_scene(tmp_path, count=200)
     store = open_particles(scene.particles)

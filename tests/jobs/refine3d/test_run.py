@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,16 @@ def test_a_dry_run_says_what_it_needs(scene, tmp_path, capsys):
     assert "memory" in shown
     assert "MiB" in shown
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("stated", "said"), [(1.0, False), (1.06, True)])
+def test_a_starting_map_of_another_size_is_named(tmp_path, no_report, stated, said):
+    scene = make_scene(tmp_path, count=300)
+    reference = str(tmp_path / "whole.mrc")
+    write_volume(reference, scene.density, PIXEL)
+    job = Refine3D(**replace(scene, reference=reference).refinement(tmp_path / "out"),
+                   reference_pixel_size_A=PIXEL * stated)  # fmt: skip
+    progress = run(job)
+    sentences = [text for text in progress.warnings() if "than the starting map" in text]
+    assert bool(sentences) == said
+    assert not said or "smaller" in sentences[0]
