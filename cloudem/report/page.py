@@ -27,7 +27,6 @@ def render(content: ReportContent) -> str:
         A whole HTML page. It loads nothing, runs nothing, and every text of ``content`` is escaped. Equal content
         gives an equal page. Safe to call from several threads.
     """
-    drawn = [_drawn(section, content) for section in content.sections]
     return render_page(
         "page.html",
         title=content.title,
@@ -38,8 +37,14 @@ def render(content: ReportContent) -> str:
         told="",
         tiles=_tiles(content),
         warnings=content.warnings,
-        sections=[section for section in drawn if section is not None],
+        sections=drawn_sections(content),
     )
+
+
+def drawn_sections(content: ReportContent) -> list[Drawn]:
+    """Return the sections of a report that have something to show."""
+    drawn = (_drawn(section, content) for section in content.sections)
+    return [section for section in drawn if section is not None]
 
 
 def _drawn(section: Section, content: ReportContent) -> Drawn | None:

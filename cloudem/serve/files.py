@@ -1,0 +1,67 @@
+"""Files that a page gives away: maps as MRC, a script that opens them in ChimeraX, the page of a run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from cloudem.errors import MissingInputError
+from cloudem.io.formats.mrc import NOWHERE
+from cloudem.io.formats.mrc_writer import write_volume
+from cloudem.io.storage.groups import read_attributes, read_group
+
+
+def map_file(url: str, array: str) -> IO[Any]:
+    """Return a map of a result as an open MRC file that vanishes when it is closed.
+
+    Raises
+    ------
+    MissingInputError
+        The result has no such map.
+    """
+    arrays, attributes = read_group(url, "result")
+    if array not in arrays:
+        raise MissingInputError(f"{url} has no {array}; it has {', '.join(sorted(arrays))}")
+    x, y, z = (read_attributes(url, "") or {}).get("origin_A") or NOWHERE
+    with tempfile.TemporaryDirectory(prefix="cloudem-") as folder:
+        path = Path(folder) / "map.mrc"
+        write_volume(path, arrays[array], float(attributes["pixel_size_A"]), (float(x), float(y), float(z)))
+        return path.open("rb")  # stays readable after its name is gone
+
+
+def chimerax_script(label: str, level: float, sigma: float) -> bytes:
+    """Return commands that open the downloaded map and half-maps in ChimeraX, beside which the script has to lie.
+
+    Parameters
+    ----------
+    label
+        Of the job, in the names of the files.
+    level, sigma
+        Contour level of the surface and standard deviation of the map, in units of the density.
+    """
+    return (
+        f"# ChimeraX: open this file in the folder to which {label}-map.mrc was downloaded\n"
+        f"open {label}-map.mrc\n"
+        f"volume #1 level {level:.6g} style surface color #66a0cc step 1\n"
+        f"# sigma of the map is {sigma:.6g}\n"
+        "lighting soft\nset bgColor white\nview\n"
+    ).encode()
+
+
+def run_page(project: str, name: str) -> str:
+    """Return the page of a run as it stands.
+
+    Raises
+    ------
+    CloudemError
+        It has not begun, or its records are damaged.
+    """
+    from cloudem.cloud.catalogue import Catalogue
+    from cloudem.io.storage.location import absolute, join
+    from cloudem.report.run_page import render_run
+    from cloudem.runs.records import PAGE, RunStore
+    from cloudem.runs.run_report import run_page_content
+
+    store = RunStore.of(project, name)
+    return render_run(run_page_content(store, Catalogue.load(), None, join(absolute(store.url), PAGE)))

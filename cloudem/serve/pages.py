@@ -1,0 +1,342 @@
+"""What the pages of a project show, gathered from what its jobs and runs have left there. Nothing is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from cloudem.errors import CloudemError, printable
+from cloudem.io.storage.location import is_remote, join, read_bytes, read_start
+from cloudem.jobs.base import Job, find_job, known_jobs
+from cloudem.jobs.live import PREVIEW_FOLDER
+from cloudem.jobs.logs import LOG_FILE
+from cloudem.model.columns import described
+from cloudem.report.blocks import Drawn
+from cloudem.report.page import drawn_sections
+from cloudem.runs.project import JobState, Project, look_at_job, read_project
+from cloudem.serve.sections import content_so_far, kept_content
+from cloudem.text import clock, dollars, moment, rough_time
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from cloudem.report.content import ReportContent
+
+FRESH_S, FRESH_REMOTE_S = 1.0, 5.0
+"""How old what was read of the project may be, in a folder and on S3, seconds."""
+
+EVERY_S, EVERY_REMOTE_S = 1.0, 5.0
+"""Pause between two looks at something that is watched."""
+
+MOST_JOBS = 500
+"""Rows of the first page: more nobody reads, and they would not come in time."""
+
+LOG_TAIL = 64 << 10
+"""Bytes of a log that the page of its job shows, from its end."""
+
+LARGEST_LOG = 8 << 20
+LARGEST_PREVIEW = 4 << 20
+
+SIGMAS = 4.0
+"""Contour level of a map, in standard deviations above its mean, until somebody chooses another one."""
+
+STATES = {
+    **dict.fromkeys(("running", "starting", "draining", "stopping"), "busy"),
+    **dict.fromkeys(("finished", "done"), "good"),
+    **dict.fromkeys(("failed", "lost", "unreadable", "silent"), "bad"),
+}
+"""How a state looks."""
+
+DOWNLOADS = {
+    "map": "map",
+    "map_unfiltered": "unfiltered map",
+    "half1": "half-map 1",
+    "half2": "half-map 2",
+    "mask": "mask",
+}
+"""Arrays of a result that can be had as MRC files, and what they are called."""
+
+
+class Bar(NamedTuple):
+    """The stage that runs: its name, per cent done (None: not known), and that in words."""
+
+    name: str
+    percent: float | None
+    told: str
+
+
+class Pages:
+    """All pages of one project.
+
+    Parameters
+    ----------
+    url
+        Of the project, a folder or ``s3://``.
+    root
+        Path under which a proxy shows the server, ending with ``/``.
+    """
+
+    def __init__(self, url: str, root: str = "/") -> None:
+        self.url, self.root = url.rstrip("/"), root
+        self.name = posixpath.basename(self.url) or self.url
+        remote = is_remote(url)
+        self.every_s = EVERY_REMOTE_S if remote else EVERY_S
+        self._fresh_s = FRESH_REMOTE_S if remote else FRESH_S
+        self._lock = threading.Lock()
+        self._project: tuple[float, Project] | None = None
+        self._kept: dict[str, tuple[str, str]] = {}
+
+    # pages
+
+    def project(self) -> str:
+        """Return the page of the project."""
+        return self._part("project.html", url=self.url, **self._rows())
+
+    def project_news(self) -> Mapping[str, Any]:
+        """Return the part of it that changes."""
+        return {"html": self._part("jobs.html", url=self.url, **self._rows()), "version": "", "over": False}
+
+    def job(self, path: str) -> str | None:
+        """Return the page of a job; None if there is none of that name."""
+        job = self._job(path)
+        if job is None:
+            return None
+        log, _ = self._log(job, LOG_TAIL)
+        return self._part(
+            "job.html", **self._live(job), version=version(job), sections="", log=log,
+            preview=self._about(job, 64) is not None, downloads=self._downloads(job),
+        )  # fmt: skip
+
+    def job_news(self, path: str) -> Mapping[str, Any] | None:
+        """Return the part of it that changes, and what tells whether sections and map are still the same."""
+        job = self._job(path)
+        if job is None:
+            return None
+        over = job.state != "running"
+        return {"html": self._part("job_live.html", **self._live(job)), "version": version(job), "over": over}
+
+    def sections(self, path: str) -> str | None:
+        """Return the sections of a job's report; drawn once for each state of the job."""
+        job = self._job(path)
+        if job is None:
+            return None
+        now = version(job)
+        kept = self._kept.get(path)
+        if kept is None or kept[0] != now:
+            kept = (now, self._part("sections.html", sections=self._sections(job)))
+            if len(self._kept) > MOST_JOBS:
+                self._kept.clear()
+            self._kept[path] = kept
+        return kept[1]
+
+    def log(self, path: str) -> str | None:
+        """Return a job's log as a page."""
+        job = self._job(path)
+        if job is None:
+            return None
+        log, cut = self._log(job, LARGEST_LOG)
+        return self._part("log.html", path=self._name(job), here=self._here(job), log=log, cut=cut)
+
+    def preview(self, path: str, size: int) -> tuple[Mapping[str, Any], bytes] | None:
+        """Return what is known of a job's map, and the map as bytes, (size, size, size), z slowest."""
+        job = self._job(path)
+        about = None if job is None else self._about(job, size)
+        if job is None or about is None:
+            return None
+        found = read_start(join(self._of(job), PREVIEW_FOLDER, f"map-{size}.u8"), LARGEST_PREVIEW)
+        return None if found is None else (about, found[0])
+
+    def download(self, path: str, name: str) -> tuple[str, IO[Any]] | None:
+        """Return the name of a file made of a result, and the file; whoever takes it closes it."""
+        from cloudem.serve.files import chimerax_script, map_file
+
+        job = self._job(path)
+        if job is None or not self._has_maps(job):
+            return None
+        stem, _, kind = name.rpartition(".")
+        label = self._name(job).replace("/", "-")
+        if kind == "cxc":
+            about = self._about(job, 64)
+            if about is None:
+                return None
+            level = about["mean"] + SIGMAS * about["sigma"]
+            return f"{label}.cxc", io.BytesIO(chimerax_script(label, level, about["sigma"]))
+        return (f"{label}-{name}", map_file(self._of(job), stem)) if stem in DOWNLOADS else None
+
+    def run(self, name: str) -> str | None:
+        """Return the page of a run."""
+        from cloudem.serve.files import run_page
+
+        return run_page(self.url, name) if any(run.name == name for run in self._read().runs) else None
+
+    def metrics(self) -> str:
+        """Return figures for Prometheus."""
+        from cloudem.runs.exposition import exposition
+
+        return exposition(self._read())
+
+    def refused(self) -> str:
+        """Return the page of whoever has no token."""
+        text = "Open the address that cloudem serve printed; it has the token in it."
+        return self._part("told.html", title="A token is needed", text=text)
+
+    def problem(self, status: int, why: str) -> str:
+        """Return the page that says what went wrong."""
+        return self._part("told.html", title=str(status), text=printable(why))
+
+    # what they are made of
+
+    def _read(self) -> Project:
+        with self._lock:  # one reader at a time; the others wait for what it finds
+            now = time.monotonic()
+            if self._project is None or now - self._project[0] > self._fresh_s:
+                self._project = (now, read_project(self.url))
+            return self._project[1]
+
+    def _job(self, name: str) -> JobState | None:
+        """Return how a job stands by now; what is no job of the project cannot be asked for."""
+        known = next((job for job in self._read().jobs if self._name(job) == name), None)
+        return None if known is None else look_at_job(self.url, known.path, time.time())
+
+    def _name(self, job: JobState) -> str:
+        """Return what a job is called in addresses: its path, or the project's name if that is the job's results."""
+        return job.path or self.name
+
+    def _of(self, job: JobState) -> str:
+        return join(self.url, job.path) if job.path else self.url
+
+    def _here(self, job: JobState) -> str:
+        return f"{self.root}job/{quote(self._name(job))}"
+
+    def _rows(self) -> dict[str, Any]:
+        project = self._read()
+        known = {self._name(job) for job in project.jobs}
+        runs = [
+            {"name": run.name, "words": run.words, "kind_of_state": STATES.get(run.status, ""),
+             "spent": dollars(run.spent_usd), "cap": dollars(run.cap_usd) if run.cap_usd else "",
+             "age": f"{rough_time(run.age_s)} ago" if run.at else ""}
+            for run in project.runs
+        ]  # fmt: skip
+        jobs = [{**self._facts(job), "inputs": _inputs(job, known)} for job in project.jobs[:MOST_JOBS]]
+        more = max(len(project.jobs) - MOST_JOBS, 0) + project.unknown
+        return {"jobs": jobs, "runs": runs, "more": more, "spent": dollars(project.spent_usd) if runs else ""}
+
+    def _facts(self, job: JobState) -> dict[str, Any]:
+        """Return what tables and headings say of a job."""
+        return {
+            "name": self._name(job),
+            "kind": job.kind,
+            "state": job.state,
+            "kind_of_state": STATES.get(job.state, ""),
+            "words": job.words,
+            "resolution": job.resolution_A,
+            "resolution_text": f"{job.resolution_A:.2f} Å" if job.resolution_A is not None else "",
+            "seconds": job.wall_s,
+            "took": clock(job.wall_s) if job.wall_s is not None else "",
+            "began": job.began,
+            "begun": moment(job.began) if job.began else "",
+        }
+
+    def _live(self, job: JobState) -> dict[str, Any]:
+        live = job.live
+        warnings = live.warnings if live is not None else ()
+        tiles = _tiles(job)
+        return {
+            "job": self._facts(job), "here": self._here(job), "tiles": tiles, "bar": _bar(job), "warnings": warnings,
+            "age": _age(job),
+        }  # fmt: skip
+
+    def _content(self, job: JobState) -> ReportContent | None:
+        return kept_content(self._of(job)) if job.state == "finished" else content_so_far(self._of(job), job.live)
+
+    def _sections(self, job: JobState) -> Sequence[Drawn]:
+        content = self._content(job)
+        return [] if content is None else drawn_sections(content)
+
+    def _log(self, job: JobState, most: int) -> tuple[str, bool]:
+        try:
+            raw = read_bytes(join(self._of(job), LOG_FILE)) or b""
+        except CloudemError:
+            return "", False
+        text = raw[-most:].decode(errors="replace")
+        cut = len(raw) > most
+        lines = (text.partition("\n")[2] if cut else text).splitlines()
+        return "\n".join(printable(line) for line in lines), cut
+
+    def _about(self, job: JobState, size: int) -> Mapping[str, Any] | None:
+        found = read_start(join(self._of(job), PREVIEW_FOLDER, f"map-{size}.json"), 1 << 16)
+        return None if found is None else dict(json.loads(found[0]))
+
+    def _has_maps(self, job: JobState) -> bool:
+        return job.state == "finished" and job.resolution_A is not None
+
+    def _downloads(self, job: JobState) -> list[tuple[str, str]]:
+        if not self._has_maps(job):
+            return []
+        files = [(f"{name}.mrc", f"{label} (.mrc)") for name, label in DOWNLOADS.items()]
+        return [*files, ("map.cxc", "open in ChimeraX (.cxc)")]
+
+    def _part(self, template: str, **values: Any) -> str:
+        return templates().get_template(template).render(root=self.root, project=self.name, **values)
+
+
+def version(job: JobState) -> str:
+    """Return what changes when a job's sections and map do."""
+    iteration = len(job.live.iterations) if job.live is not None else 0
+    last = job.live.iterations[-1].get("iteration", iteration) if iteration and job.live is not None else iteration
+    return f"{job.state}-{last}-{'' if job.state == 'running' else job.updated}"
+
+
+def _inputs(job: JobState, known: set[str]) -> list[dict[str, Any]]:
+    return [{"path": path, "known": path in known} for path in dict.fromkeys(job.inputs.values())]
+
+
+def _tiles(job: JobState) -> list[tuple[str, str]]:
+    """Return headline figures: of a running job, those of the last row, in the words of the terminal."""
+    tiles: list[tuple[str, str]] = []
+    live = job.live
+    if live is not None and live.iterations:
+        declared = find_job(live.job) if live.job in known_jobs() else Job
+        for name, value in live.iterations[-1].items():
+            column = described(declared.columns, name)
+            tiles.append((column.text(value), column.heading))
+    elif job.resolution_A is not None:
+        tiles.append((f"{job.resolution_A:.2f} Å", "resolution"))
+    if job.wall_s is not None:
+        tiles.append((clock(job.wall_s), "so far" if job.state == "running" else "took"))
+    return tiles
+
+
+def _bar(job: JobState) -> Bar | None:
+    live = job.live
+    if job.state != "running" or live is None or not live.stage:
+        return None
+    if not live.total:
+        return Bar(live.stage, None, f"{live.done:,} {live.unit}" if live.done else "")
+    left = f", {clock(live.stage_seconds_left)} left" if live.stage_seconds_left is not None else ""
+    return Bar(live.stage, 100 * live.done / live.total, f"{live.done:,} of {live.total:,} {live.unit}{left}")
+
+
+def _age(job: JobState) -> str:
+    """Return how old a running job's figures are, where that matters."""
+    if job.state != "running" or job.live is None:
+        return ""
+    age = time.time() - job.live.updated
+    return rough_time(age) if age > 15 else ""
+
+
+@cache
+def templates() -> Environment:
+    """Return the templates, which escape whatever is no drawing of cloudem's; those of reports are among them."""
+    from jinja2 import ChoiceLoader, PackageLoader
+
+    from cloudem.report.blocks import templates as of_reports
+
+    return of_reports().overlay(loader=ChoiceLoader([PackageLoader("cloudem.serve"), PackageLoader("cloudem.report")]))

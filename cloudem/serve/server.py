@@ -1,0 +1,279 @@
+"""The web server of ``cloudem serve``: what each address answers, and to whom. It only reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tornado.httpserver
+import tornado.iostream
+import tornado.netutil
+import tornado.web
+
+from cloudem.errors import CloudemError, ParameterError
+from cloudem.report.style import CSS
+from cloudem.serve.access import HEADERS, Access
+from cloudem.serve.pages import Pages
+from cloudem.serve.watching import Watches
+
+Answer = TypeVar("Answer")
+
+STATIC = Path(__file__).parent / "static"
+READERS = 4
+"""Threads that read the project: more would only wait for the same disk."""
+
+LARGEST_HEADERS, LARGEST_BODY = 16 << 10, 1 << 10
+"""Bytes of a request; nothing that this server does takes a body."""
+
+PORTS = 20
+"""So many ports are tried from the one that is asked for."""
+
+PIECE = 1 << 20
+"""Bytes of a file that are sent at a time."""
+
+PATIENCE_S = 20.0
+"""How long a request may take to arrive, and a connection to say nothing."""
+
+PATH = r"((?:[^/]+/)*[^/]+)"
+
+
+class Readers:
+    """What handlers share: the pages, who may see them, and threads that read."""
+
+    def __init__(self, pages: Pages, access: Access, *, secure: bool) -> None:
+        self.pages, self.access, self.secure = pages, access, secure
+        self.watches = Watches()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="cloudem-serve")
+
+    async def read(self, function: Callable[..., Answer], *given: Any) -> Answer:
+        """Run what reads in a thread, so that a slow store keeps nobody else waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *given))
+
+
+class Handler(tornado.web.RequestHandler):
+    """A request that is allowed, or refused before anything is read."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD")
+    open_to_all = False
+    """Whether it may be read without the token."""
+
+    def initialize(self, readers: Readers, make: str = "", kind: str = "text/html") -> None:
+        """Keep what all handlers share; ``make`` is the method of the pages that answers, ``kind`` what it returns."""
+        self.readers, self.pages, self._make, self._kind = readers, readers.pages, make, kind
+
+    async def made(self, words: tuple[str, ...]) -> Any:
+        """Return what the pages make of what the address says, or say that there is nothing of that name."""
+        found = await self.readers.read(getattr(self.pages, self._make), *words)
+        if found is None:
+            raise tornado.web.HTTPError(404, reason="There is no such page")
+        return found
+
+    def set_default_headers(self) -> None:
+        """Say what the page may load, and that nobody keeps it."""
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+    def prepare(self) -> None:
+        """Refuse foreign names and those without the token; exchange the token in an address for a cookie."""
+        access = self.readers.access
+        if not access.knows_host(self.request.host):
+            raise tornado.web.HTTPError(403, reason="Unknown host")
+        if self.open_to_all:
+            return
+        given = self.get_query_argument("token", "")
+        if given and access.has_token(given):
+            self.set_cookie(
+                self.cookie_name, access.cookie, path="/", httponly=True, samesite="Strict", secure=self.readers.secure
+            )
+            self.redirect(self.request.path, status=303)
+            return
+        if not access.allows(self.request.headers.get("Authorization", ""), self.get_cookie(self.cookie_name) or ""):
+            self.set_status(401)
+            self.finish(self.pages.refused())
+
+    @property
+    def cookie_name(self) -> str:
+        """Cookies do not know ports: servers of several projects on one machine need names of their own."""
+        return f"cloudem-{self.readers.access.cookie[:8]}"
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Say what went wrong in one line, without its inside."""
+        _, error, _ = kwargs.get("exc_info", (None, None, None))
+        told = str(error) if isinstance(error, CloudemError) else self._reason
+        self.finish(self.pages.problem(status_code, told))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what nobody foresaw; what the project says of itself is told to whoever asked."""
+        if not isinstance(value, CloudemError | tornado.web.HTTPError):
+            super().log_exception(typ, value, tb)
+
+
+class Page(Handler):
+    """A page or part of one, as the pages make it."""
+
+    async def get(self, *words: str) -> None:
+        """Answer."""
+        found = await self.made(words)
+        self.set_header("Content-Type", f"{self._kind}; charset=utf-8")
+        self.finish(found)
+
+    head = get
+
+
+class File(Handler):
+    """Bytes to keep: maps, and what opens them elsewhere."""
+
+    async def get(self, *words: str) -> None:
+        """Answer."""
+        name, file = await self.made(words)
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        with file:
+            while part := await self.readers.read(file.read, PIECE):
+                self.write(part)
+                await self.flush()  # waits for whoever reads slowly, so that no map is held in memory for them
+
+
+class Raw(Handler):
+    """The preview of a map: voxels of 8 bit, compressed as they lie in the store."""
+
+    async def get(self, path: str, size: str) -> None:
+        """Answer."""
+        found = await self.readers.read(self.pages.preview, path, int(size))
+        if found is None:
+            raise tornado.web.HTTPError(404, reason="There is no preview of this map")
+        about, voxels = found
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("X-Map", json.dumps(about))
+        self.finish(voxels)
+
+
+class Events(Handler):
+    """News of the project or of a job, for as long as the page is seen."""
+
+    async def get(self, *words: str) -> None:
+        """Send what is new when it is."""
+        watch = self.readers.watches.of("/".join((self._make, *words)), self._look(words), self.pages.every_s)
+        await self.made(words)
+        if watch is None:
+            raise tornado.web.HTTPError(503, reason="Too many pages are open")
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")
+        async for text in watch.news():
+            try:
+                self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
+                await self.flush()
+            except tornado.iostream.StreamClosedError:  # the page is closed
+                return
+
+    def _look(self, words: tuple[str, ...]) -> Callable[[], Awaitable[str]]:
+        readers, make = self.readers, getattr(self.pages, self._make)
+
+        async def look() -> str:
+            return json.dumps(await readers.read(make, *words))
+
+        return look
+
+
+class News(Handler):
+    """The same once, for pages that hear no events."""
+
+    async def get(self, *words: str) -> None:
+        """Answer."""
+        found = await self.made(words)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(found))
+
+
+class Static(Handler):
+    """Scripts and style sheets of the package, which are no secret."""
+
+    open_to_all = True
+
+    async def get(self, name: str) -> None:
+        """Answer."""
+        kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+        if name == "report.css":
+            self.set_header("Content-Type", "text/css; charset=utf-8")
+            self.set_header("Cache-Control", "private, max-age=60")
+            self.finish(CSS)
+            return
+        path = STATIC / name
+        if path.parent != STATIC or path.suffix not in kinds or not path.is_file():
+            raise tornado.web.HTTPError(404)
+        self.set_header("Content-Type", f"{kinds[path.suffix]}; charset=utf-8")
+        self.set_header("Cache-Control", "private, max-age=60")
+        self.finish(path.read_bytes())
+
+
+def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Application:
+    """Return the application: addresses, and what answers them."""
+    shared = {"readers": Readers(pages, access, secure=secure)}
+
+    def page(make: str, kind: str = "text/html") -> dict[str, Any]:
+        return {**shared, "make": make, "kind": kind}
+
+    def of(make: str) -> dict[str, Any]:
+        return {**shared, "make": make}
+
+    return tornado.web.Application(
+        [
+            (r"/", Page, page("project")),
+            (r"/events", Events, of("project_news")),
+            (r"/news", News, of("project_news")),
+            (r"/metrics", Page, page("metrics", "text/plain")),
+            (r"/static/([a-z-]+\.[a-z]+)", Static, shared),
+            (rf"/run/{PATH}", Page, page("run")),
+            (rf"/job/{PATH}/-/events", Events, of("job_news")),
+            (rf"/job/{PATH}/-/news", News, of("job_news")),
+            (rf"/job/{PATH}/-/sections", Page, page("sections")),
+            (rf"/job/{PATH}/-/log", Page, page("log")),
+            (rf"/job/{PATH}/-/preview/(64|128)", Raw, shared),
+            (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
+            (rf"/job/{PATH}", Page, page("job")),
+        ],
+        default_handler_class=Handler,
+        default_handler_args=shared,
+        compress_response=True,
+        log_function=_no_log,
+    )
+
+
+def _no_log(_: tornado.web.RequestHandler) -> None:
+    """Requests are not logged: addresses may hold a token."""
+
+
+def listen_near(
+    app: tornado.web.Application, host: str, port: int, encryption: ssl.SSLContext | None = None
+) -> tuple[tornado.httpserver.HTTPServer, int]:
+    """Serve at a port, or at one of the next if it is in use; return the server and its port.
+
+    Raises
+    ------
+    ParameterError
+        None of them is free, or the address is not one of this machine.
+    """
+    server = tornado.httpserver.HTTPServer(
+        app,
+        ssl_options=encryption,
+        max_header_size=LARGEST_HEADERS,
+        max_body_size=LARGEST_BODY,
+        idle_connection_timeout=PATIENCE_S,
+        body_timeout=PATIENCE_S,
+    )
+    why = OSError("no port")
+    for each in range(port, min(port + PORTS, 65536)) if port else (0,):
+        try:
+            sockets = tornado.netutil.bind_sockets(each, host)
+        except OSError as error:
+            why = error
+            continue
+        server.add_sockets(sockets)
+        return server, int(sockets[0].getsockname()[1])
+    raise ParameterError(f"cannot listen at {host}, port {port} or the next {PORTS - 1}: {why}; try another --port")
