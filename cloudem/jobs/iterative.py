@@ -268,7 +268,9 @@ def drop_unnamed(job: IterativeJob, context: Context, attributes: Mapping[str, A
 
 def clear(context: Context, job: IterativeJob) -> None:
     """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
-    for path in ("result", "particles", CHECKPOINT, *job.beside_checkpoint, ITERATIONS):
+    from cloudem.jobs.preview import PREVIEW_FOLDER
+
+    for path in ("result", "particles", CHECKPOINT, *job.beside_checkpoint, ITERATIONS, PREVIEW_FOLDER):
         context.delete(path)
 
 
@@ -419,8 +421,9 @@ def _is_over(state: Mapping[str, Any], done: int) -> bool:
 def _refuse_foreign(job: IterativeJob, url: str) -> None:
     """Refuse a folder that holds something else than what an earlier run may have left."""
     from cloudem.io.storage.location import contents
+    from cloudem.jobs.live import BESIDE_RESULTS
 
     known = ("arrays-", CHECKPOINT, *job.beside_checkpoint)
-    other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
+    other = [name for name in contents(url) if name not in BESIDE_RESULTS and not name.startswith(known)]
     if other:
         raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")
