@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import posixpath
 import threading
 import time
@@ -13,10 +12,10 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from cloudem.errors import CloudemError, printable
-from cloudem.io.storage.location import is_remote, join, read_bytes, read_start
+from cloudem.io.storage.location import is_remote, join, read_bytes
 from cloudem.jobs.base import Job, find_job, known_jobs
-from cloudem.jobs.live import PREVIEW_FOLDER
 from cloudem.jobs.logs import LOG_FILE
+from cloudem.jobs.preview import Preview, PreviewInfo, read_preview
 from cloudem.model.columns import described
 from cloudem.report.blocks import Drawn
 from cloudem.report.page import drawn_sections
@@ -42,7 +41,6 @@ LOG_TAIL = 64 << 10
 """Bytes of a log that the page of its job shows, from its end."""
 
 LARGEST_LOG = 8 << 20
-LARGEST_PREVIEW = 4 << 20
 
 SIGMAS = 4.0
 """Contour level of a map, in standard deviations above its mean, until somebody chooses another one."""
@@ -111,7 +109,7 @@ class Pages:
         log, _ = self._log(job, LOG_TAIL)
         return self._part(
             "job.html", **self._live(job), version=version(job), sections="", log=log,
-            preview=self._about(job, 64) is not None, downloads=self._downloads(job),
+            preview=self._info(job) is not None, downloads=self._downloads(job),
         )  # fmt: skip
 
     def job_news(self, path: str) -> Mapping[str, Any] | None:
@@ -144,14 +142,10 @@ class Pages:
         log, cut = self._log(job, LARGEST_LOG)
         return self._part("log.html", path=self._name(job), here=self._here(job), log=log, cut=cut)
 
-    def preview(self, path: str, size: int) -> tuple[Mapping[str, Any], bytes] | None:
-        """Return what is known of a job's map, and the map as bytes, (size, size, size), z slowest."""
-        job = self._job(path)
-        about = None if job is None else self._about(job, size)
-        if job is None or about is None:
-            return None
-        found = read_start(join(self._of(job), PREVIEW_FOLDER, f"map-{size}.u8"), LARGEST_PREVIEW)
-        return None if found is None else (about, found[0])
+    def preview(self, name: str, size: int) -> Preview | None:
+        """Return the preview of a job's map that is called 64 or 128; None where there is none."""
+        job = self._job(name)
+        return None if job is None else read_preview(self._of(job), size)
 
     def download(self, path: str, name: str) -> tuple[str, IO[Any]] | None:
         """Return the name of a file made of a result, and the file; whoever takes it closes it."""
@@ -163,11 +157,10 @@ class Pages:
         stem, _, kind = name.rpartition(".")
         label = self._name(job).replace("/", "-")
         if kind == "cxc":
-            about = self._about(job, 64)
-            if about is None:
+            info = self._info(job)
+            if info is None:
                 return None
-            level = about["mean"] + SIGMAS * about["sigma"]
-            return f"{label}.cxc", io.BytesIO(chimerax_script(label, level, about["sigma"]))
+            return f"{label}.cxc", io.BytesIO(chimerax_script(label, info.mean + SIGMAS * info.sigma, info.sigma))
         return (f"{label}-{name}", map_file(self._of(job), stem)) if stem in DOWNLOADS else None
 
     def run(self, name: str) -> str | None:
@@ -270,9 +263,12 @@ class Pages:
         lines = (text.partition("\n")[2] if cut else text).splitlines()
         return "\n".join(printable(line) for line in lines), cut
 
-    def _about(self, job: JobState, size: int) -> Mapping[str, Any] | None:
-        found = read_start(join(self._of(job), PREVIEW_FOLDER, f"map-{size}.json"), 1 << 16)
-        return None if found is None else dict(json.loads(found[0]))
+    def _info(self, job: JobState) -> PreviewInfo | None:
+        try:
+            found = read_preview(self._of(job))
+        except CloudemError:  # it is just being replaced
+            return None
+        return None if found is None else found.info
 
     def _has_maps(self, job: JobState) -> bool:
         return job.state == "finished" and job.resolution_A is not None
@@ -304,9 +300,12 @@ def _tiles(job: JobState) -> list[tuple[str, str]]:
     live = job.live
     if live is not None and live.iterations:
         declared = find_job(live.job) if live.job in known_jobs() else Job
-        for name, value in live.iterations[-1].items():
-            column = described(declared.columns, name)
-            tiles.append((column.text(value), column.heading))
+        # what most people look for comes first
+        row = sorted(live.iterations[-1].items(), key=lambda item: item[0] != "resolution_A")
+        for name, value in row:
+            if value is not None:
+                column = described(declared.columns, name)
+                tiles.append((column.text(value), column.heading))
     elif job.resolution_A is not None:
         tiles.append((f"{job.resolution_A:.2f} Å", "resolution"))
     if job.wall_s is not None:

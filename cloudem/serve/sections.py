@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from cloudem.errors import CloudemError
 from cloudem.io.storage.groups import list_groups, read_attributes, read_group
-from cloudem.io.storage.location import join, read_start
 from cloudem.jobs.base import Job, find_job, known_jobs
 from cloudem.jobs.iterative import ITERATIONS
-from cloudem.jobs.live import PREVIEW_FOLDER, Live
+from cloudem.jobs.live import Live
+from cloudem.jobs.preview import read_preview
 from cloudem.jobs.report import content_of
 
 if TYPE_CHECKING:
@@ -65,8 +64,11 @@ def last_curves(url: str) -> tuple[dict[str, Any], float | None]:
         arrays, _ = read_group(url, f"{ITERATIONS}/{names[-1]}")
     except CloudemError:  # it is just being written, or replaced: the next look finds it
         return {}, None
-    found = read_start(join(url, PREVIEW_FOLDER, "map-64.json"), 1 << 16)
-    if found is None or "fsc_unmasked" not in arrays:
+    try:
+        preview = read_preview(url)
+    except CloudemError:
         return {}, None
-    about, box = json.loads(found[0]), 2 * (len(arrays["fsc_unmasked"]) - 1)
-    return dict(arrays), float(about["edge_A"]) / box
+    if preview is None or "fsc_unmasked" not in arrays:
+        return {}, None
+    edge = preview.info.pixel_size_A * preview.info.shape[0]
+    return dict(arrays), edge / (2 * (len(arrays["fsc_unmasked"]) - 1))

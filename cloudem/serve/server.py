@@ -140,18 +140,18 @@ class File(Handler):
                 await self.flush()  # waits for whoever reads slowly, so that no map is held in memory for them
 
 
-class Raw(Handler):
-    """The preview of a map: voxels of 8 bit, compressed as they lie in the store."""
+class Voxels(Handler):
+    """The preview of a map: one byte for each voxel, compressed as it lies in the store; a header says what they mean."""
 
-    async def get(self, path: str, size: str) -> None:
+    async def get(self, name: str, size: str) -> None:
         """Answer."""
-        found = await self.readers.read(self.pages.preview, path, int(size))
+        found = await self.readers.read(self.pages.preview, name, int(size))
         if found is None:
             raise tornado.web.HTTPError(404, reason="There is no preview of this map")
-        about, voxels = found
         self.set_header("Content-Type", "application/octet-stream")
-        self.set_header("X-Map", json.dumps(about))
-        self.finish(voxels)
+        self.set_header("Content-Encoding", "gzip")
+        self.set_header("X-Map", found.info.model_dump_json())
+        self.finish(found.data)
 
 
 class Events(Handler):
@@ -234,7 +234,7 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (rf"/job/{PATH}/-/news", News, of("job_news")),
             (rf"/job/{PATH}/-/sections", Page, page("sections")),
             (rf"/job/{PATH}/-/log", Page, page("log")),
-            (rf"/job/{PATH}/-/preview/(64|128)", Raw, shared),
+            (rf"/job/{PATH}/-/preview/(64|128)", Voxels, shared),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
             (rf"/job/{PATH}", Page, page("job")),
         ],

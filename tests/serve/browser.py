@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
 
@@ -105,7 +107,13 @@ class Tab:
         )
         for kind, at in (("mousePressed", 0), ("mouseMoved", 0.5), ("mouseMoved", 1), ("mouseReleased", 1)):
             await self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x + at * dx, y=y + at * dy, button="left", buttons=1, clickCount=1
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x + at * dx,
+                y=y + at * dy,
+                button="left",
+                buttons=1,
+                clickCount=1,
             )
 
     async def picture(self, path: Path, width: int = 1280, height: int = 1400) -> None:

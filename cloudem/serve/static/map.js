@@ -6,7 +6,6 @@
 const box = document.getElementById("map");
 const canvas = document.getElementById("surface"), level = document.getElementById("level");
 const fineness = document.getElementById("fineness"), what = document.getElementById("map-what");
-const maps = new Map();
 let map = null, cut = [0.5, 0.5, 0.5], gl = null, program = null, count = 0;
 let turn = [1, 0, 0, 0, 1, 0, 0, 0, 1], zoom = 1.5, waiting = false, chosen = false, buffers = null;
 
@@ -206,7 +205,6 @@ async function load() {
   const about = JSON.parse(answer.headers.get("X-Map"));
   const data = new Uint8Array(await answer.arrayBuffer());
   map = { data, n: Math.round(Math.cbrt(data.length)), about };
-  maps.set(size, map);
   box.hidden = false;
   what.textContent = about.iteration ? `after iteration ${about.iteration}` : "";
   if (!chosen) { level.value = Math.round(Math.min(90, Math.max(5, 100 * (about.mean + 4 * about.sigma) / about.maximum))); }

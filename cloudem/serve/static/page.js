@@ -14,10 +14,14 @@ async function show(news) {
   document.dispatchEvent(new CustomEvent("news", { detail: news }));
   if (body.dataset.sections && news.version !== body.dataset.version) {
     body.dataset.version = news.version;
-    const answer = await fetch(body.dataset.sections);
-    if (answer.ok) { document.getElementById("sections").innerHTML = await answer.text(); }
     document.dispatchEvent(new CustomEvent("map-changed"));
+    await draw();
   }
+}
+
+async function draw() {
+  const answer = await fetch(body.dataset.sections);
+  if (answer.ok) { document.getElementById("sections").innerHTML = await answer.text(); }
 }
 
 async function ask() {
@@ -82,4 +86,5 @@ function sort(table) {
 }
 
 sortable(document);
+if (body.dataset.sections) { draw(); }
 if (!document.hidden) { listen(); }
