@@ -99,7 +99,7 @@ class Pages:
 
     def project_news(self) -> Mapping[str, Any]:
         """Return the part of it that changes."""
-        return {"html": self._part("jobs.html", url=self.url, **self._rows()), "version": "", "over": False}
+        return {"html": self._part("jobs.html", url=self.url, **self._rows()), "version": "", "map": 0, "over": False}
 
     def job(self, path: str) -> str | None:
         """Return the page of a job; None if there is none of that name."""
@@ -107,9 +107,10 @@ class Pages:
         if job is None:
             return None
         log, _ = self._log(job, LOG_TAIL)
+        info = self._info(job)
         return self._part(
             "job.html", **self._live(job), version=version(job), sections="", log=log,
-            preview=self._info(job) is not None, downloads=self._downloads(job),
+            preview=info is not None, map=0 if info is None else info.crc32, downloads=self._downloads(job),
         )  # fmt: skip
 
     def job_news(self, path: str) -> Mapping[str, Any] | None:
@@ -117,8 +118,13 @@ class Pages:
         job = self._job(path)
         if job is None:
             return None
-        over = job.state != "running"
-        return {"html": self._part("job_live.html", **self._live(job)), "version": version(job), "over": over}
+        info = self._info(job)
+        return {
+            "html": self._part("job_live.html", **self._live(job)),
+            "version": version(job),
+            "map": 0 if info is None else info.crc32,
+            "over": job.state != "running",
+        }
 
     def sections(self, path: str) -> str | None:
         """Return the sections of a job's report; drawn once for each state of the job."""

@@ -141,7 +141,7 @@ class File(Handler):
 
 
 class Voxels(Handler):
-    """The preview of a map: one byte for each voxel, compressed as it lies in the store; a header says what they mean."""
+    """The preview of a map: bytes, compressed as they lie in the store; a header says what they mean."""
 
     async def get(self, name: str, size: str) -> None:
         """Answer."""
@@ -191,6 +191,14 @@ class News(Handler):
         self.finish(json.dumps(found))
 
 
+class Unknown(Handler):
+    """Any other address."""
+
+    async def get(self) -> None:
+        """Say that there is nothing."""
+        raise tornado.web.HTTPError(404, reason="There is no such page")
+
+
 class Static(Handler):
     """Scripts and style sheets of the package, which are no secret."""
 
@@ -238,7 +246,7 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
             (rf"/job/{PATH}", Page, page("job")),
         ],
-        default_handler_class=Handler,
+        default_handler_class=Unknown,
         default_handler_args=shared,
         compress_response=True,
         log_function=_no_log,

@@ -70,6 +70,11 @@ class Tab:
             elif method == "Network.responseReceived" and about["response"]["status"] >= 400:
                 self.failures.append(f"{about['response']['status']} {about['response']['url']}")
 
+    async def close(self) -> None:
+        """Let go of the page."""
+        self._socket.close()
+        await asyncio.wait_for(self._reader, 10)
+
     async def call(self, method: str, **given: Any) -> Any:
         """Call the browser."""
         self._number += 1
@@ -102,19 +107,12 @@ class Tab:
     async def drag(self, selector: str, dx: float, dy: float) -> None:
         """Drag something."""
         x, y = await self.value(
-            f"(() => {{ const r = document.querySelector('{selector}').getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'center'}});"
+            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         for kind, at in (("mousePressed", 0), ("mouseMoved", 0.5), ("mouseMoved", 1), ("mouseReleased", 1)):
-            await self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=x + at * dx,
-                y=y + at * dy,
-                button="left",
-                buttons=1,
-                clickCount=1,
-            )
+            where = {"x": x + at * dx, "y": y + at * dy, "button": "left", "buttons": 1, "clickCount": 1}
+            await self.call("Input.dispatchMouseEvent", type=kind, **where)
 
     async def picture(self, path: Path, width: int = 1280, height: int = 1400) -> None:
         """Save what the page looks like."""
@@ -144,7 +142,10 @@ async def browser() -> AsyncIterator[Tab]:
             tab = Tab(await websocket_connect(page["webSocketDebuggerUrl"], max_message_size=64 << 20))
             for domain in ("Page", "Runtime", "Log", "Network"):
                 await tab.call(f"{domain}.enable")
-            yield tab
+            try:
+                yield tab
+            finally:
+                await tab.close()
         finally:
             process.terminate()
             process.wait(20)

@@ -93,7 +93,7 @@ void main() {
 }`;
 
 function prepare() {
-  gl = canvas.getContext("webgl2", { antialias: true });
+  gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true });
   if (!gl) { return false; }
   program = gl.createProgram();
   for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {

@@ -2,7 +2,7 @@
 
 const body = document.body, live = document.getElementById("live"), signal = document.getElementById("signal");
 const SILENCE_MS = 5000, ASK_MS = 3000;
-let source = null, silence = null, asking = null, over = false;
+let source = null, silence = null, asking = null;
 
 function told(text) { if (signal) signal.textContent = text; }
 
@@ -10,11 +10,12 @@ async function show(news) {
   if (!news) { return; }
   live.innerHTML = news.html; // made by the server's templates, which escape all that comes from files
   sortable(live);
-  over = news.over;
-  document.dispatchEvent(new CustomEvent("news", { detail: news }));
+  if (news.map && String(news.map) !== body.dataset.map) {
+    body.dataset.map = news.map;
+    document.dispatchEvent(new CustomEvent("map-changed"));
+  }
   if (body.dataset.sections && news.version !== body.dataset.version) {
     body.dataset.version = news.version;
-    document.dispatchEvent(new CustomEvent("map-changed"));
     await draw();
   }
 }
