@@ -169,7 +169,8 @@ class Events(Handler):
             try:
                 self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
                 await self.flush()
-            except tornado.iostream.StreamClosedError:  # the page is closed
+            except tornado.iostream.StreamClosedError:  # the page is closed, and hears no end either
+                self._auto_finish = False
                 return
 
     def _look(self, words: tuple[str, ...]) -> Callable[[], Awaitable[str]]:

@@ -212,6 +212,7 @@ async function load() {
   build();
   slices();
   box.dataset.ready = String(Math.round(performance.now()));
+  document.dispatchEvent(new CustomEvent("map-ready"));
 }
 
 level.addEventListener("input", () => { chosen = true; if (map) { tell(); soon(build); } });

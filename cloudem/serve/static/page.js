@@ -87,5 +87,12 @@ function sort(table) {
 }
 
 sortable(document);
-if (body.dataset.sections) { draw(); }
+if (body.dataset.sections) {
+  // the map first: drawing the sections keeps the server busy
+  const area = document.getElementById("map");
+  if (area.hidden || area.dataset.ready) { draw(); } else {
+    const patience = setTimeout(draw, 5000);
+    document.addEventListener("map-ready", () => { clearTimeout(patience); draw(); }, { once: true });
+  }
+}
 if (!document.hidden) { listen(); }
