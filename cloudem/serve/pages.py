@@ -34,6 +34,9 @@ FRESH_S, FRESH_REMOTE_S = 1.0, 5.0
 EVERY_S, EVERY_REMOTE_S = 1.0, 5.0
 """Pause between two looks at something that is watched."""
 
+STEP_S = 10.0
+"""Steps in which the time of a running job is shown, seconds."""
+
 MOST_JOBS = 500
 """Rows of the first page: more nobody reads, and they would not come in time."""
 
@@ -201,8 +204,11 @@ class Pages:
 
     def _job(self, name: str) -> JobState | None:
         """Return how a job stands by now; what is no job of the project cannot be asked for."""
-        known = next((job for job in self._read().jobs if self._name(job) == name), None)
-        return None if known is None else look_at_job(self.url, known.path, time.time())
+        last = self._project  # jobs do not vanish often; the project is read again where one is not known
+        jobs = {self._name(job): job for job in last[1].jobs} if last is not None else {}
+        if name not in jobs:
+            jobs = {self._name(job): job for job in self._read().jobs}
+        return look_at_job(self.url, jobs[name].path, time.time()) if name in jobs else None
 
     def _name(self, job: JobState) -> str:
         """Return what a job is called in addresses: its path, or the project's name if that is the job's results."""
@@ -238,7 +244,7 @@ class Pages:
             "resolution": job.resolution_A,
             "resolution_text": f"{job.resolution_A:.2f} Å" if job.resolution_A is not None else "",
             "seconds": job.wall_s,
-            "took": clock(job.wall_s) if job.wall_s is not None else "",
+            "took": clock(job.wall_s) if job.wall_s is not None and job.state != "running" else "",
             "began": job.began,
             "begun": moment(job.began) if job.began else "",
         }
@@ -315,7 +321,10 @@ def _tiles(job: JobState) -> list[tuple[str, str]]:
     elif job.resolution_A is not None:
         tiles.append((f"{job.resolution_A:.2f} Å", "resolution"))
     if job.wall_s is not None:
-        tiles.append((clock(job.wall_s), "so far" if job.state == "running" else "took"))
+        running = job.state == "running"
+        # of what runs in steps: otherwise every page would be sent anew with each second
+        seconds = STEP_S * round(job.wall_s / STEP_S) if running else job.wall_s
+        tiles.append((clock(seconds), "so far" if running else "took"))
     return tiles
 
 

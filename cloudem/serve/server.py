@@ -165,6 +165,7 @@ class Events(Handler):
             raise tornado.web.HTTPError(503, reason="Too many pages are open")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
+        self.set_header("Content-Encoding", "identity")  # a compressor would hold events back
         async for text in watch.news():
             try:
                 self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
