@@ -228,7 +228,15 @@ def _run(workflow: Workflow, options: RunOptions) -> None:
         preflight(workflow, replaces=replaces)
     for step in workflow.steps:
         name = step.name if chained else ""
-        run_job(step.job, options.make_executor, _view, options.tasks, step=name, replaces=replaces)
+        run_job(
+            step.job,
+            options.make_executor,
+            _view,
+            options.tasks,
+            step=name,
+            project=workflow.project,
+            replaces=replaces,
+        )
 
 
 def _work(job: Job, chained: bool) -> Work:

@@ -419,8 +419,9 @@ def _is_over(state: Mapping[str, Any], done: int) -> bool:
 def _refuse_foreign(job: IterativeJob, url: str) -> None:
     """Refuse a folder that holds something else than what an earlier run may have left."""
     from cloudem.io.storage.location import contents
+    from cloudem.jobs.live import BESIDE_RESULTS
 
     known = ("arrays-", CHECKPOINT, *job.beside_checkpoint)
-    other = [name for name in contents(url) if name != "log.txt" and not name.startswith(known)]
+    other = [name for name in contents(url) if name not in BESIDE_RESULTS and not name.startswith(known)]
     if other:
         raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")

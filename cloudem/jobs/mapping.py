@@ -165,7 +165,8 @@ def _check(found: Found, count: int) -> None:
 def _refuse_foreign(url: str) -> None:
     """Refuse a folder that holds something that no job has left."""
     from cloudem.io.storage.location import contents
+    from cloudem.jobs.live import BESIDE_RESULTS
 
-    other = [name for name in contents(url) if name != "log.txt" and not name.startswith("arrays-")]
+    other = [name for name in contents(url) if name not in BESIDE_RESULTS and not name.startswith("arrays-")]
     if other:
         raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")

@@ -85,6 +85,7 @@ class Progress(ABC):
         self._iterations: list[dict[str, Value]] = []
         self._moved = traffic.total_traffic([])
         self._warnings: list[str] = []
+        self._running: list[RunningStage] = []
         self.columns: Sequence[Column] = (ITERATION, SECONDS, RECEIVED)
         """What the running job declares of its rows."""
         self.declared: Mapping[str, Stage] = {}
@@ -113,11 +114,13 @@ class Progress(ABC):
             unit = unit or declared.unit
         unit = unit or "images"
         stage = RunningStage(name, total, unit, self)
+        self._running.append(stage)
         self.show_stage(stage)
         try:
             with self._clock.measure(name):
                 yield stage
         finally:
+            self._running.remove(stage)
             self.show_end(stage)
             what = f"{stage.done} {unit} in " if total is not None or stage.done else ""
             self.log.debug("%s: %s%.2f s", name, what, stage.elapsed)
@@ -143,6 +146,10 @@ class Progress(ABC):
         """Warn: on the screen, in the log, and for the report."""
         self._warnings.append(text)
         self.log.warning(text)
+
+    def running(self) -> list[RunningStage]:
+        """Return the stages that run, the innermost last."""
+        return list(self._running)
 
     def timings(self) -> list[StageTiming]:
         """Return what each stage has cost so far, in the order in which they first ran."""

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,10 @@ from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.jobs.artefacts import sizes_of
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.changes import change_of, make_room, replacing
+from cloudem.jobs.live import keep_live
 from cloudem.jobs.logs import keep_log
 from cloudem.jobs.progress import Progress, SilentProgress
+from cloudem.jobs.project_index import note_job
 from cloudem.text import clock, memory
 
 
@@ -32,6 +35,7 @@ def run_job(
     tasks: int = 1,
     *,
     step: str = "",
+    project: str = "",
     replaces: bool = False,
 ) -> Progress:
     """Run a job from its check to its last line, and return what its view kept: timings, iterations, warnings.
@@ -49,6 +53,8 @@ def run_job(
         Number of tasks that the executor will run at the same time on this machine.
     step
         What it is called in its workflow.
+    project
+        Folder or URL of its workflow, whose index (`cloudem.jobs.project_index`) says how it stands.
     replaces
         Whether results that the same job made with other parameters or inputs are replaced; else they are refused.
 
@@ -85,6 +91,10 @@ def run_job(
             work = job.work(sizes_of(job))
             progress.declared = {stage.name: stage for stage in work.stages}
             check_memory(work.memory(tasks if work.parallel else 1), log)
+            guard, note = lease.check if lease else None, partial(note_job, job, workflow_project=project)
+            stack.enter_context(
+                keep_live(job.out, job.name, progress, step=step, guard=guard, note=note, writes=job.keeps_log)
+            )
             with make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor:
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():

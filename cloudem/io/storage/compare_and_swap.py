@@ -35,7 +35,7 @@ from cloudem.io.storage.private import open_file
 
 _LOCK_PATIENCE_S = 5.0
 
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 64 << 20
 """Of a value in a folder."""
 
 OWN_FOLDER = ".lease"
@@ -98,7 +98,7 @@ class _File:
         except FileNotFoundError:
             return None
         try:
-            raw = os.read(file, _MOST_BYTES)
+            raw = _whole(file)
         finally:
             os.close(file)
         return (raw, _digest(raw)) if raw else None  # empty: somebody is about to write it
@@ -108,7 +108,7 @@ class _File:
             self._make_folder()
         try:
             with _locked(self._path, os.O_RDWR | (os.O_CREAT if tag is None else 0)) as file:
-                raw = os.read(file, _MOST_BYTES)
+                raw = _whole(file)
                 if (_digest(raw) if raw else None) != tag:
                     return None
                 os.pwrite(file, data, 0)
@@ -119,7 +119,7 @@ class _File:
 
     def delete(self, tag: str) -> None:
         with contextlib.suppress(FileNotFoundError), _locked(self._path, os.O_RDWR) as file:
-            if _digest(os.read(file, _MOST_BYTES)) == tag:
+            if _digest(_whole(file)) == tag:
                 self._path.unlink()
         left = [self._path.parent] if self._path.parent.name.endswith(OWN_FOLDER) else []  # by one that was killed
         for folder in self._made or left:
@@ -169,6 +169,11 @@ def _is(path: Path, file: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(file))
     except FileNotFoundError:
         return False
+
+
+def _whole(file: int) -> bytes:
+    """Return what an open file holds."""
+    return os.read(file, min(os.fstat(file).st_size, _MOST_BYTES))
 
 
 def _digest(raw: bytes) -> str:
