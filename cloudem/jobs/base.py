@@ -269,8 +269,9 @@ class Job(Declaration):
     def discard(self, guard: Callable[[], None]) -> None:
         """Delete the results that this job left in ``OUT``, its record last; the guard is called before each."""
         from cloudem.io.storage.groups import delete_result
+        from cloudem.jobs.preview import PREVIEW_FILES
 
-        delete_result(self.out, ("report.html",), guard)
+        delete_result(self.out, ("report.html", *PREVIEW_FILES), guard)
 
     def tidy(self, context: Context) -> None:
         """Finish what a run did not that was interrupted after it had written its result."""

@@ -268,7 +268,9 @@ def drop_unnamed(job: IterativeJob, context: Context, attributes: Mapping[str, A
 
 def clear(context: Context, job: IterativeJob) -> None:
     """Delete what an earlier run left, its result first: without it nothing takes the rest for finished."""
-    for path in ("result", "particles", CHECKPOINT, *job.beside_checkpoint, ITERATIONS):
+    from cloudem.jobs.preview import PREVIEW_FOLDER
+
+    for path in ("result", "particles", CHECKPOINT, *job.beside_checkpoint, ITERATIONS, PREVIEW_FOLDER):
         context.delete(path)
 
 

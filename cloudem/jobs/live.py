@@ -24,12 +24,11 @@ from cloudem import __version__
 from cloudem.errors import CloudemError, StoppedError, one_line
 from cloudem.io.storage.location import UNFINISHED, contents, is_remote, join, read_start, write_bytes
 from cloudem.jobs.logs import LOG_FILE
+from cloudem.jobs.preview import PREVIEW_FOLDER, write_previews
 from cloudem.jobs.progress import Progress
 from cloudem.text import rough_time
 
 LIVE_FILE = "live.json"
-
-PREVIEW_FOLDER = "preview"
 
 BESIDE_RESULTS = (LOG_FILE, LIVE_FILE, PREVIEW_FOLDER)
 """What any job may have left in its ``OUT`` that is no result."""
@@ -291,11 +290,20 @@ class _Writer:
                 return
             self._guard()
             write_bytes(join(self._url, LIVE_FILE), live.model_dump_json().encode())
+            self._write_previews()
         elif state != "finished":
             return
         if self._noted != state:
             self._note(live)
             self._noted = state
+
+    def _write_previews(self) -> None:
+        shown = self._progress.previews.take()
+        try:
+            write_previews(self._url, shown)
+        except BaseException:
+            self._progress.previews.give_back(shown)
+            raise
 
 
 def now_of(first: Live, progress: Progress, state: LiveState, why: str) -> Live:

@@ -102,6 +102,7 @@ class Postprocess(Job):
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
         from cloudem.jobs.directions import directions_of
+        from cloudem.jobs.preview import previews_of_map
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import suspicious
 
@@ -120,6 +121,7 @@ class Postprocess(Job):
             )
             where = (len(mask) // 2 - 1, pixel_size, self._group())
             directional = directions_of((one.data, two.data), mask, done.fsc, *where, context.progress.warning)
+            context.progress.previews.show(previews_of_map(done.map, pixel_size))
         self._say(done, context)
         if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
             context.progress.warning(line)

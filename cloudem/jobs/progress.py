@@ -17,6 +17,7 @@ import psutil
 
 from cloudem import traffic
 from cloudem.cloud.planning.work import Stage
+from cloudem.jobs.preview import Previews
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column, Value, described
 from cloudem.traffic import Moved
 
@@ -86,6 +87,8 @@ class Progress(ABC):
         self._moved = traffic.total_traffic([])
         self._warnings: list[str] = []
         self._running: list[RunningStage] = []
+        self.previews = Previews()
+        """Of the job's map, for looking."""
         self.columns: Sequence[Column] = (ITERATION, SECONDS, RECEIVED)
         """What the running job declares of its rows."""
         self.declared: Mapping[str, Stage] = {}

@@ -12,6 +12,7 @@ from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.directions import Directions, directions_of, sampling_of
+from cloudem.jobs.preview import previews_of_map
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
 from cloudem.model.symmetry import operators
@@ -86,6 +87,7 @@ def write_maps(
         else:
             where = (k_max, pixel_size, symmetry)
             directional = directions_of((halves[0], halves[1]), mask, curves, *where, progress.warning, particles)
+        progress.previews.show(previews_of_map(shown, pixel_size))
     if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
         progress.warning(line)
     inside = mask > 0.5

@@ -138,7 +138,7 @@ def test_simulate_import_and_reconstruct(project, refined, tmp_path):
     given = {"demo": True, "box_px": 32, "pixel_size_A": 6.0, "count": 120, "snr": 0.5}
     run(Simulate(out=out, **given))
     run(Simulate(out=str(tmp_path / "simulated"), **given))
-    assert contents(out) == ["density.mrc", "log.txt", "particles.zarr", "start.mrc"]
+    assert contents(out) == ["density.mrc", "live.json", "log.txt", "particles.zarr", "start.mrc"]
     one, two = (open_particles(join(str(place), "particles.zarr")) for place in (out, tmp_path / "simulated"))
     np.testing.assert_array_equal(one.read_images(np.arange(120)), two.read_images(np.arange(120)))
     run(Reconstruct(particles=one.url, out=join(project, "rec"), report=False))

@@ -2,7 +2,8 @@
 
 Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
 Half-sets meet in one place only: the FSC, whose values set the frequency limit and the filter of both. (When to stop
-also depends on two shares of all images: those that moved, and those that jumped to another maximum.)
+also depends on two shares of all images: those that moved, and those that jumped to another maximum.) Their mean is
+shown to whoever looks on, by `show_preview`, from which nothing comes back.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
+from cloudem.jobs.preview import finest_spectrum, previews_of_halves
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
 from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_arrays, shift_variance, sorted_found
@@ -228,6 +230,7 @@ def solve_halves(
     change, kept = changes(plan, before, found, run.group), before.half_set > 0
     counts = np.maximum(before.keep[kept], 1e-6)  # images that show something else wander for ever
     curves = executor.fetch(comparison)
+    show_preview(run, state, halves, curves)
     voxels = independent_voxels(s.box, curves.fraction, len(run.group))
     evidence = 0.0
     if asks_for_evidence(curves.corrected, voxels, plan.k_score):
@@ -268,6 +271,16 @@ def solve_halves(
         **pose_arrays(found),
     )
     return Outcome(checkpoint, references, observed, after, maps, curves, judgement, [part.inserted for part in found])
+
+
+def show_preview(run: Run, state: State, halves: Sequence[Shared[Float32]], curves: FscCurves) -> None:
+    """Show the half-maps' mean of an iteration, coarse, to whoever looks on; nothing else knows of it."""
+    previews, s = run.context.progress.previews, run.settings
+    if previews.due():
+        with previews.making():
+            spectra = [run.executor.share(finest_spectrum, half) for half in halves]
+            where = (curves.corrected, s.box, s.pixel_size, state.iteration)
+            previews.show(run.executor.fetch(run.executor.share(previews_of_halves, *spectra, *where)))
 
 
 def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:

@@ -1,0 +1,222 @@
+"""Previews of a job's map, for looking only: ``<out>/preview/map-64.u8.gz``, ``map-128.u8.gz`` and a JSON beside each.
+
+A job makes them where its map is, at each iteration as far as that costs less than `SHARE` of the time, and shows the
+last ones to its view (`Previews.show`); the thread that writes ``live.json`` writes them. Nothing reads them but pages.
+A cube is one byte for each voxel, z slowest, compressed by gzip; what the bytes mean says the JSON (`PreviewInfo`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloudem.errors import FormatError
+from cloudem.io.storage.location import join, read_start, write_bytes
+
+PREVIEW_FOLDER = "preview"
+
+SIDES = (64, 128)
+"""Voxels along an edge of the cubes, at most; of a box that is no larger than the first there is no second."""
+
+SHARE = 0.01
+"""Of a job's time that previews of iterations may take."""
+
+LARGEST_CUBE = 8 << 20
+"""Bytes of the largest compressed cube that is read."""
+
+PREVIEW_FILES = tuple(f"{PREVIEW_FOLDER}/map-{side}.{ending}" for side in SIDES for ending in ("json", "u8.gz"))
+
+Float32 = NDArray[np.float32]
+
+
+class PreviewInfo(BaseModel):
+    """What a cube of bytes means.
+
+    Attributes
+    ----------
+    shape
+        Voxels along z, y, x.
+    pixel_size_A
+        Å.
+    minimum, maximum
+        Densities of the bytes 0 and 255; those between are spaced evenly.
+    mean, sigma
+        Of all densities.
+    iteration
+        Of which iteration it is; 0: of the result.
+    crc32
+        Of the compressed bytes: tells whether cube and description belong together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    shape: tuple[int, int, int] = Field()
+    pixel_size_A: float = Field(gt=0)
+    minimum: float
+    maximum: float
+    mean: float
+    sigma: float
+    iteration: int = Field(ge=0)
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A cube, compressed, and what it means."""
+
+    info: PreviewInfo
+    data: bytes
+
+
+class Previews:
+    """The last previews that a job has shown, and whether it is time for others."""
+
+    def __init__(self) -> None:
+        self._shown: Sequence[Preview] = ()
+        self._cost, self._ended = 0.0, 0.0
+        self._lock = threading.Lock()
+
+    def due(self) -> bool:
+        """Return whether the next preview of an iteration would take less than `SHARE` of the time since the last."""
+        return time.monotonic() - self._ended >= self._cost / SHARE
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Take the time that the block takes to make previews."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
+            self._cost = self._ended - began
+
+    def show(self, previews: Sequence[Preview]) -> None:
+        """Show these from now on."""
+        with self._lock:
+            self._shown = previews
+
+    def take(self) -> Sequence[Preview]:
+        """Return what is to be written, once; `give_back` what could not be."""
+        with self._lock:
+            shown, self._shown = self._shown, ()
+        return shown
+
+    def give_back(self, previews: Sequence[Preview]) -> None:
+        """Keep what could not be written, unless there are others by now."""
+        with self._lock:
+            self._shown = self._shown or previews
+
+
+def preview_sides(box: int) -> tuple[int, ...]:
+    """Return the voxels along an edge of the previews of a map: 64 and 128, or fewer where it has no more."""
+    from cloudem.algorithms.coarse import coarse_side
+
+    return tuple(coarse_side(box, side) for side in SIDES if side == SIDES[0] or box > SIDES[0])
+
+
+def finest_spectrum(density: Float32) -> NDArray[np.complex64]:
+    """Return the low frequencies that the finest preview of a map holds."""
+    from cloudem.algorithms.coarse import coarse_spectrum
+
+    return coarse_spectrum(density, preview_sides(len(density))[-1])
+
+
+def previews_of_halves(
+    first: NDArray[np.complex64],
+    second: NDArray[np.complex64],
+    fsc: NDArray[np.float64],
+    box: int,
+    pixel_size: float,
+    iteration: int,
+) -> list[Preview]:
+    """Return previews of two half-maps' mean, of their `finest_spectrum`; shells are weighted by their FSC."""
+    from cloudem.algorithms.coarse import visible_share
+
+    return _previews((first + second) / np.complex64(2), visible_share(fsc), box, pixel_size, iteration)
+
+
+def previews_of_map(density: Float32, pixel_size: float, iteration: int = 0) -> list[Preview]:
+    """Return previews of a map, (n, n, n) at so many Å; those of a result are of no iteration, 0."""
+    return _previews(finest_spectrum(density), None, len(density), pixel_size, iteration)
+
+
+def _previews(
+    spectrum: NDArray[np.complex64], curve: Any, box: int, pixel_size: float, iteration: int
+) -> list[Preview]:
+    from cloudem.algorithms.coarse import coarse_map, coarse_spectrum, in_levels
+
+    fine = coarse_map(spectrum, curve)
+    found = []
+    for side in preview_sides(box):
+        density = fine if side == len(fine) else coarse_map(coarse_spectrum(fine, side))
+        levels = in_levels(density)
+        data = gzip.compress(levels.values.tobytes(), 4, mtime=0)
+        info = PreviewInfo(
+            shape=(side, side, side),
+            pixel_size_A=pixel_size * box / side,
+            iteration=iteration,
+            crc32=zlib.crc32(data),
+            **{name: value for name, value in levels._asdict().items() if name != "values"},
+        )
+        found.append(Preview(info, data))
+    return found
+
+
+def write_previews(url: str, previews: Sequence[Preview]) -> None:
+    """Write previews beside results, the cube before what it means."""
+    for name, preview in zip(SIDES, previews, strict=False):
+        place = join(url, PREVIEW_FOLDER, f"map-{name}")
+        write_bytes(f"{place}.u8.gz", preview.data)
+        write_bytes(f"{place}.json", preview.info.model_dump_json().encode())
+
+
+def read_preview(url: str, size: int = SIDES[0]) -> Preview | None:
+    """Return the preview of a job's map that is called 64 or 128; None where there is none.
+
+    Raises
+    ------
+    FormatError
+        It is damaged, or was being replaced while it was read.
+    """
+    place = join(url, PREVIEW_FOLDER, f"map-{size}")
+    said, cube = read_start(f"{place}.json", 1 << 16), read_start(f"{place}.u8.gz", LARGEST_CUBE)
+    if said is None or cube is None:
+        return None
+    try:
+        info = PreviewInfo.model_validate_json(said[0])
+    except ValidationError as error:
+        raise FormatError(f"{place}.json is damaged; the job's next iteration writes it again") from error
+    if zlib.crc32(cube[0]) != info.crc32:
+        raise FormatError(f"{place}.u8.gz is not what {place}.json describes; read both again in a moment")
+    return Preview(info, cube[0])
+
+
+def cube_of(preview: Preview) -> NDArray[np.uint8]:
+    """Return the voxels of a preview, (m, m, m), z first.
+
+    Raises
+    ------
+    FormatError
+        They are not as many as it says.
+    """
+    count = int(np.prod(preview.info.shape, dtype=np.int64))
+    if not 0 < count <= SIDES[-1] ** 3:
+        raise FormatError(f"a preview of {count:,} voxels is none of cloudem's; run the job again")
+    try:
+        raw = zlib.decompressobj(wbits=31).decompress(preview.data, count + 1)
+    except zlib.error as error:
+        raise FormatError("a preview is damaged; the job's next iteration writes it again") from error
+    if len(raw) != count:
+        raise FormatError(f"a preview has {len(raw):,} voxels, not the {count:,} that it says; run the job again")
+    return np.frombuffer(raw, np.uint8).reshape(preview.info.shape)
