@@ -32,6 +32,7 @@ from cloudem.jobs.base import find_job, known_jobs
 from cloudem.jobs.live import LIVE_FILE, Live, is_silent, read_live, silence_of, state_in_words
 from cloudem.jobs.parameters import places
 from cloudem.jobs.project_index import PAGE_OF_JOB, IndexEntry, read_index, relative_to, resolution_in
+from cloudem.runs.reckoning import SILENT_S
 from cloudem.runs.records import RUNS, RunState, RunStore, Status, runs_of
 from cloudem.text import rough_time
 
@@ -40,9 +41,6 @@ MOST_UNKNOWN = 1000
 
 MOST_RUNS = 50
 """So many runs are read, the youngest."""
-
-RUN_SILENT_S = 240.0
-"""A run whose controller says nothing for so long does not count as running, seconds."""
 
 _CONCURRENT = 16
 
@@ -306,7 +304,7 @@ def _run_summary(project: str, name: str, now: float) -> RunSummary:
     if state is None:
         return RunSummary(name, "not started", "not started", cap_usd=cap)
     age = max(now - state.at, 0.0)
-    silent = not state.over and age > RUN_SILENT_S
+    silent = not state.over and age > SILENT_S
     return RunSummary(
         name=name,
         status="silent" if silent else state.status,
