@@ -67,10 +67,14 @@ class ProjectStatus(Command):
         from cloudem.cli.help import console
 
         screen = console()
-        screen.print(click.unstyle(printable(headline(found))), soft_wrap=True, markup=False)
-        for table in (jobs_table(found, everything=self.all), runs_table(found, everything=self.all)):
-            if table.row_count:
-                screen.print(table)
+        click.echo(printable(headline(found)))
+        jobs, runs = jobs_table(found, everything=self.all), runs_table(found, everything=self.all)
+        if jobs.row_count:
+            screen.print(jobs)
+        if more := len(found.jobs) - jobs.row_count:
+            click.echo(f"  … and {more:,} more: --all")
+        if runs.row_count:
+            screen.print(runs)
         if found.runs:
             click.echo(money_line(found))
 
@@ -103,17 +107,19 @@ def jobs_table(found: Project, *, everything: bool) -> Table:
     from cloudem.cli.tables import plain
     from cloudem.text import clock
 
-    table = Table.grid(padding=(0, 2))
-    for how in ({"max_width": 30}, {"max_width": 14}, {"ratio": 1}, {}, {}):
-        table.add_column(no_wrap=True, overflow="ellipsis", **how)  # type: ignore[arg-type]
-    shown = found.jobs if everything else found.jobs[:JOBS_SHOWN]
-    for job in shown:
+    rows = []
+    for job in found.jobs if everything else found.jobs[:JOBS_SHOWN]:
         resolution = "" if job.resolution_A is None else f"{job.resolution_A:.2f} Å"
         wall = "" if job.wall_s is None else clock(job.wall_s)
         words = plain(job_in_words(job), style=COLOURS_OF_JOBS.get(job.state, "yellow"))
-        table.add_row(plain(f"  {job.path or '.'}", style="bold"), plain(job.kind), words, resolution, wall)
-    if len(shown) < len(found.jobs):
-        table.add_row(Text(f"  … and {len(found.jobs) - len(shown):,} more: --all", "dim"))
+        rows.append((plain(f"  {job.path or '.'}", style="bold"), plain(job.kind), words, Text(resolution), Text(wall)))
+    table = Table.grid(padding=(0, 2))
+    for number, widest in enumerate((32, 14, None, 9, 9)):
+        # what gives way where a line is too long are the words
+        least = None if widest is None else min(max((len(row[number]) for row in rows), default=0), widest)
+        table.add_column(no_wrap=True, overflow="ellipsis", min_width=least, max_width=widest)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
