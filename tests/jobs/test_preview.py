@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,9 @@ from cloudem.jobs.preview import (
 )
 from cloudem.jobs.refine3d.job import Refine3D
 from tests.jobs.conftest import BOX, PIXEL, Scene, arrays_of, quiet_context, run
+
+
+LOG = logging.getLogger("cloudem.tests.preview")
 
 
 def density_of(shown: Preview) -> np.ndarray:
@@ -105,12 +110,22 @@ def test_previews_take_a_hundredth_of_the_time(monkeypatch):
     monkeypatch.setattr(preview.time, "monotonic", lambda: now[0])
     previews = Previews()
     assert previews.due()
-    with previews.making():
+
+    def made() -> list[Preview]:
         now[0] += 2.0
+        return []
+
+    previews.make(made, LOG)
     now[0] += 199.0
     assert not previews.due()
     now[0] += 1.0
     assert previews.due()
+
+
+def test_a_job_goes_on_without_a_preview_that_cannot_be_made():
+    previews = Previews()
+    previews.make(lambda: previews_of_map(np.full((8, 8, 8), np.nan, np.float32), 1.0), LOG)
+    assert previews.take() == ()
 
 
 def test_what_could_not_be_written_is_kept_unless_there_is_something_newer():
