@@ -28,7 +28,6 @@ from cloudem.jobs.preview import (
 from cloudem.jobs.refine3d.job import Refine3D
 from tests.jobs.conftest import BOX, PIXEL, Scene, arrays_of, quiet_context, run
 
-
 LOG = logging.getLogger("cloudem.tests.preview")
 
 
