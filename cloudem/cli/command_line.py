@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem.cli import cluster, cost, node, plan, prices, rented_cluster, serve, submit
+from cloudem.cli import cluster, cost, node, plan, prices, project, rented_cluster, serve, submit
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, MissingInputError, StoppedError, one_line
@@ -271,6 +271,9 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
 COMMANDS.add_command(DeclaredCommand("plan", plan.PlanCommand))
 COMMANDS.add_command(DeclaredCommand("submit", submit.Submit))
+COMMANDS.add_command(DeclaredCommand("status", project.ProjectStatus))
+COMMANDS.add_command(DeclaredCommand("logs", project.JobLogs))
+COMMANDS.add_command(DeclaredCommand("open", project.OpenJob))
 COMMANDS.add_command(DeclaredCommand("cost", cost.Cost))
 COMMANDS.add_command(DeclaredCommand("serve", serve.Serve))
 COMMANDS.add_command(DeclaredGroup("cluster", cluster.SUMMARY, {**rented_cluster.COMMANDS, **cluster.COMMANDS}))

@@ -26,7 +26,7 @@ from cloudem.io.storage.location import UNFINISHED, contents, is_remote, join, r
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import PREVIEW_FOLDER, write_previews
 from cloudem.jobs.progress import Progress
-from cloudem.text import rough_time
+from cloudem.text import clock, rough_time
 
 LIVE_FILE = "live.json"
 
@@ -163,6 +163,19 @@ def state_in_words(live: Live, now: float, silent_s: float = LOST_S) -> str:
         silence = rough_time(now - live.updated)
         return f"lost: no sign of life for {silence}; run the same command to resume"
     return one_line(f"{live.state}: {live.why}") if live.why and live.state != "running" else live.state
+
+
+def stage_in_words(live: Live) -> str:
+    """Return how far a running job is: ``3 iterations done, align 340 of 600 images, 1:05 left``."""
+    said = []
+    if live.iterations and isinstance(done := live.iterations[-1].get("iteration"), int):
+        said.append(f"{done} iteration{'s' if done != 1 else ''} done")
+    if live.stage:
+        count = f"{live.done:,} of {live.total:,} {live.unit}" if live.total else ""
+        said.append(f"{live.stage} {count or (f'{live.done:,} {live.unit}' if live.done else '')}".rstrip())
+    if live.stage_seconds_left:
+        said.append(f"{clock(live.stage_seconds_left)} left")
+    return one_line(", ".join(said))
 
 
 def silence_of(url: str) -> float:

@@ -106,8 +106,8 @@ def unit_of(name: str) -> str:
 
 
 def option_of(name: str) -> str:
-    """Return the command-line option of a parameter: ``diameter_A`` -> ``--diameter-A``."""
-    return "--" + name.replace("_", "-")
+    """Return the command-line option of a parameter: ``diameter_A`` -> ``--diameter-A``, ``json_`` -> ``--json``."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def is_positional(field: FieldInfo) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -121,7 +122,7 @@ class Postprocess(Job):
             )
             where = (len(mask) // 2 - 1, pixel_size, self._group())
             directional = directions_of((one.data, two.data), mask, done.fsc, *where, context.progress.warning)
-            context.progress.previews.show(previews_of_map(done.map, pixel_size))
+            context.progress.previews.make(partial(previews_of_map, done.map, pixel_size), context.log)
         self._say(done, context)
         if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
             context.progress.warning(line)

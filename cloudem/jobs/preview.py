@@ -7,12 +7,12 @@ A cube is one byte for each voxel, z slowest, compressed by gzip; what the bytes
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import logging
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,15 +91,15 @@ class Previews:
         """Return whether the next preview of an iteration would take less than `SHARE` of the time since the last."""
         return time.monotonic() - self._ended >= self._cost / SHARE
 
-    @contextlib.contextmanager
-    def making(self) -> Iterator[None]:
-        """Take the time that the block takes to make previews."""
+    def make(self, previews: Callable[[], Sequence[Preview]], log: logging.Logger) -> None:
+        """Make previews, take the time that takes, and show them; a job goes on without those that cannot be made."""
         began = time.monotonic()
         try:
-            yield
-        finally:
-            self._ended = time.monotonic()
-            self._cost = self._ended - began
+            self.show(previews())
+        except Exception:  # what a job needs itself fails there, too
+            log.debug("no preview was made", exc_info=True)
+        self._ended = time.monotonic()
+        self._cost = self._ended - began
 
     def show(self, previews: Sequence[Preview]) -> None:
         """Show these from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,7 +89,7 @@ def write_maps(
         else:
             where = (k_max, pixel_size, symmetry)
             directional = directions_of((halves[0], halves[1]), mask, curves, *where, progress.warning, particles)
-        progress.previews.show(previews_of_map(shown, pixel_size))
+        progress.previews.make(partial(previews_of_map, shown, pixel_size), context.log)
     if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
         progress.warning(line)
     inside = mask > 0.5

@@ -7,12 +7,14 @@ that run, and those that the index does not know or, in a folder, that have said
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from cloudem.errors import CloudemError, MissingInputError, one_line
@@ -32,6 +34,7 @@ from cloudem.jobs.base import find_job, known_jobs
 from cloudem.jobs.live import LIVE_FILE, Live, is_silent, read_live, silence_of, state_in_words
 from cloudem.jobs.parameters import places
 from cloudem.jobs.project_index import PAGE_OF_JOB, IndexEntry, read_index, relative_to, resolution_in
+from cloudem.runs.reckoning import SILENT_S
 from cloudem.runs.records import RUNS, RunState, RunStore, Status, runs_of
 from cloudem.text import rough_time
 
@@ -40,9 +43,6 @@ MOST_UNKNOWN = 1000
 
 MOST_RUNS = 50
 """So many runs are read, the youngest."""
-
-RUN_SILENT_S = 240.0
-"""A run whose controller says nothing for so long does not count as running, seconds."""
 
 _CONCURRENT = 16
 
@@ -234,7 +234,8 @@ def _jobs(project: str, names: Iterable[str], now: float) -> tuple[list[JobState
     there, index = set(names), read_index(project).jobs
     index = {path: entry for path, entry in index.items() if path.partition("/")[0] in there}
     known = {path.partition("/")[0] for path in index}
-    settled = {path: entry for path, entry in index.items() if _is_settled(project, path, entry)}
+    root = None if is_remote(project) else str(folder_of(project))
+    settled = {path: entry for path, entry in index.items() if _is_settled(root, path, entry)}
     open_paths = [path for path in index if path not in settled]
     strangers = sorted(there - known)
     asked = [*open_paths, *strangers[:MOST_UNKNOWN]]
@@ -244,26 +245,30 @@ def _jobs(project: str, names: Iterable[str], now: float) -> tuple[list[JobState
     return jobs, len(strangers[MOST_UNKNOWN:])
 
 
-def _is_settled(project: str, path: str, entry: IndexEntry) -> bool:
-    """Return whether the index says how a job stands: it does not run, and has said nothing since."""
+def _is_settled(root: str | None, path: str, entry: IndexEntry) -> bool:
+    """Return whether the index says how a job stands: it does not run, and in a folder it has said nothing since."""
     if entry.state == "running":
         return False
-    if is_remote(project):
+    if root is None:
         return True
-    try:
-        said = (folder_of(project) / path / LIVE_FILE).stat().st_mtime
+    try:  # thousands of times, for which Path is too slow
+        said = os.stat(f"{root}/{path}/{LIVE_FILE}").st_mtime  # noqa: PTH116
     except FileNotFoundError:  # of a kind that says nothing while it runs; or its results were deleted
-        return (folder_of(project) / path).exists()
+        return os.path.exists(f"{root}/{path}")  # noqa: PTH110
     except OSError:
         return True
     return said <= entry.updated + _LATER_S
+
+
+_short = lru_cache(4096)(one_line)
+"""Of names that many jobs share."""
 
 
 def _of_entry(path: str, entry: IndexEntry) -> JobState:
     words = one_line(f"{entry.state}: {entry.why}") if entry.why else entry.state
     wall = max(entry.updated - entry.began, 0.0)
     return JobState(
-        path, one_line(entry.kind), entry.state, words, one_line(entry.step), entry.resolution_A, wall, entry.began,
+        path, _short(entry.kind), entry.state, words, _short(entry.step), entry.resolution_A, wall, entry.began,
         entry.updated, entry.inputs, None, entry.has_report,
     )  # fmt: skip
 
@@ -306,7 +311,7 @@ def _run_summary(project: str, name: str, now: float) -> RunSummary:
     if state is None:
         return RunSummary(name, "not started", "not started", cap_usd=cap)
     age = max(now - state.at, 0.0)
-    silent = not state.over and age > RUN_SILENT_S
+    silent = not state.over and age > SILENT_S
     return RunSummary(
         name=name,
         status="silent" if silent else state.status,

@@ -168,7 +168,7 @@ def test_a_second_run_appends_to_the_log(tmp_path: Path) -> None:
         ("count 1 --out x --limti 3", "'--limit'? See cloudem count --help"),
         ("count 1 --out x --threads 0", "--threads: got '0', needs greater than or equal to 1"),
         ("cuont 1", "No such command 'cuont'"),
-        ("status", "No such command 'status'. Did you mean 'cluster status'? See cloudem --help"),
+        ("sweep", "No such command 'sweep'. Did you mean 'cluster sweep'? See cloudem --help"),
         ("count 1 --out x --executor serial --fail early", "stack has 3 images, table has 4; export them again"),
         ("count 1 --out x --executor serial --fail oddly", "unexpected KeyError: 'foo'; run again with --debug"),
         ("count 1 --out x --executor serial --fail disk", "result/map: No space left on device"),

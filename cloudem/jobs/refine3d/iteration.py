@@ -44,7 +44,7 @@ from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
-from cloudem.jobs.preview import finest_spectrum, previews_of_halves
+from cloudem.jobs.preview import Preview, finest_spectrum, previews_of_halves
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
 from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_arrays, shift_variance, sorted_found
@@ -275,12 +275,15 @@ def solve_halves(
 
 def show_preview(run: Run, state: State, halves: Sequence[Shared[Float32]], curves: FscCurves) -> None:
     """Show the half-maps' mean of an iteration, coarse, to whoever looks on; nothing else knows of it."""
-    previews, s = run.context.progress.previews, run.settings
-    if previews.due():
-        with previews.making():
-            spectra = [run.executor.share(finest_spectrum, half) for half in halves]
-            where = (curves.corrected, s.box, s.pixel_size, state.iteration)
-            previews.show(run.executor.fetch(run.executor.share(previews_of_halves, *spectra, *where)))
+    executor, s = run.executor, run.settings
+
+    def made() -> list[Preview]:
+        spectra = [executor.share(finest_spectrum, half) for half in halves]
+        where = (curves.corrected, s.box, s.pixel_size, state.iteration)
+        return executor.fetch(executor.share(previews_of_halves, *spectra, *where))
+
+    if run.context.progress.previews.due():
+        run.context.progress.previews.make(made, run.context.log)
 
 
 def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:
