@@ -28,6 +28,7 @@ from cloudem.execution.dask.folding import Folding
 from cloudem.execution.dask.security import security_for
 from cloudem.execution.dask.worker_pool import IN_FLIGHT_PER_THREAD, LOOK_AROUND_S, MERGE_FIRST, WorkerPool
 from cloudem.execution.executor import Executor, Fold, Pieces, Shared
+from cloudem.execution.task_names import current_label
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
 
@@ -144,7 +145,8 @@ class DaskExecutor(Executor):
         purpose: str = "other",
     ) -> Shared[T]:
         """Build the value on the first worker that needs it; the others get it from each other."""
-        submit = partial(self._pool.submit_all, purpose=purpose, priority=MERGE_FIRST, wide=True)
+        label = current_label()  # later workers ask for it later, when the job is elsewhere
+        submit = partial(self._pool.submit_all, purpose=purpose, priority=MERGE_FIRST, wide=True, label=label)
         return Shared(Spread(submit, build, args, local, pieces))
 
     def fetch(self, shared: Shared[T]) -> T:
@@ -162,7 +164,7 @@ class DaskExecutor(Executor):
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
         """Apply ``function`` to the items on the workers, in turn."""
-        threads, looked = self._pool.threads(), time.monotonic()
+        threads, looked, label = self._pool.threads(), time.monotonic(), current_label()
         waiting: deque[Any] = deque()
         submitted = 0
         try:
@@ -171,7 +173,8 @@ class DaskExecutor(Executor):
                     threads, looked = self._pool.threads(), time.monotonic()
                 while submitted < len(items) and len(waiting) < IN_FLIGHT_PER_THREAD * sum(threads.values()):
                     item, place = items[submitted], list(threads)[submitted % len(threads)]
-                    waiting.append(self._pool.submit(function, item, *shared(item), worker=place, purpose="poses"))
+                    arguments = item, *shared(item)
+                    waiting.append(self._pool.submit(function, *arguments, worker=place, purpose="poses", label=label))
                     submitted += 1
                 result = self._pool.result(waiting[0])
                 waiting.popleft()
