@@ -11,6 +11,7 @@ sum passes through the client or the scheduler.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from cloudem.execution.executor import Executor, Fold, Pieces, Shared
 from cloudem.execution.task_names import current_label
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
+
+LOG = logging.getLogger("cloudem.execution")
 
 T = TypeVar("T")
 I = TypeVar("I")
@@ -107,11 +110,15 @@ class DaskExecutor(Executor):
                 if "://" not in scheduler:
                     raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tls://host:8786")
                 security = security_for(scheduler, certificates, insecure=insecure)
+                if dashboard:
+                    LOG.warning("--dashboard has no effect here: give it to `cloudem cluster scheduler`")
                 client = connect(undo, scheduler, patience_s, security)
                 description = f"Dask at {scheduler}"
             else:
                 cluster, description = start_cluster(processes, workers, threads, gpus, dashboard)
                 undo.enter_context(cluster)
+                if dashboard:
+                    LOG.info("Dask dashboard: %s", cluster.dashboard_link)
                 client = connect(undo, cluster, patience_s)
             self._pool = WorkerPool(client, description, patience_s)
             threads_of = self._pool.threads()
