@@ -206,6 +206,14 @@ def start(tmp_path: Path, **given: Any) -> Start:
     return Start({**document, **given}, "local-1", "127.0.0.1", tmp_path / "node" / "certificates")
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_head_serves_the_dashboard_only_if_that_was_asked_for(asked: bool, tmp_path: Path) -> None:
+    child, _, pages = agent._scheduler(start(tmp_path, **({"dashboard": True} if asked else {})))
+    assert ("--dashboard" in child.argv) == asked
+    assert pages.startswith("http://127.0.0.1:") == asked
+    assert pages == "" or asked
+
+
 @pytest.fixture
 def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Lets this script be the controller, and nothing the scheduler; returns where the script writes."""
