@@ -10,6 +10,7 @@ service. See docs/nodes.md.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -222,6 +223,9 @@ def _scheduler(start: Start) -> tuple[Child, str, str]:
     # what anybody can read who reaches it: within this computer all may, elsewhere nobody but this machine itself
     host = start.address if start.provider == "local" else "127.0.0.1"
     asked = bool(start.document.get("dashboard"))
+    if asked and importlib.util.find_spec("bokeh") is None:
+        say("no Dask dashboard: Bokeh is not installed on this machine")  # no reason to end what is paid for
+        asked = False
     if asked:
         where += ["--dashboard", "--dashboard-host", host, "--dashboard-port", str(pages)]
     child = Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -207,11 +208,15 @@ def start(tmp_path: Path, **given: Any) -> Start:
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_head_serves_the_dashboard_only_if_that_was_asked_for(asked: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_head_serves_the_dashboard_only_if_that_was_asked_for(
+    asked: bool, installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.importlib.util, "find_spec", lambda name: "there" if installed else None)
     child, _, pages = agent._scheduler(start(tmp_path, **({"dashboard": True} if asked else {})))
-    assert ("--dashboard" in child.argv) == asked
-    assert pages.startswith("http://127.0.0.1:") == asked
-    assert pages == "" or asked
+    monkeypatch.undo()
+    assert ("--dashboard" in child.argv) == (asked and installed)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status" if asked and installed else "", pages)
 
 
 @pytest.fixture
