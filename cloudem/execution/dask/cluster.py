@@ -82,13 +82,13 @@ def run_scheduler(
         If it cannot listen there, or what draws the pages is missing.
     """
     plugins: list[Any] = [_Doorman(say)]
-    check_free(host, port)
     if pages is not None:
         from cloudem.execution.dask.pages import DaskPages, check_bokeh
 
         check_bokeh()
         check_free(*pages)
         plugins.append(DaskPages(origins))
+    check_free(host, port)
     _allow_many_connections()
     with _configured():
         asyncio.run(_scheduler(host, port, security, pages, plugins, say))
