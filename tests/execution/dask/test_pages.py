@@ -245,7 +245,9 @@ def test_groups_stand_right_of_what_they_read_from_even_in_a_circle() -> None:
 
 
 COMMANDS = {
-    "scheduler": "from cloudem.cli.command_line import main; main(['cluster', 'scheduler', '--insecure', '--dashboard'])",
+    "scheduler": (
+        "from cloudem.cli.command_line import main\nmain(['cluster', 'scheduler', '--insecure', '--dashboard'])"
+    ),
     "job": (
         "from cloudem.execution.dask.executor import DaskExecutor\n"
         "from cloudem.errors import ParameterError\n"
