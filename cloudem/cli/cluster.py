@@ -67,6 +67,9 @@ class Scheduler(Command):
     )
     dashboard_host: str = parameter("127.0.0.1", meaning="address of the dashboard")
     dashboard_port: int = parameter(8787, meaning="port of the dashboard", ge=1, le=65535)
+    dashboard_origin: tuple[str, ...] = parameter(
+        (), meaning="HOST:PORT at which a browser sees the dashboard through a tunnel or proxy; repeat for several"
+    )
 
     def run(self) -> None:
         """Listen until told to stop."""
@@ -81,9 +84,7 @@ class Scheduler(Command):
                 " scheduler, and as whoever starts its workers and jobs"
             )
         pages = (self.dashboard_host, self.dashboard_port) if self.dashboard else None
-        if pages is not None:
-            _say(f"dashboard at http://{self.dashboard_host}:{self.dashboard_port}/status")
-        run_scheduler(self.host, self.port, security, pages=pages, say=_say)
+        run_scheduler(self.host, self.port, security, pages=pages, origins=self.dashboard_origin, say=_say)
 
 
 class Worker(Command):
@@ -110,6 +111,7 @@ class Worker(Command):
     threads: int | None = parameter(
         None, meaning="parallel tasks per worker; by default, its share of the cores, or one on a GPU", ge=1
     )
+    node: str | None = parameter(None, meaning="name of this machine on the Dask dashboard; by default, its host name")
     local_folder: str | None = parameter(
         None, meaning="folder for the workers' temporary files; by default, in the system's temporary folder"
     )
@@ -141,6 +143,7 @@ class Worker(Command):
             metrics_port=self.metrics_port,
             patience_s=self.patience_s,
             preload=TASKS,
+            node=self.node,
             say=_say,
         )
 

@@ -45,6 +45,7 @@ class Submit(Command):
     types: str | None = parameter(None, meaning="worker types to consider, separated by commas; if none, all")
     markets: str = parameter("spot,on-demand", meaning="how to rent: spot, on-demand, or both")
     run_name: str | None = parameter(None, meaning="name of the run; by default, that of the workflow")
+    dashboard: bool = parameter(False, meaning="serve the Dask dashboard on the head node (see docs/nodes.md)")
     detach: bool = parameter(False, meaning="exit once the run has started; it continues on its own")
     yes: bool = parameter(False, meaning="do not ask for confirmation before spending money")
     dry_run: bool = parameter(False, meaning="show the plan, then stop")
@@ -72,6 +73,7 @@ class Submit(Command):
         if changed:
             wanted = store.change(**changed)
             click.echo(f"{store.url}: approximate maximum ${wanted.max_usd:g}, ends by {when(wanted.deadline)}")
+        say_pages(store)
         if not self.detach:
             follow_run(store)
 
@@ -109,7 +111,10 @@ class Submit(Command):
         show_plan(plan, screen)
         name = new_name(self.run_name or workflow.name, time.time())
         provider_kind = provider_name(plan.region)
-        store, record, wanted = new_run(workflow, plan, provider_kind, name, self.max_usd, self.max_hours, time.time())
+        limits = self.max_usd, self.max_hours
+        store, record, wanted = new_run(
+            workflow, plan, provider_kind, name, *limits, time.time(), dashboard=self.dashboard
+        )
         say_cap(plan, wanted)
         if self.dry_run:
             return

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from cloudem.errors import FormatError, InconsistentDataError, OutputExistsError, StorageError
+from cloudem.execution.task_names import labelled
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.parameters import option_of, parameter
 from cloudem.model.columns import Value
@@ -304,7 +305,8 @@ def _iterate(
 ) -> tuple[IterationResult[S], Moved]:
     """Do one iteration and commit it; ``counters`` are those when the one before was recorded."""
     context, began = iterations.context, time.monotonic()
-    step = iterations.iterate(state)
+    with labelled(iteration=state.iteration):
+        step = iterations.iterate(state)
     now = context.executor.traffic()
     moved = difference(now, counters)
     row = {**step.row, "seconds": time.monotonic() - began}

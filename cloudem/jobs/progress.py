@@ -17,6 +17,7 @@ import psutil
 
 from cloudem import traffic
 from cloudem.cloud.planning.work import Stage
+from cloudem.execution.task_names import labelled
 from cloudem.jobs.preview import Previews
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column, Value, described
 from cloudem.traffic import Moved
@@ -120,7 +121,7 @@ class Progress(ABC):
         self._running.append(stage)
         self.show_stage(stage)
         try:
-            with self._clock.measure(name):
+            with self._clock.measure(name), labelled(step=name):
                 yield stage
         finally:
             self._running.remove(stage)

@@ -16,6 +16,7 @@ import psutil
 from cloudem import __version__, traffic
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
+from cloudem.execution.task_names import labelled
 from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.jobs.artefacts import sizes_of
@@ -70,6 +71,7 @@ def run_job(
         asked_to_stop = stack.enter_context(stop_on_signal())
         progress = stack.enter_context(view(log)) if view else SilentProgress(log)
         progress.columns = job.columns
+        stack.enter_context(labelled(job=f"{step or job.name}: {job.out}"))
         place = place_of_lease(job)
         lease = stack.enter_context(hold(place, log=log)) if place else None
         if job.keeps_log:

@@ -10,6 +10,7 @@ service. See docs/nodes.md.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -212,7 +213,7 @@ def _kept_head(start: Start, metadata: Metadata, watch: Watch) -> str:
 
 
 def _scheduler(start: Start) -> tuple[Child, str, str]:
-    """Return the scheduler, not yet started, its address and that of its pages.
+    """Return the scheduler, not yet started, its address and that of its pages, empty if nobody asked for them.
 
     On the loopback other nodes may have the usual ports.
     """
@@ -221,9 +222,14 @@ def _scheduler(start: Start) -> tuple[Child, str, str]:
     where = ["--host", start.address, "--port", str(port), "--certificates", str(start.certificates_folder)]
     # what anybody can read who reaches it: within this computer all may, elsewhere nobody but this machine itself
     host = start.address if start.provider == "local" else "127.0.0.1"
-    where += ["--dashboard", "--dashboard-host", host, "--dashboard-port", str(pages)]
+    asked = bool(start.document.get("dashboard"))
+    if asked and importlib.util.find_spec("bokeh") is None:
+        say("no Dask dashboard: Bokeh is not installed on this machine")  # no reason to end what is paid for
+        asked = False
+    if asked:
+        where += ["--dashboard", "--dashboard-host", host, "--dashboard-port", str(pages)]
     child = Child("scheduler", [*CLOUDEM, "cluster", "scheduler", *where])
-    return child, f"tls://{start.address}:{port}", f"http://{host}:{pages}/status"
+    return child, f"tls://{start.address}:{port}", f"http://{host}:{pages}/status" if asked else ""
 
 
 def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
@@ -244,6 +250,7 @@ def _worker(start: Start, metadata: Metadata, watch: Watch) -> str:
     scheduler, folder = str(head.value), start.certificates_folder.parent / start.id
     certificates = ("--certificates", str(start.certificates_folder))
     options: tuple[str, ...] = ("--host", start.address, "--local-folder", str(folder), "--patience-s", str(PATIENCE_S))
+    options += ("--node", start.id)
     options += worker_options(start.document, _kind(metadata), os.environ.get("CLOUDEM_NODE_VCPUS"))
     worker = Child("worker", [*CLOUDEM, "cluster", "worker", scheduler, *certificates, *options])
     notices, hint_heeded = Notices(metadata, LOOK_S.get(start.provider, 5.0)), False

@@ -103,6 +103,8 @@ class RunRecord(_Record):
         As `cloudem.cloud.planning.plan.Plan.as_json` writes it.
     version
         Of cloudem.
+    dashboard
+        Whether its head serves the Dask dashboard.
     """
 
     format: Literal[1] = 1
@@ -114,6 +116,7 @@ class RunRecord(_Record):
     steps: tuple[dict[str, Any], ...]
     plan: dict[str, Any]
     version: str
+    dashboard: bool = False
 
 
 class Wishes(_Record):

@@ -53,7 +53,15 @@ HEAD_GONE_S: Mapping[str, float] = {"local": 30.0, "aws": 180.0}
 
 
 def new_run(
-    workflow: Workflow, plan: Plan, provider: str, name: str, max_usd: float | None, max_hours: float | None, now: float
+    workflow: Workflow,
+    plan: Plan,
+    provider: str,
+    name: str,
+    max_usd: float | None,
+    max_hours: float | None,
+    now: float,
+    *,
+    dashboard: bool = False,
 ) -> tuple[RunStore, RunRecord, Wishes]:
     """Return the record of a new run, which nobody has written yet.
 
@@ -76,6 +84,7 @@ def new_run(
         steps=steps,
         plan=plan.as_json(),
         version=__version__,
+        dashboard=dashboard,
     )
     usd = max_usd if max_usd is not None else max(plan.usd.high * SPARE, 0.01)
     seconds = max_hours * 3600 if max_hours is not None else plan.wall.high * SPARE
@@ -127,6 +136,7 @@ def head_request(
         "deadline": wanted.deadline,
         "certificates": CERTIFICATES,
         "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "dashboard": record.dashboard,
         "tags": dict(tags),
     }
     return Request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -204,6 +205,18 @@ def test_a_secret_that_holds_none_is_refused_and_not_shown(tmp_path: Path, value
 def start(tmp_path: Path, **given: Any) -> Start:
     document = {"project": str(tmp_path / "project"), "run": "r", "cluster": "c", "slot": HEAD, "provider": "local"}
     return Start({**document, **given}, "local-1", "127.0.0.1", tmp_path / "node" / "certificates")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_head_serves_the_dashboard_only_if_that_was_asked_for(
+    asked: bool, installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.importlib.util, "find_spec", lambda name: "there" if installed else None)
+    child, _, pages = agent._scheduler(start(tmp_path, **({"dashboard": True} if asked else {})))
+    monkeypatch.undo()
+    assert ("--dashboard" in child.argv) == (asked and installed)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/status" if asked and installed else "", pages)
 
 
 @pytest.fixture

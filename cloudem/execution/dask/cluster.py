@@ -26,6 +26,7 @@ from distributed.comm import CommClosedError
 from distributed.comm.core import FatalCommClosedError
 from distributed.core import Status, rpc
 from distributed.http.routing import RoutingApplication
+from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 from tornado.httpserver import HTTPServer
 
@@ -52,7 +53,13 @@ STOPPED_BY_SCHEDULER = ("scheduler-close", "scheduler-close-worker", "scheduler-
 
 
 def run_scheduler(
-    host: str, port: int, security: Any | None, *, pages: tuple[str, int] | None = None, say: Say = print
+    host: str,
+    port: int,
+    security: Any | None,
+    *,
+    pages: tuple[str, int] | None = None,
+    origins: Sequence[str] = (),
+    say: Say = print,
 ) -> None:
     """Run a scheduler until SIGTERM, Ctrl-C or a client stops it.
 
@@ -64,20 +71,27 @@ def run_scheduler(
         A ``distributed.Security``; None listens without encryption.
     pages
         Host and port of Dask's pages, which are neither encrypted nor protected; None serves none.
+    origins
+        Whose pages in a browser may read those, beside their own (`cloudem.execution.dask.pages`).
     say
         Is told in one line what happens.
 
     Raises
     ------
     ParameterError
-        If it cannot listen there.
+        If it cannot listen there, or what draws the pages is missing.
     """
-    check_free(host, port)
+    plugins: list[Any] = [_Doorman(say)]
     if pages is not None:
+        from cloudem.execution.dask.pages import DaskPages, check_bokeh
+
+        check_bokeh()
         check_free(*pages)
+        plugins.append(DaskPages(origins))
+    check_free(host, port)
     _allow_many_connections()
-    with _configured(pages):
-        asyncio.run(_scheduler(host, port, security, pages, say))
+    with _configured():
+        asyncio.run(_scheduler(host, port, security, pages, plugins, say))
 
 
 def run_workers(
@@ -92,6 +106,7 @@ def run_workers(
     metrics_port: int | None = None,
     patience_s: float = 300.0,
     preload: Sequence[str] = (),
+    node: str | None = None,
     say: Say = print,
 ) -> None:
     """Run worker processes until SIGTERM, Ctrl-C or their scheduler stops them.
@@ -118,6 +133,8 @@ def run_workers(
         How long they look for a scheduler that does not answer, seconds.
     preload
         Modules that each worker imports when it starts, so that its first task need not.
+    node
+        What this machine is called on Dask's pages; by default its host name.
     say
         Is told in one line what happens.
 
@@ -136,22 +153,31 @@ def run_workers(
         if port is not None:
             check_free(host, port)
     _allow_many_connections()
-    with _configured(None), contextlib.ExitStack() as stack:
+    with _configured(), contextlib.ExitStack() as stack:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudem-worker-"))
         options = {
             "security": security,
             "host": host,
             "nthreads": threads,
             "resources": {CORES: cores},
+            "memory_limit": MEMORY_LIMIT // count,  # for Dask's pages: nothing is done when it is reached
             "local_directory": place,
             "preload": list(preload),
         }
+        names = worker_names(node or socket.gethostname(), visible)
         keep = [
-            _keep_worker(scheduler, options, seen, port, patience_s, say)
-            for seen, port in zip(visible, ports, strict=True)
+            _keep_worker(scheduler, options | {"name": name}, seen, port, patience_s, say)
+            for name, seen, port in zip(names, visible, ports, strict=True)
         ]
         keep_from_children()
         asyncio.run(_until_signal(keep, say, "worker"))
+
+
+def worker_names(node: str, visible: Sequence[str | None]) -> list[str]:
+    """Return what the workers of a node are called: after their GPU, else by number where there are several."""
+    if len(visible) == 1 and not visible[0]:
+        return [node]
+    return [f"{node} GPU {seen}" if seen else f"{node} {number}" for number, seen in enumerate(visible)]
 
 
 def check_free(host: str, port: int) -> None:
@@ -186,7 +212,19 @@ class _ListensAsAsked:
 
 
 class _Scheduler(_ListensAsAsked, Scheduler):  # type: ignore[misc]
-    """A scheduler that listens on nothing else."""
+    """A scheduler that listens on nothing else, and calls no two workers the same."""
+
+    async def add_worker(self, comm: Any, *, name: Any, **known: Any) -> None:
+        """Admit a worker; one whose name is taken gets a number as well.
+
+        Dask would turn it away: two machines with one host name, or one that has vanished and comes back sooner than
+        it is missed.
+        """
+        free, number = name, 1
+        while free in self.aliases:
+            number += 1
+            free = f"{name}.{number}"
+        await super().add_worker(comm, name=free, **known)
 
 
 class _Worker(_ListensAsAsked, Worker):  # type: ignore[misc]
@@ -248,19 +286,23 @@ def _count(scheduler: Any) -> str:
     return f"{len(scheduler.workers)} workers, {scheduler.total_nthreads} threads"
 
 
-async def _scheduler(host: str, port: int, security: Any | None, pages: tuple[str, int] | None, say: Say) -> None:
+async def _scheduler(
+    host: str, port: int, security: Any | None, pages: tuple[str, int] | None, plugins: Sequence[Any], say: Say
+) -> None:
     async def serve() -> None:
         server = _Scheduler(
             host=host,
             port=port,
             protocol="tcp" if security is None else "tls",
             security=security,
-            dashboard=pages is not None,
+            dashboard=False,
             dashboard_address=pages and f"{pages[0]}:{pages[1]}",
+            plugins=plugins,
         )
-        server.add_plugin(_Doorman(say))
         async with server:
             say(f"scheduler at {server.address}")
+            if pages is not None:
+                say(f"Dask dashboard at http://{pages[0]}:{pages[1]}/status")
             await server.finished()
             say("scheduler stopped by a client")
 
@@ -280,7 +322,6 @@ async def _keep_worker(
             **options,
             protocol=scheduler.partition("://")[0],
             worker_class=_Worker,
-            memory_limit=0,
             env=CHILD_ENVIRONMENT if visible is None else CHILD_ENVIRONMENT | {VISIBLE: visible},
             death_timeout=START_S,
             dashboard=False,
@@ -355,13 +396,10 @@ async def _until_signal(work: Sequence[Awaitable[None]], say: Say, what: str) ->
 
 
 @contextlib.contextmanager
-def _configured(pages: tuple[str, int] | None) -> Iterator[None]:
+def _configured() -> Iterator[None]:
     """Set Dask up for this process and those that it starts."""
     logging.getLogger("distributed").setLevel(logging.ERROR)  # who comes and goes is said here, in one line each
     settings = CONFIGURATION | {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical"}
-    if pages is not None:  # other sites' pages in the same browser may not read these; a tunnel's end may
-        origins = sorted({f"{host}:{pages[1]}" for host in (pages[0], "localhost", "127.0.0.1")})
-        settings["distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"] = origins
     with dask.config.set(settings), private_scratch():
         yield
 

@@ -24,6 +24,8 @@ CONFIGURATION: dict[str, Any] = {
     "distributed.admin.tick.cycle": "10s",
     "distributed.admin.system-monitor.interval": "10s",
     # Jobs project their memory beforehand; a worker that spills or dies half-way through a sum helps nobody.
+    # The limit of memory that Dask's pages show is that of the machine, and does nothing.
+    "distributed.worker.memory.transfer": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,

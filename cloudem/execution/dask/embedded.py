@@ -29,31 +29,37 @@ def start_cluster(
     """
     import dask
     from distributed import LocalCluster
+    from distributed.system import MEMORY_LIMIT
 
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise ParameterError(f"--{name}: got {value}, needs at least 1")
+    plugins = [_quiet_children()]
     common: dict[str, Any] = {
         # Without an address Dask listens on every interface, dashboard or not.
         "dashboard_address": "127.0.0.1:8787" if dashboard else "127.0.0.1:0",
         "worker_dashboard_address": "127.0.0.1:0",
-        "scheduler_kwargs": {"dashboard": dashboard, "plugins": [_quiet_children()]},
+        "scheduler_kwargs": {"dashboard": False, "plugins": plugins},
         "silence_logs": logging.CRITICAL,  # a heartbeat that meets a closing scheduler is none of the user's business
-        "memory_limit": 0,
     }
     if dashboard:
+        from cloudem.execution.dask.pages import DaskPages, check_bokeh
         from cloudem.execution.metrics import export_traffic
 
+        check_bokeh()
+        plugins.append(DaskPages())
         export_traffic()
     if not processes and workers is None:
         if gpus and threads is None and (found := choose_gpus("auto", LOG.info)):
             return _start_on_gpus(found, common), f"Dask, {len(found)} GPUs of this machine"
         _, threads = layout(processes=False, threads=threads)
         common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
+        common["memory_limit"] = MEMORY_LIMIT
         with dask.config.set(IN_THIS_PROCESS):
             return LocalCluster(**common), f"Dask, {threads} threads of this process"
     workers, threads = layout(processes=True, workers=workers, threads=threads)
     common |= _among_themselves() | {"n_workers": workers, "threads_per_worker": threads}
+    common["memory_limit"] = MEMORY_LIMIT // workers
     return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
 
 
@@ -90,9 +96,11 @@ def layout(*, processes: bool, workers: int | None = None, threads: int | None =
 def _start_on_gpus(gpus: Sequence[str], common: dict[str, Any]) -> Any:
     """Start a worker process for each GPU, which sees no other and runs one task at a time."""
     from distributed import LocalCluster, Nanny
+    from distributed.system import MEMORY_LIMIT
 
     _, cores = layout(processes=True, workers=len(gpus))
     common |= _among_themselves() | {"threads_per_worker": 1, "resources": {CORES: cores}}
+    common["memory_limit"] = MEMORY_LIMIT // len(gpus)
     if importlib.util.find_spec("dask_cuda") is not None:
         from dask_cuda import LocalCUDACluster
 

@@ -11,6 +11,7 @@ sum passes through the client or the scheduler.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +29,11 @@ from cloudem.execution.dask.folding import Folding
 from cloudem.execution.dask.security import security_for
 from cloudem.execution.dask.worker_pool import IN_FLIGHT_PER_THREAD, LOOK_AROUND_S, MERGE_FIRST, WorkerPool
 from cloudem.execution.executor import Executor, Fold, Pieces, Shared
+from cloudem.execution.task_names import current_label
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.traffic import Traffic
+
+LOG = logging.getLogger("cloudem.execution")
 
 T = TypeVar("T")
 I = TypeVar("I")
@@ -106,11 +110,15 @@ class DaskExecutor(Executor):
                 if "://" not in scheduler:
                     raise ParameterError(f"--scheduler: got {scheduler!r}, needs an address such as tls://host:8786")
                 security = security_for(scheduler, certificates, insecure=insecure)
+                if dashboard:
+                    LOG.warning("--dashboard has no effect here: give it to `cloudem cluster scheduler`")
                 client = connect(undo, scheduler, patience_s, security)
                 description = f"Dask at {scheduler}"
             else:
                 cluster, description = start_cluster(processes, workers, threads, gpus, dashboard)
                 undo.enter_context(cluster)
+                if dashboard:
+                    LOG.info("Dask dashboard: %s", cluster.dashboard_link)
                 client = connect(undo, cluster, patience_s)
             self._pool = WorkerPool(client, description, patience_s)
             threads_of = self._pool.threads()
@@ -144,7 +152,8 @@ class DaskExecutor(Executor):
         purpose: str = "other",
     ) -> Shared[T]:
         """Build the value on the first worker that needs it; the others get it from each other."""
-        submit = partial(self._pool.submit_all, purpose=purpose, priority=MERGE_FIRST, wide=True)
+        label = current_label()  # later workers ask for it later, when the job is elsewhere
+        submit = partial(self._pool.submit_all, purpose=purpose, priority=MERGE_FIRST, wide=True, label=label)
         return Shared(Spread(submit, build, args, local, pieces))
 
     def fetch(self, shared: Shared[T]) -> T:
@@ -162,7 +171,7 @@ class DaskExecutor(Executor):
         on_done: Callable[[int], None] | None = None,
     ) -> Iterator[R]:
         """Apply ``function`` to the items on the workers, in turn."""
-        threads, looked = self._pool.threads(), time.monotonic()
+        threads, looked, label = self._pool.threads(), time.monotonic(), current_label()
         waiting: deque[Any] = deque()
         submitted = 0
         try:
@@ -171,7 +180,8 @@ class DaskExecutor(Executor):
                     threads, looked = self._pool.threads(), time.monotonic()
                 while submitted < len(items) and len(waiting) < IN_FLIGHT_PER_THREAD * sum(threads.values()):
                     item, place = items[submitted], list(threads)[submitted % len(threads)]
-                    waiting.append(self._pool.submit(function, item, *shared(item), worker=place, purpose="poses"))
+                    arguments = item, *shared(item)
+                    waiting.append(self._pool.submit(function, *arguments, worker=place, purpose="poses", label=label))
                     submitted += 1
                 result = self._pool.result(waiting[0])
                 waiting.popleft()

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from cloudem.execution.dask import worker_tasks
@@ -19,11 +18,15 @@ from cloudem.execution.dask.connection import scheduler_lost
 from cloudem.execution.dask.worker_pool import IN_FLIGHT_PER_THREAD, LOOK_AROUND_S, MERGE_FIRST, WorkerPool
 from cloudem.execution.executor import Fold, Shared, itself
 from cloudem.execution.reduction_tree import Forest, Roster, Subtree, together_for
+from cloudem.execution.task_names import current_label
 
 I = TypeVar("I")
 K = TypeVar("K")
 V = TypeVar("V")
 N = TypeVar("N")
+
+MERGE = "merge"
+"""Name of the step in which sums become one."""
 
 
 class _Held(NamedTuple):
@@ -133,14 +136,20 @@ class Folding(Generic[I, K, V, N]):
         ]
         added = self.pool.submit_all(worker_tasks.add, rows, places, purpose="bricks")
         of = [(one,) for one in added]
-        noted = self.pool.submit_all(worker_tasks.note, of, places, purpose="poses", priority=MERGE_FIRST)
+        label = current_label().within("notes")  # a kind of its own, since it takes no time
+        noted = self.pool.submit_all(worker_tasks.note, of, places, purpose="poses", priority=MERGE_FIRST, label=label)
         return zip(taken, added, noted, strict=True)
 
     def _merge_held(self, earlier: _Held, later: _Held) -> _Held:
         """Merge two partial sums where the earlier one is."""
         arguments, worker = (self.fold, earlier.future, later.future), earlier.worker
-        merged = self.pool.submit(worker_tasks.merge, *arguments, worker=worker, purpose="bricks", priority=MERGE_FIRST)
+        merged = self._submit_merging(worker_tasks.merge, *arguments, worker=worker, priority=MERGE_FIRST)
         return _Held(earlier.start, earlier.node.parent, merged, worker)
+
+    def _submit_merging(self, function: Callable[..., Any], *args: Any, worker: str, priority: int = 0) -> Any:
+        """Have a task run that is a step of its own, since all folds merge in the same way."""
+        label = current_label().within(MERGE)
+        return self.pool.submit(function, *args, worker=worker, purpose="bricks", priority=priority, label=label)
 
     def _merge_by_worker(self, held: Sequence[_Held]) -> list[_Held]:
         """Merge what one worker holds of a run, in any order of addition: fewer bytes, other last bits."""
@@ -156,10 +165,9 @@ class Folding(Generic[I, K, V, N]):
         """Have each worker that holds a part merge one brick of all, and join the bricks on the first of them."""
         from cloudem.execution.dask.peer_transfer import HeldPart, Holdings, collect
 
-        submit = partial(self.pool.submit, purpose="bricks")
         if len(parts) == 1:
             place = parts[0].worker
-            return Shared(submit(worker_tasks.sum_of, key, parts[0].future, worker=place), place)
+            return Shared(self._submit_merging(worker_tasks.sum_of, key, parts[0].future, worker=place), place)
         for part in parts:
             self.pool.wait(part.future)
         with scheduler_lost():
@@ -169,10 +177,11 @@ class Folding(Generic[I, K, V, N]):
             node = part.node if self.fixed_order else Subtree(0, number)  # without a fixed order any tree will do
             held.append(HeldPart(node, part.future.key, next(iter(holders.get(part.future.key, ())), part.worker)))
         places = list(dict.fromkeys(part.worker for part in held))
-        holdings = submit(itself, Holdings(held), worker=places[0])
+        holdings = self._submit_merging(itself, Holdings(held), worker=places[0])
         count = len(places)
         rows = [(self.fold, key, number, count, holdings) for number in range(count)]
-        bricks = self.pool.submit_all(collect, rows, places, purpose="bricks")
+        label = current_label().within(MERGE)
+        bricks = self.pool.submit_all(collect, rows, places, purpose="bricks", label=label)
         # whoever loses the sum, or a brick, needs the parts once more
-        joined = submit(worker_tasks.join_sum, self.fold, bricks, worker=places[0])
+        joined = self._submit_merging(worker_tasks.join_sum, self.fold, bricks, worker=places[0])
         return Shared(joined, places[0], [part.future for part in parts])

@@ -26,7 +26,7 @@ from distributed import WorkerPlugin, get_worker, secede
 from distributed.protocol import Serialize, to_serialize
 
 from cloudem import traffic
-from cloudem.execution.dask.transfer_counts import purpose_of
+from cloudem.execution.dask.transfer_counts import TaskKey, purpose_of
 from cloudem.execution.executor import Fold, itself
 from cloudem.execution.reduction_tree import ANY_NUMBER, Forest, Subtree, merged
 
@@ -55,7 +55,7 @@ class HeldPart:
     """
 
     node: Subtree
-    result: str
+    result: TaskKey
     worker: str
 
 
@@ -77,7 +77,7 @@ class Exchange(WorkerPlugin):  # type: ignore[misc]
         self._worker = worker
         worker.handlers[OPERATION] = self._answer
 
-    async def _answer(self, result: str, cut: Callable[[Any], Any]) -> Any:
+    async def _answer(self, result: TaskKey, cut: Callable[[Any], Any]) -> Any:
         """Return a brick; nothing, if the part is not here."""
         if result not in self._worker.data:
             return None
@@ -156,7 +156,7 @@ def _bare(value: Any) -> Any:
     return value.data if isinstance(value, Serialize) else value
 
 
-async def _asked(worker: Any, task: str, cut: Callable[[Any], Any], part: HeldPart) -> Any:
+async def _asked(worker: Any, task: object, cut: Callable[[Any], Any], part: HeldPart) -> Any:
     """Return a brick of a part, from wherever it is, as soon as it is there."""
     where, wait = part.worker, LOOK_S[0]
     while True:
@@ -186,7 +186,7 @@ async def _answered(worker: Any, where: str, cut: Callable[[Any], Any], part: He
     try:
         while not (await asyncio.wait([call], timeout=PATIENCE_S))[0]:
             if where not in await _holders(worker, part):
-                raise OSError(f"{where} does not hold {part.result} any more")
+                raise OSError(f"{where} does not hold {part.result[0]} any more")
         return _bare(await call)
     finally:
         call.cancel()

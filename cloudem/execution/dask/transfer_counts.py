@@ -1,7 +1,7 @@
 """Counting what Dask's workers send each other and to clients, beside what they read and write in stores.
 
 Dask keeps a list of a worker's last transfers and forgets older ones. Here the same list also counts what is put into
-it, in `cloudem.traffic`, by the purpose with which keys begin. Sizes are those of the values in memory, which is what
+it, in `cloudem.traffic`, by the purpose that keys tell. Sizes are those of the values in memory, which is what
 is sent but for headers.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import deque
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask.sizeof import sizeof
 from distributed import WorkerPlugin
@@ -35,9 +35,13 @@ def size_of_value(value: Any) -> int:
     return size
 
 
+TaskKey: TypeAlias = tuple[str, str, str]
+"""Of a task: where the job is, ``purpose_function``, and what makes it the only one of its name."""
+
+
 def purpose_of(key: object) -> str:
     """Return what the bytes of a task's result are for."""
-    purpose = str(key).partition("_")[0]
+    purpose = str(key[1] if isinstance(key, tuple) and len(key) > 1 else key).partition("_")[0]
     return purpose if purpose in traffic.PURPOSES else "other"
 
 

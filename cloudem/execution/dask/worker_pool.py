@@ -17,7 +17,9 @@ from cloudem.execution.dask import worker_tasks
 from cloudem.execution.dask.broadcast import Spread
 from cloudem.execution.dask.configuration import CONFIGURATION
 from cloudem.execution.dask.connection import scheduler_lost, wake
+from cloudem.execution.dask.transfer_counts import TaskKey, count_received
 from cloudem.execution.executor import Shared
+from cloudem.execution.task_names import TaskLabel, current_label
 
 LOG = logging.getLogger("cloudem.execution")
 
@@ -52,6 +54,8 @@ class WorkerPool:
         self.description = description
         self._patience_s = patience_s
         self._seen: set[str] = set()
+        job = current_label().job
+        self._span = {"span": {"name": (job,), "ids": (str(uuid.uuid4()),)}} if job else {}  # as distributed.span does
 
     @property
     def in_this_process(self) -> bool:
@@ -66,14 +70,21 @@ class WorkerPool:
         purpose: str = "other",
         priority: int = 0,
         wide: bool = False,
+        label: TaskLabel | None = None,
     ) -> Any:
-        """Have a task run, best on one worker; a wide one uses all threads that are free there."""
+        """Have a task run, best on one worker; a wide one uses all threads that are free there.
+
+        It is called by the label, by default by where the job is now.
+        """
+        import dask
+
         arguments = [self.handle(argument, worker) for argument in args]
         where: dict[str, Any] = {} if worker is None else {"workers": [worker], "allow_other_workers": True}
-        key = _new_key(function, purpose)
+        key = _new_key(function, purpose, label)
         if wide:
             function, arguments = worker_tasks.with_free_threads, [function, *arguments]
-        return self.client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
+        with dask.annotate(**self._span):
+            return self.client.submit(function, *arguments, key=key, pure=False, priority=priority, **where)
 
     def submit_all(
         self,
@@ -83,6 +94,7 @@ class WorkerPool:
         purpose: str = "other",
         priority: int = 0,
         wide: bool = False,
+        label: TaskLabel | None = None,
     ) -> list[Any]:
         """Submit a function with many rows of arguments, each for one worker: a third of the scheduler's time each."""
         import dask
@@ -92,10 +104,10 @@ class WorkerPool:
         columns = zip(
             *([self.handle(a, place) for a in row] for row, place in zip(rows, places, strict=True)), strict=True
         )
-        where = {_new_key(function, purpose): [place] for place in places}
+        where = {_new_key(function, purpose, label): [place] for place in places}
         if wide:
             function = partial(worker_tasks.with_free_threads, function)
-        with dask.annotate(workers=where.__getitem__, allow_other_workers=True):
+        with dask.annotate(workers=where.__getitem__, allow_other_workers=True, **self._span):
             return list(self.client.map(function, *columns, key=list(where), pure=False, priority=priority))
 
     def handle(self, argument: Any, worker: str | None) -> Any:
@@ -145,8 +157,6 @@ class WorkerPool:
         with scheduler_lost():
             result = coming.result()
         if not self.in_this_process:
-            from cloudem.execution.dask.transfer_counts import count_received
-
             count_received(future.key, result)
         return result
 
@@ -177,7 +187,7 @@ class WorkerPool:
         except KilledWorker as error:
             raise WorkerLostError(
                 f"workers died {CONFIGURATION['distributed.scheduler.allowed-failures']} times while they ran"
-                f" {error.task}; it may need more memory than they have, try fewer threads for each worker"
+                f" {_in_words(error.task)}; it may need more memory than they have, try fewer threads for each worker"
             ) from error
 
     def drop(self, futures: Sequence[Any]) -> None:
@@ -198,6 +208,17 @@ class WorkerPool:
         self._seen = set(threads)
 
 
-def _new_key(function: Callable[..., Any], purpose: str) -> str:
-    """Return a name for a task, which tells what the bytes of its result are for."""
-    return f"{purpose}_{getattr(function, '__name__', 'task').strip('_')}-{uuid.uuid4().hex}"
+def _new_key(function: Callable[..., Any], purpose: str, label: TaskLabel | None) -> TaskKey:
+    """Return the key of a task: where the job is, what the bytes of its result are for and what makes it, a number.
+
+    Of such a tuple Dask takes the first for the group, and what stands there before a hyphen for the kind of task.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__name__", "task").strip("_")
+    return (label or current_label()).group(name), f"{purpose}_{name}", uuid.uuid4().hex
+
+
+def _in_words(key: object) -> str:
+    """Return a key as people read it: ``align-it007 (bricks_add)``."""
+    return f"{key[0]} ({key[1]})" if isinstance(key, tuple) else str(key)

@@ -12,6 +12,7 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import itself
+from cloudem.execution.task_names import labelled
 from cloudem.io.formats.mrc import Volume
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset, open_for_tasks
@@ -42,7 +43,8 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     # neighbours in direction one after the other: their slices find each other's voxels in the cache
     items = tasks(halves, job.group_size, order=by_direction(rotations))
     executor = context.executor
-    data = executor.spread(open_for_tasks, job.particles, local=itself)
+    with labelled(step="open"):
+        data = executor.spread(open_for_tasks, job.particles, local=itself)
     with context.progress.stage("insert", int(np.count_nonzero(halves))) as stage:
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))

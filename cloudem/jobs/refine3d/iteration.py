@@ -41,6 +41,7 @@ from cloudem.algorithms.resolution import FscCurves
 from cloudem.algorithms.significance import independent_voxels
 from cloudem.algorithms.view_density import density_gradient
 from cloudem.execution.executor import Executor, Shared, itself
+from cloudem.execution.task_names import labelled
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
@@ -109,7 +110,8 @@ class Run:
     @cached_property
     def data(self) -> Shared[Dataset]:
         """The particles, open on every worker."""
-        return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
+        with labelled(step="open"):
+            return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
 
     def not_beyond(self, state: State) -> float:
         """Return the resolution in Å that none better than is claimed, 0 once signal beyond the start was shown."""
@@ -168,10 +170,9 @@ class Outcome:
 def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
     """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
     make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
-    models = [
-        run.executor.spread(read_reference, run.url, h, plan, local=make, pieces=REFERENCE_PIECES, purpose="reference")
-        for h in (1, 2)
-    ]
+    options: dict[str, Any] = {"local": make, "pieces": REFERENCE_PIECES, "purpose": "reference"}
+    with labelled(step="reference"):
+        models = [run.executor.spread(read_reference, run.url, h, plan, **options) for h in (1, 2)]
     return lambda item: (run.data, models[item.half - 1])
 
 
@@ -223,8 +224,9 @@ def solve_halves(
     halves = [executor.share(unfiltered, sums[i], s.box, k_max, slices[i]) for i in (0, 1)]
     # at first the maps are too coarse to outline a molecule, unless they are made of poses that are known
     masking = run.masking(run.job.local or (state.iteration > SPHERE_UNTIL and beyond_start(state, s)))
-    masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
-    comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
+    with labelled(step="fsc"):
+        masks = [executor.share(half_map_mask, half, run.url, masking) for half in halves]
+        comparison = executor.share(compare, *halves, *masks, run.job.seed, k_max)
     found = [sorted_found([part for item, rest in aligned if item.half == h for part in rest.found]) for h in (1, 2)]
     noise = [np.sum([rest.noise for item, rest in aligned if item.half == h], axis=0) for h in (1, 2)]
     change, kept = changes(plan, before, found, run.group), before.half_set > 0
@@ -234,7 +236,8 @@ def solve_halves(
     voxels = independent_voxels(s.box, curves.fraction, len(run.group))
     evidence = 0.0
     if asks_for_evidence(curves.corrected, voxels, plan.k_score):
-        evidence = evidence_of(run, plan, before, Maps(halves, masks), found)
+        with labelled(step="evidence"):
+            evidence = evidence_of(run, plan, before, Maps(halves, masks), found)
     observed = IterationOutcome(
         fsc=curves.corrected,
         voxels=voxels,
