@@ -183,6 +183,8 @@ class RunState(_Record):
         Of which start (`Wishes.launch`).
     why
         Why it ended, or what it waits for.
+    lost
+        How many workers ended though nobody here had ended them.
     """
 
     at: Moment
@@ -197,6 +199,7 @@ class RunState(_Record):
     nodes: tuple[NodeStatus, ...] = ()
     launch: int = 1
     why: str = ""
+    lost: int = Field(default=0, ge=0)
 
     @property
     def over(self) -> bool:

@@ -234,7 +234,20 @@ def test_a_submitted_run_tells_and_its_url_is_nowhere(cloud: Path, hook: Hook, t
         f'project = "{project}"\n[[step]]\njob = "mask"\nmap = "{made}/start.mrc"\nout = "{project}/mask.mrc"\n'
     )
     seen = list[str]()
-    arguments = [*call, "submit", str(workflow), "--region", "local", "--yes", "--run-name", "apo", "--max-usd", "1", "--max-hours", "1"]
+    arguments = [
+        *call,
+        "submit",
+        str(workflow),
+        "--region",
+        "local",
+        "--yes",
+        "--run-name",
+        "apo",
+        "--max-usd",
+        "1",
+        "--max-hours",
+        "1",
+    ]
     with subprocess.Popen(
         arguments,
         env={**os.environ, "CLOUDEM_WEBHOOK": hook.url},

@@ -38,7 +38,7 @@ from cloudem.jobs.logs import keep_log
 from cloudem.runs.controller.fleet import RunFleet
 from cloudem.runs.controller.meter import Meter
 from cloudem.runs.controller.steps import RunningStep, StepProcess, Steps
-from cloudem.runs.notifications import Notifications
+from cloudem.runs.notifications import Notifications, lost_nodes
 from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes, node_status
 from cloudem.runs.supervision import Repeated
 from cloudem.runs.webhook import WEBHOOK_SECRET
@@ -297,6 +297,7 @@ class Controller:
             nodes=() if self.over else tuple(node_status(node) for node in self._fleet.nodes if node.alive),
             launch=self._wanted.launch,
             why=self._why,
+            lost=len(lost_nodes(self._meter.ledger, 0.0)),
         )
 
 
