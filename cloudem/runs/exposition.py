@@ -36,7 +36,7 @@ MOST_JOBS = 200
 Labels = tuple[str, ...]
 
 
-class Done(Protocol):
+class StageView(Protocol):
     """A stage of a job that has run: its name, seconds on the clock, and items that were done."""
 
     @property
@@ -52,7 +52,7 @@ class Done(Protocol):
         """Items."""
 
 
-class Bytes(Protocol):
+class TrafficView(Protocol):
     """Bytes received and sent."""
 
     @property
@@ -92,11 +92,11 @@ class JobView(Protocol):
         """Seconds since it began."""
 
     @property
-    def timings(self) -> Sequence[Done]:
+    def timings(self) -> Sequence[StageView]:
         """Stages that have run."""
 
     @property
-    def moved(self) -> Mapping[str, Bytes]:
+    def moved(self) -> Mapping[str, TrafficView]:
         """Bytes by purpose."""
 
     @property

@@ -47,7 +47,7 @@ FETCH_S = 10.0
 """Pause before the secret is asked for again where its keeper does not answer, seconds."""
 
 
-class Event(NamedTuple):
+class Notification(NamedTuple):
     """Something to tell.
 
     Attributes
@@ -82,7 +82,7 @@ class Observer:
     _told: set[str] = field(default_factory=set)
     _lost_at: float = float("-inf")
 
-    def events(self, state: RunState, max_usd: float, ledger: Sequence[Entry]) -> list[Event]:
+    def events(self, state: RunState, max_usd: float, ledger: Sequence[Entry]) -> list[Notification]:
         """Return what is new.
 
         Parameters
@@ -100,7 +100,7 @@ class Observer:
             self._told |= set(event.keys)
         return events
 
-    def _end(self, state: RunState, max_usd: float) -> Event | None:
+    def _end(self, state: RunState, max_usd: float) -> Notification | None:
         key = f"{state.status}-{state.launch}"
         if not state.over or key in self._told:
             return None
@@ -112,9 +112,9 @@ class Observer:
         text += f": {why}; {money}" if why else f": {money}"
         if kind == "stopped":
             text += "; cloudem submit --resume goes on from there"
-        return Event((key,), kind, text, _fields(state, max_usd) | {"seconds": seconds, "why": why})
+        return Notification((key,), kind, text, _fields(state, max_usd) | {"seconds": seconds, "why": why})
 
-    def _budget(self, state: RunState, max_usd: float) -> Event | None:
+    def _budget(self, state: RunState, max_usd: float) -> Notification | None:
         key = f"budget-{max_usd:.6g}"
         if state.over or state.spent_usd < BUDGET_SHARE * max_usd or key in self._told:
             return None
@@ -123,9 +123,9 @@ class Observer:
         if state.usd_per_hour > 0:
             left_s = max(max_usd - state.spent_usd, 0.0) / state.usd_per_hour * 3600
             text += f"; at {dollars(state.usd_per_hour)} an hour the rest lasts {duration(left_s)}"
-        return Event((key,), "budget", text, _fields(state, max_usd))
+        return Notification((key,), "budget", text, _fields(state, max_usd))
 
-    def _lost(self, state: RunState, ledger: Sequence[Entry]) -> Event | None:
+    def _lost(self, state: RunState, ledger: Sequence[Entry]) -> Notification | None:
         """Tell of lost nodes together, so that a hundred that are reclaimed at once are one message."""
         if state.status not in ("running", "draining"):  # before and after, nodes come and go by themselves
             return None
@@ -170,7 +170,7 @@ class Notifications:
     ) -> None:
         self._store, self._record, self._fetch, self._pause = store, record, url, pause
         self._observer = Observer(record)
-        self._waiting: queue.Queue[Event] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[Notification] = queue.Queue(MOST_WAITING)
         self._off = threading.Event()
         threading.Thread(target=self._run, name="cloudem-webhook", daemon=True).start()
 
@@ -220,7 +220,7 @@ class Notifications:
                 said = True
                 self._pause(FETCH_S)
 
-    def _tell(self, webhook: Webhook, event: Event) -> None:
+    def _tell(self, webhook: Webhook, event: Notification) -> None:
         claimed = [key for key in event.keys if self._store.claim_message(key)]
         if not claimed:
             return
@@ -252,12 +252,12 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _loss(run: str, keys: Sequence[str]) -> Event:
+def _loss(run: str, keys: Sequence[str]) -> Notification:
     """Return what is told of lost nodes."""
     nodes = [key.removeprefix(LOST) for key in keys]
     named = ", ".join(nodes[:3]) + (" and more" if len(nodes) > 3 else "")
     count = f"{len(nodes)} nodes ({named}); their" if len(nodes) > 1 else f"a node ({named}); its"
-    return Event(tuple(keys), NODES_LOST, f"run {run} lost {count} work is repeated by others", {"nodes": nodes})
+    return Notification(tuple(keys), NODES_LOST, f"run {run} lost {count} work is repeated by others", {"nodes": nodes})
 
 
 def _fields(state: RunState, max_usd: float) -> dict[str, Any]:
