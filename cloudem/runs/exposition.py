@@ -22,7 +22,7 @@ from cloudem.cloud.nodes import HEAD
 from cloudem.io.storage.groups import read_attributes
 from cloudem.io.storage.location import folder_of, is_local
 from cloudem.jobs.iterative import CHECKPOINT
-from cloudem.runs.records import RunState, RunStore, Wishes
+from cloudem.runs.records import RunStore
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `exposition` returns."""
@@ -140,10 +140,30 @@ class JobFigures(NamedTuple):
 
 
 class RunFigures(NamedTuple):
-    """One run: how it stands, and what its owner wants of it."""
+    """One run.
 
-    state: RunState
-    wanted: Wishes
+    Attributes
+    ----------
+    running, failed
+        Whether it is not over; whether it has failed.
+    updated
+        When its controller gave its last sign of life, unix seconds.
+    spent_usd, cap_usd, usd_per_hour
+        So far, at most, and now.
+    workers
+        Nodes that it has, without its head; None where that is not known.
+    lost
+        Workers that ended though nobody here had ended them; None where that is not known.
+    """
+
+    running: bool
+    failed: bool
+    updated: float
+    spent_usd: float
+    cap_usd: float
+    usd_per_hour: float
+    workers: int | None = None
+    lost: int | None = None
 
 
 class Disk(NamedTuple):
@@ -176,7 +196,12 @@ def poses_kept(url: str) -> int | None:
 def run_figures(store: RunStore) -> RunFigures | None:
     """Return the figures of a run; None before it has begun."""
     state = store.state()
-    return None if state is None else RunFigures(state, store.wanted())
+    if state is None:
+        return None
+    workers = sum(node.slot != HEAD for node in state.nodes)
+    cap, rate = store.wanted().max_usd, state.usd_per_hour
+    failed = state.status == "failed"
+    return RunFigures(not state.over, failed, state.at, state.spent_usd, cap, rate, workers, state.lost)
 
 
 def disk_of(project: str) -> Disk | None:
@@ -214,7 +239,7 @@ class _Project(Collector):
 
     def __init__(self, jobs: Mapping[str, JobFigures], runs: Mapping[str, RunFigures], disk: Disk | None) -> None:
         newest = sorted(jobs.items(), key=lambda item: (-item[1].updated, item[0]))[:MOST_JOBS]
-        latest = sorted(runs.items(), key=lambda item: (-item[1].state.at, item[0]))[:MOST_JOBS]
+        latest = sorted(runs.items(), key=lambda item: (-item[1].updated, item[0]))[:MOST_JOBS]
         self._jobs, self._runs, self._disk = dict(newest), dict(latest), disk
 
     def describe(self) -> Iterable[Metric]:
@@ -280,26 +305,21 @@ class _Project(Collector):
 
     def _of_runs(self) -> Iterator[Metric]:
         runs = self._runs.items()
-        workers: dict[Labels, int] = {(n,): sum(node.slot != HEAD for node in r.state.nodes) for n, r in runs}
-        yield _gauge("cloudem_run_running", "Whether the run is not over.", {(n,): not r.state.over for n, r in runs})
-        yield _gauge(
-            "cloudem_run_failed", "Whether the run has failed.", {(n,): r.state.status == "failed" for n, r in runs}
-        )
+        yield _gauge("cloudem_run_running", "Whether the run is not over.", {(n,): r.running for n, r in runs})
+        yield _gauge("cloudem_run_failed", "Whether the run has failed.", {(n,): r.failed for n, r in runs})
         yield _gauge(
             "cloudem_run_updated_timestamp_seconds",
             "When the controller gave its last sign of life.",
-            {(n,): r.state.at for n, r in runs},
+            {(n,): r.updated for n, r in runs},
         )
-        yield _gauge("cloudem_run_spent_usd", "Spent so far, as metered.", {(n,): r.state.spent_usd for n, r in runs})
-        yield _gauge("cloudem_run_cap_usd", "What may be spent.", {(n,): r.wanted.max_usd for n, r in runs})
-        yield _gauge(
-            "cloudem_run_usd_per_hour", "What its nodes cost now.", {(n,): r.state.usd_per_hour for n, r in runs}
-        )
-        yield _gauge("cloudem_run_workers", "Worker nodes that are there.", workers)
+        yield _gauge("cloudem_run_spent_usd", "Spent so far, as metered.", {(n,): r.spent_usd for n, r in runs})
+        yield _gauge("cloudem_run_cap_usd", "What may be spent.", {(n,): r.cap_usd for n, r in runs})
+        yield _gauge("cloudem_run_usd_per_hour", "What its nodes cost now.", {(n,): r.usd_per_hour for n, r in runs})
+        yield _gauge("cloudem_run_workers", "Worker nodes that are there.", {(n,): r.workers for n, r in runs})
         yield _counter(
             "cloudem_run_nodes_lost",
             "Workers that ended though nobody here had ended them.",
-            {(n,): r.state.lost for n, r in runs},
+            {(n,): r.lost for n, r in runs},
         )
 
 

@@ -14,7 +14,6 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloudem.cloud.money import account
-from cloudem.cloud.nodes import HEAD
 from cloudem.execution.executor import SerialExecutor
 from cloudem.jobs.base import Job
 from cloudem.jobs.progress import Progress, RunningStage
@@ -32,7 +31,6 @@ from cloudem.runs.exposition import (
     poses_kept,
     run_figures,
 )
-from cloudem.runs.records import NodeStatus, RunState, Wishes
 from cloudem.traffic import Traffic
 from tests.jobs.conftest import Scene, make_scene
 from tests.runs.test_controller import World
@@ -89,10 +87,7 @@ def figures(updated: float = 1.0, resolution: float | None = 3.1) -> JobFigures:
 
 
 def test_every_figure_is_there_under_its_name() -> None:
-    node = NodeStatus(slot="worker-0", id="n", pool="a b spot", state="running", since=1.0)
-    head = node.model_copy(update={"slot": HEAD})
-    state = RunState(at=5.0, status="running", spent_usd=4.2, usd_per_hour=1.5, nodes=(head, node, node), lost=3)
-    runs = {"apo-1": RunFigures(state, Wishes(max_usd=10.0, deadline=9.0))}
+    runs = {"apo-1": RunFigures(True, False, 5.0, 4.2, 10.0, 1.5, 2, 3)}
     found = samples(exposition({"refine": figures()}, runs, Disk(1000, 250)))
     job = {"job": "refine"}
     assert of(found, "cloudem_job_running", **job) == 1
@@ -226,7 +221,7 @@ def test_a_run_is_told_as_its_ledger_has_it(tmp_path: Path) -> None:
     assert run_figures(world.store) is None
     figures = run_with_a_loss(world)
     found = samples(exposition({}, {"apo": figures}))
-    spent = account(world.store.ledger(), figures.state.at)
+    spent = account(world.store.ledger(), figures.updated)
     assert of(found, "cloudem_run_spent_usd", job="apo") == pytest.approx(spent.total, abs=1e-9)
     assert of(found, "cloudem_run_usd_per_hour", job="apo") == pytest.approx(spent.rate_per_hour)
     assert of(found, "cloudem_run_cap_usd", job="apo") == 5.0
