@@ -86,9 +86,11 @@ class Submit(Command):
         from cloudem.runs.preflight import preflight
         from cloudem.runs.records import new_name
         from cloudem.runs.submit import new_run, start
+        from cloudem.runs.webhook import taken_webhook
         from cloudem.runs.workflow import read_workflow
 
         assert self.workflow is not None  # noqa: S101 - see run
+        webhook = taken_webhook()
         workflow = read_workflow(self.workflow)
         outlook = preflight(workflow, planning=self.dry_run)
         print_graph(outlook)
@@ -116,6 +118,7 @@ class Submit(Command):
             workflow, plan, provider_kind, name, *limits, time.time(), dashboard=self.dashboard
         )
         say_cap(plan, wanted)
+        _say_webhook(webhook)
         if self.dry_run:
             return
         if not self.yes:
@@ -123,7 +126,7 @@ class Submit(Command):
         store.create(record, wanted)
         advise_to_follow(store)
         provider = provider_of(provider_kind, plan.region)
-        start(store, provider, Catalogue.load(), click.echo)
+        start(store, provider, Catalogue.load(), click.echo, webhook=webhook)
         self._then(store)
 
     def _resume(self, store: RunStore) -> None:
@@ -131,19 +134,22 @@ class Submit(Command):
         from cloudem.cloud.providers import provider_of
         from cloudem.runs.preflight import preflight_of_rest
         from cloudem.runs.submit import resume, start
+        from cloudem.runs.webhook import taken_webhook
 
+        webhook = taken_webhook()
         record = store.record()
         for text in preflight_of_rest(store).lines:
             click.echo(text)
         provider = provider_of(record.provider, record.region)
         usd = self.max_usd or store.wanted().max_usd
         click.echo(f"{store.url} resumes with an approximate maximum of ${usd:g} in total")
+        _say_webhook(webhook)
         if self.dry_run:
             return
         if not self.yes:
             confirm(f"Rent machines for it again ({record.provider}, {record.region})?")
         resume(store, self.max_usd, self.max_hours, time.time())
-        start(store, provider, Catalogue.load(), click.echo)
+        start(store, provider, Catalogue.load(), click.echo, webhook=webhook)
         self._then(store)
 
     def _then(self, store: RunStore) -> None:
@@ -153,6 +159,11 @@ class Submit(Command):
             click.echo(f"detached; follow it with: cloudem submit --attach {store.url}")
         else:
             follow_run(store)
+
+
+def _say_webhook(webhook: bytes | None) -> None:
+    if webhook is not None:
+        click.echo("notifications: to the webhook of CLOUDEM_WEBHOOK")
 
 
 def _zones_of_provider(workflow: Workflow, region: str | None) -> str | None:

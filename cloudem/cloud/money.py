@@ -26,6 +26,9 @@ SHUTDOWN_S = 60.0
 START_UP, IDLE = "(start-up)", "(idle)"
 """Under what `Account.by_step` has the cost of time before the first step, and of any other time outside of steps."""
 
+ENDED, NOT_LISTED = "ended", "not listed"
+"""Why a node ended that nobody here had ended, or how the text begins that says so."""
+
 Verdict: TypeAlias = Literal["run", "drain", "end"]
 
 
@@ -116,6 +119,11 @@ class NodeEnded(Entry):
 
     node: str
     why: str = ""
+
+    @property
+    def unasked(self) -> bool:
+        """Whether nobody here had ended it: it was taken, or failed."""
+        return self.why == ENDED or self.why.startswith(NOT_LISTED)
 
 
 @dataclass(frozen=True)

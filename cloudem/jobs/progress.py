@@ -38,12 +38,15 @@ class StageTiming:
         Seconds on the clock, and CPU seconds of this process and its children.
     peak_rss_bytes
         Highest resident memory of this process and its children that was seen during the stage, bytes.
+    done
+        How many items were done, where the stage counts them: of ``align``, images.
     """
 
     name: str
     wall_s: float
     cpu_s: float
     peak_rss_bytes: int
+    done: int = 0
 
 
 class RunningStage:
@@ -121,7 +124,7 @@ class Progress(ABC):
         self._running.append(stage)
         self.show_stage(stage)
         try:
-            with self._clock.measure(name), labelled(step=name):
+            with self._clock.measure(name, stage), labelled(step=name):
                 yield stage
         finally:
             self._running.remove(stage)
@@ -225,7 +228,7 @@ class _Clock:
         return list(self._timings.values())
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
+    def measure(self, name: str, stage: RunningStage) -> Iterator[None]:
         wall, cpu = time.monotonic(), self._cpu()
         over, peaks = threading.Event(), [0]
         sampler = threading.Thread(target=self._sample, args=(over, peaks), name="cloudem-memory", daemon=True)
@@ -241,6 +244,7 @@ class _Clock:
                 old.wall_s + time.monotonic() - wall,
                 old.cpu_s + max(self._cpu() - cpu, 0.0),
                 max(old.peak_rss_bytes, peaks[0]),
+                old.done + stage.done,
             )
 
     def _sample(self, over: threading.Event, peaks: list[int]) -> None:

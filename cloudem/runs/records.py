@@ -11,6 +11,7 @@
                          steps/0.json …      written when a step is finished
                          report.html         what was planned and what it took and cost, when it is over
                          notices/<node>.json which nodes are about to be taken, written by themselves
+                         notified/<key>.json what a webhook was told, written before it is told
 
 There is one controller at a time: it holds the lease of the run's folder.
 """
@@ -185,6 +186,8 @@ class RunState(_Record):
         Of which start (`Wishes.launch`).
     why
         Why it ended, or what it waits for.
+    lost
+        How many workers ended though nobody here had ended them.
     """
 
     at: Moment
@@ -199,6 +202,7 @@ class RunState(_Record):
     nodes: tuple[NodeStatus, ...] = ()
     launch: int = 1
     why: str = ""
+    lost: int = Field(default=0, ge=0)
 
     @property
     def over(self) -> bool:
@@ -326,6 +330,11 @@ class RunStore:
                 if 0 <= taken <= latest:  # who is always about to be taken would never be ended
                     found[name.removesuffix(".json")] = taken
         return found
+
+    def claim_message(self, key: str) -> bool:
+        """Note that a webhook is told something; return whether nobody has told it, or was about to, before."""
+        name = re.sub(r"[^A-Za-z0-9.-]", "-", key)
+        return self._put_once(f"notified/{name}.json", json.dumps({"at": time.time()}))
 
     def append(self, *entries: Entry) -> None:
         """Add to the ledger; what is there is never changed."""

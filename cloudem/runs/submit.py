@@ -27,6 +27,7 @@ from cloudem.io.storage.location import is_remote
 from cloudem.runs.agent import ALONE_S, certificates_as_secret, certificates_from_secret
 from cloudem.runs.reckoning import SILENT_S
 from cloudem.runs.records import LATENCY_S, RunRecord, RunState, RunStore, Wishes, wishes_of
+from cloudem.runs.webhook import WEBHOOK_SECRET
 from cloudem.runs.workflow import Workflow
 
 Say = Callable[[str], None]
@@ -92,9 +93,16 @@ def new_run(
 
 
 def start(
-    store: RunStore, provider: Provider, catalogue: Catalogue, say: Say, clock: Callable[[], float] = time.time
+    store: RunStore,
+    provider: Provider,
+    catalogue: Catalogue,
+    say: Say,
+    clock: Callable[[], float] = time.time,
+    webhook: bytes | None = None,
 ) -> Node:
     """Launch the head of a run and wait until its controller lives; on any failure remove what was made.
+
+    The URL of a webhook goes the way of the certificates: it is a secret of the cluster, and goes with it.
 
     Raises
     ------
@@ -107,6 +115,8 @@ def start(
     try:
         provider.prepare(record.name, tags)
         provider.put_secret(record.name, CERTIFICATES, certificates())
+        if webhook is not None:
+            provider.put_secret(record.name, WEBHOOK_SECRET, webhook)
         request = head_request(store, record, wanted, tags, catalogue)
         say(f"requesting the head node: {' or '.join(' '.join(pool) for pool in request.pools[:3])}")
         node = provider.launch(request)

@@ -212,3 +212,11 @@ def test_a_job_that_fails_before_it_writes_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(InconsistentDataError):
         run_job(Count(numbers=("3",), out=str(tmp_path / "x"), fail="early"), lambda _: SerialExecutor())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_stage_has_done_is_summed_over_its_runs() -> None:
+    progress = SilentProgress()
+    for count in (3, 4):
+        with progress.stage("align", 10) as stage:
+            stage.advance(count)
+    assert [(each.name, each.done) for each in progress.timings()] == [("align", 7)]

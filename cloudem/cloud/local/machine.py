@@ -168,7 +168,8 @@ class Machine:
     def _start(self, endpoint: str) -> subprocess.Popen[bytes]:
         disk = self._folder / "disk"
         disk.mkdir(exist_ok=True)
-        environment = {name: value for name, value in os.environ.items() if name != "CLOUDEM_NODE"}
+        private = ("CLOUDEM_NODE", "CLOUDEM_WEBHOOK", "CLOUDEM_WEBHOOK_FILE")
+        environment = {name: value for name, value in os.environ.items() if name not in private}
         environment |= {
             ENDPOINT: endpoint,
             "CLOUDEM_LOCAL_CLOUD": str(self._folder.parents[3]),

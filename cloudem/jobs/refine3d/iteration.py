@@ -203,9 +203,9 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
     }
-    references = {"references": list(outcome.references)}
+    kept = {"references": list(outcome.references), "poses": len(outcome.checkpoint.pose_images)}
     curves = outcome.curves.by_name()
-    return IterationResult(after, row, outcome.checkpoint.arrays(), references, curves, onward, outcome)
+    return IterationResult(after, row, outcome.checkpoint.arrays(), kept, curves, onward, outcome)
 
 
 def solve_halves(

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from cloudem.cloud.money import NodeEnded
+from cloudem.cloud.money import ENDED, NOT_LISTED, NodeEnded
 from cloudem.cloud.nodes import HEAD, Node
 from cloudem.cloud.planning.choices import DISK_GIB
 from cloudem.cloud.planning.plan import PlannedStep
@@ -142,7 +142,7 @@ class RunFleet:
                 if node.id not in known:
                     self._meter.enter_start(node)
                 if not node.alive and node.id not in ended:
-                    self._meter.enter(NodeEnded(node.ended or now, node.id, self._why_ended.get(node.id, "ended")))
+                    self._meter.enter(NodeEnded(node.ended or now, node.id, self._why_ended.get(node.id, ENDED)))
                     LOG.info("%s: %s has ended", node.slot, node.id)
             self._seen |= dict.fromkeys(ids, now)
             self._miss(now, ids)
@@ -156,7 +156,7 @@ class RunFleet:
         for node, since in self._missing.items():
             if now - since >= LISTING_S:
                 last = max(starts[node], self._seen.get(node, self._sign))
-                self._meter.enter(NodeEnded(min(now, last + ALONE_S), node, f"not listed for {LISTING_S:.0f} s"))
+                self._meter.enter(NodeEnded(min(now, last + ALONE_S), node, f"{NOT_LISTED} for {LISTING_S:.0f} s"))
         self._sign = now
 
     def _forgotten(self, ended: Mapping[str, float]) -> list[Node]:

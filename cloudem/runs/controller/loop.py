@@ -15,12 +15,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
 from cloudem.cloud.catalogue import Catalogue
-from cloudem.cloud.money import Account, Cap, NodeEnded, node_deadline, verdict, worst_overshoot
+from cloudem.cloud.money import Account, Cap, Entry, NodeEnded, node_deadline, verdict, worst_overshoot
 from cloudem.cloud.provider import Provider
 from cloudem.cloud.providers import provider_of
 from cloudem.cloud.reconcile import WORTH_S, Desired
@@ -38,8 +38,10 @@ from cloudem.jobs.logs import keep_log
 from cloudem.runs.controller.fleet import RunFleet
 from cloudem.runs.controller.meter import Meter
 from cloudem.runs.controller.steps import RunningStep, StepProcess, Steps
+from cloudem.runs.notifications import Notifications, lost_nodes
 from cloudem.runs.records import LATENCY_S, OVER, RunState, RunStore, Status, Wishes, node_status
 from cloudem.runs.supervision import Repeated
+from cloudem.runs.webhook import WEBHOOK_SECRET
 from cloudem.text import dollars
 
 LOG = logging.getLogger("cloudem.run")
@@ -70,6 +72,9 @@ class Controller:
         Unix seconds.
     report
         Writes the page of a run that is over, and returns where it is.
+    tell
+        Tells a webhook what is new: how the run stands, its cap in dollars, its ledger. Returns at once but for the
+        last time.
     """
 
     def __init__(
@@ -82,8 +87,9 @@ class Controller:
         workers: Callable[[], Set[str] | None],
         clock: Callable[[], float] = time.time,
         report: Callable[[RunState], str] | None = None,
+        tell: Callable[[RunState, float, Sequence[Entry]], None] | None = None,
     ) -> None:
-        self._store, self._clock, self._write_report = store, clock, report
+        self._store, self._clock, self._write_report, self._tell_webhook = store, clock, report, tell
         self._record = record = store.record()
         self._wanted: Wishes = store.wanted()
         self._launch = int(node.get("generation", 1))
@@ -139,6 +145,7 @@ class Controller:
         state = self._state(now)
         if state.over:  # before anybody hears of it, who might end this machine
             self._report(state)
+        self._tell(state)
         self._store.write_state(state)
 
     def _read_wishes(self, now: float) -> None:
@@ -267,6 +274,14 @@ class Controller:
         except Exception:
             LOG.exception("the report could not be written; `cloudem cost %s --report FILE` does", self._store.url)
 
+    def _tell(self, state: RunState) -> None:
+        """Tell a webhook what is new; nothing that fails there is of any consequence here."""
+        try:
+            if self._tell_webhook is not None:
+                self._tell_webhook(state, self._wanted.max_usd, self._meter.ledger)
+        except Exception as error:  # its words may hold the URL
+            LOG.warning("notifications fail: %s", type(error).__name__)
+
     def _state(self, now: float) -> RunState:
         spent, number, steps = self._meter.account(now), self._steps.current, self._record.steps
         return RunState(
@@ -282,6 +297,7 @@ class Controller:
             nodes=() if self.over else tuple(node_status(node) for node in self._fleet.nodes if node.alive),
             launch=self._wanted.launch,
             why=self._why,
+            lost=len(lost_nodes(self._meter.ledger, 0.0)),
         )
 
 
@@ -294,9 +310,11 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     node = json.loads(environment["CLOUDEM_NODE"])
-    store = RunStore.of(node["project"], node["run"])
+    store, notifications = RunStore.of(node["project"], node["run"]), None
     try:
-        provider = provider_of(node["provider"], store.record().region)
+        record = store.record()
+        provider = provider_of(node["provider"], record.region)
+        notifications = Notifications(store, record, lambda: provider.secret(record.name, WEBHOOK_SECRET))
         scheduler, certificates = str(node["scheduler"]), node.get("certificates_folder")
         # their files are in a folder with the node's name
         known = Repeated(lambda: frozenset(workers_of(scheduler, certificates).values()), KNOWN_S)
@@ -308,13 +326,17 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
 
             return write_run_page(store, catalogue, state)
 
-        Controller(store, provider, node, catalogue, begin, lambda: known.value, report=report).run()
+        Controller(
+            store, provider, node, catalogue, begin, lambda: known.value, report=report, tell=notifications.look
+        ).run()
     except SupersededError as error:
         LOG.warning("%s", error)
     except (FormatError, MissingInputError, ParameterError) as error:  # no other controller could do better
         LOG.error("%s", error)
         state = RunState(at=time.time(), status="failed", launch=int(node.get("generation", 1)), why=str(error))
         with contextlib.suppress(CloudemError), hold(store.url, log=LOG):
+            if notifications is not None:
+                notifications.look(state, store.wanted().max_usd, ())
             store.write_state(state)
     except CloudemError as error:
         LOG.error("%s", error)

@@ -85,6 +85,11 @@ class Meter:
         """How many ends of nodes were entered."""
         return sum(isinstance(entry, NodeEnded) for entry in self._ledger)
 
+    @property
+    def ledger(self) -> Sequence[Entry]:
+        """All entries, those of earlier controllers too."""
+        return self._ledger
+
     def account(self, now: float) -> Account:
         """Return what was spent until ``now``, unix seconds."""
         return account(self._ledger, now)
