@@ -16,6 +16,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,12 +63,13 @@ class Frozen(BaseModel):
 
 
 class LiveTiming(Frozen):
-    """Cost of one stage that has run: seconds on the clock and of the CPU, bytes of memory at most."""
+    """Cost of one stage that has run: seconds on the clock and of the CPU, bytes of memory at most, items done."""
 
     name: str
     wall_s: float
     cpu_s: float
     peak_rss_bytes: int
+    done: int = 0
 
 
 class LiveTraffic(Frozen):
@@ -328,10 +330,7 @@ def now_of(first: Live, progress: Progress, state: LiveState, why: str) -> Live:
         left = _finite(stage.seconds_left)
         now |= {"stage": stage.name, "done": stage.done, "total": stage.total, "unit": stage.unit}
         now |= {"stage_s": stage.elapsed, "stage_seconds_left": left if isinstance(left, float) else None}
-    timings = [
-        LiveTiming(name=each.name, wall_s=each.wall_s, cpu_s=each.cpu_s, peak_rss_bytes=each.peak_rss_bytes)
-        for each in progress.timings()
-    ]
+    timings = [LiveTiming(**asdict(each)) for each in progress.timings()]
     moved = {name: LiveTraffic(**part._asdict()) for name, part in progress.moved().items() if any(part)}
     return first.model_copy(
         update={

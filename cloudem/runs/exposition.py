@@ -10,6 +10,7 @@ docs/monitoring.md says what each number is; `deploy/prometheus` and `deploy/gra
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -19,10 +20,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cloudem.cloud.nodes import HEAD
+from cloudem.errors import CloudemError
 from cloudem.io.storage.groups import read_attributes
-from cloudem.io.storage.location import folder_of, is_local
+from cloudem.io.storage.location import folder_of, is_local, join
 from cloudem.jobs.iterative import CHECKPOINT
-from cloudem.runs.records import RunStore
+from cloudem.jobs.live import read_live
+from cloudem.runs.project import JobState, Project, RunSummary, read_project
+from cloudem.runs.records import OVER, RunStore
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `exposition` returns."""
@@ -32,6 +36,9 @@ ALIGN = "align"
 
 MOST_JOBS = 200
 """Jobs, and runs, that are shown: those that said something last. Older ones change no more."""
+
+RECENT_S = 900.0
+"""A job that ended within so many seconds is shown with all its counts."""
 
 Labels = tuple[str, ...]
 
@@ -202,6 +209,42 @@ def run_figures(store: RunStore) -> RunFigures | None:
     cap, rate = store.wanted().max_usd, state.usd_per_hour
     failed = state.status == "failed"
     return RunFigures(not state.over, failed, state.at, state.spent_usd, cap, rate, workers, state.lost)
+
+
+def scrape(url: str) -> bytes:
+    """Return the figures of a project, or of the results of one job, in Prometheus's text format; see `read_project`.
+
+    Raises
+    ------
+    CloudemError
+        There is no project, or its storage fails.
+    """
+    project = read_project(url)
+    jobs = {job.path or job.kind: _of_state(project, job) for job in project.jobs}
+    runs = {run.name: _of_summary(project.url, run) for run in project.runs}
+    return exposition(jobs, {name: run for name, run in runs.items() if run is not None}, disk_of(project.url))
+
+
+def _of_state(project: Project, job: JobState) -> JobFigures:
+    """Return the figures of a job; what has just ended is asked once more, so that its last counts are seen."""
+    live, place, poses = job.live, join(project.url, job.path), None
+    with contextlib.suppress(CloudemError):
+        if live is None and project.at - job.updated < RECENT_S:
+            live = read_live(place)
+        if live is not None and live.state == "running":
+            poses = poses_kept(place)
+    if live is None:
+        return JobFigures(job.state, job.updated, job.resolution_A)
+    return job_figures(live, poses)._replace(resolution=job.resolution_A)
+
+
+def _of_summary(project: str, run: RunSummary) -> RunFigures | None:
+    """Return the figures of a run; only of those that are not over, its records are read."""
+    if run.status in OVER:
+        return RunFigures(False, run.status == "failed", run.at, run.spent_usd, run.cap_usd, 0.0, 0)
+    if run.status in ("unreadable", "not started"):
+        return None
+    return run_figures(RunStore.of(project, run.name))
 
 
 def disk_of(project: str) -> Disk | None:

@@ -15,7 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloudem.cloud.money import account
 from cloudem.execution.executor import SerialExecutor
+from cloudem.io.storage.location import join, write_bytes
 from cloudem.jobs.base import Job
+from cloudem.jobs.live import LIVE_FILE, read_live
 from cloudem.jobs.progress import Progress, RunningStage
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.runner import run_job
@@ -30,6 +32,7 @@ from cloudem.runs.exposition import (
     job_figures,
     poses_kept,
     run_figures,
+    scrape,
 )
 from cloudem.traffic import Traffic
 from tests.jobs.conftest import Scene, make_scene
@@ -227,3 +230,28 @@ def test_a_run_is_told_as_its_ledger_has_it(tmp_path: Path) -> None:
     assert of(found, "cloudem_run_cap_usd", job="apo") == 5.0
     assert of(found, "cloudem_run_nodes_lost_total", job="apo") == 1
     assert of(found, "cloudem_run_workers", job="apo") == len(world.alive()) == 2
+
+
+def test_a_project_is_scraped_while_its_job_runs_and_when_it_has_ended(scene: Scene, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    job = Refine3D(**scene.refinement(project / "refine", max_iterations=2, max_resolution_A=14.0, report=False))
+    world = World(project)
+    run_with_a_loss(world)
+    watched(job, progress := Watched())
+    found = samples(scrape(str(project)))
+    rows = progress.iterations()
+    assert of(found, "cloudem_job_running", job="refine") == 0
+    assert of(found, "cloudem_job_images_aligned_total", job="refine") == 200 * len(rows)
+    assert of(found, "cloudem_job_resolution_angstroms", job="refine") == rows[-1]["resolution_A"]
+    name = world.store.record().name
+    assert of(found, "cloudem_run_nodes_lost_total", job=name) == 1
+    assert of(found, "cloudem_run_running", job=name) == 1
+    assert of(found, "cloudem_project_disk_size_bytes") > 0
+    live = read_live(job.out)
+    assert live is not None
+    again = live.model_copy(update={"state": "running", "stage": "align", "done": 50, "total": 200})
+    write_bytes(join(job.out, LIVE_FILE), again.model_dump_json().encode())
+    found = samples(scrape(str(project)))
+    assert of(found, "cloudem_job_images_aligned_total", job="refine") == 200 * len(rows) + 50
+    assert of(found, "cloudem_job_items_waiting", job="refine", step="align") == 150
+    assert of(found, "cloudem_job_poses", job="refine") >= 200
