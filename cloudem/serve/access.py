@@ -90,12 +90,12 @@ class Access:
         return bool(cookie) and self.has_cookie(cookie)
 
 
-def is_loopback(host: str) -> bool:
+def _only_here(host: str) -> bool:
     """Tell whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)._only_here
     except ValueError:
         return False
 
@@ -108,7 +108,7 @@ def check_exposure(host: str, *, encrypted: bool, plain: bool) -> None:
     ParameterError
         Says what to do.
     """
-    if not is_loopback(host) and not encrypted and not plain:
+    if not _only_here(host) and not encrypted and not plain:
         raise ParameterError(
             f"--host {host} can be reached from other machines, and without TLS they can read along: give "
             "--certificate and --key, or --plain-http if a proxy in front encrypts. A tunnel needs no --host: "

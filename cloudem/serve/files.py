@@ -12,7 +12,7 @@ from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import read_attributes, read_group
 
 
-def map_file(url: str, array: str) -> IO[Any]:
+def map_as_mrc(url: str, array: str) -> IO[Any]:
     """Return a map of a result as an open MRC file that vanishes when it is closed.
 
     Raises

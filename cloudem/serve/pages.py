@@ -158,7 +158,7 @@ class Pages:
 
     def download(self, path: str, name: str) -> tuple[str, IO[Any]] | None:
         """Return the name of a file made of a result, and the file; whoever takes it closes it."""
-        from cloudem.serve.files import chimerax_script, map_file
+        from cloudem.serve.files import chimerax_script, map_as_mrc
 
         job = self._job(path)
         if job is None or not self._has_maps(job):
@@ -170,7 +170,7 @@ class Pages:
             if info is None:
                 return None
             return f"{label}.cxc", io.BytesIO(chimerax_script(label, info.mean + SIGMAS * info.sigma, info.sigma))
-        return (f"{label}-{name}", map_file(self._of(job), stem)) if stem in DOWNLOADS else None
+        return (f"{label}-{name}", map_as_mrc(self._of(job), stem)) if stem in DOWNLOADS else None
 
     def run(self, name: str) -> str | None:
         """Return the page of a run."""
@@ -178,11 +178,11 @@ class Pages:
 
         return run_page(self.url, name) if any(run.name == name for run in self._read().runs) else None
 
-    def metrics(self) -> str:
+    def metrics(self) -> bytes:
         """Return figures for Prometheus."""
-        from cloudem.runs.exposition import exposition
+        from cloudem.runs.exposition import scrape
 
-        return exposition(self._read())
+        return scrape(self.url)
 
     def refused(self) -> str:
         """Return the page of whoever has no token."""
@@ -292,7 +292,7 @@ class Pages:
         return [*files, ("map.cxc", "open in ChimeraX (.cxc)")]
 
     def _part(self, template: str, **values: Any) -> str:
-        return templates().get_template(template).render(root=self.root, project=self.name, **values)
+        return page_templates().get_template(template).render(root=self.root, project=self.name, **values)
 
 
 def version(job: JobState) -> str:
@@ -347,7 +347,7 @@ def _age(job: JobState) -> str:
 
 
 @cache
-def templates() -> Environment:
+def page_templates() -> Environment:
     """Return the templates, which escape whatever is no drawing of cloudem's; those of reports are among them."""
     from jinja2 import ChoiceLoader, PackageLoader
 

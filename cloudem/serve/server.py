@@ -237,7 +237,7 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (r"/", Page, page("project")),
             (r"/events", Events, of("project_news")),
             (r"/news", News, of("project_news")),
-            (r"/metrics", Page, page("metrics", "text/plain")),
+            (r"/metrics", Page, page("metrics", "text/plain; version=0.0.4")),
             (r"/static/([a-z-]+\.[a-z]+)", Static, shared),
             (rf"/run/{PATH}", Page, page("run")),
             (rf"/job/{PATH}/-/events", Events, of("job_news")),

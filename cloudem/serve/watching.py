@@ -13,7 +13,7 @@ MOST_WATCHERS = 500
 """Pages that are served at the same time; more are told to ask now and then instead."""
 
 
-class Watch:
+class Watched:
     """Somebody's news of one thing, from one poller however many listen.
 
     Parameters
@@ -73,11 +73,11 @@ class Watches:
     """All that is watched, by name."""
 
     def __init__(self) -> None:
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, Watched] = {}
 
-    def of(self, name: str, look: Callable[[], Awaitable[str]], every_s: float) -> Watch | None:
+    def of(self, name: str, look: Callable[[], Awaitable[str]], every_s: float) -> Watched | None:
         """Return the watch of one thing; None if too many are listening."""
         self._watches = {key: watch for key, watch in self._watches.items() if watch.listeners}
         if sum(watch.listeners for watch in self._watches.values()) >= MOST_WATCHERS:
             return None
-        return self._watches.setdefault(name, Watch(look, every_s))
+        return self._watches.setdefault(name, Watched(look, every_s))

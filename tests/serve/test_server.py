@@ -188,3 +188,13 @@ def test_a_project_that_is_not_there_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(MissingInputError, match="does not exist"):
         Pages(str(tmp_path / "nothing")).project()
+
+
+def test_prometheus_scrapes_what_pages_show(site: Site, project: Path) -> None:
+    answer = site.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    stated = read_group(str(project / "refine"), "result")[1]["resolution_A"]
+    line = next(
+        each for each in answer.text.splitlines() if each.startswith('cloudem_job_resolution_angstroms{job="refine"}')
+    )
+    assert float(line.split()[-1]) == pytest.approx(stated, rel=0.2)

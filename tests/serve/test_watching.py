@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from cloudem.serve import watching
-from cloudem.serve.watching import Watch, Watches
+from cloudem.serve.watching import Watched, Watches
 
 
 def counting(values: list[str]) -> tuple[Callable[[], Awaitable[str]], list[int]]:
@@ -22,7 +22,7 @@ def counting(values: list[str]) -> tuple[Callable[[], Awaitable[str]], list[int]
     return look, looks
 
 
-async def heard(watch: Watch, count: int) -> list[str]:
+async def heard(watch: Watched, count: int) -> list[str]:
     found = []
     async for text in watch.news():
         if text:
@@ -35,7 +35,7 @@ async def heard(watch: Watch, count: int) -> list[str]:
 def test_all_hear_what_one_poller_sees() -> None:
     async def run() -> None:
         look, looks = counting(["a", "a", "trouble", "b"])
-        watch = Watch(look, 0.02)
+        watch = Watched(look, 0.02)
         found = await asyncio.gather(*(heard(watch, 2) for _ in range(20)))
         assert found == [["a", "b"]] * 20
         assert looks[0] < 10
@@ -50,7 +50,7 @@ def test_all_hear_what_one_poller_sees() -> None:
 
 def test_who_comes_later_hears_the_last_news_at_once() -> None:
     async def run() -> None:
-        watch = Watch(counting(["a"])[0], 0.01)
+        watch = Watched(counting(["a"])[0], 0.01)
         first = asyncio.create_task(heard(watch, 2))
         await asyncio.sleep(0.05)
         assert await asyncio.wait_for(heard(watch, 1), 1) == ["a"]
@@ -61,7 +61,7 @@ def test_who_comes_later_hears_the_last_news_at_once() -> None:
 
 def test_a_slow_listener_hears_the_newest_only() -> None:
     async def run() -> None:
-        watch = Watch(counting([str(number) for number in range(100)])[0], 0.005)
+        watch = Watched(counting([str(number) for number in range(100)])[0], 0.005)
         news = watch.news()
         await anext(news)
         await asyncio.sleep(0.2)
@@ -75,7 +75,7 @@ def test_silence_is_broken_by_a_sign_of_life(monkeypatch) -> None:
     monkeypatch.setattr(watching, "BEAT_S", 0.05)
 
     async def run() -> None:
-        news = Watch(counting(["a"])[0], 10).news()
+        news = Watched(counting(["a"])[0], 10).news()
         assert [await anext(news), await anext(news)] == ["a", ""]
         await news.aclose()
 
