@@ -1,4 +1,4 @@
-"""Maps for looking at, coarser and of 8 bit: a map's low frequencies on fewer voxels.
+"""Maps and images for looking at, coarser: their low frequencies on fewer voxels or pixels; maps also of 8 bit.
 
 Nothing is computed from them. The transform of a map is cropped to those frequencies that the coarse box holds, which
 low-passes the map and keeps its centre, voxel ``n // 2``, at the coarse centre.
@@ -86,6 +86,41 @@ def coarse_map(spectrum: Complex64, curve: NDArray[np.floating] | None = None) -
         radius = np.sqrt(k[:, None, None] + k[:, None] + np.arange(side // 2 + 1) ** 2)
         spectrum = spectrum * np.interp(radius, np.arange(len(curve)), curve, right=0.0).astype(np.float32)
     return np.asarray(fft.irfftn(spectrum, s=(side,) * 3), np.float32)
+
+
+def coarse_images(
+    images: NDArray[np.float32], side: int, curve: NDArray[np.floating] | None = None
+) -> NDArray[np.float32]:
+    """Return images on fewer pixels: their low frequencies, multiplied with a curve by shell.
+
+    Parameters
+    ----------
+    images
+        (b, n, n).
+    side
+        m, at most n.
+    curve
+        (n // 2 + 1,), by shell; None for 1 everywhere.
+
+    Returns
+    -------
+        (b, m, m), in the units of the images; the centre, pixel ``n // 2``, is at the coarse centre.
+    """
+    box = images.shape[-1]
+    if not 0 < side <= box:
+        raise ParameterError(f"a coarse image of a box of {box} has 1 to {box} pixels along an edge, not {side}")
+    rows = np.fft.fftfreq(side, 1 / side).astype(int)
+    columns = side // 2 + 1
+    found = np.asarray(fft.rfft2(np.asarray(images, np.float32))[:, rows, :columns], np.complex64)
+    if curve is not None:
+        radius = np.hypot(rows[:, None], np.arange(columns))
+        found *= np.interp(radius, np.arange(len(curve)), curve, right=0.0).astype(np.float32)
+    if side < box:
+        shift = _phases(rows, box, side)
+        found *= shift[:, None] * shift[:columns] * np.float32((side / box) ** 2)
+        if side % 2 == 0:  # the coarse Nyquist frequency has no sign
+            found[:, side // 2], found[:, :, side // 2] = 0, 0
+    return np.asarray(fft.irfft2(found, s=(side, side)), np.float32)
 
 
 def visible_share(fsc: NDArray[np.floating]) -> NDArray[np.float64]:

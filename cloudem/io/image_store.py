@@ -146,7 +146,7 @@ class ImageStore(Generic[Rows]):
         return None
 
     @property
-    def _table(self) -> str:
+    def table_group(self) -> str:
         """Group of the table."""
         return "columns"
 
@@ -169,7 +169,7 @@ class ImageStore(Generic[Rows]):
         StorageError, FormatError
             Part of it is lost or changed, or it has another number of rows than there are images.
         """
-        table: Rows = table_from_arrays(self.KIND.table, *read_group(self.url, self._table))
+        table: Rows = table_from_arrays(self.KIND.table, *read_group(self.url, self.table_group))
         if self.url == self.image_url and len(table) != self._layout.count:
             raise FormatError(
                 f"{self.url} holds {self._layout.count} images and a table of {len(table)} {self.KIND.name}; "
@@ -179,13 +179,13 @@ class ImageStore(Generic[Rows]):
 
     def columns(self, names: Iterable[str]) -> Rows:
         """Return the table with some of its columns, as far as it has them; no others are read."""
-        attributes = read_attributes(self.url, self._table) or {}
+        attributes = read_attributes(self.url, self.table_group) or {}
         stated = attributes.get("columns")
         if not isinstance(stated, dict):
             return self._read_table()  # says what is wrong
         wanted = set(names)
         found = {name: meaning for name, meaning in stated.items() if name in wanted}
-        arrays = read_rows(self.url, self._table, list(found), 0, len(self))
+        arrays = read_rows(self.url, self.table_group, list(found), 0, len(self))
         table: Rows = table_from_arrays(self.KIND.table, arrays, {**attributes, "columns": found})
         return table
 

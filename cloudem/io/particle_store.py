@@ -7,7 +7,7 @@ where the images lie (`ImageSource`), and whose column ``store_row`` says which 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,9 @@ class ParticleStore(ImageStore[Particles]):
     KIND = PARTICLES
     CACHED = (*ImageStore.CACHED, "particles", "rows")
 
+    drawn_by: "ClassVar[Callable[[ParticleStore], str] | None]" = None
+    """Returns how a notebook shows a store; `cloudem.jobs.opened` puts it here, since nothing below it can draw."""
+
     def __init__(self, url: str | os.PathLike[str]) -> None:
         url = image_url = os.fspath(url)
         attributes = read_attributes(url, "")
@@ -86,6 +89,13 @@ class ParticleStore(ImageStore[Particles]):
     def is_result(self) -> bool:
         """Whether it is the result of a job, with the images of another store."""
         return self.url != self.image_url
+
+    def __repr__(self) -> str:
+        return f"<ParticleStore {self.url}: box {self.box} px, {self.pixel_size:g} Å per pixel>"
+
+    def _repr_html_(self) -> str | None:
+        """Return how a notebook shows it; None where only the text above is known."""
+        return None if ParticleStore.drawn_by is None else ParticleStore.drawn_by(self)
 
     def __len__(self) -> int:
         """Return the number of particles."""
@@ -105,7 +115,7 @@ class ParticleStore(ImageStore[Particles]):
         return self._read_table()
 
     @property
-    def _table(self) -> str:
+    def table_group(self) -> str:
         """Group of the table."""
         return RESULT_TABLE if self.is_result else "columns"
 

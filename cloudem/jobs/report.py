@@ -28,6 +28,7 @@ and the columns of the group ``particles``. All but ``result`` itself may be abs
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -136,8 +137,15 @@ def require_result(url: str) -> None:
         raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
 
 
-def content_of(url: str) -> ReportContent:
+def content_of(url: str, *, whole: bool = True) -> ReportContent:
     """Gather what a report shows from the groups under ``url``.
+
+    Parameters
+    ----------
+    url
+        Of the results.
+    whole
+        Whether with maps and columns; without them, little is read: curves, half-sets, and what is said in words.
 
     Raises
     ------
@@ -147,7 +155,7 @@ def content_of(url: str) -> ReportContent:
         If it says something of itself that cannot be shown.
     """
     try:
-        return _content_of(url)
+        return _content_of(url, whole)
     except CloudemError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -157,12 +165,16 @@ def content_of(url: str) -> ReportContent:
         ) from error
 
 
-def _content_of(url: str) -> ReportContent:
-    from cloudem.io.storage.groups import read_attributes, read_group
+def _content_of(url: str, whole: bool) -> ReportContent:
+    from cloudem.io.storage.groups import read_attributes, read_group, read_rows
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     require_result(url)
-    arrays, result = read_group(url, "result")
+    if whole:
+        arrays, result = read_group(url, "result")
+    else:
+        result = read_attributes(url, "result") or {}
+        arrays = read_rows(url, "result", _lines(url), 0, sys.maxsize)
     record = read_attributes(url, "")
     if record is None and "stages" in result:  # which jobs leave; others write results without a record
         raise StorageError(f"{url}/zarr.json is missing: the result has lost its record; copy it again")
@@ -201,8 +213,15 @@ def _content_of(url: str) -> ReportContent:
         notes=[str(text) for text in result.get("notes", ())],
         command=command_line(job, values) if job in known_jobs() else "",
         created=str(record.get("date", "")),
-        **_columns(url, result),
+        **_columns(url, result, whole),
     )
+
+
+def _lines(url: str) -> list[str]:
+    """Names of the arrays of a result that have no more than one axis."""
+    from cloudem.io.storage.groups import shapes_in
+
+    return [name for name, shape in shapes_in(url, "result").items() if len(shape) < 2]
 
 
 def command_line(job: str, values: Mapping[str, Any]) -> str:
@@ -235,10 +254,14 @@ def _operators(symmetry: str) -> Any:
     return group if len(group) > 1 else None
 
 
-def _columns(url: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def _columns(url: str, result: Mapping[str, Any], whole: bool) -> dict[str, Any]:
     """Columns of the refined particles that a report draws."""
     from cloudem.io.exporting import refined_table
+    from cloudem.io.storage.groups import has_group, read_rows, shapes_in
 
+    if not whole and has_group(url, "particles"):
+        names = {"half_set"} & shapes_in(url, "particles").keys()
+        return read_rows(url, "particles", names, 0, sys.maxsize)
     arrays, _ = refined_table(url, result) or ({}, {})
     columns = {name: arrays[name] for name in ("half_set", *JUDGED) if name in arrays}
     for pair in (("rot", "tilt"), ("defocus_u", "defocus_v"), ("shift_x", "shift_y")):

@@ -35,7 +35,7 @@ def render(content: ReportContent) -> str:
         status_kind="",
         why="",
         told="",
-        tiles=_tiles(content),
+        tiles=headlines(content),
         warnings=content.warnings,
         sections=drawn_sections(content),
     )
@@ -55,8 +55,8 @@ def _drawn(section: Section, content: ReportContent) -> Drawn | None:
     return found
 
 
-def _tiles(content: ReportContent) -> list[tuple[str, str]]:
-    """Headline figures and what each means, those that are known."""
+def headlines(content: ReportContent) -> list[tuple[str, str]]:
+    """Return headline figures and what each means, those that are known."""
     tiles = []
     if (stated := _stated_resolution(content)) is not None:
         tiles.append(stated)

@@ -154,6 +154,21 @@ def read_rows(
     return _read(url, path, list(names), slice(start, stop))[0]
 
 
+def shapes_in(url: str | os.PathLike[str], path: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each array of a group, text as it is stored; no array is read.
+
+    Raises
+    ------
+    StorageError
+        There is no such group, or it was never finished.
+    FormatError
+        Its document is damaged, or of another version.
+    """
+    with storage_errors(url):
+        _, marker = _finished(object_store(url), url, path)
+    return {name: record.shape for name, record in marker.arrays.items()}
+
+
 def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | None:
     """Return the attributes of a group alone, or None where there is no finished group.
 

@@ -19,7 +19,7 @@ _RASTER = 420
 """Pixels along a panel; the browser scales on from there."""
 
 # Axis summed or cut, and what then runs to the right and upwards.
-_VIEWS = ((0, "z", "x", "y"), (1, "y", "x", "z"), (2, "x", "y", "z"))
+VIEWS = ((0, "z", "x", "y"), (1, "y", "x", "z"), (2, "x", "y", "z"))
 
 
 def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = None) -> Panels:
@@ -29,21 +29,21 @@ def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = Non
     """
     finite = np.nan_to_num(np.asarray(volume, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     middle = finite.shape[0] // 2
-    slices = [finite.take(middle, axis=axis) for axis, *_ in _VIEWS]
-    projections = [finite.sum(axis=axis) for axis, *_ in _VIEWS]
-    outlines = [_outline(mask.take(middle, axis=axis)) if mask is not None else "" for axis, *_ in _VIEWS]
+    slices = [finite.take(middle, axis=axis) for axis, *_ in VIEWS]
+    projections = [finite.sum(axis=axis) for axis, *_ in VIEWS]
+    outlines = [_outline(mask.take(middle, axis=axis)) if mask is not None else "" for axis, *_ in VIEWS]
     panels = []
     for images, paths, word, top in ((slices, outlines, "slice", 99.9), (projections, [""] * 3, "projection", 100.0)):
-        low, high = _contrast(np.stack(images), top)
-        for image, path, (_, along, right, up) in zip(images, paths, _VIEWS, strict=True):
+        low, high = grey_limits(np.stack(images), top)
+        for image, path, (_, along, right, up) in zip(images, paths, VIEWS, strict=True):
             where = f"Central slice across {along}" if word == "slice" else f"Projection along {along}"
             svg = _panel(image, low, high, pixel_size, path, where)
             panels.append((svg, where, f"({right} right, {up} up)"))
     return Panels(panels)
 
 
-def _contrast(images: Array, top: float) -> tuple[float, float]:
-    """Grey-scale limits, percentiles, that a few extreme pixels cannot spoil."""
+def grey_limits(images: Array, top: float) -> tuple[float, float]:
+    """Return grey-scale limits, percentiles, that a few extreme pixels cannot spoil."""
     low, high = (float(value) for value in np.percentile(images, [0.5, top]))
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
@@ -65,7 +65,7 @@ def _panel(image: Array, low: float, high: float, pixel_size: float | None, outl
     if outline:
         parts.append(f'<path d="{outline}" fill="none" stroke="#e69f00" stroke-width="{n / 260:.3f}"/>')
     if pixel_size:
-        length = _round_length(0.3 * n * pixel_size)
+        length = round_length(0.3 * n * pixel_size)
         bar, unit = length / pixel_size, n / 100
         parts.append(
             f'<rect x="{4 * unit:.3f}" y="{94.4 * unit:.3f}" width="{bar:.3f}" height="{1.3 * unit:.3f}" fill="#fff"/>'
@@ -75,8 +75,8 @@ def _panel(image: Array, low: float, high: float, pixel_size: float | None, outl
     return "".join(parts) + "</svg>"
 
 
-def _round_length(longest: float) -> float:
-    """Largest of 1, 2, 5 times a power of ten that is no longer than ``longest``."""
+def round_length(longest: float) -> float:
+    """Return the largest of 1, 2, 5 times a power of ten that is no longer than ``longest``."""
     power = 10.0 ** np.floor(np.log10(longest))
     return float(max(step for step in (1, 2, 5) if step * power <= longest * (1 + 1e-9)) * power)
 
