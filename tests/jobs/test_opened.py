@@ -105,7 +105,7 @@ def test_nothing_is_read_that_is_not_asked_for(project: Path) -> None:
     assert result.mask.min() == 1
     assert len(result.particles) == COUNT
     assert "4.50 Å" in result._repr_html_()  # the preview is drawn
-    with pytest.raises(StorageError, match="damaged: .*map"):
+    with pytest.raises(StorageError, match=r"damaged: .*map"):
         result.map  # noqa: B018
     with pytest.raises(MissingInputError, match=r"p\.zarr does not exist"):
         result.particle_store  # noqa: B018
@@ -124,7 +124,7 @@ def test_the_card_has_the_tiles_of_the_report(project: Path) -> None:
     assert not {"script", "style", "link", "iframe", "object"} & set(page.tags)
 
 
-def test_cards_of_256_px_are_below_100_kB(tmp_path: Path) -> None:
+def test_cards_of_256_px_are_below_100_kilobytes(tmp_path: Path) -> None:
     make_store(tmp_path / "p.zarr", 256, groups=300)
     noise = np.random.default_rng(3).random((256,) * 3, dtype=np.float32)
     make_result(tmp_path / "refine", tmp_path / "p.zarr", noise)
@@ -191,8 +191,8 @@ def test_what_is_no_result_is_refused_in_words(project: Path) -> None:
     (project / "empty").mkdir()
     with pytest.raises(StorageError, match="no finished result"):
         cloudem.open_result(project / "empty")
+    write_group(project / "mask", "result", {}, {})
     with pytest.raises(MissingInputError, match="holds no particles"):
-        write_group(project / "mask", "result", {}, {})
         Result(str(project / "mask")).particles  # noqa: B018
 
 
