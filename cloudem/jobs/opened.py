@@ -197,16 +197,12 @@ def result_card(result: Result) -> str:
 
 
 def _slices(result: Result) -> Strip | None:
-    """Return slices of a result's map, of its preview if there is one; of its mask if it has no map."""
+    """Return slices of a result's map: of its preview if there is one; None where there is no map."""
     from cloudem.report.notebook import slices_strip
 
-    name = next((name for name in ("map", "mask") if len(result.shapes.get(name, ())) == 3), None)
-    if name is None:
+    if len(result.shapes.get("map", ())) != 3:
         return None
-    box, pixel_size = result.shapes[name][0], result.pixel_size
     words = "Central slices of the map on one grey scale; density of the molecule is bright."
-    if name == "mask":
-        return slices_strip(result[name], pixel_size, "Central slices of the mask.")
     for side in reversed(SIDES):
         try:
             preview = read_preview(result.url, side)
@@ -214,9 +210,9 @@ def _slices(result: Result) -> Strip | None:
             continue
         if preview is not None and preview.info.iteration == 0:
             cube = cube_of(preview).astype(np.float32)
-            coarse = f" Drawn from {len(cube)} of {box} voxels along an edge." if len(cube) < box else ""
+            coarse = f" Drawn from {len(cube)} of {result.box} voxels along an edge." if len(cube) < result.box else ""
             return slices_strip(cube, preview.info.pixel_size_A, words + coarse)
-    return slices_strip(result[name], pixel_size, words)
+    return slices_strip(result["map"], result.pixel_size, words)
 
 
 def particles_card(store: ParticleStore) -> str:

@@ -15,6 +15,7 @@ import cloudem
 from cloudem.errors import FormatError, MissingInputError, StorageError
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, write_particles
 from cloudem.io.storage.groups import write_group
+from cloudem.io.storage.location import join
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.opened import Result
 from cloudem.jobs.preview import previews_of_map, write_previews
@@ -31,7 +32,7 @@ def images(box: int = BOX) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((COUNT, box, box)).astype(np.float32)
 
 
-def make_store(url: Path, box: int = BOX, groups: int = 1) -> Particles:
+def make_store(url: str | Path, box: int = BOX, groups: int = 1) -> Particles:
     optics = tuple(OpticsGroup(f"{HOSTILE}{number}", 300.0, 2.7e7, 0.07, {}) for number in range(groups))
     table = Particles(optics, {}).with_columns(
         optics_group=np.zeros(COUNT),
@@ -44,7 +45,9 @@ def make_store(url: Path, box: int = BOX, groups: int = 1) -> Particles:
     return table
 
 
-def make_result(url: Path, particles: Path, volume: np.ndarray, preview: bool = True) -> dict[str, np.ndarray]:
+def make_result(
+    url: str | Path, particles: str | Path, volume: np.ndarray, preview: bool = True
+) -> dict[str, np.ndarray]:
     store = cloudem.open_particles(str(particles))
     columns, attributes = table_to_arrays(store.particles)
     write_group(url, "", {}, {"kind": "result", "job": "refine3d", "parameters": {}, "date": "2026-01-01"})
@@ -76,11 +79,11 @@ def lose(url: Path, array: str) -> None:
     shutil.rmtree(folder)
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    table = make_store(tmp_path / "p.zarr")
+def test_what_is_read_is_what_was_written(url: str) -> None:
+    table = make_store(join(url, "p.zarr"))
     volume = np.random.default_rng(2).standard_normal((16, 16, 16)).astype(np.float32)
-    arrays = make_result(tmp_path / "refine", tmp_path / "p.zarr", volume)
-    result = cloudem.open_result(tmp_path / "refine")
+    arrays = make_result(join(url, "refine"), join(url, "p.zarr"), volume)
+    result = cloudem.open_result(join(url, "refine"))
     np.testing.assert_array_equal(result.map, arrays["map"])
     np.testing.assert_array_equal(result.mask, arrays["mask"])
     np.testing.assert_array_equal(result["fsc_corrected"], arrays["fsc_corrected"])
@@ -96,6 +99,10 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result.particle_store.read_images([3]), images()[[3]])
     assert "4.50 Å" in repr(result)
     assert "box 64 px" in repr(result.particle_store)
+    assert Page(result._repr_html_()).tags.count("img") == 3
+    shown = result.particle_store._repr_html_()
+    assert shown is not None
+    assert Page(shown).tags.count("img") == 6
 
 
 def test_nothing_is_read_that_is_not_asked_for(project: Path) -> None:
@@ -194,6 +201,11 @@ def test_what_is_no_result_is_refused_in_words(project: Path) -> None:
     write_group(project / "mask", "result", {}, {})
     with pytest.raises(MissingInputError, match="holds no particles"):
         Result(str(project / "mask")).particles  # noqa: B018
+
+
+def test_a_store_without_who_can_draw_is_shown_as_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudem.io.particle_store.ParticleStore.drawn_by", None)
+    assert cloudem.open_particles(project / "p.zarr")._repr_html_() is None
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
