@@ -66,6 +66,11 @@ class Access:
         """Value of the cookie: it proves the token and does not contain it."""
         return hmac.new(self.token.encode(), b"cloudem serve cookie", hashlib.sha256).hexdigest()
 
+    @property
+    def cookie_name(self) -> str:
+        """Cookies do not know ports: servers of several projects on one machine need names of their own."""
+        return f"cloudem-{self.cookie[:8]}"
+
     def knows_host(self, host: str) -> bool:
         """Tell whether a request's ``Host`` is this server's; the port does not matter, since tunnels change it."""
         try:
