@@ -19,6 +19,9 @@ from cloudem.jobs.parameters import parameter
 if TYPE_CHECKING:
     from tornado.web import Application
 
+    from cloudem.serve.access import Access
+    from cloudem.serve.proxy import Dashboard
+
 TOKEN_VARIABLE = "CLOUDEM_SERVE_TOKEN"  # noqa: S105  the name of a variable
 
 
@@ -31,6 +34,7 @@ class Serve(Command):
         "cloudem serve my-project",
         "cloudem serve s3://bucket/project --port 9000 --no-browser",
         "cloudem serve my-project --host 0.0.0.0 --certificate cert.pem --key key.pem --allow-host em.example.org",
+        "cloudem serve my-project --dask auto",
         "ssh -L 8765:localhost:8765 workstation cloudem serve my-project --port 8765   # from a laptop",
     )
 
@@ -43,6 +47,10 @@ class Serve(Command):
     certificate: str | None = parameter(None, meaning="certificate for TLS, PEM")
     key: str | None = parameter(None, meaning="its private key, PEM")
     plain_http: bool = parameter(False, meaning="serve other machines without TLS, as behind a proxy that encrypts")
+    dask: str | None = parameter(
+        None, meaning="show this Dask dashboard as well, such as http://127.0.0.1:8787, or 'auto' for this machine's"
+    )
+    dask_port: int = parameter(8766, meaning="port at which it is shown, or the next free one", ge=0, le=65535)
     browser: bool = parameter(True, meaning="open the page in the browser, if there is one")
 
     def run(self) -> None:
@@ -62,7 +70,17 @@ class Serve(Command):
         access = Access(token, names)
         encryption = self._encryption()
         app = application(pages, access, secure=encryption is not None)
-        asyncio.run(self._serve(app, encryption, token))
+        dashboard = self._dashboard(access, secure=encryption is not None)
+        pages.dask = dashboard is not None
+        asyncio.run(self._serve(app, dashboard, encryption, token))
+
+    def _dashboard(self, access: Access, *, secure: bool) -> Dashboard | None:
+        if self.dask is None:
+            return None
+        from cloudem.serve.proxy import Dashboard, Upstream, find_dashboard
+
+        upstream = find_dashboard(self.project) if self.dask == "auto" else Upstream.of(self.dask)
+        return Dashboard(upstream, access, secure=secure)
 
     def _encryption(self) -> ssl.SSLContext | None:
         if self.certificate is None:
@@ -76,7 +94,9 @@ class Serve(Command):
             ) from error
         return context
 
-    async def _serve(self, app: Application, encryption: ssl.SSLContext | None, token: str) -> None:
+    async def _serve(
+        self, app: Application, dashboard: Dashboard | None, encryption: ssl.SSLContext | None, token: str
+    ) -> None:
         from cloudem.serve.server import listen_near
 
         server, port = listen_near(app, self.host, self.port, encryption)
@@ -84,6 +104,8 @@ class Serve(Command):
         address = f"{'https' if encryption else 'http'}://{name}:{port}/?token={token}"
         until = "until you press Ctrl-C. Whoever has this address can look."
         click.echo(f"{self.project} is shown at\n\n    {address}\n\n{until}")
+        if dashboard is not None:
+            self._serve_dask(app, dashboard, encryption, port)
         if self.browser and (os.environ.get("DISPLAY") or os.environ.get("BROWSER")):
             webbrowser.open(address)
         over = asyncio.Event()
@@ -91,3 +113,12 @@ class Serve(Command):
             asyncio.get_running_loop().add_signal_handler(each, over.set)
         await over.wait()
         server.stop()
+
+    def _serve_dask(self, app: Application, dashboard: Dashboard, encryption: ssl.SSLContext | None, port: int) -> None:
+        from cloudem.serve.proxy import dask_application, open_door
+        from cloudem.serve.server import listen_near
+
+        shown = dask_application(dashboard)
+        _, dask_port = listen_near(shown, self.host, self.dask_port, encryption, option="--dask-port")
+        open_door(app, dashboard, port, dask_port)
+        click.echo(f"The Dask dashboard at {dashboard.upstream.origin} is shown at port {dask_port}.")

@@ -66,6 +66,11 @@ class Access:
         """Value of the cookie: it proves the token and does not contain it."""
         return hmac.new(self.token.encode(), b"cloudem serve cookie", hashlib.sha256).hexdigest()
 
+    @property
+    def cookie_name(self) -> str:
+        """Cookies do not know ports: servers of several projects on one machine need names of their own."""
+        return f"cloudem-{self.cookie[:8]}"
+
     def knows_host(self, host: str) -> bool:
         """Tell whether a request's ``Host`` is this server's; the port does not matter, since tunnels change it."""
         try:
@@ -90,12 +95,12 @@ class Access:
         return bool(cookie) and self.has_cookie(cookie)
 
 
-def _only_here(host: str) -> bool:
+def only_here(host: str) -> bool:
     """Tell whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host)._only_here
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -108,7 +113,7 @@ def check_exposure(host: str, *, encrypted: bool, plain: bool) -> None:
     ParameterError
         Says what to do.
     """
-    if not _only_here(host) and not encrypted and not plain:
+    if not only_here(host) and not encrypted and not plain:
         raise ParameterError(
             f"--host {host} can be reached from other machines, and without TLS they can read along: give "
             "--certificate and --key, or --plain-http if a proxy in front encrypts. A tunnel needs no --host: "

@@ -87,6 +87,7 @@ class Pages:
     def __init__(self, url: str, root: str = "/") -> None:
         self.url, self.root = url.rstrip("/"), root
         self.name = posixpath.basename(self.url) or self.url
+        self.dask = False  # whether Dask's pages are to be had as well
         remote = is_remote(url)
         self.every_s = EVERY_REMOTE_S if remote else EVERY_S
         self._fresh_s = FRESH_REMOTE_S if remote else FRESH_S
@@ -292,7 +293,8 @@ class Pages:
         return [*files, ("map.cxc", "open in ChimeraX (.cxc)")]
 
     def _part(self, template: str, **values: Any) -> str:
-        return page_templates().get_template(template).render(root=self.root, project=self.name, **values)
+        values |= {"root": self.root, "project": self.name, "dask": self.dask}
+        return page_templates().get_template(template).render(**values)
 
 
 def version(job: JobState) -> str:

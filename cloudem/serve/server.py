@@ -18,7 +18,8 @@ import tornado.web
 
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.report.style import CSS
-from cloudem.serve.access import HEADERS, Access
+from cloudem.serve.access import Access
+from cloudem.serve.guard import Guarded
 from cloudem.serve.pages import Pages
 from cloudem.serve.watching import Watches
 
@@ -56,16 +57,13 @@ class Readers:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *given))
 
 
-class Handler(tornado.web.RequestHandler):
-    """A request that is allowed, or refused before anything is read."""
-
-    SUPPORTED_METHODS = ("GET", "HEAD")
-    open_to_all = False
-    """Whether it may be read without the token."""
+class Handler(Guarded):
+    """A request for the pages."""
 
     def initialize(self, readers: Readers, make: str = "", kind: str = "text/html") -> None:
         """Keep what all handlers share; ``make`` is the method of the pages that answers, ``kind`` what it returns."""
         self.readers, self.pages, self._make, self._kind = readers, readers.pages, make, kind
+        self.access, self.secure = readers.access, readers.secure
 
     async def made(self, words: tuple[str, ...]) -> Any:
         """Return what the pages make of what the address says, or say that there is nothing of that name."""
@@ -74,33 +72,9 @@ class Handler(tornado.web.RequestHandler):
             raise tornado.web.HTTPError(404, reason="There is no such page")
         return found
 
-    def set_default_headers(self) -> None:
-        """Say what the page may load, and that nobody keeps it."""
-        for name, value in HEADERS.items():
-            self.set_header(name, value)
-
-    def prepare(self) -> None:
-        """Refuse foreign names and those without the token; exchange the token in an address for a cookie."""
-        access = self.readers.access
-        if not access.knows_host(self.request.host):
-            raise tornado.web.HTTPError(403, reason="Unknown host")
-        if self.open_to_all:
-            return
-        given = self.get_query_argument("token", "")
-        if given and access.has_token(given):
-            self.set_cookie(
-                self.cookie_name, access.cookie, path="/", httponly=True, samesite="Strict", secure=self.readers.secure
-            )
-            self.redirect(self.request.path, status=303)
-            return
-        if not access.allows(self.request.headers.get("Authorization", ""), self.get_cookie(self.cookie_name) or ""):
-            self.set_status(401)
-            self.finish(self.pages.refused())
-
-    @property
-    def cookie_name(self) -> str:
-        """Cookies do not know ports: servers of several projects on one machine need names of their own."""
-        return f"cloudem-{self.readers.access.cookie[:8]}"
+    def refused(self) -> str:
+        """Return the page of whoever has no token."""
+        return self.pages.refused()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say what went wrong in one line, without its inside."""
@@ -260,7 +234,11 @@ def _no_log(_: tornado.web.RequestHandler) -> None:
 
 
 def listen_near(
-    app: tornado.web.Application, host: str, port: int, encryption: ssl.SSLContext | None = None
+    app: tornado.web.Application,
+    host: str,
+    port: int,
+    encryption: ssl.SSLContext | None = None,
+    option: str = "--port",
 ) -> tuple[tornado.httpserver.HTTPServer, int]:
     """Serve at a port, or at one of the next if it is in use; return the server and its port.
 
@@ -286,4 +264,4 @@ def listen_near(
             continue
         server.add_sockets(sockets)
         return server, int(sockets[0].getsockname()[1])
-    raise ParameterError(f"cannot listen at {host}, port {port} or the next {PORTS - 1}: {why}; try another --port")
+    raise ParameterError(f"cannot listen at {host}, port {port} or the next {PORTS - 1}: {why}; try another {option}")

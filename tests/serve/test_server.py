@@ -37,7 +37,7 @@ def test_nothing_is_read_without_the_token(site: Site, path: str, token: str) ->
 def test_the_token_in_an_address_becomes_a_cookie(site: Site) -> None:
     answer = site.get(f"/job/refine?token={TOKEN}", token="")
     assert answer.status == 303
-    assert answer.headers["Location"] == "/job/refine"
+    assert answer.headers["Location"] == "./refine"
     cookie = answer.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
