@@ -29,7 +29,7 @@ from tornado.websocket import (
 )
 
 from cloudem.errors import ParameterError
-from cloudem.serve.access import HEADERS, Access, is_loopback
+from cloudem.serve.access import HEADERS, Access, only_here
 from cloudem.serve.guard import DEFAULT_PORTS, Guarded, same_origin
 
 BOKEH_POLICY = "; ".join(
@@ -399,6 +399,6 @@ def find_dashboard(project: str) -> Upstream:
         head = store.head()
         if head is not None and head.pages and store.record().provider == "local":
             found = Upstream.of(head.pages)
-            if is_loopback(urlsplit(found.origin).hostname or ""):
+            if only_here(urlsplit(found.origin).hostname or ""):
                 return found
     return Upstream.of(USUAL_DASHBOARD)

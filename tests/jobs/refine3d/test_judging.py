@@ -37,7 +37,7 @@ def halves(others: tuple[int, int]) -> tuple[list[Found], np.ndarray]:
 
 
 def test_images_are_judged_from_their_own_half_set_alone() -> None:
-    clean, dirty = halves((300, 0))[0], halves((300, 600))[0]
+    clean, dirty = halves((300, 0))[0], halves((300, 450))[0]
     one, two = judged(clean, np.ones(2 * COUNT), True), judged(dirty, np.ones(2 * COUNT), True)
     np.testing.assert_array_equal(one.keep[::2], two.keep[::2])
     np.testing.assert_array_equal(one.other_evidence[::2], two.other_evidence[::2])
