@@ -119,7 +119,7 @@ def population(seed: int, others: int, contrast: float, count: int = 1000) -> tu
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("contrast", [0.0, 0.3])
-@pytest.mark.parametrize("others", [100, 300, 600])
+@pytest.mark.parametrize("others", [100, 300, 450])
 def test_another_molecule_is_told_from_weak_contrast(seed: int, contrast: float, others: int) -> None:
     matches, other = population(seed, others, contrast)
     judgement = judge(matches)
