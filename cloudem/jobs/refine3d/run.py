@@ -102,6 +102,37 @@ def how_it_ended(iterations: int, beyond_start: bool, moving: float) -> str:
     return f"converged after {iterations} iterations: resolution and poses no longer improve"
 
 
+FAINT = 15.0
+"""Median evidence of images against noise, as a logarithm, below which few of them can be placed: a pose is one of some
+e^12 to e^16."""
+
+
+def nothing_beyond(start: float, evidence: float) -> str:
+    """Say that nothing was shown beyond the starting map, and what to look at first.
+
+    Parameters
+    ----------
+    start
+        Resolution to which the starting map was trusted, Å.
+    evidence
+        Median natural logarithm of the images' Bayes factor against noise.
+    """
+    said = (
+        f"nothing is shown beyond the {start:.4g} Å of the starting map (--initial-resolution-A): "
+        "what lies further correlates no more than noise that was aligned to it. "
+    )
+    if evidence < FAINT:
+        return said + (
+            f"The images are too faint to be placed one by one, or show something else: half of them tell the map from "
+            f"noise by less than e^{evidence:.0f}. More images, less binning or a better starting map may help; check "
+            "--diameter-A, too"
+        )
+    return said + (
+        "Check starting map, --diameter-A and --symmetry; if the start was already as good as the data, use a coarser "
+        "--initial-resolution-A"
+    )
+
+
 def finish(run: Run, outcome: Outcome, wall: float) -> None:
     """Write poses, maps and report."""
     s, checkpoint = run.settings, outcome.checkpoint
@@ -128,16 +159,11 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     )
     start = run.not_beyond(outcome.after)
     if start:
-        run.context.progress.warning(
-            f"nothing is shown beyond the {start:.4g} Å of the starting map (--initial-resolution-A): "
-            "what lies further correlates no more than noise that was aligned to it. Check images, starting map, "
-            "--diameter-A and --symmetry; if the start was already as good as the data, use a coarser "
-            "--initial-resolution-A"
-        )
+        run.context.progress.warning(nothing_beyond(start, float(np.median(judgement.noise_evidence[kept]))))
     source = START
     if not start and contradicted(run, outcome, max(outcome.after.best, s.first_limit)):
         start, source = run.job.start_resolution, DOUBTED
-    if sentence := advice(judgement, checkpoint.half_set):
+    elif sentence := advice(judgement, checkpoint.half_set):  # what a wrong group does to images says nothing of them
         run.context.progress.warning(sentence)
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them

@@ -72,7 +72,7 @@ def particle_facts(content: ReportContent) -> list[tuple[str, str]]:
     if content.keep is not None and len(content.keep):
         doubtful = int(np.count_nonzero(np.asarray(content.keep) < DOUBTFUL))
         share = f"{doubtful:,} ({doubtful / len(content.keep):.1%})"
-        known.append(("another molecule, nothing, or a wrong pose", share))
+        known.append(("another molecule, nothing, or a wrong pose", share if doubtful else "none told from the others"))
     return known
 
 
