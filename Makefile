@@ -24,6 +24,7 @@ demo: .venv/installed
 	@echo
 	@echo "map:    $(CURDIR)/$(DEMO)/files/map.mrc"
 	@echo "report: $(CURDIR)/$(DEMO)/refine/report.html"
+	@echo "pages:  $(BIN)/cloudem serve $(DEMO)"
 
 # Tests of rented machines mostly wait for processes to start and end: they run beside the others, and are shown after.
 test: lint
