@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
-WAITING := tests/cloud tests/deploy tests/runs tests/conformance/test_providers.py tests/execution/dask/test_node_cluster.py
+WAITING := tests/cloud tests/deploy tests/runs tests/serve tests/conformance/test_providers.py tests/test_example_notebook.py \
+	tests/execution/dask/test_node_cluster.py tests/execution/dask/test_pages.py
 
 ALL_VERSIONS := 3.11 3.12 3.13
 

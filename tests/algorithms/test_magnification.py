@@ -24,7 +24,7 @@ def scene(pixel_size: float, seed: int = 0, noise: float = 0.0) -> tuple[np.ndar
 def test_the_factor_is_that_of_the_pixel_sizes(factor: float) -> None:
     halves, reference = scene(PIXEL / factor, noise=0.3)
     found = magnification(halves, reference, RADIUS)
-    assert found.factor == pytest.approx(factor, abs=0.004)
+    assert found.factor == pytest.approx(factor, abs=0.002 + 0.05 * abs(factor - 1))  # rather too near 1
     assert found.differs == (factor != 1.0)
     assert found.agreement >= found.as_given - 1e-3
 
