@@ -74,6 +74,7 @@ class Tab:
         """Let go of the page."""
         self._socket.close()
         await asyncio.wait_for(self._reader, 10)
+        await asyncio.sleep(0.2)  # the connection closes its socket when the loop next turns
 
     async def call(self, method: str, **given: Any) -> Any:
         """Call the browser."""
