@@ -34,6 +34,13 @@ def rough_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f}".removesuffix(".0") + " h"
 
 
+def amount_done(done: int, total: int | None, unit: str) -> str:
+    """Return how far something is: ``340 of 600 images``, ``340 images``, or nothing before anything is done."""
+    if total is not None:
+        return f"{done:,} of {total:,} {unit}"
+    return f"{done:,} {unit}" if done else ""
+
+
 def moment(at: float, *, seconds: bool = False, utc: bool = False) -> str:
     """Return a time (seconds since 1970) as date and time of day: ``2026-03-07 18:05``, local unless ``utc``."""
     parts = time.gmtime(at) if utc else time.localtime(at)

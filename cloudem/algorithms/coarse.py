@@ -1,6 +1,6 @@
-"""Maps and images for looking at, coarser: their low frequencies on fewer voxels or pixels; maps also of 8 bit.
+"""Maps and images, coarser: their low frequencies on fewer voxels or pixels; for looking at, maps also of 8 bit.
 
-Nothing is computed from them. The transform of a map is cropped to those frequencies that the coarse box holds, which
+The transform of a map is cropped to those frequencies that the coarse box holds, which
 low-passes the map and keeps its centre, voxel ``n // 2``, at the coarse centre.
 """
 
@@ -121,16 +121,6 @@ def coarse_images(
         if side % 2 == 0:  # the coarse Nyquist frequency has no sign
             found[:, side // 2], found[:, :, side // 2] = 0, 0
     return np.asarray(fft.irfft2(found, s=(side, side)), np.float32)
-
-
-def visible_share(fsc: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the factor by shell with which the mean of two half-maps is nearest to the truth's.
-
-    That is ``sqrt(2 FSC / (1 + FSC))`` (Rosenthal & Henderson, J. Mol. Biol. 333 (2003) 721), 0 where the FSC is not
-    positive.
-    """
-    positive = np.clip(np.asarray(fsc, np.float64), 0.0, 1.0)
-    return np.sqrt(2 * positive / (1 + positive))
 
 
 def in_levels(density: NDArray[np.float32]) -> Levels:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cloudem.algorithms.coarse import coarse_map, coarse_side, coarse_spectrum
 from cloudem.algorithms.mask import circle_edge, soft_sphere
 from cloudem.algorithms.resolution import multiply_shells, shell_amplitudes
-from cloudem.algorithms.spectra import low_frequencies, resampled
 from cloudem.kernels.shells import fourier_shell_correlation
 
 Float32 = NDArray[np.float32]
@@ -28,7 +28,6 @@ FACTORS = np.linspace(0.9, 1.1, 21)
 
 STEP = 0.005
 """Distance of the three factors to which a parabola is laid."""
-
 
 LEAST_AGREEMENT = 0.4
 """Correlation from which on two maps show one molecule, so that one can be larger than the other. A starting map that
@@ -62,9 +61,8 @@ class Magnification(NamedTuple):
 
 def coarse(volume: NDArray[Any]) -> Float32:
     """Return a map of the low frequencies, on a grid of `LARGEST_BOX` voxels along each edge if it is larger."""
-    if len(volume) <= LARGEST_BOX:
-        return np.asarray(volume, np.float32)
-    return resampled(low_frequencies(np.asarray(volume, np.float32), LARGEST_BOX // 2 - 1), len(volume), LARGEST_BOX)
+    side = coarse_side(len(volume), LARGEST_BOX)
+    return np.asarray(volume, np.float32) if side == len(volume) else coarse_map(coarse_spectrum(volume, side))
 
 
 def magnification(halves: NDArray[Any], reference: NDArray[Any], radius: float) -> Magnification:

@@ -285,17 +285,13 @@ def map_file(url: str) -> Path:
     MissingInputError
         There is none.
     """
-    from cloudem.io.formats.mrc import NOWHERE
     from cloudem.io.formats.mrc_writer import write_volume
-    from cloudem.io.storage.groups import has_group, read_group
     from cloudem.io.storage.location import folder_of, is_remote
+    from cloudem.jobs.maps import result_map
 
     if not is_remote(url) and folder_of(url).is_file():
         return folder_of(url)
-    arrays, said = read_group(url, "result") if has_group(url, "result") else ({}, {})
-    if "map" not in arrays:
-        raise MissingInputError(f"{url} holds no map yet; see cloudem status {url}")
+    found = result_map(url)
     place = Path(tempfile.mkdtemp(prefix="cloudem-")) / f"{url.rstrip('/').rpartition('/')[2] or 'map'}.mrc"
-    x, y, z = (float(v) for v in said.get("origin_A", NOWHERE))
-    write_volume(place, arrays["map"], float(said["pixel_size_A"]), (x, y, z))
+    write_volume(place, found.data, found.pixel_size, found.origin)
     return place

@@ -27,7 +27,7 @@ from cloudem.io.storage.location import UNFINISHED, contents, is_remote, join, r
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import PREVIEW_FOLDER, write_previews
 from cloudem.jobs.progress import Progress
-from cloudem.text import clock, rough_time
+from cloudem.text import amount_done, clock, rough_time
 
 LIVE_FILE = "live.json"
 
@@ -173,11 +173,14 @@ def stage_in_words(live: Live) -> str:
     if live.iterations and isinstance(done := live.iterations[-1].get("iteration"), int):
         said.append(f"{done} iteration{'s' if done != 1 else ''} done")
     if live.stage:
-        count = f"{live.done:,} of {live.total:,} {live.unit}" if live.total else ""
-        said.append(f"{live.stage} {count or (f'{live.done:,} {live.unit}' if live.done else '')}".rstrip())
-    if live.stage_seconds_left:
-        said.append(f"{clock(live.stage_seconds_left)} left")
+        said.append(f"{live.stage} {done_in_words(live)}".rstrip())
     return one_line(", ".join(said))
+
+
+def done_in_words(live: Live) -> str:
+    """Return how far the stage that runs is: ``340 of 600 images, 1:05 left``."""
+    left = f"{clock(live.stage_seconds_left)} left" if live.stage_seconds_left else ""
+    return ", ".join(filter(None, (amount_done(live.done, live.total or None, live.unit), left)))
 
 
 def silence_of(url: str) -> float:

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, read_volume, read_volume_header
-from cloudem.io.storage.groups import has_group, read_attributes, read_rows
+from cloudem.io.storage.groups import has_group, read_attributes, read_rows, shapes_in
 from cloudem.io.storage.location import contents
 from cloudem.jobs.progress import Progress
 
@@ -126,9 +126,25 @@ def read_map(path: str, pixel_size: float | None = None, option: str | None = No
     """
     grid = check_map(path, pixel_size, option, held)
     if has_group(path, "result"):
-        name, _ = _of_result(path, pixel_size, held)
-        return Volume(read_rows(path, "result", (name,), 0, grid.box)[name], grid.pixel_size, grid.origin)
+        return _whole(path, _of_result(path, pixel_size, held)[0], grid)
     return read_volume(path, pixel_size, option)
+
+
+def result_map(url: str, name: str = "map") -> Volume:
+    """Return one map of the results of a job, by the name of its array.
+
+    Raises
+    ------
+    MissingInputError
+        There is none.
+    """
+    if not has_group(url, "result") or name not in shapes_in(url, "result"):
+        raise MissingInputError(f"{url} holds no {name} yet; see cloudem status {url}")
+    return _whole(url, name, result_grid(url, names=(name,)))
+
+
+def _whole(url: str, name: str, grid: Grid) -> Volume:
+    return Volume(read_rows(url, "result", (name,), 0, grid.box)[name], grid.pixel_size, grid.origin)
 
 
 def result_grid(url: str, pixel_size: float | None = None, names: Sequence[str] = ("half1", "half2")) -> Grid:

@@ -141,9 +141,9 @@ def previews_of_halves(
     iteration: int,
 ) -> list[Preview]:
     """Return previews of two half-maps' mean, of their `finest_spectrum`; shells are weighted by their FSC."""
-    from cloudem.algorithms.coarse import visible_share
+    from cloudem.algorithms.resolution import fsc_weight
 
-    return _previews((first + second) / np.complex64(2), visible_share(fsc), box, pixel_size, iteration)
+    return _previews((first + second) / np.complex64(2), fsc_weight(fsc), box, pixel_size, iteration)
 
 
 def previews_of_map(density: Float32, pixel_size: float, iteration: int = 0) -> list[Preview]:

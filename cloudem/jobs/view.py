@@ -18,7 +18,7 @@ from rich.text import Text
 from cloudem.errors import printable
 from cloudem.jobs.progress import Progress, RunningStage
 from cloudem.model.columns import Value, described
-from cloudem.text import clock
+from cloudem.text import amount_done, clock
 
 COLUMN_WIDTH = 12
 TABLE_WIDTH = 78
@@ -154,9 +154,7 @@ class _Screen(logging.Handler):
 
 
 def _counts(stage: RunningStage) -> str:
-    if stage.total is None:
-        return f"{stage.done:,} {stage.unit}" if stage.done else ""
-    return f"{stage.done:,} of {stage.total:,} {stage.unit}"
+    return amount_done(stage.done, stage.total, stage.unit)
 
 
 def _pace(stage: RunningStage) -> str:

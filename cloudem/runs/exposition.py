@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -24,7 +24,7 @@ from cloudem.errors import CloudemError
 from cloudem.io.storage.groups import read_attributes
 from cloudem.io.storage.location import folder_of, is_local, join
 from cloudem.jobs.iterative import CHECKPOINT
-from cloudem.jobs.live import read_live
+from cloudem.jobs.live import Live, read_live
 from cloudem.runs.project import JobState, Project, RunSummary, read_project
 from cloudem.runs.records import OVER, RunStore
 
@@ -41,74 +41,6 @@ RECENT_S = 900.0
 """A job that ended within so many seconds is shown with all its counts."""
 
 Labels = tuple[str, ...]
-
-
-class StageView(Protocol):
-    """A stage of a job that has run: its name, seconds on the clock, and items that were done."""
-
-    @property
-    def name(self) -> str:
-        """Of the stage."""
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds."""
-
-    @property
-    def done(self) -> int:
-        """Items."""
-
-
-class TrafficView(Protocol):
-    """Bytes received and sent."""
-
-    @property
-    def received(self) -> int:
-        """Bytes."""
-
-    @property
-    def sent(self) -> int:
-        """Bytes."""
-
-
-class JobView(Protocol):
-    """What is read of a job that runs or has run, as it says in its ``live.json``; see there."""
-
-    @property
-    def state(self) -> str:
-        """``running``, ``finished``, ``failed`` or ``stopped``."""
-
-    @property
-    def updated(self) -> float:
-        """Unix seconds."""
-
-    @property
-    def stage(self) -> str:
-        """The stage that runs."""
-
-    @property
-    def done(self) -> int:
-        """Items of it."""
-
-    @property
-    def total(self) -> int | None:
-        """Items of it in all."""
-
-    @property
-    def stage_s(self) -> float:
-        """Seconds since it began."""
-
-    @property
-    def timings(self) -> Sequence[StageView]:
-        """Stages that have run."""
-
-    @property
-    def moved(self) -> Mapping[str, TrafficView]:
-        """Bytes by purpose."""
-
-    @property
-    def resolution_A(self) -> float | None:  # noqa: N802 - the unit is part of the name
-        """Å."""
 
 
 class JobFigures(NamedTuple):
@@ -180,7 +112,7 @@ class Disk(NamedTuple):
     free: int
 
 
-def job_figures(live: JobView, poses: int | None = None) -> JobFigures:
+def job_figures(live: Live, poses: int | None = None) -> JobFigures:
     """Return the figures of a job from what it says of itself; the running stage counts with what it has done."""
     seconds = {each.name: each.wall_s for each in live.timings}
     images = sum(each.done for each in live.timings if each.name == ALIGN)

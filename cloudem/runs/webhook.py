@@ -158,14 +158,15 @@ def _checked(url: str) -> bool:
         raise wrong from None
     if not host or parts.username is not None or parts.password is not None:
         raise wrong
-    if parts.scheme == "http" and _is_loopback(host):
+    if parts.scheme == "http" and only_here(host):
         return True
     if parts.scheme != "https":
         raise wrong
     return False
 
 
-def _is_loopback(host: str) -> bool:
+def only_here(host: str) -> bool:
+    """Return whether only this machine can be meant by an address, or by ``localhost``; no name is looked up."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cloudem.errors import ParameterError
+from cloudem.runs.webhook import only_here
 
 LEAST_TOKEN = 16
 """Characters of a token that somebody chose."""
@@ -93,16 +93,6 @@ class Access:
         if kind.lower() in ("token", "bearer") and self.has_token(secret.strip()):
             return True
         return bool(cookie) and self.has_cookie(cookie)
-
-
-def only_here(host: str) -> bool:
-    """Tell whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, *, encrypted: bool, plain: bool) -> None:

@@ -6,10 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from cloudem.errors import MissingInputError
-from cloudem.io.formats.mrc import NOWHERE
 from cloudem.io.formats.mrc_writer import write_volume
-from cloudem.io.storage.groups import read_attributes, read_group
+from cloudem.jobs.maps import result_map
 
 
 def map_as_mrc(url: str, array: str) -> IO[Any]:
@@ -20,13 +18,10 @@ def map_as_mrc(url: str, array: str) -> IO[Any]:
     MissingInputError
         The result has no such map.
     """
-    arrays, attributes = read_group(url, "result")
-    if array not in arrays:
-        raise MissingInputError(f"{url} has no {array}; it has {', '.join(sorted(arrays))}")
-    x, y, z = (read_attributes(url, "") or {}).get("origin_A") or NOWHERE
+    found = result_map(url, array)
     with tempfile.TemporaryDirectory(prefix="cloudem-") as folder:
         path = Path(folder) / "map.mrc"
-        write_volume(path, arrays[array], float(attributes["pixel_size_A"]), (float(x), float(y), float(z)))
+        write_volume(path, found.data, found.pixel_size, found.origin)
         return path.open("rb")  # stays readable after its name is gone
 
 

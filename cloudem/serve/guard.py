@@ -51,6 +51,10 @@ class Guarded(tornado.web.RequestHandler):
         raise NotImplementedError
 
 
+def unlogged(_: tornado.web.RequestHandler) -> None:
+    """Requests are not logged: addresses may hold a token."""
+
+
 def same_origin(headers: Any) -> bool:
     """Tell whether a page that opens a websocket came from this server; browsers themselves let every page try.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from cloudem.errors import CloudemError, printable
 from cloudem.io.storage.location import is_remote, join, read_bytes
 from cloudem.jobs.base import Job, find_job, known_jobs
+from cloudem.jobs.live import done_in_words
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import Preview, PreviewInfo, read_preview
 from cloudem.model.columns import described
@@ -25,8 +27,6 @@ from cloudem.text import clock, dollars, moment, rough_time
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-    from cloudem.report.content import ReportContent
 
 FRESH_S, FRESH_REMOTE_S = 1.0, 5.0
 """How old what was read of the project may be, in a folder and on S3, seconds."""
@@ -63,6 +63,11 @@ DOWNLOADS = {
     "mask": "mask",
 }
 """Arrays of a result that can be had as MRC files, and what they are called."""
+
+
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+"""What is left out of the name of a file that is given away: it stands in a header, and in
+commands of ChimeraX, which a semicolon ends."""
 
 
 class Bar(NamedTuple):
@@ -113,7 +118,7 @@ class Pages:
         log, _ = self._log(job, LOG_TAIL)
         info = self._info(job)
         return self._part(
-            "job.html", **self._live(job), version=version(job), sections="", log=log,
+            "job.html", **self._live(job), version=version(job), log=log,
             preview=info is not None, map=0 if info is None else info.crc32, downloads=self._downloads(job),
         )  # fmt: skip
 
@@ -152,10 +157,10 @@ class Pages:
         log, cut = self._log(job, LARGEST_LOG)
         return self._part("log.html", path=self._name(job), here=self._here(job), log=log, cut=cut)
 
-    def preview(self, name: str, size: int) -> Preview | None:
+    def preview(self, name: str, size: str) -> Preview | None:
         """Return the preview of a job's map that is called 64 or 128; None where there is none."""
         job = self._job(name)
-        return None if job is None else read_preview(self._of(job), size)
+        return None if job is None else read_preview(self._of(job), int(size))
 
     def download(self, path: str, name: str) -> tuple[str, IO[Any]] | None:
         """Return the name of a file made of a result, and the file; whoever takes it closes it."""
@@ -165,7 +170,7 @@ class Pages:
         if job is None or not self._has_maps(job):
             return None
         stem, _, kind = name.rpartition(".")
-        label = self._name(job).replace("/", "-")
+        label = UNSAFE.sub("-", self._name(job))
         if kind == "cxc":
             info = self._info(job)
             if info is None:
@@ -232,7 +237,7 @@ class Pages:
         ]  # fmt: skip
         jobs = [{**self._facts(job), "inputs": _inputs(job, known)} for job in project.jobs[:MOST_JOBS]]
         more = max(len(project.jobs) - MOST_JOBS, 0) + project.unknown
-        return {"jobs": jobs, "runs": runs, "more": more, "spent": dollars(project.spent_usd) if runs else ""}
+        return {"jobs": jobs, "runs": runs, "more": more}
 
     def _facts(self, job: JobState) -> dict[str, Any]:
         """Return what tables and headings say of a job."""
@@ -251,19 +256,18 @@ class Pages:
         }
 
     def _live(self, job: JobState) -> dict[str, Any]:
-        live = job.live
-        warnings = live.warnings if live is not None else ()
-        tiles = _tiles(job)
         return {
-            "job": self._facts(job), "here": self._here(job), "tiles": tiles, "bar": _bar(job), "warnings": warnings,
+            "job": self._facts(job),
+            "here": self._here(job),
+            "tiles": _tiles(job),
+            "bar": _bar(job),
+            "warnings": () if job.live is None else job.live.warnings,
             "age": _age(job),
-        }  # fmt: skip
-
-    def _content(self, job: JobState) -> ReportContent | None:
-        return kept_content(self._of(job)) if job.state == "finished" else content_so_far(self._of(job), job.live)
+        }
 
     def _sections(self, job: JobState) -> Sequence[Drawn]:
-        content = self._content(job)
+        url = self._of(job)
+        content = kept_content(url) if job.state == "finished" else content_so_far(url, job.live)
         return [] if content is None else drawn_sections(content)
 
     def _log(self, job: JobState, most: int) -> tuple[str, bool]:
@@ -334,10 +338,7 @@ def _bar(job: JobState) -> Bar | None:
     live = job.live
     if job.state != "running" or live is None or not live.stage:
         return None
-    if not live.total:
-        return Bar(live.stage, None, f"{live.done:,} {live.unit}" if live.done else "")
-    left = f", {clock(live.stage_seconds_left)} left" if live.stage_seconds_left is not None else ""
-    return Bar(live.stage, 100 * live.done / live.total, f"{live.done:,} of {live.total:,} {live.unit}{left}")
+    return Bar(live.stage, 100 * live.done / live.total if live.total else None, done_in_words(live))
 
 
 def _age(job: JobState) -> str:

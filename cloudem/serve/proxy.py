@@ -29,8 +29,9 @@ from tornado.websocket import (
 )
 
 from cloudem.errors import ParameterError
-from cloudem.serve.access import HEADERS, Access, only_here
-from cloudem.serve.guard import DEFAULT_PORTS, Guarded, same_origin
+from cloudem.runs.webhook import only_here
+from cloudem.serve.access import HEADERS, Access
+from cloudem.serve.guard import DEFAULT_PORTS, Guarded, same_origin, unlogged
 
 BOKEH_POLICY = "; ".join(
     (
@@ -336,15 +337,11 @@ def dask_application(dashboard: Dashboard) -> tornado.web.Application:
     return tornado.web.Application(
         [(r"/[^/]+/ws", DaskSocket, shared), (r".*", DaskPage, shared)],
         compress_response=True,
-        log_function=_unlogged,
+        log_function=unlogged,
         websocket_max_message_size=LARGEST_MESSAGE,
         websocket_ping_interval=ALIVE_S,
         websocket_ping_timeout=ALIVE_S,
     )
-
-
-def _unlogged(_: tornado.web.RequestHandler) -> None:
-    """Requests are not logged: addresses may hold a token."""
 
 
 class DaskDoor(Passing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ import tornado.web
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.report.style import CSS
 from cloudem.serve.access import Access
-from cloudem.serve.guard import Guarded
+from cloudem.serve.guard import Guarded, unlogged
 from cloudem.serve.pages import Pages
 from cloudem.serve.watching import Watches
 
@@ -117,11 +118,9 @@ class File(Handler):
 class Voxels(Handler):
     """The preview of a map: bytes, compressed as they lie in the store; a header says what they mean."""
 
-    async def get(self, name: str, size: str) -> None:
+    async def get(self, *words: str) -> None:
         """Answer."""
-        found = await self.readers.read(self.pages.preview, name, int(size))
-        if found is None:
-            raise tornado.web.HTTPError(404, reason="There is no preview of this map")
+        found = await self.made(words)
         self.set_header("Content-Type", "application/octet-stream")
         self.set_header("Content-Encoding", "gzip")
         self.set_header("X-Map", found.info.model_dump_json())
@@ -133,20 +132,23 @@ class Events(Handler):
 
     async def get(self, *words: str) -> None:
         """Send what is new when it is."""
-        watch = self.readers.watches.of("/".join((self._make, *words)), self._look(words), self.pages.every_s)
         await self.made(words)
+        # nothing is waited for from here until it is listened to: a watch that nobody listens to is forgotten, and
+        # pages that are opened at the same time would each have a poller of their own
+        watch = self.readers.watches.of("/".join((self._make, *words)), self._look(words), self.pages.every_s)
         if watch is None:
             raise tornado.web.HTTPError(503, reason="Too many pages are open")
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
         self.set_header("Content-Encoding", "identity")  # a compressor would hold events back
-        async for text in watch.news():
-            try:
-                self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
-                await self.flush()
-            except tornado.iostream.StreamClosedError:  # the page is closed, and hears no end either
-                self._auto_finish = False
-                return
+        async with contextlib.aclosing(watch.news()) as news:  # whoever leaves is listened for no more
+            async for text in news:
+                try:
+                    self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
+                    await self.flush()
+                except tornado.iostream.StreamClosedError:  # the page is closed, and hears no end either
+                    self._auto_finish = False
+                    return
 
     def _look(self, words: tuple[str, ...]) -> Callable[[], Awaitable[str]]:
         readers, make = self.readers, getattr(self.pages, self._make)
@@ -200,37 +202,30 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
     """Return the application: addresses, and what answers them."""
     shared = {"readers": Readers(pages, access, secure=secure)}
 
-    def page(make: str, kind: str = "text/html") -> dict[str, Any]:
+    def of(make: str, kind: str = "text/html") -> dict[str, Any]:
         return {**shared, "make": make, "kind": kind}
-
-    def of(make: str) -> dict[str, Any]:
-        return {**shared, "make": make}
 
     return tornado.web.Application(
         [
-            (r"/", Page, page("project")),
+            (r"/", Page, of("project")),
             (r"/events", Events, of("project_news")),
             (r"/news", News, of("project_news")),
-            (r"/metrics", Page, page("metrics", "text/plain; version=0.0.4")),
+            (r"/metrics", Page, of("metrics", "text/plain; version=0.0.4")),
             (r"/static/([a-z-]+\.[a-z]+)", Static, shared),
-            (rf"/run/{PATH}", Page, page("run")),
+            (rf"/run/{PATH}", Page, of("run")),
             (rf"/job/{PATH}/-/events", Events, of("job_news")),
             (rf"/job/{PATH}/-/news", News, of("job_news")),
-            (rf"/job/{PATH}/-/sections", Page, page("sections")),
-            (rf"/job/{PATH}/-/log", Page, page("log")),
-            (rf"/job/{PATH}/-/preview/(64|128)", Voxels, shared),
+            (rf"/job/{PATH}/-/sections", Page, of("sections")),
+            (rf"/job/{PATH}/-/log", Page, of("log")),
+            (rf"/job/{PATH}/-/preview/(64|128)", Voxels, of("preview")),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
-            (rf"/job/{PATH}", Page, page("job")),
+            (rf"/job/{PATH}", Page, of("job")),
         ],
         default_handler_class=Unknown,
         default_handler_args=shared,
         compress_response=True,
-        log_function=_no_log,
+        log_function=unlogged,
     )
-
-
-def _no_log(_: tornado.web.RequestHandler) -> None:
-    """Requests are not logged: addresses may hold a token."""
 
 
 def listen_near(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 BEAT_S = 4.0
 """So often a page hears something, if only that the connection lives: after 5 s of silence it asks instead."""
@@ -35,7 +35,7 @@ class Watched:
         """How many listen."""
         return len(self._listeners)
 
-    async def news(self) -> AsyncIterator[str]:
+    async def news(self) -> AsyncGenerator[str, None]:
         """Yield what is new, and "" as a sign of life; polling ends with the last listener."""
         mine: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
         self._listeners.add(mine)

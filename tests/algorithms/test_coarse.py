@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudem.algorithms.coarse import coarse_map, coarse_spectrum, in_levels, visible_share
+from cloudem.algorithms.coarse import coarse_map, coarse_spectrum, in_levels
 from cloudem.errors import ParameterError
 
 
@@ -48,14 +48,6 @@ def test_a_curve_weights_shells():
     spectrum = coarse_spectrum(volume, 20)
     np.testing.assert_allclose(coarse_map(spectrum, np.array([1.0])), volume.mean(), atol=1e-6)
     np.testing.assert_allclose(coarse_map(spectrum, np.full(20, 2.0)), 2 * volume, atol=1e-5)
-
-
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
-def test_the_visible_share_is_between_nothing_and_all(fsc):
-    share = visible_share(np.array(fsc))
-    assert np.all((share >= 0) & (share <= 1))
-    assert np.all(share[np.array(fsc) <= 0] == 0)
-    assert visible_share(np.array([1.0]))[0] == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))

@@ -230,3 +230,11 @@ def test_postprocess_agrees_with_relion(blob, relion, tmp_path):
     theirs_b = -float(text.split("_rlnBfactorUsedForSharpening")[1].split()[0])
     curve = np.r_[theirs[:, 3], np.zeros(BOX // 2 + 1 - count)]  # their weights: random phases move the fit
     assert res.b_factor((halves[0] + halves[1]) / 2, curve, PIXEL, 5.0).b_factor == pytest.approx(theirs_b, rel=0.05)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
+def test_the_visible_share_is_between_nothing_and_all(fsc):
+    share = res.fsc_weight(np.array(fsc))
+    assert np.all((share >= 0) & (share <= 1))
+    assert np.all(share[np.array(fsc) <= 0] == 0)
+    assert res.fsc_weight(np.array([1.0]))[0] == 1

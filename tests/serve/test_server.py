@@ -11,12 +11,13 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from cloudem.io.formats.mrc import read_volume
-from cloudem.io.storage.groups import read_group
+from cloudem.io.storage.groups import read_group, write_group
 from cloudem.jobs.live import LIVE_FILE, read_live
 from cloudem.serve.pages import Pages
 from tests.serve.conftest import TOKEN, Site, served
@@ -31,6 +32,7 @@ def test_nothing_is_read_without_the_token(site: Site, path: str, token: str) ->
     answer = site.get(path, token=token)
     assert answer.status == 401
     assert b"refine" not in answer.body
+    assert site.pages.name.encode() not in answer.body
     assert "Content-Security-Policy" in answer.headers
 
 
@@ -129,15 +131,21 @@ def read_until(connection: socket.socket, words: str, seconds: float = 15.0) -> 
     return found.decode(errors="replace")
 
 
-def test_what_changes_is_said_to_all_who_listen(project: Path, tmp_path: Path) -> None:
+def test_what_changes_is_said_to_all_who_listen(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(project / "refine", tmp_path / "refine")
     path = tmp_path / "refine" / LIVE_FILE
     live = read_live(str(tmp_path / "refine"))
     assert live is not None
+    asked: list[str] = []
+    look = Pages.job_news
+    monkeypatch.setattr(Pages, "job_news", lambda pages, name: asked.append(name) or look(pages, name))
     with served(tmp_path) as site:
         listeners = [events(site, "/job/refine/-/events") for _ in range(10)]
         for each in listeners:
             assert "text/event-stream" in read_until(each, "finished")
+        looks = len(asked)
+        time.sleep(3 * site.pages.every_s)
+        assert len(asked) - looks <= 5  # one poller for all, though they came at the same time
         path.write_text(live.model_copy(update={"state": "failed", "why": "a told reason"}).model_dump_json())
         for each in listeners:
             assert "a told reason" in read_until(each, "a told reason")
@@ -198,3 +206,28 @@ def test_prometheus_scrapes_what_pages_show(site: Site, project: Path) -> None:
         each for each in answer.text.splitlines() if each.startswith('cloudem_job_resolution_angstroms{job="refine"}')
     )
     assert float(line.split()[-1]) == pytest.approx(stated, rel=0.2)
+
+
+def test_a_map_that_is_given_away_lies_where_the_result_does(project: Path, tmp_path: Path) -> None:
+    at = (12.0, -8.0, 4.0)
+    shutil.copytree(project / "refine", tmp_path / "moved")
+    arrays, attributes = read_group(str(tmp_path / "moved"), "result")
+    write_group(str(tmp_path / "moved"), "result", arrays, {**attributes, "origin_A": at})
+    found = Pages(str(tmp_path)).download("moved", "half2.mrc")
+    assert found is not None
+    with found[1] as file:
+        (tmp_path / "found.mrc").write_bytes(file.read())
+    assert read_volume(tmp_path / "found.mrc").origin == at
+
+
+def test_a_jobs_name_gives_no_command_to_chimerax(project: Path, tmp_path: Path) -> None:
+    name = 'a"b; runscript evil.py'
+    shutil.copytree(project / "refine", tmp_path / name)
+    found = Pages(str(tmp_path)).download(name, "map.cxc")
+    assert found is not None
+    script = found[1].read().decode()
+    assert ";" not in script
+    assert "open a-b-runscript-evil.py-map.mrc" in script
+    with served(tmp_path) as site:
+        answer = site.get(f"/job/{quote(name)}/-/file/map.mrc")
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="a-b-runscript-evil.py-map.mrc"'
