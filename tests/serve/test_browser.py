@@ -33,17 +33,16 @@ async def pixels(tab: Tab) -> str:
 
 
 def test_a_job_is_watched_from_its_start_to_its_stop(tmp_path: Path) -> None:
-    scene = make_scene(tmp_path / "data", count=1500, snr=0.05)
+    scene = make_scene(tmp_path / "data", count=6000, snr=0.05)  # so many that it is not over before all is seen
 
     async def watch(site: Site) -> None:
         async with browser() as tab:
             await tab.open(f"http://localhost:{site.port}/?token={TOKEN}")
             assert await tab.value("location.search") == ""
-            job = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "cloudem", "refine3d", "--particles", scene.particles, "--reference",
-                scene.reference, "--diameter-A", str(DIAMETER), "--symmetry", "C1", "--out", str(tmp_path / "watched"),
-                stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+            given = ("--particles", scene.particles, "--reference", scene.reference, "--diameter-A", str(DIAMETER))
+            command = (*given, "--symmetry", "C1", "--executor", "serial", "--out", str(tmp_path / "watched"))
+            quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
+            job = await asyncio.create_subprocess_exec(sys.executable, "-m", "cloudem", "refine3d", *command, **quiet)
             try:
                 await tab.until("document.querySelector('a[href=\\'/job/watched\\']') !== null", 60)
                 await tab.open(f"http://localhost:{site.port}/job/watched")
