@@ -4,6 +4,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.s3 import s3 as s3
 
 settings.register_profile("cloudem", derandomize=True, deadline=None, max_examples=15)
 settings.load_profile("cloudem")
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would every command that a test starts there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -37,7 +37,6 @@ def count(*arguments: str, cwd: Path, **options: object) -> subprocess.Completed
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a shell may have ignored
         **options,
     )
 
@@ -278,7 +277,6 @@ def test_an_interrupt_ends_soon_with_one_line(number: signal.Signals, how: str, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
     ) as process:
         deadline = time.monotonic() + 30
         while not (tmp_path / "x").exists() and time.monotonic() < deadline:
@@ -308,7 +306,6 @@ def command():
     advise("the run continues")
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(5)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 watch()
 raise SystemExit(guarded(command))
 """
@@ -330,7 +327,6 @@ def test_an_interrupt_during_imports_ends_with_one_line(number: signal.Signals, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         while not handles(process.pid, signal.SIGINT) or not handles(process.pid, signal.SIGTERM):
             time.sleep(0.001)
@@ -362,7 +358,6 @@ def test_nothing_is_said_after_an_interrupt_but_one_line() -> None:
         "def command():\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    finally: sys.stderr.write('torn down\\n'); os.write(2, b'without a word\\n')\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
         "raise SystemExit(i.guarded(command))"
     )
     ended = python(code)

@@ -218,7 +218,6 @@ def test_a_job_that_was_killed_is_lost_and_one_that_was_interrupted_is_stopped(n
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         wait_for(lambda: (tmp_path / "out" / LIVE_FILE).exists(), 40)

@@ -33,7 +33,7 @@ async def pixels(tab: Tab) -> str:
 
 
 def test_a_job_is_watched_from_its_start_to_its_stop(tmp_path: Path) -> None:
-    scene = make_scene(tmp_path / "data", count=6000, snr=0.05)  # so many that it is not over before all is seen
+    scene = make_scene(tmp_path / "data", count=3000, snr=0.05)  # so many that it is not over before all is seen
 
     async def watch(site: Site) -> None:
         async with browser() as tab:
