@@ -37,3 +37,7 @@ FSC_THRESHOLD = 0.143
 
 FSC_HALF = 0.5
 """FSC criterion of a map against a known truth."""
+
+LEAST_EVIDENCE = 3.5
+"""Standard deviations by which images have to know a map on shells that had no part in their poses
+(`cloudem.algorithms.evidence`): of noise, one test in 4,300 has more."""

@@ -21,6 +21,9 @@ from cloudem.kernels.slices import extract, padded_box
 
 Float64 = NDArray[np.float64]
 
+TOGETHER = 4
+"""Shells that are judged together."""
+
 
 def gains(
     batch: Batch,
@@ -50,7 +53,7 @@ def gains(
 
     Returns
     -------
-    Shape (b,): ``Re ⟨C X / σ², S_own - S_other⟩``, where image i is turned as image i + b // 2.
+    Shape (b, shells): ``Re ⟨C X / σ², S_own - S_other⟩`` by shell, where image i is turned as image i + b // 2.
     """
     box, other = batch.images.shape[-1], np.roll(np.arange(len(rotations)), -(len(rotations) // 2))
     whole = half_disc(box, shells[1])
@@ -62,10 +65,31 @@ def gains(
     weighted *= np.exp(1j * angle.astype(np.float32))
     slices: Any = extract(volume, rotations, disc.kx, disc.ky, padded_box(box) / box)
     weighted *= (slices - slices[other]).conj()
-    return np.asarray(np.sum(weighted.real, axis=1, dtype=np.float64))
+    from_first = disc.shell - shells[0]
+    count = shells[1] - shells[0] + 1
+    return np.stack([np.bincount(from_first, row, count) for row in weighted.real])
 
 
 def luck(gain: Float64) -> float:
     """Return by how many of its standard deviations a sum of gains differs from 0; 0 where nothing was measured."""
     power = float(np.sum(np.square(gain)))
     return float(np.sum(gain)) / power**0.5 if power > 0 else 0.0
+
+
+def known_up_to(by_shell: Float64, least: float) -> int:
+    """Return the last shell up to which images know their way, with the `TOGETHER` - 1 shells before it; -1 if none.
+
+    Parameters
+    ----------
+    by_shell
+        Deviations of the gains of each shell (`luck`), NaN where images were not asked.
+    least
+        Deviations from which on they are believed.
+    """
+    asked = np.flatnonzero(np.isfinite(by_shell))
+    for shell in asked[::-1]:
+        window = by_shell[max(shell - TOGETHER + 1, 0) : shell + 1]
+        window = window[np.isfinite(window)]
+        if np.sum(window) / len(window) ** 0.5 > least:
+            return int(shell)
+    return -1

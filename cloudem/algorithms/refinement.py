@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.significance import MOST_CHANCE, deviations, resolution_shell
+from cloudem.conventions import LEAST_EVIDENCE
 
 Float64 = NDArray[np.float64]
 
@@ -20,9 +21,6 @@ AHEAD = 2
 LEAKAGE = 4
 """The limit rises only when the resolution lies this many shells beyond it: the edge of a mask carries the correlation
 of the last shell scored, which may be that of aligned noise, across two or three more. Real signal reaches further."""
-
-LEAST_EVIDENCE = 3.5
-"""Standard deviations by which images have to know what lies beyond the limit: of noise, one test in 4,300 has more."""
 
 EVIDENCE_SAMPLE = 1000
 """Images of each half-set that are asked."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.evidence import known_up_to
+from cloudem.algorithms.refinement import LEAKAGE
 from cloudem.algorithms.resolution import FscCurves, b_factor, masked_fsc, sharpen, sharpening
 from cloudem.algorithms.significance import independent_voxels, significant_shell
+from cloudem.conventions import LEAST_EVIDENCE
 from cloudem.io.formats.mrc import Vector
 from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.tables import table_to_arrays
@@ -22,6 +26,10 @@ from cloudem.model.symmetry import operators
 HAND = "The map has the hand of the starting map: projections alone cannot determine it. Check helices where visible."
 
 START = "resolution of the starting map; none is shown beyond it"
+
+HELD_OUT = "held_out_deviations"
+"""Array of iterations and results: by how many standard deviations images match the other half-set's map better from
+their own side than from another's, by shell; NaN where nobody asked."""
 
 STAYS_HIGH, LAST_SHELLS = 0.8, 3
 """A corrected FSC that is nowhere lower in the last shells before Nyquist is not believed without a word."""
@@ -45,6 +53,8 @@ def write_maps(
     origin: Vector,
     start_resolution: float = 0.0,
     source: str = START,
+    held_out: NDArray[np.float64] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -75,6 +85,10 @@ def write_maps(
         otherwise.
     source
         What is said of it then.
+    held_out
+        What is kept as `HELD_OUT`, (n // 2 + 1,).
+    notes
+        Further remarks of the report.
     """
     progress = context.progress
     with progress.stage("postprocess"):
@@ -91,6 +105,9 @@ def write_maps(
             directional = directions_of((halves[0], halves[1]), mask, curves, *where, progress.warning, particles)
         progress.previews.make(partial(previews_of_map, shown, pixel_size), context.log)
     if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
+        progress.warning(line)
+    evidence = {} if held_out is None else {HELD_OUT: held_out}
+    if not start_resolution and (line := unknown_to_images(held_out, resolution, len(whole) * pixel_size)):
         progress.warning(line)
     inside = mask > 0.5
     if inside.any() and whole[inside].mean() < 0:
@@ -112,10 +129,10 @@ def write_maps(
         "cpu_s": sum(timing.cpu_s for timing in progress.timings()),
         "particle_count": len(particles),
         "directional": directional.attributes,
-        "notes": [HAND],
+        "notes": [*notes, HAND],
         **run_attributes(progress, context.executor.traffic()),
     }
-    context.write("result", {**arrays, **curves.by_name(), **directional.arrays}, attributes)
+    context.write("result", {**arrays, **curves.by_name(), **evidence, **directional.arrays}, attributes)
     shown_by = source if start_resolution else "corrected FSC 0.143"
     progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:
@@ -127,6 +144,29 @@ def claimed_resolution(curves: FscCurves, pixel_size: float, symmetry: str) -> f
     box = 2 * (len(curves.corrected) - 1)
     voxels = independent_voxels(box, curves.fraction, len(operators(symmetry)))
     return box * pixel_size / max(significant_shell(curves.corrected, voxels), 1.0)
+
+
+def unknown_to_images(by_shell: NDArray[np.float64] | None, resolution: float, length: float) -> str:
+    """Return a warning where the stated resolution goes further than images know; "" where it does not.
+
+    Parameters
+    ----------
+    by_shell
+        What is kept as `HELD_OUT`, (n // 2 + 1,); None where nothing is.
+    resolution
+        Stated, Å.
+    length
+        Of the box, Å.
+    """
+    known = -1 if by_shell is None else known_up_to(by_shell, LEAST_EVIDENCE)
+    if known < 1 or length / resolution < known + LEAKAGE:
+        return ""
+    return (
+        f"the half-maps agree to {resolution:.2f} Å, but images match the other half-set's map only to "
+        f"{length / known:.2f} Å on shells that had no part in their poses: what lies further may be noise that both "
+        "half-sets share. Usual causes: one image or filament in both half-sets, a mask that is too tight or has a "
+        "sharp edge, neighbours inside the mask. Check the mask, and try --halves-by micrograph"
+    )
 
 
 def suspicious(corrected: NDArray[np.float64], k_max: int, box: int, pixel_size: float) -> str:

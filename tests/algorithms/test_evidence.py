@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.evidence import gains, luck
+from cloudem.algorithms.evidence import gains, known_up_to, luck
 from cloudem.algorithms.expectation import Batch, expect, inverse_noise
 from cloudem.algorithms.reconstruct import empty_sums
 from cloudem.algorithms.search import search_grid
@@ -37,7 +37,9 @@ COARSE = replace(PLAN, k_score=LIMIT, k_search=LIMIT)
 
 def asked(batch: Batch, rotations: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     inverse = inverse_noise(batch, model_of())
-    return gains(batch, rotations, shifts, REFERENCE, inverse, SHELLS, PIXEL)
+    by_shell = gains(batch, rotations, shifts, REFERENCE, inverse, SHELLS, PIXEL)
+    assert by_shell.shape == (len(batch.images), SHELLS[1] - SHELLS[0] + 1)
+    return by_shell
 
 
 def noise(count: int, seed: int) -> Batch:
@@ -55,7 +57,9 @@ def test_it_is_the_sum_of_products_that_it_says() -> None:
     slices = PHANTOM.slices(rotations, disc.kx, disc.ky, BOX)
     product = values * images * phase * (slices - slices[[2, 3, 4, 0, 1]]).conj() / model_of().sigma2[
         batch.optics_group][:, disc.shell]  # fmt: skip
-    expected = product.real[:, disc.shell >= SHELLS[0]].sum(axis=1)
+    expected = np.stack(
+        [product.real[:, disc.shell == shell].sum(axis=1) for shell in range(SHELLS[0], SHELLS[1] + 1)], axis=1
+    )
     # the reference's window is exact to 0.2 %, and cut off at the box
     np.testing.assert_allclose(asked(batch, rotations, shifts), expected, atol=0.03 * np.abs(expected).max())
 
@@ -83,3 +87,16 @@ def test_images_know_their_own_side_and_no_other() -> None:
 @pytest.mark.parametrize(("gain", "expected"), [([], 0.0), ([0.0, 0.0], 0.0), ([2.0] * 9, 3.0), ([1.0, -1.0], 0.0)])
 def test_luck_counts_standard_deviations(gain: list[float], expected: float) -> None:
     assert luck(np.array(gain)) == pytest.approx(expected)
+
+
+def test_what_images_know_ends_with_the_last_shells_that_are_known_together() -> None:
+    nobody = np.full(12, np.nan)
+    assert known_up_to(nobody, 3.5) == -1
+    by_shell = nobody.copy()
+    by_shell[3:] = [20, 20, 9, 2, 2, 2, 2, 0, 0]
+    assert known_up_to(by_shell, 3.5) == 9  # four shells of two deviations have four together
+    assert known_up_to(by_shell, 5) == 8
+    by_shell[10:] = 0, 2.9  # one lucky shell is none
+    assert known_up_to(by_shell, 3.5) == 9
+    by_shell[:] = np.random.default_rng(1).standard_normal(12)
+    assert known_up_to(by_shell, 3.5) == -1

@@ -14,7 +14,7 @@ from cloudem.io.storage.groups import read_group
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.results import suspicious
+from cloudem.jobs.results import suspicious, unknown_to_images
 from cloudem.model.particles import TEXT, Particles
 from tests.jobs.conftest import make_scene, run
 
@@ -147,3 +147,12 @@ def test_new_halves_of_poses_that_are_kept_are_said(tmp_path):
     for new in (True, False):
         job = Refine3D(**scene.refinement(tmp_path / "out", local=True, new_halves=new))
         assert any("both new ones have seen the same" in text for text in job.preflight().warnings) == new
+
+
+def test_a_resolution_that_images_do_not_know_is_named():
+    known = np.full(33, np.nan)
+    known[5:] = [9] * 10 + [0] * 18  # up to shell 14, and two more together with it
+    assert unknown_to_images(known, 160 / 18, 160) == unknown_to_images(None, 8, 160) == ""
+    said = unknown_to_images(known, 160 / 24, 160)
+    assert said.startswith("the half-maps agree to 6.67 Å, but images match the other half-set's map only to 9.41 Å")
+    assert "--halves-by micrograph" in said

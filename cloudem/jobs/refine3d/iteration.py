@@ -17,15 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import best_of
 from cloudem.algorithms.bricks import Brick
-from cloudem.algorithms.evidence import luck
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.junk import Judgement
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import (
     EVIDENCE_SAMPLE,
-    LEAKAGE,
     IterationOutcome,
     Settings,
     State,
@@ -46,6 +43,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.preview import Preview, finest_spectrum, previews_of_halves
+from cloudem.jobs.refine3d.held_out import HeldOut, ask_held_out
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
 from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_arrays, shift_variance, sorted_found
@@ -63,20 +61,18 @@ from cloudem.jobs.refine3d.tasks import (
     REFERENCE_PIECES,
     Aligned,
     Checkpoint,
-    Found,
     Item,
     Placed,
-    PosedItem,
     align_group,
     counter,
     fold_of,
-    gains_of_group,
     model_of,
     read_checkpoint,
     read_reference,
     spread_groups,
     tasks,
 )
+from cloudem.jobs.results import HELD_OUT
 from cloudem.model.columns import Value
 
 Float32 = NDArray[np.float32]
@@ -151,6 +147,8 @@ class Outcome:
         made again.
     curves
         FSC curves.
+    held_out
+        Deviations by shell of what images match beyond what decided their poses (`cloudem.jobs.refine3d.held_out`).
     judgement
         Which images show the molecule.
     inserted
@@ -163,6 +161,7 @@ class Outcome:
     after: State
     maps: Maps | None
     curves: FscCurves
+    held_out: NDArray[np.float64]
     judgement: Judgement
     inserted: Sequence[Placed]
 
@@ -204,7 +203,7 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         "moving": outcome.observed.moving,
     }
     kept = {"references": list(outcome.references), "poses": len(outcome.checkpoint.pose_images)}
-    curves = outcome.curves.by_name()
+    curves = {**outcome.curves.by_name(), HELD_OUT: outcome.held_out}
     return IterationResult(after, row, outcome.checkpoint.arrays(), kept, curves, onward, outcome)
 
 
@@ -234,20 +233,26 @@ def solve_halves(
     curves = executor.fetch(comparison)
     show_preview(run, state, halves, curves)
     voxels = independent_voxels(s.box, curves.fraction, len(run.group))
-    evidence = 0.0
-    if asks_for_evidence(curves.corrected, voxels, plan.k_score):
-        with labelled(step="evidence"):
-            evidence = evidence_of(run, plan, before, Maps(halves, masks), found)
+    maps = Maps(halves, masks)
+
+    def ask() -> HeldOut:
+        volumes = [executor.share(map_to_match, halves[h], masks[h], k_max) for h in (1, 0)]  # the other's
+        items = spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE)
+        return ask_held_out(run.context, run.data, volumes, plan, items, found)
+
+    asks = asks_for_evidence(curves.corrected, voxels, plan.k_score)
+    held_out = ask() if asks else HeldOut.unasked(s.box)
     observed = IterationOutcome(
         fsc=curves.corrected,
         voxels=voxels,
-        evidence=evidence,
+        evidence=held_out.evidence,
         moving=float(np.average(change.moving[kept], weights=counts)),
         jumped=float(np.average(change.jumped[kept], weights=counts)),
     )
     after = next_state(state, s, observed)
+    if after.finished and not asks:  # for the report: nothing is decided by it
+        held_out = ask()
     references: list[str] = []
-    maps = Maps(halves, masks)
     if after.finished:  # only now do the half-sets meet
         shape = (s.box, k_max, symmetry, sum(slices))
         maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], *shape))
@@ -273,7 +278,8 @@ def solve_halves(
         view_gradient=np.stack([density_gradient(best_views(part), run.group) for part in found]),
         **pose_arrays(found),
     )
-    return Outcome(checkpoint, references, observed, after, maps, curves, judgement, [part.inserted for part in found])
+    placed = [part.inserted for part in found]
+    return Outcome(checkpoint, references, observed, after, maps, curves, held_out.by_shell, judgement, placed)
 
 
 def show_preview(run: Run, state: State, halves: Sequence[Shared[Float32]], curves: FscCurves) -> None:
@@ -287,23 +293,3 @@ def show_preview(run: Run, state: State, halves: Sequence[Shared[Float32]], curv
 
     if run.context.progress.previews.due():
         run.context.progress.previews.make(made, run.context.log)
-
-
-def evidence_of(run: Run, plan: IterationPlan, before: Checkpoint, maps: Maps, found: Sequence[Found]) -> float:
-    """Return by how many standard deviations images know the map of the other half-set beyond what decided their poses.
-
-    Nothing but this number passes from one half-set to the other.
-    """
-    first, last = plan.k_score + 1, min(plan.k_score + LEAKAGE, plan.k_insert)
-    volumes = [run.executor.share(map_to_match, maps.halves[h], maps.masks[h], last) for h in (1, 0)]  # the other's
-    items = []
-    for item in spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE):
-        poses = found[item.half - 1].poses
-        best = best_of(poses.images)
-        rows = best[np.searchsorted(poses.images[best], item.indices)]
-        items.append(PosedItem(item.half, item.indices, poses.rotations[rows], poses.shifts[rows]))
-    task = partial(gains_of_group, url=run.url, shells=(first, last))
-    found_gains = run.executor.map(task, items, shared=lambda item: (run.data, volumes[item.half - 1]))
-    evidence = luck(np.concatenate(list(found_gains)))
-    run.context.log.debug("evidence on shells %d to %d: %.2f standard deviations", first, last, evidence)
-    return evidence

@@ -22,6 +22,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
 from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask
+from cloudem.jobs.refine3d.held_out import last_answers
 from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import advice
@@ -89,7 +90,13 @@ class Refinement(Iterations[State]):
 
     def finish(self, last: IterationResult[State], wall_s: float) -> None:
         """Write poses, maps and report."""
-        finish(self.run, last.result, wall_s)
+        done = int(last.row["iteration"])
+        ended = (
+            self.converged(done)
+            if last.after.converged
+            else f"stopped after {done} iterations, before it had converged"
+        )
+        finish(self.run, last.result, done, f"The refinement {ended}.", wall_s)
 
 
 def how_it_ended(iterations: int, beyond_start: bool, moving: float) -> str:
@@ -133,8 +140,18 @@ def nothing_beyond(start: float, evidence: float) -> str:
     )
 
 
-def finish(run: Run, outcome: Outcome, wall: float) -> None:
-    """Write poses, maps and report."""
+def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) -> None:
+    """Write poses, maps and report.
+
+    Parameters
+    ----------
+    run, outcome, iteration
+        The run, what its last iteration left, and the number of that.
+    ended
+        Why it was the last, as a sentence.
+    wall
+        Seconds that the run took.
+    """
     s, checkpoint = run.settings, outcome.checkpoint
     poses = checkpoint.poses()
     best = best_of(poses.images)
@@ -174,7 +191,7 @@ def finish(run: Run, outcome: Outcome, wall: float) -> None:
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
         run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
-        source,
+        source, last_answers(run.url, outcome.held_out, iteration), [ended],
     )  # fmt: skip
 
 

@@ -328,7 +328,7 @@ class PosedItem(NamedTuple):
 def gains_of_group(
     item: PosedItem, dataset: Dataset, volume: NDArray[np.complex64], url: str, shells: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Return how much better images match the other half-set's map from their own side (see :func:`gains`)."""
+    """Return how much better images match the other half-set's map from their own side, by shell (:func:`gains`)."""
     known = read_known(url, item.indices)
     with purpose("poses"):
         sigma2 = read_rows(url, CHECKPOINT, ["sigma2"], item.half - 1, item.half)["sigma2"][0]
@@ -340,7 +340,7 @@ def gains_of_group(
             by_image = inverse[batch.optics_group]
             pose = (item.rotations[here], item.shifts[here])
             parts.append(gains(batch, *pose, volume, by_image, shells, dataset.store.pixel_size))
-    return np.concatenate(parts) if parts else np.zeros(0)
+    return np.concatenate(parts) if parts else np.zeros((0, shells[1] - shells[0] + 1))
 
 
 def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Added[int, Brick, None]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
+from cloudem.conventions import FSC_HALF, FSC_THRESHOLD, LEAST_EVIDENCE
 from cloudem.kernels.shells import crossing as crossing_shell
 from cloudem.model.columns import Value
 from cloudem.report.style import BLUE, FAINT, GREEN, GREY, INK, PALE_BLUE, VERMILION, draw_svg, label_axes
@@ -199,6 +199,27 @@ def iterations_figure(iterations: Sequence[Mapping[str, Value]], width: int = 37
         figure.align_ylabels(panels)
 
     return draw_svg(width, _HEIGHT, draw, "Resolution by iteration")
+
+
+def held_out_figure(deviations: Array, pixel_size: float, width: int = 600, height: int = 200) -> str:
+    """Draw by how many standard deviations images know each shell that had no part in their poses; NaN is left out."""
+    shells = len(deviations)
+    frequency = np.arange(shells) / (2 * (shells - 1) * pixel_size)
+    shown = np.where(np.isfinite(deviations), deviations, 0.0)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((56 / width, 50 / height, 1 - 94 / width, 1 - 100 / height))
+        axes.bar(frequency, shown, width=0.8 * frequency[1], color=PALE_BLUE)
+        axes.axhline(LEAST_EVIDENCE, color=INK, lw=0.8, ls=(0, (4, 3)))
+        axes.axhline(0, color=FAINT, lw=0.8)
+        axes.set_xlim(0, frequency[-1])
+        axes.set_ylim(min(-2.0, float(shown.min()) - 0.5), max(6.0, 1.08 * float(shown.max())))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.text(1.008 * frequency[-1], LEAST_EVIDENCE, f"{LEAST_EVIDENCE:g}", va="center", fontsize=11)
+        label_axes(axes, "spatial frequency (1/Å)", "deviations")
+        _resolution_axis(axes, float(frequency[-1]))
+
+    return draw_svg(width, height, draw, "Evidence of images by shell")
 
 
 def _draw_resolution(axes: Axes, number: Array, frequencies: Array) -> None:

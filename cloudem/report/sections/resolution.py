@@ -7,9 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from cloudem.conventions import FSC_HALF, FSC_THRESHOLD
-from cloudem.report.blocks import Block, Cell, Drawn, Figure, Figures, Row, Table, numbers
+from cloudem.report.blocks import Block, Cell, Drawn, Figure, Figures, Row, Table, Words, numbers
 from cloudem.report.content import ReportContent
-from cloudem.report.sections.curves import CURVES, fsc_figure, iterations_figure, resolution_crossing
+from cloudem.report.sections.curves import CURVES, fsc_figure, held_out_figure, iterations_figure, resolution_crossing
+
+HELD_OUT_MEANS = (
+    "Evidence that owes nothing to the alignment: images are compared with the map of the other half-set on shells "
+    "that had no part in their poses, seen their own way and the way of another image. Noise stays below the line, "
+    "whatever it was aligned to. Each shell shows the last iteration in which it was not yet scored; by the end, real "
+    "signal has more evidence than is shown. A gap is of shells that the map reached only when they were scored."
+)
 
 
 def curves(content: ReportContent) -> Drawn | None:
@@ -25,6 +32,9 @@ def curves(content: ReportContent) -> Drawn | None:
             blocks.append(table)
     elif history:
         blocks.append(Figures([Figure(376, history)]))
+    known = content.arrays.get("held_out_deviations")
+    if known is not None and content.pixel_size is not None and np.isfinite(known).any():
+        blocks += [Figures([Figure(600, held_out_figure(known, content.pixel_size))]), Words(HELD_OUT_MEANS)]
     return Drawn("Resolution", blocks) if blocks else None
 
 

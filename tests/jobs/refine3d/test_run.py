@@ -10,9 +10,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cloudem.algorithms.axes import find_axes, turned
+from cloudem.algorithms.evidence import known_up_to
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.significance import resolution_shell
 from cloudem.cli import main
+from cloudem.conventions import LEAST_EVIDENCE
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
@@ -20,6 +22,7 @@ from cloudem.io.storage.groups import has_group, list_groups, read_attributes, r
 from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
 from cloudem.jobs.refine3d.run import how_it_ended
+from cloudem.jobs.results import HELD_OUT
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix
@@ -57,6 +60,10 @@ def test_planted_poses_are_found_and_the_map_becomes_better(symmetry, scene, tmp
     assert [text for text in progress.warnings() if "high up to Nyquist" not in text] == []
     assert set(particles["half_set"]) == {1, 2}
     np.testing.assert_array_equal(particles["half_set"], scene.truth["half_set"])
+    asked = result[HELD_OUT]  # beyond what the first iteration scored, images know it
+    assert not np.isfinite(asked[: int(BOX * PIXEL / job.start_resolution) - CIRCLE_LEAKAGE]).any()
+    assert known_up_to(asked, LEAST_EVIDENCE) >= 9
+    assert attributes["notes"][0].startswith(("The refinement converged after", "The refinement stopped after"))
     assert result["map"].shape == result["mask"].shape == (BOX,) * 3
     assert (Path(job.out) / "report.html").stat().st_size > 10_000
     assert len(list_groups(job.out, "iterations")) == len(progress.iterations())
