@@ -159,7 +159,10 @@ def unknown_to_images(by_shell: NDArray[np.float64] | None, resolution: float, l
         Of the box, Å.
     """
     known = -1 if by_shell is None else known_up_to(by_shell, LEAST_EVIDENCE)
-    if known < 1 or length / resolution < known + LEAKAGE:
+    if by_shell is None or known < 1:
+        return ""
+    asked = np.isfinite(by_shell[known + 1 : int(length / resolution) + 1])
+    if np.count_nonzero(asked) < LEAKAGE:  # shells that nobody asked about say nothing
         return ""
     return (
         f"the half-maps agree to {resolution:.2f} Å, but images match the other half-set's map only to "

@@ -156,3 +156,5 @@ def test_a_resolution_that_images_do_not_know_is_named():
     said = unknown_to_images(known, 160 / 24, 160)
     assert said.startswith("the half-maps agree to 6.67 Å, but images match the other half-set's map only to 9.41 Å")
     assert "--halves-by micrograph" in said
+    known[18:24] = np.nan  # nobody asked
+    assert unknown_to_images(known, 160 / 24, 160) == ""
