@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
-from cloudem.algorithms.magnification import LARGEST_BOX, coarse, magnification
+from cloudem.algorithms.magnification import LARGEST_BOX, Magnification, coarse, magnification
 
 BOX, PIXEL, RADIUS = 48, 4.0, 21.0
 
@@ -53,3 +53,10 @@ def test_a_large_map_is_compared_on_a_coarse_grid() -> None:
     found = magnification(np.stack([large, large]), small, 40.0)
     assert found.factor == pytest.approx(1.0, abs=1e-3)
     assert found.agreement == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("factor", "agreement", "said"), [(1.05, 0.8, True), (1.05, 0.45, False), (1.099, 0.8, False)])
+def test_what_hardly_agrees_or_lies_beyond_what_is_tried_says_nothing(
+    factor: float, agreement: float, said: bool
+) -> None:
+    assert Magnification(factor, 0.001, agreement, 0.2).differs == said
