@@ -17,6 +17,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 from cloudem import traffic
 from cloudem.execution.reduction_tree import Forest, Subtree
 from cloudem.execution.threads import one_thread_per_task
+from cloudem.execution.workers import ThisProcess, WorkerSeen
 from cloudem.traffic import Traffic
 
 T = TypeVar("T")
@@ -187,6 +188,14 @@ class Executor(ABC):
         """Return the bytes that all processes have moved over the network since the start, by purpose."""
 
     @abstractmethod
+    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+        """Return what is known of those that run the tasks, for people.
+
+        Any thread may ask, at any time; it waits for no more than a second, and whatever may be raised is of no
+        consequence to the tasks.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Give back threads and processes; may be called twice."""
 
@@ -204,6 +213,7 @@ class SerialExecutor(Executor):
         self._resources = contextlib.ExitStack()
         self._resources.enter_context(one_thread_per_task())
         self._before = traffic.totals()
+        self._process = ThisProcess()
 
     @property
     def workers(self) -> int:
@@ -266,6 +276,10 @@ class SerialExecutor(Executor):
     def traffic(self) -> dict[str, Traffic]:
         """Return what this process has counted."""
         return traffic.difference(traffic.totals(), self._before)
+
+    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+        """Return this process."""
+        return (self._process.seen(),)
 
     def close(self) -> None:
         """Give the numerical libraries their threads back."""

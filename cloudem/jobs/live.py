@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloudem import __version__
 from cloudem.errors import CloudemError, StoppedError, one_line
+from cloudem.execution.workers import ClusterSeen
 from cloudem.io.storage.location import UNFINISHED, contents, is_remote, join, read_start, write_bytes
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import PREVIEW_FOLDER, write_previews
@@ -109,6 +110,8 @@ class Live(Frozen):
         The last ones.
     moved
         Bytes by purpose.
+    cluster
+        What it runs on, as it was seen last; None before that is known.
     """
 
     format: Literal[1] = 1
@@ -131,6 +134,7 @@ class Live(Frozen):
     timings: tuple[LiveTiming, ...] = ()
     warnings: tuple[str, ...] = ()
     moved: dict[str, LiveTraffic] = Field(default_factory=dict)
+    cluster: ClusterSeen | None = None
 
     @property
     def resolution_A(self) -> float | None:  # noqa: N802  the unit is part of the name
@@ -342,6 +346,7 @@ def now_of(first: Live, progress: Progress, state: LiveState, why: str) -> Live:
             "timings": tuple(timings),
             "warnings": tuple(one_line(text) for text in progress.warnings()[-MOST_WARNINGS:]),
             "moved": moved,
+            "cluster": progress.cluster.look(),
         }
     )
 

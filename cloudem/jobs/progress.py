@@ -19,6 +19,7 @@ from cloudem import traffic
 from cloudem.cloud.planning.work import Stage
 from cloudem.execution.task_names import labelled
 from cloudem.jobs.preview import Previews
+from cloudem.jobs.watched_cluster import WatchedCluster
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column, Value, described
 from cloudem.traffic import Moved
 
@@ -93,6 +94,8 @@ class Progress(ABC):
         self._running: list[RunningStage] = []
         self.previews = Previews()
         """Of the job's map, for looking."""
+        self.cluster = WatchedCluster()
+        """What it runs on, for looking."""
         self.columns: Sequence[Column] = (ITERATION, SECONDS, RECEIVED)
         """What the running job declares of its rows."""
         self.declared: Mapping[str, Stage] = {}

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import psutil
 
@@ -17,6 +16,7 @@ from cloudem import __version__, traffic
 from cloudem.errors import CloudemError, OutOfMemoryError
 from cloudem.execution.executor import Executor, SerialExecutor
 from cloudem.execution.task_names import labelled
+from cloudem.execution.workers import machine_memory
 from cloudem.io.storage.lease import hold
 from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.jobs.artefacts import sizes_of
@@ -97,7 +97,10 @@ def run_job(
             stack.enter_context(
                 keep_live(job.out, job.name, progress, step=step, guard=guard, note=note, writes=job.keeps_log)
             )
-            with make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor:
+            with (
+                make_executor(work.on_gpu) if work.parallel else SerialExecutor() as executor,
+                progress.cluster.watch(executor),
+            ):
                 progress.facts({"job": f"{job.name} (cloudem {__version__})", "runs on": executor.description})
                 for name, value in job.model_dump().items():
                     log.debug("parameter %s = %r", name, value)
@@ -146,7 +149,7 @@ def place_of_lease(job: Job) -> str | None:
 
 def check_memory(needed: int, log: logging.Logger) -> None:
     """Refuse bytes that cannot fit into this machine's memory, and warn of what may not fit just now."""
-    total = min(psutil.virtual_memory().total, _container_limit())
+    total = machine_memory()
     if needed > total:
         raise OutOfMemoryError(
             f"this needs {memory(needed)} of memory, but the machine has {memory(total)}; try a machine with"
@@ -158,11 +161,3 @@ def check_memory(needed: int, log: logging.Logger) -> None:
             memory(needed),
             memory(psutil.virtual_memory().available),
         )
-
-
-def _container_limit() -> int:
-    """Memory limit of the control group that this process runs in (version 2); very large where there is none."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return 1 << 62

@@ -16,6 +16,7 @@ import pytest
 
 from cloudem.errors import InconsistentDataError, LeaseLostError, StoppedError, StorageError
 from cloudem.execution.executor import SerialExecutor
+from cloudem.execution.workers import WorkerSeen
 from cloudem.io.storage.location import UNFINISHED, contents, join, object_store, put
 from cloudem.jobs import live
 from cloudem.jobs.live import (
@@ -144,6 +145,75 @@ def test_a_job_that_makes_nothing_leaves_nothing_and_what_is_unfinished_stays_al
     with keep_live(url, "count", SilentProgress()):
         pass
     assert contents(url) == [UNFINISHED]
+
+
+class Telling(SerialExecutor):
+    """Says of its workers what it is told to, or raises that."""
+
+    def __init__(self, *says: object) -> None:
+        super().__init__()
+        self.says, self.asked = says, 0
+
+    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+        self.asked += 1
+        says = self.says[min(self.asked, len(self.says)) - 1]
+        if isinstance(says, Exception):
+            raise says
+        return (WorkerSeen(name=str(says), threads=2),)
+
+
+def names_in(url: str) -> list[str]:
+    found = known(url).cluster
+    return [worker.name for worker in found.workers] if found else []
+
+
+def test_a_job_says_on_which_workers_it_runs_and_in_the_end_on_which_it_ran(url):
+    progress = SilentProgress()
+    executor = Telling("node1", OSError("nobody answers"), TimeoutError(), "node2")
+    with keep_live(begun(url), "count", progress, every_s=0.02):
+        wait_for(lambda: read_live(url) is not None)
+        assert known(url).cluster is None
+        with executor, progress.cluster.watch(executor):
+            wait_for(lambda: names_in(url) == ["node1"])
+            assert known(url).cluster.what == "serial, in this process"
+            wait_for(lambda: names_in(url) == ["node2"])
+        asked = executor.asked
+    assert names_in(url) == ["node2"]
+    assert executor.asked <= asked + 1
+
+
+def test_an_executor_that_cannot_tell_is_asked_once_and_the_job_goes_on(url):
+    progress, executor = SilentProgress(), Telling(TypeError("no such function"))
+    with keep_live(begun(url), "count", progress, every_s=0.02), progress.cluster.watch(executor):
+        progress.iteration({"iteration": 1})
+        wait_for(lambda: bool((read_live(url) or said()).iterations))
+        time.sleep(0.1)
+    assert executor.asked == 1
+    assert (known(url).state, names_in(url)) == ("finished", [])
+    executor.close()
+
+
+def test_workers_that_do_not_answer_delay_no_job(tmp_path, monkeypatch):
+    hangs, asked = threading.Event(), threading.Event()
+
+    class Hanging(SerialExecutor):
+        def seen_workers(self):
+            asked.set()
+            hangs.wait(60)
+            return ()
+
+    monkeypatch.setattr(live, "LAST_S", 0.2)
+    monkeypatch.setattr(live, "EVERY_S", 0.02)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/before").touch()
+    began = time.monotonic()
+    try:
+        run_job(Count(numbers=("3", "4"), task_s=0.3, out=str(tmp_path / "x")), lambda _: Hanging())
+        assert asked.is_set()
+        assert time.monotonic() - began < 10
+    finally:
+        hangs.set()
+    assert (tmp_path / "x/total").read_text() == "7"
 
 
 def test_who_has_lost_the_lease_writes_nothing(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +27,13 @@ from cloudem.execution.dask.configuration import CONFIGURATION, WITHOUT_PAGES, p
 from cloudem.execution.dask.connection import connect
 from cloudem.execution.dask.embedded import start_cluster
 from cloudem.execution.dask.folding import Folding
+from cloudem.execution.dask.looking import ask_workers
 from cloudem.execution.dask.security import security_for
 from cloudem.execution.dask.worker_pool import IN_FLIGHT_PER_THREAD, LOOK_AROUND_S, MERGE_FIRST, WorkerPool
 from cloudem.execution.executor import Executor, Fold, Pieces, Shared
 from cloudem.execution.task_names import current_label
 from cloudem.execution.threads import one_thread_per_task
+from cloudem.execution.workers import WorkerSeen
 from cloudem.traffic import Traffic
 
 LOG = logging.getLogger("cloudem.execution")
@@ -101,6 +104,7 @@ class DaskExecutor(Executor):
 
         self._fixed_order = fixed_order
         self._heard = traffic.Tally()
+        self._here = "" if scheduler is not None else platform.node()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # if the start fails, or is interrupted, nothing stays behind
             undo.enter_context(one_thread_per_task())
@@ -213,8 +217,13 @@ class DaskExecutor(Executor):
         self._heard.hear(traffic.PROCESS, traffic.totals())
         return self._heard.total()
 
+    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+        """Return what the scheduler knows of its workers, those that are leaving included."""
+        return ask_workers(self._pool.client, self._here)
+
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""
+        from cloudem.execution.dask.gpu_names import NameGpu
         from cloudem.execution.dask.peer_transfer import Exchange
         from cloudem.execution.dask.transfer_counts import TOPIC, CountTransfers
 
@@ -222,6 +231,7 @@ class DaskExecutor(Executor):
         client.register_plugin(Exchange())
         if not self._pool.in_this_process:
             client.register_plugin(CountTransfers())
+            client.register_plugin(NameGpu())
             client.subscribe_topic(TOPIC, lambda event: self._heard.hear(*event[1]))
         self.traffic()
         self._heard.begin()
