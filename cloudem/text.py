@@ -88,3 +88,12 @@ def memory(count: float) -> str:
     if count < 1 << 20:
         return f"{count / (1 << 10):.1f} KiB"
     return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+def memory_share(used: float | None, limit: float | None) -> str:
+    """Return how much of some memory is used, as far as it is known: ``5.0 of 32.0 GiB``, ``312 MiB of 4.00 GiB``."""
+    if used is None or limit is None:
+        return memory(used) if used is not None else f"– of {memory(limit)}" if limit is not None else "–"
+    if used >= 1 << 30 and limit >= 1 << 30:
+        return f"{used / (1 << 30):.1f} of {limit / (1 << 30):.1f} GiB"
+    return f"{memory(used)} of {memory(limit)}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from cloudem.report.blocks import (
     Block,
@@ -22,12 +22,10 @@ from cloudem.report.blocks import (
     numbers,
     render_page,
 )
+from cloudem.report.money_tiles import Triple, expected_tile, range_in_words, spent_tile
 from cloudem.report.sections.planning import Point, plan_figure
 from cloudem.report.sections.timeline import Band, NodeBar, Spending, legend, timeline
 from cloudem.text import dollars, duration
-
-Triple: TypeAlias = tuple[float, float, float]
-"""Low, expected, high."""
 
 
 class StepRow(NamedTuple):
@@ -200,9 +198,9 @@ def render_run(content: RunContent) -> str:
 def _tiles(content: RunContent) -> list[tuple[str, str]]:
     taken = sum(line.bar.how == "taken" for line in content.nodes)
     return [
-        (dollars(content.spent), f"spent, of an approximate maximum of {dollars(content.max_usd)}"),
-        (dollars(content.usd_plan[1]), f"expected; planned {_range(content.usd_plan, dollars)}"),
-        (duration(content.wall), f"with machines; planned {_range(content.wall_plan, duration)}"),
+        spent_tile(content.spent, content.max_usd),
+        expected_tile(content.usd_plan),
+        (duration(content.wall), f"with machines; planned {range_in_words(content.wall_plan, duration)}"),
         (str(len(content.nodes)), "machines" + (f", {taken} of them reclaimed or lost, and replaced" if taken else "")),
     ]
 
@@ -238,7 +236,7 @@ def _compare(line: StepRow, scales: tuple[float, float], kind: str) -> Row:
     ):
         off = " off" if _off(planned, actual, line.how) else ""
         cells += [
-            Cell(_range(planned, say) if planned else "", "n"),
+            Cell(range_in_words(planned, say) if planned else "", "n"),
             Cell(svg=_bar(planned, actual, scale, line.how), kind="plan"),
             Cell(say(actual) if actual is not None else "–", f"n{off}"),
         ]
@@ -386,7 +384,3 @@ def _made(content: RunContent) -> Drawn:
     text = " · ".join(content.versions)
     said = f"From the ledger, the plan and the records of the run in {content.where}. {text}"
     return Drawn("How this was made", [Words(said, "quiet wide")])
-
-
-def _range(planned: Triple, say: Callable[[float], str]) -> str:
-    return f"{say(planned[0])} to {say(planned[2])}"

@@ -299,10 +299,11 @@ def _seconds(value: Any) -> float | None:
 
 def _runs(project: str, now: float) -> list[RunSummary]:
     names = runs_of(project)[::-1][:MOST_RUNS]
-    return list(_all(lambda name: _run_summary(project, name, now), names).values())
+    return list(_all(lambda name: summary_of_run(project, name, now), names).values())
 
 
-def _run_summary(project: str, name: str, now: float) -> RunSummary:
+def summary_of_run(project: str, name: str, now: float) -> RunSummary:
+    """Return how a run of a project stands, by what it says of itself; ``now`` is in unix seconds."""
     store = RunStore.of(project, name)
     try:
         state, cap = store.state(), store.wanted().max_usd

@@ -21,7 +21,9 @@ from cloudem.jobs.preview import Preview, PreviewInfo, read_preview
 from cloudem.model.columns import described
 from cloudem.report.blocks import Drawn
 from cloudem.report.page import drawn_sections
+from cloudem.runs.job_money import JobRuns
 from cloudem.runs.project import JobState, Project, look_at_job, read_project
+from cloudem.serve.cluster import cluster_of_job, machines_in_words, money_of_job
 from cloudem.serve.sections import content_so_far, kept_content
 from cloudem.text import clock, dollars, moment, rough_time
 
@@ -99,6 +101,7 @@ class Pages:
         self._lock = threading.Lock()
         self._project: tuple[float, Project] | None = None
         self._kept: dict[str, tuple[str, str]] = {}
+        self._runs = JobRuns(url)
 
     # pages
 
@@ -134,6 +137,19 @@ class Pages:
             "map": 0 if info is None else info.crc32,
             "over": job.state != "running",
         }
+
+    def cluster(self, path: str) -> str | None:
+        """Return the page of what a job runs on."""
+        job = self._job(path)
+        return None if job is None else self._part("cluster.html", **self._cluster(job))
+
+    def cluster_news(self, path: str) -> Mapping[str, Any] | None:
+        """Return the part of it that changes."""
+        job = self._job(path)
+        if job is None:
+            return None
+        html = self._part("cluster_live.html", **self._cluster(job))
+        return {"html": html, "version": "", "map": 0, "over": job.state != "running"}
 
     def sections(self, path: str) -> str | None:
         """Return the sections of a job's report; drawn once for each state of the job."""
@@ -232,6 +248,7 @@ class Pages:
         runs = [
             {"name": run.name, "words": run.words, "kind_of_state": STATES.get(run.status, ""),
              "spent": dollars(run.spent_usd), "cap": dollars(run.cap_usd) if run.cap_usd else "",
+             "rate": dollars(run.usd_per_hour) if run.usd_per_hour else "",
              "age": f"{rough_time(run.age_s)} ago" if run.at else ""}
             for run in project.runs
         ]  # fmt: skip
@@ -263,7 +280,12 @@ class Pages:
             "bar": _bar(job),
             "warnings": () if job.live is None else job.live.warnings,
             "age": _age(job),
+            "machines": machines_in_words(job.live),
+            "money": money_of_job(self._runs.money_of(job, time.time())),
         }
+
+    def _cluster(self, job: JobState) -> dict[str, Any]:
+        return {"job": self._facts(job), "here": self._here(job), **cluster_of_job(job, time.time())}
 
     def _sections(self, job: JobState) -> Sequence[Drawn]:
         url = self._of(job)

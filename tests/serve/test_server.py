@@ -23,7 +23,8 @@ from cloudem.serve.pages import Pages
 from tests.serve.conftest import TOKEN, Site, served
 
 ADDRESSES = ("/", "/news", "/events", "/metrics", "/job/refine", "/job/refine/-/news", "/job/refine/-/sections",
-             "/job/refine/-/log", "/job/refine/-/preview/64", "/job/refine/-/file/map.mrc", "/run/none")  # fmt: skip
+             "/job/refine/-/log", "/job/refine/-/cluster", "/job/refine/-/cluster/news",
+             "/job/refine/-/preview/64", "/job/refine/-/file/map.mrc", "/run/none")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ADDRESSES)

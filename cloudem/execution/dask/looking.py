@@ -20,8 +20,8 @@ MOST = 1e18
 def ask_workers(client: Any, here: str = "") -> tuple[WorkerSeen, ...]:
     """Return what the scheduler of a client knows of its workers; any thread but the client's own may ask.
 
-    The scheduler itself takes the few figures from all that it has: its answer is 40 times smaller than
-    ``scheduler_info()``, and how long somebody was silent is told by one clock.
+    The scheduler itself takes the few figures from all that it has, so that how long somebody was silent is told by one
+    clock, and the answer is a third of ``scheduler_info()``: of 100 workers 22 kB, for 1.3 ms of the scheduler's time.
 
     Parameters
     ----------
