@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from cloudem import traffic
+from cloudem.execution.doing import JobDoing
 from cloudem.execution.reduction_tree import Forest, Subtree
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.execution.workers import ThisProcess, WorkerSeen
@@ -188,11 +189,11 @@ class Executor(ABC):
         """Return the bytes that all processes have moved over the network since the start, by purpose."""
 
     @abstractmethod
-    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+    def seen_workers(self, doing: JobDoing | None = None) -> tuple[WorkerSeen, ...]:
         """Return what is known of those that run the tasks, for people.
 
         Any thread may ask, at any time; it waits for no more than a second, and whatever may be raised is of no
-        consequence to the tasks.
+        consequence to the tasks. ``doing`` is what the job does meanwhile, for others who look at its workers.
         """
 
     @abstractmethod
@@ -277,7 +278,7 @@ class SerialExecutor(Executor):
         """Return what this process has counted."""
         return traffic.difference(traffic.totals(), self._before)
 
-    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+    def seen_workers(self, doing: JobDoing | None = None) -> tuple[WorkerSeen, ...]:
         """Return this process."""
         return (self._process.seen(),)
 

@@ -346,7 +346,7 @@ def now_of(first: Live, progress: Progress, state: LiveState, why: str) -> Live:
             "timings": tuple(timings),
             "warnings": tuple(one_line(text) for text in progress.warnings()[-MOST_WARNINGS:]),
             "moved": moved,
-            "cluster": progress.cluster.look(),
+            "cluster": progress.cluster.look(progress.doing()),
         }
     )
 

@@ -17,6 +17,7 @@ import psutil
 
 from cloudem import traffic
 from cloudem.cloud.planning.work import Stage
+from cloudem.execution.doing import JobDoing, StepDoing, StepRunning
 from cloudem.execution.task_names import labelled
 from cloudem.jobs.preview import Previews
 from cloudem.jobs.watched_cluster import WatchedCluster
@@ -92,6 +93,7 @@ class Progress(ABC):
         self._moved = traffic.total_traffic([])
         self._warnings: list[str] = []
         self._running: list[RunningStage] = []
+        self._units: dict[str, str] = {}
         self.previews = Previews()
         """Of the job's map, for looking."""
         self.cluster = WatchedCluster()
@@ -124,6 +126,7 @@ class Progress(ABC):
             unit = unit or declared.unit
         unit = unit or "images"
         stage = RunningStage(name, total, unit, self)
+        self._units[name] = unit
         self._running.append(stage)
         self.show_stage(stage)
         try:
@@ -164,6 +167,21 @@ class Progress(ABC):
     def timings(self) -> list[StageTiming]:
         """Return what each stage has cost so far, in the order in which they first ran."""
         return self._clock.timings()
+
+    def doing(self) -> JobDoing:
+        """Return what the job does now, for whoever shows what runs its tasks."""
+        units = dict(self._units)
+        steps = {
+            each.name: StepDoing(each.name, each.wall_s, each.done, units.get(each.name, "")) for each in self.timings()
+        }
+        for stage in self.running():
+            before = steps.get(stage.name, StepDoing(stage.name, 0.0, 0))
+            now = StepRunning(stage.elapsed, stage.done, stage.total)
+            steps[stage.name] = StepDoing(
+                stage.name, before.seconds + now.seconds, before.done + now.done, stage.unit, now
+            )
+        number = self._iterations[-1].get("iteration") if self._iterations else 0
+        return JobDoing(int(number) if isinstance(number, int) else len(self._iterations), tuple(steps.values()))
 
     def iterations(self) -> list[dict[str, Value]]:
         """Return the rows of all iterations so far."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from cloudem.execution.doing import JobDoing
 from cloudem.execution.executor import Executor
 from cloudem.execution.workers import ClusterSeen, cluster_of
 
@@ -29,16 +30,17 @@ class WatchedCluster:
         finally:
             self._executor = None
 
-    def look(self) -> ClusterSeen | None:
+    def look(self, doing: JobDoing) -> ClusterSeen | None:
         """Return what the job runs on; what was seen last where nobody answers or it has ended, None before it began.
 
-        For one thread alone, which may have to wait for a second.
+        For one thread alone, which may have to wait for a second. ``doing`` is told to what runs the tasks, which may
+        show it.
         """
         executor = self._executor
         if executor is None:
             return self._last
         try:
-            self._last = cluster_of(executor.description, executor.seen_workers())
+            self._last = cluster_of(executor.description, executor.seen_workers(doing))
         except OSError:  # nobody answers, or not in time: the next look may find somebody
             pass
         except Exception:  # as from a scheduler of another version, which would fail and say so each time

@@ -154,7 +154,7 @@ class Telling(SerialExecutor):
         super().__init__()
         self.says, self.asked = says, 0
 
-    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+    def seen_workers(self, doing: object = None) -> tuple[WorkerSeen, ...]:
         self.asked += 1
         says = self.says[min(self.asked, len(self.says)) - 1]
         if isinstance(says, Exception):
@@ -197,7 +197,7 @@ def test_workers_that_do_not_answer_delay_no_job(tmp_path, monkeypatch):
     hangs, asked = threading.Event(), threading.Event()
 
     class Hanging(SerialExecutor):
-        def seen_workers(self):
+        def seen_workers(self, doing=None):
             asked.set()
             hangs.wait(60)
             return ()

@@ -220,3 +220,21 @@ def test_what_a_stage_has_done_is_summed_over_its_runs() -> None:
         with progress.stage("align", 10) as stage:
             stage.advance(count)
     assert [(each.name, each.done) for each in progress.timings()] == [("align", 7)]
+
+
+def test_what_a_job_does_is_told_by_step_with_what_runs_now() -> None:
+    progress = SilentProgress()
+    for _ in range(2):
+        with progress.stage("align", 10) as stage:
+            stage.advance(10)
+    progress.iteration({"iteration": 7})
+    with progress.stage("solve", 2, "maps") as outer, progress.stage("align", 30) as stage:
+        stage.advance(3)
+        doing = progress.doing()
+        outer.advance(2)
+    assert doing.iterations == 7
+    align, solve = doing.steps
+    assert (align.name, align.done, align.unit, align.running and align.running[1:]) == ("align", 23, "images", (3, 30))
+    assert (solve.name, solve.done, solve.unit, solve.running and solve.running[1:]) == ("solve", 0, "maps", (0, 2))
+    assert [step.running for step in progress.doing().steps] == [None, None]
+    assert SilentProgress().doing() == (0, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import os
@@ -24,7 +25,8 @@ from cloudem.jobs.live import LIVE_FILE, Live, LiveTiming, LiveTraffic
 from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
 from cloudem.serve.pages import Pages
-from tests.serve.conftest import Site, served
+from tests.serve.browser import browser, needs_chromium
+from tests.serve.conftest import TOKEN, Site, served
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,6 +159,31 @@ def test_hostile_names_are_shown_not_run_and_figures_that_are_none_are_not_belie
     for bad in ('"threads":-1', '"threads":1e400', '"threads":NaN', '"threads":"many"', '"threads":1,"more":{}'):
         path.write_text(good.replace('"threads":1', bad))
         assert pages.cluster("refine") is None, "it says nothing that can be read"
+
+
+@needs_chromium
+def test_the_page_follows_the_cluster_and_fits_the_window(tmp_path: Path) -> None:
+    says(tmp_path, *(WORKER.model_copy(update={"name": f"node{n} GPU 0"}) for n in range(6)))
+
+    async def watch(site: Site) -> None:
+        async with browser() as tab:
+            await tab.call(
+                "Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False
+            )
+            await tab.open(f"http://localhost:{site.port}/job/refine?token={TOKEN}")
+            await tab.value("document.querySelector('.machines a').click()")
+            await tab.until("document.querySelectorAll('table.workers tbody tr').length === 6")
+            fits = "(() => { const s = document.querySelector('table.workers').parentElement;"
+            assert await tab.value(fits + " return s.scrollWidth <= s.clientWidth; })()")
+            await tab.value("document.querySelector('table.workers th').click()")
+            says(tmp_path, WORKER.model_copy(update={"name": "node9"}), WORKER.model_copy(update={"name": "node10"}))
+            await tab.until("document.querySelectorAll('table.workers tbody tr').length === 2")
+            assert await tab.value("document.querySelector('table.workers tbody td').innerText") == "node9", "sorted"
+            assert tab.complaints == []
+            assert tab.failures == []
+
+    with served(tmp_path) as site:
+        asyncio.run(watch(site))
 
 
 HEAD = Pool("local.1", "local-a", "on-demand")

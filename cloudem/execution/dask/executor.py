@@ -30,6 +30,7 @@ from cloudem.execution.dask.folding import Folding
 from cloudem.execution.dask.looking import ask_workers
 from cloudem.execution.dask.security import security_for
 from cloudem.execution.dask.worker_pool import IN_FLIGHT_PER_THREAD, LOOK_AROUND_S, MERGE_FIRST, WorkerPool
+from cloudem.execution.doing import JobDoing
 from cloudem.execution.executor import Executor, Fold, Pieces, Shared
 from cloudem.execution.task_names import current_label
 from cloudem.execution.threads import one_thread_per_task
@@ -217,9 +218,9 @@ class DaskExecutor(Executor):
         self._heard.hear(traffic.PROCESS, traffic.totals())
         return self._heard.total()
 
-    def seen_workers(self) -> tuple[WorkerSeen, ...]:
+    def seen_workers(self, doing: JobDoing | None = None) -> tuple[WorkerSeen, ...]:
         """Return what the scheduler knows of its workers, those that are leaving included."""
-        return ask_workers(self._pool.client, self._here)
+        return ask_workers(self._pool.client, self._here, self._pool.job, doing)
 
     def _count(self) -> None:
         """Have workers count what they exchange and tell it, and begin at zero."""

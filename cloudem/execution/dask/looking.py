@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloudem.errors import one_line
+from cloudem.execution.doing import JobDoing
 from cloudem.execution.workers import GpuSeen, WorkerSeen
 
 PATIENCE_S = 1.0
@@ -17,7 +18,11 @@ MOST = 1e18
 """What is larger is no figure."""
 
 
-def ask_workers(client: Any, here: str = "") -> tuple[WorkerSeen, ...]:
+PAGES = "cloudem-pages"
+"""What the scheduler calls `cloudem.execution.dask.pages.DaskPages`, where it serves them."""
+
+
+def ask_workers(client: Any, here: str = "", job: str = "", doing: JobDoing | None = None) -> tuple[WorkerSeen, ...]:
     """Return what the scheduler of a client knows of its workers; any thread but the client's own may ask.
 
     The scheduler itself takes the few figures from all that it has, so that how long somebody was silent is told by one
@@ -29,6 +34,8 @@ def ask_workers(client: Any, here: str = "") -> tuple[WorkerSeen, ...]:
         Of the scheduler.
     here
         Name of this machine, if the workers run on it; they themselves know only its loopback.
+    job, doing
+        Who asks, and what it does meanwhile: shown by the scheduler's pages, if it has some.
 
     Raises
     ------
@@ -40,7 +47,7 @@ def ask_workers(client: Any, here: str = "") -> tuple[WorkerSeen, ...]:
     loop = client.loop.asyncio_loop
     if loop.is_closed():
         raise OSError("the client is closed")
-    asking = asyncio.run_coroutine_threadsafe(_ask(client, here), loop)
+    asking = asyncio.run_coroutine_threadsafe(_ask(client, here, job, doing), loop)
     try:
         found: tuple[WorkerSeen, ...] = asking.result(PATIENCE_S)
     finally:
@@ -48,14 +55,17 @@ def ask_workers(client: Any, here: str = "") -> tuple[WorkerSeen, ...]:
     return found
 
 
-async def _ask(client: Any, here: str) -> tuple[WorkerSeen, ...]:
-    found = await client.run_on_scheduler(_tell, here, asynchronous=True)
+async def _ask(client: Any, here: str, job: str, doing: JobDoing | None) -> tuple[WorkerSeen, ...]:
+    found = await client.run_on_scheduler(_answer, here, job, doing, asynchronous=True)
     return tuple(found)
 
 
-def _tell(here: str, dask_scheduler: Any) -> list[WorkerSeen]:
+def _answer(here: str, job: str, doing: JobDoing | None, dask_scheduler: Any) -> list[WorkerSeen]:
     """Return the workers of a scheduler by their names; runs there."""
     now = time.time()
+    pages = dask_scheduler.plugins.get(PAGES)
+    if pages is not None and job and doing is not None:
+        pages.tell(job, doing, now)
     seen = [worker_seen(worker.identity(), now, here) for worker in dask_scheduler.workers.values()]
     return sorted(seen, key=lambda worker: (len(worker.name), worker.name))
 

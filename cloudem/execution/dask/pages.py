@@ -18,8 +18,11 @@ from distributed import SchedulerPlugin
 from tornado import template, web
 
 from cloudem.errors import ParameterError
+from cloudem.execution.dask.jobs_page import ToldJobs, jobs_page
+from cloudem.execution.dask.looking import PAGES
+from cloudem.execution.doing import JobDoing
 
-MENU = ("status", "workers", "tasks", "system", "groups", "info")
+MENU = ("status", "jobs", "workers", "tasks", "system", "groups", "info")
 """What the pages link, in order; where the scheduler's machine has a GPU, ``gpu`` too."""
 
 SINGLE = (
@@ -73,10 +76,15 @@ class DaskPages(SchedulerPlugin):  # type: ignore[misc]
         Beside its own, whose pages in a browser may read these; as for `allowed_origins`.
     """
 
-    name = "cloudem-pages"
+    name = PAGES
 
     def __init__(self, origins: Sequence[str] = ()) -> None:
         self._origins = origins
+        self._jobs = ToldJobs()
+
+    def tell(self, job: str, doing: JobDoing, now: float) -> None:
+        """Hear from a job what it does, to show it; ``now`` is in seconds."""
+        self._jobs.tell(job, doing, now)
 
     async def start(self, scheduler: Any) -> None:
         """Begin to serve."""
@@ -89,7 +97,7 @@ class DaskPages(SchedulerPlugin):  # type: ignore[misc]
         folder = _templates()
         scheduler.http_application.settings["template_loader"] = _OwnStyle(str(folder))
         with dask.config.set({"distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": origins}):
-            pages = BokehApplication(_served(), scheduler, prefix="", template_variables=_menu())
+            pages = BokehApplication(_served(self._jobs), scheduler, prefix="", template_variables=_menu())
         scheduler.http_application.add_application(pages)
         pages.initialize(scheduler.loop)
         pages.add_handlers(r".*", [(r"/", web.RedirectHandler, {"url": "status"})])
@@ -100,13 +108,13 @@ class DaskPages(SchedulerPlugin):  # type: ignore[misc]
         scheduler.workers[worker].services.pop("dashboard", None)
 
 
-def _served() -> dict[str, Any]:
+def _served(jobs: ToldJobs) -> dict[str, Any]:
     """Return what draws each page, by its path."""
     from distributed.dashboard.scheduler import applications
 
-    names = {*MENU, *SINGLE, "gpu", "individual-gpu-memory", "individual-gpu-utilization"} - {"groups"}
+    names = {*MENU, *SINGLE, "gpu", "individual-gpu-memory", "individual-gpu-utilization"} - {"groups", "jobs"}
     served = {path: draw for path, draw in applications.items() if path.strip("/") in names}
-    return {**served, "/groups": _groups}
+    return {**served, "/groups": _groups, "/jobs": lambda _, extra, doc: jobs_page(jobs, extra, doc)}
 
 
 def _menu() -> dict[str, Any]:

@@ -54,7 +54,7 @@ class WorkerPool:
         self.description = description
         self._patience_s = patience_s
         self._seen: set[str] = set()
-        job = current_label().job
+        self.job = job = current_label().job
         self._span = {"span": {"name": (job,), "ids": (str(uuid.uuid4()),)}} if job else {}  # as distributed.span does
 
     @property

@@ -50,6 +50,12 @@ IDENTITY: dict[str, Any] = {
 """As of a worker of Dask 2026.8 on a GPU; the last test has Dask itself make such a one."""
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for answers: the machine may be busy with other things."""
+    monkeypatch.setattr(looking, "PATIENCE_S", 30.0)
+
+
 def test_a_worker_is_seen_with_its_gpu() -> None:
     found = worker_seen(IDENTITY, 1002.5)
     gpu = GpuSeen(name="NVIDIA A10G", memory_bytes=6 << 30, limit_bytes=24 << 30, busy_percent=83)
@@ -181,9 +187,10 @@ def nvmlDeviceGetName(handle): return "NVIDIA Made Up"
 """Stands for the driver's library: what Dask calls of it to measure a GPU."""
 
 SAY = """
-import json
+from cloudem.execution.dask import looking
 from cloudem.execution.dask.executor import DaskExecutor
 if __name__ == "__main__":
+    looking.PATIENCE_S = 30.0
     with DaskExecutor(processes=True, workers=1, threads=1) as executor:
         while not (seen := executor.seen_workers()[0]).gpu or not seen.gpu.name:
             pass

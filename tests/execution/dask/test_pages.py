@@ -24,7 +24,9 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.dask.jobs_page import COLUMNS, FORGOTTEN_S, MOST_SHOWN, ToldJobs
 from cloudem.execution.dask.pages import MENU, SINGLE, allowed_origins, layout_of_groups
+from cloudem.execution.doing import JobDoing, StepDoing, StepRunning
 from cloudem.execution.executor import Added, Fold
 from cloudem.execution.task_names import labelled
 
@@ -104,6 +106,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             process.wait(timeout=60)
 
 
+def align(done: int) -> JobDoing:
+    """What a job does in its third iteration."""
+    step = StepDoing("align", 20.0 + done, 400 + done, "images", StepRunning(0.5 * done, done, 200))
+    return JobDoing(2, (StepDoing("noise", 4.0, 100, "images"), StepDoing("solve", 1.0, 0), step))
+
+
 def known(dask_scheduler: Any) -> dict[str, Any]:
     groups = dask_scheduler.task_groups
     spans = dask_scheduler.extensions["spans"].spans.values()
@@ -118,7 +126,7 @@ def known(dask_scheduler: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def seen(cluster: Cluster) -> dict[str, Any]:
     """What was seen while two iterations of a job ran: pages, and what the scheduler knew."""
-    found: dict[str, Any] = {"groups": {}, "pages": {}, "changes": {}, "while running": set()}
+    found: dict[str, Any] = {"groups": {}, "pages": {}, "changes": {}, "while running": set(), "told": 0}
     with labelled(job="fit: out"), DaskExecutor(scheduler=cluster.address) as executor:
         client = executor._pool.client
 
@@ -127,6 +135,9 @@ def seen(cluster: Cluster) -> dict[str, Any]:
             while left or not over.is_set():
                 now = client.run_on_scheduler(known)
                 found["groups"] |= now.pop("groups")
+                found["told"] += 1
+                with contextlib.suppress(TimeoutError):  # as the thread does that writes live.json
+                    executor.seen_workers(align(found["told"]))
                 found.update(now)
                 if left:
                     page = left.pop(0)
@@ -138,7 +149,9 @@ def seen(cluster: Cluster) -> dict[str, Any]:
 
         over = threading.Event()
         watchers = [threading.Thread(target=look)]
-        watchers += [threading.Thread(target=listen, args=(page,)) for page in ("groups", "individual-progress")]
+        watchers += [
+            threading.Thread(target=listen, args=(page,)) for page in ("groups", "individual-progress", "jobs")
+        ]
         for watcher in watchers:
             watcher.start()
         try:
@@ -179,7 +192,8 @@ async def hang_up(connection: Any) -> None:
 def test_all_pages_answer_while_tasks_run(cluster: Cluster, seen: dict[str, Any]) -> None:
     assert seen["pages"] == dict.fromkeys((*MENU, *SINGLE), 200)
     assert seen["while running"] >= set(MENU)
-    assert min(seen["changes"]["groups"], seen["changes"]["individual-progress"]) > 0, "they move on by themselves"
+    assert min(seen["changes"].values()) > 0, "they move on by themselves"
+    assert seen["changes"].keys() == {"groups", "individual-progress", "jobs"}
     assert "Traceback" not in (cluster.folder / "scheduler.log").read_text()
 
 
@@ -242,6 +256,32 @@ def test_groups_stand_right_of_what_they_read_from_even_in_a_circle() -> None:
     assert len({tuple(place.values()) for place in places.values()}) == 4
     assert arrows["a"]["nstart"] == set()
     assert arrows["c"] == {"nstart": {"a", "b"}, "nend": ["c", "c"]}
+
+
+def test_jobs_are_shown_by_step_with_images_per_second() -> None:
+    told = ToldJobs()
+    told.tell("refine3d: out", align(50), 1000.0)
+    rows = told.rows(1003.0)
+    assert list(rows) == list(COLUMNS)
+    lines = [" | ".join(filter(None, line)) for line in zip(*rows.values(), strict=True)]
+    assert lines == [
+        "refine3d: out | 2 | noise | 100 images | 25.0 images | 4.0 s",
+        "refine3d: out | 2 | solve | 1.0 s",
+        "refine3d: out | 2 | align | runs | 50 of 200 images | 2.0 images | 1:10 | 1:15",
+    ]
+
+
+def test_jobs_that_say_nothing_are_forgotten_and_their_number_is_bounded() -> None:
+    told = ToldJobs()
+    for number in range(MOST_SHOWN + 10):
+        told.tell(f"job {number}", JobDoing(0, (StepDoing("a\x1b[31m\n" * 500, 0.0, 0),)), 1000.0 + number)
+    rows = told.rows(1000.0 + MOST_SHOWN)
+    assert len(rows["job"]) == MOST_SHOWN
+    assert all(text.isprintable() and len(text) <= 400 for text in rows["step"])
+    assert "job 0" not in rows["job"]
+    told.tell("job 1", JobDoing(1, (StepDoing("b", 1.0, 0),)), 2000.0)
+    assert told.rows(2000.0)["job"] == ["job 1"]
+    assert told.rows(2000.0 + FORGOTTEN_S)["job"] == []
 
 
 COMMANDS = {
