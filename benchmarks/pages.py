@@ -4,6 +4,7 @@
     python benchmarks/pages.py viewers   CPU time of the server with 50 pages that listen, and how late they hear
     python benchmarks/pages.py jobs      first page of a project of 10,000 jobs, from a folder
     python benchmarks/pages.py share     CPU time of a refinement with ten pages open, against none, in turns
+    python benchmarks/pages.py workers   what it takes a job to ask for its workers, and what it writes of them
 
 Each prints a line for each figure, with its bar.
 """
@@ -24,19 +25,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 from tornado.httpclient import AsyncHTTPClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cloudem.execution.dask.configuration import CONFIGURATION
+from cloudem.execution.dask.looking import answer_of_scheduler, ask_workers
+from cloudem.execution.workers import cluster_of
 from cloudem.jobs.live import Live
 from cloudem.jobs.project_index import INDEX_FILE, IndexEntry, ProjectIndex
 from tests.serve.browser import browser
 
 TOKEN = "a-token-for-benchmarks"
 HEADERS = {"Authorization": f"token {TOKEN}"}
-LEVELS, VIEWERS, JOBS = 15, 50, 10_000
+LEVELS, VIEWERS, JOBS, ASKED = 15, 50, 10_000, 50
 
 
 @contextmanager
@@ -256,7 +261,40 @@ def share(work: Path) -> None:
     )
 
 
-PARTS = {"page": page, "viewers": viewers, "jobs": jobs, "share": share}
+def workers(work: Path) -> None:
+    """One question for the workers, of 2 processes and of 100 that live in the scheduler's."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    few = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "processes": True}
+    for options in (few, {**few, "n_workers": 100, "processes": False, "protocol": "tcp"}):
+        pages = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+        with dask.config.set(CONFIGURATION), LocalCluster(**options, **pages) as cluster, Client(cluster) as client:
+            client.wait_for_workers(options["n_workers"], timeout=120)
+            client.gather(client.map(str, range(1000)))
+            seen, took = ask_workers(client), []
+            for _ in range(ASKED):
+                began = time.perf_counter()
+                ask_workers(client)
+                took.append(time.perf_counter() - began)
+                time.sleep(0.1)
+            seconds = client.run_on_scheduler(answering)
+        written = len(cluster_of("", seen).model_dump_json())
+        print(
+            f"{len(seen)} workers: an answer after {1e3 * statistics.median(took):.1f} ms (median of {ASKED}), of which"
+            f" {1e3 * seconds:.2f} ms are CPU time of the scheduler; {written / 1e3:.1f} kB of live.json"
+        )
+
+
+def answering(dask_scheduler: Any) -> float:
+    """Return the CPU-seconds in which a scheduler makes its answer."""
+    before = time.process_time()
+    for _ in range(ASKED):
+        answer_of_scheduler("", "", None, dask_scheduler)
+    return (time.process_time() - before) / ASKED
+
+
+PARTS = {"page": page, "viewers": viewers, "jobs": jobs, "share": share, "workers": workers}
 
 
 def main() -> None:

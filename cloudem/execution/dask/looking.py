@@ -56,11 +56,11 @@ def ask_workers(client: Any, here: str = "", job: str = "", doing: JobDoing | No
 
 
 async def _ask(client: Any, here: str, job: str, doing: JobDoing | None) -> tuple[WorkerSeen, ...]:
-    found = await client.run_on_scheduler(_answer, here, job, doing, asynchronous=True)
+    found = await client.run_on_scheduler(answer_of_scheduler, here, job, doing, asynchronous=True)
     return tuple(found)
 
 
-def _answer(here: str, job: str, doing: JobDoing | None, dask_scheduler: Any) -> list[WorkerSeen]:
+def answer_of_scheduler(here: str, job: str, doing: JobDoing | None, dask_scheduler: Any) -> list[WorkerSeen]:
     """Return the workers of a scheduler by their names; runs there."""
     now = time.time()
     pages = dask_scheduler.plugins.get(PAGES)
