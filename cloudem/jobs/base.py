@@ -273,6 +273,24 @@ class Job(Declaration):
 
         delete_result(self.out, ("report.html", *PREVIEW_FILES), guard)
 
+    @classmethod
+    def particles_so_far(cls, url: str, pixel_size: float) -> Mapping[str, NDArray[Any]]:
+        """Return columns of its particles that the report draws, of a job that still runs; read for each iteration.
+
+        Parameters
+        ----------
+        url
+            Of its results.
+        pixel_size
+            Å.
+
+        Raises
+        ------
+        CloudemError
+            What lies there is damaged, or was replaced meanwhile.
+        """
+        return {}
+
     def tidy(self, context: Context) -> None:
         """Finish what a run did not that was interrupted after it had written its result."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -103,7 +102,6 @@ class Postprocess(Job):
         """Write the group ``result`` and the report."""
         from cloudem.algorithms.resolution import postprocess
         from cloudem.jobs.directions import directions_of
-        from cloudem.jobs.preview import previews_of_map
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import suspicious
 
@@ -122,7 +120,7 @@ class Postprocess(Job):
             )
             where = (len(mask) // 2 - 1, pixel_size, self._group())
             directional = directions_of((one.data, two.data), mask, done.fsc, *where, context.progress.warning)
-            context.progress.previews.make(partial(previews_of_map, done.map, pixel_size), context.log)
+            context.progress.previews.make_result(done.map, {"mask": mask}, pixel_size, context.log)
         self._say(done, context)
         if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
             context.progress.warning(line)

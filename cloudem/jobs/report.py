@@ -192,7 +192,7 @@ def _content_of(url: str, whole: bool) -> ReportContent:
         mask=arrays.get("mask"),
         pixel_size=result.get("pixel_size_A"),
         symmetry=symmetry,
-        symmetry_operators=_operators(symmetry),
+        symmetry_operators=rotations_of(symmetry),
         fsc={name: arrays[f"fsc_{name}"] for name in FSC_NAMES if f"fsc_{name}" in arrays},
         resolution=result.get("resolution_A"),
         resolution_source=str(result.get("resolution_source") or ""),
@@ -243,8 +243,8 @@ def command_line(job: str, values: Mapping[str, Any]) -> str:
     return shlex.join(["cloudem", job, *positional, *options])
 
 
-def _operators(symmetry: str) -> Any:
-    """Rotations of the point group; None where it has only one or its name is not known."""
+def rotations_of(symmetry: str) -> Any:
+    """Return the rotations of a point group; None where it has only one or its name is not known."""
     from cloudem.model.symmetry import operators
 
     try:

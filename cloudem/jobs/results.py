@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from cloudem.io.particle_store import RESULT_TABLE, ImageSource, ParticleStore
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.jobs.base import Context
 from cloudem.jobs.directions import Directions, directions_of, sampling_of
-from cloudem.jobs.preview import previews_of_map
+from cloudem.jobs.preview import Other
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.model.particles import Particles
 from cloudem.model.symmetry import operators
@@ -103,7 +102,8 @@ def write_maps(
         else:
             where = (k_max, pixel_size, symmetry)
             directional = directions_of((halves[0], halves[1]), mask, curves, *where, progress.warning, particles)
-        progress.previews.make(partial(previews_of_map, shown, pixel_size), context.log)
+        beside: dict[Other, Float32] = {"half1": halves[0], "half2": halves[1], "mask": mask}
+        progress.previews.make_result(shown, beside, pixel_size, context.log)
     if line := suspicious(curves.corrected, k_max, len(whole), pixel_size):
         progress.warning(line)
     evidence = {} if held_out is None else {HELD_OUT: held_out}

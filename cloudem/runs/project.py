@@ -232,7 +232,10 @@ def look_at_job(project: str, path: str, now: float) -> JobState | None:
 def _jobs(project: str, names: Iterable[str], now: float) -> tuple[list[JobState], int]:
     """Return the jobs whose results lie in folders of a project, and how many folders were not looked into."""
     there, index = set(names), read_index(project).jobs
-    index = {path: entry for path, entry in index.items() if path.partition("/")[0] in there}
+    tops = {path.partition("/")[0] for path in index}
+    if tops - there:  # results that are one file, as masks are, or that were deleted
+        tops &= there | set(contents(project))
+    index = {path: entry for path, entry in index.items() if path.partition("/")[0] in tops}
     known = {path.partition("/")[0] for path in index}
     root = None if is_remote(project) else str(folder_of(project))
     settled = {path: entry for path, entry in index.items() if _is_settled(root, path, entry)}

@@ -8,22 +8,33 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from cloudem.errors import CloudemError, printable
-from cloudem.io.storage.location import is_remote, join, read_bytes
-from cloudem.jobs.base import Job, find_job, known_jobs
-from cloudem.jobs.live import done_in_words
+from cloudem.io.storage.location import is_remote, join, read_end, read_start
 from cloudem.jobs.logs import LOG_FILE
-from cloudem.jobs.preview import Preview, PreviewInfo, read_preview
-from cloudem.model.columns import described
+from cloudem.jobs.preview import Preview, PreviewInfo, read_preview, read_preview_info
 from cloudem.report.blocks import Drawn
+from cloudem.report.declaration import PARAMETERS
 from cloudem.report.page import drawn_sections
 from cloudem.runs.job_money import JobRuns
 from cloudem.runs.project import JobState, Project, look_at_job, read_project
 from cloudem.serve.cluster import cluster_of_job, machines_in_words, money_of_job
+from cloudem.serve.details import given_inputs, given_parameters, left_arrays, left_files, record_of
+from cloudem.serve.facts import (
+    STATES,
+    age_in_words,
+    bar_of,
+    drawn_graph,
+    inputs_in_words,
+    makers,
+    tiles_of,
+    version,
+)
+from cloudem.serve.graph import maker_of
 from cloudem.serve.sections import content_so_far, kept_content
 from cloudem.text import clock, dollars, moment, rough_time
 
@@ -36,26 +47,22 @@ FRESH_S, FRESH_REMOTE_S = 1.0, 5.0
 EVERY_S, EVERY_REMOTE_S = 1.0, 5.0
 """Pause between two looks at something that is watched."""
 
-STEP_S = 10.0
-"""Steps in which the time of a running job is shown, seconds."""
-
 MOST_JOBS = 500
 """Rows of the first page: more nobody reads, and they would not come in time."""
+
+DRAWING_SHARE = 0.05
+"""Of the time, at most, that sections of a running job are drawn: it may run on this very machine."""
 
 LOG_TAIL = 64 << 10
 """Bytes of a log that the page of its job shows, from its end."""
 
 LARGEST_LOG = 8 << 20
 
+BESIDE_VIEWER = "Slices and projections"
+"""Heading of the report's pictures of the map, where the map itself is above."""
+
 SIGMAS = 4.0
 """Contour level of a map, in standard deviations above its mean, until somebody chooses another one."""
-
-STATES = {
-    **dict.fromkeys(("running", "starting", "draining", "stopping"), "busy"),
-    **dict.fromkeys(("finished", "done"), "good"),
-    **dict.fromkeys(("failed", "lost", "unreadable", "silent"), "bad"),
-}
-"""How a state looks."""
 
 DOWNLOADS = {
     "map": "map",
@@ -72,12 +79,12 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 commands of ChimeraX, which a semicolon ends."""
 
 
-class Bar(NamedTuple):
-    """The stage that runs: its name, per cent done (None: not known), and that in words."""
+class Kept(NamedTuple):
+    """Sections that were drawn: of which state of the job, and until when (monotonic) no others are while it runs."""
 
-    name: str
-    percent: float | None
-    told: str
+    version: str
+    html: str
+    until: float
 
 
 class Pages:
@@ -87,12 +94,10 @@ class Pages:
     ----------
     url
         Of the project, a folder or ``s3://``.
-    root
-        Path under which a proxy shows the server, ending with ``/``.
     """
 
-    def __init__(self, url: str, root: str = "/") -> None:
-        self.url, self.root = url.rstrip("/"), root
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
         self.name = posixpath.basename(self.url) or self.url
         self.dask = False  # whether Dask's pages are to be had as well
         remote = is_remote(url)
@@ -100,29 +105,33 @@ class Pages:
         self._fresh_s = FRESH_REMOTE_S if remote else FRESH_S
         self._lock = threading.Lock()
         self._project: tuple[float, Project] | None = None
-        self._kept: dict[str, tuple[str, str]] = {}
+        self._kept: dict[str, Kept] = {}
         self._runs = JobRuns(url)
 
     # pages
 
     def project(self) -> str:
         """Return the page of the project."""
-        return self._part("project.html", url=self.url, **self._rows())
+        return self._part("project.html", "/", url=self.url, **self._rows())
 
     def project_news(self) -> Mapping[str, Any]:
         """Return the part of it that changes."""
-        return {"html": self._part("jobs.html", url=self.url, **self._rows()), "version": "", "map": 0, "over": False}
+        return {
+            "html": self._part("jobs.html", "/", url=self.url, **self._rows()),
+            "version": "",
+            "map": 0,
+            "over": False,
+        }
 
     def job(self, path: str) -> str | None:
         """Return the page of a job; None if there is none of that name."""
         job = self._job(path)
         if job is None:
             return None
-        log, _ = self._log(job, LOG_TAIL)
         info = self._info(job)
         return self._part(
-            "job.html", **self._live(job), version=version(job), log=log,
-            preview=info is not None, map=0 if info is None else info.crc32, downloads=self._downloads(job),
+            "job.html", self._at(job), **self._live(job), version=self._version(job),
+            preview=info is not None, **_shown(info), downloads=self._downloads(job),
         )  # fmt: skip
 
     def job_news(self, path: str) -> Mapping[str, Any] | None:
@@ -132,23 +141,23 @@ class Pages:
             return None
         info = self._info(job)
         return {
-            "html": self._part("job_live.html", **self._live(job)),
-            "version": version(job),
-            "map": 0 if info is None else info.crc32,
+            "html": self._part("job_live.html", self._at(job), **self._live(job)),
+            "version": self._version(job),
+            **_shown(info),
             "over": job.state != "running",
         }
 
     def cluster(self, path: str) -> str | None:
         """Return the page of what a job runs on."""
         job = self._job(path)
-        return None if job is None else self._part("cluster.html", **self._cluster(job))
+        return None if job is None else self._part("cluster.html", f"{self._at(job)}/-/cluster", **self._cluster(job))
 
     def cluster_news(self, path: str) -> Mapping[str, Any] | None:
         """Return the part of it that changes."""
         job = self._job(path)
         if job is None:
             return None
-        html = self._part("cluster_live.html", **self._cluster(job))
+        html = self._part("cluster_live.html", f"{self._at(job)}/-/cluster", **self._cluster(job))
         return {"html": html, "version": "", "map": 0, "over": job.state != "running"}
 
     def sections(self, path: str) -> str | None:
@@ -156,14 +165,31 @@ class Pages:
         job = self._job(path)
         if job is None:
             return None
-        now = version(job)
+        now, began = self._version(job), time.monotonic()
         kept = self._kept.get(path)
-        if kept is None or kept[0] != now:
-            kept = (now, self._part("sections.html", sections=self._sections(job)))
+        if kept is None or kept.version != now:
+            html = self._part("sections.html", self._at(job), sections=self._sections(job))
+            ended = time.monotonic()
+            kept = Kept(now, html, ended + (ended - began) / DRAWING_SHARE)
             if len(self._kept) > MOST_JOBS:
                 self._kept.clear()
             self._kept[path] = kept
-        return kept[1]
+        return kept.html
+
+    def details(self, path: str) -> str | None:
+        """Return what a job was given, what it left, and the end of its log."""
+        job = self._job(path)
+        if job is None:
+            return None
+        url, jobs = self._of(job), {self._name(each): each for each in self._read().jobs}
+        record = record_of(url)
+        parameters = given_parameters(record)
+        return self._part(
+            "details.html", self._at(job), parameters=parameters,
+            changed=sum(one.changed for one in parameters), made_from=makers(job, jobs), arrays=left_arrays(url),
+            inputs=given_inputs(record, job.inputs, self.url, lambda place: maker_of(place, jobs)),
+            files=left_files(url), log=self._log(job, LOG_TAIL)[0],
+        )  # fmt: skip
 
     def log(self, path: str) -> str | None:
         """Return a job's log as a page."""
@@ -171,12 +197,12 @@ class Pages:
         if job is None:
             return None
         log, cut = self._log(job, LARGEST_LOG)
-        return self._part("log.html", path=self._name(job), here=self._here(job), log=log, cut=cut)
+        return self._part("log.html", f"{self._at(job)}/-/log", path=self._name(job), log=log, cut=cut)
 
-    def preview(self, name: str, size: str) -> Preview | None:
-        """Return the preview of a job's map that is called 64 or 128; None where there is none."""
+    def preview(self, name: str, of: str, size: str) -> Preview | None:
+        """Return the preview of an array of a job that is called 64 or 128; None where there is none."""
         job = self._job(name)
-        return None if job is None else read_preview(self._of(job), int(size))
+        return None if job is None else read_preview(self._of(job), int(size), of)
 
     def download(self, path: str, name: str) -> tuple[str, IO[Any]] | None:
         """Return the name of a file made of a result, and the file; whoever takes it closes it."""
@@ -206,14 +232,14 @@ class Pages:
 
         return scrape(self.url)
 
-    def refused(self) -> str:
-        """Return the page of whoever has no token."""
+    def refused(self, at: str) -> str:
+        """Return the page of whoever has no token, at the path that was asked for."""
         text = "Open the address that cloudem serve printed; it has the token in it."
-        return self._part("told.html", title="A token is needed", text=text)
+        return self._part("told.html", at, title="A token is needed", text=text)
 
-    def problem(self, status: int, why: str) -> str:
-        """Return the page that says what went wrong."""
-        return self._part("told.html", title=str(status), text=printable(why))
+    def problem(self, at: str, status: int, why: str) -> str:
+        """Return the page that says what went wrong with the path that was asked for."""
+        return self._part("told.html", at, title=str(status), text=printable(why))
 
     # what they are made of
 
@@ -230,7 +256,12 @@ class Pages:
         jobs = {self._name(job): job for job in last[1].jobs} if last is not None else {}
         if name not in jobs:
             jobs = {self._name(job): job for job in self._read().jobs}
-        return look_at_job(self.url, jobs[name].path, time.time()) if name in jobs else None
+        if name not in jobs:
+            return None
+        found = look_at_job(self.url, jobs[name].path, time.time())
+        if found is None and read_start(self._of(jobs[name]), 0) is not None:
+            return jobs[name]  # one file, such as a mask, says nothing of itself: the index has noted it
+        return found
 
     def _name(self, job: JobState) -> str:
         """Return what a job is called in addresses: its path, or the project's name if that is the job's results."""
@@ -239,12 +270,13 @@ class Pages:
     def _of(self, job: JobState) -> str:
         return join(self.url, job.path) if job.path else self.url
 
-    def _here(self, job: JobState) -> str:
-        return f"{self.root}job/{quote(self._name(job))}"
+    def _at(self, job: JobState) -> str:
+        """Return the path of a job's page."""
+        return f"/job/{quote(self._name(job))}"
 
     def _rows(self) -> dict[str, Any]:
         project = self._read()
-        known = {self._name(job) for job in project.jobs}
+        known = {self._name(job): job for job in project.jobs}
         runs = [
             {"name": run.name, "words": run.words, "kind_of_state": STATES.get(run.status, ""),
              "spent": dollars(run.spent_usd), "cap": dollars(run.cap_usd) if run.cap_usd else "",
@@ -252,9 +284,9 @@ class Pages:
              "age": f"{rough_time(run.age_s)} ago" if run.at else ""}
             for run in project.runs
         ]  # fmt: skip
-        jobs = [{**self._facts(job), "inputs": _inputs(job, known)} for job in project.jobs[:MOST_JOBS]]
+        jobs = [{**self._facts(job), "inputs": inputs_in_words(job, known)} for job in project.jobs[:MOST_JOBS]]
         more = max(len(project.jobs) - MOST_JOBS, 0) + project.unknown
-        return {"jobs": jobs, "runs": runs, "more": more}
+        return {"jobs": jobs, "runs": runs, "more": more, **drawn_graph(known)}
 
     def _facts(self, job: JobState) -> dict[str, Any]:
         """Return what tables and headings say of a job."""
@@ -275,39 +307,53 @@ class Pages:
     def _live(self, job: JobState) -> dict[str, Any]:
         return {
             "job": self._facts(job),
-            "here": self._here(job),
-            "tiles": _tiles(job),
-            "bar": _bar(job),
+            "tiles": tiles_of(job),
+            "bar": bar_of(job),
             "warnings": () if job.live is None else job.live.warnings,
-            "age": _age(job),
+            "age": age_in_words(job),
             "machines": machines_in_words(job.live),
             "money": money_of_job(self._runs.money_of(job, time.time())),
         }
 
     def _cluster(self, job: JobState) -> dict[str, Any]:
-        return {"job": self._facts(job), "here": self._here(job), **cluster_of_job(job, time.time())}
+        return {"job": self._facts(job), **cluster_of_job(job, time.time())}
 
     def _sections(self, job: JobState) -> Sequence[Drawn]:
         url = self._of(job)
-        content = kept_content(url) if job.state == "finished" else content_so_far(url, job.live)
-        return [] if content is None else drawn_sections(content)
+        content = kept_content(url) if job.state == "finished" else content_so_far(url, job.live, self._particles(job))
+        if content is None:
+            return []
+        # parameters are among the details, and the heading of the map is above the viewer
+        drawn = drawn_sections(replace(content, sections=[one for one in content.sections if one != PARAMETERS]))
+        viewer = self._info(job) is not None
+        return [replace(one, title=BESIDE_VIEWER) if viewer and one.title == "Map" else one for one in drawn]
+
+    def _version(self, job: JobState) -> str:
+        """Return what changes when a job's sections are to be drawn anew: of a running job not more often than that."""
+        kept = self._kept.get(self._name(job))
+        if job.state == "running" and kept is not None and time.monotonic() < kept.until:
+            return kept.version
+        return version(job)
+
+    def _particles(self, job: JobState) -> str:
+        """Return where the particles of a job lie, if that is in the project: nothing else is read for a page."""
+        place = job.inputs.get("particles", "")
+        return join(self.url, place) if place and not {"", ".", ".."} & set(place.split("/")) else ""
 
     def _log(self, job: JobState, most: int) -> tuple[str, bool]:
         try:
-            raw = read_bytes(join(self._of(job), LOG_FILE)) or b""
+            raw, length = read_end(join(self._of(job), LOG_FILE), most) or (b"", 0)
         except CloudemError:
             return "", False
-        text = raw[-most:].decode(errors="replace")
-        cut = len(raw) > most
+        text, cut = raw.decode(errors="replace"), length > len(raw)
         lines = (text.partition("\n")[2] if cut else text).splitlines()
         return "\n".join(printable(line) for line in lines), cut
 
     def _info(self, job: JobState) -> PreviewInfo | None:
         try:
-            found = read_preview(self._of(job))
-        except CloudemError:  # it is just being replaced
+            return read_preview_info(self._of(job))
+        except CloudemError:  # it is damaged
             return None
-        return None if found is None else found.info
 
     def _has_maps(self, job: JobState) -> bool:
         return job.state == "finished" and job.resolution_A is not None
@@ -318,57 +364,25 @@ class Pages:
         files = [(f"{name}.mrc", f"{label} (.mrc)") for name, label in DOWNLOADS.items()]
         return [*files, ("map.cxc", "open in ChimeraX (.cxc)")]
 
-    def _part(self, template: str, **values: Any) -> str:
-        values |= {"root": self.root, "project": self.name, "dask": self.dask}
+    def _part(self, template: str, at: str, **values: Any) -> str:
+        """Return a page, or a part of the page at a path."""
+        root = way_home(at)
+        values |= {"root": root, "here": root + at.partition("/-/")[0][1:], "project": self.name, "dask": self.dask}
         return page_templates().get_template(template).render(**values)
 
 
-def version(job: JobState) -> str:
-    """Return what changes when a job's sections and map do."""
-    iteration = len(job.live.iterations) if job.live is not None else 0
-    last = job.live.iterations[-1].get("iteration", iteration) if iteration and job.live is not None else iteration
-    return f"{job.state}-{last}-{'' if job.state == 'running' else job.updated}"
+def way_home(path: str) -> str:
+    """Return the way from the page at a path to the first one.
+
+    All addresses in pages begin with it, and none with ``/``: so they hold wherever a proxy shows this server, and no
+    header that says where has to be believed.
+    """
+    return "../" * (path.count("/") - 1) or "./"
 
 
-def _inputs(job: JobState, known: set[str]) -> list[dict[str, Any]]:
-    return [{"path": path, "known": path in known} for path in dict.fromkeys(job.inputs.values())]
-
-
-def _tiles(job: JobState) -> list[tuple[str, str]]:
-    """Return headline figures: of a running job, those of the last row, in the words of the terminal."""
-    tiles: list[tuple[str, str]] = []
-    live = job.live
-    if live is not None and live.iterations:
-        declared = find_job(live.job) if live.job in known_jobs() else Job
-        # what most people look for comes first
-        row = sorted(live.iterations[-1].items(), key=lambda item: item[0] != "resolution_A")
-        for name, value in row:
-            if value is not None:
-                column = described(declared.columns, name)
-                tiles.append((column.text(value), column.heading))
-    elif job.resolution_A is not None:
-        tiles.append((f"{job.resolution_A:.2f} Å", "resolution"))
-    if job.wall_s is not None:
-        running = job.state == "running"
-        # of what runs in steps: otherwise every page would be sent anew with each second
-        seconds = STEP_S * round(job.wall_s / STEP_S) if running else job.wall_s
-        tiles.append((clock(seconds), "so far" if running else "took"))
-    return tiles
-
-
-def _bar(job: JobState) -> Bar | None:
-    live = job.live
-    if job.state != "running" or live is None or not live.stage:
-        return None
-    return Bar(live.stage, 100 * live.done / live.total if live.total else None, done_in_words(live))
-
-
-def _age(job: JobState) -> str:
-    """Return how old a running job's figures are, where that matters."""
-    if job.state != "running" or job.live is None:
-        return ""
-    age = time.time() - job.live.updated
-    return rough_time(age) if age > 15 else ""
+def _shown(info: PreviewInfo | None) -> dict[str, Any]:
+    """Return what tells whether the map is still the same, and of what else there are previews."""
+    return {"map": 0 if info is None else info.crc32, "others": () if info is None else info.others}
 
 
 @cache

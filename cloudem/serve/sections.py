@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cloudem.errors import CloudemError
-from cloudem.io.storage.groups import list_groups, read_attributes, read_group
+from cloudem.io.particle_store import RESULT_TABLE
+from cloudem.io.storage.groups import arrays_in, list_groups, read_attributes, read_group, read_rows
+from cloudem.io.storage.location import contents, version_of
 from cloudem.jobs.base import Job, find_job, known_jobs
 from cloudem.jobs.iterative import ITERATIONS
 from cloudem.jobs.live import Live
-from cloudem.jobs.preview import read_preview
-from cloudem.jobs.report import content_of
+from cloudem.jobs.preview import read_preview_info
+from cloudem.jobs.report import content_of, rotations_of
+from cloudem.serve.details import record_of
 
 if TYPE_CHECKING:
     from cloudem.report.content import ReportContent
+
+DEFOCUS = ("defocus_u", "defocus_v")
+
+LARGEST_COLUMNS = 64 << 20
+"""Bytes of columns that are read for looking: of four million particles."""
 
 
 def kept_content(url: str) -> ReportContent | None:
@@ -24,8 +36,8 @@ def kept_content(url: str) -> ReportContent | None:
         return None
 
 
-def content_so_far(url: str, live: Live | None) -> ReportContent | None:
-    """Return what a report would show of a job that has not ended: rows, curves of the last iteration, time by stage.
+def content_so_far(url: str, live: Live | None, particles: str = "") -> ReportContent | None:
+    """Return what a report would show of a job that has not ended: rows, curves, poses and time by stage.
 
     Parameters
     ----------
@@ -33,6 +45,8 @@ def content_so_far(url: str, live: Live | None) -> ReportContent | None:
         Of its results.
     live
         What it says of itself.
+    particles
+        Where the particles lie that it reads, for their defocus; empty where that is not to be read.
     """
     from cloudem.report.content import FSC_NAMES, ReportContent, StageRow
 
@@ -43,8 +57,13 @@ def content_so_far(url: str, live: Live | None) -> ReportContent | None:
     curves, pixel_size = last_curves(url)
     stages = [StageRow(each.name, each.wall_s, each.cpu_s, each.peak_rss_bytes, nan) for each in live.timings]
     rows = [{name: nan if value is None else value for name, value in row.items()} for row in live.iterations]
+    symmetry = _symmetry(url)
+    columns = _columns(declared, url, pixel_size, particles)
     return ReportContent(
         title=live.job,
+        symmetry=symmetry,
+        symmetry_operators=rotations_of(symmetry),
+        **columns,
         pixel_size=pixel_size,
         fsc={name: curves[f"fsc_{name}"] for name in FSC_NAMES if f"fsc_{name}" in curves} if pixel_size else {},
         iterations=rows,
@@ -53,6 +72,47 @@ def content_so_far(url: str, live: Live | None) -> ReportContent | None:
         stages=stages,
         resolution=live.resolution_A,
     )
+
+
+def _columns(declared: type[Job], url: str, pixel_size: float | None, particles: str) -> dict[str, Any]:
+    """Return columns of the particles; what is damaged, or just being replaced, is left out until the next look."""
+    if pixel_size is None:
+        return {}
+    found: dict[str, Any] = {}
+    with suppress(CloudemError, TypeError, ValueError):
+        found = dict(declared.particles_so_far(url, pixel_size))
+    if found and particles:
+        with suppress(CloudemError):
+            found |= defocus_of(particles, version_of(particles))
+    return found
+
+
+@lru_cache(8)
+def defocus_of(url: str, version: str) -> dict[str, Any]:
+    """Return the defoci of a particle store or a result, Å; empty where there are none, or too many.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    version
+        Of what lies there (`version_of`): for each it is read once.
+
+    Raises
+    ------
+    StorageError, FormatError
+        They are damaged.
+    """
+    table = RESULT_TABLE if RESULT_TABLE in contents(url) else "columns"
+    lying = arrays_in(url, table)
+    if not lying.keys() >= set(DEFOCUS) or sum(lying[name].stored_bytes for name in DEFOCUS) > LARGEST_COLUMNS:
+        return {}
+    return read_rows(url, table, DEFOCUS, 0, sys.maxsize)
+
+
+def _symmetry(url: str) -> str:
+    parameters = record_of(url).get("parameters")
+    return str(parameters.get("symmetry") or "") if isinstance(parameters, Mapping) else ""
 
 
 def last_curves(url: str) -> tuple[dict[str, Any], float | None]:
@@ -65,10 +125,10 @@ def last_curves(url: str) -> tuple[dict[str, Any], float | None]:
     except CloudemError:  # it is just being written, or replaced: the next look finds it
         return {}, None
     try:
-        preview = read_preview(url)
+        info = read_preview_info(url)
     except CloudemError:
         return {}, None
-    if preview is None or "fsc_unmasked" not in arrays:
+    if info is None or "fsc_unmasked" not in arrays:
         return {}, None
-    edge = preview.info.pixel_size_A * preview.info.shape[0]
+    edge = info.pixel_size_A * info.shape[0]
     return dict(arrays), edge / (2 * (len(arrays["fsc_unmasked"]) - 1))

@@ -75,13 +75,13 @@ class Handler(Guarded):
 
     def refused(self) -> str:
         """Return the page of whoever has no token."""
-        return self.pages.refused()
+        return self.pages.refused(self.request.path)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say what went wrong in one line, without its inside."""
         _, error, _ = kwargs.get("exc_info", (None, None, None))
         told = str(error) if isinstance(error, CloudemError) else self._reason
-        self.finish(self.pages.problem(status_code, told))
+        self.finish(self.pages.problem(self.request.path, status_code, told))
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what nobody foresaw; what the project says of itself is told to whoever asked."""
@@ -141,14 +141,13 @@ class Events(Handler):
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
         self.set_header("Content-Encoding", "identity")  # a compressor would hold events back
-        async with contextlib.aclosing(watch.news()) as news:  # whoever leaves is listened for no more
-            async for text in news:
-                try:
+        try:
+            async with contextlib.aclosing(watch.news()) as news:  # whoever leaves is listened for no more
+                async for text in news:
                     self.write(f"data: {text}\n\n" if text else "event: beat\ndata:\n\n")
                     await self.flush()
-                except tornado.iostream.StreamClosedError:  # the page is closed, and hears no end either
-                    self._auto_finish = False
-                    return
+        except (tornado.iostream.StreamClosedError, asyncio.CancelledError):
+            self._auto_finish = False  # the page is closed, or the server ends: nobody hears an end either
 
     def _look(self, words: tuple[str, ...]) -> Callable[[], Awaitable[str]]:
         readers, make = self.readers, getattr(self.pages, self._make)
@@ -216,11 +215,12 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (rf"/job/{PATH}/-/events", Events, of("job_news")),
             (rf"/job/{PATH}/-/news", News, of("job_news")),
             (rf"/job/{PATH}/-/sections", Page, of("sections")),
+            (rf"/job/{PATH}/-/details", Page, of("details")),
             (rf"/job/{PATH}/-/cluster", Page, of("cluster")),
             (rf"/job/{PATH}/-/cluster/events", Events, of("cluster_news")),
             (rf"/job/{PATH}/-/cluster/news", News, of("cluster_news")),
             (rf"/job/{PATH}/-/log", Page, of("log")),
-            (rf"/job/{PATH}/-/preview/(64|128)", Voxels, of("preview")),
+            (rf"/job/{PATH}/-/preview/(map|half1|half2|mask)-(64|128)", Voxels, of("preview")),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
             (rf"/job/{PATH}", Page, of("job")),
         ],

@@ -17,12 +17,14 @@ from cloudem.jobs.preview import (
     PREVIEW_FOLDER,
     Preview,
     Previews,
+    coarsest_preview,
     cube_of,
     finest_spectrum,
     preview_sides,
     previews_of_halves,
     previews_of_map,
     read_preview,
+    read_preview_info,
     write_previews,
 )
 from cloudem.jobs.refine3d.job import Refine3D
@@ -121,6 +123,42 @@ def test_previews_take_a_hundredth_of_the_time(monkeypatch):
     assert previews.due()
 
 
+def test_half_maps_and_mask_are_shown_where_they_take_a_hundredth_of_the_time(monkeypatch):
+    now, taken = [0.0], 0.5
+    monkeypatch.setattr(preview.time, "monotonic", lambda: now[0])
+    real = preview.coarsest_preview
+
+    def slow(*given) -> Preview:
+        now[0] += taken
+        return real(*given)
+
+    monkeypatch.setattr(preview, "coarsest_preview", slow)
+    others = {"half1": noise(70), "half2": noise(71)[:70, :70, :70], "mask": np.ones((70, 70, 70), np.float32)}
+    for age, names, tried in (
+        (149.0, ["map-64", "map-128"], 1),
+        (151.0, ["half1-64", "half2-64", "mask-64", "map-64", "map-128"], 3),
+    ):
+        now[0] = 0.0
+        previews = Previews()
+        now[0] = age
+        previews.make_result(noise(70), others, 2.0, LOG)
+        found = previews.take()
+        assert [each.name for each in found] == names
+        assert {each.info.others for each in found[-2:]} == {tuple(others) if tried == 3 else ()}
+        assert now[0] == age + tried * taken
+        assert all(each.info.shape == (64,) * 3 for each in found[:-1])
+
+
+def test_what_is_of_an_earlier_result_is_not_offered(url):
+    (shown,) = previews_of_map(noise(16), 1.0)
+    write_previews(url, [coarsest_preview(noise(16), 1.0, "mask"), shown])
+    assert read_preview_info(url) == shown.info
+    assert shown.info.others == ()
+    assert b"others" not in shown.info.document()
+    assert read_preview(url, of="mask").name == "mask-64"
+    assert read_preview_info(url, of="half1") is None
+
+
 def test_a_job_goes_on_without_a_preview_that_cannot_be_made():
     previews = Previews()
     previews.make(lambda: previews_of_map(np.full((8, 8, 8), np.nan, np.float32), 1.0), LOG)
@@ -143,13 +181,16 @@ def test_a_refinement_shows_its_iterations_and_its_result_and_is_the_same_withou
     made = []
     monkeypatch.setattr(Previews, "show", lambda self, previews: made.append(previews))
     monkeypatch.setattr(Previews, "due", lambda self: True)
+    monkeypatch.setattr(preview, "SHARE", 10.0)
     job = Refine3D(**scene.refinement(tmp_path / "with", max_iterations=2, report=False))
     run(job)
-    assert [[each.info.iteration for each in previews] for previews in made] == [[1], [2], [0]]
+    assert [[each.info.iteration for each in previews] for previews in made] == [[1], [2], [0, 0, 0, 0]]
+    assert [each.name for each in made[-1]] == ["half1-64", "half2-64", "mask-64", "map-64"]
     result = read_group(job.out, "result")[0]
-    shown = density_of(made[-1][0])
-    step = (made[-1][0].info.maximum - made[-1][0].info.minimum) / 255
-    np.testing.assert_allclose(shown, result["map"], atol=0.51 * step)
+    for each in made[-1]:
+        step = (each.info.maximum - each.info.minimum) / 255
+        np.testing.assert_allclose(density_of(each), result[each.name.removesuffix("-64")], atol=0.51 * step)
+    assert made[-1][-1].info.others == ("half1", "half2", "mask")
     mean = (result["half1"] + result["half2"]) / 2
     assert np.corrcoef(density_of(made[1][0]).ravel(), low_pass(mean, PIXEL, 20.0).ravel())[0, 1] > 0.8
     monkeypatch.setattr(Previews, "due", lambda self: False)

@@ -171,6 +171,15 @@ def test_in_a_folder_what_was_said_since_counts(tmp_path: Path) -> None:
     assert read_project(url).jobs[0].words == "failed: again"
 
 
+def test_a_result_that_is_one_file_is_a_job_as_long_as_it_is_there(place: str) -> None:
+    for name in ("mask.mrc", "gone.mrc"):
+        entry(place, name, Live(job="count", began=NOW - 50, updated=NOW, state="finished"), workflow_project=place)
+    write_bytes(join(place, "mask.mrc"), b"a mask")
+    assert [(job.path, job.kind, job.state) for job in read_project(place, NOW).jobs] == [
+        ("mask.mrc", "count", "finished")
+    ]
+
+
 def test_ten_thousand_jobs_are_one_listing_and_one_object(tmp_path: Path) -> None:
     known = IndexEntry(kind="refine3d", state="finished", resolution_A=3.2, began=1.0, updated=2e9, has_report=True)
     value = known.model_dump()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cloudem.jobs import preview
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.serve.access import LOOPBACK, Access
 from cloudem.serve.pages import Pages
@@ -86,7 +87,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     scene = make_scene(folder / "data", count=200)
     job: dict[str, Any] = scene.refinement(folder / "refine")
-    run(Refine3D(**{**job, "max_iterations": 3}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "SHARE", 10.0)  # all previews, however short the job is
+        run(Refine3D(**{**job, "max_iterations": 3}))
     return folder
 
 

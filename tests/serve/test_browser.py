@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from cloudem.jobs.live import LIVE_FILE, read_live
+from cloudem.serve import pages
 from tests.jobs.conftest import DIAMETER, make_scene
 from tests.serve.browser import Tab, browser, needs_chromium
 from tests.serve.conftest import TOKEN, Site, served
@@ -44,7 +49,7 @@ def test_a_job_is_watched_from_its_start_to_its_stop(tmp_path: Path) -> None:
             quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
             job = await asyncio.create_subprocess_exec(sys.executable, "-m", "cloudem", "refine3d", *command, **quiet)
             try:
-                await tab.until("document.querySelector('a[href=\\'/job/watched\\']') !== null", 60)
+                await tab.until("document.querySelector('a[href=\\'./job/watched\\']') !== null", 60)
                 await tab.open(f"http://localhost:{site.port}/job/watched")
                 await tab.until("document.querySelector('.status').innerText === 'running'")
                 first = await tab.until("document.getElementById('map').dataset.ready", 60)
@@ -95,6 +100,7 @@ def test_a_finished_job_shows_its_map_and_gives_it_away(site: Site) -> None:
             await tab.until("document.getElementById('map').dataset.ready")
             await tab.until("document.querySelectorAll('#sections section').length >= 5")
             assert await tab.value("document.querySelector('.status').innerText") == "finished"
+            await choose(tab)
             link = await tab.value("document.querySelector('#downloads a').href")
             size = await tab.value(f"fetch({link!r}).then((a) => a.arrayBuffer()).then((b) => b.byteLength)")
             assert size > 1024
@@ -102,6 +108,25 @@ def test_a_finished_job_shows_its_map_and_gives_it_away(site: Site) -> None:
             nothing_wrong(tab, site)
 
     asyncio.run(look())
+
+
+async def choose(tab: Tab) -> None:
+    """Look at the half-maps and the mask, and at the map again."""
+    names = await tab.value("[...document.querySelectorAll('#of option')].map((each) => each.text)")
+    assert names == ["map", "half-map 1", "half-map 2", "mask"]
+    seen = [await pixels(tab)]
+    for name in ("half1", "mask", "map"):
+        await tab.value(
+            "(() => { delete document.getElementById('map').dataset.ready; const of = document.getElementById('of');"
+            f" of.value = '{name}'; of.dispatchEvent(new Event('change')); }})()"
+        )
+        await tab.until("document.getElementById('map').dataset.ready")
+        seen.append(await pixels(tab))
+        assert await tab.value("document.getElementById('fineness').disabled") == (name != "map")
+        if name == "mask":
+            assert await tab.value("document.getElementById('level').value") == "50"
+    assert len(set(seen)) == 3
+    assert seen[0] == seen[-1]
 
 
 def test_without_webgl_there_are_slices(site: Site) -> None:
@@ -120,6 +145,74 @@ def test_without_webgl_there_are_slices(site: Site) -> None:
             nothing_wrong(tab, site)
 
     asyncio.run(look())
+
+
+def test_the_graph_leads_to_jobs_and_stays_where_it_was_scrolled_to(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "refine", tmp_path / "refine")
+    chain = {f"job-{number}": [f"job-{number - 1}" if number else "refine"] for number in range(12)}
+    for name in chain:
+        (tmp_path / name).mkdir()
+
+    def note(state: str) -> None:
+        of = {"kind": "refine3d", "began": 1e9, "updated": 1e9 + 1}
+        jobs = {name: {**of, "state": state, "inputs": {"reference": ones[0]}} for name, ones in chain.items()}
+        jobs["refine"] = {**of, "state": "finished", "updated": time.time() + 60}
+        (tmp_path / "index.json").write_text(json.dumps({"format": 1, "jobs": jobs}))
+
+    async def look(site: Site) -> None:
+        async with browser() as tab:
+            await tab.open(f"http://localhost:{site.port}/?token={TOKEN}")
+            await tab.until("document.querySelectorAll('.graph a.good').length === 13")
+            assert await tab.value("document.documentElement.scrollWidth <= innerWidth")
+            assert await tab.value("document.querySelector('.graph').scrollWidth > innerWidth")
+            await tab.value("document.querySelector('.graph').scrollTo(300, 0)")
+            note("failed")
+            await tab.until("document.querySelectorAll('.graph a.bad').length === 12")
+            assert await tab.value("document.querySelector('.graph').scrollLeft") == 300
+            await tab.value(
+                "document.querySelector('.graph a.good').dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+            )
+            await tab.until("location.pathname === '/job/refine'")
+            await tab.until("document.getElementById('map').dataset.ready")
+            nothing_wrong(tab, site)
+
+    note("finished")
+    with served(tmp_path) as site:
+        asyncio.run(look(site))
+
+
+def test_what_is_unfolded_stays_so_while_the_job_goes_on(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "DRAWING_SHARE", 100.0)  # drawn at once, however long that takes
+    shutil.copytree(project / "refine", tmp_path / "refine")
+    live = read_live(str(tmp_path / "refine"))
+    assert live is not None
+    path = tmp_path / "refine" / LIVE_FILE
+
+    def goes_on(number: int) -> None:
+        row = {"iteration": number, "resolution_A": 9.0}
+        now = {"state": "running", "updated": time.time(), "iterations": (*live.iterations, row)}
+        path.write_text(live.model_copy(update=now).model_dump_json())
+
+    async def look(site: Site) -> None:
+        async with browser() as tab:
+            await tab.open(f"http://localhost:{site.port}/job/refine?token={TOKEN}")
+            await tab.until("document.querySelectorAll('#details details').length === 3")
+            await tab.value("document.querySelector('#of-log summary').click()")
+            with (tmp_path / "refine" / "log.txt").open("a") as log:
+                log.write("a line that was not there\n")
+            goes_on(78)
+            await tab.until("document.querySelector('#of-log').innerText.includes('a line that was not there')")
+            assert await tab.value("document.querySelector('#of-log').open")
+            assert not await tab.value("document.querySelector('#of-parameters').open")
+            await tab.until("[...document.querySelectorAll('#sections td')].some((cell) => cell.innerText === '78')")
+            nothing_wrong(tab, site)
+
+    goes_on(77)
+    with served(tmp_path) as site:
+        site.pages.every_s = 0.3
+        asyncio.run(look(site))
 
 
 @pytest.mark.parametrize("path", ["/job/nothing", "/"])

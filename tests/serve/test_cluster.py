@@ -77,7 +77,7 @@ def test_two_workers_of_a_running_job_are_shown_while_it_runs_and_after(tmp_path
             news = json.loads(site.get("/job/watched/-/cluster/news").body)
             assert "worker 1" in news["html"]
             page = site.get("/job/watched").text
-            assert 'href="/job/watched/-/cluster">Dask, 2 processes of 1 threads</a>' in page
+            assert 'href="../job/watched/-/cluster">Dask, 2 processes of 1 threads</a>' in page
             assert job.wait(120) == 0
         finally:
             job.kill()
@@ -239,7 +239,7 @@ def test_a_running_run_says_what_an_hour_costs_and_how_old_that_is(tmp_path: Pat
         ("$2.41", "an hour now"),
         ("$3.40", "expected; planned $2.10 to $5.20"),
     ]
-    assert f'<a href="/run/{name}">{name}</a>' in (page or "")
+    assert f'<a href="../run/{name}">{name}</a>' in (page or "")
     said = text_of(page)
     assert f"Step 2 of 2 of the run {name} : running ; these figures are 2 min old ; a rehearsal" in said
     assert "$2.41" in text_of(pages.project())

@@ -374,7 +374,7 @@ def test_the_link_is_there_when_dask_is(tmp_path: Path) -> None:
         assert site.get("/dask/").status == 404
         pages.dask = True
         open_door(app, Dashboard(Upstream.of("http://127.0.0.1:8787"), ACCESS, secure=False), port, 8766)
-        assert 'href="/dask/"' in site.get("/").text
+        assert 'href="./dask/"' in site.get("/").text
         assert site.get("/dask/").headers["Location"] == "//127.0.0.1:8766/"
         assert site.get("/dask/", token="").status == 401
         assert site.get("/dask/", Host="evil.example").status == 403

@@ -23,8 +23,9 @@ from cloudem.serve.pages import Pages
 from tests.serve.conftest import TOKEN, Site, served
 
 ADDRESSES = ("/", "/news", "/events", "/metrics", "/job/refine", "/job/refine/-/news", "/job/refine/-/sections",
-             "/job/refine/-/log", "/job/refine/-/cluster", "/job/refine/-/cluster/news",
-             "/job/refine/-/preview/64", "/job/refine/-/file/map.mrc", "/run/none")  # fmt: skip
+             "/job/refine/-/details", "/job/refine/-/cluster", "/job/refine/-/cluster/news",
+             "/job/refine/-/log", "/job/refine/-/preview/map-64", "/job/refine/-/file/map.mrc",
+             "/run/none")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ADDRESSES)
@@ -76,13 +77,17 @@ def test_pages_say_how_jobs_stand(site: Site, project: Path) -> None:
     first = site.get("/").text
     assert "refine3d" in first
     assert "finished" in first
-    assert 'href="/job/refine"' in first
+    assert 'href="./job/refine"' in first
     page = site.get("/job/refine").text
     stated = f"{read_group(str(project / 'refine'), 'result')[1]['resolution_A']:.2f} Å"
     assert f"<b>{stated}</b>" in page
     sections = site.get("/job/refine/-/sections").text
     assert sections.count("<h2>") >= 5
     assert "Fourier shell correlation" in sections
+    assert re.findall("<h2>(Map|Slices and projections|Parameters)", page + sections) == [
+        "Map",
+        "Slices and projections",
+    ]
     assert "refine3d" in html.unescape(site.get("/job/refine/-/log").text)
 
 
@@ -92,15 +97,35 @@ def test_news_are_the_page(site: Site) -> None:
     assert news["html"] in site.get("/job/refine").text
 
 
-def test_the_preview_is_the_map_in_bytes(site: Site, project: Path) -> None:
-    answer = site.get("/job/refine/-/preview/64", Accept_Encoding="gzip")
+@pytest.mark.parametrize("name", ["map", "half1", "half2", "mask"])
+def test_a_preview_is_an_array_of_the_result_in_bytes(site: Site, project: Path, name: str) -> None:
+    answer = site.get(f"/job/refine/-/preview/{name}-64", Accept_Encoding="gzip")
     about = json.loads(answer.headers["X-Map"])
     voxels = np.frombuffer(gzip.decompress(answer.body), np.uint8).reshape(about["shape"])
     density = about["minimum"] + voxels / 255 * (about["maximum"] - about["minimum"])
-    whole = read_group(str(project / "refine"), "result")[0]["map"]
+    whole = read_group(str(project / "refine"), "result")[0][name]
     assert about["iteration"] == 0
     assert density.shape == whole.shape
     assert np.corrcoef(density.ravel(), whole.ravel())[0, 1] > 0.999
+
+
+def test_only_previews_that_there_are_can_be_asked_for(site: Site) -> None:
+    for name in ("map-65", "mask-128", "map_unfiltered-64", "../map-64", "64"):
+        assert site.get(f"/job/refine/-/preview/{name}").status == 404
+
+
+def test_of_results_without_other_previews_the_map_is_offered_alone(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "refine", tmp_path / "refine")
+    pages = Pages(str(tmp_path))
+    assert 'data-others="half1 half2 mask"' in (pages.job("refine") or "")
+    path = tmp_path / "refine/preview/map-64.json"
+    said = json.loads(path.read_text())
+    del said["others"]
+    path.write_text(json.dumps(said))
+    assert 'data-others=""' in (pages.job("refine") or "")
+    assert (pages.job_news("refine") or {})["others"] == ()
+    path.write_text(json.dumps({**said, "others": ["../../x"]}))
+    assert 'data-map="0"' in (pages.job("refine") or "")
 
 
 @pytest.mark.parametrize("name", ["map", "half1", "mask"])
@@ -166,8 +191,9 @@ def test_scripts_in_names_and_texts_are_shown_not_run(project: Path, tmp_path: P
         pages.project(),
         pages.job(evil),
         pages.log(evil),
+        pages.details(evil),
         pages.project_news()["html"],
-        pages.problem(404, evil),
+        pages.problem("/", 404, evil),
     ):
         assert page is not None
         assert "<img" not in page

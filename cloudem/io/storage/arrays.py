@@ -9,6 +9,7 @@ there for other readers of Zarr, who take a lost chunk for zeros.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -80,6 +81,11 @@ class ArrayRecord:
     def chunk_shape(self) -> tuple[int, ...]:
         """Shape of a chunk; the last one is padded to it with zeros."""
         return tuple(max(1, size) for size in (self.rows, *self.shape[1:])) if self.shape else ()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its values, before they are compressed."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def compressed(self) -> bool:

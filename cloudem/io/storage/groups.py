@@ -155,7 +155,12 @@ def read_rows(
 
 
 def shapes_in(url: str | os.PathLike[str], path: str) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of each array of a group, text as it is stored; no array is read.
+    """Return name and shape of each array of a group, text as it is stored; raises as `arrays_in`."""
+    return {name: record.shape for name, record in arrays_in(url, path).items()}
+
+
+def arrays_in(url: str | os.PathLike[str], path: str) -> Mapping[str, ArrayRecord]:
+    """Return how each array of a group lies there, by name; no array is read.
 
     Raises
     ------
@@ -166,7 +171,7 @@ def shapes_in(url: str | os.PathLike[str], path: str) -> dict[str, tuple[int, ..
     """
     with storage_errors(url):
         _, marker = _finished(object_store(url), url, path)
-    return {name: record.shape for name, record in marker.arrays.items()}
+    return marker.arrays
 
 
 def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | None:

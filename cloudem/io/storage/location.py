@@ -301,6 +301,22 @@ def read_start(url: str | os.PathLike[str], stop: int | None) -> tuple[bytes, in
         return None if found is None else found[:2]
 
 
+def read_end(url: str | os.PathLike[str], count: int) -> tuple[bytes, int] | None:
+    """Return the last bytes, so many at most, of a file or an object of S3, and its size; None where there is none."""
+    found = read_start(url, 0)
+    if found is None or not found[1]:
+        return found
+    size = found[1]
+    start = max(size - count, 0)
+    with storage_errors(url):
+        if not is_remote(url):
+            with folder_of(url).open("rb") as file:
+                file.seek(start)
+                return file.read(size - start), size
+        parent, name = parent_and_name(url)
+        return bytes(get_ranges(object_store(parent), name, [start], [size - start])[0]), size
+
+
 def version_of(url: str | os.PathLike[str]) -> str:
     """Return what tells a file, an object, a store or the results of a job from what came later under the same URL.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
 from cloudem.errors import ParameterError
@@ -14,6 +14,8 @@ from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cloudem.algorithms.refinement import Settings, State
     from cloudem.jobs.refine3d.duration import Alignment
 
@@ -103,6 +105,13 @@ class Refine3D(IterativeJob):
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
+
+    @classmethod
+    def particles_so_far(cls, url: str, pixel_size: float) -> Mapping[str, NDArray[Any]]:
+        """Return best poses, half-sets and weights, from the checkpoint."""
+        from cloudem.jobs.refine3d.so_far import poses_so_far
+
+        return poses_so_far(url, pixel_size)
 
     @property
     def start_resolution(self) -> float:

@@ -47,10 +47,16 @@ def provenance(content: ReportContent) -> Drawn | None:
     return Drawn("How this was made", blocks) if blocks else None
 
 
+def value_in_words(value: object, unit: str = "") -> str:
+    """Return the value of a parameter as people read it."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(value_in_words(one, unit) for one in value) or "none"
+    return f"{value:g} {unit}".rstrip() if isinstance(value, float) else f"{value} {unit}".rstrip()
+
+
 def _value(parameter: ParameterRow) -> Cell:
-    if parameter.value is None:
-        return Cell("not set", "quiet")
-    if isinstance(parameter.value, bool):
-        return Cell("yes" if parameter.value else "no")
-    text = f"{parameter.value:g}" if isinstance(parameter.value, float) else str(parameter.value)
-    return Cell(f"{text} {parameter.unit}".rstrip())
+    return Cell(value_in_words(parameter.value, parameter.unit), "quiet" if parameter.value is None else "")

@@ -6,8 +6,9 @@
 const box = document.getElementById("map");
 const canvas = document.getElementById("surface"), level = document.getElementById("level");
 const fineness = document.getElementById("fineness"), what = document.getElementById("map-what");
+const of = document.getElementById("of");
 let map = null, cut = [0.5, 0.5, 0.5], gl = null, program = null, count = 0;
-let turn = [1, 0, 0, 0, 1, 0, 0, 0, 1], zoom = 1.5, waiting = false, chosen = false, buffers = null;
+let turn = [1, 0, 0, 0, 1, 0, 0, 0, 1], zoom = 1.5, waiting = false, buffers = null;
 
 const EDGES = [[0, 1], [2, 3], [4, 5], [6, 7], [0, 2], [1, 3], [4, 6], [5, 7], [0, 4], [1, 5], [2, 6], [3, 7]];
 
@@ -199,15 +200,31 @@ function slices() {
   document.getElementById("slices-told").textContent = `At x, y, z = ${Å(cut[0])}, ${Å(cut[1])}, ${Å(cut[2])} Å from the centre.`;
 }
 
+// of half-maps and mask there is the coarse preview alone, and of results only
+const NAMES = { map: "map", half1: "half-map 1", half2: "half-map 2", mask: "mask" };
+const LEVELS = {};
+
+function offer() {
+  const offered = ["map", ...box.dataset.others.split(" ").filter((name) => name in NAMES)];
+  const before = offered.includes(of.value) ? of.value : "map";
+  of.replaceChildren(...offered.map((name) => new Option(NAMES[name], name, false, name === before)));
+  document.getElementById("choice").hidden = offered.length < 2;
+  fineness.disabled = before !== "map";
+}
+
 async function load() {
-  const size = fineness.value, answer = await fetch(box.dataset.preview + size);
-  if (!answer.ok) { return; }
+  offer();
+  const name = of.value, size = name === "map" ? fineness.value : "64";
+  const answer = await fetch(`${box.dataset.preview}${name}-${size}`);
+  if (!answer.ok || of.value !== name) { return; }
   const about = JSON.parse(answer.headers.get("X-Map"));
   const data = new Uint8Array(await answer.arrayBuffer());
   map = { data, n: Math.round(Math.cbrt(data.length)), about };
   box.hidden = false;
   what.textContent = about.iteration ? `after iteration ${about.iteration}` : "";
-  if (!chosen) { level.value = Math.round(Math.min(90, Math.max(5, 100 * (about.mean + 4 * about.sigma) / about.maximum))); }
+  const usual = name === "mask" ? 50 : 100 * (about.mean + 4 * about.sigma) / about.maximum;
+  level.value = LEVELS[name] ?? Math.round(Math.min(90, Math.max(5, usual)));
+  canvas.setAttribute("aria-label", `Surface of the ${NAMES[name]}; drag to turn it, or use the arrow keys`);
   tell();
   build();
   slices();
@@ -215,8 +232,9 @@ async function load() {
   document.dispatchEvent(new CustomEvent("map-ready"));
 }
 
-level.addEventListener("input", () => { chosen = true; if (map) { tell(); soon(build); } });
+level.addEventListener("input", () => { LEVELS[of.value] = level.value; if (map) { tell(); soon(build); } });
 fineness.addEventListener("change", load);
+of.addEventListener("change", load);
 document.addEventListener("map-changed", load);
 
 let held = null;
@@ -254,7 +272,7 @@ document.getElementById("picture").addEventListener("click", () => {
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = "map.png";
+    link.download = `${of.value}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   });

@@ -8,10 +8,14 @@ function told(text) { if (signal) signal.textContent = text; }
 
 async function show(news) {
   if (!news) { return; }
+  const moved = [...live.querySelectorAll("[data-scrolls]")].map((area) => [area.scrollLeft, area.scrollTop]);
   live.innerHTML = news.html; // made by the server's templates, which escape all that comes from files
+  live.querySelectorAll("[data-scrolls]").forEach((area, number) => { if (moved[number]) { area.scrollTo(...moved[number]); } });
   sortable(live);
-  if (news.map && String(news.map) !== body.dataset.map) {
+  const area = document.getElementById("map"), others = (news.others ?? []).join(" ");
+  if (news.map && (String(news.map) !== body.dataset.map || others !== area.dataset.others)) {
     body.dataset.map = news.map;
+    area.dataset.others = others;
     document.dispatchEvent(new CustomEvent("map-changed"));
   }
   if (body.dataset.sections && news.version !== body.dataset.version) {
@@ -21,8 +25,13 @@ async function show(news) {
 }
 
 async function draw() {
-  const answer = await fetch(body.dataset.sections);
-  if (answer.ok) { document.getElementById("sections").innerHTML = await answer.text(); }
+  for (const part of ["details", "sections"]) {
+    const answer = await fetch(body.dataset[part]), area = document.getElementById(part);
+    if (!answer.ok) { continue; }
+    const open = [...area.querySelectorAll("details[id][open]")].map((each) => each.id);
+    area.innerHTML = await answer.text();
+    for (const id of open) { document.getElementById(id)?.setAttribute("open", ""); }
+  }
 }
 
 async function ask() {

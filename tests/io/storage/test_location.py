@@ -35,6 +35,7 @@ from cloudem.io.storage.location import (
     put_if_absent,
     put_if_match,
     read_bytes,
+    read_end,
     read_start,
     size_of,
     write_bytes,
@@ -102,6 +103,10 @@ def test_objects(url):
     assert read_bytes(join(url, "a")) is None
     write_bytes(join(url, "empty"), b"")
     assert read_start(join(url, "empty"), 5) == (b"", 0)
+    assert read_end(join(url, "a/b"), 3) == (b"789", 10)
+    assert read_end(join(url, "a/b"), 30) == (b"0123456789", 10)
+    assert read_end(join(url, "a/c"), 3) is None
+    assert read_end(join(url, "empty"), 3) == (b"", 0)
 
 
 def test_conditions(url):
