@@ -121,4 +121,5 @@ class Serve(Command):
         shown = dask_application(dashboard)
         _, dask_port = listen_near(shown, self.host, self.dask_port, encryption, option="--dask-port")
         open_door(app, dashboard, port, dask_port)
-        click.echo(f"The Dask dashboard at {dashboard.upstream.origin} is shown at port {dask_port}.")
+        tunnel = f"a tunnel has to pass it on as well: ssh -L {dask_port}:localhost:{dask_port}"
+        click.echo(f"The Dask dashboard at {dashboard.upstream.origin} is shown at port {dask_port}; {tunnel}")

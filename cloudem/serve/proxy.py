@@ -32,6 +32,7 @@ from cloudem.errors import ParameterError
 from cloudem.runs.webhook import only_here
 from cloudem.serve.access import HEADERS, Access
 from cloudem.serve.guard import DEFAULT_PORTS, Guarded, same_origin, unlogged
+from cloudem.serve.pages import page_templates
 
 BOKEH_POLICY = "; ".join(
     (
@@ -347,16 +348,43 @@ def dask_application(dashboard: Dashboard) -> tornado.web.Application:
 class DaskDoor(Passing):
     """The way from our pages to Dask's, at the port of ours: only a request says how the browser finds this machine."""
 
+    set_default_headers = Guarded.set_default_headers  # nothing of Bokeh's is shown here
+
     def initialize(self, dashboard: Dashboard, port: int = 0, dask_port: int = 0) -> None:
         """Keep what all handlers share, and the two ports."""
         super().initialize(dashboard)
         self._ports = port, dask_port
 
     def get(self) -> None:
-        """Send the browser there."""
-        self.redirect(way_to_dask(self.request.host, self.request.headers.get("X-Forwarded-Context", ""), *self._ports))
+        """Send the browser there, or say which port has to be passed on where only a tunnel knows its number."""
+        host, (port, dask_port) = self.request.host, self._ports
+        way = way_to_dask(host, self.request.headers.get("X-Forwarded-Context", ""), port, dask_port)
+        seen = seen_port(host, DEFAULT_PORTS["https" if self.secure else "http"])
+        if seen == port or not way.startswith("//"):
+            self.redirect(way)
+            return
+        far = dask_port if seen in DEFAULT_PORTS.values() else seen + 1
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.finish(
+            page_templates().get_template("tunnel.html").render(
+                root="../", dask=False, name=host_name(host), seen=seen, port=port, far=far, dask_port=dask_port
+            )
+        )  # fmt: skip
 
     head = get
+
+
+def host_name(host: str) -> str:
+    """Return the name in a ``Host``, as it stands in addresses."""
+    name = urlsplit(f"//{host}").hostname or "localhost"
+    return f"[{name}]" if ":" in name else name
+
+
+def seen_port(host: str, usual: int) -> int:
+    """Return the port in a ``Host``, which is not the server's behind a tunnel; where it has none, the usual one."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{host}").port or usual
+    return usual
 
 
 def way_to_dask(host: str, context: str, port: int, dask_port: int) -> str:
@@ -371,8 +399,7 @@ def way_to_dask(host: str, context: str, port: int, dask_port: int) -> str:
     """
     if re.fullmatch(rf".*/proxy/{port}/?", context):
         return f"../../{dask_port}/"  # from …/proxy/8765/dask/; whole paths it would put behind its own
-    name = urlsplit(f"//{host}").hostname or "localhost"
-    return f"//{f'[{name}]' if ':' in name else name}:{dask_port}/"
+    return f"//{host_name(host)}:{dask_port}/"
 
 
 def open_door(app: tornado.web.Application, dashboard: Dashboard, port: int, dask_port: int) -> None:

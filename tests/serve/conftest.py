@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import tornado.web
 
 from cloudem.jobs import preview
 from cloudem.jobs.refine3d.job import Refine3D
@@ -54,31 +55,49 @@ class Site(NamedTuple):
 
 
 @contextmanager
-def served(project: Path | str) -> Iterator[Site]:
-    """Serve a project while the block runs."""
-    pages, started, where = Pages(str(project)), threading.Event(), []
+def listening(*apps: tornado.web.Application) -> Iterator[list[int]]:
+    """Serve applications in a thread while the block runs; yield their ports."""
+    started, found = threading.Event(), []
     loop = asyncio.new_event_loop()
 
     def serve() -> None:
         async def start() -> None:
-            app = application(pages, Access(TOKEN, frozenset(LOOPBACK)), secure=False)
-            where.append(listen_near(app, "127.0.0.1", 0))
+            found.extend(listen_near(app, "127.0.0.1", 0) for app in apps)
             started.set()
 
         asyncio.set_event_loop(loop)
         loop.run_until_complete(start())
         loop.run_forever()
+        loop.close()
+
+    async def stop() -> None:
+        for server, _ in found:
+            server.stop()
+            await server.close_all_connections()
+        # websockets and events are connections no more to the server: whoever still serves one lets go of its socket
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0.1)  # sockets are closed when the loop next turns
+        loop.stop()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     assert started.wait(20)
-    server, port = where[0]
     try:
-        yield Site(port, pages)
+        yield [port for _, port in found]
     finally:
-        loop.call_soon_threadsafe(server.stop)
-        loop.call_soon_threadsafe(loop.stop)
+        asyncio.run_coroutine_threadsafe(stop(), loop)
         thread.join(20)
+
+
+@contextmanager
+def served(project: Path | str) -> Iterator[Site]:
+    """Serve a project while the block runs."""
+    pages = Pages(str(project))
+    with listening(application(pages, Access(TOKEN, frozenset(LOOPBACK)), secure=False)) as (port,):
+        yield Site(port, pages)
 
 
 @pytest.fixture(scope="session")

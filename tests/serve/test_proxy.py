@@ -9,10 +9,8 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -22,12 +20,12 @@ import tornado.web
 from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.websocket import WebSocketHandler, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
 
 from cloudem.errors import ParameterError
 from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
 from cloudem.serve import proxy
-from cloudem.serve.access import LOOPBACK, Access
+from cloudem.serve.access import LOOPBACK, POLICY, Access
 from cloudem.serve.guard import same_origin
 from cloudem.serve.pages import Pages
 from cloudem.serve.proxy import (
@@ -39,11 +37,12 @@ from cloudem.serve.proxy import (
     open_door,
     passed_path,
     passed_query,
+    seen_port,
     way_to_dask,
 )
-from cloudem.serve.server import application, listen_near
+from cloudem.serve.server import application
 from tests.serve.browser import browser, needs_chromium
-from tests.serve.conftest import TOKEN, Site
+from tests.serve.conftest import TOKEN, Site, listening
 
 ACCESS = Access(TOKEN, frozenset(LOOPBACK))
 needs_bokeh = pytest.mark.skipif(importlib.util.find_spec("bokeh") is None, reason="no Bokeh: pip install bokeh")
@@ -84,38 +83,6 @@ class Echo(WebSocketHandler):
             self.close()
         else:
             await self.write_message(message, isinstance(message, bytes))
-
-
-@contextmanager
-def listening(*apps: tornado.web.Application) -> Iterator[list[int]]:
-    """Serve applications in a thread; yield their ports."""
-    started, found = threading.Event(), []
-    loop = asyncio.new_event_loop()
-
-    def serve() -> None:
-        async def start() -> None:
-            found.extend(listen_near(app, "127.0.0.1", 0) for app in apps)
-            started.set()
-
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(start())
-        loop.run_forever()
-        loop.close()
-
-    async def stop() -> None:
-        for server, _ in found:
-            server.stop()
-            await server.close_all_connections()
-        loop.stop()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert started.wait(20)
-    try:
-        yield [port for _, port in found]
-    finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop)
-        thread.join(20)
 
 
 def through(address: str) -> tornado.web.Application:
@@ -287,6 +254,14 @@ def opened(port: int, path: str = "/status/ws", words: tuple[str, ...] = ("bokeh
     return websocket_connect(request, subprotocols=list(words))
 
 
+async def hang_up(near: WebSocketClientConnection) -> None:
+    """Close a websocket, and wait until it is: one that the loop leaves open is a socket that nobody closes."""
+    near.close()
+    async with asyncio.timeout(10):
+        while await near.read_message() is not None:
+            pass
+
+
 def test_websockets_pass_both_ways_through_any_port(shown: Site, asked: list[Any], theirs: int) -> None:
     async def run() -> None:
         near = await opened(shown.port, Host="localhost:9001", Origin="http://localhost:9001", Cookie="mine=secret")
@@ -331,7 +306,7 @@ def test_only_bokeh_has_websockets_and_not_without_limit(shown: Site, asked: lis
         with pytest.raises(HTTPClientError, match="503"):
             await opened(shown.port)
         for near in several:
-            near.close()
+            await hang_up(near)
         for _ in range(100):  # the places are free again
             try:
                 near = await opened(shown.port)
@@ -365,6 +340,11 @@ def test_our_pages_lead_to_dasks() -> None:
         assert way_to_dask("localhost", other, 8765, 8767) == "//localhost:8767/"
 
 
+@pytest.mark.parametrize(("host", "seen"), [("localhost:9000", 9000), ("localhost", 80), ("[::1]:1", 1), ("a:x", 80)])
+def test_a_tunnel_is_known_by_the_port_of_the_browser(host: str, seen: int) -> None:
+    assert seen_port(host, 80) == seen
+
+
 def test_the_link_is_there_when_dask_is(tmp_path: Path) -> None:
     pages = Pages(str(tmp_path))
     app = application(pages, ACCESS, secure=False)
@@ -376,6 +356,10 @@ def test_the_link_is_there_when_dask_is(tmp_path: Path) -> None:
         open_door(app, Dashboard(Upstream.of("http://127.0.0.1:8787"), ACCESS, secure=False), port, 8766)
         assert 'href="./dask/"' in site.get("/").text
         assert site.get("/dask/").headers["Location"] == "//127.0.0.1:8766/"
+        told = site.get("/dask/", Host="localhost:9000")
+        assert (told.status, told.headers["Content-Security-Policy"]) == (200, POLICY)
+        assert "ssh -L 9001:localhost:8766" in told.text
+        assert all(f'href="//localhost:{each}/"' in told.text for each in (8766, 9001))
         assert site.get("/dask/", token="").status == 401
         assert site.get("/dask/", Host="evil.example").status == 403
 
@@ -452,15 +436,20 @@ async def read_document(port: int, page: str) -> None:
     near = await opened(port, words=("bokeh", token[1]), Origin=f"http://127.0.0.1:{port}")
 
     async def heard() -> list[Any]:
-        return [json.loads(await asyncio.wait_for(near.read_message(), 20)) for _ in range(3)]
+        parts = [json.loads(await asyncio.wait_for(near.read_message(), 20)) for _ in range(3)]
+        for _ in range(2 * parts[0].get("num_buffers", 0)):
+            await asyncio.wait_for(near.read_message(), 20)
+        return parts
 
     assert (await heard())[0]["msgtype"] == "ACK"
     for part in ({"msgid": "1", "msgtype": "PULL-DOC-REQ"}, {}, {}):
         await near.write_message(json.dumps(part))
     header, _, content = await heard()
+    while header["msgtype"] == "PATCH-DOC":  # what has changed meanwhile
+        header, _, content = await heard()
     assert (header["msgtype"], header["reqid"]) == ("PULL-DOC-REPLY", "1")
     assert content["doc"]["title"] == "Dask: Status"
-    near.close()
+    await hang_up(near)
 
 
 @needs_bokeh

@@ -148,6 +148,10 @@ def _groups(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
                 self.nodes_source.data["name"] = names  # Dask shows the step alone
 
     graph = Groups(scheduler, sizing_mode="stretch_both")
+    graph.root.text(
+        "x", "y_start", "name", y_offset=4, text_align="center", text_baseline="top", text_font_size="12px",
+        source=graph.nodes_source,
+    )  # fmt: skip  # Dask shows names only to whoever points at a box
     doc.title = "Dask: groups of tasks"
     graph.update()
     add_periodic_callback(doc, graph, 1000)
