@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloudem.report.blocks import (
     Block,
@@ -172,18 +172,22 @@ def render_run(content: RunContent) -> str:
     str
         A whole HTML page. It loads nothing, runs nothing, and every text of ``content`` is escaped.
     """
+    return render_page("page.html", **run_page_values(content))
+
+
+def run_page_values(content: RunContent) -> dict[str, Any]:
+    """Return what ``page_main.html`` shows of a run, which other pages may include."""
     passed = content.spent - content.max_usd
-    return render_page(
-        "page.html",
-        title=content.title,
-        created=content.created,
-        status=content.status,
-        status_kind=content.status if content.status in ENDS else "",
-        why=content.why,
-        told=REHEARSAL if content.rehearsal else "",
-        tiles=_tiles(content),
-        warnings=[f"The approximate maximum was passed by {dollars(passed)}."] if passed > 0 else [],
-        sections=[
+    return {
+        "title": content.title,
+        "created": content.created,
+        "status": content.status,
+        "status_kind": content.status if content.status in ENDS else "",
+        "why": content.why,
+        "told": REHEARSAL if content.rehearsal else "",
+        "tiles": _tiles(content),
+        "warnings": [f"The approximate maximum was passed by {dollars(passed)}."] if passed > 0 else [],
+        "sections": [
             *_asked(content),
             _compared(content),
             *_happened(content),
@@ -192,7 +196,7 @@ def render_run(content: RunContent) -> str:
             *_money(content),
             _made(content),
         ],
-    )
+    }
 
 
 def _tiles(content: RunContent) -> list[tuple[str, str]]:

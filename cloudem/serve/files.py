@@ -1,8 +1,10 @@
-"""Files that a page gives away: maps as MRC, a script that opens them in ChimeraX, the page of a run."""
+"""Files that a page gives away: maps as MRC, a script that opens them in ChimeraX; and what the page of a run says."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,8 +46,15 @@ def chimerax_script(label: str, level: float, sigma: float) -> bytes:
     ).encode()
 
 
-def run_page(project: str, name: str) -> str:
-    """Return the page of a run as it stands.
+def run_shown(project: str, name: str, jobs: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the page of a run says, as it stands.
+
+    Parameters
+    ----------
+    project, name
+        Of the run.
+    jobs
+        The page of each job by where its results are: steps are links to these, not to files beside the run's report.
 
     Raises
     ------
@@ -54,9 +63,13 @@ def run_page(project: str, name: str) -> str:
     """
     from cloudem.cloud.catalogue import Catalogue
     from cloudem.io.storage.location import absolute, join
-    from cloudem.report.run_page import render_run
+    from cloudem.report.run_page import run_page_values
     from cloudem.runs.records import PAGE, RunStore
     from cloudem.runs.run_report import run_page_content
 
     store = RunStore.of(project, name)
-    return render_run(run_page_content(store, Catalogue.load(), None, join(absolute(store.url), PAGE)))
+    content = run_page_content(store, Catalogue.load(), None, join(absolute(store.url), PAGE))
+    outs = [absolute(str(step["out"])) if step.get("out") else "" for step in store.record().steps]
+    links = [jobs.get(out, "") for out in [*outs, *[""] * len(content.steps)]]
+    steps = [row._replace(link=link) for row, link in zip(content.steps, links, strict=False)]
+    return run_page_values(replace(content, steps=steps))

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from cloudem.errors import CloudemError, printable
-from cloudem.io.storage.location import is_remote, join, read_end, read_start
+from cloudem.io.storage.location import absolute, is_remote, join, read_end, read_start
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import Preview, PreviewInfo, read_preview, read_preview_info
 from cloudem.report.blocks import Drawn
@@ -106,6 +106,7 @@ class Pages:
         self._lock = threading.Lock()
         self._project: tuple[float, Project] | None = None
         self._kept: dict[str, Kept] = {}
+        self._kept_runs: dict[str, tuple[str, str]] = {}
         self._runs = JobRuns(url)
 
     # pages
@@ -222,9 +223,13 @@ class Pages:
 
     def run(self, name: str) -> str | None:
         """Return the page of a run."""
-        from cloudem.serve.files import run_page
+        told = self._run(name)
+        return None if told is None else self._part("run.html", f"/run/{quote(name)}", name=name, told=told)
 
-        return run_page(self.url, name) if any(run.name == name for run in self._read().runs) else None
+    def run_news(self, name: str) -> Mapping[str, Any] | None:
+        """Return the part of it that changes."""
+        told = self._run(name)
+        return None if told is None else {"html": told, "version": "", "map": 0, "over": False}
 
     def metrics(self) -> bytes:
         """Return figures for Prometheus."""
@@ -262,6 +267,22 @@ class Pages:
         if found is None and read_start(self._of(jobs[name]), 0) is not None:
             return jobs[name]  # one file, such as a mask, says nothing of itself: the index has noted it
         return found
+
+    def _run(self, name: str) -> str | None:
+        """Return what the page of a run says; drawn anew when the run has said something, not with each look."""
+        from cloudem.serve.files import run_shown
+
+        project = self._read()
+        run = next((run for run in project.runs if run.name == name), None)
+        if run is None:
+            return None
+        now, kept = f"{run.words}-{run.at}-{run.cap_usd}", self._kept_runs.get(name)
+        if kept is None or kept[0] != now:
+            # relative to the page of the run, wherever a proxy shows it
+            jobs = {absolute(self._of(job)): f"../job/{quote(self._name(job))}" for job in project.jobs}
+            drawn = page_templates().get_template("page_main.html").render(**run_shown(self.url, name, jobs))
+            kept = self._kept_runs[name] = (now, drawn)
+        return kept[1]
 
     def _name(self, job: JobState) -> str:
         """Return what a job is called in addresses: its path, or the project's name if that is the job's results."""

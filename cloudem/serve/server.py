@@ -211,6 +211,8 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (r"/news", News, of("project_news")),
             (r"/metrics", Page, of("metrics", "text/plain; version=0.0.4")),
             (r"/static/([a-z-]+\.[a-z]+)", Static, shared),
+            (rf"/run/{PATH}/-/events", Events, of("run_news")),
+            (rf"/run/{PATH}/-/news", News, of("run_news")),
             (rf"/run/{PATH}", Page, of("run")),
             (rf"/job/{PATH}/-/events", Events, of("job_news")),
             (rf"/job/{PATH}/-/news", News, of("job_news")),
