@@ -25,9 +25,9 @@ from tornado.websocket import websocket_connect
 from cloudem.execution.dask.pages import MENU, SINGLE
 from tests.execution.dask.test_cluster import free_ports
 from tests.jobs.conftest import DIAMETER, make_scene
-from tests.serve.browser import browser, needs_chromium
+from tests.serve.browser import browser, hang_up, needs_chromium
 from tests.serve.conftest import TOKEN
-from tests.serve.test_proxy import hang_up, needs_bokeh
+from tests.serve.test_proxy import needs_bokeh
 
 pytestmark = needs_bokeh
 ALLOWED = {"Authorization": f"token {TOKEN}"}

@@ -20,7 +20,7 @@ import tornado.web
 from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
+from tornado.websocket import WebSocketHandler, websocket_connect
 
 from cloudem.errors import ParameterError
 from cloudem.runs.records import RunRecord, RunState, RunStore, Wishes
@@ -41,7 +41,7 @@ from cloudem.serve.proxy import (
     way_to_dask,
 )
 from cloudem.serve.server import application
-from tests.serve.browser import browser, needs_chromium
+from tests.serve.browser import browser, hang_up, needs_chromium
 from tests.serve.conftest import TOKEN, Site, listening
 
 ACCESS = Access(TOKEN, frozenset(LOOPBACK))
@@ -254,14 +254,6 @@ def opened(port: int, path: str = "/status/ws", words: tuple[str, ...] = ("bokeh
     return websocket_connect(request, subprotocols=list(words))
 
 
-async def hang_up(near: WebSocketClientConnection) -> None:
-    """Close a websocket, and wait until it is: one that the loop leaves open is a socket that nobody closes."""
-    near.close()
-    async with asyncio.timeout(10):
-        while await near.read_message() is not None:
-            pass
-
-
 def test_websockets_pass_both_ways_through_any_port(shown: Site, asked: list[Any], theirs: int) -> None:
     async def run() -> None:
         near = await opened(shown.port, Host="localhost:9001", Origin="http://localhost:9001", Cookie="mine=secret")
@@ -275,7 +267,7 @@ def test_websockets_pass_both_ways_through_any_port(shown: Site, asked: list[Any
         assert {"cookie", "authorization"}.isdisjoint(name.lower() for name in request.headers)
         await near.write_message("leave")
         assert await asyncio.wait_for(near.read_message(), 5) is None, "closed when the dashboard closes"
-        near.close()
+        await hang_up(near)
 
     asyncio.run(run())
 
@@ -315,7 +307,7 @@ def test_only_bokeh_has_websockets_and_not_without_limit(shown: Site, asked: lis
                 await asyncio.sleep(0.05)
         await near.write_message("x" * (proxy.LARGEST_MESSAGE + 1))
         assert await asyncio.wait_for(near.read_message(), 5) is None, "closed by what is too large"
-        near.close()
+        await hang_up(near)
 
     asyncio.run(run())
 

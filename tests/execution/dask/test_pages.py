@@ -29,6 +29,7 @@ from cloudem.execution.dask.pages import MENU, SINGLE, allowed_origins, layout_o
 from cloudem.execution.doing import JobDoing, StepDoing, StepRunning
 from cloudem.execution.executor import Added, Fold
 from cloudem.execution.task_names import labelled
+from tests.serve.browser import hang_up
 
 ROOT = Path(__file__).parents[3]
 
@@ -180,13 +181,6 @@ async def follow(cluster: Cluster, page: str, over: threading.Event) -> int:
             heard += "PATCH-DOC" in str(message)
     await hang_up(connection)
     return heard
-
-
-async def hang_up(connection: Any) -> None:
-    connection.close()
-    async with asyncio.timeout(10):
-        while await connection.read_message() is not None:
-            pass
 
 
 def test_all_pages_answer_while_tasks_run(cluster: Cluster, seen: dict[str, Any]) -> None:
