@@ -19,13 +19,19 @@ from typing import Any
 import pytest
 import yaml
 
+from cloudem.cloud.catalogue import Catalogue
+from cloudem.cloud.local.provider import LocalProvider
+from cloudem.cloud.money import account
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.runs.exposition import CONTENT_TYPE, disk_of, exposition, job_figures, poses_kept, run_figures
+from cloudem.runs.submit import follow, start
 from tests.deploy.test_account import DEPLOY
 from tests.execution.dask.test_cluster import free_ports
 from tests.jobs.conftest import make_scene
 from tests.runs.test_controller import World
 from tests.runs.test_exposition import Watched, view_of, watched
+from tests.runs.test_runs import new, provider  # noqa: F401  a fixture
+from tests.serve.conftest import TOKEN, served
 
 RULES = DEPLOY / "prometheus"
 BOARD = json.loads((DEPLOY / "grafana" / "cloudem.json").read_text())
@@ -117,12 +123,14 @@ class Metrics(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, target: int) -> Iterator[str]:
+def prometheus(folder: Path, target: int, token: str = "") -> Iterator[str]:
     """Run a Prometheus that scrapes a port of this computer every second, with our rules; yield its address."""
     config = yaml.safe_load((RULES / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (scrape,) = config["scrape_configs"]
     del scrape["authorization"]
+    if token:
+        scrape["authorization"] = {"credentials": token}
     scrape["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(RULES / "alerts.yml", folder)
@@ -214,3 +222,28 @@ def test_a_real_prometheus_answers_every_query_of_a_real_job(tmp_path: Path) -> 
         assert firing[0]["metric"]["job"] == world.store.record().name == spent["metric"]["job"]
     server.shutdown()
     server.server_close()
+
+
+@needs_prometheus
+def test_a_real_prometheus_hears_of_a_real_run_what_log_and_ledger_say(
+    provider: LocalProvider, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    project = tmp_path / "project"
+    store = new(make_scene(tmp_path / "scene", count=600), project, 5.0, steps=1)
+    (tmp_path / "prometheus").mkdir()
+    with served(project) as site, prometheus(tmp_path / "prometheus", site.port, TOKEN) as address:
+        start(store, provider, Catalogue.shipped(), lambda line: None)
+        wait(address, "cloudem_run_workers == 2")
+        state = follow(store, lambda state: None, provider)
+        assert state.status == "done"
+        name, spent = store.record().name, account(store.ledger(), time.time()).total
+        (found,) = wait(address, f"abs(cloudem_run_spent_usd - {spent!r}) < 1e-4 and cloudem_run_running == 0")
+        assert found["metric"]["job"] == name
+        told = {query: float(ask(address, query)[0]["value"][1]) for query in (
+            "cloudem_run_cap_usd", "cloudem_run_failed", "max_over_time(cloudem_run_nodes_lost_total[10m])",
+            'cloudem_job_images_aligned_total{job="refine"}', 'cloudem_job_running{job="refine"}',
+            'cloudem_job_resolution_angstroms{job="refine"}')}  # fmt: skip
+        log = (project / "refine" / "log.txt").read_text()
+        (resolution,) = re.findall(r" resolution ([0-9.]+) Å \(corrected", log)
+        assert list(told.values())[:5] == [5.0, 0.0, 0.0, 600.0 * len(re.findall(r" iteration \d+, ", log)), 0.0]
+        assert f"{list(told.values())[5]:.2f}" == resolution
