@@ -190,8 +190,14 @@ def read_project(url: str, now: float | None = None) -> Project:
     with storage_errors(url):
         names = [name for name in folders(object_store(url), "") if name != RUNS and not name.startswith(".")]
     jobs, unknown = _jobs(url, names, now)
-    found = sorted(jobs, key=lambda job: (job.state != "running", -job.updated, job.path))
+    found = sorted(jobs, key=_newest_first)
     return Project(url, now, tuple(found), tuple(_runs(url, now)), unknown)
+
+
+def _newest_first(job: JobState) -> tuple[bool, float, str]:
+    """Return what jobs are sorted by; those that run by their beginning, for they say something all the time."""
+    running = job.state == "running"
+    return not running, -(job.began if running else job.updated), job.path
 
 
 def look_at_job(project: str, path: str, now: float) -> JobState | None:

@@ -91,6 +91,13 @@ def test_jobs_are_found_by_what_they_say_and_by_what_older_ones_left(place: str)
     assert old.live is None
 
 
+def test_jobs_that_run_keep_their_places_whichever_said_something_last(place: str) -> None:
+    for turn in range(2):
+        for number, name in enumerate(("first", "second", "third")):
+            says(join(place, name), began=NOW - 30.0 + number, updated=NOW - 5.0 + (number + turn) % 3)
+        assert [job.path for job in read_project(place, NOW).jobs] == ["third", "second", "first"]
+
+
 def test_a_project_that_was_moved_keeps_its_links(tmp_path: Path) -> None:
     result(str(tmp_path / "before"), "sharpen", resolution_A=3.0)
     (tmp_path / "before").rename(tmp_path / "after")
