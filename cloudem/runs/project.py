@@ -229,6 +229,8 @@ def look_at_job(project: str, path: str, now: float) -> JobState | None:
     began, seconds = _moment_of(record.get("date")), _seconds(result.get("wall_s"))
     words = "finished" if done else "not finished: run the same command to resume"
     state = "finished" if done else "unfinished"
+    if not done and 0 <= now - began < silence_of(place):  # its results come before its first word
+        state, words = "running", "running: it has just begun"
     updated = began + (seconds or 0.0)
     return JobState(
         path, one_line(kind), state, words, "", resolution, seconds, began, updated, inputs, None, report

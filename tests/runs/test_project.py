@@ -91,6 +91,15 @@ def test_jobs_are_found_by_what_they_say_and_by_what_older_ones_left(place: str)
     assert old.live is None
 
 
+def test_a_job_that_has_just_begun_runs_though_it_has_said_nothing_yet(place: str) -> None:
+    result(place, "begun")
+    began = read_project(place, NOW).jobs[0].began
+    for seconds, state in ((5, "running"), (LOST_REMOTE_S + 1, "unfinished"), (-90, "unfinished")):
+        (job,) = read_project(place, began + seconds).jobs
+        assert job.state == state
+        assert ("run the same command" in job.words) == (state == "unfinished")
+
+
 def test_jobs_that_run_keep_their_places_whichever_said_something_last(place: str) -> None:
     for turn in range(2):
         for number, name in enumerate(("first", "second", "third")):

@@ -258,3 +258,14 @@ def test_a_jobs_name_gives_no_command_to_chimerax(project: Path, tmp_path: Path)
     with served(tmp_path) as site:
         answer = site.get(f"/job/{quote(name)}/-/file/map.mrc")
     assert answer.headers["Content-Disposition"] == 'attachment; filename="a-b-runscript-evil.py-map.mrc"'
+
+
+def test_a_job_that_has_said_nothing_yet_has_pages(tmp_path: Path) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    write_group(str(tmp_path / "begun"), "", {}, {"kind": "result", "job": "refine3d", "parameters": {}, "date": now})
+    pages = Pages(str(tmp_path))
+    for page in (pages.project(), pages.job("begun")):
+        assert "running: it has just begun" in str(page)
+    for part in (pages.job_news("begun"), pages.sections("begun"), pages.details("begun"), pages.cluster("begun")):
+        assert part is not None
+    assert b'cloudem_job_running{job="begun"} 1.0' in pages.metrics()
