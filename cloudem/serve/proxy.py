@@ -285,8 +285,15 @@ class DaskSocket(Passing, WebSocketHandler):
             await super().get()  # returns when the browser has gone
         finally:
             self.dashboard.sockets -= 1
-            if self._far is not None:
-                self._far.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Part from the dashboard without waiting for its answer: a scheduler may be busy for long."""
+        if self._far is not None and self._far.protocol is not None:
+            stream = self._far.protocol.stream
+            self._far.close()
+            if stream is not None:
+                stream.close()
 
     async def _connected(self) -> WebSocketClientConnection:
         upstream = self.dashboard.upstream
