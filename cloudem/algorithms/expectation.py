@@ -224,13 +224,20 @@ def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> t
 
     What is left fits fewer pixels; the circle, too, is smooth enough for them.
     """
+    return mask_scored_to(transforms, disc, plan.box, plan.radius, plan.k_score)
+
+
+def mask_scored_to(
+    transforms: Complex64, disc: HalfDisc, whole_box: int, radius: float, k_score: int
+) -> tuple[Complex64, Float32]:
+    """Do what `mask_scored` does, for images of a box and particles of a radius in pixels, up to a shell."""
     xp = array_namespace(transforms)
-    box = min(plan.box, fast_even(2 * plan.k_score + MASK_SHELLS))
-    scale = box / plan.box
-    images = real_images(low_passed(transforms, plan.k_score, box))
-    images *= xp.asarray(soft_circle(box, scale * plan.radius, scale * circle_edge(plan.box, plan.radius)))
+    box = min(whole_box, fast_even(2 * k_score + MASK_SHELLS))
+    scale = box / whole_box
+    images = real_images(low_passed(transforms, k_score, box))
+    images *= xp.asarray(soft_circle(box, scale * radius, scale * circle_edge(whole_box, radius)))
     low = fourier_images(images)
-    pixels = np.flatnonzero(disc.shell <= min(plan.k_score + MARGIN, box // 2 - 1))  # the search interpolates
+    pixels = np.flatnonzero(disc.shell <= min(k_score + MARGIN, box // 2 - 1))  # the search interpolates
     masked = xp.zeros((len(transforms), len(disc.kx)), transforms.dtype)
     masked[:, pixels] = sample_half_disc(low, disc.take(pixels))
     return masked, low[:, 0, 0].real.copy()

@@ -211,6 +211,63 @@ def best_rotations(
     return np.take_along_axis(stacked, code[..., None], axis=-1)[..., 0], code
 
 
+@kernel
+def posterior_rotations(
+    cos_even: Float32, sin_even: Float32, cos_odd: Float32, sin_odd: Float32, offset: Float32, shifts: int
+) -> tuple[Float64, Float32]:
+    """Turn scores into probabilities of every direction, side, in-plane rotation and shift, in place.
+
+    Afterwards the four arrays hold the probabilities, summed as the adjoint of how scores come from them: the products
+    of :func:`rotation_weights` with them are sums over all poses, each by its probability.
+
+    Parameters
+    ----------
+    cos_even, sin_even, cos_odd, sin_odd
+        As for :func:`best_rotations`; overwritten.
+    offset
+        Added to the scores of each image, side and direction, (images, 2, d): the norm, and the logarithm of a prior.
+    shifts
+        Number of shifts per image.
+
+    Returns
+    -------
+    Logarithm of the sum of ``exp(score)`` over all poses of each image, (images,), and probability by side and
+    direction, (images, 2, d).
+    """
+    count, _, rows, directions = cos_even.shape
+    images = rows // shifts
+    # ψ = 0 and ψ = π / 2 are reached from two quadrants each
+    share = np.ones(count)
+    share[0] = share[-1] = 0.5
+    scores = []
+    for side, flip in enumerate((1, -1)):
+        ce, co = (c[:, 0].astype(float) + flip * c[:, 1] for c in (cos_even, flip * cos_odd))
+        se, so = (s[:, 0].astype(float) - flip * s[:, 1] for s in (sin_even, flip * sin_odd))
+        quadrants = [(ce + co) + (se + so), (ce + co) - (se + so), (ce - co) + (se - so), (ce - co) - (se - so)]
+        values = np.array(quadrants).reshape(4, count, images, shifts, directions)
+        scores.append(values + offset[:, side, None].astype(float))
+    everything = np.array(scores)  # side, quadrant, ψ, image, shift, direction
+    highest = everything.max(axis=(0, 1, 2, 4, 5))
+    weights = np.exp(everything - highest[:, None, None]) * share[:, None, None, None]
+    total = weights.sum(axis=(0, 1, 2, 4, 5))
+    weights /= total[:, None, None]
+    flat = weights.reshape(2, 4, count, rows, directions)
+    for side, flip in enumerate((1, -1)):
+        first, second, third, fourth = flat[side]
+        parts = (first + second + third + fourth, first - second + third - fourth)
+        odd = (first + second - third - fourth, first - second - third + fourth)
+        for kind, (array, sign) in enumerate(
+            ((cos_even, flip), (sin_even, -flip), (cos_odd, flip), (sin_odd, -flip)),
+        ):
+            part = (parts if kind < 2 else odd)[kind % 2] * (flip if kind >= 2 else 1)
+            if side == 0:
+                array[:, 0], array[:, 1] = part, sign * part
+            else:
+                array[:, 0] += part
+                array[:, 1] += sign * part
+    return highest + np.log(total), weights.sum(axis=(1, 2, 4)).transpose(1, 0, 2).astype(np.float32)
+
+
 def decode(code: NDArray[np.int32], angles: int) -> tuple[NDArray[np.int32], Float64]:
     """Return shift index and angle ψ in radians for the codes of :func:`best_rotations`."""
     count = angles // 4 + 1
@@ -293,3 +350,45 @@ def rotation_scores(
             xp.matmul(table, products.reshape(q, -1), out=sums.reshape(len(table), -1))
             out.append(sums)
     return out[0], out[1], out[2], out[3]
+
+
+def rotation_weights(
+    image: Harmonics,
+    cos_even: Float32,
+    sin_even: Float32,
+    cos_odd: Float32,
+    sin_odd: Float32,
+    grid: PolarGrid,
+    workspace: Workspace,
+) -> Harmonics:
+    """Sum images over all poses by their probability: the adjoint of :func:`rotation_scores` in the slices.
+
+    Parameters
+    ----------
+    image, grid, workspace
+        As for :func:`rotation_scores`.
+    cos_even, sin_even, cos_odd, sin_odd
+        Probabilities from :func:`posterior_rotations`.
+
+    Returns
+    -------
+    Harmonics (q, 2, K, d).
+    """
+    xp = array_namespace(cos_even)
+    tables = [xp.asarray(table) for table in rotation_matrices(grid)]
+    out = []
+    for parity, (y, cosine, sine) in enumerate(((image.even, cos_even, sin_even), (image.odd, cos_odd, sin_odd))):
+        q = len(y)
+        back = []
+        for kind, sums in enumerate((cosine, sine)):
+            shape = (q, *sums.shape[1:])
+            products = workspace.array(("cosine", "sine")[kind], shape, xp)
+            xp.matmul(tables[2 * parity + kind].T, sums.reshape(len(sums), -1), out=products.reshape(q, -1))
+            back.append(products)
+        total = xp.empty((q, 2, y.shape[2], cosine.shape[-1]), np.float32)
+        xp.matmul(y[:, 0], back[0][:, 0], out=total[:, 0])
+        total[:, 0] += xp.matmul(y[:, 1], back[1][:, 0])
+        xp.matmul(y[:, 1], back[0][:, 1], out=total[:, 1])
+        total[:, 1] += xp.matmul(y[:, 0], back[1][:, 1])
+        out.append(total)
+    return Harmonics(*out)

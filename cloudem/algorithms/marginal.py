@@ -1,0 +1,279 @@
+"""Soft assignment of images to references in all poses of a grid, and the exact way back to the references.
+
+A reference is a slice in polar harmonics (:mod:`cloudem.kernels.polar`): a class average, or the view of a map. Each image
+is scored against all references, their mirror images (the view from the opposite side), in-plane rotations and shifts
+by matrix products, as in the exhaustive search. Probabilities go back through the same products, so that the sums
+of a reference are those of whole images in all poses, each with its probability; nothing is interpolated.
+
+With the sums ``B = Σ γ (C X / σ²)`` and ``A = Σ γ C² / σ²`` the reference that explains the images best is ``B / (A + 1 / τ²)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.expectation import Batch, mask_scored_to
+from cloudem.algorithms.search import MARGIN
+from cloudem.backend.arrays import array_namespace
+from cloudem.kernels.ctf import ctf_values
+from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.polar import (
+    Harmonics,
+    PolarGrid,
+    Workspace,
+    best_rotations,
+    harmonics,
+    polar_grid,
+    polar_interpolation,
+    posterior_rotations,
+    ring_norms,
+    rotation_scores,
+    rotation_weights,
+    shift_samples,
+)
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+ROWS = 64
+"""Images × shifts that are worked on at a time."""
+
+
+@dataclass(frozen=True)
+class PolarView:
+    """How images are seen on rings: the grid, and what takes a half disc there."""
+
+    box: int
+    pixel_size: float
+    radius: float
+    grid: PolarGrid
+    disc: HalfDisc
+    to_real: Float32
+    to_imaginary: Float32
+    from_origin: Float32
+
+    @property
+    def fold(self) -> Float32:
+        """Pixels of each ring that a half circle stands for, (K,)."""
+        return (np.pi * np.arange(1, self.grid.k_max + 1)).astype(np.float32)
+
+
+def polar_view(box: int, pixel_size: float, radius: float, k_max: int) -> PolarView:
+    """Lay rings up to ``k_max`` cycles per box for particles of a radius in pixels."""
+    grid = polar_grid(k_max, radius, box)
+    disc = half_disc(box, min(k_max + MARGIN, box // 2 - 1))
+    return PolarView(box, pixel_size, radius, grid, disc, *polar_interpolation(grid, disc, box, radius))
+
+
+class Rings(NamedTuple):
+    """Images of a batch on rings.
+
+    Attributes
+    ----------
+    real, imaginary
+        ``C X / σ²`` of the masked images on the polar samples, (b, s).
+    power
+        Ring means of ``C² / σ²``, (b, K).
+    signal
+        Ring means of ``|X|² / σ²``, (b, K): 1 for noise alone.
+    """
+
+    real: Float32
+    imaginary: Float32
+    power: Float32
+    signal: Float32
+
+
+def rings_of(batch: Batch, sigma2: Float64, view: PolarView) -> Rings:
+    """Bring a batch of images onto rings.
+
+    Parameters
+    ----------
+    batch
+        Images.
+    sigma2
+        Noise variance of the masked images by optics group and shell, (g, n // 2 + 1).
+    view
+        The rings.
+    """
+    grid, k_max = view.grid, view.grid.k_max
+    transforms = fourier_images(batch.images)
+    masked, origin = mask_scored_to(transforms, view.disc, view.box, view.radius, k_max)
+    real = masked.real @ view.to_real + origin[:, None] * view.from_origin
+    imaginary = masked.imag @ view.to_imaginary
+    inverse = (1 / sigma2).astype(np.float32)[batch.optics_group, 1 : k_max + 1]
+    signal = np.mean((real**2 + imaginary**2).reshape(len(real), k_max, -1), axis=-1) * inverse
+    weight = ctf_values(grid.kx, grid.ky, batch.terms, 1 / (view.box * view.pixel_size))
+    weight *= batch.scale.astype(np.float32)[:, None]
+    by_ring = weight.reshape(len(weight), k_max, -1)
+    power = np.mean(by_ring**2, axis=-1) * inverse
+    by_ring *= inverse[:, :, None]
+    return Rings(real * weight, imaginary * weight, power, signal)
+
+
+class References(NamedTuple):
+    """What images are compared with.
+
+    Attributes
+    ----------
+    slices
+        Harmonics (q, 2, K, d).
+    log_prior
+        Logarithm of the share of each, (d,).
+    """
+
+    slices: Harmonics
+    log_prior: Float64
+
+
+class SoftSums(NamedTuple):
+    """Sums over images of what makes new references; those of two batches add up.
+
+    Attributes
+    ----------
+    even, odd
+        ``Σ γ C X / σ²`` as harmonics, (q, 2, K, d), float64.
+    weight
+        ``Σ γ C² / σ²`` by ring, (K, d).
+    mass
+        Images, by their probability, (d,).
+    residual
+        ``Σ |X - C S|² / σ²`` over half rings, (K,): fold times images for noise alone, if σ² is right.
+    count, evidence
+        Images, and the sum of the logarithm of their evidence.
+    """
+
+    even: Float64
+    odd: Float64
+    weight: Float64
+    mass: Float64
+    residual: Float64
+    count: float
+    evidence: float
+
+    def plus(self, other: SoftSums, factor: float = 1.0) -> SoftSums:
+        """Return these sums and others, times a factor, together."""
+        return SoftSums(*(mine + factor * theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> SoftSums:
+        """Return the sums times a factor."""
+        return SoftSums(*(factor * mine for mine in self))
+
+
+def no_sums(grid: PolarGrid, references: int) -> SoftSums:
+    """Return empty sums."""
+    even, odd = (np.zeros((len(q), 2, grid.k_max, references)) for q in (grid.even, grid.odd))
+    return SoftSums(even, odd, np.zeros((grid.k_max, references)), np.zeros(references), np.zeros(grid.k_max), 0.0, 0.0)
+
+
+class Assigned(NamedTuple):
+    """What becomes of each image.
+
+    Attributes
+    ----------
+    evidence
+        Logarithm of the mean of ``exp(score)`` over all references and poses by their prior, (b,): 0 is what nothing at
+        all would give.
+    mass
+        Probability by side and reference, (b, 2, d).
+    code, score
+        Best in-plane rotation and shift (:func:`cloudem.kernels.polar.decode`) by side and reference, (b, 2, d), and
+        its score; None unless asked for.
+    """
+
+    evidence: Float64
+    mass: Float32
+    code: NDArray[np.int32] | None
+    score: Float32 | None
+
+
+def twice(q: NDArray[np.int64]) -> Float32:
+    """Return how often each angular frequency counts, (q, 1, 1, 1): those above 0 stand for their negative, too."""
+    return (1 + (q > 0)).astype(np.float32)[:, None, None, None]
+
+
+def ring_power(slices: Harmonics, grid: PolarGrid) -> Float32:
+    """Return the mean of ``|S|²`` over each ring, (K, d)."""
+    parts = [np.sum(twice(q) * s.astype(np.float64) ** 2, axis=(0, 1)) for q, s in zip((grid.even, grid.odd), slices, strict=True)]
+    return (parts[0] + parts[1]).astype(np.float32)
+
+
+def assign(
+    references: References,
+    rings: Rings,
+    shifts: Float64,
+    shift_prior: Float32,
+    view: PolarView,
+    sums: SoftSums,
+    *,
+    mirrored: bool = True,
+    best: bool = False,
+) -> tuple[Assigned, SoftSums]:
+    """Share images out between references in all poses, and sum them up.
+
+    Parameters
+    ----------
+    references
+        Of any number.
+    rings
+        The images.
+    shifts, shift_prior
+        Shifts to try, (b, t, 2) pixels, and the logarithm of their probability, (b, t).
+    view
+        The rings.
+    sums
+        To which theirs are added.
+    mirrored
+        Whether images may show the mirror image of a reference.
+    best
+        Whether to return the best pose for each reference.
+    """
+    xp, grid = array_namespace(rings.real), view.grid
+    count, tried = shifts.shape[:2]
+    slices, power = references.slices, ring_power(references.slices, grid)
+    fold = view.fold
+    norm = ring_norms(rings.power * fold, power)
+    # all in-plane rotations are as likely as each other, and both sides
+    prior = references.log_prior - np.log(grid.angles * (2 if mirrored else 1))
+    offset = np.repeat((prior - norm / 2)[:, None], 2, axis=1).astype(np.float32)
+    if not mirrored:
+        offset[:, 1] = -1e30
+    evidence, mass = np.empty(count), np.empty((count, 2, len(prior)), np.float32)
+    code = np.empty(mass.shape, np.int32) if best else None
+    score = np.empty(mass.shape, np.float32) if best else None
+    even, odd = (np.zeros(part.shape, np.float32) for part in slices)
+    workspace = Workspace()
+    per_tile = max(1, ROWS // tried)
+    for first in range(0, count, per_tile):
+        rows = slice(first, min(first + per_tile, count))
+        turned = shift_samples(rings.real[rows], rings.imaginary[rows], grid.kx, grid.ky, shifts[rows], view.box)
+        image = harmonics(*(part.reshape(-1, grid.k_max, grid.angles // 2) for part in turned), grid)
+        weights = [twice(q) * fold[:, None] for q in (grid.even, grid.odd)]
+        folded = Harmonics(image.even * weights[0], image.odd * weights[1])
+        scores = rotation_scores(folded, slices, grid, xp.asarray(shift_prior[rows].ravel()), workspace)
+        if code is not None and score is not None:
+            score[rows], code[rows] = best_rotations(*scores, tried)
+            score[rows] += offset[rows]
+        evidence[rows], mass[rows] = posterior_rotations(*scores, offset[rows], tried)
+        back = rotation_weights(image, *scores, grid, workspace)
+        even += back.even
+        odd += back.odd
+    total = mass.sum(axis=1)
+    weight = rings.power.T.astype(np.float64) @ total
+    matched = sum(
+        np.sum(twice(q) * s.astype(np.float64) * b, axis=(0, 1, 3))
+        for q, s, b in zip((grid.even, grid.odd), slices, (even, odd), strict=True)
+    )
+    residual = fold * (rings.signal.sum(axis=0, dtype=np.float64) - 2 * matched + np.sum(weight * power, axis=1))
+    mine = SoftSums(even.astype(np.float64), odd.astype(np.float64), weight, total.sum(axis=0, dtype=np.float64), residual, count, float(evidence.sum()))
+    return Assigned(evidence, mass, code, score), sums.plus(mine)
+
+
+def solve_references(sums: SoftSums, signal: Float64) -> Harmonics:
+    """Return the references that sums make, given the power of the signal by ring, (K,) or (K, d): ``B / (A + 1 / τ²)``."""
+    precision = sums.weight + 1 / np.maximum(np.broadcast_to(signal.reshape(len(signal), -1), sums.weight.shape), 1e-30)
+    return Harmonics(*((part / precision).astype(np.float32) for part in (sums.even, sums.odd)))
