@@ -1,11 +1,12 @@
 """Soft assignment of images to references in all poses of a grid, and the exact way back to the references.
 
-A reference is a slice in polar harmonics (:mod:`cloudem.kernels.polar`): a class average, or the view of a map. Each image
-is scored against all references, their mirror images (the view from the opposite side), in-plane rotations and shifts
-by matrix products, as in the exhaustive search. Probabilities go back through the same products, so that the sums
-of a reference are those of whole images in all poses, each with its probability; nothing is interpolated.
+A reference is a slice in polar harmonics (:mod:`cloudem.kernels.polar`): a class average, or the view of a map. Each
+image is scored against all references, their mirror images (the view from the opposite side), in-plane rotations and
+shifts by matrix products, as in the exhaustive search. Probabilities go back through the same products, so that the
+sums of a reference are those of whole images in all poses, each with its probability; nothing is interpolated.
 
-With the sums ``B = Σ γ (C X / σ²)`` and ``A = Σ γ C² / σ²`` the reference that explains the images best is ``B / (A + 1 / τ²)``.
+With the sums ``B = Σ γ (C X / σ²)`` and ``A = Σ γ C² / σ²``, the reference that explains the images best is
+``B / (A + 1 / τ²)``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cloudem.algorithms.expectation import Batch, mask_scored_to
 from cloudem.algorithms.search import MARGIN
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc
 from cloudem.kernels.polar import (
     Harmonics,
     PolarGrid,
@@ -130,7 +131,8 @@ class References(NamedTuple):
     log_prior: Float64
 
 
-class SoftSums(NamedTuple):
+@dataclass(frozen=True)
+class SoftSums:
     """Sums over images of what makes new references; those of two batches add up.
 
     Attributes
@@ -143,7 +145,7 @@ class SoftSums(NamedTuple):
         Images, by their probability, (d,).
     residual
         ``Σ |X - C S|² / σ²`` over half rings, (K,): fold times images for noise alone, if σ² is right.
-    count, evidence
+    images, evidence
         Images, and the sum of the logarithm of their evidence.
     """
 
@@ -152,16 +154,16 @@ class SoftSums(NamedTuple):
     weight: Float64
     mass: Float64
     residual: Float64
-    count: float
+    images: float
     evidence: float
 
     def plus(self, other: SoftSums, factor: float = 1.0) -> SoftSums:
         """Return these sums and others, times a factor, together."""
-        return SoftSums(*(mine + factor * theirs for mine, theirs in zip(self, other, strict=True)))
+        return SoftSums(**{name: mine + factor * getattr(other, name) for name, mine in vars(self).items()})
 
     def times(self, factor: float) -> SoftSums:
         """Return the sums times a factor."""
-        return SoftSums(*(factor * mine for mine in self))
+        return SoftSums(**{name: factor * mine for name, mine in vars(self).items()})
 
 
 def no_sums(grid: PolarGrid, references: int) -> SoftSums:
@@ -198,8 +200,11 @@ def twice(q: NDArray[np.int64]) -> Float32:
 
 def ring_power(slices: Harmonics, grid: PolarGrid) -> Float32:
     """Return the mean of ``|S|²`` over each ring, (K, d)."""
-    parts = [np.sum(twice(q) * s.astype(np.float64) ** 2, axis=(0, 1)) for q, s in zip((grid.even, grid.odd), slices, strict=True)]
-    return (parts[0] + parts[1]).astype(np.float32)
+    parts = [
+        np.sum(twice(q) * s.astype(np.float64) ** 2, axis=(0, 1))
+        for q, s in zip((grid.even, grid.odd), slices, strict=True)
+    ]
+    return np.asarray(parts[0] + parts[1], np.float32)
 
 
 def assign(
@@ -251,7 +256,8 @@ def assign(
     for first in range(0, count, per_tile):
         rows = slice(first, min(first + per_tile, count))
         turned = shift_samples(rings.real[rows], rings.imaginary[rows], grid.kx, grid.ky, shifts[rows], view.box)
-        image = harmonics(*(part.reshape(-1, grid.k_max, grid.angles // 2) for part in turned), grid)
+        real, imaginary = (part.reshape(-1, grid.k_max, grid.angles // 2) for part in turned)
+        image = harmonics(real, imaginary, grid)
         weights = [twice(q) * fold[:, None] for q in (grid.even, grid.odd)]
         folded = Harmonics(image.even * weights[0], image.odd * weights[1])
         scores = rotation_scores(folded, slices, grid, xp.asarray(shift_prior[rows].ravel()), workspace)
@@ -269,11 +275,19 @@ def assign(
         for q, s, b in zip((grid.even, grid.odd), slices, (even, odd), strict=True)
     )
     residual = fold * (rings.signal.sum(axis=0, dtype=np.float64) - 2 * matched + np.sum(weight * power, axis=1))
-    mine = SoftSums(even.astype(np.float64), odd.astype(np.float64), weight, total.sum(axis=0, dtype=np.float64), residual, count, float(evidence.sum()))
+    mine = SoftSums(
+        even.astype(np.float64),
+        odd.astype(np.float64),
+        weight,
+        total.sum(axis=0, dtype=np.float64),
+        residual,
+        count,
+        float(evidence.sum()),
+    )
     return Assigned(evidence, mass, code, score), sums.plus(mine)
 
 
 def solve_references(sums: SoftSums, signal: Float64) -> Harmonics:
-    """Return the references that sums make, given the power of the signal by ring, (K,) or (K, d): ``B / (A + 1 / τ²)``."""
+    """Return the references that sums make, ``B / (A + 1 / τ²)``, given the power of the signal τ², (K,) or (K, d)."""
     precision = sums.weight + 1 / np.maximum(np.broadcast_to(signal.reshape(len(signal), -1), sums.weight.shape), 1e-30)
     return Harmonics(*((part / precision).astype(np.float32) for part in (sums.even, sums.odd)))

@@ -61,17 +61,38 @@ def check_particles(job: UsesParticles, inputs: Inputs, warn: Warn, *, poses: bo
         It is no store, its CTF or (where they are needed) poses cannot be used, shards are missing, a half-set is
         empty, or half-sets share images.
     """
-    if inputs.awaited(job.particles):
+    store = check_images(job.particles, inputs, warn)
+    if store is None:
         return None
-    store = open_particles(job.particles)
     table = store.particles
-    for text in (*check_ctf(table, job.particles, store.box, store.pixel_size), *unapplied(table, store.pixel_size)):
-        warn(text)
     if poses:
         optional = (name for name in ("shift_x", "shift_y", "intensity_scale") if name in table)
         require_finite(table, "rot", "tilt", "psi", *optional)
     drawing = Drawing(job.seed, job.new_halves, job.halves_by)
     half_sets(table, drawing, left_out(store, job.skip_damaged, warn), warn)
+    return store
+
+
+def check_images(
+    particles: str, inputs: Inputs, warn: Warn, *, skip_damaged: bool | None = None
+) -> ParticleStore | None:
+    """Check what a table says of images and their CTF, and return the store; None if a step before is to make it.
+
+    With ``skip_damaged`` its shards are looked at, too, see `left_out`.
+
+    Raises
+    ------
+    CloudemError
+        It is no store, its CTF cannot be used, or shards are missing.
+    """
+    if inputs.awaited(particles):
+        return None
+    store = open_particles(particles)
+    table = store.particles
+    for text in (*check_ctf(table, particles, store.box, store.pixel_size), *unapplied(table, store.pixel_size)):
+        warn(text)
+    if skip_damaged is not None:
+        left_out(store, skip_damaged, warn)
     return store
 
 

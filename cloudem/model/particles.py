@@ -59,6 +59,12 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "",
         "natural logarithm of the same against another molecule; 0 where none is seen among the images",
     ),
+    "class_number": ColumnMeaning("int64", "", "class of the image, from 1; 0 for none", "rlnClassNumber"),
+    "class_probability": ColumnMeaning("float64", "", "probability of that class among all classes"),
+    "class_psi": ColumnMeaning("float64", "rad", "in-plane angle of the image in its class"),
+    "class_shift_x": ColumnMeaning("float64", "Å", "x of the particle relative to the box origin, in its class"),
+    "class_shift_y": ColumnMeaning("float64", "Å", "y of the particle relative to the box origin, in its class"),
+    "class_mirrored": ColumnMeaning("int8", "", "1 if the image shows the mirror image of its class"),
     "intensity_scale": ColumnMeaning("float64", "", "amplitude of the image relative to the reference"),
     "image_mean": ColumnMeaning(
         "float64", "grey value", "mean of the background in the source: source = stored * image_std + image_mean"

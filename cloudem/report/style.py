@@ -120,6 +120,11 @@ svg.plot text { font-family: "Helvetica Neue", Helvetica, Arial, "Liberation San
 svg image { image-rendering: auto !important; }
 .panels { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px 14px; }
 .panels svg { width: 100%; border-radius: 3px; }
+.classes { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px; }
+.classes svg { width: 100%; border-radius: 3px; display: block; }
+.classes figcaption { line-height: 1.25; margin-top: 3px; }
+.classes figcaption span { display: block; font-size: 11.5px; }
+.classes .faint { opacity: 0.55; }
 table { border-collapse: collapse; font-size: 13.5px; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: #52606d; border-bottom: 1.5px solid #9aa5b1; padding: 4px 10px 4px 0; }
 td { border-bottom: 1px solid #e4e8ec; padding: 4px 10px 4px 0; vertical-align: top; overflow-wrap: anywhere; }

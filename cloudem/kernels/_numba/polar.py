@@ -95,8 +95,8 @@ def _best_rotations(
 
 
 NEGLIGIBLE = 18.0
-"""Poses whose score is this much lower than the best are left out: all that there are, 10⁷ at most, change no sum by more
-than a sixth of a per cent."""
+"""Poses whose score is this much lower than the best are left out: all that there are, 10⁵ or so, change no sum by more
+than a thousandth."""
 
 
 @jit
@@ -119,7 +119,7 @@ def _posterior_rotations(
                     ce, co, se, so = c1 - c2, c4 - c3, s1 + s2, -s3 - s4
                     here = max(ce + co + abs(se + so), ce - co + abs(se - so)) + offset[i, 1, d]
                     highest = max(highest, here)
-        total = 0.0
+        total: Any = 0.0
         for row in range(i * shifts, (i + 1) * shifts):
             for j in range(count):
                 share = np.float32(0.5) if j in (0, count - 1) else np.float32(1.0)

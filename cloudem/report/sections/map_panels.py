@@ -37,7 +37,7 @@ def map_panels(volume: Array, pixel_size: float | None, mask: Array | None = Non
         low, high = grey_limits(np.stack(images), top)
         for image, path, (_, along, right, up) in zip(images, paths, VIEWS, strict=True):
             where = f"Central slice across {along}" if word == "slice" else f"Projection along {along}"
-            svg = _panel(image, low, high, pixel_size, path, where)
+            svg = picture(image, low, high, pixel_size, where, outline=path)
             panels.append((svg, where, f"({right} right, {up} up)"))
     return Panels(panels)
 
@@ -48,15 +48,37 @@ def grey_limits(images: Array, top: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _panel(image: Array, low: float, high: float, pixel_size: float | None, outline: str, label: str) -> str:
-    """One grey image with a scale bar as SVG in units of map pixels, first row at the bottom."""
+def picture(
+    image: Array,
+    low: float,
+    high: float,
+    pixel_size: float | None,
+    label: str,
+    across: int = _RASTER,
+    outline: str = "",
+) -> str:
+    """One grey image with a scale bar as SVG in units of its pixels, first row at the bottom.
+
+    Parameters
+    ----------
+    image
+        (n, n).
+    low, high
+        Values that become black and white.
+    pixel_size
+        Å, for the bar.
+    label
+        What it shows, for readers who cannot see it. Trusted text.
+    across
+        Pixels along the picture.
+    outline
+        An SVG path.
+    """
     n = image.shape[0]
     scaled = (np.flipud(image) - low) * np.float32(255 / (high - low))
-    picture = Image.fromarray(scaled.astype(np.float32)).resize((_RASTER, _RASTER), Image.Resampling.BICUBIC)
+    raster = Image.fromarray(scaled.astype(np.float32)).resize((across, across), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(np.rint(np.asarray(picture)), 0, 255).astype(np.uint8)).save(
-        buffer, "PNG", compress_level=4
-    )
+    Image.fromarray(np.clip(np.rint(np.asarray(raster)), 0, 255).astype(np.uint8)).save(buffer, "PNG", compress_level=4)
     data = base64.b64encode(buffer.getvalue()).decode()
     parts = [
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {n} {n}">',

@@ -1,0 +1,1 @@
+"""Classes of like images without a reference: declaration, run, tasks."""

@@ -1,0 +1,244 @@
+"""The tasks of a classification: what runs on workers, and the values that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
+from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.marginal import (
+    PolarView,
+    References,
+    Rings,
+    SoftSums,
+    assign,
+    no_sums,
+    polar_view,
+    rings_of,
+)
+from cloudem.algorithms.noise import power_spectrum
+from cloudem.algorithms.search import shift_grid
+from cloudem.execution.executor import Added, Fold
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.dataset import Dataset, image_batches
+from cloudem.jobs.iterative import CHECKPOINT
+from cloudem.kernels.polar import decode, harmonics
+from cloudem.traffic import purpose
+
+SHIFT_STEP = 0.35
+"""Distance between shifts, in the finest wavelengths compared."""
+
+Float64 = NDArray[np.float64]
+
+
+class ClassItem(NamedTuple):
+    """One task: images of one part."""
+
+    part: int
+    indices: NDArray[np.int64]
+
+
+class ClassCheckpoint(NamedTuple):
+    """What the next iteration needs.
+
+    Attributes
+    ----------
+    even, odd, weight, mass
+        Sums of each part (:class:`cloudem.algorithms.marginal.SoftSums`), parts first.
+    sigma2
+        Noise variance by optics group and shell, (g, n // 2 + 1).
+    class_number
+        Of each particle, from 0, -1 where it is not known, (N,).
+    part
+        Of each particle, -1 for one that is left out, (N,).
+    order
+        Random order of those that are not, (N',).
+    """
+
+    even: Float64
+    odd: Float64
+    weight: Float64
+    mass: Float64
+    sigma2: Float64
+    class_number: NDArray[np.int32]
+    part: NDArray[np.int8]
+    order: NDArray[np.int64]
+
+    def sums(self) -> list[SoftSums]:
+        """Return the sums of each part."""
+        return [
+            SoftSums(self.even[part], self.odd[part], self.weight[part], self.mass[part], np.zeros(0), 0.0, 0.0)
+            for part in range(len(self.mass))
+        ]
+
+    def with_sums(self, parts: Sequence[SoftSums]) -> ClassCheckpoint:
+        """Return the same with other sums."""
+        names = ("even", "odd", "weight", "mass")
+        return self._replace(**{name: np.stack([getattr(part, name) for part in parts]) for name in names})
+
+
+def read_class_checkpoint(url: str) -> ClassCheckpoint:
+    """Return the checkpoint in the store."""
+    with purpose("poses"):
+        return ClassCheckpoint(**read_group(url, CHECKPOINT)[0])
+
+
+class ClassModel(NamedTuple):
+    """What the images of a part are compared with, and their noise."""
+
+    references: References
+    sigma2: Float64
+
+
+def read_class_model(url: str, part: int, settings: ClassSettings, limit: int) -> ClassModel:
+    """Return what images of a part are compared with: averages of all others, once there are several parts."""
+    checkpoint = read_class_checkpoint(url)
+    parts = checkpoint.sums()
+    others = [sums for number, sums in enumerate(parts) if number != part or len(parts) == 1]
+    total = others[0]
+    for sums in others[1:]:
+        total = total.plus(sums)
+    grid = view_of(settings, limit).grid
+    return ClassModel(class_references(on_rings(total, grid), grid), checkpoint.sigma2)
+
+
+@lru_cache(maxsize=2)
+def view_of(settings: ClassSettings, limit: int) -> PolarView:
+    """Return the rings up to a limit: they take longer to lay than a small task to compare."""
+    return polar_view(settings.box, settings.pixel_size, settings.radius, limit)
+
+
+def batch_for_classes(dataset: Dataset, indices: NDArray[np.int64], images: NDArray[np.float32]) -> Batch:
+    """Put images together with what the table says of them."""
+    table = (dataset.terms[indices], dataset.ctf_scale[indices], dataset.optics_group[indices])
+    return Batch(images, *table, np.zeros(len(indices), bool), None)
+
+
+class Sorted(NamedTuple):
+    """What becomes of the images of a task, each (b,): class from 0, its probability, evidence against noise, and pose.
+
+    ``psi`` in radians, ``shifts`` (b, 2) in pixels, ``mirrored`` as 0 or 1: the pose in the class, in the last pass.
+    """
+
+    indices: NDArray[np.int64]
+    class_number: NDArray[np.int32]
+    probability: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+    psi: NDArray[np.float32]
+    shifts: NDArray[np.float32]
+    mirrored: NDArray[np.int8]
+
+
+def joined(parts: Sequence[Sorted]) -> Sorted:
+    """Return what became of the images of several tasks."""
+    return Sorted(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def sort_group(
+    item: ClassItem, dataset: Dataset, model: ClassModel, settings: ClassSettings, limit: int, *, posed: bool
+) -> Added[int, SoftSums, Sorted]:
+    """Share out images of a part between the classes; the ``add`` of a classification's fold."""
+    view = view_of(settings, limit)
+    sums, found = no_sums(view.grid, settings.classes), []
+    tried = shift_grid(settings.shift_range, SHIFT_STEP * settings.box / limit)
+    prior = -np.sum(tried**2, axis=1) / 2 / (settings.shift_range / 2) ** 2
+    prior -= np.log(np.sum(np.exp(prior)))
+    for indices, images in image_batches(dataset, item.indices):
+        rings = rings_of(batch_for_classes(dataset, indices, images), model.sigma2, view)
+        count = len(indices)
+        shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
+        log_prior = np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+        given, sums = assign(
+            model.references, rings, shifts, log_prior, view, sums, mirrored=settings.mirrored, best=posed
+        )
+        by_class = given.mass.sum(axis=1)
+        number = by_class.argmax(axis=1)
+        rows = np.arange(count)
+        side = given.mass[rows, :, number].argmax(axis=1)
+        psi, where = np.zeros(count), np.zeros((count, 2))
+        if given.code is not None:
+            shift, psi = decode(given.code[rows, side, number], view.grid.angles)
+            where = tried[shift]
+        found.append(
+            Sorted(
+                indices,
+                number.astype(np.int32),
+                by_class[rows, number],
+                given.evidence.astype(np.float32),
+                psi.astype(np.float32),
+                where.astype(np.float32),
+                side.astype(np.int8),
+            )
+        )
+    return Added({item.part: sums}, joined(found))
+
+
+def part_of(item: ClassItem) -> tuple[int]:
+    """Return the key of a task's sums."""
+    return (item.part,)
+
+
+def merge_soft(earlier: SoftSums, later: SoftSums) -> SoftSums:
+    """Add two sums."""
+    return earlier.plus(later)
+
+
+def cut_soft(sums: SoftSums, number: int, count: int) -> SoftSums:
+    """Return the classes of brick ``number`` of ``count``; what is of no class goes with the first."""
+    classes = len(sums.mass)
+    some = slice(classes * number // count, classes * (number + 1) // count)
+    whole = 1.0 if number == 0 else 0.0
+    parts = (sums.even[..., some], sums.odd[..., some], sums.weight[:, some], sums.mass[some])
+    return SoftSums(*parts, whole * sums.residual, whole * sums.images, whole * sums.evidence)
+
+
+def join_soft(bricks: Sequence[SoftSums]) -> SoftSums:
+    """Return the sums that were cut into these."""
+    even, odd, weight, mass = (
+        np.concatenate([getattr(brick, name) for brick in bricks], axis=-1)
+        for name in ("even", "odd", "weight", "mass")
+    )
+    first = bricks[0]
+    return SoftSums(even, odd, weight, mass, first.residual, first.images, first.evidence)
+
+
+def fold_of_classes(settings: ClassSettings, limit: int, *, posed: bool) -> Fold[ClassItem, int, SoftSums, Sorted]:
+    """Return the fold whose sums are those of parts."""
+    add = partial(sort_group, settings=settings, limit=limit, posed=posed)
+    return Fold(part_of, add, merge_soft, cut_soft, join_soft)
+
+
+def noise_of_group(indices: NDArray[np.int64], dataset: Dataset) -> NDArray[np.float64]:
+    """Return power spectra and their counts by optics group: the noise before anything is known."""
+    total: Any = 0
+    for some, images in image_batches(dataset, indices):
+        power, count = power_spectrum(images, dataset.optics_group[some], len(dataset.particles.optics))
+        total = total + np.column_stack([power, count])
+    return np.asarray(total)
+
+
+def seed_group(indices: NDArray[np.int64], dataset: Dataset, settings: ClassSettings, sigma2: Float64) -> SoftSums:
+    """Return the sums of classes that are made of a few images each, as they are: image i goes to class i mod d."""
+    view, classes = view_of(settings, settings.first_limit), settings.classes
+    grid = view.grid
+    parts = [
+        rings_of(batch_for_classes(dataset, some, images), sigma2, view)
+        for some, images in image_batches(dataset, indices)
+    ]
+    rings = Rings(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    count = len(rings.power)
+    shape = (count, grid.k_max, -1)
+    whole = harmonics(rings.real.reshape(shape), rings.imaginary.reshape(shape), grid)
+    sums, owner = no_sums(grid, classes), np.random.default_rng(0).permutation(count) % classes
+    for number in range(classes):
+        own = owner == number
+        for total, part in ((sums.even, whole.even), (sums.odd, whole.odd)):
+            total[..., number] = part[..., own].sum(axis=-1, dtype=np.float64)
+        sums.weight[:, number] = rings.power[own].sum(axis=0, dtype=np.float64)
+        sums.mass[number] = own.sum()
+    return sums

@@ -1,0 +1,59 @@
+"""Class averages as a sheet: pictures with a scale bar, the largest class first."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.report.blocks import Block, Drawn, Part, Words
+from cloudem.report.content import ReportContent
+from cloudem.report.sections.map_panels import grey_limits, picture
+
+ACROSS = 150
+"""Pixels along the picture of a class."""
+
+MEANING = (
+    "Each class has its own grey scale; protein is bright. Resolution: where halves of a class correlate by 0.5, a "
+    "rank among classes. Evidence: of the class against noise, median over its images, natural logarithm."
+)
+
+MOST_SHOWN = 200
+"""Classes that are shown."""
+
+
+def sheet(content: ReportContent) -> Drawn | None:
+    """Show the averages, each on its own grey scale, with images, share, resolution and evidence below."""
+    images = content.arrays.get("class_averages")
+    if images is None or images.ndim != 3:
+        return None
+    members = _column(content, "class_members", len(images))
+    total = max(float(np.nansum(members)), 1.0)
+    share, resolution, evidence = (
+        _column(content, name, len(images)) for name in ("class_share", "class_resolution_A", "class_evidence")
+    )
+    cells = []
+    for number, image in enumerate(images[:MOST_SHOWN]):
+        label = f"Class {number + 1}"
+        told = [f"{members[number]:,.0f} images ({100 * members[number] / total:.1f} %)"]
+        if np.isfinite(resolution[number]):
+            told.append(f"{resolution[number]:.1f} Å")
+        if np.isfinite(evidence[number]):
+            told.append(f"evidence {evidence[number]:.0f}")
+        drawn = picture(image, *grey_limits(image, 99.8), content.pixel_size, label, ACROSS)
+        cells.append({"svg": drawn, "name": str(number + 1), "told": told, "faint": share[number] * len(images) < 0.1})
+    blocks: list[Block] = [Part("classes.html", {"cells": cells})]
+    said = (
+        "Each class has its own grey scale; protein is bright. Resolution: where halves of a class correlate by 0.5, "
+    )
+    said += "a rank among classes. Evidence: of the class against noise, median over its images, natural logarithm."
+    blocks.append(Words(said))
+    if len(images) > MOST_SHOWN:
+        blocks.append(Words(f"The {MOST_SHOWN} largest of {len(images)} classes."))
+    return Drawn("Classes", blocks)
+
+
+def _column(content: ReportContent, name: str, count: int) -> NDArray[np.float64]:
+    values = content.arrays.get(name)
+    if values is None or np.shape(values) != (count,):
+        return np.full(count, np.nan)
+    return np.asarray(values, np.float64)
