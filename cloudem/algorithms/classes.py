@@ -147,15 +147,18 @@ def next_class_state(state: ClassState, settings: ClassSettings, moved: float) -
     return ClassState(iteration, phase, passes, converged)
 
 
-def signal_power(sums: SoftSums, grid: PolarGrid) -> Float64:
-    """Return the power of the classes by ring, (K,): what the averages have, beyond their noise.
+def signal_power(sums: SoftSums, view: PolarView) -> Float64:
+    """Return the power τ² of the classes by ring, (K,): what the averages have, beyond their noise.
 
-    An average ``B / A`` has the power ``τ² + 1 / A``.
+    The noise of an average ``B / A`` has the power ``2 a / A``, for σ² is that of a real part and masking leaves the
+    share a of it (`PolarView.left`). The best average from signal of the power P is then ``B / (A + 2 a / P)``, so that
+    ``τ² = P / 2 a``.
     """
+    grid, left = view.grid, 2 * view.left
     power = squared(sums, grid)
     weight = np.maximum(np.sum(sums.weight**2, axis=1), 1e-30)
-    beyond = np.sum(power - sums.weight, axis=1) / weight
-    return np.asarray(np.maximum(beyond, LEAST_SIGNAL * np.sum(power, axis=1) / weight))
+    beyond = np.sum(power - left[:, None] * sums.weight, axis=1) / weight
+    return np.asarray(np.maximum(beyond, LEAST_SIGNAL * np.sum(power, axis=1) / weight) / left)
 
 
 def squared(sums: SoftSums, grid: PolarGrid) -> Float64:
@@ -167,10 +170,10 @@ def squared(sums: SoftSums, grid: PolarGrid) -> Float64:
     return np.asarray(parts[0] + parts[1])
 
 
-def class_references(sums: SoftSums, grid: PolarGrid) -> References:
+def class_references(sums: SoftSums, view: PolarView) -> References:
     """Return class averages, each as likely as the others: with their shares for prior, large ones would take all."""
     classes = len(sums.mass)
-    return References(solve_references(sums, signal_power(sums, grid)), np.full(classes, -np.log(classes)))
+    return References(solve_references(sums, signal_power(sums, view)), np.full(classes, -np.log(classes)))
 
 
 def on_rings(sums: SoftSums, grid: PolarGrid) -> SoftSums:
@@ -206,7 +209,7 @@ def split(sums: SoftSums, pairs: Sequence[tuple[int, int]]) -> SoftSums:
     return replace(sums, even=parts[0], odd=parts[1], weight=parts[2], mass=parts[3])
 
 
-def noise_ratio(sums: SoftSums, view: PolarView, area: float) -> Float64:
+def noise_ratio(sums: SoftSums, view: PolarView) -> Float64:
     """Return by what the noise variance of each ring is to be multiplied, (K,): bounded, for one step.
 
     Parameters
@@ -215,10 +218,8 @@ def noise_ratio(sums: SoftSums, view: PolarView, area: float) -> Float64:
         Of the images that were compared.
     view
         The rings.
-    area
-        Mean of the square of the particle's circle over the box: the share of the noise that masking leaves.
     """
-    return np.clip(sums.residual / (max(sums.images, 1.0) * view.fold * area), 0.7, 1.3)
+    return np.clip(sums.residual / (2 * max(sums.images, 1.0) * view.fold * view.left), 0.7, 1.3)
 
 
 def ring_correlation(one: SoftSums, other: SoftSums, grid: PolarGrid) -> Float64:

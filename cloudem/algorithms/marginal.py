@@ -11,7 +11,7 @@ With the sums ``B = Σ γ (C X / σ²)`` and ``A = Σ γ C² / σ²``, the refer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,13 +40,23 @@ from cloudem.kernels.polar import (
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+NOISE_BATCHES, NOISE_IMAGES = 8, 32
+"""Images of noise, on which it is measured what masking leaves: ring 1 is then known to 3 %, the others better."""
+
 ROWS = 64
 """Images × shifts that are worked on at a time."""
 
 
 @dataclass(frozen=True)
 class PolarView:
-    """How images are seen on rings: the grid, and what takes a half disc there."""
+    """How images are seen on rings: the grid, and what takes a half disc there.
+
+    Attributes
+    ----------
+    left
+        Share of white noise that masking and interpolation leave on each ring, (K,): about the circle's share of the
+        box.
+    """
 
     box: int
     pixel_size: float
@@ -56,6 +66,7 @@ class PolarView:
     to_real: Float32
     to_imaginary: Float32
     from_origin: Float32
+    left: Float64
 
     @property
     def fold(self) -> Float32:
@@ -67,7 +78,21 @@ def polar_view(box: int, pixel_size: float, radius: float, k_max: int) -> PolarV
     """Lay rings up to ``k_max`` cycles per box for particles of a radius in pixels."""
     grid = polar_grid(k_max, radius, box)
     disc = half_disc(box, min(k_max + MARGIN, box // 2 - 1))
-    return PolarView(box, pixel_size, radius, grid, disc, *polar_interpolation(grid, disc, box, radius))
+    to_real, to_imaginary, from_origin = polar_interpolation(grid, disc, box, radius)
+    view = PolarView(box, pixel_size, radius, grid, disc, to_real, to_imaginary, from_origin, np.ones(k_max))
+    rng, power = np.random.default_rng(0), np.zeros(k_max)
+    for _ in range(NOISE_BATCHES):
+        noise = rng.standard_normal((NOISE_IMAGES, box, box)).astype(np.float32)
+        real, imaginary = on_polar(noise, view)
+        power += np.mean((real**2 + imaginary**2).reshape(NOISE_IMAGES, k_max, -1), axis=(0, 2), dtype=np.float64)
+    return replace(view, left=power / NOISE_BATCHES / box**2)
+
+
+def on_polar(images: Float32, view: PolarView) -> tuple[Float32, Float32]:
+    """Return masked images on the polar samples of a view, real and imaginary part, (b, s)."""
+    transforms = fourier_images(images)
+    masked, origin = mask_scored_to(transforms, view.disc, view.box, view.radius, view.grid.k_max)
+    return masked.real @ view.to_real + origin[:, None] * view.from_origin, masked.imag @ view.to_imaginary
 
 
 class Rings(NamedTuple):
@@ -80,7 +105,7 @@ class Rings(NamedTuple):
     power
         Ring means of ``C² / σ²``, (b, K).
     signal
-        Ring means of ``|X|² / σ²``, (b, K): 1 for noise alone.
+        Ring means of ``|X|² / σ²``, (b, K): 2 for noise alone that is not masked, since σ² is that of a real part.
     """
 
     real: Float32
@@ -102,10 +127,7 @@ def rings_of(batch: Batch, sigma2: Float64, view: PolarView) -> Rings:
         The rings.
     """
     grid, k_max = view.grid, view.grid.k_max
-    transforms = fourier_images(batch.images)
-    masked, origin = mask_scored_to(transforms, view.disc, view.box, view.radius, k_max)
-    real = masked.real @ view.to_real + origin[:, None] * view.from_origin
-    imaginary = masked.imag @ view.to_imaginary
+    real, imaginary = on_polar(batch.images, view)
     inverse = (1 / sigma2).astype(np.float32)[batch.optics_group, 1 : k_max + 1]
     signal = np.mean((real**2 + imaginary**2).reshape(len(real), k_max, -1), axis=-1) * inverse
     weight = ctf_values(grid.kx, grid.ky, batch.terms, 1 / (view.box * view.pixel_size))
@@ -144,7 +166,7 @@ class SoftSums:
     mass
         Images, by their probability, (d,).
     residual
-        ``Σ |X - C S|² / σ²`` over half rings, (K,): fold times images for noise alone, if σ² is right.
+        ``Σ |X - C S|² / σ²`` over half rings, (K,): for noise alone, 2 for each pixel and image that masking leaves.
     images, evidence
         Images, and the sum of the logarithm of their evidence.
     """

@@ -146,8 +146,7 @@ class Classification(Iterations[ClassState]):
         for part in sums[1:]:
             total = total.plus(part)
         sigma2 = before.sigma2.copy()
-        area = float(np.mean(soft_circle(s.box, s.radius, circle_edge(s.box, s.radius)) ** 2))
-        sigma2[:, 1 : limit + 1] *= noise_ratio(total, view_of(s, limit), area)
+        sigma2[:, 1 : limit + 1] *= noise_ratio(total, view_of(s, limit))
         share = total.mass / total.mass.sum()
         row: dict[str, Value] = {
             "iteration": state.iteration,
@@ -238,7 +237,7 @@ def write_classes(run: Classification, outcome: ClassOutcome, wall_s: float) -> 
     order = np.argsort(-total.mass, kind="stable")
     rank = np.argsort(order)
     with context.progress.stage("average"):
-        slices = solve_references(total, signal_power(total, view.grid))
+        slices = solve_references(total, signal_power(total, view))
         images = class_images(slices, view)[order]
         images *= soft_circle(s.box, s.radius, circle_edge(s.box, s.radius))
         resolution = class_resolutions(outcome.sums, outcome.limit, s)[order]

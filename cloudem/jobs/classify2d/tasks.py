@@ -103,8 +103,8 @@ def read_class_model(url: str, part: int, settings: ClassSettings, limit: int) -
     total = others[0]
     for sums in others[1:]:
         total = total.plus(sums)
-    grid = view_of(settings, limit).grid
-    return ClassModel(class_references(on_rings(total, grid), grid), checkpoint.sigma2)
+    view = view_of(settings, limit)
+    return ClassModel(class_references(on_rings(total, view.grid), view), checkpoint.sigma2)
 
 
 @lru_cache(maxsize=2)
