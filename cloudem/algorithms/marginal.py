@@ -309,6 +309,45 @@ def assign(
     return Assigned(evidence, mass, code, score), sums.plus(mine)
 
 
+def ring_matches(
+    references: References,
+    rings: Rings,
+    view: PolarView,
+    number: NDArray[np.int64],
+    side: NDArray[np.int64],
+    psi: Float64,
+    shifts: Float64,
+) -> tuple[Float64, Float64]:
+    """Return how images match their reference in one pose, ring by ring.
+
+    Parameters
+    ----------
+    references, rings, view
+        As for `assign`.
+    number, side, psi, shifts
+        Reference, side, in-plane angle (radians) and shift (pixels) of each image, (b,) and (b, 2).
+
+    Returns
+    -------
+    ``Re⟨C X / σ², S⟩`` and ``⟨C² / σ², |S|²⟩`` by ring, (b, K) each. Of noise, the first has the mean 0 and the second,
+    times `PolarView.left`, for its variance.
+    """
+    grid, count = view.grid, len(number)
+    turned = shift_samples(rings.real, rings.imaginary, grid.kx, grid.ky, shifts[:, None], view.box)
+    real, imaginary = (part.reshape(count, grid.k_max, -1) for part in turned)
+    image = harmonics(real, imaginary, grid)
+    match = np.zeros((grid.k_max, count))
+    for parity, (q, y, s) in enumerate(zip((grid.even, grid.odd), image, references.slices, strict=True)):
+        mine = s[..., number].astype(np.float64)
+        seen = mine[:, 0] + 1j * np.where(side == 1, -1, 1) * mine[:, 1]
+        if parity:  # the opposite side: the conjugate, with the sign of odd frequencies changed
+            seen = np.where(side == 1, -1, 1) * seen
+        seen = seen * np.exp(1j * q[:, None] * psi)[:, None]
+        match += np.sum(twice(q)[..., 0] * (y[:, 0] * seen.real + y[:, 1] * seen.imag), axis=0)
+    power = ring_power(references.slices, grid)[:, number].T
+    return view.fold * match.T, view.fold * rings.power.astype(np.float64) * power
+
+
 def solve_references(sums: SoftSums, signal: Float64) -> Harmonics:
     """Return the references that sums make, ``B / (A + 1 / τ²)``, given the power of the signal τ², (K,) or (K, d)."""
     precision = sums.weight + 1 / np.maximum(np.broadcast_to(signal.reshape(len(signal), -1), sums.weight.shape), 1e-30)

@@ -64,6 +64,11 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "class_psi": ColumnMeaning("float64", "rad", "in-plane angle of the image in its class"),
     "class_shift_x": ColumnMeaning("float64", "Å", "x of the particle relative to the box origin, in its class"),
     "class_shift_y": ColumnMeaning("float64", "Å", "y of the particle relative to the box origin, in its class"),
+    "class_detail": ColumnMeaning(
+        "float64",
+        "",
+        "standard deviations of noise by which the image matches its class, beyond four waves across the particle",
+    ),
     "class_mirrored": ColumnMeaning("int8", "", "1 if the image shows the mirror image of its class"),
     "intensity_scale": ColumnMeaning("float64", "", "amplitude of the image relative to the reference"),
     "image_mean": ColumnMeaning(

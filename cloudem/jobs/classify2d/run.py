@@ -251,9 +251,19 @@ def write_classes(run: Classification, outcome: ClassOutcome, wall_s: float) -> 
         "class_shift_x": np.zeros(count),
         "class_shift_y": np.zeros(count),
         "class_mirrored": np.zeros(count, np.int8),
+        "class_detail": np.zeros(count),
     }
     shifts = found.shifts * s.pixel_size
-    values = (number + 1, found.probability, found.evidence, found.psi, shifts[:, 0], shifts[:, 1], found.mirrored)
+    values = (
+        number + 1,
+        found.probability,
+        found.evidence,
+        found.psi,
+        shifts[:, 0],
+        shifts[:, 1],
+        found.mirrored,
+        found.detail,
+    )
     for name, given in zip(columns, values, strict=True):
         columns[name][found.indices] = given
     particles = run.dataset.particles.with_columns(**columns)
@@ -263,13 +273,18 @@ def write_classes(run: Classification, outcome: ClassOutcome, wall_s: float) -> 
         particles = particles.take(kept).with_columns(store_row=rows)
     write_particles_of(context, particles, run.dataset.store)
     members = np.bincount(number, minlength=s.classes)
-    evidence = [np.median(found.evidence[number == each]) if members[each] else np.nan for each in range(s.classes)]
+
+    def median(values: NDArray[Any]) -> NDArray[np.float64]:
+        own = [values[number == each] for each in range(s.classes)]
+        return np.array([np.median(some) if len(some) else np.nan for some in own])
+
     arrays = {
         "class_averages": images,
         "class_members": members.astype(np.int64),
         "class_share": (total.mass / total.mass.sum())[order],
         "class_resolution_A": resolution,
-        "class_evidence": np.array(evidence),
+        "class_evidence": median(found.evidence),
+        "class_detail": median(found.detail),
     }
     attributes = {
         "box": s.box,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
 from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.junk import alike_shell
 from cloudem.algorithms.marginal import (
     PolarView,
     References,
@@ -19,6 +20,7 @@ from cloudem.algorithms.marginal import (
     assign,
     no_sums,
     polar_view,
+    ring_matches,
     rings_of,
 )
 from cloudem.algorithms.noise import power_spectrum
@@ -122,7 +124,8 @@ def batch_for_classes(dataset: Dataset, indices: NDArray[np.int64], images: NDAr
 class Sorted(NamedTuple):
     """What becomes of the images of a task, each (b,): class from 0, its probability, evidence against noise, and pose.
 
-    ``psi`` in radians, ``shifts`` (b, 2) in pixels, ``mirrored`` as 0 or 1: the pose in the class, in the last pass.
+    ``psi`` in radians, ``shifts`` (b, 2) in pixels, ``mirrored`` as 0 or 1: the pose in the class, in the last pass;
+    ``detail``: the standard deviations of noise by which it matches there, beyond what all globules have in common.
     """
 
     indices: NDArray[np.int64]
@@ -132,6 +135,7 @@ class Sorted(NamedTuple):
     psi: NDArray[np.float32]
     shifts: NDArray[np.float32]
     mirrored: NDArray[np.int8]
+    detail: NDArray[np.float32]
 
 
 def joined(parts: Sequence[Sorted]) -> Sorted:
@@ -160,10 +164,14 @@ def sort_group(
         number = by_class.argmax(axis=1)
         rows = np.arange(count)
         side = given.mass[rows, :, number].argmax(axis=1)
-        psi, where = np.zeros(count), np.zeros((count, 2))
+        psi, where, detail = np.zeros(count), np.zeros((count, 2)), np.zeros(count)
         if given.code is not None:
             shift, psi = decode(given.code[rows, side, number], view.grid.angles)
             where = tried[shift]
+            matched, norm = ring_matches(model.references, rings, view, number, side, psi, where)
+            first = min(alike_shell(settings.box, settings.radius), limit - 1)
+            noise = np.sum(norm[:, first:] * view.left[first:], axis=1)
+            detail = np.sum(matched[:, first:], axis=1) / np.sqrt(np.maximum(noise, 1e-30))
         found.append(
             Sorted(
                 indices,
@@ -173,6 +181,7 @@ def sort_group(
                 psi.astype(np.float32),
                 where.astype(np.float32),
                 side.astype(np.int8),
+                detail.astype(np.float32),
             )
         )
     return Added({item.part: sums}, joined(found))
