@@ -345,7 +345,8 @@ def ring_matches(
         seen = seen * np.exp(1j * q[:, None] * psi)[:, None]
         match += np.sum(twice(q)[..., 0] * (y[:, 0] * seen.real + y[:, 1] * seen.imag), axis=0)
     power = ring_power(references.slices, grid)[:, number].T
-    return view.fold * match.T, view.fold * rings.power.astype(np.float64) * power
+    norm = np.asarray(view.fold * rings.power * power, np.float64)
+    return np.asarray(view.fold * match.T, np.float64), norm
 
 
 def solve_references(sums: SoftSums, signal: Float64) -> Harmonics:

@@ -43,6 +43,7 @@ JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
+    "select": "cloudem.jobs.select:Select",
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",

@@ -289,6 +289,7 @@ def write_classes(run: Classification, outcome: ClassOutcome, wall_s: float) -> 
     attributes = {
         "box": s.box,
         "pixel_size_A": s.pixel_size,
+        "diameter_A": run.job.diameter_A,
         "wall_s": wall_s,
         "cpu_s": sum(timing.cpu_s for timing in context.progress.timings()),
         "particle_count": len(particles),

@@ -13,8 +13,9 @@ ACROSS = 150
 """Pixels along the picture of a class."""
 
 MEANING = (
-    "Each class has its own grey scale; protein is bright. Resolution: where halves of a class correlate by 0.5, a "
-    "rank among classes. Evidence: of the class against noise, median over its images, natural logarithm."
+    "Images and share of each class, on a grey scale of its own; protein is bright. Resolution: where halves of a class "
+    "correlate by 0.5, a rank among classes. Evidence: of the class against noise, median over its images, natural "
+    "logarithm."
 )
 
 MOST_SHOWN = 200
@@ -28,23 +29,31 @@ def sheet(content: ReportContent) -> Drawn | None:
         return None
     members = _column(content, "class_members", len(images))
     total = max(float(np.nansum(members)), 1.0)
-    share, resolution, evidence = (
-        _column(content, name, len(images)) for name in ("class_share", "class_resolution_A", "class_evidence")
+    share, resolution, evidence, kept = (
+        _column(content, name, len(images))
+        for name in ("class_share", "class_resolution_A", "class_evidence", "class_kept")
     )
     cells = []
     for number, image in enumerate(images[:MOST_SHOWN]):
         label = f"Class {number + 1}"
-        told = [f"{members[number]:,.0f} images ({100 * members[number] / total:.1f} %)"]
+        told = [f"{members[number]:,.0f} · {100 * members[number] / total:.1f} %"]
+        if np.isfinite(kept[number]):
+            told.append(f"{100 * kept[number]:.0f} % kept")
         if np.isfinite(resolution[number]):
             told.append(f"{resolution[number]:.1f} Å")
         if np.isfinite(evidence[number]):
             told.append(f"evidence {evidence[number]:.0f}")
         drawn = picture(image, *grey_limits(image, 99.8), content.pixel_size, label, ACROSS)
-        cells.append({"svg": drawn, "name": str(number + 1), "told": told, "faint": share[number] * len(images) < 0.1})
+        cells.append(
+            {
+                "svg": drawn,
+                "name": str(number + 1),
+                "told": told,
+                "faint": share[number] * len(images) < 0.1 or kept[number] < 0.5,
+            }
+        )
     blocks: list[Block] = [Part("classes.html", {"cells": cells})]
-    said = (
-        "Each class has its own grey scale; protein is bright. Resolution: where halves of a class correlate by 0.5, "
-    )
+    said = "Images and share of each class, on a grey scale of its own; protein is bright. Resolution: where halves of a class correlate by 0.5, "
     said += "a rank among classes. Evidence: of the class against noise, median over its images, natural logarithm."
     blocks.append(Words(said))
     if len(images) > MOST_SHOWN:

@@ -1,0 +1,314 @@
+"""``cloudem select``: some of the particles, by class, by any column, or by what the data say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.model.columns import Column
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cloudem.model.particles import Particles
+
+CONDITION = re.compile(r"\s*([A-Za-z_][\w:]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+
+DETAIL = "class_detail"
+"""Column of particles and array of classes by which the automatic selection goes."""
+
+
+class Condition(NamedTuple):
+    """What a column has to be: its name, how it is compared, and with what."""
+
+    column: str
+    sign: str
+    value: float
+
+    def holds(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return for which values it holds; for none that is no number."""
+        import operator
+
+        signs = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+        found: NDArray[np.bool_] = getattr(operator, signs[self.sign])(values, self.value) & (values == values)
+        return found
+
+
+def conditions_of(text: str) -> list[Condition]:
+    """Return the conditions of a text such as ``defocus_u < 30000 and keep >= 0.5``.
+
+    Raises
+    ------
+    ParameterError
+        It says something else.
+    """
+    found = []
+    for part in re.split(r"\band\b|,", text):
+        match = CONDITION.fullmatch(part)
+        if match is None:
+            raise ParameterError(
+                f"--where has {part.strip()!r}; write a column, one of < <= > >= == != and a number, several of them "
+                "joined by 'and': --where 'defocus_u < 30000 and keep >= 0.5'"
+            )
+        found.append(Condition(match[1], match[2], float(match[3])))
+    return found
+
+
+def numbers_of(text: str) -> set[int]:
+    """Return the numbers of a list such as ``1,3,5-9``.
+
+    Raises
+    ------
+    ParameterError
+        It is none.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = RANGE.fullmatch(part)
+        last = int(match[2] or match[1]) if match else 0
+        if match is None or not 1 <= int(match[1]) <= last <= 100_000:
+            raise ParameterError(f"{part.strip()!r} is no number of a class, and no range of them; write 1,3,5-9")
+        found.update(range(int(match[1]), last + 1))
+    return found
+
+
+class Select(Job):
+    """Declaration of ``cloudem select``."""
+
+    name: ClassVar[str] = "select"
+    summary: ClassVar[str] = "Select particles by class, by any column, or by what the data say; nothing is deleted."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem select --particles classes --auto --out good",
+        "cloudem select --particles classes --classes 1,3,5-9 --out good",
+        "cloudem select --particles refine --where 'keep >= 0.5 and defocus_u < 30000' --out good",
+    )
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
+    columns: ClassVar[tuple[Column, ...]] = ()
+    sections: ClassVar[tuple[Section, ...]] = (
+        Section("classes:sheet"),
+        histogram_of("detail", Column("detail", "detail", form=".1f"), "Detail", "match beyond four waves across"),
+        COST, PARAMETERS, PROVENANCE,
+    )  # fmt: skip
+
+    particles: Place = parameter(
+        meaning="results of a job that hold particles, or a particle store", reads=("particles",)
+    )
+    classes: str | None = parameter(None, meaning="numbers of the classes to keep: 1,3,5-9")
+    not_classes: str | None = parameter(None, meaning="numbers of classes to leave out")
+    where: str | None = parameter(
+        None, meaning="conditions on columns, in the units of the particle table: 'keep >= 0.5 and defocus_u < 30000'"
+    )
+    auto: bool = parameter(False, meaning="leave out classes and images that match poorly, if the data show two groups")
+    report: bool = parameter(True, meaning="write report.html")
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check what is asked for, and that the table has the columns for it."""
+        if self.classes is None and self.not_classes is None and self.where is None and not self.auto:
+            raise ParameterError("nothing says what to select; use --auto, --classes, --not-classes or --where")
+        for given in (self.classes, self.not_classes):
+            if given is not None:
+                numbers_of(given)
+        conditions = conditions_of(self.where) if self.where is not None else []
+        if inputs.awaited(self.particles):
+            return
+        from cloudem.io.particle_store import open_particles
+
+        table = open_particles(self.particles).particles
+        table.require(*(condition.column for condition in conditions))
+        for condition in conditions:
+            if table[condition.column].dtype.kind not in "iufb":
+                raise ParameterError(f"--where: column {condition.column} holds text; conditions compare numbers")
+        if self.classes or self.not_classes:
+            table.require("class_number")
+        if self.auto:
+            table.require("class_number", DETAIL)
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return the one stage, and that the result is a table."""
+        size = sizes["particles"]
+        stage = Stage("select", size.count, "images", cpu_s=2e-6)
+        return Work((stage,), base_bytes=300 * MIB + 1000 * size.count, stored_bytes=120 * size.count, makes={"": size})
+
+    def kept_record(self) -> Mapping[str, Any] | None:
+        """Return what the results say of themselves, once there is a result."""
+        from cloudem.jobs.report import finished_record
+
+        return finished_record(self.out)
+
+    def check_out(self) -> None:
+        """Check that there are no results in ``OUT``."""
+        from cloudem.io.storage.groups import has_group
+        from cloudem.jobs.checks import refuse_results_of_others
+
+        refuse_results_of_others(self.out, self.name)
+        if has_group(self.out, "result"):
+            raise OutputExistsError(f"{self.out} already contains results; choose another --out")
+
+    def tidy(self, context: Context) -> None:
+        """Write the report, if that is missing."""
+        from cloudem.jobs.report import complete_report
+
+        if self.report:
+            complete_report(context.url)
+
+    def run(self, context: Context) -> None:
+        """Select, and write the table of what is kept and that of what is not, with the reason for each."""
+        import time
+
+        from cloudem.io.particle_store import open_particles
+        from cloudem.jobs.provenance import job_record
+        from cloudem.jobs.report import run_attributes, write_report
+        from cloudem.jobs.results import write_particles_of
+
+        began = time.monotonic()
+        store = open_particles(self.particles)
+        table = store.particles
+        with context.progress.stage("select", len(table)) as stage:
+            chosen = choose(self, table, context.progress.message, context.progress.warning)
+            stage.advance(len(table))
+        kept = chosen.reason == 0
+        if not kept.any():
+            raise ParameterError(f"none of {len(table):,} particles is left; loosen the conditions")
+        context.write("", {}, {"kind": "result", **job_record(self)})
+        import numpy as np
+
+        rows = table["store_row"] if "store_row" in table else np.arange(len(table))
+        write_particles_of(context, table.take(kept).with_columns(store_row=rows[kept]), store)
+        context.write("left_out", {"store_row": rows[~kept], "reason": chosen.reason[~kept]}, {"reasons": chosen.words})
+        for number, words in enumerate(chosen.words, 1):
+            context.progress.message(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
+        context.progress.message(f"{np.count_nonzero(kept):,} of {len(table):,} particles are kept")
+        attributes = {
+            "box": store.box,
+            "pixel_size_A": store.pixel_size,
+            "wall_s": time.monotonic() - began,
+            "cpu_s": sum(timing.cpu_s for timing in context.progress.timings()),
+            "particle_count": int(np.count_nonzero(kept)),
+            "left_out": {words: int(np.count_nonzero(chosen.reason == n)) for n, words in enumerate(chosen.words, 1)},
+            "notes": chosen.notes,
+            **run_attributes(context.progress, context.executor.traffic()),
+        }
+        context.write("result", chosen.arrays, attributes)
+        if self.report:
+            context.progress.message(f"report: {write_report(context.url)}")
+
+
+class Chosen(NamedTuple):
+    """What becomes of each particle.
+
+    Attributes
+    ----------
+    reason
+        0 for those that are kept, otherwise the number of a reason, from 1, (n,).
+    words
+        The reasons.
+    arrays
+        For the report.
+    notes
+        Remarks on how it came about.
+    """
+
+    reason: NDArray[np.int16]
+    words: list[str]
+    arrays: dict[str, NDArray[Any]]
+    notes: list[str]
+
+
+def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Callable[[str], None]) -> Chosen:
+    """Decide on each particle of a table."""
+    import numpy as np
+
+    reason, words = np.zeros(len(table), np.int16), list[str]()
+    arrays: dict[str, NDArray[Any]] = {}
+    notes: list[str] = []
+
+    def leave_out(which: NDArray[np.bool_], why: str) -> None:
+        if why not in words:
+            words.append(why)
+        reason[which & (reason == 0)] = words.index(why) + 1
+
+    number = table.get("class_number", 0)
+    if job.classes is not None:
+        leave_out(~np.isin(number, sorted(numbers_of(job.classes))), "in another class than those asked for")
+    if job.not_classes is not None:
+        leave_out(np.isin(number, sorted(numbers_of(job.not_classes))), "in a class that was to be left out")
+    for condition in conditions_of(job.where) if job.where is not None else []:
+        column, sign, value = condition
+        leave_out(~condition.holds(table[column]), f"not {column} {sign} {value:g}")
+    averages = class_arrays(job.particles)
+    if job.auto:
+        automatic(job, table, averages, leave_out, arrays, tell, warn, notes)
+    if averages:
+        arrays |= {name: values for name, values in averages.items() if name.startswith("class_")}
+        count = len(averages["class_members"])
+        inside = (number >= 1) & (number <= count)
+        share = [np.bincount(number[inside & some] - 1, minlength=count) for some in (reason == 0, reason >= 0)]
+        arrays["class_kept"] = share[0] / np.maximum(share[1], 1)
+    return Chosen(reason, words, arrays, notes)
+
+
+def class_arrays(url: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the classes of a result, nothing if it has none."""
+    from cloudem.io.storage.groups import has_group, read_group
+
+    if not has_group(url, "result"):
+        return {}
+    arrays, attributes = read_group(url, "result")
+    if "class_averages" not in arrays:
+        return {}
+    import numpy as np
+
+    parameters = (attributes.get("diameter_A") or 0.0) / 2 / float(attributes.get("pixel_size_A") or 1.0)
+    return {**arrays, "radius": np.array(parameters)}
+
+
+def automatic(
+    job: Select,
+    table: Particles,
+    averages: Mapping[str, NDArray[Any]],
+    leave_out: Callable[[NDArray[np.bool_], str], None],
+    arrays: dict[str, NDArray[Any]],
+    tell: Callable[[str], None],
+    warn: Callable[[str], None],
+    notes: list[str],
+) -> None:
+    """Leave out the lower of two groups of images by how they match their classes, if there are two."""
+    import numpy as np
+
+    from cloudem.algorithms.selection import APART, two_groups, why_not
+
+    detail, number = table[DETAIL], table["class_number"]
+    arrays["detail"] = np.asarray(detail, np.float32)
+    groups = two_groups(detail)
+    if groups is None or not groups.there:
+        apart = (
+            "too few images" if groups is None else f"{groups.apart:.1f} standard deviations apart, {APART} are needed"
+        )
+        warn(f"--auto leaves nothing out: the match of images does not show two groups ({apart}); look at the classes")
+        return
+    said = (
+        f"images match their class by {groups.threshold:.1f} standard deviations or more, or are left out: two groups "
+        f"{groups.apart:.1f} standard deviations apart. Expected: {100 * groups.lost:.1f} % of the good are lost, and "
+        f"{100 * groups.kept:.1f} % of those kept are none"
+    )
+    tell(said)
+    notes.append(said[0].upper() + said[1:] + ".")
+    for each in np.unique(number):
+        own = number == each
+        if np.median(detail[own]) >= groups.threshold:
+            continue
+        why = "no detail"
+        if averages and 1 <= each <= len(averages["class_averages"]):
+            radius = float(averages["radius"]) or averages["class_averages"].shape[-1] / 2
+            evidence = float(averages["class_evidence"][each - 1])
+            why = why_not(averages["class_averages"][each - 1], radius, evidence)
+        leave_out(own, f"in a class that shows {why}")
+    leave_out(~(detail >= groups.threshold), "matches its class poorly")
