@@ -14,8 +14,11 @@ APART = 3.6
 """Distance of two groups, in their mean standard deviation, from which on there are two: the halves of one normal
 distribution are 2.7 apart, those of a uniform one 3.5."""
 
-FEW = 20
-"""Images below which no threshold is looked for."""
+FEW = 5
+"""Values below which no threshold is looked for."""
+
+BELOW = 2.0
+"""An image of a class that is kept may match by so many standard deviations of noise less than the threshold."""
 
 NO_EVIDENCE = 8.0
 """Median evidence against noise, a natural logarithm, below which a class shows nothing."""
@@ -36,15 +39,10 @@ class TwoGroups(NamedTuple):
         Values from it on are of the upper group.
     apart
         Distance of the means in the mean standard deviation.
-    lost, kept
-        Shares: of the upper group that lies below the threshold, and of what lies above it that is of the lower group,
-        if both were normally distributed.
     """
 
     threshold: float
     apart: float
-    lost: float
-    kept: float
 
     @property
     def there(self) -> bool:
@@ -52,34 +50,56 @@ class TwoGroups(NamedTuple):
         return self.apart > APART
 
 
-def two_groups(values: NDArray[Any]) -> TwoGroups | None:
-    """Return the threshold between two groups that leaves least variance within them (Otsu 1979,
-    10.1109/TSMC.1979.4310076); None for too few values, or equal ones.
+def two_groups(values: NDArray[Any], weights: NDArray[Any]) -> TwoGroups | None:
+    """Return the threshold between two groups; None for too few values, or equal ones.
+
+    The groups are those that leave least variance within them (Otsu 1979, 10.1109/TSMC.1979.4310076), the threshold
+    lies as many standard deviations above the mean of the lower one as below that of the upper one.
+
+    Parameters
+    ----------
+    values, weights
+        (n,); values that are no numbers, and those of no weight, are left out.
+    """
+    known = np.isfinite(values) & (weights > 0)
+    order = np.argsort(values[known], kind="stable")
+    x, w = (np.asarray(part, np.float64)[known][order] for part in (values, weights))
+    if len(x) < FEW or x[0] == x[-1]:
+        return None
+    mass, total = np.cumsum(w), np.cumsum(w * x)
+    low, high = total[:-1] / mass[:-1], (total[-1] - total[:-1]) / (mass[-1] - mass[:-1])
+    between = mass[:-1] * (mass[-1] - mass[:-1]) * (low - high) ** 2
+    between[x[1:] == x[:-1]] = -1  # no threshold lies between equal values
+    at = int(between.argmax()) + 1
+    means, spreads = [], []
+    for part in (slice(None, at), slice(at, None)):
+        mean = float(np.average(x[part], weights=w[part]))
+        means.append(mean)
+        spreads.append(max(float(np.average((x[part] - mean) ** 2, weights=w[part])) ** 0.5, 1e-12))
+    apart = (means[1] - means[0]) / float(np.sqrt(np.mean(np.square(spreads))))
+    threshold = (means[0] * spreads[1] + means[1] * spreads[0]) / sum(spreads)
+    return TwoGroups(float(np.clip(threshold, x[at - 1], x[at])), apart)
+
+
+def overlap(values: NDArray[Any], upper: NDArray[np.bool_], threshold: float) -> tuple[float, float]:
+    """Return which share of an upper group lies below a threshold, and which share of what lies above it is of a lower
+    one, if both are normally distributed.
 
     Parameters
     ----------
     values
-        (n,); those that are no numbers are left out.
+        (n,).
+    upper
+        Which are of the upper group, (n,).
+    threshold
+        Between them.
     """
-    known = np.sort(np.asarray(values, np.float64)[np.isfinite(values)])
-    count = len(known)
-    if count < FEW or known[0] == known[-1]:
-        return None
-    first = np.arange(1, count)
-    sums = np.cumsum(known)
-    low, high = sums[:-1] / first, (sums[-1] - sums[:-1]) / (count - first)
-    between = first * (count - first) * (low - high) ** 2
-    between[known[1:] == known[:-1]] = -1  # no threshold lies between equal values
-    at = int(between.argmax()) + 1
-    below, above = known[:at], known[at:]
-    spread = [max(float(part.std()), 1e-12) for part in (below, above)]
-    apart = float(above.mean() - below.mean()) / float(np.sqrt(np.mean(np.square(spread))))
-    # where the two normal distributions have fallen equally far, rather than in the middle of the gap
-    threshold = float((below.mean() * spread[1] + above.mean() * spread[0]) / sum(spread))
-    threshold = float(np.clip(threshold, below[-1], above[0])) if apart > APART else float(above[0])
-    lost = float(ndtr((threshold - above.mean()) / spread[1]))
-    junk = float(ndtr((below.mean() - threshold) / spread[0])) * len(below)
-    return TwoGroups(threshold, apart, lost, junk / max(junk + len(above), 1.0))
+    above, below = values[upper], values[~upper]
+    lost = float(ndtr((threshold - above.mean()) / max(float(above.std()), 1e-12)))
+    if not len(below):
+        return lost, 0.0
+    hidden = len(below) * float(ndtr((below.mean() - threshold) / max(float(below.std()), 1e-12)))
+    return lost, hidden / max(hidden + len(above) * (1 - lost), 1.0)
 
 
 def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:

@@ -283,32 +283,32 @@ def automatic(
     """Leave out the lower of two groups of images by how they match their classes, if there are two."""
     import numpy as np
 
-    from cloudem.algorithms.selection import APART, two_groups, why_not
+    from cloudem.algorithms.selection import APART, BELOW, overlap, two_groups, why_not
 
     detail, number = table[DETAIL], table["class_number"]
     arrays["detail"] = np.asarray(detail, np.float32)
-    groups = two_groups(detail)
+    classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
+    medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
+    groups = two_groups(medians, members)
     if groups is None or not groups.there:
-        apart = (
-            "too few images" if groups is None else f"{groups.apart:.1f} standard deviations apart, {APART} are needed"
-        )
-        warn(f"--auto leaves nothing out: the match of images does not show two groups ({apart}); look at the classes")
+        apart = "too few classes" if groups is None else f"{groups.apart:.1f} standard deviations apart; {APART} count"
+        warn(f"--auto leaves nothing out: classes do not fall into two groups by their detail ({apart}); look at them")
         return
+    good = medians >= groups.threshold
+    least = groups.threshold - BELOW
+    lost, hidden = overlap(detail, good[of_class], least)
     said = (
-        f"images match their class by {groups.threshold:.1f} standard deviations or more, or are left out: two groups "
-        f"{groups.apart:.1f} standard deviations apart. Expected: {100 * groups.lost:.1f} % of the good are lost, and "
-        f"{100 * groups.kept:.1f} % of those kept are none"
+        f"classes that their images match by {groups.threshold:.1f} standard deviations or more are kept, and of these "
+        f"the images with {least:.1f} or more; the groups are {groups.apart:.1f} apart. Expected: {100 * lost:.1f} % "
+        f"of the good images are lost, and {100 * hidden:.1f} % of those kept are none"
     )
     tell(said)
-    notes.append(said[0].upper() + said[1:] + ".")
-    for each in np.unique(number):
-        own = number == each
-        if np.median(detail[own]) >= groups.threshold:
-            continue
-        why = "no detail"
-        if averages and 1 <= each <= len(averages["class_averages"]):
+    notes.append(f"{said[0].upper()}{said[1:]}.")
+    for each in np.flatnonzero(~good):
+        why, place = "no detail", int(classes[each]) - 1
+        if averages and 0 <= place < len(averages["class_averages"]):
             radius = float(averages["radius"]) or averages["class_averages"].shape[-1] / 2
-            evidence = float(averages["class_evidence"][each - 1])
-            why = why_not(averages["class_averages"][each - 1], radius, evidence)
-        leave_out(own, f"in a class that shows {why}")
-    leave_out(~(detail >= groups.threshold), "matches its class poorly")
+            evidence = float(averages["class_evidence"][place])
+            why = why_not(averages["class_averages"][place], radius, evidence)
+        leave_out(of_class == each, f"in a class that shows {why}")
+    leave_out(~(detail >= least), "matches its class poorly")

@@ -13,9 +13,9 @@ ACROSS = 150
 """Pixels along the picture of a class."""
 
 MEANING = (
-    "Images and share of each class, on a grey scale of its own; protein is bright. Resolution: where halves of a class "
-    "correlate by 0.5, a rank among classes. Evidence: of the class against noise, median over its images, natural "
-    "logarithm."
+    "Images and share of each class, on a grey scale of its own; protein is bright. Resolution: where halves of a "
+    "class correlate by 0.5, a rank among classes. Evidence: of the class against noise, median over its images, "
+    "natural logarithm."
 )
 
 MOST_SHOWN = 200
@@ -53,9 +53,7 @@ def sheet(content: ReportContent) -> Drawn | None:
             }
         )
     blocks: list[Block] = [Part("classes.html", {"cells": cells})]
-    said = "Images and share of each class, on a grey scale of its own; protein is bright. Resolution: where halves of a class correlate by 0.5, "
-    said += "a rank among classes. Evidence: of the class against noise, median over its images, natural logarithm."
-    blocks.append(Words(said))
+    blocks.append(Words(MEANING))
     if len(images) > MOST_SHOWN:
         blocks.append(Words(f"The {MOST_SHOWN} largest of {len(images)} classes."))
     return Drawn("Classes", blocks)
