@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, believe, hot_loops, junk, nothing, refinements, scaling, starts, symmetry, views
+from bars import agreement, believe, blind, hot_loops, junk, nothing, refinements, scaling, starts, symmetry, views
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "axes": starts.axes,
     "views": views.views,
     "believe": believe.believe,
+    "blind": blind.blind,
     "symmetry": symmetry.symmetry,
     "junk": junk.junk,
     "search": hot_loops.search,

@@ -199,7 +199,7 @@ def pairs_to_split(mass: Float64) -> list[tuple[int, int]]:
     return found
 
 
-def split(sums: SoftSums, pairs: Sequence[tuple[int, int]]) -> SoftSums:
+def split_classes(sums: SoftSums, pairs: Sequence[tuple[int, int]]) -> SoftSums:
     """Return sums in which each weak class of the pairs has taken over half of a strong one."""
     parts = [part.copy() for part in (sums.even, sums.odd, sums.weight, sums.mass)]
     for weak, strong in pairs:

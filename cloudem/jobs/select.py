@@ -62,7 +62,7 @@ def conditions_of(text: str) -> list[Condition]:
     return found
 
 
-def numbers_of(text: str) -> set[int]:
+def class_numbers(text: str) -> set[int]:
     """Return the numbers of a list such as ``1,3,5-9``.
 
     Raises
@@ -115,7 +115,7 @@ class Select(Job):
             raise ParameterError("nothing says what to select; use --auto, --classes, --not-classes or --where")
         for given in (self.classes, self.not_classes):
             if given is not None:
-                numbers_of(given)
+                class_numbers(given)
         conditions = conditions_of(self.where) if self.where is not None else []
         if inputs.awaited(self.particles):
             return
@@ -237,9 +237,9 @@ def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Cal
 
     number = table.get("class_number", 0)
     if job.classes is not None:
-        leave_out(~np.isin(number, sorted(numbers_of(job.classes))), "in another class than those asked for")
+        leave_out(~np.isin(number, sorted(class_numbers(job.classes))), "in another class than those asked for")
     if job.not_classes is not None:
-        leave_out(np.isin(number, sorted(numbers_of(job.not_classes))), "in a class that was to be left out")
+        leave_out(np.isin(number, sorted(class_numbers(job.not_classes))), "in a class that was to be left out")
     for condition in conditions_of(job.where) if job.where is not None else []:
         column, sign, value = condition
         leave_out(~condition.holds(table[column]), f"not {column} {sign} {value:g}")
@@ -283,23 +283,24 @@ def automatic(
     """Leave out the lower of two groups of images by how they match their classes, if there are two."""
     import numpy as np
 
-    from cloudem.algorithms.selection import APART, BELOW, overlap, two_groups, why_not
+    from cloudem.algorithms.selection import APART, BELOW, distance_of, overlap, threshold_between, why_not
 
     detail, number = table[DETAIL], table["class_number"]
     arrays["detail"] = np.asarray(detail, np.float32)
     classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
     medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    groups = two_groups(medians, members)
-    if groups is None or not groups.there:
-        apart = "too few classes" if groups is None else f"{groups.apart:.1f} standard deviations apart; {APART} count"
-        warn(f"--auto leaves nothing out: classes do not fall into two groups by their detail ({apart}); look at them")
+    threshold = threshold_between(medians, members)
+    good = np.zeros(len(classes), bool) if threshold is None else medians >= threshold
+    apart = distance_of(detail, good[of_class])
+    if threshold is None or apart < APART:
+        why = "there are too few" if threshold is None else f"{apart:.1f} standard deviations apart, {APART} count"
+        warn(f"--auto leaves nothing out: classes do not fall into two groups by their detail ({why}); look at them")
         return
-    good = medians >= groups.threshold
-    least = groups.threshold - BELOW
+    least = threshold - BELOW
     lost, hidden = overlap(detail, good[of_class], least)
     said = (
-        f"classes that their images match by {groups.threshold:.1f} standard deviations or more are kept, and of these "
-        f"the images with {least:.1f} or more; the groups are {groups.apart:.1f} apart. Expected: {100 * lost:.1f} % "
+        f"classes that their images match by {threshold:.1f} standard deviations or more are kept, and of these "
+        f"the images with {least:.1f} or more; the groups are {apart:.1f} apart. Expected: {100 * lost:.1f} % "
         f"of the good images are lost, and {100 * hidden:.1f} % of those kept are none"
     )
     tell(said)

@@ -17,7 +17,7 @@ from cloudem.algorithms.classes import (
     on_rings,
     pairs_to_split,
     ring_correlation,
-    split,
+    split_classes,
 )
 from cloudem.algorithms.marginal import SoftSums, polar_view
 from cloudem.kernels.polar import PolarGrid, polar_grid
@@ -65,7 +65,7 @@ def test_a_weak_class_takes_half_of_a_strong_one() -> None:
     assert pairs_to_split(np.array([10.0, 11.0, 9.0, 10.0])) == []
     assert pairs_to_split(np.array([30.0, 1.0, 5.0, 4.0])) == [(1, 0), (3, 0)]
     sums = random_sums(GRID, 4, 0)
-    after = split(sums, [(1, 0)])
+    after = split_classes(sums, [(1, 0)])
     for name in ("even", "odd", "weight", "mass"):
         before_it, after_it = getattr(sums, name), getattr(after, name)
         np.testing.assert_allclose(after_it.sum(axis=-1), before_it.sum(axis=-1))

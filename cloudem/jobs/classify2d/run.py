@@ -23,7 +23,7 @@ from cloudem.algorithms.classes import (
     pairs_to_split,
     ring_correlation,
     signal_power,
-    split,
+    split_classes,
 )
 from cloudem.algorithms.marginal import SoftSums, solve_references
 from cloudem.algorithms.mask import circle_edge, soft_circle
@@ -211,10 +211,10 @@ class Classification(Iterations[ClassState]):
         if state.phase == "batch":
             left = on_rings(before.sums()[0], grid).times(1 - FORGOTTEN)
             kept = left.plus(total)
-            return [split(kept, pairs_to_split(kept.mass))]
+            return [split_classes(kept, pairs_to_split(kept.mass))]
         if state.passes < SPLITTING:
             pairs = pairs_to_split(total.mass)
-            return [split(part, pairs) for part in sums]
+            return [split_classes(part, pairs) for part in sums]
         return sums
 
     def converged(self, iterations: int) -> str:

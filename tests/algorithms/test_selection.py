@@ -1,0 +1,65 @@
+"""A threshold lies between two groups if there are two, and what is wrong with a class is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.selection import APART, distance_of, overlap, threshold_between, why_not
+
+RNG = np.random.default_rng(0)
+BOX, RADIUS = 64, 20.0
+
+
+def test_two_groups_are_found_where_there_are_two() -> None:
+    values = np.r_[RNG.normal(1, 1, 12), RNG.normal(12, 1.5, 30)]
+    threshold = threshold_between(values, RNG.uniform(10, 100, 42))
+    assert threshold is not None
+    assert values[:12].max() <= threshold <= values[12:].min()
+    assert distance_of(values, values > threshold) > 2 * APART
+
+
+@pytest.mark.parametrize("classes", [5, 10, 40])
+@pytest.mark.parametrize("seed", range(5))
+def test_one_group_is_not_taken_for_two(seed: int, classes: int) -> None:
+    """Images of classes that differ by as much as images of one class do."""
+    rng = np.random.default_rng(seed)
+    number = rng.integers(0, classes, 2000)
+    values = rng.normal(12, 1.5, classes)[number] + rng.normal(0, 1.5, 2000)
+    medians = np.array([np.median(values[number == each]) for each in range(classes)])
+    threshold = threshold_between(medians, np.bincount(number))
+    assert threshold is not None
+    assert distance_of(values, (medians >= threshold)[number]) < APART
+
+
+def test_what_says_nothing_has_no_threshold() -> None:
+    assert threshold_between(np.ones(30), np.ones(30)) is None
+    assert threshold_between(np.array([1.0, 2, 3]), np.ones(3)) is None
+    assert threshold_between(np.array([np.nan, 1, 2, 3, 4, 5]), np.array([1, 0, 0, 0, 1, 1])) is None
+    assert distance_of(np.ones(3), np.ones(3, bool)) == 0
+
+
+def test_expected_losses_are_those_of_normal_groups() -> None:
+    upper = np.arange(20_000) < 12_000
+    values = np.where(upper, RNG.normal(10, 2, 20_000), RNG.normal(2, 2, 20_000))
+    lost, hidden = overlap(values, upper, 7.0)
+    assert lost == pytest.approx(np.mean(values[upper] < 7), abs=0.005)
+    assert hidden == pytest.approx(np.mean(~upper[values >= 7]), abs=0.005)
+    assert overlap(values[upper], upper[upper], 7.0)[1] == 0
+
+
+def picture(kind: str) -> np.ndarray:
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    inside = np.hypot(y, x) <= RADIUS
+    if kind == "off centre":
+        return np.exp(-((x - 10) ** 2 + y**2) / 40.0) * inside
+    if kind == "edge, ice or a neighbour":
+        return np.where(np.hypot(y, x) > 0.85 * RADIUS, 1.0, 0.1) * inside
+    return np.exp(-(x**2 + y**2) / 120.0) * inside
+
+
+@pytest.mark.parametrize("kind", ["off centre", "edge, ice or a neighbour", "no detail"])
+def test_what_is_wrong_with_a_class_is_named(kind: str) -> None:
+    assert why_not(picture(kind), RADIUS, 50.0) == kind
+    assert why_not(picture(kind), RADIUS, 1.0) == "noise"
+    assert why_not(picture(kind), RADIUS, float("nan")) == "noise"

@@ -1,0 +1,181 @@
+"""Classes of small simulated sets: like views come together, with the same bits whatever happens on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.executor import SerialExecutor
+from cloudem.io.particle_store import open_particles
+from cloudem.io.storage.groups import has_group, list_groups, read_group
+from cloudem.jobs.base import Inputs
+from cloudem.jobs.classify2d.job import Classify2D
+from cloudem.jobs.refine3d.job import Refine3D
+from cloudem.jobs.select import Select, class_numbers, conditions_of
+from cloudem.model.poses import euler_to_matrix
+from tests.jobs.conftest import BOX, DIAMETER, Scene, assert_same_bits, make_scene, needs, run
+
+CLASSES, SHORT = 6, {"max_iterations": 6}
+
+
+def classification(scene: Scene, out: Path | str, **values: Any) -> Classify2D:
+    given = {"particles": scene.particles, "diameter_A": DIAMETER, "classes": CLASSES, "max_resolution_A": 13.0}
+    return Classify2D(**{**given, "group_size": 50, "report": False, "out": str(out), **values})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """300 images."""
+    return make_scene(tmp_path_factory.mktemp("many"), count=300, snr=0.4)
+
+
+@pytest.fixture(scope="module")
+def classes(many: Scene, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("classes") / "out")
+    run(classification(many, out, report=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(classification(many, out, **SHORT))
+    return out
+
+
+def test_like_views_come_together(many: Scene, classes: str) -> None:
+    arrays, attributes = read_group(classes, "result")
+    table = open_particles(classes).particles
+    number, truth = table["class_number"], many.truth
+    assert set(number) <= set(range(1, CLASSES + 1))
+    np.testing.assert_array_equal(np.bincount(number, minlength=CLASSES + 1)[1:], arrays["class_members"])
+    views = euler_to_matrix(truth["rot"], truth["tilt"], truth["psi"])[:, 2]
+    views = np.where(table["class_mirrored"][:, None] == 1, -views, views)
+    lengths = [np.linalg.norm(views[number == each].mean(axis=0)) for each in np.unique(number)]
+    assert np.average(lengths, weights=np.bincount(number)[np.unique(number)]) > 0.4  # of 50 random ones: 0.13
+    assert arrays["class_averages"].shape == (CLASSES, BOX, BOX)
+    assert np.all(np.diff(arrays["class_share"]) <= 0)
+    assert arrays["class_share"].sum() == pytest.approx(1)
+    assert table["class_probability"].min() > 1 / CLASSES - 1e-6
+    assert np.median(table["noise_evidence"]) > 10
+    assert np.median(table["class_detail"]) > 3
+    assert attributes["particle_count"] == 300
+    assert "class_averages" not in list_groups(classes, "iterations")
+    assert b"Class 1" in (Path(classes) / "report.html").read_bytes()
+
+
+def test_noise_alone_is_no_evidence(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, count=150, snr=0)
+    run(classification(scene, tmp_path / "out", **SHORT))
+    table = open_particles(str(tmp_path / "out")).particles
+    assert np.median(table["noise_evidence"]) < 0.1
+    assert np.median(table["class_detail"]) < 2  # above 0, since the pose is the best of many
+
+
+def test_dask_gives_the_same_bits(many: Scene, undisturbed: Path, tmp_path: Path) -> None:
+    run(classification(many, tmp_path / "out", **SHORT), lambda: DaskExecutor(threads=2))
+    assert_same_bits(undisturbed, tmp_path / "out")
+
+
+class Stopped(SerialExecutor):
+    """Fails in its n-th accumulation."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def accumulate(self, *given: Any, **options: Any) -> Any:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().accumulate(*given, **options)
+
+
+@pytest.mark.parametrize("left", [1, 4])
+def test_stopped_and_resumed(left: int, many: Scene, undisturbed: Path, tmp_path: Path) -> None:
+    job = classification(many, tmp_path / "out", **SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, lambda: Stopped(left))
+    assert not has_group(job.out, "result")
+    run(job)
+    assert_same_bits(undisturbed, tmp_path / "out")
+    with pytest.raises(OutputExistsError, match="contains this job with another --classes"):
+        classification(many, tmp_path / "out", classes=5).preflight()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"diameter_A": 500.0}, "does not fit in the images"),
+        ({"diameter_A": 20.0}, "is less than 8 px"),
+        ({"classes": 200}, "300 particles are too few for 200 classes; use --classes 15"),
+    ],
+)
+def test_what_cannot_be_sorted_is_refused(values: dict[str, Any], said: str, many: Scene, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=said):
+        classification(many, tmp_path / "out", **values).preflight()
+
+
+def test_a_plan_knows_what_it_takes(many: Scene, tmp_path: Path) -> None:
+    work = needs(classification(many, tmp_path / "out"))
+    assert [stage.name for stage in work.stages] == ["noise", "classify"]
+    assert work.stages[1].items > 300
+    more = needs(classification(many, tmp_path / "out", classes=12))
+    assert more.stages[1].cpu_s > work.stages[1].cpu_s
+
+
+def test_a_selection_is_particles_for_the_next_job(many: Scene, classes: str, tmp_path: Path) -> None:
+    table = open_particles(classes).particles
+    first = Select(particles=classes, classes="1,3-4", report=False, out=str(tmp_path / "first"))
+    run(first)
+    kept = open_particles(first.out)
+    inside = np.isin(table["class_number"], [1, 3, 4])
+    np.testing.assert_array_equal(kept.particles["store_row"], np.flatnonzero(inside))
+    images = open_particles(many.particles).read_images(np.flatnonzero(inside)[:3])
+    np.testing.assert_array_equal(kept.read_images(np.arange(3)), images)
+    second = Select(particles=first.out, where="class_detail >= 4 and defocus_u < 15000", out=str(tmp_path / "second"))
+    progress = run(second)
+    again = open_particles(second.out).particles
+    which = inside & (table["class_detail"] >= 4) & (table["defocus_u"] < 15000)
+    np.testing.assert_array_equal(again["store_row"], np.flatnonzero(which))
+    out, reasons = read_group(second.out, "left_out")
+    assert len(out["store_row"]) + len(again) == len(kept)
+    assert reasons["reasons"] == ["not class_detail >= 4", "not defocus_u < 15000"]
+    assert progress.warnings() == []
+    assert (tmp_path / "second" / "report.html").exists()
+    job = Refine3D(**many.refinement(tmp_path / "refine", particles=second.out))
+    job.preflight()
+
+
+def test_without_two_groups_nothing_is_left_out_and_that_is_said(classes: str, tmp_path: Path) -> None:
+    job = Select(particles=classes, auto=True, report=False, out=str(tmp_path / "out"))
+    progress = run(job)
+    assert len(open_particles(job.out).particles) == 300
+    assert "--auto leaves nothing out" in progress.warnings()[0]
+
+
+def test_what_selects_nothing_or_says_nothing_is_refused(many: Scene, classes: str, tmp_path: Path) -> None:
+    def job(**values: Any) -> Select:
+        return Select(**{"particles": classes, "out": str(tmp_path / "out"), **values})
+
+    with pytest.raises(ParameterError, match="nothing says what to select"):
+        job().check(Inputs(), print)
+    for where in ("keep > ", "keep > 1 or keep < 2", "keep = 3", "keep > x"):
+        with pytest.raises(ParameterError, match="--where has"):
+            job(where=where).preflight()
+    for numbers in ("", "0", "5-2", "a", "1,,2"):
+        with pytest.raises(ParameterError, match="no number of a class"):
+            class_numbers(numbers)
+    with pytest.raises(Exception, match="have no column class_detail"):
+        job(particles=many.particles, where="class_detail > 1").preflight()
+    with pytest.raises(ParameterError, match="holds text"):
+        job(where="micrograph > 1").preflight()
+    with pytest.raises(ParameterError, match="none of 300 particles is left"):
+        run(job(where="class_detail > 1e9"))
+    assert conditions_of("a<=1e4, b != -2")[1] == ("b", "!=", -2.0)
