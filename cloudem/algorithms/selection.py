@@ -17,7 +17,7 @@ Classes of one kind that are split in the middle are about 1.5 apart."""
 FEW = 5
 """Values below which no threshold is looked for."""
 
-BELOW = 2.0
+BELOW = 3.0
 """An image of a class that is kept may match by so many standard deviations of noise less than the threshold."""
 
 NO_EVIDENCE = 8.0

@@ -104,24 +104,27 @@ def _posterior_rotations(
     cos_even: Any, sin_even: Any, cos_odd: Any, sin_odd: Any, offset: Any, shifts: int, evidence: Any, mass: Any
 ) -> None:
     count, directions = cos_even.shape[0], cos_even.shape[3]
+    best = np.empty((shifts, count), np.float32)
     for i in range(len(evidence)):
-        highest = np.float32(-np.inf)
-        for row in range(i * shifts, (i + 1) * shifts):
+        first_row = i * shifts
+        for t in range(shifts):
             for j in range(count):
-                for d in range(directions):
-                    c1, c2 = cos_even[j, 0, row, d], cos_even[j, 1, row, d]
-                    s1, s2 = sin_even[j, 0, row, d], sin_even[j, 1, row, d]
-                    c3, c4 = cos_odd[j, 0, row, d], cos_odd[j, 1, row, d]
-                    s3, s4 = sin_odd[j, 0, row, d], sin_odd[j, 1, row, d]
-                    ce, co, se, so = c1 + c2, c3 + c4, s1 - s2, s3 - s4
-                    here = max(ce + co + abs(se + so), ce - co + abs(se - so)) + offset[i, 0, d]
-                    highest = max(highest, here)
-                    ce, co, se, so = c1 - c2, c4 - c3, s1 + s2, -s3 - s4
-                    here = max(ce + co + abs(se + so), ce - co + abs(se - so)) + offset[i, 1, d]
-                    highest = max(highest, here)
+                best[t, j] = _highest(
+                    cos_even[j, :, first_row + t], sin_even[j, :, first_row + t], cos_odd[j, :, first_row + t],
+                    sin_odd[j, :, first_row + t], offset[i]
+                )  # fmt: skip
+        highest = best.max()
         total: Any = 0.0
-        for row in range(i * shifts, (i + 1) * shifts):
+        for t in range(shifts):
+            row = first_row + t
             for j in range(count):
+                if best[t, j] < highest - NEGLIGIBLE:  # most angles and shifts of most images
+                    for part in range(2):
+                        cos_even[j, part, row, :] = 0.0
+                        sin_even[j, part, row, :] = 0.0
+                        cos_odd[j, part, row, :] = 0.0
+                        sin_odd[j, part, row, :] = 0.0
+                    continue
                 share = np.float32(0.5) if j in (0, count - 1) else np.float32(1.0)
                 for d in range(directions):
                     c1, c2 = cos_even[j, 0, row, d], cos_even[j, 1, row, d]
@@ -158,9 +161,12 @@ def _posterior_rotations(
                     cos_odd[j, 0, row, d], cos_odd[j, 1, row, d] = e0, e1
                     sin_odd[j, 0, row, d], sin_odd[j, 1, row, d] = f0, f1
         inverse = np.float32(1.0 / total)
-        for j in range(count):
-            for part in range(2):
-                for row in range(i * shifts, (i + 1) * shifts):
+        for t in range(shifts):
+            row = first_row + t
+            for j in range(count):
+                if best[t, j] < highest - NEGLIGIBLE:
+                    continue
+                for part in range(2):
                     for d in range(directions):
                         cos_even[j, part, row, d] *= inverse
                         sin_even[j, part, row, d] *= inverse
@@ -170,3 +176,18 @@ def _posterior_rotations(
             for d in range(directions):
                 mass[i, side, d] /= total
         evidence[i] = highest + np.log(total)
+
+
+@jit
+def _highest(cos_even: Any, sin_even: Any, cos_odd: Any, sin_odd: Any, offset: Any) -> Any:
+    """Return the highest score of one angle and shift over all directions, sides and quadrants."""
+    found = np.float32(-np.inf)
+    for d in range(offset.shape[1]):
+        c1, c2, s1, s2 = cos_even[0, d], cos_even[1, d], sin_even[0, d], sin_even[1, d]
+        c3, c4, s3, s4 = cos_odd[0, d], cos_odd[1, d], sin_odd[0, d], sin_odd[1, d]
+        ce, co, se, so = c1 + c2, c3 + c4, s1 - s2, s3 - s4
+        one = max(ce + co + abs(se + so), ce - co + abs(se - so)) + offset[0, d]
+        ce, co, se, so = c1 - c2, c4 - c3, s1 + s2, -s3 - s4
+        other = max(ce + co + abs(se + so), ce - co + abs(se - so)) + offset[1, d]
+        found = max(found, max(one, other))
+    return found
