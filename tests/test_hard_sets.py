@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from cloudem.algorithms import placing
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.io.formats.mrc import NOWHERE, Volume
 from cloudem.io.particle_store import open_particles
@@ -12,7 +13,6 @@ from cloudem.model.atoms import Atoms
 from cloudem.model.poses import angle_between, euler_to_matrix
 
 hard_sets = pytest.importorskip("benchmarks.bars.hard_sets", reason="the benchmarks lie beside the package")
-placing = pytest.importorskip("benchmarks.bars.placing", reason="the benchmarks lie beside the package")
 
 BOX, PIXEL_A = 32, 5.0
 

@@ -2,7 +2,7 @@
 
 Stated is where the half-maps' corrected FSC falls below 0.143, true where the FSC of the map with the truth falls below
 0.5: the two are the same if the half-maps are independent and only noise differs between them and the truth, for
-``sqrt(2 x / (1 + x))`` of 0.143 is 0.5. The truth is laid on the map first (:mod:`bars.placing`), because a start from
+``sqrt(2 x / (1 + x))`` of 0.143 is 0.5. The truth is laid on the map first (:mod:`cloudem.algorithms.placing`), because a start from
 another molecule, a dihedral group and low signal leave turn, shift or hand free.
 """
 
@@ -20,8 +20,8 @@ from bars.believe_relion import projected, refined_by_relion
 from bars.hard_sets import Recipe, Views, make_set, truth_of
 from bars.measure import Bench, FailedError, MissingError, refined
 from bars.molecules import MOLECULES, density
-from bars.placing import Placed, place, stretched
 from cloudem.algorithms.mask import estimate_mask
+from cloudem.algorithms.placing import Placed, place, stretched
 from cloudem.algorithms.resolution import resolution_at
 from cloudem.io.formats.mrc import Volume, read_volume
 from cloudem.io.formats.mrc_writer import write_volume

@@ -1,0 +1,338 @@
+"""A map from particles of which nothing is known: soft expectation and maximisation over all views of a grid, in batches.
+
+It begins with a random density. Small batches of images are shared out between all views of the map in all in-plane
+angles and shifts (:mod:`cloudem.algorithms.marginal`); the sums of the views make the next map, and what they were is
+forgotten little by little. The resolution rises from under four waves across the particle to seven and a half. With
+few waves and small batches, maps still change their mind; a run that does not find the molecule ends with less evidence.
+So several are made from different seeds, and compared: by the evidence of images that none of them has seen, and by the
+correlation of their maps once they lie on one another.
+
+All takes place on a coarse grid of the same length as the images: only a few Fourier shells are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cloudem.algorithms.bricks import pack, packed_sphere_of, unpack
+from cloudem.algorithms.classes import noise_ratio
+from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.marginal import (
+    PolarView,
+    References,
+    SoftSums,
+    assign,
+    no_sums,
+    polar_view,
+    ring_power,
+    rings_of,
+)
+from cloudem.algorithms.mask import circle_edge, soft_sphere
+from cloudem.algorithms.placing import place
+from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
+from cloudem.algorithms.search import shift_grid
+from cloudem.conventions import FSC_HALF
+from cloudem.kernels.polar import Harmonics, angular_matrices, harmonics
+from cloudem.kernels.shells import crossing, fourier_shell_correlation
+from cloudem.kernels.slices import extract, fast_even, insert, padded_box
+from cloudem.model.poses import asymmetric_directions, view_rotations
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+FORGOTTEN = 0.3
+"""Share of the sums that is forgotten with each batch."""
+
+SIGNAL_TO_NOISE = 20.0
+"""Of the sums in each shell, for the Wiener filter: with 1 or 2, most maps stayed where they began."""
+
+SHIFT_STEP, TURN_STEP = 0.35, 0.5
+"""Distance of shifts, and of directions at the rim of the particle, in the finest wavelengths."""
+
+MARGIN = 3
+"""Shells of the coarse grid beyond the finest."""
+
+
+class Stage(NamedTuple):
+    """Batches of one size on one number of waves across the particle."""
+
+    waves: float
+    batches: int
+    images: int
+
+
+STAGES = (Stage(3.75, 15, 100), Stage(4.5, 15, 100), Stage(5.25, 15, 150), Stage(6.0, 10, 200), Stage(7.5, 6, 400))
+
+
+@dataclass(frozen=True)
+class Blind:
+    """What is known beforehand.
+
+    Attributes
+    ----------
+    box, pixel_size, radius
+        Of the images: pixels, Å, and the particle's radius in pixels.
+    shift_range
+        Furthest shift from the centre, pixels.
+    group
+        Symmetry operators (g, 3, 3) that are imposed.
+    sigma2
+        Noise variance by optics group and shell, (g, n // 2 + 1).
+    """
+
+    box: int
+    pixel_size: float
+    radius: float
+    shift_range: float
+    group: Float64
+    sigma2: Float64
+
+    def rings(self, waves: float) -> int:
+        """Return the highest ring of so many waves across the particle."""
+        return int(np.clip(round(waves * self.box / (2 * self.radius)), 4, self.box // 2 - MARGIN - 1))
+
+    @property
+    def finest(self) -> int:
+        """Highest ring of all."""
+        return self.rings(STAGES[-1].waves)
+
+    @property
+    def side(self) -> int:
+        """Voxels along an edge of the coarse grid, which is as long as the images."""
+        return min(self.box, fast_even(2 * (self.finest + MARGIN) + 8))
+
+
+class Seen(NamedTuple):
+    """The views of one stage: rings, and a pose for each direction (d, 3, 3)."""
+
+    view: PolarView
+    rotations: Float64
+
+
+def views_of(known: Blind, rings: int) -> Seen:
+    """Lay rings and directions for a stage."""
+    step = TURN_STEP * known.box / rings / known.radius
+    directions = asymmetric_directions(step, known.group)
+    return Seen(polar_view(known.box, known.pixel_size, known.radius, rings), view_rotations(directions))
+
+
+def slices_of(volume: Float32, seen: Seen) -> Harmonics:
+    """Return the views of a map on the coarse grid, (q, 2, K, d)."""
+    grid, side = seen.view.grid, len(volume)
+    padding = padded_box(side) / side
+    reference = reference_volume(volume, min(grid.k_max + 2, side // 2 - 1))
+    samples = extract(reference, seen.rotations, grid.kx, grid.ky, padding)  # type: ignore[arg-type]
+    samples = samples.reshape(len(seen.rotations), grid.k_max, -1)
+    return harmonics(np.ascontiguousarray(samples.real), np.ascontiguousarray(samples.imag), grid)
+
+
+def shared_out(known: Blind, seen: Seen, slices: Harmonics, batch: Batch, sigma2: Float64) -> SoftSums:
+    """Share images out between all views."""
+    count, views = len(batch.images), len(seen.rotations)
+    tried = shift_grid(known.shift_range, SHIFT_STEP * known.box / seen.view.grid.k_max)
+    prior = -np.sum(tried**2, axis=1) / 2 / (known.shift_range / 2) ** 2
+    prior -= np.log(np.sum(np.exp(prior)))
+    references = References(slices, np.full(views, -np.log(views)))
+    shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
+    log_prior = np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+    rings = rings_of(batch, sigma2, seen.view)
+    return assign(references, rings, shifts, log_prior, seen.view, no_sums(seen.view.grid, views))[1]
+
+
+def inserted(known: Blind, seen: Seen, sums: SoftSums) -> Sums:
+    """Insert the sums of all views into an accumulator of the coarse grid, with all its mates."""
+    view, side = seen.view, known.side
+    grid, disc, k_max = view.grid, view.disc, view.grid.k_max
+    views = len(seen.rotations)
+    samples = []
+    for part, matrix in zip((sums.even, sums.odd), angular_matrices(grid), strict=True):
+        flat = part.transpose(3, 2, 1, 0).reshape(views * k_max, -1)
+        samples.append(np.linalg.lstsq(matrix.T.astype(np.float64), flat.T, rcond=None)[0].T.reshape(views, -1))
+    # back to pixels: each sample stands for its area, and the window is that of the interpolation to the rings
+    area = np.repeat(np.arange(1, k_max + 1), grid.angles // 2) * (2 * np.pi / grid.angles)
+    back = (samples[0] * area) @ view.to_real.T + 1j * ((samples[1] * area) @ view.to_imaginary.T)
+    pixels = np.flatnonzero((disc.shell >= 1) & (disc.shell <= k_max))
+    values = np.ascontiguousarray(back[:, pixels], np.complex64)
+    weights = np.ascontiguousarray(sums.weight.T[:, disc.shell[pixels] - 1], np.float32)
+    total = empty_sums(side, k_max)
+    numbers, still = np.arange(views, dtype=np.int32), np.zeros((views, 2))
+    insert(
+        total.data, total.weight, numbers, seen.rotations, still, np.ones(views), values, weights, disc.kx[pixels],
+        disc.ky[pixels], padded_box(side) / side, side,
+    )  # fmt: skip
+    ball = packed_sphere_of(side, k_max, known.group)
+    return unpack(pack(total, ball), ball)
+
+
+def solved(known: Blind, total: Sums, k_max: int) -> Float32:
+    """Return the map of an accumulator, inside the particle's sphere."""
+    side = known.side
+    copy = Sums(total.data.copy(), total.weight.copy())
+    return solve(copy, side, np.full(side // 2 + 1, SIGNAL_TO_NOISE), k_max) * sphere_of(known)
+
+
+def sphere_of(known: Blind) -> Float32:
+    """Return the particle's sphere on the coarse grid."""
+    radius = known.radius * known.side / known.box
+    return soft_sphere(known.side, radius, circle_edge(known.side, radius))
+
+
+class FromNothing(NamedTuple):
+    """What one seed ends with.
+
+    Attributes
+    ----------
+    volume
+        The map on the coarse grid, protein positive, (m, m, m).
+    evidence
+        Mean logarithm of the evidence of images that were held out.
+    views
+        Number of views that are used, counted by their shares, over that of all.
+    course
+        Mean evidence of the images of each batch.
+    """
+
+    volume: Float32
+    evidence: float
+    views: float
+    course: Float64
+
+
+def from_nothing(
+    known: Blind,
+    images: Callable[[NDArray[np.int64]], Batch],
+    order: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    seed: int,
+    stages: Sequence[Stage] = STAGES,
+    on_batch: Callable[[], Any] = lambda: None,
+) -> FromNothing:
+    """Make a map from nothing.
+
+    Parameters
+    ----------
+    known
+        What is known beforehand.
+    images
+        Gives the images of some numbers, ascending.
+    order, held_out
+        Numbers of the images that are used, and of those that are only asked for their evidence in the end.
+    seed
+        Of the random density, and of the batches.
+    stages
+        Numbers of waves, and batches.
+    on_batch
+        Called after each batch.
+    """
+    rng = np.random.default_rng([seed, 5])
+    sigma2, course = known.sigma2.copy(), []
+    first = known.rings(stages[0].waves)
+    noise = ndimage.gaussian_filter(rng.standard_normal((known.side,) * 3), known.side / first / 3)
+    volume: Float32 = noise.astype(np.float32) * sphere_of(known)
+    seen, total, scaled = views_of(known, first), None, False
+    share = np.ones(1)
+    for stage in stages:
+        k_max = known.rings(stage.waves)
+        if k_max != seen.view.grid.k_max:
+            seen, total = views_of(known, k_max), None
+        for _ in range(stage.batches):
+            chosen = np.sort(rng.choice(order, min(stage.images, len(order)), replace=False))
+            batch = images(chosen)
+            slices = slices_of(volume, seen)
+            if not scaled:  # the random density shall have about the power of what the images show
+                factor = amplitude_of(batch, sigma2, seen.view, slices)
+                volume, slices, scaled = volume * factor, Harmonics(*(factor * part for part in slices)), True
+            sums = shared_out(known, seen, slices, batch, sigma2)
+            sigma2[:, 1 : k_max + 1] *= noise_ratio(sums, seen.view)
+            new = inserted(known, seen, sums)
+            if total is not None:
+                new.data += np.float32(1 - FORGOTTEN) * total.data
+                new.weight += np.float32(1 - FORGOTTEN) * total.weight
+            total, share = new, sums.mass / sums.mass.sum()
+            volume = solved(known, total, k_max)
+            course.append(sums.evidence / sums.images)
+            on_batch()
+    asked = shared_out(known, seen, slices_of(volume, seen), images(np.sort(held_out)), sigma2)
+    used = float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30))))) / len(share)
+    return FromNothing(volume, asked.evidence / asked.images, used, np.array(course))
+
+
+def amplitude_of(batch: Batch, sigma2: Float64, view: PolarView, slices: Harmonics) -> np.float32:
+    """Return the factor that gives views about the power that images have beyond their noise."""
+    rings = rings_of(batch, sigma2, view)
+    beyond = np.maximum(rings.signal.mean(axis=0) - 2 * view.left, 0.02) / np.maximum(rings.power.mean(axis=0), 1e-30)
+    power = ring_power(slices, view.grid).mean(axis=1)
+    return np.float32(np.sqrt(np.median(beyond / np.maximum(power, 1e-30))))
+
+
+def finer_grid(volume: Float32, side: int) -> Float32:
+    """Return a map on a grid of more voxels along each edge that is as long: its transform, with zeros around it."""
+    coarse = len(volume)
+    if side == coarse:
+        return volume
+    transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
+    whole = np.zeros((side,) * 3, np.complex64)
+    first = side // 2 - coarse // 2
+    inner = slice(first, first + coarse)
+    whole[inner, inner, inner] = transform
+    fine = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(whole))).real
+    return np.asarray(fine * (side / coarse) ** 3, np.float32)
+
+
+class Agreement(NamedTuple):
+    """How the maps of several seeds agree with the one of the most evidence.
+
+    Attributes
+    ----------
+    best
+        Its number.
+    shells
+        Shell up to which each correlates with it by 0.5, once it lies on it, (s,); that of the finest for itself.
+    agrees
+        Whether each agrees: to `ENOUGH` of the finest shell, (s,).
+    mirrored
+        Whether each has the other hand, (s,).
+    """
+
+    best: int
+    shells: Float64
+    agrees: NDArray[np.bool_]
+    mirrored: NDArray[np.bool_]
+
+
+ENOUGH = 0.75
+"""Share of the shells up to which two maps have to correlate by 0.5."""
+
+
+def agreement_of(
+    maps: Sequence[Float32], evidence: NDArray[Any], length: float, radius: float, finest: int
+) -> Agreement:
+    """Lay the maps of all seeds on the one of the most evidence, in either hand, and compare them.
+
+    Parameters
+    ----------
+    maps, evidence
+        Of all seeds.
+    length, radius
+        Of the box and of the particle's sphere, Å.
+    finest
+        Highest shell of the maps.
+    """
+    best, side = int(np.argmax(evidence)), len(maps[0])
+    pixel = length / side
+    sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
+    shells, mirrored = np.full(len(maps), float(finest)), np.zeros(len(maps), bool)
+    for number, volume in enumerate(maps):
+        if number != best:
+            placed = place(maps[best], volume, pixel, radius)
+            curve = fourier_shell_correlation(maps[best] * sphere, placed.volume * sphere)
+            at = crossing(curve, FSC_HALF)
+            shells[number] = min(finest if np.isnan(at) else at, finest)
+            mirrored[number] = placed.mirrored
+    return Agreement(best, shells, shells >= ENOUGH * finest, mirrored)
