@@ -2,8 +2,8 @@
 
 Stated is where the half-maps' corrected FSC falls below 0.143, true where the FSC of the map with the truth falls below
 0.5: the two are the same if the half-maps are independent and only noise differs between them and the truth, for
-``sqrt(2 x / (1 + x))`` of 0.143 is 0.5. The truth is laid on the map first (:mod:`cloudem.algorithms.placing`), because a start from
-another molecule, a dihedral group and low signal leave turn, shift or hand free.
+``sqrt(2 x / (1 + x))`` of 0.143 is 0.5. The truth is laid on the map first (`cloudem.algorithms.placing`), because a
+start from another molecule, a dihedral group and low signal leave turn, shift or hand free.
 """
 
 from __future__ import annotations

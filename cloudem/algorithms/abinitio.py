@@ -1,10 +1,10 @@
-"""A map from particles of which nothing is known: soft expectation and maximisation over all views of a grid, in batches.
+"""A map from particles of which nothing is known: soft assignment to all views of a grid, in batches.
 
 It begins with a random density. Small batches of images are shared out between all views of the map in all in-plane
 angles and shifts (:mod:`cloudem.algorithms.marginal`); the sums of the views make the next map, and what they were is
-forgotten little by little. The resolution rises from under four waves across the particle to seven and a half. With
-few waves and small batches, maps still change their mind; a run that does not find the molecule ends with less evidence.
-So several are made from different seeds, and compared: by the evidence of images that none of them has seen, and by the
+forgotten little by little. The resolution rises from under four waves across the particle to seven and a half. With few
+waves and small batches, maps still change their mind; a run that does not find the molecule ends with less evidence. So
+several are made from different seeds, and compared: by the evidence of images that none of them has seen, and by the
 correlation of their maps once they lie on one another.
 
 All takes place on a coarse grid of the same length as the images: only a few Fourier shells are looked at.

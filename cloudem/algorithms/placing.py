@@ -1,4 +1,4 @@
-"""Where a map lies on the truth: the turn, shift and hand that a refinement leaves free, and how it is stretched."""
+"""Where a map lies on another one, the truth for instance: turn, shift and hand, and how it is stretched."""
 
 from __future__ import annotations
 
