@@ -128,7 +128,7 @@ def test_poses_of_a_map_become_those_of_the_truth(truth, mirrored):
 
     turn = Rotation.from_rotvec([0.4, -0.9, 0.3]).as_matrix()
     still = np.zeros(3)
-    placed = placing.Placed(turn, still, mirrored, 1.0, placing.moved(truth, turn, still, mirrored=mirrored))
+    placed = placing.PlacedMap(turn, still, mirrored, 1.0, placing.moved_map(truth, turn, still, mirrored=mirrored))
     particles, _ = hard_sets.draw(hard_sets.Recipe(count=6), seed=8)
     centred = particles.with_columns(shift_x=np.zeros(6), shift_y=np.zeros(6))
     matrices = euler_to_matrix(particles["rot"], particles["tilt"], particles["psi"])
@@ -143,7 +143,7 @@ def test_poses_of_a_map_become_those_of_the_truth(truth, mirrored):
 def test_a_map_that_is_longer_along_an_axis_is_measured(atoms, truth):
     positions = (atoms.positions - atoms.centre_of_mass()) * [1.0, 1.0, 1.1]
     longer = density_of_atoms(atoms._replace(positions=positions), BOX, PIXEL_A, centre=False)
-    still = placing.Placed(np.eye(3), np.zeros(3), False, 1.0, truth)
+    still = placing.PlacedMap(np.eye(3), np.zeros(3), False, 1.0, truth)
     along = [placing.stretched(longer, still, truth, PIXEL_A, 60.0, axis) for axis in ((0, 0, 1), (1, 0, 0))]
     assert along[0] == pytest.approx(1.1, abs=0.02)
     assert along[1] == pytest.approx(1.0, abs=0.05)

@@ -21,7 +21,7 @@ from bars.hard_sets import Recipe, Views, make_set, truth_of
 from bars.measure import Bench, FailedError, MissingError, refined
 from bars.molecules import MOLECULES, density
 from cloudem.algorithms.mask import estimate_mask
-from cloudem.algorithms.placing import Placed, place, stretched
+from cloudem.algorithms.placing import PlacedMap, place, stretched
 from cloudem.algorithms.resolution import resolution_at
 from cloudem.io.formats.mrc import Volume, read_volume
 from cloudem.io.formats.mrc_writer import write_volume
@@ -119,7 +119,7 @@ RELION_ROWS = ("snr0.01", "snr0.004", "snr0.002", "coloured")
 class Found(NamedTuple):
     """A refinement's map held against the truth."""
 
-    placed: Placed
+    placed: PlacedMap
     columns: dict[str, Any]
     own: float
     """True resolution inside the run's own mask, Å."""
@@ -211,7 +211,7 @@ def held_against(found: NDArray[Any], mask: NDArray[Any], truth: Volume, radius_
         Whether the images show anything; if not, nothing is compared.
     """
     if not there:
-        still = Placed(np.eye(3), np.zeros(3), False, 0.0, np.asarray(truth.data))
+        still = PlacedMap(np.eye(3), np.zeros(3), False, 0.0, np.asarray(truth.data))
         return Found(still, {"true Å": "nothing", "true, tight mask Å": "", "agreement": "", "hand": ""}, np.inf)
     placed = place(found, truth.data, truth.pixel_size, radius_A)
     tight = estimate_mask(placed.volume, truth.pixel_size, diameter=2 * radius_A, **TIGHT)
@@ -237,7 +237,7 @@ def known_poses(bench: Bench, folder: Path, row: Row, truth: Volume) -> float:
 
 
 def poses_of(
-    folder: Path, particles: Particles, placed: Placed
+    folder: Path, particles: Particles, placed: PlacedMap
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
     """Return poses found, in the truth's frame, and true ones (c, 3, 3), and which images show the molecule."""
     truth = truth_of(folder)
@@ -248,7 +248,7 @@ def poses_of(
     return placed.poses(found), true, own
 
 
-def errors(folder: Path, row: Row, particles: Particles, placed: Placed) -> dict[str, Any]:
+def errors(folder: Path, row: Row, particles: Particles, placed: PlacedMap) -> dict[str, Any]:
     """Return the share of the molecule's images within 5° of their pose, and the median, up to the molecule's group."""
     found, true, own = poses_of(folder, particles, placed)
     group = operators(MOLECULES[row.molecule].group)

@@ -59,7 +59,7 @@ MARGIN = 3
 """Shells of the coarse grid beyond the finest."""
 
 
-class Stage(NamedTuple):
+class BlindStage(NamedTuple):
     """Batches of one size on one number of waves across the particle."""
 
     waves: float
@@ -67,7 +67,9 @@ class Stage(NamedTuple):
     images: int
 
 
-STAGES = (Stage(3.75, 15, 100), Stage(4.5, 15, 100), Stage(5.25, 15, 150), Stage(6.0, 10, 200), Stage(7.5, 6, 400))
+STAGES = tuple(
+    BlindStage(*one) for one in ((3.75, 15, 100), (4.5, 15, 100), (5.25, 15, 150), (6.0, 10, 200), (7.5, 6, 400))
+)
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,21 @@ class Blind:
         return min(self.box, fast_even(2 * (self.finest + MARGIN) + 8))
 
 
-class Seen(NamedTuple):
+class SeenViews(NamedTuple):
     """The views of one stage: rings, and a pose for each direction (d, 3, 3)."""
 
     view: PolarView
     rotations: Float64
 
 
-def views_of(known: Blind, rings: int) -> Seen:
+def views_of(known: Blind, rings: int) -> SeenViews:
     """Lay rings and directions for a stage."""
     step = TURN_STEP * known.box / rings / known.radius
     directions = asymmetric_directions(step, known.group)
-    return Seen(polar_view(known.box, known.pixel_size, known.radius, rings), view_rotations(directions))
+    return SeenViews(polar_view(known.box, known.pixel_size, known.radius, rings), view_rotations(directions))
 
 
-def slices_of(volume: Float32, seen: Seen) -> Harmonics:
+def slices_of(volume: Float32, seen: SeenViews) -> Harmonics:
     """Return the views of a map on the coarse grid, (q, 2, K, d)."""
     grid, side = seen.view.grid, len(volume)
     padding = padded_box(side) / side
@@ -132,7 +134,7 @@ def slices_of(volume: Float32, seen: Seen) -> Harmonics:
     return harmonics(np.ascontiguousarray(samples.real), np.ascontiguousarray(samples.imag), grid)
 
 
-def shared_out(known: Blind, seen: Seen, slices: Harmonics, batch: Batch, sigma2: Float64) -> SoftSums:
+def shared_out(known: Blind, seen: SeenViews, slices: Harmonics, batch: Batch, sigma2: Float64) -> SoftSums:
     """Share images out between all views."""
     count, views = len(batch.images), len(seen.rotations)
     tried = shift_grid(known.shift_range, SHIFT_STEP * known.box / seen.view.grid.k_max)
@@ -145,7 +147,7 @@ def shared_out(known: Blind, seen: Seen, slices: Harmonics, batch: Batch, sigma2
     return assign(references, rings, shifts, log_prior, seen.view, no_sums(seen.view.grid, views))[1]
 
 
-def inserted(known: Blind, seen: Seen, sums: SoftSums) -> Sums:
+def inserted(known: Blind, seen: SeenViews, sums: SoftSums) -> Sums:
     """Insert the sums of all views into an accumulator of the coarse grid, with all its mates."""
     view, side = seen.view, known.side
     grid, disc, k_max = view.grid, view.disc, view.grid.k_max
@@ -210,8 +212,6 @@ def from_nothing(
     order: NDArray[np.int64],
     held_out: NDArray[np.int64],
     seed: int,
-    stages: Sequence[Stage] = STAGES,
-    on_batch: Callable[[], Any] = lambda: None,
 ) -> FromNothing:
     """Make a map from nothing.
 
@@ -225,19 +225,15 @@ def from_nothing(
         Numbers of the images that are used, and of those that are only asked for their evidence in the end.
     seed
         Of the random density, and of the batches.
-    stages
-        Numbers of waves, and batches.
-    on_batch
-        Called after each batch.
     """
     rng = np.random.default_rng([seed, 5])
     sigma2, course = known.sigma2.copy(), []
-    first = known.rings(stages[0].waves)
+    first = known.rings(STAGES[0].waves)
     noise = ndimage.gaussian_filter(rng.standard_normal((known.side,) * 3), known.side / first / 3)
     volume: Float32 = noise.astype(np.float32) * sphere_of(known)
     seen, total, scaled = views_of(known, first), None, False
     share = np.ones(1)
-    for stage in stages:
+    for stage in STAGES:
         k_max = known.rings(stage.waves)
         if k_max != seen.view.grid.k_max:
             seen, total = views_of(known, k_max), None
@@ -257,7 +253,6 @@ def from_nothing(
             total, share = new, sums.mass / sums.mass.sum()
             volume = solved(known, total, k_max)
             course.append(sums.evidence / sums.images)
-            on_batch()
     asked = shared_out(known, seen, slices_of(volume, seen), images(np.sort(held_out)), sigma2)
     used = float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30))))) / len(share)
     return FromNothing(volume, asked.evidence / asked.images, used, np.array(course))

@@ -27,7 +27,7 @@ LENGTHS, ROUNDS = (0.7, 1.4), 4
 """Factors of a stretch that are looked at, and how often it is fitted in turn with turn and shift."""
 
 
-class Placed(NamedTuple):
+class PlacedMap(NamedTuple):
     """How the truth is moved onto a map: what was at x is at ``turn @ (±x) + shift``.
 
     Attributes
@@ -85,7 +85,7 @@ class _Points:
         return float(values @ self._own / np.sqrt((values @ values) * (self._own @ self._own) + 1e-300))
 
 
-def place(found: NDArray[Any], truth: NDArray[Any], pixel_size: float, radius: float) -> Placed:
+def place(found: NDArray[Any], truth: NDArray[Any], pixel_size: float, radius: float) -> PlacedMap:
     """Find how the truth lies on a map: from where it is, and from a grid of all turns, in both hands.
 
     Parameters
@@ -105,7 +105,7 @@ def place(found: NDArray[Any], truth: NDArray[Any], pixel_size: float, radius: f
     best = max(candidates, key=lambda one: fine.agreement(one[0], one[1], mirrored=one[2]))
     turn, shift = _climbed(fine, best[0], best[1], best[2])
     agreement = fine.agreement(turn, shift, mirrored=best[2])
-    return Placed(turn, shift, best[2], agreement, moved(truth, turn, shift, mirrored=best[2]))
+    return PlacedMap(turn, shift, best[2], agreement, moved_map(truth, turn, shift, mirrored=best[2]))
 
 
 def _turns() -> list[Float64]:
@@ -132,7 +132,7 @@ def _climbed(
     return at(np.asarray(optimize.minimize(loss, np.zeros(6), method="Nelder-Mead", options=options).x))
 
 
-def moved(volume: NDArray[Any], turn: Float64, shift: Float64, *, mirrored: bool) -> NDArray[np.float32]:
+def moved_map(volume: NDArray[Any], turn: Float64, shift: Float64, *, mirrored: bool) -> NDArray[np.float32]:
     """Return a volume (inverted,) turned about its centre and shifted, interpolated on a grid of half the spacing.
 
     Cubic splines on the volume's own grid would damp and mix its finest shells.
@@ -161,7 +161,7 @@ def finer(volume: NDArray[Any]) -> Float64:
     return np.asarray(fft.ifftn(fft.ifftshift(wide)).real * 8)
 
 
-def stretched(found: NDArray[Any], placed: Placed, truth: NDArray[Any], pixel_size: float, radius: float,
+def stretched(found: NDArray[Any], placed: PlacedMap, truth: NDArray[Any], pixel_size: float, radius: float,
               axis: tuple[float, float, float]) -> float:  # fmt: skip
     """Return by which factor the map is longer along an axis of the truth than the truth is.
 

@@ -23,11 +23,13 @@ BELOW = 3.0
 NO_EVIDENCE = 8.0
 """Median evidence against noise, a natural logarithm, below which a class shows nothing."""
 
-OFF_CENTRE = 0.3
-"""Distance of a class's centre from that of the box, in radii of the particle, from which on it is off centre."""
+OFF_CENTRE = 0.2
+"""Distance of a class's centre of mass from that of the box, in radii of the particle, from which on it is off centre;
+of classes of particles it is below 0.1."""
 
-AT_EDGE = 0.35
-"""Share of a class's power in the outer sixth of the particle's circle from which on it lies at the edge."""
+AT_EDGE = 0.15
+"""Share of a class's power in the outer sixth of the particle's circle from which on it lies at the edge; of classes of
+particles it is below 0.05."""
 
 
 def threshold_between(values: NDArray[Any], weights: NDArray[Any]) -> float | None:
@@ -91,7 +93,7 @@ def overlap(values: NDArray[Any], upper: NDArray[np.bool_], threshold: float) ->
 
 
 def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
-    """Return, in a few words, what is wrong with a class average that matches its images poorly.
+    """Return, in a few words, why a class shows no particle by itself; "" if nothing speaks against it.
 
     Parameters
     ----------
@@ -107,12 +109,10 @@ def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
     n = len(image)
     y, x = np.mgrid[:n, :n] - n // 2
     distance = np.hypot(y, x)
+    inside = distance <= radius
     power = np.square(image, dtype=np.float64)
-    rim = power[(distance > 5 / 6 * radius) & (distance <= radius)].sum() / max(power[distance <= radius].sum(), 1e-30)
-    if rim > AT_EDGE:
+    if power[inside & (distance > 5 / 6 * radius)].sum() > AT_EDGE * power[inside].sum():
         return "edge, ice or a neighbour"
-    bright = np.where(distance <= radius, np.maximum(image - np.median(image[distance <= radius]), 0), 0.0)
-    total = max(float(bright.sum()), 1e-30)
-    if np.hypot((bright * x).sum(), (bright * y).sum()) / total > OFF_CENTRE * radius:
-        return "off centre"
-    return "no detail"
+    bright = np.where(inside, np.maximum(image - np.median(image[inside]), 0), 0.0)
+    moment = np.hypot((bright * x).sum(), (bright * y).sum())
+    return "off centre" if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""

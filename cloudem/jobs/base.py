@@ -44,6 +44,7 @@ JOBS: dict[str, str] = {
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",
+    "abinitio": "cloudem.jobs.abinitio:AbInitio",
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",

@@ -11,19 +11,19 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cloudem.errors import OutputExistsError
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.provenance import is_of, job_record
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 PARTS = "parts"
 """Group whose groups hold what each part found, while the job is not finished."""
 
-Found = Mapping[str, NDArray[Any]]
+Found: TypeAlias = "Mapping[str, NDArray[Any]]"
 """What a part found: arrays by name, whose first axis counts its items."""
 
 
@@ -123,6 +123,8 @@ class MapJob(Job):
 
 def _found(items: Items, context: Context) -> Found:
     """Return what was found of all items, doing those parts that are not there yet."""
+    import numpy as np
+
     from cloudem.io.storage.groups import list_groups, read_group
 
     there = set(list_groups(context.url, PARTS))

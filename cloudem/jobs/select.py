@@ -172,7 +172,7 @@ class Select(Job):
         store = open_particles(self.particles)
         table = store.particles
         with context.progress.stage("select", len(table)) as stage:
-            chosen = choose(self, table, context.progress.message, context.progress.warning)
+            chosen = choose(self, table, context.progress.message)
             stage.advance(len(table))
         kept = chosen.reason == 0
         if not kept.any():
@@ -222,7 +222,7 @@ class Chosen(NamedTuple):
     notes: list[str]
 
 
-def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Callable[[str], None]) -> Chosen:
+def choose(job: Select, table: Particles, tell: Callable[[str], None]) -> Chosen:
     """Decide on each particle of a table."""
     import numpy as np
 
@@ -245,7 +245,7 @@ def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Cal
         leave_out(~condition.holds(table[column]), f"not {column} {sign} {value:g}")
     averages = class_arrays(job.particles)
     if job.auto:
-        automatic(job, table, averages, leave_out, arrays, tell, warn, notes)
+        automatic(table, averages, leave_out, arrays, tell, notes)
     if averages:
         arrays |= {name: values for name, values in averages.items() if name.startswith("class_")}
         count = len(averages["class_members"])
@@ -271,16 +271,14 @@ def class_arrays(url: str) -> dict[str, NDArray[Any]]:
 
 
 def automatic(
-    job: Select,
     table: Particles,
     averages: Mapping[str, NDArray[Any]],
     leave_out: Callable[[NDArray[np.bool_], str], None],
     arrays: dict[str, NDArray[Any]],
     tell: Callable[[str], None],
-    warn: Callable[[str], None],
     notes: list[str],
 ) -> None:
-    """Leave out the lower of two groups of images by how they match their classes, if there are two."""
+    """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
     import numpy as np
 
     from cloudem.algorithms.selection import APART, BELOW, distance_of, overlap, threshold_between, why_not
@@ -289,15 +287,23 @@ def automatic(
     arrays["detail"] = np.asarray(detail, np.float32)
     classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
     medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    threshold = threshold_between(medians, members)
-    good = np.zeros(len(classes), bool) if threshold is None else medians >= threshold
-    apart = distance_of(detail, good[of_class])
+    reasons = [why_not_of(averages, int(each) - 1, why_not) for each in classes]
+    for each, why in enumerate(reasons):
+        if why:
+            leave_out(of_class == each, f"in a class that shows {why}")
+    alone = sum(bool(why) for why in reasons)
+    tell(f"{alone} of {len(classes)} classes show noise, an edge, or what lies off centre")
+    left = np.array([not why for why in reasons])
+    threshold = threshold_between(medians[left], members[left])
+    good = np.zeros(len(classes), bool) if threshold is None else left & (medians >= threshold)
+    known = left[of_class]
+    apart = distance_of(detail[known], good[of_class][known])
     if threshold is None or apart < APART:
         why = "there are too few" if threshold is None else f"{apart:.1f} standard deviations apart, {APART} count"
-        warn(f"--auto leaves nothing out: classes do not fall into two groups by their detail ({why}); look at them")
+        tell(f"no other class is left out: they do not fall into two groups by their detail ({why}); look at them")
         return
     least = threshold - BELOW
-    lost, hidden = overlap(detail, good[of_class], least)
+    lost, hidden = overlap(detail[known], good[of_class][known], least)
     said = (
         f"classes that their images match by {threshold:.1f} standard deviations or more are kept, and of these "
         f"the images with {least:.1f} or more; the groups are {apart:.1f} apart. Expected: {100 * lost:.1f} % "
@@ -305,11 +311,14 @@ def automatic(
     )
     tell(said)
     notes.append(f"{said[0].upper()}{said[1:]}.")
-    for each in np.flatnonzero(~good):
-        why, place = "no detail", int(classes[each]) - 1
-        if averages and 0 <= place < len(averages["class_averages"]):
-            radius = float(averages["radius"]) or averages["class_averages"].shape[-1] / 2
-            evidence = float(averages["class_evidence"][place])
-            why = why_not(averages["class_averages"][place], radius, evidence)
-        leave_out(of_class == each, f"in a class that shows {why}")
+    leave_out((left & ~good)[of_class], "in a class that shows no detail")
     leave_out(~(detail >= least), "matches its class poorly")
+
+
+def why_not_of(averages: Mapping[str, NDArray[Any]], place: int, judge: Callable[..., str]) -> str:
+    """Return what speaks against a class of a result, as far as its average is there."""
+    if not averages or not 0 <= place < len(averages["class_averages"]):
+        return ""
+    image = averages["class_averages"][place]
+    radius = float(averages["radius"]) or image.shape[-1] / 2
+    return judge(image, radius, float(averages["class_evidence"][place]))

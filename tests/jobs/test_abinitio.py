@@ -1,0 +1,110 @@
+"""A map from nothing is that of the molecule where there is one, and none where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.abinitio import STAGES, agreement_of, finer_grid
+from cloudem.algorithms.mask import soft_sphere
+from cloudem.algorithms.placing import moved_map, place
+from cloudem.algorithms.resolution import low_pass
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.execution.executor import SerialExecutor
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.abinitio import AbInitio
+from cloudem.jobs.maps import read_map
+from cloudem.kernels.shells import fourier_shell_correlation
+from tests.jobs.conftest import BOX, DIAMETER, PIXEL, Scene, assert_same_bits, make_scene, molecule, needs, run
+
+
+def start(scene: Scene, out: Path | str, **values: Any) -> AbInitio:
+    return AbInitio(**{"particles": scene.particles, "diameter_A": DIAMETER, "starts": 3, "out": str(out), **values})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return make_scene(tmp_path_factory.mktemp("many"), count=600, snr=0.4)
+
+
+def test_the_molecule_is_found_without_a_reference(many: Scene, tmp_path: Path) -> None:
+    job = start(many, tmp_path / "out")
+    progress = run(job, lambda: DaskExecutor(threads=2))
+    assert progress.warnings() == []
+    arrays, attributes = read_group(job.out, "result")
+    assert attributes["starts_agreeing"] >= 2
+    assert attributes["evidence"] > 50
+    assert arrays["start_evidence"].max() == pytest.approx(attributes["evidence"])
+    volume = read_map(job.out)  # as the next job reads it
+    assert volume.data.shape == (BOX,) * 3
+    placed = place(volume.data, many.density, PIXEL, DIAMETER / 2)
+    sphere = soft_sphere(BOX, DIAMETER / 2 / PIXEL, 3)
+    curve = fourier_shell_correlation(volume.data * sphere, placed.volume * sphere)
+    assert np.all(curve[1:8] > 0.6)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer and smaller batches."""
+    fewer = tuple(stage._replace(batches=3, images=60) for stage in STAGES[::2])
+    monkeypatch.setattr("cloudem.algorithms.abinitio.STAGES", fewer)
+
+
+def test_of_noise_there_is_no_map(short: None, tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, count=300, snr=0)
+    job = start(scene, tmp_path / "out", starts=2)
+    progress = run(job)
+    arrays, attributes = read_group(job.out, "result")
+    assert "map" not in arrays
+    assert "no agreement" in progress.warnings()[0]
+    assert attributes["evidence"] < 8
+    with pytest.raises(OutputExistsError, match="with other parameters"):
+        start(scene, tmp_path / "out", starts=3).preflight()
+
+
+def test_starts_are_the_same_to_the_bit_anywhere(short: None, many: Scene, tmp_path: Path) -> None:
+    for name, executor in (("serial", SerialExecutor), ("dask", lambda: DaskExecutor(threads=2))):
+        run(start(many, tmp_path / name, starts=2), executor)
+    assert_same_bits(tmp_path / "serial", tmp_path / "dask", ("result",))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [({"diameter_A": 500.0}, "does not fit"), ({"diameter_A": 20.0}, "is less than 8 px")]
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], said: str, many: Scene, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=said):
+        start(many, tmp_path / "out", **values).preflight()
+
+
+def test_too_few_particles_are_refused(scene: Scene, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="160 particles are too few"):
+        start(scene, tmp_path / "out").preflight()
+
+
+def test_a_plan_counts_starts(many: Scene, tmp_path: Path) -> None:
+    assert [stage.items for stage in needs(start(many, tmp_path / "out", starts=7)).stages] == [7]
+
+
+def test_maps_of_either_hand_agree_and_another_molecule_does_not() -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    turn *= np.sign(np.linalg.det(turn))
+    mine = low_pass(molecule(), PIXEL, 16.0)
+    other = moved_map(mine, turn, np.array([1.0, -1.0, 0.5]), mirrored=True)
+    foreign = low_pass(np.roll(molecule("D2"), 2, axis=0), PIXEL, 16.0)
+    found = agreement_of([other, mine, foreign], np.array([1.0, 3.0, 2.0]), BOX * PIXEL, DIAMETER / 2, 10)
+    assert found.best == 1
+    assert found.agrees.tolist() == [True, True, False]
+    assert found.mirrored[0]
+
+
+def test_a_finer_grid_holds_the_same_map() -> None:
+    coarse = low_pass(molecule(), PIXEL, 16.0)
+    fine = finer_grid(coarse, 48)
+    assert fine.shape == (48, 48, 48)
+    assert fine[24, 24, 24] == pytest.approx(coarse[16, 16, 16], rel=0.01)
+    assert finer_grid(coarse, BOX) is coarse
