@@ -15,7 +15,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bars import agreement, believe, blind, hot_loops, junk, nothing, refinements, scaling, starts, symmetry, views
+from bars import (
+    agreement,
+    believe,
+    blind,
+    from_nothing,
+    hot_loops,
+    junk,
+    nothing,
+    refinements,
+    scaling,
+    starts,
+    symmetry,
+    views,
+)
 from bars.measure import HERE, Bench, FailedError, MissingError, machine, markdown, save, tables
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -30,6 +43,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "views": views.views,
     "believe": believe.believe,
     "blind": blind.blind,
+    "abinitio": from_nothing.abinitio,
     "symmetry": symmetry.symmetry,
     "junk": junk.junk,
     "search": hot_loops.search,
