@@ -35,6 +35,10 @@ START_S, IMAGE_PIXEL_S, IMAGES = 4.0, 8e-9, 10_000
 EVIDENT = 8.0
 """Mean evidence of images that were held out, as a logarithm, below which a map is that of nothing."""
 
+SPHERE = 0.15
+"""Share of a map's power beyond a sphere about its centre below which it says nothing: that of proteins is 0.4 to 0.6,
+that of apoferritin at 19 Å 0.05."""
+
 HAND = "The hand of the map is open: projections alone cannot determine it. Starts of either hand count as agreeing."
 
 STARTS = table_of(
@@ -146,10 +150,11 @@ class AbInitio(MapJob):
             "symmetry": self.symmetry,
             "starts_agreeing": agreeing,
             "evidence": evidence,
+            "aspherical": agreement.aspherical,
             "notes": [HAND],
         }
-        if agreeing < 2 or evidence < EVIDENT:
-            context.progress.warning(no_agreement(agreeing, self.starts, evidence))
+        if agreeing < 2 or evidence < EVIDENT or agreement.aspherical < SPHERE:
+            context.progress.warning(no_agreement(self.starts, evidence, agreement.aspherical))
             return arrays, {**attributes, "warnings": context.progress.warnings()}
         arrays["map"] = finer_grid(maps[agreement.best], store.box)
         context.progress.message(
@@ -159,13 +164,18 @@ class AbInitio(MapJob):
         return arrays, {**attributes, "filter_A": length / finest}
 
 
-def no_agreement(agreeing: int, starts: int, evidence: float) -> str:
-    """Say that the starts do not agree, and what to try."""
+def no_agreement(starts: int, evidence: float, aspherical: float) -> str:
+    """Say why the starts are no agreement, and what to try."""
     if evidence < EVIDENT:
         return (
             "no agreement: images that were held out match the best map no better than noise "
             f"(evidence {evidence:.1f}), so there is no map in the result. Check --diameter-A and the contrast of the "
             "images, and sort them first with classify2d and select"
+        )
+    if aspherical < SPHERE:
+        return (
+            f"no agreement: at this resolution the maps are hardly more than a sphere ({100 * aspherical:.0f} % of the "
+            "power is none), in which all wrong maps agree, so there is no map in the result. Use another starting map"
         )
     return (
         f"no agreement: no other of {starts} starts leads to the map of the most evidence ({evidence:.1f}), so there "
