@@ -35,6 +35,7 @@ from cloudem.model.particles import TEXT, Particles
 Say = Callable[[str], None] | None
 
 STACK = "particles.mrcs"
+AVERAGES = "class_averages.mrcs"
 RECORD = "export.json"
 """How the files were made."""
 
@@ -211,9 +212,12 @@ def _export_result(
     arrays, attributes = read_group(url, "result")
     pixel_size = attributes.get("pixel_size_A")
     maps = {name: arrays[name] for name in MAPS if name in arrays}
-    if not maps or not isinstance(pixel_size, int | float) or not 0 < pixel_size < np.inf:
-        raise FormatError(f"{url} holds a result without maps or without a pixel size; run the job again")
-    box = len(next(iter(maps.values())))
+    table = refined_table(url, attributes)
+    if not (maps or table) or not isinstance(pixel_size, int | float) or not 0 < pixel_size < np.inf:
+        raise FormatError(
+            f"{url} holds a result without maps and particles, or without a pixel size; run the job again"
+        )
+    box = len(next(iter(maps.values()))) if maps else int(attributes.get("box", 0))
     x, y, z = attributes.get("origin_A", NOWHERE)
     origin = float(x), float(y), float(z)
     written = []
@@ -223,7 +227,10 @@ def _export_result(
     if any(name.startswith("fsc_") for name in arrays):
         write_star(join(folder, "fsc.star"), {"fsc": fsc_block(arrays, box, pixel_size)})
         written.append("fsc.star")
-    table = refined_table(url, attributes)
+    if "class_averages" in arrays:
+        averages = arrays["class_averages"]
+        write_stack(join(folder, AVERAGES), [averages], len(averages), pixel_size)
+        written.append(AVERAGES)
     if table is not None:
         refined = table_from_arrays(Particles, *table)
         if stack or "image_name" not in refined:

@@ -36,7 +36,7 @@ class Export(Job):
         "half1.mrc": ("halves", "volume"),
         "half2.mrc": ("volume",),
     }
-    leaves: ClassVar[tuple[str, ...]] = (*makes, "export.json", "fsc.star", "particles.mrcs")
+    leaves: ClassVar[tuple[str, ...]] = (*makes, "export.json", "fsc.star", "class_averages.mrcs", "particles.mrcs")
 
     source: Place = parameter(
         meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")

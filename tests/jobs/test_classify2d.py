@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from cloudem.io.particle_store import open_particles
 from cloudem.io.storage.groups import has_group, list_groups, read_group
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.classify2d.job import Classify2D
+from cloudem.jobs.export import Export
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.select import Select, class_numbers, conditions_of
 from cloudem.model.poses import euler_to_matrix
@@ -151,6 +153,23 @@ def test_a_selection_is_particles_for_the_next_job(many: Scene, classes: str, tm
     assert (tmp_path / "second" / "report.html").exists()
     job = Refine3D(**many.refinement(tmp_path / "refine", particles=second.out))
     job.preflight()
+
+
+def test_classes_and_selections_are_exported(many: Scene, classes: str, tmp_path: Path) -> None:
+    job = Select(particles=classes, classes="1-2", report=False, out=str(tmp_path / "some"))
+    run(job)
+    for source, count in ((classes, 300), (job.out, len(open_particles(job.out)))):
+        files = tmp_path / f"files-{count}"
+        run(Export(source=source, stack=True, out=str(files)))
+        averages = read_stack_header(files / "class_averages.mrcs")
+        assert averages == (CLASSES, BOX, BOX)
+        assert (files / "particles.star").read_text().count("@particles.mrcs") == count
+        assert "_rlnClassNumber" in (files / "particles.star").read_text()
+
+
+def read_stack_header(path: Path) -> tuple[int, ...]:
+    with mrcfile.open(path, header_only=True) as file:
+        return int(file.header.nz), int(file.header.ny), int(file.header.nx)
 
 
 def test_without_two_groups_nothing_is_left_out_and_that_is_said(classes: str, tmp_path: Path) -> None:
