@@ -334,15 +334,17 @@ def agreement_of(
     finest
         Highest shell of the maps.
     """
-    best, side = int(np.argmax(evidence)), len(maps[0])
+    # a start whose map diverged has no evidence, and compares with nothing
+    known = np.isfinite(evidence)
+    best, side = int(np.argmax(np.where(known, evidence, -np.inf))), len(maps[0])
     whole = maps[best] - maps[best].mean()
     maps = [without_sphere(volume) for volume in maps]
     aspherical = float(np.sum(np.square(maps[best])) / max(float(np.sum(np.square(whole))), 1e-30))
     pixel = length / side
     sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
-    shells, mirrored = np.full(len(maps), float(finest)), np.zeros(len(maps), bool)
+    shells, mirrored = np.where(known, float(finest), 0.0), np.zeros(len(maps), bool)
     for number, volume in enumerate(maps):
-        if number != best:
+        if number != best and known[number] and known[best]:
             placed = place(maps[best], volume, pixel, radius)
             curve = fourier_shell_correlation(maps[best] * sphere, placed.volume * sphere)
             at = crossing(curve, FSC_HALF)

@@ -153,9 +153,9 @@ class AbInitio(MapJob):
             "aspherical": agreement.aspherical,
             "notes": [HAND],
         }
-        if agreeing < 2 or evidence < EVIDENT or agreement.aspherical < SPHERE:
+        if agreeing < 2 or not evidence >= EVIDENT or not agreement.aspherical >= SPHERE:
             context.progress.warning(no_agreement(self.starts, evidence, agreement.aspherical))
-            return arrays, {**attributes, "warnings": context.progress.warnings()}
+            return arrays, attributes
         arrays["map"] = finer_grid(maps[agreement.best], store.box)
         context.progress.message(
             f"{agreeing} of {self.starts} starts agree; the map of start {agreement.best + 1} has evidence "
@@ -166,13 +166,13 @@ class AbInitio(MapJob):
 
 def no_agreement(starts: int, evidence: float, aspherical: float) -> str:
     """Say why the starts are no agreement, and what to try."""
-    if evidence < EVIDENT:
+    if not evidence >= EVIDENT:
         return (
             "no agreement: images that were held out match the best map no better than noise "
             f"(evidence {evidence:.1f}), so there is no map in the result. Check --diameter-A and the contrast of the "
             "images, and sort them first with classify2d and select"
         )
-    if aspherical < SPHERE:
+    if not aspherical >= SPHERE:
         return (
             f"no agreement: at this resolution the maps are hardly more than a sphere ({100 * aspherical:.0f} % of the "
             "power is none), in which all wrong maps agree, so there is no map in the result. Use another starting map"

@@ -118,6 +118,15 @@ def test_a_hollow_sphere_says_nothing() -> None:
     assert agreement_of([molecule()] * 2, np.ones(2), BOX * PIXEL, DIAMETER / 2, 10).aspherical > SPHERE
 
 
+def test_starts_whose_maps_diverged_are_no_agreement() -> None:
+    lost = np.full((BOX,) * 3, np.nan, np.float32)
+    found = agreement_of([lost, molecule(), lost], np.array([np.nan, 9.0, -np.inf]), BOX * PIXEL, DIAMETER / 2, 10)
+    assert (found.best, found.agrees.tolist()) == (1, [False, True, False])
+    nothing = agreement_of([lost, lost], np.array([np.nan, np.nan]), BOX * PIXEL, DIAMETER / 2, 10)
+    assert not nothing.agrees.any()
+    assert "no better than noise" in no_agreement(2, float("nan"), nothing.aspherical)
+
+
 def test_a_finer_grid_holds_the_same_map() -> None:
     coarse = low_pass(molecule(), PIXEL, 16.0)
     fine = finer_grid(coarse, 48)
