@@ -28,15 +28,17 @@ from cloudem.algorithms.marginal import (
     References,
     SoftSums,
     assign,
+    in_use,
     no_sums,
     polar_view,
     ring_power,
     rings_of,
+    shift_choices,
+    to_samples,
 )
 from cloudem.algorithms.mask import circle_edge, soft_sphere
 from cloudem.algorithms.placing import place
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
-from cloudem.algorithms.search import shift_grid
 from cloudem.conventions import FSC_HALF
 from cloudem.kernels.polar import Harmonics, angular_matrices, harmonics
 from cloudem.kernels.shells import crossing, fourier_shell_correlation
@@ -52,8 +54,8 @@ FORGOTTEN = 0.3
 SIGNAL_TO_NOISE = 20.0
 """Of the sums in each shell, for the Wiener filter: with 1 or 2, most maps stayed where they began."""
 
-SHIFT_STEP, TURN_STEP = 0.35, 0.5
-"""Distance of shifts, and of directions at the rim of the particle, in the finest wavelengths."""
+TURN_STEP = 0.5
+"""Distance of directions at the rim of the particle, in the finest wavelengths."""
 
 MARGIN = 3
 """Shells of the coarse grid beyond the finest."""
@@ -137,12 +139,8 @@ def slices_of(volume: Float32, seen: SeenViews) -> Harmonics:
 def shared_out(known: Blind, seen: SeenViews, slices: Harmonics, batch: Batch, sigma2: Float64) -> SoftSums:
     """Share images out between all views."""
     count, views = len(batch.images), len(seen.rotations)
-    tried = shift_grid(known.shift_range, SHIFT_STEP * known.box / seen.view.grid.k_max)
-    prior = -np.sum(tried**2, axis=1) / 2 / (known.shift_range / 2) ** 2
-    prior -= np.log(np.sum(np.exp(prior)))
     references = References(slices, np.full(views, -np.log(views)))
-    shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
-    log_prior = np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+    shifts, log_prior = shift_choices(known.shift_range, known.box / seen.view.grid.k_max, count)
     rings = rings_of(batch, sigma2, seen.view)
     return assign(references, rings, shifts, log_prior, seen.view, no_sums(seen.view.grid, views))[1]
 
@@ -152,10 +150,7 @@ def inserted(known: Blind, seen: SeenViews, sums: SoftSums) -> Sums:
     view, side = seen.view, known.side
     grid, disc, k_max = view.grid, view.disc, view.grid.k_max
     views = len(seen.rotations)
-    samples = []
-    for part, matrix in zip((sums.even, sums.odd), angular_matrices(grid), strict=True):
-        flat = part.transpose(3, 2, 1, 0).reshape(views * k_max, -1)
-        samples.append(np.linalg.lstsq(matrix.T.astype(np.float64), flat.T, rcond=None)[0].T.reshape(views, -1))
+    samples = [to_samples(*pair) for pair in zip((sums.even, sums.odd), angular_matrices(grid), strict=True)]
     # back to pixels: each sample stands for its area, and the window is that of the interpolation to the rings
     area = np.repeat(np.arange(1, k_max + 1), grid.angles // 2) * (2 * np.pi / grid.angles)
     back = (samples[0] * area) @ view.to_real.T + 1j * ((samples[1] * area) @ view.to_imaginary.T)
@@ -235,7 +230,7 @@ def from_nothing(
     noise = ndimage.gaussian_filter(rng.standard_normal((known.side,) * 3), known.side / first / 3)
     volume: Float32 = noise.astype(np.float32) * sphere_of(known)
     seen, total, scaled = views_of(known, first), None, False
-    share = np.ones(1)
+    used = 0.0
     for stage in STAGES:
         k_max = known.rings(stage.waves)
         if k_max != seen.view.grid.k_max:
@@ -253,11 +248,10 @@ def from_nothing(
             if total is not None:
                 new.data += np.float32(1 - FORGOTTEN) * total.data
                 new.weight += np.float32(1 - FORGOTTEN) * total.weight
-            total, share = new, sums.mass / sums.mass.sum()
+            total, used = new, in_use(sums.mass) / len(sums.mass)
             volume = solved(known, total, k_max)
             course.append(sums.evidence / sums.images)
     asked = shared_out(known, seen, slices_of(volume, seen), images(np.sort(held_out)), sigma2)
-    used = float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30))))) / len(share)
     return FromNothing(volume, asked.evidence / asked.images, used, np.array(course))
 
 

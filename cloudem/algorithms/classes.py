@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.marginal import PolarView, References, SoftSums, no_sums, solve_references, twice
+from cloudem.algorithms.marginal import PolarView, References, SoftSums, no_sums, solve_references, to_samples, twice
 from cloudem.kernels.fourier import fill_half_disc, real_images
 from cloudem.kernels.polar import Harmonics, PolarGrid, angular_matrices
 
@@ -237,16 +237,11 @@ def class_images(slices: Harmonics, view: PolarView) -> NDArray[np.float32]:
 
     The Fourier pixels are those whose interpolation to the rings, where each sample stands for its area, fits best.
     """
-    grid, count = view.grid, slices.even.shape[-1]
-    samples = []
-    for part, matrix in zip(slices, angular_matrices(grid), strict=True):
-        # the matrices take samples to harmonics; they are orthogonal up to a factor for each frequency
-        flat = part.transpose(3, 2, 1, 0).reshape(count * grid.k_max, -1).astype(np.float64)
-        back = np.linalg.lstsq(matrix.T.astype(np.float64), flat.T, rcond=None)[0].T
-        samples.append(back.reshape(count, -1))
+    grid = view.grid
+    samples = [to_samples(*pair) for pair in zip(slices, angular_matrices(grid), strict=True)]
     area = np.repeat(np.arange(1, grid.k_max + 1), grid.angles // 2) * (2 * np.pi / grid.angles)
     real_to: Float64 = np.vstack([view.to_real, view.from_origin[None]]).astype(np.float64)
-    solved: list[Float64] = []
+    solved: list[NDArray[np.floating[Any]]] = []
     for to_rings, values in ((real_to, samples[0]), (view.to_imaginary.astype(np.float64), samples[1])):
         normal: Float64 = (to_rings * area) @ to_rings.T
         normal += RIDGE * np.trace(normal) / len(normal) * np.eye(len(normal))

@@ -11,14 +11,15 @@ With the sums ``B = Σ γ (C X / σ²)`` and ``A = Σ γ C² / σ²``, the refer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.expectation import Batch, mask_scored_to
-from cloudem.algorithms.search import MARGIN
+from cloudem.algorithms.search import MARGIN, shift_grid
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc
@@ -42,6 +43,9 @@ Float64 = NDArray[np.float64]
 
 NOISE_BATCHES, NOISE_IMAGES = 8, 32
 """Images of noise, on which it is measured what masking leaves: ring 1 is then known to 3 %, the others better."""
+
+SHIFT_STEP = 0.35
+"""Distance between shifts, in the finest wavelengths compared."""
 
 ROWS = 64
 """Images × shifts that are worked on at a time."""
@@ -188,6 +192,49 @@ class SoftSums:
         return SoftSums(**{name: factor * mine for name, mine in vars(self).items()})
 
 
+def summed(parts: Sequence[SoftSums]) -> SoftSums:
+    """Return the sums of several parts together, added in their order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.plus(part)
+    return total
+
+
+def in_use(mass: Float64) -> float:
+    """Return how many references are used, counted by their shares of the images: the exponential of their entropy."""
+    share = mass / mass.sum()
+    return float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))
+
+
+def shift_choices(furthest: float, finest: float, count: int) -> tuple[Float64, Float32]:
+    """Return shifts for each of ``count`` images, (b, t, 2) pixels, and the logarithm of their probability, (b, t).
+
+    Parameters
+    ----------
+    furthest
+        Pixels; the prior is a normal distribution with half of that for its standard deviation.
+    finest
+        Finest wavelength that is compared, pixels.
+    count
+        Images.
+    """
+    tried = shift_grid(furthest, SHIFT_STEP * finest)
+    prior = -np.sum(tried**2, axis=1) / 2 / (furthest / 2) ** 2
+    prior -= np.log(np.sum(np.exp(prior)))
+    shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
+    return shifts, np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+
+
+def to_samples(part: NDArray[np.floating[Any]], matrix: Float32) -> Float64:
+    """Return the polar samples (d, K m / 2) whose harmonics (q, 2, K, d) these are.
+
+    ``matrix`` is that of their parity (:func:`cloudem.kernels.polar.angular_matrices`).
+    """
+    _, _, rings, count = part.shape
+    flat = part.transpose(3, 2, 1, 0).reshape(count * rings, -1).astype(np.float64)
+    return np.asarray(np.linalg.lstsq(matrix.T.astype(np.float64), flat.T, rcond=None)[0].T.reshape(count, -1))
+
+
 def no_sums(grid: PolarGrid, references: int) -> SoftSums:
     """Return empty sums."""
     even, odd = (np.zeros((len(q), 2, grid.k_max, references)) for q in (grid.even, grid.odd))
@@ -204,15 +251,14 @@ class Assigned(NamedTuple):
         all would give.
     mass
         Probability by side and reference, (b, 2, d).
-    code, score
-        Best in-plane rotation and shift (:func:`cloudem.kernels.polar.decode`) by side and reference, (b, 2, d), and
-        its score; None unless asked for.
+    code
+        Best in-plane rotation and shift (:func:`cloudem.kernels.polar.decode`) by side and reference, (b, 2, d); None
+        unless asked for.
     """
 
     evidence: Float64
     mass: Float32
     code: NDArray[np.int32] | None
-    score: Float32 | None
 
 
 def twice(q: NDArray[np.int64]) -> Float32:
@@ -271,7 +317,6 @@ def assign(
         offset[:, 1] = -1e30
     evidence, mass = np.empty(count), np.empty((count, 2, len(prior)), np.float32)
     code = np.empty(mass.shape, np.int32) if best else None
-    score = np.empty(mass.shape, np.float32) if best else None
     even, odd = (np.zeros(part.shape, np.float32) for part in slices)
     workspace = Workspace()
     per_tile = max(1, ROWS // tried)
@@ -283,9 +328,8 @@ def assign(
         weights = [twice(q) * fold[:, None] for q in (grid.even, grid.odd)]
         folded = Harmonics(image.even * weights[0], image.odd * weights[1])
         scores = rotation_scores(folded, slices, grid, xp.asarray(shift_prior[rows].ravel()), workspace)
-        if code is not None and score is not None:
-            score[rows], code[rows] = best_rotations(*scores, tried)
-            score[rows] += offset[rows]
+        if code is not None:
+            _, code[rows] = best_rotations(*scores, tried)
         evidence[rows], mass[rows] = posterior_rotations(*scores, offset[rows], tried)
         back = rotation_weights(image, *scores, grid, workspace)
         even += back.even
@@ -306,7 +350,7 @@ def assign(
         count,
         float(evidence.sum()),
     )
-    return Assigned(evidence, mass, code, score), sums.plus(mine)
+    return Assigned(evidence, mass, code), sums.plus(mine)
 
 
 def ring_matches(

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from cloudem.algorithms.abinitio import Agreement, Blind
     from cloudem.jobs.dataset import Dataset
 
-SMALLEST = 8
-"""Least diameter of a particle in pixels."""
-
 HELD_OUT, LEAST_IMAGES = 400, 200
 """Images that are asked for their evidence only, and the fewest that a map is made of."""
 
@@ -88,17 +85,9 @@ class AbInitio(MapJob):
 
     def check_size(self, particles: int, box: int, pixel_size: float) -> None:
         """Check that the particle fits in the images, and that there are enough of them."""
-        length, diameter = box * pixel_size, self.diameter_A
-        if diameter >= length:
-            raise ParameterError(
-                f"--diameter-A {diameter:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
-                f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
-            )
-        if diameter < SMALLEST * pixel_size:
-            raise ParameterError(
-                f"--diameter-A {diameter:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the particle's "
-                "diameter in Å"
-            )
+        from cloudem.jobs.checks import check_diameter
+
+        check_diameter(self.diameter_A, box, pixel_size)
         if particles < LEAST_IMAGES:
             raise ParameterError(
                 f"{particles:,} particles are too few for a map from nothing; {LEAST_IMAGES} are needed"

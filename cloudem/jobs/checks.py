@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloudem.errors import CloudemError, OutputExistsError
+from cloudem.errors import CloudemError, OutputExistsError, ParameterError
 from cloudem.io.formats.unapplied import unapplied
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage.groups import read_attributes
@@ -18,6 +18,9 @@ from cloudem.jobs.maps import check_map
 from cloudem.model.particles import Particles
 
 Warn = Callable[[str], None]
+
+SMALLEST = 8
+"""Least diameter of a particle in pixels: with less there is nothing to align."""
 
 
 class UsesParticles(Protocol):
@@ -94,6 +97,27 @@ def check_images(
     if skip_damaged is not None:
         left_out(store, skip_damaged, warn)
     return store
+
+
+def check_diameter(diameter: float, box: int, pixel_size: float) -> None:
+    """Check that a particle of a diameter in Å fits in images of a box in pixels, and that there is something to align.
+
+    Raises
+    ------
+    ParameterError
+        It is too large, or too small.
+    """
+    length = box * pixel_size
+    if diameter >= length:
+        raise ParameterError(
+            f"--diameter-A {diameter:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
+            f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
+        )
+    if diameter < SMALLEST * pixel_size:
+        raise ParameterError(
+            f"--diameter-A {diameter:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the "
+            "particle's diameter in Å"
+        )
 
 
 def refuse_results_of_others(out: str, name: str) -> None:

@@ -266,8 +266,8 @@ def class_arrays(url: str) -> dict[str, NDArray[Any]]:
         return {}
     import numpy as np
 
-    parameters = (attributes.get("diameter_A") or 0.0) / 2 / float(attributes.get("pixel_size_A") or 1.0)
-    return {**arrays, "radius": np.array(parameters)}
+    radius = (attributes.get("diameter_A") or 0.0) / 2 / float(attributes.get("pixel_size_A") or 1.0)
+    return {**arrays, "radius": np.array(radius)}
 
 
 def automatic(

@@ -18,9 +18,6 @@ from cloudem.report.declaration import COST, ITERATIONS, NETWORK, PARAMETERS, PR
 if TYPE_CHECKING:
     from cloudem.algorithms.classes import ClassSettings, ClassState
 
-SMALLEST = 8
-"""Least diameter of a particle in pixels."""
-
 POSE_S = 0.9e-9
 """Scoring one pose of an image (class, side, rotation, shift) on one ring, and back: CPU-seconds, measured."""
 
@@ -92,18 +89,10 @@ class Classify2D(IterativeJob):
     def settings(self, particles: int, box: int, pixel_size: float) -> ClassSettings:
         """Turn Å into pixels and rings, and check them against the images, there or to come."""
         from cloudem.algorithms.classes import SEEDS, ClassSettings
+        from cloudem.jobs.checks import check_diameter
 
         length, diameter = box * pixel_size, self.diameter_A
-        if diameter >= length:
-            raise ParameterError(
-                f"--diameter-A {diameter:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
-                f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
-            )
-        if diameter < SMALLEST * pixel_size:
-            raise ParameterError(
-                f"--diameter-A {diameter:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the particle's "
-                "diameter in Å"
-            )
+        check_diameter(self.diameter_A, box, pixel_size)
         classes = self.number_of_classes(particles)
         if particles and particles < 2 * classes:
             raise ParameterError(

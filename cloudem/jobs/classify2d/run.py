@@ -25,7 +25,7 @@ from cloudem.algorithms.classes import (
     signal_power,
     split_classes,
 )
-from cloudem.algorithms.marginal import SoftSums, solve_references
+from cloudem.algorithms.marginal import SoftSums, in_use, solve_references, summed
 from cloudem.algorithms.mask import circle_edge, soft_circle
 from cloudem.algorithms.noise import noise_variance
 from cloudem.conventions import FSC_HALF
@@ -76,7 +76,7 @@ class Classification(Iterations[ClassState]):
 
     def __init__(self, job: Classify2D, context: Context, *, resumes: bool) -> None:
         super().__init__(context)
-        self.job, self.resumes = job, resumes
+        self.job = job
         self.dataset = open_dataset(job.particles)
         store = self.dataset.store
         self.settings: ClassSettings = job.settings(len(store), store.box, store.pixel_size)
@@ -142,18 +142,15 @@ class Classification(Iterations[ClassState]):
         changed = before.class_number[found.indices][known] != found.class_number[known]
         moved = float(np.mean(changed)) if state.phase != "batch" and known.any() else 1.0
         after = next_class_state(state, s, moved)
-        total = sums[0]
-        for part in sums[1:]:
-            total = total.plus(part)
+        total = summed(sums)
         sigma2 = before.sigma2.copy()
         sigma2[:, 1 : limit + 1] *= noise_ratio(total, view_of(s, limit))
-        share = total.mass / total.mass.sum()
         row: dict[str, Value] = {
             "iteration": state.iteration,
             "limit_A": s.box * s.pixel_size / limit,
             "images": len(found.indices),
             "evidence": float(np.mean(found.evidence)),
-            "classes_in_use": float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30))))),
+            "classes_in_use": in_use(total.mass),
         }
         if state.phase != "batch" and known.any():
             row["moved"] = moved
@@ -205,9 +202,7 @@ class Classification(Iterations[ClassState]):
         self, state: ClassState, before: ClassCheckpoint, sums: list[SoftSums], grid: PolarGrid
     ) -> list[SoftSums]:
         """Return the sums that the next iteration begins with: weak classes have taken over half of strong ones."""
-        total = sums[0]
-        for part in sums[1:]:
-            total = total.plus(part)
+        total = summed(sums)
         if state.phase == "batch":
             left = on_rings(before.sums()[0], grid).times(1 - FORGOTTEN)
             kept = left.plus(total)
@@ -231,9 +226,7 @@ def write_classes(run: Classification, outcome: ClassOutcome, wall_s: float) -> 
     """Write what a classification found: the largest class first."""
     s, context, found = run.settings, run.context, outcome.found
     view = view_of(s, outcome.limit)
-    total = outcome.sums[0]
-    for part in outcome.sums[1:]:
-        total = total.plus(part)
+    total = summed(outcome.sums)
     order = np.argsort(-total.mass, kind="stable")
     rank = np.argsort(order)
     with context.progress.stage("average"):
@@ -312,10 +305,7 @@ def class_resolutions(sums: list[SoftSums], limit: int, settings: ClassSettings)
         some = sums[first::2]
         if not some:
             return np.full(settings.classes, np.nan)
-        total = some[0]
-        for part in some[1:]:
-            total = total.plus(part)
-        halves.append(total)
+        halves.append(summed(some))
     curves = ring_correlation(halves[0], halves[1], view_of(settings, limit).grid)
     length, found = settings.box * settings.pixel_size, []
     for curve in curves:

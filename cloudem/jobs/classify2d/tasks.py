@@ -22,18 +22,16 @@ from cloudem.algorithms.marginal import (
     polar_view,
     ring_matches,
     rings_of,
+    shift_choices,
+    summed,
 )
 from cloudem.algorithms.noise import power_spectrum
-from cloudem.algorithms.search import shift_grid
 from cloudem.execution.executor import Added, Fold
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import Dataset, image_batches
 from cloudem.jobs.iterative import CHECKPOINT
 from cloudem.kernels.polar import decode, harmonics
 from cloudem.traffic import purpose
-
-SHIFT_STEP = 0.35
-"""Distance between shifts, in the finest wavelengths compared."""
 
 Float64 = NDArray[np.float64]
 
@@ -102,11 +100,8 @@ def read_class_model(url: str, part: int, settings: ClassSettings, limit: int) -
     checkpoint = read_class_checkpoint(url)
     parts = checkpoint.sums()
     others = [sums for number, sums in enumerate(parts) if number != part or len(parts) == 1]
-    total = others[0]
-    for sums in others[1:]:
-        total = total.plus(sums)
     view = view_of(settings, limit)
-    return ClassModel(class_references(on_rings(total, view.grid), view), checkpoint.sigma2)
+    return ClassModel(class_references(on_rings(summed(others), view.grid), view), checkpoint.sigma2)
 
 
 @lru_cache(maxsize=2)
@@ -149,14 +144,10 @@ def sort_group(
     """Share out images of a part between the classes; the ``add`` of a classification's fold."""
     view = view_of(settings, limit)
     sums, found = no_sums(view.grid, settings.classes), []
-    tried = shift_grid(settings.shift_range, SHIFT_STEP * settings.box / limit)
-    prior = -np.sum(tried**2, axis=1) / 2 / (settings.shift_range / 2) ** 2
-    prior -= np.log(np.sum(np.exp(prior)))
     for indices, images in image_batches(dataset, item.indices):
         rings = rings_of(batch_for_classes(dataset, indices, images), model.sigma2, view)
         count = len(indices)
-        shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
-        log_prior = np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+        shifts, log_prior = shift_choices(settings.shift_range, settings.box / limit, count)
         given, sums = assign(
             model.references, rings, shifts, log_prior, view, sums, mirrored=settings.mirrored, best=posed
         )
@@ -167,7 +158,7 @@ def sort_group(
         psi, where, detail = np.zeros(count), np.zeros((count, 2)), np.zeros(count)
         if given.code is not None:
             shift, psi = decode(given.code[rows, side, number], view.grid.angles)
-            where = tried[shift]
+            where = shifts[rows, shift]
             matched, norm = ring_matches(model.references, rings, view, number, side, psi, where)
             first = min(alike_shell(settings.box, settings.radius), limit - 1)
             noise = np.sum(norm[:, first:] * view.left[first:], axis=1)

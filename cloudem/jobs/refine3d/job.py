@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
-from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.iterative import Iterations, IterativeJob
 from cloudem.jobs.parameters import Kind, Place, parameter
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
     from cloudem.algorithms.refinement import Settings, State
     from cloudem.jobs.refine3d.duration import Alignment
-
-
-SMALLEST = 8
-"""Least diameter of a particle in pixels: with less there is nothing to align."""
 
 
 CIRCLE_LEAKAGE = 1
@@ -121,18 +116,10 @@ class Refine3D(IterativeJob):
     def settings(self, box: int, pixel_size: float) -> Settings:
         """Turn Å and degrees into pixels, shells and radians, and check them against the images, there or to come."""
         from cloudem.algorithms.refinement import Settings
+        from cloudem.jobs.checks import check_diameter
 
         length = box * pixel_size
-        if self.diameter_A >= length:
-            raise ParameterError(
-                f"--diameter-A {self.diameter_A:g} does not fit in the images, {box} px of {pixel_size:.4g} Å = "
-                f"{length:.4g} Å; give the particle's diameter, or extract a larger box"
-            )
-        if self.diameter_A < SMALLEST * pixel_size:
-            raise ParameterError(
-                f"--diameter-A {self.diameter_A:g} is less than {SMALLEST} px of {pixel_size:.4g} Å; give the "
-                "particle's diameter in Å"
-            )
+        check_diameter(self.diameter_A, box, pixel_size)
         last = box // 2 - 1
         if self.max_resolution_A:
             last = min(last, max(4, int(length / self.max_resolution_A)))
