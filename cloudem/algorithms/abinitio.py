@@ -61,6 +61,11 @@ MARGIN = 3
 """Shells of the coarse grid beyond the finest."""
 
 
+NEAR_SPHERE = 2.0
+"""Factor on all waves where no axis is unlike the others (T, O, I): particles are then nearly spheres, and what is
+coarser than that says nothing of their views."""
+
+
 class BlindStage(NamedTuple):
     """Batches of one size on one number of waves across the particle."""
 
@@ -99,17 +104,42 @@ class Blind:
 
     def rings(self, waves: float) -> int:
         """Return the highest ring of so many waves across the particle."""
-        return int(np.clip(round(waves * self.box / (2 * self.radius)), 4, self.box // 2 - MARGIN - 1))
+        return rings_of_waves(waves, self.box, self.radius)
+
+    @property
+    def stages(self) -> tuple[BlindStage, ...]:
+        """The batches."""
+        factor = NEAR_SPHERE if is_isotropic(self.group) else 1.0
+        return tuple(stage._replace(waves=factor * stage.waves) for stage in STAGES)
+
+    @property
+    def finest_waves(self) -> float:
+        """Waves across the particle in the end."""
+        return self.stages[-1].waves
 
     @property
     def finest(self) -> int:
         """Highest ring of all."""
-        return self.rings(STAGES[-1].waves)
+        return self.rings(self.finest_waves)
 
     @property
     def side(self) -> int:
         """Voxels along an edge of the coarse grid, which is as long as the images."""
         return min(self.box, fast_even(2 * (self.finest + MARGIN) + 8))
+
+
+def is_isotropic(group: Float64) -> bool:
+    """Return whether a point group (g, 3, 3) leaves no axis unlike the others: T, O and I.
+
+    Its operators are then an irreducible representation, of which the mean square of the character is 1 (of all others
+    at least 2).
+    """
+    return bool(np.mean(np.trace(group, axis1=1, axis2=2) ** 2) < 1.5)
+
+
+def rings_of_waves(waves: float, box: int, radius: float) -> int:
+    """Return the ring of so many waves across a particle of a radius in pixels, in a box of so many."""
+    return int(np.clip(round(waves * box / (2 * radius)), 4, box // 2 - MARGIN - 1))
 
 
 class SeenViews(NamedTuple):
@@ -226,12 +256,13 @@ def from_nothing(
     """
     rng = np.random.default_rng([seed, 5])
     sigma2, course = known.sigma2.copy(), []
-    first = known.rings(STAGES[0].waves)
+    stages = known.stages
+    first = known.rings(stages[0].waves)
     noise = ndimage.gaussian_filter(rng.standard_normal((known.side,) * 3), known.side / first / 3)
     volume: Float32 = noise.astype(np.float32) * sphere_of(known)
     seen, total, scaled = views_of(known, first), None, False
     used = 0.0
-    for stage in STAGES:
+    for stage in stages:
         k_max = known.rings(stage.waves)
         if k_max != seen.view.grid.k_max:
             seen, total = views_of(known, k_max), None
@@ -310,6 +341,24 @@ def without_sphere(volume: Float32) -> Float32:
     return np.asarray(volume - mean[distance].reshape(volume.shape), np.float32)
 
 
+def agreed_shell(one: Float32, other: Float32, length: float, radius: float) -> tuple[float, bool]:
+    """Return the shell up to which two maps correlate by 0.5 beyond a sphere, and whether they are of different hands.
+
+    Parameters
+    ----------
+    one, other
+        (n, n, n); the other is laid on the one first, in either hand.
+    length, radius
+        Of the box and of the particle's sphere, Å.
+    """
+    one, other, side = without_sphere(one), without_sphere(other), len(one)
+    pixel = length / side
+    sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
+    placed = place(one, other, pixel, radius)
+    at = crossing(fourier_shell_correlation(one * sphere, placed.volume * sphere), FSC_HALF)
+    return float(side // 2 if np.isnan(at) else at), placed.mirrored
+
+
 ENOUGH = 0.75
 """Share of the shells up to which two maps have to correlate by 0.5."""
 
@@ -330,18 +379,13 @@ def agreement_of(
     """
     # a start whose map diverged has no evidence, and compares with nothing
     known = np.isfinite(evidence)
-    best, side = int(np.argmax(np.where(known, evidence, -np.inf))), len(maps[0])
+    best = int(np.argmax(np.where(known, evidence, -np.inf)))
     whole = maps[best] - maps[best].mean()
-    maps = [without_sphere(volume) for volume in maps]
-    aspherical = float(np.sum(np.square(maps[best])) / max(float(np.sum(np.square(whole))), 1e-30))
-    pixel = length / side
-    sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
+    beyond = float(np.sum(np.square(without_sphere(maps[best]))))
+    aspherical = beyond / max(float(np.sum(np.square(whole))), 1e-30)
     shells, mirrored = np.where(known, float(finest), 0.0), np.zeros(len(maps), bool)
     for number, volume in enumerate(maps):
         if number != best and known[number] and known[best]:
-            placed = place(maps[best], volume, pixel, radius)
-            curve = fourier_shell_correlation(maps[best] * sphere, placed.volume * sphere)
-            at = crossing(curve, FSC_HALF)
-            shells[number] = min(finest if np.isnan(at) else at, finest)
-            mirrored[number] = placed.mirrored
+            shells[number], mirrored[number] = agreed_shell(maps[best], volume, length, radius)
+    shells = np.minimum(shells, finest)
     return Agreement(best, shells, shells >= ENOUGH * finest, mirrored, aspherical)
