@@ -72,7 +72,7 @@ def abinitio(bench: Bench) -> None:
             row |= {"starts": len(arrays["start_evidence"]), "evidence": round(float(attributes["evidence"]), 1)}
             row |= {"agree to Å": "", "FSC 0.5 Å": "", **cost.columns()}
             if "map" in arrays:
-                row["agree to Å"] = round(float(attributes["agrees_A"]), 1)
+                row["agree to Å"] = round(float(attributes["filter_A"]), 1)
                 row["FSC 0.5 Å"] = held_against(arrays["map"], truth, diameter)
             bench.add(row, {"said": "; ".join(str(text)[:50] for text in attributes["warnings"])})
 

@@ -157,6 +157,7 @@ class AbInitio(MapJob):
         import numpy as np
 
         from cloudem.algorithms.abinitio import ENOUGH, agreement_of
+        from cloudem.algorithms.resolution import low_pass
         from cloudem.io.particle_store import open_particles
 
         store = open_particles(self.particles)
@@ -184,12 +185,13 @@ class AbInitio(MapJob):
         if carried.shell < ENOUGH * finest:
             context.progress.warning(fell_apart(length / max(carried.shell, 0.5)))
             return arrays, attributes
-        arrays["map"] = carried.volume
+        agrees = length / carried.shell
+        arrays["map"] = low_pass(carried.volume, store.pixel_size, agrees)
         context.progress.message(
             f"{agreeing} of {self.start_count} starts agree; the maps of two of them, carried on, agree to "
-            f"{length / carried.shell:.1f} Å"
+            f"{agrees:.1f} Å, where the map ends"
         )
-        return arrays, {**attributes, "filter_A": length / carried.limit, "agrees_A": length / carried.shell}
+        return arrays, {**attributes, "filter_A": agrees}
 
     def carry(self, context: Context, found: Found, agreement: Agreement, length: float, box: int) -> CarriedOn:
         """Carry the best start and the next that agrees on to finer detail, side by side, and compare them."""
@@ -212,7 +214,7 @@ class AbInitio(MapJob):
             "carried_halves_A": np.array([length / max(one.shell, 0.5) for one in done]),
             "carried_agrees_A": np.array([np.nan, length / max(both, 0.5)]),
         }
-        return CarriedOn(finer_grid(done[0].volume, box), both, done[0].limit, table)
+        return CarriedOn(finer_grid(done[0].volume, box), both, table)
 
 
 class CarriedOn(NamedTuple):
@@ -224,15 +226,12 @@ class CarriedOn(NamedTuple):
         Map of the best start, (n, n, n).
     shell
         Up to which it agrees with that of another start.
-    limit
-        Last shell that images were compared on.
     table
         What the report's table shows.
     """
 
     volume: NDArray[np.float32]
     shell: float
-    limit: int
     table: dict[str, NDArray[Any]]
 
 

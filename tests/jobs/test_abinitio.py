@@ -50,8 +50,8 @@ def test_the_molecule_is_found_without_a_reference(tmp_path: Path) -> None:
     sphere = soft_sphere(48, 18.0, 3)
     curve = fourier_shell_correlation(volume.data * sphere, placed.volume * sphere)
     assert np.all(curve[1:9] > 0.9)
-    assert attributes["agrees_A"] < 24  # the starts end at 180 / 7.5 Å
-    assert attributes["agrees_A"] == pytest.approx(arrays["carried_agrees_A"][1])
+    assert attributes["filter_A"] < 24  # the starts end at 180 / 7.5 Å
+    assert attributes["filter_A"] == pytest.approx(arrays["carried_agrees_A"][1])
     assert (tmp_path / "out" / "report.html").exists()
 
 
