@@ -21,6 +21,7 @@ from cloudem.conventions import FSC_THRESHOLD
 from cloudem.kernels.fourier import shell_index
 from cloudem.kernels.shells import correlation, fourier_shell_correlation
 from cloudem.kernels.slices import fast_even
+from cloudem.kernels.turned_points import turned_correlations
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -218,8 +219,7 @@ class TurnedMap:
         inside = np.flatnonzero(np.sum(grid**2, axis=1) <= radius**2)
         chosen = inside[np.linspace(0, len(inside) - 1, min(count, len(inside))).astype(np.int64)]
         self._points = grid[chosen].astype(np.float32)
-        values = own.ravel()[chosen].astype(np.float64)
-        self._own = values - values.mean()
+        self._own = np.asarray(own.ravel()[chosen], np.float32)
 
     def agreement(self, rotations: Float64, centre: Float64) -> Float64:
         """Return the correlation with the other map turned about a centre by each of some rotations.
@@ -235,18 +235,8 @@ class TurnedMap:
         -------
             (k,).
         """
-        about = ((centre - self._frame.middle) / self._frame.voxel).astype(np.float32)
-        box = len(self._frame.whole)
-        found = np.empty(len(rotations))
-        for first in range(0, len(rotations), 32):
-            turns = rotations[first : first + 32].astype(np.float32)
-            there = (self._points - about) @ turns.transpose(0, 2, 1) + about
-            at = np.moveaxis(2 * there + box, -1, 0)[::-1]
-            values = ndimage.map_coordinates(self._fine, at, output=np.float32, order=1, mode="constant")
-            values = values - values.mean(axis=1, keepdims=True)
-            norm = np.sqrt(np.sum(np.square(values), axis=1, dtype=np.float64) * (self._own @ self._own))
-            found[first : first + 32] = values @ self._own / np.maximum(norm, 1e-30)
-        return found
+        about = (centre - self._frame.middle) / self._frame.voxel
+        return turned_correlations(self._fine, self._points, self._own, rotations, about)
 
 
 def agreement_curve(frame: Prepared, rotations: Float64, centre: Float64) -> Float64:

@@ -128,7 +128,8 @@ class CompareMaps(MapResult):
         half, low = (resolution_at(curves.corrected, box, pixel_size, t) for t in (FSC_HALF, 0.143))
         names, means = band_means(curves.corrected, box * pixel_size, 2 * finest)
         hand = " with the other hand" if found.mirrored else ""
-        progress.message(f"the maps agree{hand} to {half:.2f} Å at FSC 0.5 and {low:.2f} Å at 0.143")
+        ends = " (Nyquist)" if low <= 2 * pixel_size else ""
+        progress.message(f"the maps agree{hand} to {half:.2f} Å at FSC 0.5 and {low:.2f} Å at 0.143{ends}")
         progress.message(
             "mean FSC " + ", ".join(f"{name}: {mean:.3f}" for name, mean in zip(names, means, strict=True))
         )

@@ -172,6 +172,9 @@ def table_of_groups(found: PointGroup) -> dict[str, NDArray[Any]]:
     if not rows:
         return {}
 
+    def plain(values: list[float]) -> NDArray[np.float64]:
+        return np.round(values, 2) + 0.0  # no minus before what is shown as zero
+
     def verdict(one: Tried) -> str:
         if one.name == found.name:
             return "the map's group"
@@ -185,10 +188,10 @@ def table_of_groups(found: PointGroup) -> dict[str, NDArray[Any]]:
     return {
         "group_name": np.array([one.name for one in rows]),
         "group_verdict": np.array([verdict(one) for one in rows]),
-        "group_share": np.array([one.share for one in rows]),
-        "group_worst": np.array([one.least for one in rows]),
-        "group_correlation": np.array([one.correlation for one in rows]),
-        "group_deviations": np.array([one.deviations for one in rows]),
+        "group_share": plain([one.share for one in rows]),
+        "group_worst": plain([one.least for one in rows]),
+        "group_correlation": plain([one.correlation for one in rows]),
+        "group_deviations": plain([one.deviations for one in rows]),
     }
 
 
@@ -203,8 +206,11 @@ def curves_of(found: PointGroup) -> dict[str, NDArray[Any]]:
     shown = found.best or max(found.tried, key=lambda one: one.least, default=None)
     if shown is None or not frame.last_shell:
         return {}
+    shells = np.arange(len(frame.signal))
+    counted = (shells >= frame.first_shell) & (shells <= frame.last_shell)
+    mates = agreement_curve(frame, turns_about_axes(shown), shown.centre)
     return {
-        "agreement_mates": agreement_curve(frame, turns_about_axes(shown), shown.centre),
+        "agreement_mates": np.where(counted, mates, np.nan),
         "agreement_possible": frame.signal,
         "agreement_shells": np.array([frame.first_shell, frame.last_shell]),
         "agreement_length_A": np.array([frame.length]),

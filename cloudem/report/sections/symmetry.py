@@ -24,9 +24,7 @@ def agreement(content: ReportContent) -> Drawn | None:
     group = str(content.arrays["agreement_group"][0])
     first, last = (int(shell) for shell in content.arrays["agreement_shells"])
     length = float(content.arrays["agreement_length_A"][0])
-    shells = np.arange(len(mates))
-    inside = (shells >= first) & (shells <= last)
-    shown = {f"with the mates of {group}": np.asarray(mates, np.float64),
-             "possible": np.where(inside, possible, np.nan)}  # fmt: skip
+    counted = np.isfinite(mates)
+    shown = {f"with the mates of {group}": mates, "possible": np.where(counted, possible, np.nan)}
     figure = line_figure(shown, length, "correlation", f"Agreement with the mates of {group}", (first, last))
     return Drawn("Agreement with symmetry mates", [Figures([Figure(600, figure)]), Words(MEANS.format(group=group))])
