@@ -187,7 +187,7 @@ def superpose(
 def _centred(volume: NDArray[Any], pixel_size: float, centre: Float64, box: int, grid: float) -> NDArray[np.float32]:
     """Return a map with a point, Å from its middle, in the middle of another grid."""
     size = min(fast_even(int(np.ceil(len(volume) * pixel_size / grid))), len(volume))
-    coarse, step = coarser_map(volume, size), len(volume) * pixel_size / size
+    coarse, step = map_on(volume, size), len(volume) * pixel_size / size
     return moved_map(coarse, np.eye(3), -centre / step, mirrored=False, box=box, step=grid / step)
 
 
@@ -263,10 +263,12 @@ def inverted(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.roll(flipped, 1, (0, 1, 2)) if len(volume) % 2 == 0 else flipped)
 
 
-def coarser_map(volume: NDArray[Any], size: int) -> NDArray[np.float32]:
-    """Return a volume on fewer voxels along each edge of the same length, the first one where it was."""
+def map_on(volume: NDArray[Any], size: int) -> NDArray[np.float32]:
+    """Return a volume on another even number of voxels along each edge of the same length, the first where it was."""
     data = np.asarray(volume, np.float32)
-    return data if size == len(data) else resampled(low_frequencies(data, size // 2 - 1), len(data), size)
+    if size == len(data):
+        return data
+    return resampled(low_frequencies(data, min(size, len(data)) // 2 - 1), len(data), size)
 
 
 def finer(volume: NDArray[Any]) -> NDArray[np.float32]:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from cloudem.algorithms.abinitio import without_sphere
 from cloudem.algorithms.mask import soft_sphere
-from cloudem.algorithms.placing import coarser_map, finer, moved_map
+from cloudem.algorithms.placing import finer, map_on, moved_map
 from cloudem.algorithms.significance import deviations, independent_voxels, mask_fraction
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.kernels.fourier import shell_index
@@ -108,21 +107,21 @@ def prepared(
     halves
         Two half-maps, or one map, (n, n, n).
     pixel_size, radius, finest
-        Å: of the voxels, of the sphere that holds the particle, and finest detail to look at.
+        Å: of the voxels, of the sphere that holds the particle, and finest detail to look at, not beyond Nyquist.
     centre
         Of the particle from voxel n // 2, Å along x, y, z; the box is laid about the nearest voxel.
     """
     box = len(halves[0])
-    size = min(fast_even(int(np.ceil(VOXELS_PER_WAVE * box * pixel_size / finest))), box)
+    size = fast_even(int(np.ceil(VOXELS_PER_WAVE * box * pixel_size / finest)))
     voxel = box * pixel_size / size
     place = np.rint(centre[::-1] / voxel).astype(int) + size // 2
     side = fast_even(int(np.ceil(MARGIN * 2 * radius / voxel)))
-    parts = [_cropped(coarser_map(half, size), place, side) for half in halves]
+    parts = [_cropped(map_on(half, size), place, side) for half in halves]
     inside = _cropped(np.ones((size,) * 3, np.float32), place, side)
     edge = max(EDGE_SHARE * radius / voxel, 2.0)
     sphere = soft_sphere(side, radius / voxel - edge / 2, edge)
     masked = [part * sphere for part in parts]
-    bare = [without_sphere(part - _mean(part, sphere)) * sphere for part in parts]
+    bare = [_without_rings(part) * sphere for part in parts]
     whole = sum(bare[1:], bare[0]) / np.float32(len(bare))
     aspherical = _power(whole) / max(_power((sum(masked[1:], masked[0]) / len(masked)) * sphere), 1e-30)
     spectra = [fft.rfftn(one) for one in bare]
@@ -142,6 +141,20 @@ def prepared(
     both = _flattened(total, _by_shell(np.square(np.abs(total)), shell), of_whole, shell, side)
     middle = (place - size // 2)[::-1] * voxel
     return Prepared(flat[0], flat[-1], both, voxel, radius / voxel, middle, signal, first, stop, aspherical)
+
+
+def _without_rings(volume: Float32) -> Float32:
+    """Return a map without its mean at each distance from the centre, which is linear between half voxels.
+
+    A step at each voxel would leave a pattern of the grid, which has the symmetry O.
+    """
+    line = np.arange(len(volume)) - len(volume) // 2
+    distance = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2).ravel()
+    place = np.rint(2 * distance).astype(np.int64)
+    count = np.bincount(place)
+    known = count > 0
+    at, mean = (np.bincount(place, values)[known] / count[known] for values in (distance, volume.ravel()))
+    return np.asarray(volume - np.interp(distance, at, mean).reshape(volume.shape), np.float32)
 
 
 def _mean(volume: Float32, weight: Float32) -> np.float32:
