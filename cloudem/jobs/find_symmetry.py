@@ -107,7 +107,7 @@ class FindSymmetry(MapResult):
                     else moved_map(volume.data, best.turn, shift, mirrored=False)
                 )
             arrays = {"map": turned, **table_of_groups(found), **curves_of(found)}
-        say(found, progress.message, progress.warning)
+        say_symmetry(found, progress.message, progress.warning)
         turn, middle = (best.turn, best.centre) if best is not None else (np.eye(3), np.zeros(3))
         return arrays, {**attributes_of(found, given), **transform_attributes(turn, -turn @ middle)}
 
@@ -218,7 +218,7 @@ def curves_of(found: PointGroup) -> dict[str, NDArray[Any]]:
     }
 
 
-def say(found: PointGroup, message: Callable[[str], None], warning: Callable[[str], None]) -> None:
+def say_symmetry(found: PointGroup, message: Callable[[str], None], warning: Callable[[str], None]) -> None:
     """Say what was found, in a sentence or two."""
     to = f"to {found.prepared.resolution:.1f} Å"
     if not found.name:
