@@ -38,7 +38,7 @@ def found_in(halves: Any, radius: float = RADIUS) -> PointGroup:
     return find_point_group(halves, PIXEL, np.zeros(3), radius)
 
 
-@pytest.mark.parametrize("symmetry", ["C2", "C3", "D2", "T", "O"])
+@pytest.mark.parametrize("symmetry", ["C3", "D2", "O"])
 def test_the_group_is_found_and_its_axes(symmetry: str) -> None:
     found = found_in(lumps(symmetry))
     assert found.name == symmetry
