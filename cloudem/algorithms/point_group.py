@@ -213,6 +213,8 @@ class _Search:
         if self.prepared.last_shell == 0:
             return
         scan = prepared(halves, pixel_size, centre, radius, max(coarse, self.prepared.resolution))
+        if scan.last_shell == 0:  # too few shells of the scan hold signal by themselves
+            scan = self.prepared
         self.possible = max(self.prepared.possible(), 1e-6)
         self.possible_scan = max(self._own_possible(scan), 1e-6)
         fine, self.start = self.prepared, centre

@@ -120,10 +120,9 @@ def prepared(
     inside = _cropped(np.ones((size,) * 3, np.float32), place, side)
     edge = max(EDGE_SHARE * radius / voxel, 2.0)
     sphere = soft_sphere(side, radius / voxel - edge / 2, edge)
-    masked = [part * sphere for part in parts]
+    masked = [(part - np.median(part)) * sphere for part in parts]  # most of the box is solvent
     bare = [_without_rings(part) * sphere for part in parts]
-    whole = sum(bare[1:], bare[0]) / np.float32(len(bare))
-    aspherical = _power(whole) / max(_power((sum(masked[1:], masked[0]) / len(masked)) * sphere), 1e-30)
+    aspherical = _power(sum(bare[1:], bare[0])) / max(_power(sum(masked[1:], masked[0])), 1e-30)
     spectra = [fft.rfftn(one) for one in bare]
     shell = shell_index(side)
     power = [_by_shell(np.square(np.abs(one)), shell) for one in spectra]
