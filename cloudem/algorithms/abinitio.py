@@ -36,7 +36,7 @@ from cloudem.algorithms.marginal import (
     shift_choices,
     to_samples,
 )
-from cloudem.algorithms.mask import circle_edge, soft_sphere
+from cloudem.algorithms.mask import circle_edge, soft_sphere, without_sphere
 from cloudem.algorithms.placing import place
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
 from cloudem.conventions import FSC_HALF
@@ -294,20 +294,6 @@ def amplitude_of(batch: Batch, sigma2: Float64, view: PolarView, slices: Harmoni
     return np.float32(np.sqrt(np.median(beyond / np.maximum(power, 1e-30))))
 
 
-def finer_grid(volume: Float32, side: int) -> Float32:
-    """Return a map on a grid of more voxels along each edge that is as long: its transform, with zeros around it."""
-    coarse = len(volume)
-    if side == coarse:
-        return volume
-    transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
-    whole = np.zeros((side,) * 3, np.complex64)
-    first = side // 2 - coarse // 2
-    inner = slice(first, first + coarse)
-    whole[inner, inner, inner] = transform
-    fine = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(whole))).real
-    return np.asarray(fine * (side / coarse) ** 3, np.float32)
-
-
 class Agreement(NamedTuple):
     """How the maps of several seeds agree with the one of the most evidence.
 
@@ -330,15 +316,6 @@ class Agreement(NamedTuple):
     agrees: NDArray[np.bool_]
     mirrored: NDArray[np.bool_]
     aspherical: float
-
-
-def without_sphere(volume: Float32) -> Float32:
-    """Return a map without its mean at each distance from the centre: wrong maps of a hollow sphere agree in that."""
-    side = len(volume)
-    grid = np.arange(side) - side // 2
-    distance = np.rint(np.sqrt(grid[:, None, None] ** 2 + grid[:, None] ** 2 + grid**2)).astype(np.int64).ravel()
-    mean = np.bincount(distance, volume.ravel()) / np.maximum(np.bincount(distance), 1)
-    return np.asarray(volume - mean[distance].reshape(volume.shape), np.float32)
 
 
 def agreed_shell(one: Float32, other: Float32, length: float, radius: float) -> tuple[float, bool]:

@@ -197,7 +197,8 @@ class AbInitio(MapJob):
         """Carry the best start and the next that agrees on to finer detail, side by side, and compare them."""
         import numpy as np
 
-        from cloudem.algorithms.abinitio import agreed_shell, finer_grid
+        from cloudem.algorithms.abinitio import agreed_shell
+        from cloudem.algorithms.placing import map_on
 
         evidence = np.where(agreement.agrees, found["evidence"], -np.inf)
         chosen = np.argsort(-evidence, kind="stable")[:CARRIED]
@@ -214,7 +215,7 @@ class AbInitio(MapJob):
             "carried_halves_A": np.array([length / max(one.shell, 0.5) for one in done]),
             "carried_agrees_A": np.array([np.nan, length / max(both, 0.5)]),
         }
-        return CarriedOn(finer_grid(done[0].volume, box), both, table)
+        return CarriedOn(map_on(done[0].volume, box), both, table)
 
 
 class CarriedOn(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.abinitio import MARGIN, Blind, finer_grid, from_nothing, rings_of_waves
+from cloudem.algorithms.abinitio import MARGIN, Blind, from_nothing, rings_of_waves
 from cloudem.algorithms.carrying_on import Carried, carried_on, carrying_settings
 from cloudem.algorithms.coarse import coarse_images
 from cloudem.algorithms.expectation import MASK_SHELLS, Batch
 from cloudem.algorithms.noise import noise_variance, power_spectrum
+from cloudem.algorithms.placing import map_on
 from cloudem.jobs.classify2d.tasks import batch_for_classes
 from cloudem.jobs.dataset import Dataset, image_batches, left_out, open_for_tasks
 from cloudem.jobs.mapping import Found
@@ -124,6 +125,6 @@ def carry_start(volume: NDArray[np.float32], settings: StartSettings, evidence: 
     last = min(known.rings(CARRIED_TO), known.box // 2 - MARGIN - 1)
     first = min(known.rings(max(CARRIED_FROM, known.finest_waves)), last)
     settled = carrying_settings(known.box, known.pixel_size, known.radius, known.shift_range, first, last)
-    found = carried_on((halves[0], halves[1]), finer_grid(volume, known.box), settled, known.sigma2, known.group)
+    found = carried_on((halves[0], halves[1]), map_on(volume, known.box), settled, known.sigma2, known.group)
     # the images' values were cut down with their pixels, and those of the map with them
     return found._replace(volume=found.volume * np.float32(known.box / starting.dataset.store.box))

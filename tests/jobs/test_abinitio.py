@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloudem.algorithms.abinitio import STAGES, Agreement, agreement_of, finer_grid, is_isotropic
+from cloudem.algorithms.abinitio import STAGES, Agreement, agreement_of, is_isotropic
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.placing import moved_map, place
 from cloudem.algorithms.resolution import low_pass
@@ -158,11 +158,3 @@ def test_starts_that_fall_apart_leave_no_map(
     assert "map" not in arrays
     assert arrays["carried_start"].tolist() == [2, 1] or arrays["start_evidence"][0] > arrays["start_evidence"][1]
     assert "carried on, their maps agree only to" in progress.warnings()[0]
-
-
-def test_a_finer_grid_holds_the_same_map() -> None:
-    coarse = low_pass(molecule(), PIXEL, 16.0)
-    fine = finer_grid(coarse, 48)
-    assert fine.shape == (48, 48, 48)
-    assert fine[24, 24, 24] == pytest.approx(coarse[16, 16, 16], rel=0.01)
-    assert finer_grid(coarse, BOX) is coarse
