@@ -282,7 +282,7 @@ def _without_cavities(solid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(labels != labels[0, 0, 0])
 
 
-def without_sphere(volume: Float32) -> Float32:
+def without_sphere(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a map without its mean at each distance from the centre, which is linear between half voxels.
 
     A step at each voxel would leave a pattern of the grid, which has the symmetry O.
