@@ -328,11 +328,12 @@ def agreed_shell(one: Float32, other: Float32, length: float, radius: float) -> 
     length, radius
         Of the box and of the particle's sphere, Å.
     """
-    one, other, side = without_sphere(one), without_sphere(other), len(one)
-    pixel = length / side
+    side, pixel = len(one), length / len(one)
     sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
     placed = place(one, other, pixel, radius)
-    at = crossing(fourier_shell_correlation(one * sphere, placed.volume * sphere), FSC_HALF)
+    # a sphere about the same centre, so only once they lie on one another
+    bare = [without_sphere(volume) * sphere for volume in (one, placed.volume)]
+    at = crossing(fourier_shell_correlation(bare[0], bare[1]), FSC_HALF)
     return float(side // 2 if np.isnan(at) else at), placed.mirrored
 
 
