@@ -44,6 +44,10 @@ SPHERE = 0.15
 """Share of a map's power beyond a sphere about its centre below which it says nothing: that of proteins is 0.4 to 0.6,
 that of apoferritin at 19 Å 0.05."""
 
+FEW_VIEWS = 0.45
+"""Share of views in use below which directions are preferred: 0.65 to 0.95 where they are even, 0.2 to 0.45 with 80 % of
+them within 20° of an axis."""
+
 HAND = "The hand of the map is open: projections alone cannot determine it. Starts of either hand count as agreeing."
 
 STARTS = table_of(
@@ -185,6 +189,12 @@ class AbInitio(MapJob):
         if carried.shell < ENOUGH * finest:
             context.progress.warning(fell_apart(length / max(carried.shell, 0.5)))
             return arrays, attributes
+        views = float(found["views"][agreement.best])
+        if views < FEW_VIEWS:
+            context.progress.warning(
+                f"some views are preferred: counted by their shares, {100 * views:.0f} % of the views are in use. The map "
+                "may be stretched along them; look at directional resolution after refine3d"
+            )
         agrees = length / carried.shell
         arrays["map"] = low_pass(carried.volume, store.pixel_size, agrees)
         context.progress.message(
