@@ -45,8 +45,8 @@ SPHERE = 0.15
 that of apoferritin at 19 Å 0.05."""
 
 FEW_VIEWS = 0.45
-"""Share of views in use below which directions are preferred: 0.65 to 0.95 where they are even, 0.2 to 0.45 with 80 % of
-them within 20° of an axis."""
+"""Share of views in use below which some are preferred: 0.65 to 0.95 where they are even, and 0.2 to 0.45 with 80 %
+of them within 20° of an axis."""
 
 HAND = "The hand of the map is open: projections alone cannot determine it. Starts of either hand count as agreeing."
 
@@ -192,8 +192,8 @@ class AbInitio(MapJob):
         views = float(found["views"][agreement.best])
         if views < FEW_VIEWS:
             context.progress.warning(
-                f"some views are preferred: counted by their shares, {100 * views:.0f} % of the views are in use. The map "
-                "may be stretched along them; look at directional resolution after refine3d"
+                f"some views are preferred: counted by their shares, {100 * views:.0f} % of the views are in use. The "
+                "map may be stretched along them; look at the resolution by direction after refine3d"
             )
         agrees = length / carried.shell
         arrays["map"] = low_pass(carried.volume, store.pixel_size, agrees)
