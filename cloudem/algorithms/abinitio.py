@@ -302,7 +302,8 @@ class Agreement(NamedTuple):
     best
         Its number.
     shells
-        Shell up to which each correlates with it by 0.5, once it lies on it, (s,); that of the finest for itself.
+        Shell up to which each correlates with it by 0.5, once it lies on it, (s,); that of the finest for itself, 0 for
+        those that are not compared (`LIKELY`).
     agrees
         Whether each agrees: to `ENOUGH` of the finest shell, (s,).
     mirrored
@@ -337,6 +338,9 @@ def agreed_shell(one: Float32, other: Float32, length: float, radius: float) -> 
     return float(side // 2 if np.isnan(at) else at), placed.mirrored
 
 
+LIKELY = 0.6
+"""Starts with less than this share of the greatest evidence are wrong: they are not compared. Right ones have 0.9."""
+
 ENOUGH = 0.75
 """Share of the shells up to which two maps have to correlate by 0.5."""
 
@@ -356,7 +360,7 @@ def agreement_of(
         Highest shell of the maps.
     """
     # a start whose map diverged has no evidence, and compares with nothing
-    known = np.isfinite(evidence)
+    known = np.isfinite(evidence) & (evidence >= LIKELY * np.max(evidence, initial=0.0, where=np.isfinite(evidence)))
     best = int(np.argmax(np.where(known, evidence, -np.inf)))
     whole = maps[best] - maps[best].mean()
     beyond = float(np.sum(np.square(without_sphere(maps[best]))))

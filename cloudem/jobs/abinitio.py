@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -27,6 +28,9 @@ LEAST_IMAGES = 200
 
 STARTS_ALONE, STARTS_SYMMETRIC = 4, 8
 """Starts without and with symmetry: with it, a start costs less and is right less often."""
+
+ROUNDS = 3
+"""How often as many starts again are made while no other one leads to the map of the most evidence."""
 
 CARRIED = 2
 """Starts that are carried on: the one of the most evidence, and the next that agrees with it."""
@@ -86,7 +90,11 @@ class AbInitio(MapJob):
     diameter_A: float = parameter(meaning="diameter of a circle that contains the particle", gt=0)
     symmetry: str = parameter("C1", meaning="point group to impose: C<n>, D<n>, T, O, I, I1 to I4, as in RELION")
     starts: int = parameter(
-        0, meaning="number of random starts, of which two have to agree; 0: 4 without symmetry, 8 with it", ge=0, le=50
+        0,
+        meaning="number of random starts, of which two have to agree; if none does, up to twice as many again; 0: 4 "
+        "without symmetry, 8 with it",
+        ge=0,
+        le=50,
     )
     shift_range_A: float = parameter(0.0, meaning="largest shift from the box centre; 0: 6 % of the diameter", ge=0)
     skip_damaged: bool = parameter(
@@ -160,15 +168,13 @@ class AbInitio(MapJob):
         """Compare the starts; if two agree, carry both on, and return the one of the most evidence."""
         import numpy as np
 
-        from cloudem.algorithms.abinitio import ENOUGH, agreement_of
+        from cloudem.algorithms.abinitio import ENOUGH
         from cloudem.algorithms.resolution import low_pass
         from cloudem.io.particle_store import open_particles
 
         store = open_particles(self.particles)
         length, finest = store.box * store.pixel_size, int(found["finest"][0])
-        maps = list(found["volume"].astype(np.float32))
-        with context.progress.stage("compare"):
-            agreement = agreement_of(maps, found["evidence"], length, self.diameter_A / 2, finest)
+        found, agreement = self.compared(context, found, length, finest)
         evidence = float(found["evidence"][agreement.best])
         agreeing = int(np.count_nonzero(agreement.agrees))
         arrays = starts_table(found, agreement, length) | {"start_maps": found["volume"]}
@@ -182,7 +188,7 @@ class AbInitio(MapJob):
             "notes": [HAND],
         }
         if agreeing < 2 or not evidence >= EVIDENT or not agreement.aspherical >= SPHERE:
-            context.progress.warning(no_agreement(self.start_count, evidence, agreement.aspherical))
+            context.progress.warning(no_agreement(len(found["evidence"]), evidence, agreement.aspherical))
             return arrays, attributes
         carried = self.carry(context, found, agreement, length, store.box)
         arrays |= carried.table
@@ -198,10 +204,34 @@ class AbInitio(MapJob):
         agrees = length / carried.shell
         arrays["map"] = low_pass(carried.volume, store.pixel_size, agrees)
         context.progress.message(
-            f"{agreeing} of {self.start_count} starts agree; the maps of two of them, carried on, agree to "
+            f"{agreeing} of {len(found['evidence'])} starts agree; the maps of two of them, carried on, agree to "
             f"{agrees:.1f} Å, where the map ends"
         )
         return arrays, {**attributes, "filter_A": agrees}
+
+    def compared(self, context: Context, found: Found, length: float, finest: int) -> tuple[Found, Agreement]:
+        """Compare the starts, and make more of them while only one leads to the best map; return all."""
+        import numpy as np
+
+        from cloudem.algorithms.abinitio import agreement_of
+        from cloudem.jobs.abinitio_tasks import start_of
+
+        for number in range(1, ROUNDS + 1):
+            maps = list(found["volume"].astype(np.float32))
+            with context.progress.stage("compare"):
+                agreement = agreement_of(maps, found["evidence"], length, self.diameter_A / 2, finest)
+            hopeless = not found["evidence"][agreement.best] >= EVIDENT or not agreement.aspherical >= SPHERE
+            if np.count_nonzero(agreement.agrees) > 1 or hopeless or number == ROUNDS:
+                break
+            context.progress.message(f"no other of {len(maps)} starts leads to the best map: {self.start_count} more")
+            seeds = [self.seed + len(maps) + one for one in range(self.start_count)]
+            with context.progress.stage("more starts", len(seeds), "starts") as stage:
+                parts = [found]
+                for one in context.executor.map(partial(start_of, settings=self.settings()), seeds):
+                    parts.append(one)
+                    stage.advance(1)
+            found = {name: np.concatenate([part[name] for part in parts]) for name in found}
+        return found, agreement
 
     def carry(self, context: Context, found: Found, agreement: Agreement, length: float, box: int) -> CarriedOn:
         """Carry the best start and the next that agrees on to finer detail, side by side, and compare them."""
@@ -294,7 +324,7 @@ def starts_table(found: Found, agreement: Agreement, length: float) -> dict[str,
     return {
         "start_number": np.arange(1, count + 1),
         "start_evidence": found["evidence"],
-        "start_agrees_A": length / np.maximum(agreement.shells, 0.5),
+        "start_agrees_A": np.where(agreement.shells > 0, length / np.maximum(agreement.shells, 0.5), np.nan),
         "start_hand": np.where(agreement.mirrored, "other", "same"),
         "start_views": found["views"],
         "start_course": found["course"],

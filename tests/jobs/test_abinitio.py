@@ -113,10 +113,12 @@ def test_maps_of_either_hand_agree_and_another_molecule_does_not() -> None:
     mine = low_pass(molecule(), PIXEL, 16.0)
     other = moved_map(mine, turn, np.array([1.0, -1.0, 0.5]), mirrored=True)
     foreign = low_pass(np.roll(molecule("D2"), 2, axis=0), PIXEL, 16.0)
-    found = agreement_of([other, mine, foreign], np.array([1.0, 3.0, 2.0]), BOX * PIXEL, DIAMETER / 2, 10)
+    found = agreement_of([other, mine, foreign], np.array([2.5, 3.0, 2.0]), BOX * PIXEL, DIAMETER / 2, 10)
     assert found.best == 1
     assert found.agrees.tolist() == [True, True, False]
     assert found.mirrored[0]
+    unlikely = agreement_of([other, mine], np.array([1.5, 3.0]), BOX * PIXEL, DIAMETER / 2, 10)
+    assert unlikely.shells.tolist() == [0.0, 10.0]  # is not compared
 
 
 def test_a_hollow_sphere_says_nothing() -> None:
@@ -143,6 +145,25 @@ def test_starts_whose_maps_diverged_are_no_agreement() -> None:
 def test_groups_without_an_axis_unlike_the_others_begin_finer() -> None:
     groups = ("C1", "C2", "C12", "D2", "D3", "D7", "T", "O", "I")
     assert [is_isotropic(operators(group)) for group in groups] == [False] * 6 + [True] * 3
+
+
+def test_there_are_more_starts_while_one_is_alone(
+    short: None, many: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def alone(maps: list[np.ndarray], evidence: np.ndarray, *_: Any) -> Agreement:
+        asked.append(len(maps))
+        return Agreement(0, np.zeros(len(maps)), np.arange(len(maps)) == 0, np.zeros(len(maps), bool), 0.5)
+
+    monkeypatch.setattr("cloudem.algorithms.abinitio.agreement_of", alone)
+    monkeypatch.setattr("cloudem.jobs.abinitio.EVIDENT", -1e9)
+    job = start(many, tmp_path / "out", starts=2)
+    progress = run(job)
+    assert asked == [2, 4, 6]
+    assert "no other of 6 starts" in progress.warnings()[0]
+    arrays, _ = read_group(job.out, "result")
+    assert len(np.unique(arrays["start_evidence"])) == 6
 
 
 def test_starts_that_fall_apart_leave_no_map(
