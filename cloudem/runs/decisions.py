@@ -1,0 +1,136 @@
+"""Where a workflow stops for a human: results that later steps would build on, and that do not bear it.
+
+Each kind of job has a function that looks at what its result says, and returns what there is to decide, or None. A
+step is asked only if a later one relies on what is in doubt: whoever has edited the workflow has decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cloudem.jobs.changes import below, reads_from
+from cloudem.runs.workflow import Step, Workflow
+
+FEW_LEFT, FEW_IMAGES = 0.2, 500
+"""A selection that keeps a smaller share, or fewer images, is to be looked at before a map is made of it."""
+
+
+class Way(NamedTuple):
+    """A way to go on: in which case, and how, in words or as a command."""
+
+    case: str
+    how: str
+
+
+class Decision(NamedTuple):
+    """What a human has to decide.
+
+    Attributes
+    ----------
+    why
+        One line.
+    look
+        Places of the results to look at, relative to the project.
+    ways
+        How to go on.
+    """
+
+    why: str
+    look: tuple[str, ...]
+    ways: tuple[Way, ...]
+
+
+class Found(NamedTuple):
+    """A step, the result that it left, and what comes after it."""
+
+    step: Step
+    result: Mapping[str, Any]
+    later: Sequence[Step]
+    workflow: Workflow
+
+    def place(self, url: str) -> str:
+        """Return a place as it is called in the project."""
+        return url.removeprefix(f"{self.workflow.project.rstrip('/')}/")
+
+    def readers(self, parameter: str) -> list[Step]:
+        """Return the later steps that read this one by a parameter."""
+        places = ((each, reads_from(each.job).get(parameter, "")) for each in self.later)
+        return [each for each, place in places if place and below(place, self.step.job.out)]
+
+
+def decision_after(workflow: Workflow, number: int) -> Decision | None:
+    """Return what a human has to decide after the step of a number (from 0) is finished; None if nothing.
+
+    Raises
+    ------
+    CloudemError
+        Its result cannot be read.
+    """
+    from cloudem.io.storage.groups import read_attributes
+
+    step = workflow.steps[number]
+    judge = JUDGES.get(step.job.name)
+    if judge is None:
+        return None
+    result = read_attributes(step.job.out, "result")
+    return None if result is None else judge(Found(step, result, workflow.steps[number + 1 :], workflow))
+
+
+def few_are_left(found: Found) -> Decision | None:
+    """After a selection: hardly anything is left of the particles."""
+    readers = found.readers("particles")
+    kept = int(found.result.get("particle_count") or 0)
+    out = sum(int(count) for count in (found.result.get("left_out") or {}).values())
+    if not readers or not getattr(found.step.job, "auto", False) or not out:
+        return None
+    if kept >= FEW_LEFT * (kept + out) and kept >= FEW_IMAGES:
+        return None
+    classes = found.place(reads_from(found.step.job)["particles"])
+    return Decision(
+        f"the selection keeps only {kept:,} of {kept + out:,} particles",
+        (classes, found.place(found.step.job.out)),
+        (
+            Way("classes that were left out look like particles", by_hand(found.step)),
+            Way("all classes look like noise", "check the diameter, and whether protein is bright (--invert-contrast)"),
+            Way("the selection is right", by_hand(found.step, "the numbers of the classes that it keeps")),
+        ),
+    )  # fmt: skip
+
+
+def no_start(found: Found) -> Decision | None:
+    """After starts from nothing: they do not agree, and there is no map."""
+    readers = found.readers("reference")
+    if not readers or "filter_A" in found.result:
+        return None
+    job = found.step.job
+    said = next((str(text) for text in found.result.get("warnings", ()) if "no agreement" in str(text)), "no agreement")
+    particles = reads_from(job).get("particles", "")
+    look = (*(found.place(place) for place in _sources(found, particles)), found.place(job.out))
+    symmetry = Way("you know the symmetry", "the same command with --symmetry, such as --symmetry D2")
+    reference = Way(
+        "you have a map of something alike",
+        f'reference = "map.mrc" in step {readers[0].name} of the workflow, and this command again',
+    )
+    twice = f"starts = {2 * int(getattr(job, 'starts', 4))} in step {found.step.name} of the workflow"
+    more = Way("the classes look like particles", f"{twice}, and this command again")
+    chosen = [step for step in found.workflow.steps if step.job.out == particles and step.job.name == "select"]
+    junk = tuple(Way("classes of junk were kept", by_hand(step)) for step in chosen)
+    return Decision(said.partition(", so there")[0], look, (*junk, more, symmetry, reference))
+
+
+def by_hand(step: Step, which: str = "their numbers") -> str:
+    """Say how classes are chosen by hand in a step that selects."""
+    return f'classes = "1,3,5-9" ({which}) instead of auto = true in step {step.name}, and this command again'
+
+
+def _sources(found: Found, place: str) -> list[str]:
+    """Return from which results of this workflow those at a place were made, the first one first, with themselves."""
+    for step in found.workflow.steps:
+        if step.job.out == place and step.job.name in ("select", "classify2d"):
+            return [*_sources(found, reads_from(step.job).get("particles", "")), place]
+    return []
+
+
+JUDGES: dict[str, Callable[[Found], Decision | None]] = {"select": few_are_left, "abinitio": no_start}
+"""By the name of the job."""
