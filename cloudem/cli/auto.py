@@ -143,7 +143,7 @@ class Auto(Command):
         for number, step in enumerate(workflow.steps):
             if not step.job.is_finished():
                 break
-            stop_to_decide(workflow, number)
+            stop_to_decide(self.file, workflow, number)
         outlook = preflight(workflow)
         if keep:
             print_graph(outlook)
@@ -174,8 +174,8 @@ def parsed(text: str, file: str) -> Workflow:
     return workflow_of(table, "auto")
 
 
-def stop_to_decide(workflow: Workflow, number: int) -> None:
-    """Stop after a step, from 0, if a human has to decide how to go on.
+def stop_to_decide(file: str, workflow: Workflow, number: int) -> None:
+    """Stop after a step, from 0, of the workflow in a file, if a human has to decide how to go on.
 
     Raises
     ------
@@ -186,11 +186,11 @@ def stop_to_decide(workflow: Workflow, number: int) -> None:
 
     decision = decision_after(workflow, number)
     if decision is not None:
-        print_decision(workflow, workflow.steps[number].name, decision)
+        print_decision(workflow, workflow.steps[number].name, decision, file)
         raise DecisionError(f"step {workflow.steps[number].name}: {decision.why}")
 
 
-def print_decision(workflow: Workflow, step: str, decision: Decision) -> None:
+def print_decision(workflow: Workflow, step: str, decision: Decision, file: str) -> None:
     """Print why a workflow stops, what to look at, and how to go on."""
     screen = console()
     screen.print(Text.assemble(("stopped ", "bold yellow"), ("after ", ""), (step, "bold cyan"), f": {decision.why}"))
@@ -201,7 +201,7 @@ def print_decision(workflow: Workflow, step: str, decision: Decision) -> None:
     screen.print(Text("\nThen, if", "bold"))
     for case, how in decision.ways:
         screen.print(Padding(Text.assemble(f"{case}: ", (how, "cyan")), (0, 0, 0, 2)))
-    screen.print()
+    screen.print(f"\nEdit the workflow, {file}, and run the same command again.\n", soft_wrap=True)
 
 
 def print_end(workflow: Workflow) -> None:

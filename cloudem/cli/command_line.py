@@ -191,7 +191,7 @@ class AutoCommand(click.Command):
         wanted = auto.Auto(**values)
         workflow = wanted.prepare(replace=options.replace, keep=not options.dry_run)
         if options.dry_run or not wanted.write_only:
-            _run(workflow, options, auto.stop_to_decide)
+            _run(workflow, options, partial(auto.stop_to_decide, wanted.file))
         if not (options.dry_run or wanted.write_only):
             auto.print_end(workflow)
 

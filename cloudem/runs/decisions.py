@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 from cloudem.jobs.changes import below, reads_from
 from cloudem.runs.workflow import Step, Workflow
 
+DARK = "check diameter_A, and whether protein is bright in them: invert_contrast = true where they are imported"
+"""What to try where nothing is seen."""
+
 FEW_LEFT, FEW_IMAGES = 0.2, 500
 """A selection that keeps a smaller share, or fewer images, is to be looked at before a map is made of it."""
 
 
 class Way(NamedTuple):
-    """A way to go on: in which case, and how, in words or as a command."""
+    """A way to go on: in which case, and what to change in the workflow for that."""
 
     case: str
     how: str
@@ -33,7 +36,7 @@ class Decision(NamedTuple):
     look
         Places of the results to look at, relative to the project.
     ways
-        How to go on.
+        What to change in the workflow, in which case.
     """
 
     why: str
@@ -86,16 +89,17 @@ def few_are_left(found: Found) -> Decision | None:
         return None
     if kept >= FEW_LEFT * (kept + out) and kept >= FEW_IMAGES:
         return None
-    classes = found.place(reads_from(found.step.job)["particles"])
+    name, classes = found.step.name, found.place(reads_from(found.step.job)["particles"])
+    numbers = f'classes = "1,3,5-9" in place of auto = true in step {name}'
     return Decision(
         f"the selection keeps only {kept:,} of {kept + out:,} particles",
         (classes, found.place(found.step.job.out)),
         (
-            Way("classes that were left out look like particles", by_hand(found.step)),
-            Way("all classes look like noise", "check the diameter, and whether protein is bright (--invert-contrast)"),
-            Way("the selection is right", by_hand(found.step, "the numbers of the classes that it keeps")),
+            Way("classes that were left out show particles", f"{numbers}, with the numbers of all good classes"),
+            Way("few classes show particles, as the selection says", f"{numbers}, with the numbers of those it keeps"),
+            Way("no class shows a particle", DARK),
         ),
-    )  # fmt: skip
+    )
 
 
 def no_start(found: Found) -> Decision | None:
@@ -103,25 +107,21 @@ def no_start(found: Found) -> Decision | None:
     readers = found.readers("reference")
     if not readers or "filter_A" in found.result:
         return None
-    job = found.step.job
+    name, particles = found.step.name, reads_from(found.step.job).get("particles", "")
     said = next((str(text) for text in found.result.get("warnings", ()) if "no agreement" in str(text)), "no agreement")
-    particles = reads_from(job).get("particles", "")
-    look = (*(found.place(place) for place in _sources(found, particles)), found.place(job.out))
-    symmetry = Way("you know the symmetry", "the same command with --symmetry, such as --symmetry D2")
-    reference = Way(
-        "you have a map of something alike",
-        f'reference = "map.mrc" in step {readers[0].name} of the workflow, and this command again',
-    )
-    twice = f"starts = {2 * int(getattr(job, 'starts', 4))} in step {found.step.name} of the workflow"
-    more = Way("the classes look like particles", f"{twice}, and this command again")
-    chosen = [step for step in found.workflow.steps if step.job.out == particles and step.job.name == "select"]
-    junk = tuple(Way("classes of junk were kept", by_hand(step)) for step in chosen)
-    return Decision(said.partition(", so there")[0], look, (*junk, more, symmetry, reference))
-
-
-def by_hand(step: Step, which: str = "their numbers") -> str:
-    """Say how classes are chosen by hand in a step that selects."""
-    return f'classes = "1,3,5-9" ({which}) instead of auto = true in step {step.name}, and this command again'
+    chosen = [step.name for step in found.workflow.steps if step.job.out == particles and step.job.name == "select"]
+    ways = [
+        Way("some of the classes that were kept show junk", f'not_classes = "4,7" in step {step}') for step in chosen
+    ]
+    if "sphere" not in said:
+        starts = 2 * int(getattr(found.step.job, "starts", 4))
+        ways.append(Way("no class shows a particle", DARK))
+        ways.append(Way("the classes show particles", f"more starts: starts = {starts} in step {name}"))
+    both = f"steps {name} and {readers[0].name}"
+    ways.append(Way("you know its symmetry", f'symmetry = "D2", or whatever it is, in {both}'))
+    ways.append(Way("you have a map of something alike", f'reference = "/path/map.mrc" in step {readers[0].name}'))
+    look = (*(found.place(place) for place in _sources(found, particles)), found.place(found.step.job.out))
+    return Decision(said.partition(", so there")[0], look, tuple(ways))
 
 
 def _sources(found: Found, place: str) -> list[str]:
