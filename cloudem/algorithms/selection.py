@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.special import ndtr
 
 Float64 = NDArray[np.float64]
@@ -13,6 +14,10 @@ Float64 = NDArray[np.float64]
 APART = 2.2
 """Distance of the images of two groups of classes, in their mean standard deviation, from which on there are two.
 Classes of one kind that are split in the middle are about 1.5 apart."""
+
+RIM, PLANE, BRIGHT = 0.95, 0.4, 0.4
+"""Inside this share of the radius, a class is that of a film's edge if a plane explains more than that share of its
+variance; its bright parts are those above that share of the maximum."""
 
 FEW = 5
 """Values below which no threshold is looked for."""
@@ -112,7 +117,38 @@ def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
     inside = distance <= radius
     power = np.square(image, dtype=np.float64)
     if power[inside & (distance > 5 / 6 * radius)].sum() > AT_EDGE * power[inside].sum():
-        return "edge, ice or a neighbour"
+        return what_lies_at_the_edge(image, radius)
     bright = np.where(inside, np.maximum(image - np.median(image[inside]), 0), 0.0)
     moment = np.hypot((bright * x).sum(), (bright * y).sum())
     return "off centre" if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
+
+
+def what_lies_at_the_edge(image: NDArray[Any], radius: float) -> str:
+    """Return what a class shows that has much power at the edge of the particle's circle, as far as it can be told.
+
+    Across the edge of a film the brightness rises in one direction, as a plane does; two particles, or one between
+    others, are bright in places on several sides. This only names what `why_not` has found.
+
+    Parameters
+    ----------
+    image, radius
+        As for `why_not`.
+    """
+    n = len(image)
+    y, x = np.mgrid[:n, :n] - n // 2
+    distance = np.hypot(y, x)
+    inside = distance <= RIM * radius
+    values = image[inside].astype(np.float64) - image[inside].mean()
+    slopes = [float((values * axis[inside]).sum() / np.square(axis[inside]).sum()) for axis in (x, y)]
+    rest = values - slopes[0] * x[inside] - slopes[1] * y[inside]
+    if 1 - float(np.square(rest).sum()) / max(float(np.square(values).sum()), 1e-30) > PLANE:
+        return "an edge of the film"
+    bright = np.where(distance <= radius, image - np.median(image[distance <= radius]), 0.0)
+    bright = np.maximum(ndimage.gaussian_filter(bright, radius / 10), 0)
+    parts, count = ndimage.label(bright > BRIGHT * bright.max())
+    numbers = np.arange(1, count + 1)
+    masses = ndimage.sum(bright, parts, numbers)
+    centres = np.reshape(ndimage.center_of_mass(bright, parts, numbers), (-1, 2)) - n // 2
+    large = masses > BRIGHT * masses.max(initial=0)
+    far = np.hypot(*centres.T) > radius / 2
+    return "two particles" if np.count_nonzero(large & far) > 1 else "ice or a neighbour"

@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     ways: tuple[Way, ...]
 
 
-class Found(NamedTuple):
+class FinishedStep(NamedTuple):
     """A step, the result that it left, and what comes after it."""
 
     step: Step
@@ -77,10 +77,10 @@ def decision_after(workflow: Workflow, number: int) -> Decision | None:
     if judge is None:
         return None
     result = read_attributes(step.job.out, "result")
-    return None if result is None else judge(Found(step, result, workflow.steps[number + 1 :], workflow))
+    return None if result is None else judge(FinishedStep(step, result, workflow.steps[number + 1 :], workflow))
 
 
-def few_are_left(found: Found) -> Decision | None:
+def few_are_left(found: FinishedStep) -> Decision | None:
     """After a selection: hardly anything is left of the particles."""
     readers = found.readers("particles")
     kept = int(found.result.get("particle_count") or 0)
@@ -102,7 +102,7 @@ def few_are_left(found: Found) -> Decision | None:
     )
 
 
-def no_start(found: Found) -> Decision | None:
+def no_start(found: FinishedStep) -> Decision | None:
     """After starts from nothing: they do not agree, and there is no map."""
     readers = found.readers("reference")
     if not readers or "filter_A" in found.result:
@@ -124,7 +124,7 @@ def no_start(found: Found) -> Decision | None:
     return Decision(said.partition(", so there")[0], look, tuple(ways))
 
 
-def _sources(found: Found, place: str) -> list[str]:
+def _sources(found: FinishedStep, place: str) -> list[str]:
     """Return from which results of this workflow those at a place were made, the first one first, with themselves."""
     for step in found.workflow.steps:
         if step.job.out == place and step.job.name in ("select", "classify2d"):
@@ -132,5 +132,5 @@ def _sources(found: Found, place: str) -> list[str]:
     return []
 
 
-JUDGES: dict[str, Callable[[Found], Decision | None]] = {"select": few_are_left, "abinitio": no_start}
+JUDGES: dict[str, Callable[[FinishedStep], Decision | None]] = {"select": few_are_left, "abinitio": no_start}
 """By the name of the job."""

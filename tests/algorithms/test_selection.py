@@ -48,18 +48,28 @@ def test_expected_losses_are_those_of_normal_groups() -> None:
     assert overlap(values[upper], upper[upper], 7.0)[1] == 0
 
 
+def blob(x0: float, y0: float) -> np.ndarray:
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    return np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / 30.0)
+
+
 def picture(kind: str) -> np.ndarray:
     y, x = np.mgrid[:BOX, :BOX] - BOX // 2
     inside = np.hypot(y, x) <= RADIUS
-    if kind == "off centre":
-        return np.exp(-((x - 10) ** 2 + y**2) / 40.0) * inside
-    if kind == "edge, ice or a neighbour":
-        return np.where(np.hypot(y, x) > 0.85 * RADIUS, 1.0, 0.1) * inside
-    return np.exp(-(x**2 + y**2) / 120.0) * inside
+    shown = {
+        "off centre": blob(10, 0),
+        "two particles": blob(12, 12) + blob(-12, -11),
+        "ice or a neighbour": blob(-17, 4),
+        "an edge of the film": np.clip((x + 2 * y) / 6, -1, 1),
+        "": blob(0, 0),
+    }
+    return shown[kind] * inside
 
 
-@pytest.mark.parametrize("kind", ["off centre", "edge, ice or a neighbour", ""])
-def test_what_is_wrong_with_a_class_is_named(kind: str) -> None:
-    assert why_not(picture(kind), RADIUS, 50.0) == kind
-    assert why_not(picture(kind), RADIUS, 1.0) == "noise"
-    assert why_not(picture(kind), RADIUS, float("nan")) == "noise"
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("kind", ["off centre", "two particles", "ice or a neighbour", "an edge of the film", ""])
+def test_what_is_wrong_with_a_class_is_named(kind: str, turns: int) -> None:
+    image = np.roll(np.rot90(picture(kind), turns), ((turns + 1) // 2 % 2, turns // 2), (0, 1))
+    assert why_not(image, RADIUS, 50.0) == kind
+    assert why_not(image, RADIUS, 1.0) == "noise"
+    assert why_not(image, RADIUS, float("nan")) == "noise"
