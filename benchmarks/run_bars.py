@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bars import (
     agreement,
+    automatic,
     believe,
     blind,
     from_nothing,
@@ -44,6 +45,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "believe": believe.believe,
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
+    "auto": automatic.auto,
     "symmetry": symmetry.symmetry,
     "junk": junk.junk,
     "search": hot_loops.search,

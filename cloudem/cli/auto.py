@@ -15,7 +15,7 @@ from cloudem.cli.help import console
 from cloudem.errors import DecisionError, OutputExistsError, ParameterError
 from cloudem.jobs.parameters import Place, is_positional, option_of, parameter
 from cloudem.jobs.toml import value_toml
-from cloudem.runs.automatic import AUTO_FILE, automatic_workflow, read_head
+from cloudem.runs.automatic import AUTO_FILE, FOUND, automatic_workflow, read_head
 
 if TYPE_CHECKING:
     from cloudem.runs.decisions import Decision
@@ -65,7 +65,8 @@ class Auto(Command):
         from cloudem.io.storage.location import absolute
         from cloudem.model.symmetry import operators
 
-        operators(self.symmetry)
+        if self.symmetry != FOUND:
+            operators(self.symmetry)
         return automatic_workflow(
             self.command(),
             project=absolute(self.project),

@@ -18,6 +18,9 @@ AUTO_FILE = "auto.toml"
 WAVES = 6
 """Waves across the particle to which the starting map is trusted; it ends at 7.5 (`cloudem.jobs.abinitio`)."""
 
+FOUND = "auto"
+"""Symmetry that is to be found: of the starting map, which is made without any."""
+
 TABLES = (".star", ".cs")
 """Endings of tables that have to be imported first."""
 
@@ -67,7 +70,7 @@ def automatic_workflow(
     diameter_A
         Of a circle that contains the particle, Å.
     symmetry
-        Point group of the particle.
+        Point group of the particle, or `FOUND`.
     classes
         Number of 2D classes; 0 leaves it to `classify2d`.
     seed
@@ -91,13 +94,19 @@ def automatic_workflow(
     )  # fmt: skip
     mine = 'takes what the data say; classes = "1,3,5-9" instead of auto takes yours'
     add("select", "good", mine, particles="classes", auto=True)
-    again = {"particles": "good", **size, "symmetry": symmetry, "seed": seed}
-    add("abinitio", "start", "no map where its starts do not agree", **again)
+    again = {"particles": "good", **size}
+    known, start = symmetry != FOUND, "start"
+    agree = "no map where its starts do not agree"
+    add("abinitio", "start", agree, **again, symmetry=symmetry if known else "C1", seed=seed)
+    if not known:
+        start = "symmetry"
+        add("find_symmetry", start, "turns the map onto its axes", map="start", **size)
     waves = round(diameter_A / WAVES, 1)
-    add("refine3d", "refine", "two independent half-maps", reference="start", initial_resolution_A=waves, **again)
+    rest = {"reference": start, "initial_resolution_A": waves, "symmetry": symmetry, "seed": seed}
+    add("refine3d", "refine", "two independent half-maps", **again, **rest)
     add("postprocess", "post", "resolution inside a mask, and a sharpened map", halves="refine")
-    rest = "\n".join([f'project = {value_toml(project)}\nname = "auto"\n', *steps])
-    return _HEAD.format(command=command, checksum=_checksum(rest)) + rest
+    whole = "\n".join([f'project = {value_toml(project)}\nname = "auto"\n', *steps])
+    return _HEAD.format(command=command, checksum=_checksum(whole)) + whole
 
 
 def read_head(text: str) -> WorkflowText:

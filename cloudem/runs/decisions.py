@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloudem.jobs.changes import below, reads_from
+from cloudem.runs.automatic import FOUND
 from cloudem.runs.workflow import Step, Workflow
 
 DARK = "check diameter_A, and whether protein is bright in them: invert_contrast = true where they are imported"
@@ -124,6 +125,30 @@ def no_start(found: FinishedStep) -> Decision | None:
     return Decision(said.partition(", so there")[0], look, tuple(ways))
 
 
+def doubtful_group(found: FinishedStep) -> Decision | None:
+    """After a search for the point group: it is not determined, or nearly another one."""
+    readers = [step for step in found.readers("reference") if getattr(step.job, "symmetry", "") == FOUND]
+    nearly = str(found.result.get("symmetry_nearly") or "")
+    if not readers or (found.result.get("symmetry_determined") and not nearly):
+        return None
+    group, step = str(found.result.get("symmetry") or "C1"), f"step {readers[0].name}"
+    if nearly:
+        why = f"the map agrees with {group}, and nearly with {nearly}"
+    else:
+        why = "the point group of the starting map is not determined"
+    starts = [each.name for each in found.workflow.steps if each.job.out == reads_from(found.step.job).get("map")]
+    imposed = " and ".join([*starts, readers[0].name])
+    place = f'reference = "{found.place(reads_from(found.step.job).get("map", ""))}"'
+    ways = [
+        Way("you do not know better", f'symmetry = "{group}" in {step}: more can be found in the refined map'),
+        Way(
+            f"it has a symmetry, such as {nearly or 'D2'}",
+            f'symmetry = "{nearly or "D2"}" in steps {imposed}, and {place} in {step}',
+        ),
+    ]
+    return Decision(why, (found.place(found.step.job.out),), tuple(ways))
+
+
 def _sources(found: FinishedStep, place: str) -> list[str]:
     """Return from which results of this workflow those at a place were made, the first one first, with themselves."""
     for step in found.workflow.steps:
@@ -132,5 +157,9 @@ def _sources(found: FinishedStep, place: str) -> list[str]:
     return []
 
 
-JUDGES: dict[str, Callable[[FinishedStep], Decision | None]] = {"select": few_are_left, "abinitio": no_start}
+JUDGES: dict[str, Callable[[FinishedStep], Decision | None]] = {
+    "select": few_are_left,
+    "abinitio": no_start,
+    "find_symmetry": doubtful_group,
+}
 """By the name of the job."""

@@ -89,7 +89,7 @@ def choice_of(project: str, path: str, classes: str) -> Choice:
         file, text, said = AUTO_FILE, changed.text, f"step {changed.step} of {AUTO_FILE} takes these classes then"
     else:
         file, text = f"{name}.toml", f"project = {value_toml(project)}\n\n{step}"
-        said = f"a new workflow of this one step, {file}"
+        said = "it is a workflow of this one step"
     return Choice(*given, file, text, said, f"cloudem run {shlex.quote(join(project, file))}")
 
 
@@ -134,7 +134,7 @@ def changed_workflow(text: str, project: str, source: str, classes: str) -> Chan
         table = tomllib.loads(text)
         steps = table.get("step", [])
         places = [_place(project, step) if step.get("job") == "select" else "" for step in steps]
-    except (tomllib.TOMLDecodeError, AttributeError, RecursionError):
+    except (tomllib.TOMLDecodeError, AttributeError, TypeError, RecursionError):  # not a workflow, or none of ours
         return None
     parts = re.split(r"(?m)^(?=\[\[step\]\])", text)
     if places.count(source) != 1 or len(parts) != len(steps) + 1 or table.get("project") != project:

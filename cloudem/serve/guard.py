@@ -15,7 +15,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 class Guarded(tornado.web.RequestHandler):
     """A request that is allowed, or refused before anything is read."""
 
-    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD")  # type: ignore[assignment]
+    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD")
     open_to_all = False
     """Whether it may be read without the token."""
 

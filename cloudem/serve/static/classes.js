@@ -23,6 +23,7 @@ function prepare(sheet) {
       say();
     });
   }
+  add(row, "span", "Click the classes to keep, or use the arrow keys and space.", { className: "quiet" });
   const told = add(panel, "div", "", { hidden: true });
   const command = copied(told, "Command"), step = copied(told, "Step of a workflow");
   const last = add(told, "p", "", { className: "choice-row" });
