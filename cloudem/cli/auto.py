@@ -12,14 +12,17 @@ from rich.text import Text
 
 from cloudem.cli.declare import Command
 from cloudem.cli.help import console
-from cloudem.errors import DecisionError, OutputExistsError, ParameterError
+from cloudem.errors import DecisionError, OutputExistsError, ParameterError, one_line
 from cloudem.jobs.parameters import Place, is_positional, option_of, parameter
-from cloudem.jobs.toml import value_toml
 from cloudem.runs.automatic import AUTO_FILE, FOUND, automatic_workflow, read_head
 
 if TYPE_CHECKING:
     from cloudem.runs.decisions import Decision
     from cloudem.runs.workflow import Workflow
+
+
+LONGEST_COMMAND = 4000
+"""Characters of the command that a workflow file quotes."""
 
 
 class Auto(Command):
@@ -48,17 +51,16 @@ class Auto(Command):
     seed: int = parameter(0, meaning="random seed of all steps")
     write_only: bool = parameter(False, meaning="write the workflow file, show its steps, and run nothing")
 
-    def command(self, *options: str) -> str:
-        """Return the command that this is, with other options instead of its own where they are given."""
-        fields = type(self).model_fields
+    def command(self) -> str:
+        """Return the command that this is, in one line."""
         words = ["cloudem", self.name]
-        for name, field in fields.items():
+        for name, field in type(self).model_fields.items():
             value, option = getattr(self, name), option_of(name)
             if is_positional(field):
                 words.append(str(value))
-            elif name != "write_only" and value != field.default and option not in options:
-                words += [option] if value is True else [option, value_toml(value).strip('"')]
-        return shlex.join([*words, *options])
+            elif name != "write_only" and value != field.default:
+                words += [option] if value is True else [option, _word(value)]
+        return one_line(shlex.join(words), LONGEST_COMMAND)
 
     def text(self) -> str:
         """Return the workflow file that it writes."""
@@ -109,7 +111,8 @@ class Auto(Command):
             return text, f"goes on with {self.file}"
         head = read_head(before)
         if head.command == self.command() and not replace:
-            return before, f"goes on with {self.file}, which was edited; --replace writes it anew"
+            edited = ", which was edited; --replace writes it anew" if head.edited else ""
+            return before, f"goes on with {self.file}{edited}"
         if not replace and (head.edited or self._particles_of(head.command) != self.particles):
             raise OutputExistsError(
                 f"{self.file} was {'edited' if head.edited else 'written for other particles'}, and these options are "
@@ -156,7 +159,14 @@ class Auto(Command):
 
     @staticmethod
     def _particles_of(command: str) -> str:
-        return next(iter(shlex.split(command)[2:]), "")
+        try:
+            return next(iter(shlex.split(command)[2:]), "")
+        except ValueError:  # somebody has written something else there
+            return ""
+
+
+def _word(value: object) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def parsed(text: str, file: str) -> Workflow:

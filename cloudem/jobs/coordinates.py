@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloudem.errors import InconsistentDataError, MissingColumnError
 
@@ -139,13 +139,20 @@ class OffCentre(NamedTuple):
         )
 
 
-def off_centre(table: Particles) -> OffCentre | None:
-    """Return how far particles lie from the centre of their images; None where no shifts are known."""
+def distances_from_centre(table: Particles) -> NDArray[np.float64] | None:
+    """Return how far each particle lies from the centre of its image, Å, (n,); None where no shifts are known."""
     import numpy as np
 
     for names in SHIFTS:
         if len(table) and all(name in table for name in names):
-            lengths: Any = np.hypot(*(table[name] for name in names))
+            lengths = np.hypot(*(np.asarray(table[name], np.float64) for name in names))
             if np.any(lengths > 0):
-                return OffCentre(float(np.median(lengths)), float(np.quantile(lengths, 0.95)))
+                return np.asarray(lengths)
     return None
+
+
+def off_centre(distances: NDArray[np.float64]) -> OffCentre:
+    """Return how far particles lie from the centre, by the distance of each, Å, (n,)."""
+    import numpy as np
+
+    return OffCentre(float(np.median(distances)), float(np.quantile(distances, 0.95)))

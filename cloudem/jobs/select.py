@@ -120,6 +120,10 @@ class Select(Job):
             Column("reason_share", "share", "%", ".1f", 100),
         ),
         histogram_of("detail", Column("detail", "detail", form=".1f"), "Detail", "match beyond four waves across"),
+        histogram_of(
+            "off_centre_A", Column("off_centre_A", "distance", "Å", ".1f"), "Distance from the centre of the image",
+            "of the particles that are kept, by their shifts",
+        ),
         COST, PARAMETERS, PROVENANCE,
     )  # fmt: skip
 
@@ -213,7 +217,7 @@ class Select(Job):
         import numpy as np
 
         from cloudem.io.particle_store import open_particles
-        from cloudem.jobs.coordinates import off_centre
+        from cloudem.jobs.coordinates import distances_from_centre, off_centre
         from cloudem.jobs.provenance import job_record
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import write_particles_of
@@ -238,10 +242,12 @@ class Select(Job):
             context.progress.message(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
         context.progress.message(f"{np.count_nonzero(kept):,} of {len(table):,} particles are kept")
         diameter = diameter_of(self.particles)
-        lying = off_centre(table.take(kept))
-        if lying is not None:
-            context.progress.message(lying.words(diameter))
-            chosen.notes.append(f"{lying.words(diameter).capitalize()}.")
+        distances = distances_from_centre(table.take(kept))
+        if distances is not None:
+            said = off_centre(distances).words(diameter)
+            context.progress.message(said)
+            chosen.notes.append(f"{said[0].upper()}{said[1:]}.")
+            chosen.arrays["off_centre_A"] = distances.astype(np.float32)
         attributes = {
             "box": store.box,
             "pixel_size_A": store.pixel_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -153,6 +154,24 @@ def test_other_particles_need_another_project(here: Path, capsys: pytest.Capture
 def test_the_command_in_the_file_is_one_that_is_understood() -> None:
     text = Auto(particles="/a b/x.star", diameter_A=180, symmetry="D2", project="/p", invert_contrast=True).command()
     assert text == "cloudem auto '/a b/x.star' --diameter-A 180 --symmetry D2 --project /p --invert-contrast"
+    for name in ("/new\nline", "/it's", '/"', "/\x1b"):
+        auto = Auto(particles=f"{name}.star", diameter_A=180.5, project=name)
+        assert read_head(auto.text()) == (auto.command(), False)
+        assert tomllib.loads(auto.text())["project"] == name
+
+
+def test_a_file_of_another_version_is_gone_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["auto", "particles.zarr", "--diameter-A", "100", "--classes", "2", "--write-only"]
+    assert run(command) == 0
+    file = here / "auto" / "auto.toml"
+    other = file.read_text().replace("# sorts images", "# puts images")
+    parts = other.partition("project = ")
+    checksum = hashlib.sha256((parts[1] + parts[2]).encode()).hexdigest()[:12]
+    file.write_text(re.sub("written: [0-9a-f]{12}", f"written: {checksum}", parts[0]) + parts[1] + parts[2])
+    capsys.readouterr()
+    assert run(command) == 0
+    assert "edited" not in capsys.readouterr().out
+    assert "puts images" in file.read_text()
 
 
 # --- where a human decides --------------------------------------------------------------------------------------------

@@ -226,6 +226,21 @@ def test_only_what_is_kept_otherwise_is_a_neighbour(many: Scene, tmp_path: Path)
     assert rows_left(job.out) == list(range(1, 40, 2))
 
 
+@pytest.mark.parametrize(("far", "helps"), [(2.0, False), (30.0, True)])
+def test_it_is_said_how_far_particles_lie_from_the_centre(many: Scene, tmp_path: Path, far: float, helps: bool) -> None:
+    source = placed(many, tmp_path, shift_x=np.full(40, 0.6 * far), shift_y=np.full(40, 0.8 * far))
+    job = Select(particles=source, where="defocus_u > 0", out=str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudem.jobs.select.diameter_of", lambda url: 100.0)
+        run(job)
+    arrays, attributes = read_group(job.out, "result")
+    (note,) = attributes["notes"]
+    assert note.startswith(f"Particles lie {far:.1f} Å from the centre of their images")
+    assert ("extract them again" in note) == helps
+    np.testing.assert_allclose(arrays["off_centre_A"], far, rtol=1e-6)
+    assert "Distance from the centre" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_without_coordinates_there_are_no_neighbours(many: Scene, tmp_path: Path) -> None:
     for values in ({"duplicates_within_A": 30}, {"neighbours_within_A": 30}):
         with pytest.raises(MissingColumnError, match="rlnCoordinateX"):
