@@ -24,7 +24,7 @@ CHOOSING = ("auto", "classes", "not_classes")
 """Parameters of a selection that a choice of classes takes the place of."""
 
 
-class Choice(NamedTuple):
+class ChosenClasses(NamedTuple):
     """What a choice of classes becomes.
 
     Attributes
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
     then: str
 
 
-def choice_of(project: str, path: str, classes: str) -> Choice:
+def choice_of(project: str, path: str, classes: str) -> ChosenClasses:
     """Return what a choice of classes of a job becomes.
 
     Parameters
@@ -82,7 +82,7 @@ def choice_of(project: str, path: str, classes: str) -> Choice:
     step = step_toml("select", name, {"particles": path or source, "classes": numbers})
     given = (numbers, shlex.join(command), step)
     if not path:  # what is shown is the results of a job, among which no workflow belongs
-        return Choice(*given, "", "", "", "")
+        return ChosenClasses(*given, "", "", "", "")
     before = (read_bytes(join(project, AUTO_FILE)) or b"") if AUTO_FILE in there else b""
     changed = changed_workflow(before[:LARGEST].decode(errors="replace"), project, source, numbers)
     if changed is not None:
@@ -90,10 +90,10 @@ def choice_of(project: str, path: str, classes: str) -> Choice:
     else:
         file, text = f"{name}.toml", f"project = {value_toml(project)}\n\n{step}"
         said = "it is a workflow of this one step"
-    return Choice(*given, file, text, said, f"cloudem run {shlex.quote(join(project, file))}")
+    return ChosenClasses(*given, file, text, said, f"cloudem run {shlex.quote(join(project, file))}")
 
 
-def write_choice(project: str, choice: Choice) -> None:
+def write_choice(project: str, choice: ChosenClasses) -> None:
     """Write the file of a choice into the project, whole or not at all.
 
     Raises

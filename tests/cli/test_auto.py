@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import create_model
 
 from cloudem.algorithms.simulate import Recording, random_particles
 from cloudem.cli.auto import Auto
@@ -17,11 +18,13 @@ from cloudem.cli.command_line import run
 from cloudem.errors import ParameterError
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, write_group
+from cloudem.jobs.base import Job
+from cloudem.jobs.parameters import Place
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.toml import step_toml, value_toml
 from cloudem.runs.automatic import automatic_workflow, read_head
-from cloudem.runs.decisions import decision_after
-from cloudem.runs.workflow import Workflow, read_workflow, workflow_of
+from cloudem.runs.decisions import FinishedStep, decision_after, doubtful_group
+from cloudem.runs.workflow import Step, Workflow, read_workflow, workflow_of
 
 COUNT, BOX = 24, 16
 
@@ -216,6 +219,43 @@ def test_whoever_edits_the_workflow_has_decided(tmp_path: Path) -> None:
     assert decision_after(workflow, finished(workflow, "start", NO_MAP)) is None
     workflow = steps_of(text.replace("auto = true", 'classes = "1"'))
     assert decision_after(workflow, finished(workflow, "good", {"particle_count": 9, "left_out": {"a": 90}})) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"symmetry": "C4", "symmetry_determined": True, "symmetry_nearly": ""}, None),
+        ({"symmetry": "C1", "symmetry_determined": True}, None),
+        ({"symmetry": "C1", "symmetry_determined": False}, "not determined"),
+        (
+            {"symmetry": "C2", "symmetry_determined": True, "symmetry_nearly": "D2"},
+            "agrees with C2, and nearly with D2",
+        ),
+    ],
+)
+def test_it_stops_where_the_point_group_is_doubtful(tmp_path: Path, attributes: dict[str, Any], why: str) -> None:
+    places = {"reference": "symmetry", "map": "start"}
+    found = FinishedStep(
+        _step("symmetry", tmp_path, {"map": places["map"]}),
+        attributes,
+        (_step("refine", tmp_path, {"reference": "symmetry"}, symmetry="auto"),),
+        Workflow(str(tmp_path), "auto", "", ()),
+    )
+    decision = doubtful_group(found)
+    assert (decision is None) == (why is None)
+    if decision is not None:
+        assert why in decision.why
+        assert 'reference = "start"' in decision.ways[1].how
+    decided = found._replace(later=(_step("refine", tmp_path, {"reference": "symmetry"}, symmetry="C1"),))
+    assert doubtful_group(decided) is None
+
+
+def _step(name: str, project: Path, places: dict[str, str], **values: Any) -> Step:
+    """Return a step whose job reads these places of the project, whatever kind of job it is."""
+    fields = {key: (Place, f"{project}/{place}") for key, place in places.items()}
+    given = {key: (str, value) for key, value in values.items()}
+    job = create_model(f"Some{name.title()}", __base__=Job, **fields, **given)(out=f"{project}/{name}")
+    return Step(name, job)
 
 
 def test_every_way_on_names_steps_that_there_are(tmp_path: Path) -> None:
