@@ -28,6 +28,8 @@ BELOW = 3.0
 NO_EVIDENCE = 8.0
 """Median evidence against noise, a natural logarithm, below which a class shows nothing."""
 
+OFF = "off centre"
+
 OFF_CENTRE = 0.2
 """Distance of a class's centre of mass from that of the box, in radii of the particle, from which on it is off centre;
 of classes of particles it is below 0.1."""
@@ -120,7 +122,7 @@ def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
         return what_lies_at_the_edge(image, radius)
     bright = np.where(inside, np.maximum(image - np.median(image[inside]), 0), 0.0)
     moment = np.hypot((bright * x).sum(), (bright * y).sum())
-    return "off centre" if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
+    return OFF if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
 
 
 def what_lies_at_the_edge(image: NDArray[Any], radius: float) -> str:

@@ -14,7 +14,7 @@ from cloudem.cli.declare import Command
 from cloudem.cli.help import console
 from cloudem.errors import DecisionError, OutputExistsError, ParameterError, one_line
 from cloudem.jobs.parameters import Place, is_positional, option_of, parameter
-from cloudem.runs.automatic import AUTO_FILE, FOUND, automatic_workflow, read_head
+from cloudem.runs.automatic import AUTO_FILE, FOUND, TABLES, automatic_workflow, read_head
 
 if TYPE_CHECKING:
     from cloudem.runs.decisions import Decision
@@ -69,6 +69,11 @@ class Auto(Command):
 
         if self.symmetry != FOUND:
             operators(self.symmetry)
+        if self.invert_contrast and not self.particles.lower().endswith(TABLES):
+            raise ParameterError(
+                f"--invert-contrast is for tables that are imported; {self.particles} is none: import the particles "
+                "again with it"
+            )
         return automatic_workflow(
             self.command(),
             project=absolute(self.project),

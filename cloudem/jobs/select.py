@@ -26,7 +26,7 @@ DETAIL = "class_detail"
 """Column of particles and array of classes by which the automatic selection goes."""
 
 
-IN_CLASS = "in a class of which is said: "
+IN_CLASS = re.compile(r"in a class that (?:shows|is) ")
 """Begins a reason that holds for a class; the rest is shown beside its average."""
 
 BETTER = ("keep", DETAIL, "noise_evidence")
@@ -231,7 +231,7 @@ class Select(Job):
         kept = chosen.reason == 0
         if not kept.any():
             some = [words for number, words in enumerate(chosen.words, 1) if np.any(chosen.reason == number)]
-            why = ", ".join(words.removeprefix(IN_CLASS) for words in some)
+            why = ", ".join(IN_CLASS.sub("", words) for words in some)
             hint = "; check --diameter-A, and whether protein is bright, where they were classified" * self.auto
             raise ParameterError(f"none of {len(table):,} particles is left ({why}); loosen the conditions{hint}")
         context.write("", {}, {"kind": "result", **job_record(self)})
@@ -338,7 +338,7 @@ def of_classes(
     most = ["" for _ in range(count)]
     for at in np.flatnonzero(arrays["class_kept"] < 0.5):
         why = np.bincount(reason[(number == at + 1) & (reason > 0)], minlength=1)
-        most[at] = words[int(why.argmax()) - 1].removeprefix(IN_CLASS) if why.any() else "no images"
+        most[at] = IN_CLASS.sub("", words[int(why.argmax()) - 1]) if why.any() else "no images"
     arrays["class_reason"] = np.array(most)
     return arrays
 
@@ -410,7 +410,7 @@ def automatic(
     """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
     import numpy as np
 
-    from cloudem.algorithms.selection import APART, BELOW, distance_of, overlap, threshold_between, why_not
+    from cloudem.algorithms.selection import APART, BELOW, OFF, distance_of, overlap, threshold_between, why_not
 
     detail, number = table[DETAIL], table["class_number"]
     arrays["detail"] = np.asarray(detail, np.float32)
@@ -419,7 +419,7 @@ def automatic(
     reasons = [why_not_of(averages, int(each) - 1, why_not) for each in classes]
     for each, why in enumerate(reasons):
         if why:
-            leave_out(of_class == each, f"{IN_CLASS}{why}")
+            leave_out(of_class == each, f"in a class that {'is' if why == OFF else 'shows'} {why}")
     alone = sum(bool(why) for why in reasons)
     tell(f"{alone} of {len(classes)} classes show noise, an edge, or what lies off centre")
     left = np.array([not why for why in reasons])
@@ -440,7 +440,7 @@ def automatic(
     )
     tell(said)
     notes.append(f"{said[0].upper()}{said[1:]}.")
-    leave_out((left & ~good)[of_class], f"{IN_CLASS}no detail")
+    leave_out((left & ~good)[of_class], "in a class that shows no detail")
     leave_out(~(detail >= least), "matches its class poorly")
 
 

@@ -9,13 +9,16 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.io.storage.location import absolute, contents, join, object_store, put_if_absent, read_bytes, write_bytes
 from cloudem.jobs.select import class_list, class_numbers
 from cloudem.jobs.toml import LARGEST, step_toml, value_toml
 from cloudem.runs.automatic import AUTO_FILE
+
+if TYPE_CHECKING:
+    from cloudem.runs.project import JobState
 
 NAME = "good"
 """Of a selection, with a number behind it where there is one already."""
@@ -91,6 +94,14 @@ def choice_of(project: str, path: str, classes: str) -> ChosenClasses:
         file, text = f"{name}.toml", f"project = {value_toml(project)}\n\n{step}"
         said = "it is a workflow of this one step"
     return ChosenClasses(*given, file, text, said, f"cloudem run {shlex.quote(join(project, file))}")
+
+
+def sorted_from(job: JobState) -> str:
+    """Return the results, as a path in the project, that the classes on the page of a job are chosen from.
+
+    A selection holds no more what it has left out, which somebody may want back: chosen is from what it was made of.
+    """
+    return job.inputs.get("particles", job.path) if job.kind == "select" and job.path else job.path
 
 
 def write_choice(project: str, choice: ChosenClasses) -> None:

@@ -203,19 +203,19 @@ class Pages:
 
     def choice(self, path: str, classes: str) -> Mapping[str, Any] | None:
         """Return what a choice of classes of a job becomes."""
-        from cloudem.serve.choosing import choice_of
+        from cloudem.serve.choosing import choice_of, sorted_from
 
         job = self._job(path)
-        return None if job is None else choice_of(self.url, job.path, classes)._asdict()
+        return None if job is None else choice_of(self.url, sorted_from(job), classes)._asdict()
 
     def write_choice(self, path: str, classes: str) -> Mapping[str, Any] | None:
         """Write the workflow file of such a choice, and return the same."""
-        from cloudem.serve.choosing import choice_of, write_choice
+        from cloudem.serve.choosing import choice_of, sorted_from, write_choice
 
         job = self._job(path)
         if job is None or not self.writes:
             return None
-        found = choice_of(self.url, job.path, classes)
+        found = choice_of(self.url, sorted_from(job), classes)
         write_choice(self.url, found)
         return {**found._asdict(), "written": join(absolute(self.url), found.file)}
 

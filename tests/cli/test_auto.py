@@ -109,6 +109,7 @@ def test_what_no_step_accepts_writes_nothing(here: Path, capsys: pytest.CaptureF
         (["particles.zarr"], "auto needs --diameter-A"),
         (["particles.zarr", "--diameter-A", "500"], "step classes"),
         (["particles.zarr", "--diameter-A", "100", "--symmetry", "Q3"], "Q3"),
+        (["particles.zarr", "--diameter-A", "100", "--invert-contrast"], "is for tables"),
         (["nothing.star", "--diameter-A", "100"], "does not exist"),
     ):
         assert run(["auto", *options]) == 1

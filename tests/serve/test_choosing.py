@@ -16,7 +16,7 @@ from cloudem.cli.serve import Serve
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import write_group
 from cloudem.jobs.provenance import job_record
-from cloudem.jobs.select import class_list, class_numbers
+from cloudem.jobs.select import Select, class_list, class_numbers
 from cloudem.jobs.toml import step_toml, value_toml
 from cloudem.runs.automatic import AUTO_FILE, automatic_workflow
 from cloudem.runs.workflow import read_workflow
@@ -86,6 +86,15 @@ def test_the_command_is_one_that_a_shell_reads_as_meant(project: Path) -> None:
     alone = choice_of(str(project / "classes"), "", "3")  # what is shown is the results of the job themselves
     assert shlex.split(alone.command)[-1] == f"{project}/classes-good"
     assert alone.file == ""
+
+
+def test_what_a_selection_has_left_out_can_be_had_back(site: Site, project: Path) -> None:
+    job = Select(particles=str(project / "classes"), auto=True, out=str(project / "good"))
+    write_group(job.out, "", {}, {"kind": "result", **job_record(job)})
+    write_group(job.out, "result", {}, {})
+    found = json.loads(site.get("/job/good/-/choice?classes=4").body)
+    assert f"--particles {shlex.quote(str(project / 'classes'))} --classes 4" in found["command"]
+    assert tomllib.loads(found["step"])["step"][0]["particles"] == "classes"
 
 
 def test_nothing_is_written_unless_that_was_allowed(site: Site, project: Path) -> None:
