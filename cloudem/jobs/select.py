@@ -410,13 +410,17 @@ def automatic(
     """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
     import numpy as np
 
-    from cloudem.algorithms.selection import APART, BELOW, OFF, distance_of, overlap, threshold_between, why_not
+    from cloudem.algorithms.selection import APART, BELOW, OFF, distance_of, overlap, threshold_between
 
     detail, number = table[DETAIL], table["class_number"]
     arrays["detail"] = np.asarray(detail, np.float32)
     classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
     medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    reasons = [why_not_of(averages, int(each) - 1, why_not) for each in classes]
+    reasons, aside = reasons_of(averages, classes, members)
+    for kind in aside:
+        said = f"most classes lie {kind}, so that this is no reason here: see --diameter-A, and look at them"
+        tell(said)
+        notes.append(f"{said[0].upper()}{said[1:]}.")
     for each, why in enumerate(reasons):
         if why:
             leave_out(of_class == each, f"in a class that {'is' if why == OFF else 'shows'} {why}")
@@ -444,10 +448,21 @@ def automatic(
     leave_out(~(detail >= least), "matches its class poorly")
 
 
-def why_not_of(averages: Mapping[str, NDArray[Any]], place: int, judge: Callable[..., str]) -> str:
-    """Return what speaks against a class of a result, as far as its average is there."""
-    if not averages or not 0 <= place < len(averages["class_averages"]):
-        return ""
-    image = averages["class_averages"][place]
-    radius = float(averages["radius"]) or image.shape[-1] / 2
-    return judge(image, radius, float(averages["class_evidence"][place]))
+def reasons_of(
+    averages: Mapping[str, NDArray[Any]], classes: NDArray[Any], members: NDArray[Any]
+) -> tuple[list[str], list[str]]:
+    """Return what speaks against classes of these numbers, as far as there are averages, and rules set aside."""
+    import numpy as np
+
+    from cloudem.algorithms.selection import reasons_against
+
+    found, aside = [""] * len(classes), list[str]()
+    if averages:
+        images, evidence = averages["class_averages"], averages["class_evidence"]
+        known = np.flatnonzero((classes >= 1) & (classes <= len(images)))
+        places = classes[known] - 1
+        radius = float(averages["radius"]) or images.shape[-1] / 2
+        reasons, aside = reasons_against(list(images[places]), radius, evidence[places], members[known])
+        for at, why in zip(known, reasons, strict=True):
+            found[at] = why
+    return found, aside

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloudem.algorithms.selection import APART, distance_of, overlap, threshold_between, why_not
+from cloudem.algorithms.selection import (
+    APART,
+    EDGE,
+    OFF,
+    distance_of,
+    overlap,
+    reasons_against,
+    threshold_between,
+    why_not,
+)
 
 RNG = np.random.default_rng(0)
 BOX, RADIUS = 64, 20.0
@@ -73,3 +82,17 @@ def test_what_is_wrong_with_a_class_is_named(kind: str, turns: int) -> None:
     assert why_not(image, RADIUS, 50.0) == kind
     assert why_not(image, RADIUS, 1.0) == "noise"
     assert why_not(image, RADIUS, float("nan")) == "noise"
+
+
+def test_what_speaks_against_most_of_them_speaks_against_none() -> None:
+    """Particles that fill their circle; noise does not count among them."""
+    kinds = ["two particles", "an edge of the film", "off centre", "", ""]
+    images, evidence = [picture(kind) for kind in kinds] + [picture("")], np.r_[np.full(5, 50.0), 1.0]
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([10, 10, 10, 20, 20, 900]))
+    assert (found, aside) == ([*kinds, "noise"], [])
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([40, 40, 10, 20, 20, 900]))
+    assert aside == [EDGE]
+    assert found == ["", "off centre", "off centre", "", "", "noise"]  # as if nothing lay at the edge
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([10, 10, 90, 20, 20, 0]))
+    assert (found, aside) == (["two particles", "an edge of the film", "", "", "", "noise"], [OFF])
+    assert reasons_against([], RADIUS, np.zeros(0), np.zeros(0)) == ([], [])
