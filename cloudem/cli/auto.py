@@ -224,14 +224,19 @@ def print_end(workflow: Workflow) -> None:
     """Print what a workflow has made."""
     from cloudem.io.storage.groups import read_attributes
 
-    last = workflow.steps[-1].job.out
+    last, results = (
+        workflow.steps[-1].job.out,
+        [read_attributes(step.job.out, "result") or {} for step in workflow.steps],
+    )
     warned = [
         f"{step.name}: {text}"
-        for step in workflow.steps
-        for text in (read_attributes(step.job.out, "result") or {}).get("warnings", ())
+        for step, result in zip(workflow.steps, results, strict=True)
+        for text in result.get("warnings", ())
     ]
+    resolution = results[-1].get("resolution_A")
     screen = console()
-    screen.print(Text("\nDone", "bold green"))
+    reached = f"  {resolution:.2f} Å" if isinstance(resolution, float) else ""
+    screen.print(Text.assemble(("\nDone", "bold green"), reached))
     screen.print(Text(f"  report  {last}/report.html"), soft_wrap=True)
     screen.print(Text(f"  pages   cloudem serve {workflow.project}"), soft_wrap=True)
     screen.print(Text(f"  files   cloudem export {last} --out files"), soft_wrap=True)

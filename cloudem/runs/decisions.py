@@ -16,6 +16,8 @@ from cloudem.runs.workflow import Step, Workflow
 DARK = "check diameter_A, and whether protein is bright in them: invert_contrast = true where they are imported"
 """What to try where nothing is seen."""
 
+WITH_SYMMETRY = "the same command with --symmetry {}, or whatever it is: it is imposed from the start"
+
 FEW_LEFT, FEW_IMAGES = 0.2, 500
 """A selection that keeps a smaller share, or fewer images, is to be looked at before a map is made of it."""
 
@@ -57,10 +59,11 @@ class FinishedStep(NamedTuple):
         """Return a place as it is called in the project."""
         return url.removeprefix(f"{self.workflow.project.rstrip('/')}/")
 
-    def readers(self, parameter: str) -> list[Step]:
-        """Return the later steps that read this one by a parameter."""
-        places = ((each, reads_from(each.job).get(parameter, "")) for each in self.later)
-        return [each for each, place in places if place and below(place, self.step.job.out)]
+    @property
+    def readers(self) -> list[Step]:
+        """The later steps that read what this one has made."""
+        places = ((each, reads_from(each.job).values()) for each in self.later)
+        return [each for each, those in places if any(below(place, self.step.job.out) for place in those)]
 
 
 def decision_after(workflow: Workflow, number: int) -> Decision | None:
@@ -83,10 +86,9 @@ def decision_after(workflow: Workflow, number: int) -> Decision | None:
 
 def few_are_left(found: FinishedStep) -> Decision | None:
     """After a selection: hardly anything is left of the particles."""
-    readers = found.readers("particles")
     kept = int(found.result.get("particle_count") or 0)
     out = sum(int(count) for count in (found.result.get("left_out") or {}).values())
-    if not readers or not getattr(found.step.job, "auto", False) or not out:
+    if not found.readers or not getattr(found.step.job, "auto", False) or not out:
         return None
     if kept >= FEW_LEFT * (kept + out) and kept >= FEW_IMAGES:
         return None
@@ -105,8 +107,7 @@ def few_are_left(found: FinishedStep) -> Decision | None:
 
 def no_start(found: FinishedStep) -> Decision | None:
     """After starts from nothing: they do not agree, and there is no map."""
-    readers = found.readers("reference")
-    if not readers or "filter_A" in found.result:
+    if not found.readers or "filter_A" in found.result:
         return None
     name, particles = found.step.name, reads_from(found.step.job).get("particles", "")
     said = next((str(text) for text in found.result.get("warnings", ()) if "no agreement" in str(text)), "no agreement")
@@ -118,35 +119,35 @@ def no_start(found: FinishedStep) -> Decision | None:
         starts = 2 * int(getattr(found.step.job, "starts", 4))
         ways.append(Way("no class shows a particle", DARK))
         ways.append(Way("the classes show particles", f"more starts: starts = {starts} in step {name}"))
-    both = f"steps {name} and {readers[0].name}"
-    ways.append(Way("you know its symmetry", f'symmetry = "D2", or whatever it is, in {both}'))
-    ways.append(Way("you have a map of something alike", f'reference = "/path/map.mrc" in step {readers[0].name}'))
+    ways.append(Way("you know its symmetry", WITH_SYMMETRY.format("D2")))
+    refining = [step.name for step in found.later if step.job.name == "refine3d"]
+    between = [name, *(step.name for step in found.readers if step.name not in refining)]
+    for step in refining:
+        of_others = (
+            f'reference = "/path/map.mrc" and its symmetry in step {step}, without steps {" and ".join(between)}'
+        )
+        ways.append(Way("you have a map of something alike", of_others))
     look = (*(found.place(place) for place in _sources(found, particles)), found.place(found.step.job.out))
     return Decision(said.partition(", so there")[0], look, tuple(ways))
 
 
 def doubtful_group(found: FinishedStep) -> Decision | None:
     """After a search for the point group: it is not determined, or nearly another one."""
-    readers = [step for step in found.readers("reference") if getattr(step.job, "symmetry", "") == FOUND]
+    readers = [step for step in found.readers if getattr(step.job, "symmetry", "") == FOUND]
     nearly = str(found.result.get("symmetry_nearly") or "")
     if not readers or (found.result.get("symmetry_determined") and not nearly):
         return None
-    group, step = str(found.result.get("symmetry") or "C1"), f"step {readers[0].name}"
+    group = str(found.result.get("symmetry") or "C1")
     if nearly:
         why = f"the map agrees with {group}, and nearly with {nearly}"
     else:
         why = "the point group of the starting map is not determined"
-    starts = [each.name for each in found.workflow.steps if each.job.out == reads_from(found.step.job).get("map")]
-    imposed = " and ".join([*starts, readers[0].name])
-    place = f'reference = "{found.place(reads_from(found.step.job).get("map", ""))}"'
-    ways = [
-        Way("you do not know better", f'symmetry = "{group}" in {step}: more can be found in the refined map'),
-        Way(
-            f"it has a symmetry, such as {nearly or 'D2'}",
-            f'symmetry = "{nearly or "D2"}" in steps {imposed}, and {place} in {step}',
-        ),
-    ]
-    return Decision(why, (found.place(found.step.job.out),), tuple(ways))
+    go_on = f'symmetry = "{group}" in step {readers[0].name}: more can be found in the refined map'
+    ways = (
+        Way("you do not know better", go_on),
+        Way(f"it has a symmetry, such as {nearly or 'D2'}", WITH_SYMMETRY.format(nearly or "D2")),
+    )
+    return Decision(why, (found.place(found.step.job.out),), ways)
 
 
 def _sources(found: FinishedStep, place: str) -> list[str]:

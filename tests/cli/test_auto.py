@@ -18,7 +18,7 @@ from cloudem.cli.command_line import run
 from cloudem.errors import ParameterError
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, write_group
-from cloudem.jobs.base import Job
+from cloudem.jobs.base import JOBS, Job
 from cloudem.jobs.parameters import Place
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.toml import step_toml, value_toml
@@ -246,7 +246,7 @@ def test_it_stops_where_the_point_group_is_doubtful(tmp_path: Path, attributes: 
     assert (decision is None) == (why is None)
     if decision is not None:
         assert why in decision.why
-        assert 'reference = "start"' in decision.ways[1].how
+        assert "--symmetry D2" in decision.ways[1].how
     decided = found._replace(later=(_step("refine", tmp_path, {"reference": "symmetry"}, symmetry="C1"),))
     assert doubtful_group(decided) is None
 
@@ -259,12 +259,16 @@ def _step(name: str, project: Path, places: dict[str, str], **values: Any) -> St
     return Step(name, job)
 
 
-def test_every_way_on_names_steps_that_there_are(tmp_path: Path) -> None:
-    workflow = steps_of(written(project=str(tmp_path)))
+@pytest.mark.parametrize("symmetry", ["C1", "auto"])
+def test_every_way_on_names_steps_that_there_are(tmp_path: Path, symmetry: str) -> None:
+    if symmetry == "auto" and "find_symmetry" not in JOBS:
+        pytest.skip("this version has no find_symmetry")
+    workflow = steps_of(written(project=str(tmp_path), symmetry=symmetry))
     decision = decision_after(workflow, finished(workflow, "start", NO_MAP))
     assert decision is not None
     named = [name for way in decision.ways for name in re.findall(r"steps? (\w+)(?: and (\w+))?", way.how)]
-    assert {one for pair in named for one in pair if one} == {"good", "start", "refine"}
+    between = {"symmetry"} if symmetry == "auto" else set()
+    assert {one for pair in named for one in pair if one} == {"good", "start", "refine"} | between
 
 
 def test_a_stop_has_a_status_of_its_own_and_comes_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
