@@ -112,9 +112,7 @@ def no_start(found: FinishedStep) -> Decision | None:
     name, particles = found.step.name, reads_from(found.step.job).get("particles", "")
     said = next((str(text) for text in found.result.get("warnings", ()) if "no agreement" in str(text)), "no agreement")
     chosen = [step.name for step in found.workflow.steps if step.job.out == particles and step.job.name == "select"]
-    ways = [
-        Way("some of the classes that were kept show junk", f'not_classes = "4,7" in step {step}') for step in chosen
-    ]
+    ways = [Way("some classes that were kept show junk", f'not_classes = "4,7" in step {step}') for step in chosen]
     if "sphere" not in said:
         starts = 2 * int(getattr(found.step.job, "starts", 4))
         ways.append(Way("no class shows a particle", DARK))

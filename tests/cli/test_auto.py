@@ -96,7 +96,9 @@ def test_a_file_that_was_edited_is_told_from_one_that_was_not() -> None:
 
 
 def test_dry_run_shows_the_workflow_and_leaves_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["auto", "particles.zarr", "--diameter-A", "100", "--classes", "2", "--dry-run"]) == 0
+    assert (
+        run(["auto", "particles.zarr", "--diameter-A", "100", "--classes", "2", "--symmetry", "C1", "--dry-run"]) == 0
+    )
     said = capsys.readouterr().out
     assert 'job = "abinitio"' in said
     assert said.count("plan ") == 5
