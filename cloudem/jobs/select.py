@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.good_classes import DETAIL, IN_CLASS, automatic, class_arrays, of_classes
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 CONDITION = re.compile(r"\s*([A-Za-z_][\w:]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
 RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
-DETAIL = "class_detail"
-"""Column of particles and array of classes by which the automatic selection goes."""
-
-
-IN_CLASS = re.compile(r"in a class that (?:shows|is) ")
-"""Begins a reason that holds for a class; the rest is shown beside its average."""
 
 BETTER = ("keep", DETAIL, "noise_evidence")
 """Columns that say which of two duplicates is the better one: the first that is there."""
@@ -217,7 +212,7 @@ class Select(Job):
         import numpy as np
 
         from cloudem.io.particle_store import open_particles
-        from cloudem.jobs.coordinates import distances_from_centre, off_centre
+        from cloudem.jobs.coordinates import distances_from_centre
         from cloudem.jobs.provenance import job_record
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import write_particles_of
@@ -230,24 +225,13 @@ class Select(Job):
             stage.advance(len(table))
         kept = chosen.reason == 0
         if not kept.any():
-            some = [words for number, words in enumerate(chosen.words, 1) if np.any(chosen.reason == number)]
-            why = ", ".join(IN_CLASS.sub("", words) for words in some)
-            hint = "; check --diameter-A, and whether protein is bright, where they were classified" * self.auto
-            raise ParameterError(f"none of {len(table):,} particles is left ({why}); loosen the conditions{hint}")
+            raise ParameterError(none_is_left(chosen, auto=self.auto))
         context.write("", {}, {"kind": "result", **job_record(self)})
         rows = table["store_row"] if "store_row" in table else np.arange(len(table))
         write_particles_of(context, table.take(kept).with_columns(store_row=rows[kept]), store)
         context.write("left_out", {"store_row": rows[~kept], "reason": chosen.reason[~kept]}, {"reasons": chosen.words})
-        for number, words in enumerate(chosen.words, 1):
-            context.progress.message(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
-        context.progress.message(f"{np.count_nonzero(kept):,} of {len(table):,} particles are kept")
         diameter = diameter_of(self.particles)
-        distances = distances_from_centre(table.take(kept))
-        if distances is not None:
-            said = off_centre(distances).words(diameter)
-            context.progress.message(said)
-            chosen.notes.append(f"{said[0].upper()}{said[1:]}.")
-            chosen.arrays["off_centre_A"] = distances.astype(np.float32)
+        say_what_is_kept(chosen, distances_from_centre(table.take(kept)), diameter, context.progress.message)
         attributes = {
             "box": store.box,
             "pixel_size_A": store.pixel_size,
@@ -285,6 +269,46 @@ class Chosen(NamedTuple):
     notes: list[str]
 
 
+def none_is_left(chosen: Chosen, *, auto: bool) -> str:
+    """Say that no particle is left, why, and what to try."""
+    import numpy as np
+
+    some = [words for number, words in enumerate(chosen.words, 1) if np.any(chosen.reason == number)]
+    why = ", ".join(IN_CLASS.sub("", words) for words in some)
+    hint = "; check --diameter-A, and whether protein is bright, where they were classified" if auto else ""
+    return f"none of {len(chosen.reason):,} particles is left ({why}); loosen the conditions{hint}"
+
+
+def say_what_is_kept(
+    chosen: Chosen, distances: NDArray[np.float64] | None, diameter: float, tell: Callable[[str], None]
+) -> None:
+    """Say how many are kept, why others are not, and how far those that are lie from the centre of their images.
+
+    Parameters
+    ----------
+    chosen
+        Gets the last as a note, and the distances as an array for the report.
+    distances
+        Of the particles that are kept, Å; None where they are not known.
+    diameter
+        Of the particle, Å; 0 where it is not known.
+    tell
+        Is told.
+    """
+    import numpy as np
+
+    from cloudem.jobs.coordinates import off_centre
+
+    for number, words in enumerate(chosen.words, 1):
+        tell(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
+    tell(f"{np.count_nonzero(chosen.reason == 0):,} of {len(chosen.reason):,} particles are kept")
+    if distances is not None:
+        said = off_centre(distances).words(diameter)
+        tell(said)
+        chosen.notes.append(f"{said[0].upper()}{said[1:]}.")
+        chosen.arrays["off_centre_A"] = distances.astype(np.float32)
+
+
 def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Callable[[str], None]) -> Chosen:
     """Decide on each particle of a table; say how, and what is not certain."""
     import numpy as np
@@ -320,27 +344,6 @@ def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Cal
         "reason_share": counts / max(len(table), 1),
     }
     return Chosen(reason, words, arrays, notes)
-
-
-def of_classes(
-    averages: Mapping[str, NDArray[Any]], number: NDArray[Any], reason: NDArray[Any], words: list[str]
-) -> dict[str, NDArray[Any]]:
-    """Return the arrays of classes for the report: of the images of this table, and what becomes of most of them."""
-    import numpy as np
-
-    arrays = {name: values for name, values in averages.items() if name.startswith("class_")}
-    count = len(averages["class_averages"])
-    inside = (number >= 1) & (number <= count)
-    share = [np.bincount(number[inside & some] - 1, minlength=count) for some in (reason == 0, reason >= 0)]
-    arrays["class_members"] = share[1]
-    arrays["class_share"] = share[1] / max(int(share[1].sum()), 1)
-    arrays["class_kept"] = share[0] / np.maximum(share[1], 1)
-    most = ["" for _ in range(count)]
-    for at in np.flatnonzero(arrays["class_kept"] < 0.5):
-        why = np.bincount(reason[(number == at + 1) & (reason > 0)], minlength=1)
-        most[at] = IN_CLASS.sub("", words[int(why.argmax()) - 1]) if why.any() else "no images"
-    arrays["class_reason"] = np.array(most)
-    return arrays
 
 
 def crowded(
@@ -382,87 +385,3 @@ def diameter_of(url: str) -> float:
     given = (read_attributes(url, "") or {}).get("parameters")
     values = [said.get("diameter_A"), given.get("diameter_A") if isinstance(given, Mapping) else None]
     return next((float(value) for value in values if isinstance(value, int | float) and value > 0), 0.0)
-
-
-def class_arrays(url: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of the classes of a result, nothing if it has none."""
-    from cloudem.io.storage.groups import has_group, read_group
-
-    if not has_group(url, "result"):
-        return {}
-    arrays, attributes = read_group(url, "result")
-    if "class_averages" not in arrays:
-        return {}
-    import numpy as np
-
-    radius = (attributes.get("diameter_A") or 0.0) / 2 / float(attributes.get("pixel_size_A") or 1.0)
-    return {**arrays, "radius": np.array(radius)}
-
-
-def automatic(
-    table: Particles,
-    averages: Mapping[str, NDArray[Any]],
-    leave_out: Callable[[NDArray[np.bool_], str], None],
-    arrays: dict[str, NDArray[Any]],
-    tell: Callable[[str], None],
-    notes: list[str],
-) -> None:
-    """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
-    import numpy as np
-
-    from cloudem.algorithms.selection import APART, BELOW, OFF, distance_of, overlap, threshold_between
-
-    detail, number = table[DETAIL], table["class_number"]
-    arrays["detail"] = np.asarray(detail, np.float32)
-    classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
-    medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    reasons, aside = reasons_of(averages, classes, members)
-    for kind in aside:
-        said = f"most classes lie {kind}, so that this is no reason here: see --diameter-A, and look at them"
-        tell(said)
-        notes.append(f"{said[0].upper()}{said[1:]}.")
-    for each, why in enumerate(reasons):
-        if why:
-            leave_out(of_class == each, f"in a class that {'is' if why == OFF else 'shows'} {why}")
-    alone = sum(bool(why) for why in reasons)
-    tell(f"{alone} of {len(classes)} classes show noise, an edge, or what lies off centre")
-    left = np.array([not why for why in reasons])
-    threshold = threshold_between(medians[left], members[left])
-    good = np.zeros(len(classes), bool) if threshold is None else left & (medians >= threshold)
-    known = left[of_class]
-    apart = distance_of(detail[known], good[of_class][known])
-    if threshold is None or apart < APART:
-        why = "there are too few" if threshold is None else f"{apart:.1f} standard deviations apart, {APART} count"
-        tell(f"no other class is left out: they do not fall into two groups by their detail ({why}); look at them")
-        return
-    least = threshold - BELOW
-    lost, hidden = overlap(detail[known], good[of_class][known], least)
-    said = (
-        f"classes that their images match by {threshold:.1f} standard deviations or more are kept, and of these "
-        f"the images with {least:.1f} or more; the groups are {apart:.1f} apart. Expected: {100 * lost:.1f} % "
-        f"of the good images are lost, and {100 * hidden:.1f} % of those kept are none"
-    )
-    tell(said)
-    notes.append(f"{said[0].upper()}{said[1:]}.")
-    leave_out((left & ~good)[of_class], "in a class that shows no detail")
-    leave_out(~(detail >= least), "matches its class poorly")
-
-
-def reasons_of(
-    averages: Mapping[str, NDArray[Any]], classes: NDArray[Any], members: NDArray[Any]
-) -> tuple[list[str], list[str]]:
-    """Return what speaks against classes of these numbers, as far as there are averages, and rules set aside."""
-    import numpy as np
-
-    from cloudem.algorithms.selection import reasons_against
-
-    found, aside = [""] * len(classes), list[str]()
-    if averages:
-        images, evidence = averages["class_averages"], averages["class_evidence"]
-        known = np.flatnonzero((classes >= 1) & (classes <= len(images)))
-        places = classes[known] - 1
-        radius = float(averages["radius"]) or images.shape[-1] / 2
-        reasons, aside = reasons_against(list(images[places]), radius, evidence[places], members[known])
-        for at, why in zip(known, reasons, strict=True):
-            found[at] = why
-    return found, aside

@@ -18,8 +18,9 @@ from cloudem.io.storage.groups import has_group, list_groups, read_group
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.classify2d.job import Classify2D
 from cloudem.jobs.export import Export
+from cloudem.jobs.good_classes import class_arrays
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.select import Select, class_arrays, class_numbers, conditions_of
+from cloudem.jobs.select import Select, class_numbers, conditions_of
 from cloudem.model.poses import euler_to_matrix
 from tests.jobs.conftest import BOX, DIAMETER, Scene, assert_same_bits, make_scene, needs, run
 
