@@ -46,6 +46,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
     "auto": automatic.auto,
+    "auto-others": automatic.auto_others,
     "symmetry": symmetry.symmetry,
     "junk": junk.junk,
     "search": hot_loops.search,
