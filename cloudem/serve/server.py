@@ -177,8 +177,9 @@ class Choosing(Handler):
 
     async def _answer(self, make: str, words: tuple[str, ...]) -> None:
         self._make = make
+        chosen = self.get_query_arguments("classes")
         try:
-            found = await self.made((*words, self.get_query_argument("classes", "")))
+            found = await self.made((*words, chosen[-1])) if chosen else {}  # of nothing there is nothing to say
         except CloudemError as error:
             self.set_status(400)
             found = {"problem": str(error)}
