@@ -44,7 +44,9 @@ class Auto(Command):
     diameter_A: float = parameter(
         meaning="diameter of a circle that contains the particle, about 10 % more than its longest axis", gt=0
     )
-    symmetry: str = parameter("C1", meaning="point group of the particle: C<n>, D<n>, T, O, I, I1 to I4, as in RELION")
+    symmetry: str = parameter(
+        "auto", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, as in RELION; auto: that of the starting map"
+    )
     project: Place = parameter("auto", meaning="project for workflow and results: a folder, or s3://bucket/prefix")
     classes: int = parameter(0, meaning="number of 2D classes; 0: as in classify2d", ge=0, le=500)
     invert_contrast: bool = parameter(False, meaning="invert images of a table in which protein is dark")

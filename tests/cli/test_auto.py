@@ -18,7 +18,7 @@ from cloudem.cli.command_line import run
 from cloudem.errors import ParameterError
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, write_group
-from cloudem.jobs.base import JOBS, Job
+from cloudem.jobs.base import Job
 from cloudem.jobs.parameters import Place
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.toml import step_toml, value_toml
@@ -54,6 +54,18 @@ def test_a_table_is_imported_and_a_store_is_not() -> None:
     assert [step.job.name for step in steps_of(written()).steps] == jobs
     assert [step.job.name for step in steps_of(written("/data/particles.CS")).steps] == jobs
     assert [step.job.name for step in steps_of(written("/data/good")).steps] == jobs[1:]
+
+
+def test_a_symmetry_that_is_not_given_is_looked_for_and_one_that_is_given_is_imposed() -> None:
+    looked = {step.name: step.job.model_dump() for step in steps_of(written(symmetry="auto")).steps}
+    assert list(looked) == ["import", "classes", "good", "start", "symmetry", "refine", "post"]
+    assert (looked["start"]["symmetry"], looked["refine"]["symmetry"]) == ("C1", "auto")
+    assert looked["symmetry"]["map"] == looked["start"]["out"]
+    assert looked["refine"]["reference"] == looked["symmetry"]["out"]
+    given = {step.name: step.job.model_dump() for step in steps_of(written(symmetry="D2")).steps}
+    assert given["refine"]["reference"] == given["start"]["out"]
+    assert (given["start"]["symmetry"], given["refine"]["symmetry"]) == ("D2", "D2")
+    assert Auto(particles="x.star", diameter_A=1).symmetry == "auto"
 
 
 def test_what_was_asked_for_stands_in_every_step_that_has_it() -> None:
@@ -263,8 +275,6 @@ def _step(name: str, project: Path, places: dict[str, str], **values: Any) -> St
 
 @pytest.mark.parametrize("symmetry", ["C1", "auto"])
 def test_every_way_on_names_steps_that_there_are(tmp_path: Path, symmetry: str) -> None:
-    if symmetry == "auto" and "find_symmetry" not in JOBS:
-        pytest.skip("this version has no find_symmetry")
     workflow = steps_of(written(project=str(tmp_path), symmetry=symmetry))
     decision = decision_after(workflow, finished(workflow, "start", NO_MAP))
     assert decision is not None
