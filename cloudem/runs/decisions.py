@@ -137,7 +137,7 @@ def doubtful_group(found: FinishedStep) -> Decision | None:
         return None
     group = str(found.result.get("symmetry") or "C1")
     if nearly:
-        why = f"the map agrees with {group}, and nearly with {nearly}"
+        why = f"the starting map is nearly {nearly}, but agrees with {'no group' if group == 'C1' else f'{group} only'}"
     else:
         why = "the point group of the starting map is not determined"
     go_on = f'symmetry = "{group}" in step {readers[0].name}: more can be found in the refined map'

@@ -243,6 +243,10 @@ def test_whoever_edits_the_workflow_has_decided(tmp_path: Path) -> None:
         ({"symmetry": "C1", "symmetry_determined": True}, None),
         ({"symmetry": "C1", "symmetry_determined": False}, "not determined"),
         (
+            {"symmetry": "C1", "symmetry_determined": True, "symmetry_nearly": "D2"},
+            "nearly D2, but agrees with no group",
+        ),
+        (
             {"symmetry": "C2", "symmetry_determined": True, "symmetry_nearly": "D2"},
             "agrees with C2, and nearly with D2",
         ),
