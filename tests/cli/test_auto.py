@@ -237,22 +237,17 @@ def test_whoever_edits_the_workflow_has_decided(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "why"),
+    ("said", "why"),
     [
-        ({"symmetry": "C4", "symmetry_determined": True, "symmetry_nearly": ""}, None),
-        ({"symmetry": "C1", "symmetry_determined": True}, None),
-        ({"symmetry": "C1", "symmetry_determined": False}, "not determined"),
-        (
-            {"symmetry": "C1", "symmetry_determined": True, "symmetry_nearly": "D2"},
-            "nearly D2, but agrees with no group",
-        ),
-        (
-            {"symmetry": "C2", "symmetry_determined": True, "symmetry_nearly": "D2"},
-            "agrees with C2, and nearly with D2",
-        ),
+        (("C4", True, ""), None),
+        (("C1", True, ""), None),
+        (("C1", False, ""), "not determined"),
+        (("C1", True, "D2"), "nearly D2, but agrees with no group"),
+        (("C2", True, "D2"), "nearly D2, but agrees with C2 only"),
     ],
 )
-def test_it_stops_where_the_point_group_is_doubtful(tmp_path: Path, attributes: dict[str, Any], why: str) -> None:
+def test_it_stops_where_the_point_group_is_doubtful(tmp_path: Path, said: tuple[str, bool, str], why: str) -> None:
+    attributes = dict(zip(("symmetry", "symmetry_determined", "symmetry_nearly"), said, strict=True))
     places = {"reference": "symmetry", "map": "start"}
     found = FinishedStep(
         _step("symmetry", tmp_path, {"map": places["map"]}),
