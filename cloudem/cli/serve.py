@@ -29,7 +29,9 @@ class Serve(Command):
     """Serve the pages of a project."""
 
     name: ClassVar[str] = "serve"
-    summary: ClassVar[str] = "Show a project's jobs, maps, runs and costs in the browser; nothing is changed unless you allow it."
+    summary: ClassVar[str] = (
+        "Show a project's jobs, maps, runs and costs in the browser; it only reads, unless allowed more."
+    )
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem serve my-project",
         "cloudem serve s3://bucket/project --port 9000 --no-browser",
