@@ -30,7 +30,7 @@ class Serve(Command):
 
     name: ClassVar[str] = "serve"
     summary: ClassVar[str] = (
-        "Show a project's jobs, maps, runs and costs in the browser; it only reads, unless allowed more."
+        "Show jobs, maps, runs and costs of a project in the browser; it reads, unless allowed more."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem serve my-project",
