@@ -29,9 +29,7 @@ class Serve(Command):
     """Serve the pages of a project."""
 
     name: ClassVar[str] = "serve"
-    summary: ClassVar[str] = (
-        "Show jobs, maps, runs and costs of a project in the browser; it reads, unless allowed more."
-    )
+    summary: ClassVar[str] = "Show jobs, maps, runs and costs of a project in the browser; read-only by default."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem serve my-project",
         "cloudem serve s3://bucket/project --port 9000 --no-browser",
