@@ -46,8 +46,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "believe": believe.believe,
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
+    "abinitio_refined": from_nothing.abinitio_refined,
     "auto": automatic.auto,
-    "auto-others": automatic.auto_others,
+    "auto_others": automatic.auto_others,
     "symmetry": symmetry.symmetry,
     "point_groups": point_groups.point_groups,
     "junk": junk.junk,
@@ -72,8 +73,9 @@ def options() -> argparse.Namespace:
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=believe.ROWS, metavar="ROW", help=f"believe: {', '.join(believe.ROWS)}"
-    )
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES], metavar="ROW",
+        help=f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}",
+    )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
     return parser.parse_args()

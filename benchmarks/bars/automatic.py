@@ -38,7 +38,7 @@ def spoiled(bench: Bench, name: str, volume: Volume, diameter: float, count: int
     kinds[rng.random(count) >= JUNK] = 0
     table = random_particles(count, Recording(snr=SNR), seed)
     species = np.zeros(count, np.int64)
-    images = np.concatenate(list(drawn([volume], diameter, table, species, kinds, SNR, seed, rng)))
+    images = np.concatenate(list(drawn([volume], table, species, kinds, SNR, seed, rng, diameter)))
     bare = table.without_columns((*POSE_COLUMNS, "half_set"))
     grid: dict[str, Any] = {"box": len(volume.data), "pixel_size": volume.pixel_size}
     for store, rows in (("particles", np.arange(count)), ("clean", np.flatnonzero(kinds == 0))):

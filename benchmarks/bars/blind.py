@@ -4,7 +4,7 @@ selected without a threshold being given."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def images_of(bench: Bench, snr: float, seed: int) -> tuple[Path, NDArray[np.int
         angles[:, near] = matrix_to_euler(near_axis(BIASED, int(near.sum()), rng))
         table = table.with_columns(rot=angles[0], tilt=angles[1], psi=angles[2])
         volumes = [density(bench, name, BOX, PIXEL_A) for name in SPECIES]
-        images = drawn(volumes, DIAMETER_A, table, species, kinds, snr, seed, rng)
+        images = drawn(volumes, table, species, kinds, snr, seed, rng, DIAMETER_A)
         bare = table.without_columns((*POSE_COLUMNS, "half_set"))
         write_particles(store, bare, images, box=BOX, pixel_size=PIXEL_A)
         write_group(store, "drawn", {"kind": kinds, "species": species}, {})
@@ -78,18 +78,12 @@ def images_of(bench: Bench, snr: float, seed: int) -> tuple[Path, NDArray[np.int
 
 
 def drawn(
-    volumes: Sequence[Volume],
+    volumes: list[Volume], table: Any, species: NDArray[Any], kinds: NDArray[Any], snr: float, seed: int, rng: Any,
     diameter: float,
-    table: Any,
-    species: NDArray[Any],
-    kinds: NDArray[Any],
-    snr: float,
-    seed: int,
-    rng: Any,
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the images in batches: each shows the volume of its species, or is junk of a kind of `KINDS`."""
-    count, turn = len(table), rng.uniform(0, 2 * np.pi, len(table))
-    box, pixel_size = len(volumes[0].data), volumes[0].pixel_size
+) -> Iterator[NDArray[np.float32]]:  # fmt: skip
+    """Yield the images in batches: of species by number, or of what is no particle (`KINDS`)."""
+    count, turn, box = len(table), rng.uniform(0, 2 * np.pi, len(table)), len(volumes[0].data)
+    pixel_size = volumes[0].pixel_size
     away = table.with_columns(
         shift_x=table["shift_x"] + 0.45 * diameter * np.cos(turn),
         shift_y=table["shift_y"] + 0.45 * diameter * np.sin(turn),

@@ -15,9 +15,6 @@ from cloudem.jobs.toml import step_toml, value_toml
 AUTO_FILE = "auto.toml"
 """Name of the file in a project that is a folder."""
 
-WAVES = 6
-"""Waves across the particle to which the starting map is trusted; it ends at 7.5 (`cloudem.jobs.abinitio`)."""
-
 FOUND = "auto"
 """Symmetry that is to be found: of the starting map, which is made without any."""
 
@@ -101,8 +98,7 @@ def automatic_workflow(
     if not known:
         start = "symmetry"
         add("find_symmetry", start, "turns the map onto its axes", map="start", **size)
-    waves = round(diameter_A / WAVES, 1)
-    rest = {"reference": start, "initial_resolution_A": waves, "symmetry": symmetry, "seed": seed}
+    rest = {"reference": start, "symmetry": symmetry, "seed": seed}
     add("refine3d", "refine", "two independent half-maps", **again, **rest)
     add("postprocess", "post", "resolution inside a mask, and a sharpened map", halves="refine")
     whole = "\n".join([f'project = {value_toml(project)}\nname = "auto"\n', *steps])

@@ -114,7 +114,7 @@ def no_start(found: FinishedStep) -> Decision | None:
     chosen = [step.name for step in found.workflow.steps if step.job.out == particles and step.job.name == "select"]
     ways = [Way("some classes that were kept show junk", f'not_classes = "4,7" in step {step}') for step in chosen]
     if "sphere" not in said:
-        starts = 2 * int(getattr(found.step.job, "starts", 4))
+        starts = 2 * int(getattr(found.step.job, "start_count", 4))
         ways.append(Way("no class shows a particle", DARK))
         ways.append(Way("the classes show particles", f"more starts: starts = {starts} in step {name}"))
     ways.append(Way("you know its symmetry", WITH_SYMMETRY.format("D2")))
