@@ -18,6 +18,11 @@ AUTO_FILE = "auto.toml"
 FOUND = "auto"
 """Symmetry that is to be found: of the starting map, which is made without any."""
 
+WAVES = 7.5
+"""Waves across the particle up to which the starting map's symmetry is looked at: independent starts are compared there
+(`cloudem.jobs.abinitio`). Beyond, maps that were carried on share their images, and what they have in common may be noise,
+in which mates do not agree."""
+
 TABLES = (".star", ".cs")
 """Endings of tables that have to be imported first."""
 
@@ -97,7 +102,8 @@ def automatic_workflow(
     add("abinitio", "start", agree, **again, symmetry=symmetry if known else "C1", seed=seed)
     if not known:
         start = "symmetry"
-        add("find_symmetry", start, "turns the map onto its axes", map="start", **size)
+        finest = round(diameter_A / WAVES, 1)
+        add("find_symmetry", start, "turns the map onto its axes", map="start", **size, finest_A=finest)
     rest = {"reference": start, "symmetry": symmetry, "seed": seed}
     add("refine3d", "refine", "two independent half-maps", **again, **rest)
     add("postprocess", "post", "resolution inside a mask, and a sharpened map", halves="refine")
