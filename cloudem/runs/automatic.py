@@ -19,9 +19,9 @@ FOUND = "auto"
 """Symmetry that is to be found: of the starting map, which is made without any."""
 
 WAVES = 7.5
-"""Waves across the particle up to which the starting map's symmetry is looked at: independent starts are compared there
-(`cloudem.jobs.abinitio`). Beyond, maps that were carried on share their images, and what they have in common may be noise,
-in which mates do not agree."""
+"""Waves across the particle up to which the starting map's symmetry is looked at: there, independent starts are compared
+(`cloudem.jobs.abinitio`). Beyond, maps that were carried on share their images, and may have noise in common, in which
+mates do not agree."""
 
 TABLES = (".star", ".cs")
 """Endings of tables that have to be imported first."""
