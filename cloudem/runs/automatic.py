@@ -19,7 +19,7 @@ FOUND = "auto"
 """Symmetry that is to be found: of the starting map, which is made without any."""
 
 WAVES = 7.5
-"""Waves across the particle up to which the starting map's symmetry is looked at: there, independent starts are compared
+"""Waves across the particle up to which symmetry is looked for in the starting map: up to there, starts are compared
 (`cloudem.jobs.abinitio`). Beyond, maps that were carried on share their images, and may have noise in common, in which
 mates do not agree."""
 
