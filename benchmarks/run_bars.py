@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bars import (
     agreement,
+    automatic,
     believe,
     blind,
     from_nothing,
@@ -46,6 +47,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
     "abinitio_refined": from_nothing.abinitio_refined,
+    "auto": automatic.auto,
+    "auto_others": automatic.auto_others,
     "symmetry": symmetry.symmetry,
     "point_groups": point_groups.point_groups,
     "junk": junk.junk,
