@@ -46,6 +46,7 @@ JOBS: dict[str, str] = {
     "select": "cloudem.jobs.select:Select",
     "abinitio": "cloudem.jobs.abinitio:AbInitio",
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
+    "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",
