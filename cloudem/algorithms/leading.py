@@ -60,7 +60,7 @@ def whitening(denominators: Float32, shell: NDArray[np.int32], limit: int) -> Fl
     """Return the factor on each shell, (limit + 1,), that makes back-projected residuals white noise."""
     count = np.maximum(np.bincount(shell, minlength=limit + 1), 1)
     mean = np.bincount(shell, denominators.mean(axis=0, dtype=np.float64), limit + 1) / count
-    return np.sqrt(np.arange(limit + 1) / np.maximum(mean, 1e-30))
+    return np.asarray(np.sqrt(np.arange(limit + 1) / np.maximum(mean, 1e-30)))
 
 
 def lay_back(residual: Weighted, poses: Poses, points: Float64, white: Float64, box: int, group: Float64) -> Float32:
@@ -117,7 +117,8 @@ def leading_coordinates(rows: Float32, count: int, seed: int) -> Float64:
         vector, total = np.ravel(vector), np.zeros(rows.shape[1])
         for block in blocks:
             total += vector[block] @ rows[block].astype(np.float64)
-        return np.concatenate([rows[block].astype(np.float64) @ total for block in blocks]) - own * vector
+        found = [rows[block].astype(np.float64) @ total for block in blocks]
+        return np.asarray(np.concatenate(found) - own * vector)
 
     operator = LinearOperator((images, images), matvec=products, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(images)

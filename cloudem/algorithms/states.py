@@ -154,8 +154,12 @@ def shifted_slices(volume: Complex64, poses: Poses, disc: HalfDisc, settings: St
     order = by_direction(poses.rotations)
     slices = np.empty((len(order), len(disc.kx)), np.complex64)
     slices[order] = extract(volume, poses.rotations[order], disc.kx, disc.ky, settings.padding)
-    angle = poses.shifts[:, :1] * disc.kx + poses.shifts[:, 1:] * disc.ky
-    slices *= np.exp((-2j * np.pi / settings.box * angle).astype(np.complex64))
+    turn = (-2 * np.pi / settings.box * poses.shifts).astype(np.float32)
+    angle = turn[:, :1] * disc.kx.astype(np.float32) + turn[:, 1:] * disc.ky.astype(np.float32)
+    phase = np.empty_like(slices)
+    np.cos(angle, out=phase.real)
+    np.sin(angle, out=phase.imag)
+    slices *= phase
     return slices
 
 
@@ -255,7 +259,7 @@ def centred(differences: Float32, share: Float64 | None) -> Float32:
     if share is None:
         return differences
     mean = np.einsum("k,kzyx->zyx", share / share.sum(), differences).astype(np.float32)
-    return differences - mean
+    return np.asarray(differences - mean, np.float32)
 
 
 def overstep(probability: Float64) -> Float64:

@@ -18,7 +18,7 @@ from cloudem.report.declaration import ITERATIONS as ITERATION_TABLE
 
 if TYPE_CHECKING:
     from cloudem.algorithms.states import StateSettings
-    from cloudem.jobs.iterative import PlainState
+    from cloudem.jobs.classify3d.state import StatesState
 
 LEAST_IMAGES = 400
 """Particles below which there is nothing to hold out."""
@@ -83,13 +83,13 @@ class Classify3D(IterativeJob):
     symmetry: str = parameter("C1", meaning="point group of all states: C<n>, D<n>, T, O, I, I1 to I4, as in RELION")
     mask: Place | None = parameter(
         None,
-        meaning="where states may differ (MRC file, or results of a job; values 0 to 1); if none, in the whole molecule",
+        meaning="where states may differ (MRC file, or results of a job; values 0 to 1); if none, anywhere",
         reads=("mask",),
     )
     resolution_A: float = parameter(
         0.0,
-        meaning=f"finest resolution that images are compared on; 0: that of their consensus, no finer than {FINEST_A:g} "
-        f"Å and a {WAVES_ACROSS}th of the diameter",
+        meaning="finest resolution that images are compared on; 0: that of their consensus, no finer than "
+        f"{FINEST_A:g} Å and a {WAVES_ACROSS}th of the diameter",
         ge=0,
     )
     max_iterations: int = parameter(60, meaning="decide after this many iterations on what was found by then", ge=4)
@@ -155,7 +155,6 @@ class Classify3D(IterativeJob):
         """Return stages and needs from box, particles and classes."""
         from cloudem.algorithms.states import PARTS
         from cloudem.jobs.classify3d.state import PASSES
-        from cloudem.model.symmetry import operators
 
         size = sizes["particles"]
         s, classes = self.settings(size.count, size.box, size.pixel_size), self.classes or 3
@@ -164,11 +163,14 @@ class Classify3D(IterativeJob):
         voxels, padded = s.box**3, (1.5 * s.box) ** 3 / 2
         task = round(128 * (24 * size.box**2 + 60 * pixels) + classes * 20 * padded)
         passes = 3.0 + (PASSES + 2) * (1 if self.classes else 2)
-        groups = dict(task_items=self.group_size, task_bytes=task, read_bytes=2.0 * size.box**2)
-        sorting = Stage("classify", size.count, "images", image_s, parallel=True, passes=passes, spread=2.5, **groups)
+        sorting = Stage(
+            "classify", size.count, "images", image_s, parallel=True, task_items=self.group_size, task_bytes=task,
+            read_bytes=2.0 * size.box**2, passes=passes, spread=2.5,
+        )  # fmt: skip
         solving = Stage("solve", round(passes) + 1, "times", SOLVE_S * voxels * classes * (PARTS + 3))
-        whole = len(operators(self.symmetry)) ** 0.0 * IMAGE_PIXEL_S * size.box**2 + INSERT_S * size.box**2 / 2
-        final = replace(sorting, name="average", cpu_s=whole, passes=1.2, task_bytes=task + 12 * (3 * size.box) ** 3 // 4)
+        whole = IMAGE_PIXEL_S * size.box**2 + INSERT_S * size.box**2 / 2
+        padded_whole = (3 * size.box // 2) ** 3 // 2
+        final = replace(sorting, name="average", cpu_s=whole, passes=1.2, task_bytes=task + 18 * padded_whole)
         start = min(size.count, 10_000) * 8_000 * 4
         maps = 4 * size.box**3 * (4 * classes + 4)
         return Work(
@@ -186,7 +188,7 @@ class Classify3D(IterativeJob):
 
         return source_of(self.particles)
 
-    def iterations(self, context: Context, *, resumes: bool) -> Iterations[PlainState]:
+    def iterations(self, context: Context, *, resumes: bool) -> Iterations[StatesState]:
         """Open the particles."""
         from cloudem.jobs.classify3d.run import StateClassification
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.algorithms.states import (
     PARTS,
-    Gain,
     StateSettings,
     best_shares,
     gain_of,
@@ -34,6 +33,7 @@ from cloudem.io.storage.groups import read_group
 from cloudem.jobs.base import Context
 from cloudem.jobs.classify2d.tasks import noise_of_group
 from cloudem.jobs.classify3d.job import MOST_CLASSES, Classify3D
+from cloudem.jobs.classify3d.result import StatesOutcome, StatesRun, write_states
 from cloudem.jobs.classify3d.solving import Before, Consensus, SolvedMaps, solve_consensus, solve_maps
 from cloudem.jobs.classify3d.state import StatesState, first_states, next_states
 from cloudem.jobs.classify3d.tasks import (
@@ -76,15 +76,6 @@ SAMPLE = 10_000
 
 AGREES = 0.143
 """Correlation of the consensus' halves down to which images are compared."""
-
-
-class StatesOutcome(NamedTuple):
-    """What the last iteration found: what becomes of each image (None: one state), with the checkpoint, and the FSC."""
-
-    found: Shared3D | None
-    checkpoint: StateCheckpoint
-    gain: Gain
-    classes_tried: int
 
 
 class StateClassification(Iterations[StatesState]):
@@ -250,7 +241,10 @@ class StateClassification(Iterations[StatesState]):
         )  # fmt: skip
         with self.context.progress.stage("differences", int(which.sum())) as stage:
             bricks, _ = self.context.executor.accumulate(
-                state_fold(add, columns), items, shared=lambda _: [self.data, model], on_done=self._advance(stage, items)
+                state_fold(add, columns),
+                items,
+                shared=lambda _: [self.data, model],
+                on_done=self._advance(stage, items),
             )
         return bricks
 
@@ -300,9 +294,7 @@ class StateClassification(Iterations[StatesState]):
         }
         return IterationResult(after, row, checkpoint._asdict(), {"best": _best(state)}, {"fsc": solved.fsc})
 
-    def _compare(
-        self, state: StatesState, before: StateCheckpoint
-    ) -> tuple[Shared3D, Bricks]:
+    def _compare(self, state: StatesState, before: StateCheckpoint) -> tuple[Shared3D, Bricks]:
         """Compare all images with what others know of the classes; those of the parts that train make the next sums."""
         s, job, executor, limit = self.settings, self.job, self.context.executor, state.limit
         posed = before.part >= 0
@@ -311,7 +303,10 @@ class StateClassification(Iterations[StatesState]):
             items = [joining for item in items for joining in _joined_parts(item, before.half_set)]
         variance = float(np.mean(before.shifts[posed] ** 2)) + 1.0
         models = self._models(sorted({item.compared for item in items}), limit, added=True, shift_variance=variance)
-        shared = lambda item: [self.data, models[item.compared]]  # noqa: E731
+
+        def shared(item: StateItem) -> Sequence[Shared[Any]]:
+            return self.data, models[item.compared]
+
         training = [item for item in items if item.part != HELD and state.phase != "last"]
         others = [item for item in items if item.part == HELD or state.phase == "last"]
         with self.context.progress.stage("classify", int(posed.sum())) as stage:
@@ -338,7 +333,7 @@ class StateClassification(Iterations[StatesState]):
         # the poses of images held out stay where no class has drawn them, until they join
         moving = training if state.phase == "classes" else np.arange(len(found.indices))
         rotations[found.indices[moving]], shifts[found.indices[moving]] = found.rotations[moving], found.shifts[moving]
-        evidence, gain = before.evidence.copy(), Gain(0.0, 0.0, 0)
+        evidence = before.evidence.copy()
         row: dict[str, Value] = {
             "iteration": state.iteration,
             "classes": state.classes,
@@ -367,7 +362,7 @@ class StateClassification(Iterations[StatesState]):
             checkpoint = checkpoint._replace(maps=solved.maps, share=share)
             if state.phase == "join":
                 checkpoint = checkpoint._replace(part=_all_training(before))
-        outcome = StatesOutcome(found if after.classes > 1 else None, checkpoint, gain, state.classes)
+        outcome = StatesOutcome(found if after.classes > 1 else None, checkpoint, state.classes)
         result = IterationResult(after, row, checkpoint._asdict(), {"best": _best(after)}, result=outcome)
         return self._keep(state, result, checkpoint)
 
@@ -396,9 +391,8 @@ class StateClassification(Iterations[StatesState]):
 
     def finish(self, last: IterationResult[StatesState], wall_s: float) -> None:
         """Write the particles with their classes, the maps of these, and the report."""
-        from cloudem.jobs.classify3d.result import write_states
-
-        write_states(self, last.result, wall_s)
+        run = StatesRun(self.job, self.context, self.dataset, self.settings, self.data)
+        write_states(run, last.result, wall_s)
 
 
 def _best(state: StatesState) -> list[str]:
@@ -442,6 +436,6 @@ def _joined_parts(item: StateItem, half_set: NDArray[np.int8]) -> list[StateItem
     for part in range(PARTS):
         own = np.flatnonzero(joins == part)
         if len(own):
-            carried = (each[own] for each in (item.indices, item.rotations, item.shifts, item.weights))
-            items.append(StateItem(part, HELD, *carried))
+            poses = item.rotations[own], item.shifts[own]
+            items.append(StateItem(part, HELD, item.indices[own], *poses, item.weights[own]))
     return items

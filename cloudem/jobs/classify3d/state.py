@@ -70,7 +70,13 @@ def borne_out(gain: Gain) -> bool:
 
 
 def next_states(
-    state: StatesState, asked: int, most: int, *, limit: int, moved: float = 1.0, gain: Gain | None = None,
+    state: StatesState,
+    asked: int,
+    most: int,
+    *,
+    limit: int,
+    moved: float = 1.0,
+    gain: Gain | None = None,
     most_iterations: int = 1000,
 ) -> StatesState:
     """Return what comes next; `StatesState.kept` says which classes go on.

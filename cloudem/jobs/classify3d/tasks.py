@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.align import Poses, Prior, start_poses
+from cloudem.algorithms.align import Poses, Prior, Weighted, start_poses
 from cloudem.algorithms.bricks import Brick, cut, join_bricks, merge_bricks, pack, packed_sphere_of
-from cloudem.algorithms.expectation import Batch, Weighted, add_slices, insert_weighted
+from cloudem.algorithms.expectation import Batch, add_slices, insert_weighted
 from cloudem.algorithms.leading import (
     LinearModel,
     inside_points,
@@ -20,7 +20,6 @@ from cloudem.algorithms.leading import (
 )
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.states import (
-    LEAST_SHARE,
     Seen,
     StateSettings,
     add_residuals,
@@ -31,7 +30,7 @@ from cloudem.algorithms.states import (
 )
 from cloudem.errors import FormatError
 from cloudem.execution.executor import Added, Fold
-from cloudem.io.storage.groups import read_group, read_rows
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.dataset import Dataset, image_batches
 from cloudem.jobs.iterative import CHECKPOINT
 from cloudem.kernels.shells import shell_sums
@@ -153,7 +152,8 @@ def read_state_model(
 def batch_of_states(dataset: Dataset, indices: NDArray[np.int64], images: Float32) -> Batch:
     """Put images together with what the table says of them: CTF, and how strong they are."""
     scale = dataset.ctf_scale[indices] * dataset.particles.get("intensity_scale", 1.0)[indices]
-    return Batch(images, dataset.terms[indices], scale, dataset.optics_group[indices], np.ones(len(indices), bool), None)
+    settled = np.ones(len(indices), bool)
+    return Batch(images, dataset.terms[indices], scale, dataset.optics_group[indices], settled, None)
 
 
 def keep_of(dataset: Dataset, indices: NDArray[np.int64]) -> Float64:
@@ -245,7 +245,13 @@ def leading_of(
 
 
 def difference_group(
-    item: StateItem, dataset: Dataset, model: StateModel, settings: StateSettings, limit: int, symmetry: str, signed: bool
+    item: StateItem,
+    dataset: Dataset,
+    model: StateModel,
+    settings: StateSettings,
+    limit: int,
+    symmetry: str,
+    signed: bool,
 ) -> Added[tuple[int, int], Brick, None]:
     """Add residuals with the item's weights: coordinates if ``signed``, with their squares for C² / σ², or shares."""
     columns = item.weights.shape[1]
@@ -302,9 +308,8 @@ class Shared3D(NamedTuple):
 
 def joined_states(parts: Sequence[Shared3D]) -> Shared3D:
     """Return what became of the images of several tasks, in the order of the store."""
-    whole = Shared3D(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-    order = np.argsort(whole.indices)
-    return Shared3D(*(each[order] for each in whole))
+    order = np.argsort(np.concatenate([part.indices for part in parts]))
+    return Shared3D(*(np.concatenate(each)[order] for each in zip(*parts, strict=True)))
 
 
 def classify_batch(
