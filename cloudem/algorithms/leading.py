@@ -114,7 +114,7 @@ def leading_coordinates(rows: Float32, count: int, seed: int) -> Float64:
     own = np.concatenate([np.sum(rows[block].astype(np.float64) ** 2, axis=1) for block in blocks])
 
     def products(vector: Float64) -> Float64:
-        vector, total = np.ravel(vector), np.zeros(rows.shape[1])
+        vector, total = np.ravel(vector), np.zeros(rows.shape[1], np.float64)
         for block in blocks:
             total += vector[block] @ rows[block].astype(np.float64)
         found = [rows[block].astype(np.float64) @ total for block in blocks]
@@ -125,7 +125,7 @@ def leading_coordinates(rows: Float32, count: int, seed: int) -> Float64:
     values, vectors = eigsh(operator, k=count, which="LA", v0=start, tol=1e-7)
     vectors = vectors[:, np.argsort(-values)] * np.sqrt(images)
     signs = np.sign(np.sum(vectors**3, axis=0))  # an eigenvector has none of its own
-    return np.round(vectors * np.where(signs == 0, 1, signs), DIGITS)
+    return np.asarray(np.round(vectors * np.where(signs == 0, 1, signs), DIGITS), np.float64)
 
 
 class LinearModel(NamedTuple):

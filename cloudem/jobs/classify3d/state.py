@@ -15,8 +15,9 @@ from cloudem.algorithms.states import Gain
 PASSES, MOST_PASSES = 5, 12
 """Passes that each number of classes usually takes, and the most."""
 
-SETTLED = 0.03
-"""Share of images that change their class below which no further pass is made."""
+SETTLED, AT_REST = 0.03, 0.02
+"""Share of images that change their class below which no further pass is made, and below which nothing is left to do
+for the images that were held out: they have the class that all others say."""
 
 CERTAIN = 4.0
 """Standard errors by which evidence has to rise."""
@@ -103,10 +104,10 @@ def next_states(
         return replace(after, phase="start")
     if state.phase == "start":
         return replace(after, phase="classes", passes=0)
+    if state.phase == "last" or (state.phase == "join" and moved < AT_REST):
+        return replace(state, limit=limit, converged=True, finished=True)
     if state.phase == "join":
         return replace(after, phase="last")
-    if state.phase == "last":
-        return replace(state, limit=limit, converged=True, finished=True)
     passes = state.passes + 1
     stops = state.iteration >= most_iterations
     if passes < MOST_PASSES and moved > SETTLED and not stops:
@@ -114,6 +115,8 @@ def next_states(
     if gain is not None and borne_out(gain):
         if not asked and state.classes < most and not stops:
             return replace(after, phase="start", classes=state.classes + 1, passes=0, kept=state.classes)
+        if moved < AT_REST:
+            return replace(state, limit=limit, converged=True, finished=True, kept=state.classes)
         return replace(after, phase="join", kept=state.classes, passes=passes)
     if state.kept == 1:
         return replace(state, limit=limit, converged=True, finished=True, classes=1)
