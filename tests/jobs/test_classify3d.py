@@ -201,6 +201,9 @@ def test_what_comes_next() -> None:
     assert (asked.phase, asked.classes) == ("join", 2)
     settled = next_states(state, 2, 8, limit=20, moved=0.0, gain=certain)
     assert (settled.finished, settled.classes) == (True, 2)
+    assert next_states(state, 2, 8, limit=20, moved=0.0, gain=certain, search=True).phase == "join"
+    assert next_states(asked, 2, 8, limit=20, moved=0.0).finished
+    assert next_states(asked, 2, 8, limit=20, moved=0.0, search=True).phase == "settle"
     for _ in range(MOST_PASSES):
         state = next_states(state, 2, 8, limit=20, moved=0.5, gain=certain)
     assert state.phase == "join"

@@ -92,6 +92,9 @@ class Classify3D(IterativeJob):
         f"{FINEST_A:g} Å and a {WAVES_ACROSS}th of the diameter",
         ge=0,
     )
+    search: bool = parameter(
+        False, meaning="search the poses of all images anew in the map of each class, which takes several times longer"
+    )
     max_iterations: int = parameter(60, meaning="decide after this many iterations on what was found by then", ge=4)
     group_size: int = parameter(500, meaning="minimum number of images per task", ge=50)
     skip_damaged: bool = parameter(

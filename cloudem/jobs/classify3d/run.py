@@ -35,7 +35,7 @@ from cloudem.jobs.classify2d.tasks import noise_of_group
 from cloudem.jobs.classify3d.job import MOST_CLASSES, Classify3D
 from cloudem.jobs.classify3d.result import StatesOutcome, StatesRun, write_states
 from cloudem.jobs.classify3d.solving import Before, Consensus, SolvedMaps, solve_consensus, solve_maps
-from cloudem.jobs.classify3d.state import StatesState, first_states, next_states
+from cloudem.jobs.classify3d.state import StatesState, first_states, next_states, searches
 from cloudem.jobs.classify3d.tasks import (
     HELD,
     NOWHERE,
@@ -207,13 +207,13 @@ class StateClassification(Iterations[StatesState]):
         return IterationResult(after, row, checkpoint._asdict(), {"best": []}, {"fsc": solved.fsc})
 
     def _models(
-        self, parts: Sequence[int], limit: int, *, added: bool, shift_variance: float
+        self, parts: Sequence[int], limit: int, *, added: bool, shift_variance: float, wide: str = ""
     ) -> dict[int, Shared[StateModel]]:
         """Return what the images of each part are compared with."""
         with labelled(step="reference"):
             return {
                 part: self.context.executor.spread(
-                    read_state_model, self.context.url, part, self.settings, limit, added, shift_variance,
+                    read_state_model, self.context.url, part, self.settings, limit, added, shift_variance, wide,
                     local=itself, purpose="reference",
                 )
                 for part in parts
@@ -302,13 +302,15 @@ class StateClassification(Iterations[StatesState]):
         if state.phase == "join":
             items = [joining for item in items for joining in _joined_parts(item, before.half_set)]
         variance = float(np.mean(before.shifts[posed] ** 2)) + 1.0
-        models = self._models(sorted({item.compared for item in items}), limit, added=True, shift_variance=variance)
+        wide = job.symmetry if job.search and searches(state) else ""
+        compared = sorted({item.compared for item in items})
+        models = self._models(compared, limit, added=True, shift_variance=variance, wide=wide)
 
         def shared(item: StateItem) -> Sequence[Shared[Any]]:
             return self.data, models[item.compared]
 
-        training = [item for item in items if item.part != HELD and state.phase != "last"]
-        others = [item for item in items if item.part == HELD or state.phase == "last"]
+        training = [item for item in items if item.part != HELD]
+        others = [item for item in items if item.part == HELD]
         with self.context.progress.stage("classify", int(posed.sum())) as stage:
             bricks: Bricks = {}
             found: list[Shared3D] = []
@@ -350,18 +352,24 @@ class StateClassification(Iterations[StatesState]):
         row["moved"] = moved
         over = gain_of(evidence[found.indices[held]] - self._evidence_before(state)[found.indices[held]])
         after = next_states(
-            state, job.classes, MOST_CLASSES, limit=limit, moved=moved, gain=over, most_iterations=s.most_iterations
+            state,
+            job.classes,
+            MOST_CLASSES,
+            limit=limit,
+            moved=moved,
+            gain=over,
+            most_iterations=s.most_iterations,
+            search=job.search,
         )
         checkpoint = before._replace(
             probability=probability, rotations=rotations, shifts=shifts, evidence=evidence
         )  # fmt: skip
-        if state.phase != "last":
-            share = best_shares(found.evidence[training], before.share)
-            earlier = Before(before.maps[HELD], overstep(found.probability[training]))
-            solved = self._solve(bricks, state.classes, before, limit, share, earlier)
-            checkpoint = checkpoint._replace(maps=solved.maps, share=share)
-            if state.phase == "join":
-                checkpoint = checkpoint._replace(part=_all_training(before))
+        share = best_shares(found.evidence[training], before.share)
+        earlier = Before(before.maps[HELD], overstep(found.probability[training]))
+        solved = self._solve(bricks, state.classes, before, limit, share, earlier)
+        checkpoint = checkpoint._replace(maps=solved.maps, share=share)
+        if state.phase == "join":
+            checkpoint = checkpoint._replace(part=_all_training(before))
         outcome = StatesOutcome(found if after.classes > 1 else None, checkpoint, state.classes)
         result = IterationResult(after, row, checkpoint._asdict(), {"best": _best(after)}, result=outcome)
         return self._keep(state, result, checkpoint)

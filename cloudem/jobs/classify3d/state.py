@@ -19,10 +19,13 @@ SETTLED, AT_REST = 0.03, 0.02
 """Share of images that change their class below which no further pass is made, and below which nothing is left to do
 for the images that were held out: they have the class that all others say."""
 
+SETTLING = 3
+"""Passes of all images at most, once those that were held out have joined."""
+
 CERTAIN = 4.0
 """Standard errors by which evidence has to rise."""
 
-Phase = Literal["consensus", "start", "classes", "join", "last"]
+Phase = Literal["consensus", "start", "classes", "join", "settle"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class StatesState:
         As for `cloudem.jobs.iterative.IterationState`.
     phase
         ``consensus`` makes the map of all; ``start`` the first classes; ``classes`` is a pass; in ``join`` the images
-        that were held out join the others; in ``last`` all are compared with what the others know.
+        that were held out join the others; ``settle`` is a pass of all.
     classes
         Their number.
     passes
@@ -65,6 +68,11 @@ def first_states(classes: int) -> StatesState:
     return StatesState(classes=classes or 2)
 
 
+def searches(state: StatesState) -> bool:
+    """Return whether poses are searched in this pass, where that is asked for: as images join, and twice after it."""
+    return state.phase == "join" or (state.phase == "settle" and state.passes < SETTLING)
+
+
 def borne_out(gain: Gain) -> bool:
     """Return whether evidence rose by more than chance explains."""
     return gain.mean > 0 and gain.deviations > CERTAIN
@@ -79,6 +87,7 @@ def next_states(
     moved: float = 1.0,
     gain: Gain | None = None,
     most_iterations: int = 1000,
+    search: bool = False,
 ) -> StatesState:
     """Return what comes next; `StatesState.kept` says which classes go on.
 
@@ -98,16 +107,19 @@ def next_states(
         Of images held out, over the classes that were borne out before.
     most_iterations
         After so many, what was found by then is decided on.
+    search
+        Whether images are searched in the maps of the classes as they join.
     """
     after = replace(state, iteration=state.iteration + 1, limit=limit)
     if state.phase == "consensus":
         return replace(after, phase="start")
     if state.phase == "start":
         return replace(after, phase="classes", passes=0)
-    if state.phase == "last" or (state.phase == "join" and moved < AT_REST):
-        return replace(state, limit=limit, converged=True, finished=True)
+    over = replace(state, limit=limit, converged=True, finished=True)
     if state.phase == "join":
-        return replace(after, phase="last")
+        return over if moved < AT_REST and not search else replace(after, phase="settle", passes=1)
+    if state.phase == "settle":
+        return over if moved < AT_REST or state.passes >= SETTLING else replace(after, passes=state.passes + 1)
     passes = state.passes + 1
     stops = state.iteration >= most_iterations
     if passes < MOST_PASSES and moved > SETTLED and not stops:
@@ -115,9 +127,9 @@ def next_states(
     if gain is not None and borne_out(gain):
         if not asked and state.classes < most and not stops:
             return replace(after, phase="start", classes=state.classes + 1, passes=0, kept=state.classes)
-        if moved < AT_REST:
-            return replace(state, limit=limit, converged=True, finished=True, kept=state.classes)
+        if moved < AT_REST and not search:
+            return replace(over, kept=state.classes)
         return replace(after, phase="join", kept=state.classes, passes=passes)
     if state.kept == 1:
-        return replace(state, limit=limit, converged=True, finished=True, classes=1)
+        return replace(over, classes=1)
     return replace(after, phase="join", classes=state.kept, passes=passes)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, Weighted, start_poses
 from cloudem.algorithms.bricks import Brick, cut, join_bricks, merge_bricks, pack, packed_sphere_of
-from cloudem.algorithms.expectation import Batch, add_slices, insert_weighted
+from cloudem.algorithms.expectation import Batch, Model, add_slices, insert_weighted
 from cloudem.algorithms.leading import (
     LinearModel,
     inside_points,
@@ -28,6 +28,7 @@ from cloudem.algorithms.states import (
     see,
     shifted_slices,
 )
+from cloudem.algorithms.wide import search_states, wide_model
 from cloudem.errors import FormatError
 from cloudem.execution.executor import Added, Fold
 from cloudem.io.storage.groups import read_group
@@ -127,26 +128,35 @@ class StateItem(NamedTuple):
 
 
 class StateModel(NamedTuple):
-    """What images are compared with: padded half-volumes of the consensus and of each map, noise, shares, shifts."""
+    """What images are compared with: padded half-volumes of the consensus and of each map, noise, shares, shifts.
+
+    ``wide`` is for searching them in the map of each class; empty where they are not searched.
+    """
 
     consensus: Complex64
     volumes: list[Complex64]
     sigma2: Float64
     share: Float64
     prior: Prior
+    wide: list[Model]
 
 
 def read_state_model(
-    url: str, part: int, settings: StateSettings, limit: int, added: bool, shift_variance: float
+    url: str, part: int, settings: StateSettings, limit: int, added: bool, shift_variance: float, wide: str = ""
 ) -> StateModel:
-    """Return what images of a part are compared with; where ``added``, differences are on the consensus."""
+    """Return what images of a part are compared with; where ``added``, differences are on the consensus.
+
+    ``wide`` is the point group in which they are searched, "" where they are not.
+    """
     with purpose("reference"):
         checkpoint = read_state_checkpoint(url)
     maps = checkpoint.maps[part] if len(checkpoint.maps) else checkpoint.maps
     base = checkpoint.consensus if added else np.float32(0)
     volumes = [reference_volume(base + each, limit) for each in maps]
-    consensus = reference_volume(checkpoint.consensus, limit)
-    return StateModel(consensus, volumes, checkpoint.sigma2, checkpoint.share, Prior(shift_variance))
+    consensus, prior = reference_volume(checkpoint.consensus, limit), Prior(shift_variance)
+    group, noise = operators(wide or "C1"), checkpoint.sigma2
+    models = [wide_model(base + each, noise, prior, group, settings, limit) for each in maps] if wide else []
+    return StateModel(consensus, volumes, noise, checkpoint.share, prior, models)
 
 
 def batch_of_states(dataset: Dataset, indices: NDArray[np.int64], images: Float32) -> Batch:
@@ -165,9 +175,14 @@ def seen_batches(
     item: StateItem, dataset: Dataset, sigma2: Float64, settings: StateSettings, limit: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Seen]]:
     """Yield numbers of images in the store, the same in the item, and the images in Fourier space."""
+    for indices, here, batch in item_batches(item, dataset):
+        yield indices, here, see(batch, sigma2, settings, limit)
+
+
+def item_batches(item: StateItem, dataset: Dataset) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
+    """Yield numbers of images in the store, the same in the item, and the images."""
     for indices, images in image_batches(dataset, item.indices):
-        here = np.searchsorted(item.indices, indices)
-        yield indices, here, see(batch_of_states(dataset, indices, images), sigma2, settings, limit)
+        yield indices, np.searchsorted(item.indices, indices), batch_of_states(dataset, indices, images)
 
 
 def packed(sums: Sums, settings: StateSettings, limit: int, symmetry: str) -> Brick:
@@ -312,20 +327,23 @@ def joined_states(parts: Sequence[Shared3D]) -> Shared3D:
     return Shared3D(*(np.concatenate(each)[order] for each in zip(*parts, strict=True)))
 
 
-def classify_batch(
-    item: StateItem, here: NDArray[np.int64], indices: NDArray[np.int64], seen: Seen, model: StateModel,
-    settings: StateSettings,
-) -> Shared3D:  # fmt: skip
-    """Share images out between classes; those held out are asked about the consensus, too."""
-    held = item.compared == HELD
-    volumes = [*model.volumes, model.consensus] if held else model.volumes
-    scores = score_states(seen, item.poses(here), volumes, model.prior, settings)
-    classes = len(model.volumes)
-    evidence = scores.evidence[:, :classes]
-    probability, _ = posterior(evidence, model.share)
-    rotations, shifts = scores.of(probability.argmax(axis=1))
-    one = scores.evidence[:, classes] if held else np.full(len(here), np.nan)
-    return Shared3D(indices, probability, evidence, one, rotations, shifts)
+def shared_batches(
+    item: StateItem, dataset: Dataset, model: StateModel, settings: StateSettings, limit: int
+) -> Iterator[tuple[Shared3D, Seen]]:
+    """Share images out between classes, batch by batch; those that train nothing are asked about the consensus, too."""
+    held, classes = item.part == HELD, len(model.volumes)
+    for indices, here, batch in item_batches(item, dataset):
+        seen, poses = see(batch, model.sigma2, settings, limit), item.poses(here)
+        if model.wide:
+            scores = search_states(batch, poses, model.wide, settings, limit)
+        else:
+            volumes = [*model.volumes, model.consensus] if held else model.volumes
+            scores = score_states(seen, poses, volumes, model.prior, settings)
+        evidence = scores.evidence[:, :classes]
+        probability, _ = posterior(evidence, model.share)
+        rotations, shifts = scores.of(probability.argmax(axis=1))
+        one = scores.evidence[:, classes] if held and not model.wide else np.full(len(here), np.nan)
+        yield Shared3D(indices, probability, evidence, one, rotations, shifts), seen
 
 
 def classify_group(
@@ -333,11 +351,10 @@ def classify_group(
 ) -> Added[tuple[int, int], Brick, Shared3D]:
     """Share images out between classes, and add their residuals to the sums of their part."""
     sums, found = [empty_sums(settings.box, limit) for _ in model.volumes], []
-    for indices, here, seen in seen_batches(item, dataset, model.sigma2, settings, limit):
-        mine = classify_batch(item, here, indices, seen, model, settings)
-        poses = start_poses(np.arange(len(here)), mine.rotations, mine.shifts)
-        residual = residual_of(seen, poses, model, settings)
-        add_columns(sums, residual, poses, mine.probability, keep_of(dataset, indices), settings, False)
+    for mine, seen in shared_batches(item, dataset, model, settings, limit):
+        poses = start_poses(np.arange(len(mine.indices)), mine.rotations, mine.shifts)
+        residual, keep = residual_of(seen, poses, model, settings), keep_of(dataset, mine.indices)
+        add_columns(sums, residual, poses, mine.probability, keep, settings, False)
         found.append(mine)
     bricks = {(item.part, c): packed(total, settings, limit, symmetry) for c, total in enumerate(sums)}
     return Added(bricks, joined_states(found))
@@ -347,11 +364,7 @@ def compare_group(
     item: StateItem, dataset: Dataset, model: StateModel, settings: StateSettings, limit: int
 ) -> Shared3D:
     """Share images out between classes, and add them to nothing."""
-    parts = [
-        classify_batch(item, here, indices, seen, model, settings)
-        for indices, here, seen in seen_batches(item, dataset, model.sigma2, settings, limit)
-    ]
-    return joined_states(parts)
+    return joined_states([mine for mine, _ in shared_batches(item, dataset, model, settings, limit)])
 
 
 def insert_class(
