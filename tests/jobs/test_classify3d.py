@@ -20,7 +20,7 @@ from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, read_group
 from cloudem.jobs.classify3d.job import Classify3D
 from cloudem.jobs.classify3d.run import parts_of
-from cloudem.jobs.classify3d.state import MOST_PASSES, first_states, next_states
+from cloudem.jobs.classify3d.state import MOST_PASSES, PASSES, first_states, next_states
 from cloudem.jobs.classify3d.tasks import HELD, NOWHERE
 from cloudem.jobs.export import Export
 from cloudem.jobs.refine3d.job import Refine3D
@@ -204,6 +204,10 @@ def test_what_comes_next() -> None:
     assert next_states(state, 2, 8, limit=20, moved=0.0, gain=certain, search=True).phase == "join"
     assert next_states(asked, 2, 8, limit=20, moved=0.0).finished
     assert next_states(asked, 2, 8, limit=20, moved=0.0, search=True).phase == "settle"
+    lost = state
+    for _ in range(PASSES):
+        lost = next_states(lost, 2, 8, limit=20, moved=0.5, gain=uncertain)
+    assert lost.finished
     for _ in range(MOST_PASSES):
         state = next_states(state, 2, 8, limit=20, moved=0.5, gain=certain)
     assert state.phase == "join"

@@ -38,8 +38,11 @@ IMAGE_PIXEL_S = 6e-9
 SCORE_S, INSERT_S = 0.13e-6, 0.12e-6
 """Scoring and inserting one Fourier pixel of an image in one class: CPU-seconds, measured."""
 
-SOLVE_S = 0.8e-6
-"""By voxel and class, from sums to the next maps of all parts: CPU-seconds, measured."""
+SOLVE_S = 0.15e-6
+"""By voxel and class, from sums to the next map of one part: CPU-seconds, measured."""
+
+SEARCH_S, SEARCHES = 11e-3, 2.0
+"""Searching an image in one class: CPU-seconds, measured; and how often that is usually done."""
 
 
 class Classify3D(IterativeJob):
@@ -163,6 +166,8 @@ class Classify3D(IterativeJob):
         s, classes = self.settings(size.count, size.box, size.pixel_size), self.classes or 3
         pixels = math.pi / 2 * s.last_limit**2
         image_s = IMAGE_PIXEL_S * size.box**2 + pixels * (SCORE_S * classes + INSERT_S * (1 + classes / 2))
+        if self.search:
+            image_s += SEARCH_S * classes * SEARCHES / (PASSES + 2)
         voxels, padded = s.box**3, (1.5 * s.box) ** 3 / 2
         task = round(128 * (24 * size.box**2 + 60 * pixels) + classes * 20 * padded)
         passes = 3.0 + (PASSES + 2) * (1 if self.classes else 2)
@@ -178,7 +183,7 @@ class Classify3D(IterativeJob):
         maps = 4 * size.box**3 * (4 * classes + 4)
         return Work(
             (sorting, solving, final),
-            base_bytes=400 * MIB + start + round(classes * (PARTS + 3) * 12 * padded) + maps,
+            base_bytes=400 * MIB + start + round((20 * classes + 8) * (PARTS + 3) * padded) + maps,
             stored_bytes=maps + (PARTS + 2) * classes * 4 * voxels + 200 * size.count,
             result_bytes=maps,
             makes={"": size},

@@ -94,6 +94,9 @@ class StateClassification(Iterations[StatesState]):
             "grid": f"{self.settings.box} voxels of {self.settings.pixel_size:.3g} Å",
         }
         context.progress.facts(facts)
+        self.mask = None
+        if job.mask is not None:
+            self.mask = read_mask(job.mask, self.settings.box, self.settings.pixel_size, context.progress).data
         with labelled(step="open"):
             self.data: Shared[Dataset] = context.executor.spread(open_for_tasks, job.particles, local=itself)
 
@@ -171,9 +174,6 @@ class StateClassification(Iterations[StatesState]):
         s, job, executor = self.settings, self.job, self.context.executor
         training = (before.part >= 0) & (before.part < HELD)
         items, limit = self._items(before, training), s.last_limit
-        given = None
-        if job.mask is not None:
-            given = read_mask(job.mask, s.box, s.pixel_size, self.context.progress).data
         add = partial(consensus_group, sigma2=before.sigma2, settings=s, limit=limit, symmetry=job.symmetry)
         with self.context.progress.stage("consensus", 2 * int(training.sum())) as stage:
             on_done = self._advance(stage, items)
@@ -181,7 +181,7 @@ class StateClassification(Iterations[StatesState]):
                 state_fold(add, 1), items, shared=lambda _: [self.data], on_done=on_done
             )  # fmt: skip
             solved: Consensus = executor.fetch(
-                executor.share(solve_consensus, s, job.symmetry, given, *(bricks[p, 0] for p in range(PARTS)))
+                executor.share(solve_consensus, s, job.symmetry, self.mask, *(bricks[p, 0] for p in range(PARTS)))
             )
             volume = executor.spread(reference_volume, solved.volume, limit, local=itself, purpose="reference")
             task = partial(residual_group, sigma2=before.sigma2, settings=s, limit=limit)

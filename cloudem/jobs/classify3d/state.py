@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cloudem.algorithms.states import Gain
 
 PASSES, MOST_PASSES = 5, 12
-"""Passes that each number of classes usually takes, and the most."""
+"""Passes after which classes have to explain more than chance does, and the most."""
 
 SETTLED, AT_REST = 0.03, 0.02
 """Share of images that change their class below which no further pass is made, and below which nothing is left to do
@@ -121,10 +121,10 @@ def next_states(
     if state.phase == "settle":
         return over if moved < AT_REST or state.passes >= SETTLING else replace(after, passes=state.passes + 1)
     passes = state.passes + 1
-    stops = state.iteration >= most_iterations
-    if passes < MOST_PASSES and moved > SETTLED and not stops:
+    stops, known = state.iteration >= most_iterations, gain is not None and borne_out(gain)
+    if passes < (MOST_PASSES if known else PASSES) and moved > SETTLED and not stops:
         return replace(after, passes=passes)
-    if gain is not None and borne_out(gain):
+    if known:
         if not asked and state.classes < most and not stops:
             return replace(after, phase="start", classes=state.classes + 1, passes=0, kept=state.classes)
         if moved < AT_REST and not search:
