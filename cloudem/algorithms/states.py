@@ -112,7 +112,7 @@ def grid_box(whole: int, limit: int) -> int:
     return min(whole, fast_even(max(2 * (limit + SPARE_SHELLS), LEAST_BOX)))
 
 
-class Seen(NamedTuple):
+class SeenImages(NamedTuple):
     """A batch in Fourier space up to a limit: coefficients and CTF (b, p), 1 / σ² by image and shell, half disc."""
 
     images: Complex64
@@ -124,12 +124,12 @@ class Seen(NamedTuple):
         """Return C X / σ² and C² / σ²."""
         return weigh(self.images, self.ctf, self.inverse, self.disc, int(self.disc.shell.max()))
 
-    def residual(self, slices: Complex64) -> Seen:
+    def residual(self, slices: Complex64) -> SeenImages:
         """Return what the slices of a map, shifted as the images are, leave of the images."""
         return self._replace(images=self.images - self.ctf * slices)
 
 
-def see(batch: Batch, sigma2: Float64, settings: StateSettings, limit: int) -> Seen:
+def see(batch: Batch, sigma2: Float64, settings: StateSettings, limit: int) -> SeenImages:
     """Bring whole images into Fourier space, up to a shell.
 
     Parameters
@@ -146,7 +146,7 @@ def see(batch: Batch, sigma2: Float64, settings: StateSettings, limit: int) -> S
     images = sample_half_disc(fourier_images(batch.images), disc)
     ctf = ctf_values(disc.kx, disc.ky, batch.terms, 1 / settings.length)
     ctf *= batch.scale.astype(np.float32)[:, None]
-    return Seen(images, ctf, (1 / sigma2).astype(np.float32)[batch.optics_group], disc)
+    return SeenImages(images, ctf, (1 / sigma2).astype(np.float32)[batch.optics_group], disc)
 
 
 def shifted_slices(volume: Complex64, poses: Poses, disc: HalfDisc, settings: StateSettings) -> Complex64:
@@ -177,7 +177,7 @@ class StateScores(NamedTuple):
 
 
 def score_states(
-    seen: Seen, poses: Poses, volumes: Sequence[Complex64], prior: Prior, settings: StateSettings
+    seen: SeenImages, poses: Poses, volumes: Sequence[Complex64], prior: Prior, settings: StateSettings
 ) -> StateScores:
     """Score images with each of several maps, each after one Newton step of its pose.
 

@@ -12,7 +12,7 @@ from cloudem.algorithms.expectation import Batch, add_slices
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.states import (
     FURTHEST,
-    Seen,
+    SeenImages,
     StateSettings,
     agreement,
     best_shares,
@@ -126,7 +126,7 @@ def images_of(
     return np.asarray(images + noise * np.random.default_rng(5).standard_normal(images.shape), np.float32)
 
 
-def seen_of(images: NDArray[np.float32], sigma2: float) -> Seen:
+def seen_of(images: NDArray[np.float32], sigma2: float) -> SeenImages:
     count = len(images)
     nothing = np.zeros(count)
     terms = ctf_terms(  # amplitude contrast alone: the CTF is 1 or -1 everywhere

@@ -19,7 +19,7 @@ from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, read_group
 from cloudem.jobs.classify3d.job import Classify3D
-from cloudem.jobs.classify3d.run import parts_of
+from cloudem.jobs.classify3d.run import particle_parts
 from cloudem.jobs.classify3d.state import MOST_PASSES, PASSES, first_states, next_states
 from cloudem.jobs.classify3d.tasks import HELD, NOWHERE
 from cloudem.jobs.export import Export
@@ -177,7 +177,7 @@ def test_poses_are_needed(mixed: Mixed, tmp_path: Path) -> None:
 
 def test_parts_are_of_one_half_set_each() -> None:
     halves = np.repeat(np.array([0, 1, 2], np.int8), 100)
-    part = parts_of(halves, 0)
+    part = particle_parts(halves, 0)
     assert np.all(part[:100] == NOWHERE)
     assert np.count_nonzero(part == HELD) == 40
     assert set(part[100:200]) == {0, 2, HELD}

@@ -69,8 +69,8 @@ class Classify3D(IterativeJob):
         RECEIVED,
     )  # fmt: skip
     sections: ClassVar[tuple[Section, ...]] = (
-        Section("states:summary"), Section("states:maps"), Section("states:curves"), COST, ITERATION_TABLE, NETWORK,
-        PARAMETERS, PROVENANCE,
+        Section("states:summary"), Section("states:maps"), Section("states:class_curves"), COST, ITERATION_TABLE,
+        NETWORK, PARAMETERS, PROVENANCE,
     )  # fmt: skip
 
     particles: Place = parameter(

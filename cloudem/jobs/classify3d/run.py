@@ -104,7 +104,7 @@ class StateClassification(Iterations[StatesState]):
         """Cut the images into parts, measure their noise, and commit that."""
         s, job, store = self.settings, self.job, self.dataset.store
         halves = half_sets(self.dataset.particles, Drawing(job.seed, job.new_halves, job.halves_by), self.without)
-        part = parts_of(halves, job.seed)
+        part = particle_parts(halves, job.seed)
         posed = table_poses(self.dataset.particles, store.pixel_size)
         groups = groups_of(np.flatnonzero(part >= 0), job.group_size)
         with self.context.progress.stage("noise", sum(map(len, groups))) as stage:
@@ -408,7 +408,7 @@ def _best(state: StatesState) -> list[str]:
     return [str(state.kept)] if state.kept > 1 and state.phase in ("start", "classes") else []
 
 
-def parts_of(half_set: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
+def particle_parts(half_set: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
     """Return the part of each particle: `PARTS` of the two half-sets in turn, `HELD`, or `NOWHERE`."""
     part = np.full(len(half_set), NOWHERE, np.int8)
     rng = np.random.default_rng([seed, 2])

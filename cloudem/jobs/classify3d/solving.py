@@ -49,7 +49,7 @@ class SolvedMaps(NamedTuple):
     fsc: Float64
 
 
-def merged(bricks: list[Brick]) -> Brick:
+def merged_bricks(bricks: list[Brick]) -> Brick:
     """Return the sum of bricks, in their order."""
     total = bricks[0]
     for brick in bricks[1:]:
@@ -80,7 +80,7 @@ def solve_maps(
     columns, ball = len(bricks) // parts, packed_sphere_of(settings.box, limit, operators(symmetry))
 
     def of(some: list[int]) -> Float32:
-        own = [merged([bricks[part * columns + column] for part in some]) for column in range(columns)]
+        own = [merged_bricks([bricks[part * columns + column] for part in some]) for column in range(columns)]
         solved = np.stack([solve_difference(unpack(each, ball), settings, limit) for each in own])
         if before is not None:
             solved = further(centred(solved, share), before.maps, before.matrix)
@@ -112,10 +112,10 @@ def solve_consensus(settings: StateSettings, symmetry: str, given: Float32 | Non
     limit, box = settings.last_limit, settings.box
     ball, group = packed_sphere_of(box, limit, operators(symmetry)), list(bricks)
     sphere = soft_sphere(box, settings.radius, soft_edge(box, settings.radius))
-    halves = [solve(unpack(merged(group[half::2]), ball), box, None, limit) for half in (0, 1)]
+    halves = [solve(unpack(merged_bricks(group[half::2]), ball), box, None, limit) for half in (0, 1)]
     fsc = np.clip(fourier_shell_correlation(halves[0] * sphere, halves[1] * sphere), 0, 0.999)
     fsc[limit + 1 :] = 0
-    volume = solve(unpack(merged(group), ball), box, 2 * fsc / (1 - fsc), limit) * sphere
+    volume = solve(unpack(merged_bricks(group), ball), box, 2 * fsc / (1 - fsc), limit) * sphere
     if given is not None:
         return Consensus(volume, given * sphere, fsc)
     try:

@@ -20,7 +20,7 @@ from cloudem.algorithms.leading import (
 )
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
 from cloudem.algorithms.states import (
-    Seen,
+    SeenImages,
     StateSettings,
     add_residuals,
     posterior,
@@ -173,7 +173,7 @@ def keep_of(dataset: Dataset, indices: NDArray[np.int64]) -> Float64:
 
 def seen_batches(
     item: StateItem, dataset: Dataset, sigma2: Float64, settings: StateSettings, limit: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Seen]]:
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], SeenImages]]:
     """Yield numbers of images in the store, the same in the item, and the images in Fourier space."""
     for indices, here, batch in item_batches(item, dataset):
         yield indices, here, see(batch, sigma2, settings, limit)
@@ -232,7 +232,7 @@ def residual_group(
     return total
 
 
-def residual_of(seen: Seen, poses: Poses, model: StateModel, settings: StateSettings) -> Weighted:
+def residual_of(seen: SeenImages, poses: Poses, model: StateModel, settings: StateSettings) -> Weighted:
     """Return the weighted residuals of images against the consensus."""
     return seen.residual(shifted_slices(model.consensus, poses, seen.disc, settings)).weighted()
 
@@ -329,7 +329,7 @@ def joined_states(parts: Sequence[Shared3D]) -> Shared3D:
 
 def shared_batches(
     item: StateItem, dataset: Dataset, model: StateModel, settings: StateSettings, limit: int
-) -> Iterator[tuple[Shared3D, Seen]]:
+) -> Iterator[tuple[Shared3D, SeenImages]]:
     """Share images out between classes, batch by batch; those that train nothing are asked about the consensus, too."""
     held, classes = item.part == HELD, len(model.volumes)
     for indices, here, batch in item_batches(item, dataset):

@@ -103,12 +103,12 @@ def _panels(
     for number, each in enumerate(cuts, 1):
         for image, (axis, across, right, up) in zip(each, VIEWS, strict=True):
             label = f"Class {number}{f', {what}' if what else ''}: slice across {across}"
-            offset = "" if pixel_size is None else f", {(place[axis] - len(volumes[0]) // 2) * pixel_size:+.0f} Å"
+            offset = "" if pixel_size is None else f", at {(place[axis] - len(volumes[0]) // 2) * pixel_size:.0f} Å"
             panels.append((picture(image, low, high, pixel_size, label), label, f"({right} right, {up} up{offset})"))
     return panels
 
 
-def curves(content: ReportContent) -> Drawn | None:
+def class_curves(content: ReportContent) -> Drawn | None:
     """Show the FSC of the halves of each class."""
     fsc = content.arrays.get("class_fsc")
     if fsc is None or fsc.ndim != 2 or not content.pixel_size:
