@@ -101,6 +101,13 @@ def test_one_state_is_an_answer(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["rot"], open_particles(alike.store).particles["rot"])
 
 
+def test_noise_is_one_state_and_said(tmp_path: Path) -> None:
+    run(sorting(Mixed(tmp_path, share=0.0, snr=0.0), tmp_path / "out", classes=0, resolution_A=0.0))
+    attributes = read_group(str(tmp_path / "out"), "result")[1]
+    assert attributes["states"] == 1
+    assert any(text.startswith("halves of the consensus agree to") for text in attributes["warnings"])
+
+
 def test_the_number_of_states_is_found(mixed: Mixed, tmp_path: Path) -> None:
     run(sorting(mixed, tmp_path / "out", classes=0))
     assert read_group(str(tmp_path / "out"), "result")[1]["states"] == 2
@@ -189,6 +196,8 @@ def test_what_comes_next() -> None:
     state = next_states(first_states(0), 0, 8, limit=20)
     assert (state.phase, state.limit, state.classes) == ("start", 20, 2)
     state = next_states(state, 0, 8, limit=20)
+    rounding = next_states(state, 2, 8, limit=20, moved=0.01, gain=Gain(1e-12, 1e-16, 400))
+    assert (rounding.finished, rounding.classes) == (True, 1)
     again = next_states(state, 0, 8, limit=20, moved=0.2, gain=certain)
     assert (again.phase, again.passes) == ("classes", 1)
     one = next_states(state, 0, 8, limit=20, moved=0.01, gain=uncertain)

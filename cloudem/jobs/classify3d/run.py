@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick
-from cloudem.algorithms.leading import LinearModel, fit_mixture
+from cloudem.algorithms.leading import LinearModel, Mixture, fit_mixture
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.algorithms.states import (
@@ -250,49 +250,60 @@ class StateClassification(Iterations[StatesState]):
 
     def _start(self, state: StatesState, before: StateCheckpoint) -> IterationResult[StatesState]:
         """Find the first classes along the leading differences of the images that train."""
-        s, job, executor, limit = self.settings, self.job, self.context.executor, state.limit
-        training = (before.part >= 0) & (before.part < HELD)
-        chosen = np.random.default_rng([job.seed, 1]).permutation(np.flatnonzero(training))[:SAMPLE]
-        sample = np.isin(np.arange(len(training)), chosen)
-        count = state.classes - 1
+        limit, training = state.limit, (before.part >= 0) & (before.part < HELD)
         bare = before._replace(maps=np.zeros((0, 0, *before.consensus.shape), np.float32))
         self.commit(state, bare._asdict(), {"best": _best(state)})  # models hold the consensus alone
-        items = self._items(bare, sample)
-        model = self._models([0], limit, added=False, shift_variance=np.inf)[0]
-        with self.context.progress.stage("start", len(chosen)) as stage:
-            task = (leading_of, items, self.data, model, before.outline, s, job.symmetry, count, job.seed)
-            leading = executor.fetch(executor.share(*task))
-            stage.advance(len(chosen))
-        coordinates = np.zeros((len(training), count))
-        coordinates[np.concatenate([item.indices for item in items])] = leading
+        sample, coordinates = self._leading(state, bare, training)
         bricks = self._differences(bare, sample, coordinates, limit, signed=True)
-        solved = self._solve(bricks, count, before, limit, None)
+        solved = self._solve(bricks, coordinates.shape[1], before, limit, None)
         self.commit(state, before._replace(maps=solved.maps)._asdict(), {"best": _best(state)})
-        items = self._items(before, training)
-        models = self._models(range(PARTS), limit, added=False, shift_variance=np.inf)
-        compare = partial(coordinate_group, settings=s, limit=limit)
-        with self.context.progress.stage("coordinates", int(training.sum())) as stage:
-            found = list(
-                executor.map(
-                    compare, items, shared=lambda item: [self.data, models[item.compared]],
-                    on_done=self._advance(stage, items),
-                )
-            )  # fmt: skip
-        linear = LinearModel(*(np.concatenate(each) for each in zip(*found, strict=True)))
-        mixture = executor.fetch(executor.share(fit_mixture, linear, state.classes, job.seed))
+        mixture, indices = self._mixture(state, before, training)
         probability = np.zeros((len(training), state.classes))
-        probability[np.concatenate([item.indices for item in items])] = mixture.probability
+        probability[indices] = mixture.probability
         bricks = self._differences(before, training, probability, limit, signed=False)
         solved = self._solve(bricks, state.classes, before, limit, mixture.share)
-        after = next_states(state, job.classes, MOST_CLASSES, limit=limit)
+        after = next_states(state, self.job.classes, MOST_CLASSES, limit=limit)
         checkpoint = before._replace(probability=probability, maps=solved.maps, share=mixture.share)
         row: dict[str, Value] = {
             "iteration": state.iteration,
             "classes": state.classes,
-            "limit_A": s.length / limit,
+            "limit_A": self.settings.length / limit,
             "images": int(training.sum()),
         }
         return IterationResult(after, row, checkpoint._asdict(), {"best": _best(state)}, {"fsc": solved.fsc})
+
+    def _leading(
+        self, state: StatesState, bare: StateCheckpoint, training: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], Float64]:
+        """Return which images the first differences are found on, and the coordinates of all, 0 for the others."""
+        s, job, executor, count = self.settings, self.job, self.context.executor, state.classes - 1
+        chosen = np.random.default_rng([job.seed, 1]).permutation(np.flatnonzero(training))[:SAMPLE]
+        sample = np.isin(np.arange(len(training)), chosen)
+        items = self._items(bare, sample)
+        model = self._models([0], state.limit, added=False, shift_variance=np.inf)[0]
+        with self.context.progress.stage("start", len(chosen)) as stage:
+            task = (leading_of, items, self.data, model, bare.outline, s, job.symmetry, count, job.seed)
+            leading = executor.fetch(executor.share(*task))
+            stage.advance(len(chosen))
+        coordinates = np.zeros((len(training), count))
+        coordinates[np.concatenate([item.indices for item in items])] = leading
+        return sample, coordinates
+
+    def _mixture(
+        self, state: StatesState, before: StateCheckpoint, training: NDArray[np.bool_]
+    ) -> tuple[Mixture, NDArray[np.int64]]:
+        """Return a mixture of what images say of their coordinates along the differences, and the images."""
+        executor, items = self.context.executor, self._items(before, training)
+        models = self._models(range(PARTS), state.limit, added=False, shift_variance=np.inf)
+        task = partial(coordinate_group, settings=self.settings, limit=state.limit)
+        with self.context.progress.stage("coordinates", int(training.sum())) as stage:
+            on_done = self._advance(stage, items)
+            found = list(
+                executor.map(task, items, shared=lambda item: [self.data, models[item.compared]], on_done=on_done)
+            )
+        linear = LinearModel(*(np.concatenate(each) for each in zip(*found, strict=True)))
+        mixture = executor.fetch(executor.share(fit_mixture, linear, state.classes, self.job.seed))
+        return mixture, np.concatenate([item.indices for item in items])
 
     def _compare(self, state: StatesState, before: StateCheckpoint) -> tuple[Shared3D, Bricks]:
         """Compare all images with what others know of the classes; those of the parts that train make the next sums."""

@@ -22,8 +22,8 @@ for the images that were held out: they have the class that all others say."""
 SETTLING = 3
 """Passes of all images at most, once those that were held out have joined."""
 
-CERTAIN = 4.0
-"""Standard errors by which evidence has to rise."""
+CERTAIN, LEAST_GAIN = 4.0, 1e-3
+"""Standard errors by which evidence has to rise, and by how much at least: less is of no use, or rounding."""
 
 Phase = Literal["consensus", "start", "classes", "join", "settle"]
 
@@ -75,7 +75,7 @@ def searches(state: StatesState) -> bool:
 
 def borne_out(gain: Gain) -> bool:
     """Return whether evidence rose by more than chance explains."""
-    return gain.mean > 0 and gain.deviations > CERTAIN
+    return gain.mean > LEAST_GAIN and gain.deviations > CERTAIN
 
 
 def next_states(
