@@ -24,6 +24,7 @@ from bars import (
     junk,
     mixtures,
     nothing,
+    point_groups,
     refinements,
     scaling,
     starts,
@@ -45,7 +46,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "believe": believe.believe,
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
+    "abinitio_refined": from_nothing.abinitio_refined,
     "symmetry": symmetry.symmetry,
+    "point_groups": point_groups.point_groups,
     "junk": junk.junk,
     "mixtures": mixtures.mixtures,
     "search": hot_loops.search,
@@ -69,13 +72,12 @@ def options() -> argparse.Namespace:
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows",
-        nargs="+",
-        default=[],
-        choices=[*believe.ROWS, *mixtures.MIXES],
-        metavar="ROW",
-        help=f"believe: {', '.join(believe.ROWS)}; mixtures: {', '.join(mixtures.MIXES)}",
-    )
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES], metavar="ROW",
+        help=(
+            f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
+            f"mixtures: {', '.join(mixtures.MIXES)}"
+        ).replace("%", "%%"),
+    )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
     return parser.parse_args()

@@ -73,7 +73,7 @@ RELION_CLASSES = (
 def mixtures(bench: Bench) -> None:
     """Two states of a molecule by a missing chain or one turned by 6°, and sets of one state or none."""
     bench.warm()
-    for name in bench.only or MIXES:
+    for name in [each for each in MIXES if not bench.only or each in bench.only]:
         for seed in bench.seeds:
             row_of_mix(bench, name, MIXES[name], seed)
 

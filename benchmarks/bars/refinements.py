@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_maps import align
 
 from bars.measure import Bench, Cost, against_truth, refined, refinement_columns
 from bars.peer import peer_time
@@ -22,8 +21,7 @@ from bars.sets import (
     truth,
 )
 from cloudem.algorithms.resolution import resolution_at
-from cloudem.io.formats.mrc import read_volume
-from cloudem.kernels.shells import fourier_shell_correlation
+from cloudem.io.storage.groups import read_group
 
 QUICK = ("--max-iterations", 3)
 
@@ -92,34 +90,25 @@ def apoferritin(bench: Bench) -> None:
     importing = bench.cloudem("import", source / "particles.star", "--diameter-A", 140, "--out", store)
     options = ("--symmetry", "O", "--initial-resolution-A", 20, "--seed", bench.seeds[0])
     out, cost = refine(bench, "apoferritin", store, source / "ref_O.mrc", 140, *options)
-    arrays, attributes, _ = refined(out)
-    maps = {"cloudem": arrays["map_unfiltered"]}
+    _, attributes, _ = refined(out)
+    maps = {"cloudem": out}
     if bench.relion_map is not None:
-        maps["RELION"] = read_volume(bench.need(bench.relion_map)).data
-    model = read_volume(source / "model_O.mrc")
-    box, pixel_size = len(model.data), model.pixel_size
-    radius = 80.0
-    resolution = box * pixel_size / np.arange(1, box // 2)
+        maps["RELION"] = bench.need(bench.relion_map)
     for name, found in maps.items():
-        placed = align(model.data, found, pixel_size, radius, 12.0)
-        curve = sphere80(found, placed, radius / pixel_size)
-        within = curve[1 : box // 2][(resolution <= 25) & (resolution >= 12)]
+        compared = bench.fresh(f"apoferritin-{name}")
+        bench.cloudem("compare_maps", found, source / "model_O.mrc", "--diameter-A", 160, "--out", compared)
+        arrays, said = read_group(compared, "result")
+        curve, length = arrays["fsc_masked"], said["box"] * said["pixel_size_A"]
+        resolution = length / np.arange(1, len(curve))
+        within = curve[1:][(resolution <= 25) & (resolution >= 12)]
         at = {
-            f"FSC at {a} Å": round(float(np.interp(1 / a, 1 / resolution, curve[1 : box // 2])), 3)
-            for a in (17, 14, 11)
+            f"FSC at {a} Å": round(float(np.interp(length / a, np.arange(len(curve)), curve)), 3) for a in (17, 14, 11)
         }
-        columns = {"mean FSC 25-12 Å": round(float(within.mean()), 3), **at}
-        bench.add({"map": name, **columns, "FSC 0.5 Å": round(resolution_at(curve, box, pixel_size, 0.5), 2)})
+        half = resolution_at(curve, said["box"], said["pixel_size_A"], 0.5)
+        columns = {"map": name, "mean FSC 25-12 Å": round(float(within.mean()), 3), **at}
+        bench.add(columns, {"FSC 0.5 Å": round(half, 2)})
     stated = {"stated Å": round(attributes["resolution_A"], 2), "iterations": len(attributes["iterations"])}
     bench.add({"import CPU-s": round(importing.cpu, 2), **cost.columns(), **stated})
-
-
-def sphere80(a: Any, b: Any, radius_px: float) -> Any:
-    """FSC inside the sphere that ``compare_maps.py`` uses."""
-    from cloudem.algorithms.mask import soft_sphere
-
-    sphere = soft_sphere(len(a), radius_px, 3.0)
-    return fourier_shell_correlation(a * sphere, b * sphere)
 
 
 def noise(bench: Bench) -> None:

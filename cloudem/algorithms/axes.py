@@ -108,7 +108,7 @@ def find_axes(volume: NDArray[Any], group: Float64, radius: float) -> Axes:
     -------
     The turn is the identity if the map agrees with its mates as it is, or if other axes are not clearly better.
     """
-    points, axes, identity = _Points(volume, radius), _one_of_each_axis(group), np.eye(3)
+    points, axes, identity = _Points(volume, radius), one_of_each_axis(group), np.eye(3)
     before = points.symmetry(axes, identity, every=1)
     if before >= SURE:
         return Axes(identity, before, before)
@@ -117,7 +117,7 @@ def find_axes(volume: NDArray[Any], group: Float64, radius: float) -> Axes:
     after = points.symmetry(axes, best, every=1)
     if after < AGREES or 1 - after > BETTER * (1 - before):
         return Axes(identity, before, before)
-    return Axes(_smallest(best, group), before, after)
+    return Axes(smallest_turn(best, group), before, after)
 
 
 def _refined(points: _Points, axes: Float64, turn: Float64) -> Float64:
@@ -134,7 +134,7 @@ def _refined(points: _Points, axes: Float64, turn: Float64) -> Float64:
     return at(np.asarray(found.x))
 
 
-def _smallest(turn: Float64, group: Float64) -> Float64:
+def smallest_turn(turn: Float64, group: Float64) -> Float64:
     """Return of the turns that lead to the same axes the smallest: by operators, and about the axis if there is one."""
     flips = [np.eye(3)]
     about_z = np.allclose(group[:, 2, 2], 1)  # a cyclic group: nothing fixes the turn about z, nor which end is up
@@ -156,7 +156,7 @@ def turned(volume: NDArray[Any], turn: Float64) -> NDArray[np.float32]:
     return np.asarray(moved, np.float32)
 
 
-def _one_of_each_axis(group: Float64) -> Float64:
+def one_of_each_axis(group: Float64) -> Float64:
     """Return of the operators about each axis that with the smallest angle."""
     vectors = Rotation.from_matrix(group[1:]).as_rotvec()
     angle = np.linalg.norm(vectors, axis=1)

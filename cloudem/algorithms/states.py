@@ -291,7 +291,9 @@ class Agreement3D(NamedTuple):
     local: Float32
 
 
-def agreement(first: Float32, second: Float32, where: Float32, limit: int, settings: StateSettings) -> Agreement3D:
+def halves_agreement(
+    first: Float32, second: Float32, where: Float32, limit: int, settings: StateSettings
+) -> Agreement3D:
     """Compare two halves of a difference inside a soft outline."""
     raw = fourier_shell_correlation(first * where, second * where)
     raw = np.clip(np.where(np.arange(len(raw)) <= limit, raw, 0.0), 0, 1)

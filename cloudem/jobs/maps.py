@@ -19,6 +19,7 @@ from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, re
 from cloudem.io.storage.groups import has_group, read_attributes, read_rows, shapes_in
 from cloudem.io.storage.location import contents
 from cloudem.jobs.progress import Progress
+from cloudem.model.symmetry import operators
 
 LEAST_BOX = 8
 """Voxels along a map's edge: with less there is nothing to filter, outline or align."""
@@ -307,6 +308,31 @@ def read_mask(
             " by the centres of the boxes"
         )
     return Volume(data, pixel_size, origin)
+
+
+AUTO = "auto"
+"""In place of a point group: the one that a reference states."""
+
+
+def stated_symmetry(symmetry: str, reference: str) -> str:
+    """Return a point group, or the one that the results of a reference state where ``auto`` is asked for.
+
+    Raises
+    ------
+    ParameterError
+        It is none, or the reference states none.
+    """
+    if symmetry.strip().lower() != AUTO:
+        operators(symmetry)
+        return symmetry
+    stated = (read_attributes(reference, "result") or {}).get("symmetry") if contents(reference) else None
+    if not stated:
+        raise ParameterError(
+            f"--symmetry is auto, but {reference} states no point group; name the group, or give the results of "
+            "find_symmetry as the reference"
+        )
+    operators(str(stated))
+    return str(stated)
 
 
 def soft_edge(box: int, radius: float) -> float:

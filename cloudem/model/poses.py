@@ -38,6 +38,15 @@ def matrix_to_euler(matrix: NDArray[Any]) -> tuple[Float64, Float64, Float64]:
     return rot, tilt, np.where(pole, at_pole, psi)
 
 
+def mirrored_poses(matrix: NDArray[Any]) -> Float64:
+    """Return the poses (..., 3, 3) under which a density's inversion through the origin shows the same images.
+
+    A projection of the inverted density along a pose is that of the density, turned by half a turn in the plane:
+    ``∫ V(-Aᵀ(u, z)) dz = P(-u)``.
+    """
+    return np.asarray(np.diag([-1.0, -1.0, 1.0]) @ matrix, np.float64)
+
+
 def rotate(matrix: NDArray[Any], omega: NDArray[Any]) -> Float64:
     """Turn poses by rotation vectors given in the image frame.
 

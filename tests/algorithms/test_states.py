@@ -14,12 +14,12 @@ from cloudem.algorithms.states import (
     FURTHEST,
     SeenImages,
     StateSettings,
-    agreement,
     best_shares,
     centred,
     further,
     gain_of,
     grid_box,
+    halves_agreement,
     overstep,
     posterior,
     score_states,
@@ -92,12 +92,12 @@ def test_states_have_no_common_difference() -> None:
 def test_halves_that_do_not_agree_leave_no_difference() -> None:
     rng, everywhere = np.random.default_rng(4), np.ones((BOX,) * 3, np.float32)
     first, second = rng.standard_normal((2, BOX, BOX, BOX)).astype(np.float32)
-    known = agreement(first, second, everywhere, LIMIT, SETTINGS)
+    known = halves_agreement(first, second, everywhere, LIMIT, SETTINGS)
     left = weighted_difference(first + second, known, everywhere, 2, LIMIT)
     assert np.linalg.norm(left) < 0.03 * np.linalg.norm(first + second)
     signal = density()
     signal *= np.float32(5 / signal.std())
-    known = agreement(signal + first, signal + second, everywhere, LIMIT, SETTINGS)
+    known = halves_agreement(signal + first, signal + second, everywhere, LIMIT, SETTINGS)
     found = weighted_difference(signal + (first + second) / 2, known, everywhere, 2, LIMIT)
     assert np.corrcoef(found.ravel(), signal.ravel())[0, 1] > 0.9
 

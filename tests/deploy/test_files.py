@@ -141,7 +141,7 @@ def test_commands_of_pods_are_understood(name: str, pod: Any) -> None:
     [
         ("first-map.toml", ["refine3d", "postprocess", "report"]),
         ("rehearsal.toml", ["import", "refine3d", "postprocess", "report"]),
-        ("without-a-reference.toml", ["classify2d", "select", "abinitio", "refine3d"]),
+        ("without-a-reference.toml", ["classify2d", "select", "abinitio", "find_symmetry", "refine3d"]),
     ],
 )
 def test_example_workflows_are_read(file: str, jobs: list[str]) -> None:

@@ -14,9 +14,9 @@ from cloudem.algorithms.states import (
     OUTSIDE,
     PARTS,
     StateSettings,
-    agreement,
     centred,
     further,
+    halves_agreement,
     solve_difference,
     weighted_difference,
 )
@@ -88,7 +88,7 @@ def solve_maps(
 
     everything = list(range(parts))
     halves = [of(everything[half::2]) for half in (0, 1)]
-    known = [agreement(halves[0][c], halves[1][c], outline, limit, settings) for c in range(columns)]
+    known = [halves_agreement(halves[0][c], halves[1][c], outline, limit, settings) for c in range(columns)]
     maps = []
     for left_out in (*everything, None):
         some = [part for part in everything if part != left_out]

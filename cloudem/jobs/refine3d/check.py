@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
-from cloudem.jobs.maps import check_map, check_start_map
+from cloudem.jobs.maps import AUTO, check_map, check_start_map, stated_symmetry
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.model.symmetry import operators
 
 
 def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
     """Check what `Refine3D` declares."""
-    operators(job.symmetry)
+    if not inputs.awaited(job.reference):
+        stated_symmetry(job.symmetry, job.reference)
+    elif job.symmetry.strip().lower() != AUTO:
+        operators(job.symmetry)
     if job.local and job.new_halves:
         warn(
             "--new-halves with --local: the poses were refined in other half-sets, so both new ones have seen the same "

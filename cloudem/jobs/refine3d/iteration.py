@@ -74,6 +74,7 @@ from cloudem.jobs.refine3d.tasks import (
 )
 from cloudem.jobs.results import HELD_OUT
 from cloudem.model.columns import Value
+from cloudem.model.symmetry import operators
 
 Float32 = NDArray[np.float32]
 
@@ -83,15 +84,20 @@ SPHERE_UNTIL = 2
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run; ``without`` counts particles that are left out."""
+    """What stays the same during a run: ``symmetry`` names the point group, ``without`` counts particles left out."""
 
     job: Refine3D
     context: Context
     dataset: Dataset
     settings: Settings
     mask: Float32 | None
-    group: NDArray[np.float64]
+    symmetry: str
     without: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def group(self) -> NDArray[np.float64]:
+        """Operators of the point group, (g, 3, 3)."""
+        return operators(self.symmetry)
 
     @property
     def executor(self) -> Executor:
@@ -168,7 +174,7 @@ class Outcome:
 
 def share(run: Run, plan: IterationPlan) -> Callable[[Item], Sequence[Shared[Any]]]:
     """Share the particles and both half-sets' models with the tasks; each reads that of its half-set."""
-    make = partial(model_of, plan=plan, symmetry=run.job.symmetry)
+    make = partial(model_of, plan=plan, symmetry=run.symmetry)
     options: dict[str, Any] = {"local": make, "pieces": REFERENCE_PIECES, "purpose": "reference"}
     with labelled(step="reference"):
         models = [run.executor.spread(read_reference, run.url, h, plan, **options) for h in (1, 2)]
@@ -217,7 +223,7 @@ def solve_halves(
 ) -> Outcome:
     """Turn the sums of an iteration into maps, FSC and the next checkpoint."""
     s, executor, k_max = run.settings, run.executor, plan.k_insert
-    symmetry = run.job.symmetry
+    symmetry = run.symmetry
     sums = [executor.share(whole_sums, bricks[h], s.box, k_max, symmetry) for h in (1, 2)]
     slices = [len(run.group) * int(np.count_nonzero(before.half_set == h)) for h in (1, 2)]
     halves = [executor.share(unfiltered, sums[i], s.box, k_max, slices[i]) for i in (0, 1)]

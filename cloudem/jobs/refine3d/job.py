@@ -33,6 +33,7 @@ class Refine3D(IterativeJob):
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry C1 --diameter-A 320 --out refine",
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
         " --initial-resolution-A 25 --out refine",
+        "cloudem refine3d --particles good --reference symmetry --symmetry auto --diameter-A 180 --out refine",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
     changeable: ClassVar[frozenset[str]] = IterativeJob.changeable | {"skip_damaged"}
@@ -64,7 +65,11 @@ class Refine3D(IterativeJob):
     reference_pixel_size_A: float | None = parameter(
         None, meaning="pixel size of the starting map, overriding that in its header", gt=0
     )
-    symmetry: str = parameter("C1", meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION")
+    symmetry: str = parameter(
+        "C1",
+        meaning="point group: C<n>, D<n>, T, O, I, I1 to I4, oriented as in RELION; auto: that of the results that are "
+        "the reference",
+    )
     diameter_A: float = parameter(meaning="diameter of a circle that contains the particle", gt=0)
     mask: Place | None = parameter(
         None,
@@ -147,8 +152,17 @@ class Refine3D(IterativeJob):
         from cloudem.jobs.refine3d.duration import Alignment
 
         settings = self.settings(particles.box, particles.pixel_size)
-        where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
+        where = (particles.count, particles.box, self._planned_symmetry(), self.group_size, particles.remote)
         return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
+
+    def _planned_symmetry(self) -> str:
+        """Return the point group that is planned for: C1, which costs most, where a step before is to find it."""
+        from cloudem.io.storage.groups import has_group
+        from cloudem.jobs.maps import AUTO, stated_symmetry
+
+        if self.symmetry.strip().lower() == AUTO and not has_group(self.reference, "result"):
+            return "C1"
+        return stated_symmetry(self.symmetry, self.reference)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and particles."""

@@ -21,7 +21,7 @@ from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
 from cloudem.jobs.iterative import IterationResult, Iterations
-from cloudem.jobs.maps import check_start_map, read_mask
+from cloudem.jobs.maps import check_start_map, read_mask, stated_symmetry
 from cloudem.jobs.refine3d.held_out import last_answers
 from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
@@ -32,7 +32,6 @@ from cloudem.jobs.refine3d.symmetry import DOUBTED, contradicted
 from cloudem.jobs.refine3d.tasks import read_checkpoint
 from cloudem.jobs.results import START, write_maps
 from cloudem.model.poses import matrix_to_euler
-from cloudem.model.symmetry import operators
 
 
 class Refinement(Iterations[State]):
@@ -40,11 +39,11 @@ class Refinement(Iterations[State]):
 
     def __init__(self, job: Refine3D, context: Context, *, resumes: bool) -> None:
         super().__init__(context)
-        group = operators(job.symmetry)
         dataset = open_dataset(job.particles)
         box, pixel_size = dataset.store.box, dataset.store.pixel_size
         settings = job.settings(box, pixel_size)
-        facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": job.symmetry}
+        symmetry = symmetry_of(context.url, job) if resumes else stated_symmetry(job.symmetry, job.reference)
+        facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": symmetry}
         context.progress.facts(facts)
         if resumes:  # it needs the reference no more
             origin = origin_of(context.url)
@@ -56,7 +55,7 @@ class Refinement(Iterations[State]):
             mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
         without = left_out(dataset.store, job.skip_damaged)
         self.beyond_start, self.moving = False, 0.0
-        self.run = Run(job, context, dataset, settings, mask, group, without)
+        self.run = Run(job, context, dataset, settings, mask, symmetry, without)
 
     def begin(self) -> State:
         """Make the first checkpoint."""
@@ -190,9 +189,14 @@ def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) 
         run.context.progress.warning(sentence)
     write_maps(
         run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
-        run.job.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
+        run.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
         source, last_answers(run.url, outcome.held_out, iteration), [ended],
     )  # fmt: skip
+
+
+def symmetry_of(url: str, job: Refine3D) -> str:
+    """Return the point group that a refinement began with; that of an earlier version is what its job says."""
+    return str((read_attributes(url, "") or {}).get("symmetry") or job.symmetry)
 
 
 def origin_of(url: str) -> Vector:

@@ -91,10 +91,10 @@ def on_axes(run: Run, data: Float32) -> Float32:
     with progress.stage("axes"):
         axes = find_axes(data, run.group, run.settings.radius)
     degrees = float(np.degrees(angle_between(axes.turn, np.eye(3))))
-    found = f"it correlates by {axes.before:.2f} with its copies turned about the axes of {job.symmetry}"
+    found = f"it correlates by {axes.before:.2f} with its copies turned about the axes of {run.symmetry}"
     if axes.after > axes.before and not job.local:  # poses that are known hold for the map as it is
         progress.warning(
-            f"the starting map was turned by {degrees:.0f}° onto the axes of {job.symmetry}: {found} as given, and by "
+            f"the starting map was turned by {degrees:.0f}° onto the axes of {run.symmetry}: {found} as given, and by "
             f"{axes.after:.2f} turned; the result lies as it is now"
         )
         return turned(data, axes.turn)
@@ -105,7 +105,7 @@ def on_axes(run: Run, data: Float32) -> Float32:
         )
     elif axes.before < AGREES:
         progress.warning(
-            f"the starting map does not have the symmetry {job.symmetry} in any orientation: {found}; compare the "
+            f"the starting map does not have the symmetry {run.symmetry} in any orientation: {found}; compare the "
             "result with that of C1"
         )
     return data
@@ -188,4 +188,5 @@ def reference_scales(run: Run, state: State) -> NDArray[np.float64]:
 def write_record(run: Run, origin: Vector) -> None:
     """Write what is done here, of what, and where its maps lie."""
     source = source_of(run.job.particles)
-    run.context.write("", {}, {"kind": "result", "source": source, "origin_A": origin, **job_record(run.job)})
+    kept = {"kind": "result", "source": source, "origin_A": origin, "symmetry": run.symmetry}
+    run.context.write("", {}, {**kept, **job_record(run.job)})

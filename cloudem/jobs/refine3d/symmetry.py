@@ -121,7 +121,7 @@ def contradicted(run: Run, outcome: Outcome, believed: float) -> bool:
         verdict = verdict_of(run, outcome, believed)
     run.context.log.debug("symmetry: %s", symmetry_line(verdict))
     if verdict.broken:
-        run.context.progress.warning(contradiction(run.job.symmetry, run.group, verdict))
+        run.context.progress.warning(contradiction(run.symmetry, run.group, verdict))
     return verdict.broken
 
 

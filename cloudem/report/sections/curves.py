@@ -273,3 +273,47 @@ def histogram(values: Array, x: str, title: str, width: int = 320, height: int =
         figure.text(52 / width, 1 - 4 / height, title, fontsize=12.5, fontweight="bold", va="top")
 
     return draw_svg(width, height, draw, title)
+
+
+def line_figure(
+    curves: Mapping[str, Array], length: float, y: str, label: str, marks: Sequence[int] = (), width: int = 600
+) -> str:
+    """Draw up to three curves over spatial frequency, the first one on top; NaN is left out.
+
+    Parameters
+    ----------
+    curves
+        By what they are called, each (shells,).
+    length
+        Of the box, Å: shell s is at ``s / length``.
+    y, label
+        What they show; for the axis, and for readers who cannot see it.
+    marks
+        Shells at which a thin line is drawn.
+    width
+        Pixels.
+    """
+    height = 300
+    styles = ((BLUE, "-", 2.4), (GREY, (0, (5, 2)), 1.8), (VERMILION, (0, (1.2, 1.6)), 1.8))
+    end = max(len(curve) for curve in curves.values()) - 1
+    nyquist = end / length
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((56 / width, 50 / height, 1 - 94 / width, 1 - 122 / height))
+        for number, ((name, curve), (colour, dash, thick)) in enumerate(zip(curves.items(), styles, strict=False)):
+            where = np.arange(len(curve)) / length
+            axes.plot(where[1:], curve[1:], color=colour, ls=dash, lw=thick, label=name, zorder=4 - number)
+        for shell in marks:
+            axes.axvline(shell / length, color=FAINT, lw=0.8)
+        axes.axhline(0, color=FAINT, lw=0.8)
+        lowest = min(float(np.nanmin(curve[1:])) for curve in curves.values())
+        axes.set_xlim(0, nyquist)
+        axes.set_ylim(max(-1.0, min(-0.05, lowest - 0.03)), 1.04)
+        label_axes(axes, "spatial frequency (1/Å)", y)
+        _resolution_axis(axes, nyquist)
+        place = (48 / width, 1 - 26 / height)
+        figure.legend(
+            handles=list(axes.lines)[: len(curves)], loc="lower left", bbox_to_anchor=place, ncols=3, **_LEGEND
+        )
+
+    return draw_svg(width, height, draw, label)

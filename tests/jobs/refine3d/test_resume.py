@@ -30,7 +30,6 @@ from cloudem.jobs.refine3d.iteration import Run, share, solve_halves
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.start import begin
 from cloudem.jobs.refine3d.tasks import align_group, fold_of, gains_of_group, read_checkpoint, tasks
-from cloudem.model.symmetry import operators
 from tests.jobs.conftest import BOX, PIXEL, Scene, assert_same_bits, quiet_context, run
 
 ITERATIONS = 3
@@ -307,7 +306,7 @@ def test_a_run_does_not_resume_with_other_particles(scene, copy, tmp_path):
 def run_of(job: Refine3D) -> Run:
     dataset = open_dataset(job.particles)
     settings = job.settings(dataset.store.box, dataset.store.pixel_size)
-    return Run(job, quiet_context(job.out), dataset, settings, None, operators(job.symmetry))
+    return Run(job, quiet_context(job.out), dataset, settings, None, job.symmetry)
 
 
 @pytest.fixture(scope="module")
