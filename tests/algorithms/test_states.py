@@ -28,9 +28,10 @@ from cloudem.algorithms.states import (
     solve_difference,
     weighted_difference,
 )
-from cloudem.kernels.ctf import ctf_terms
+from cloudem.algorithms.wide import search_states, wide_model
+from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
-from cloudem.model.poses import random_rotations, rotate
+from cloudem.model.poses import angle_between, random_rotations, rotate
 from tests.phantom import blobs
 
 WHOLE, BOX, LIMIT, LENGTH = 64, 48, 16, 160.0
@@ -126,10 +127,11 @@ def images_of(
     return np.asarray(images + noise * np.random.default_rng(5).standard_normal(images.shape), np.float32)
 
 
-def seen_of(images: NDArray[np.float32], sigma2: float) -> SeenImages:
+def batch_of(images: NDArray[np.float32]) -> Batch:
+    """Return images with a CTF that is amplitude contrast alone: 1 or -1 everywhere."""
     count = len(images)
     nothing = np.zeros(count)
-    terms = ctf_terms(  # amplitude contrast alone: the CTF is 1 or -1 everywhere
+    terms = ctf_terms(
         voltage=nothing + 300.0,
         spherical_aberration=nothing,
         amplitude_contrast=nothing + 1.0,
@@ -139,11 +141,13 @@ def seen_of(images: NDArray[np.float32], sigma2: float) -> SeenImages:
         phase_shift=nothing,
         b_factor=nothing,
     )
-    group = np.zeros(count, np.int32)
-    batch = Batch(images, terms, nothing + 1.0, group, np.ones(count, bool), None)
-    seen = see(batch, np.full((1, WHOLE // 2 + 1), sigma2), SETTINGS, LIMIT)
-    sign = np.sign(seen.ctf[0, 0])
-    return seen._replace(ctf=seen.ctf * sign)
+    disc = half_disc(WHOLE, 2)
+    sign = np.sign(ctf_values(disc.kx, disc.ky, terms[:1], 1 / LENGTH)[0, 0])
+    return Batch(images, terms, np.full(count, sign), np.zeros(count, np.int32), np.ones(count, bool), None)
+
+
+def seen_of(images: NDArray[np.float32], sigma2: float) -> SeenImages:
+    return see(batch_of(images), np.full((1, WHOLE // 2 + 1), sigma2), SETTINGS, LIMIT)
 
 
 def test_residuals_make_the_difference() -> None:
@@ -152,7 +156,7 @@ def test_residuals_make_the_difference() -> None:
     difference = np.roll(consensus, 3, axis=0) - consensus
     rotations, shifts = random_rotations(600, rng), rng.normal(0, 1.5, (600, 2))
     seen = seen_of(images_of(consensus + difference, rotations, shifts, 0.0), 1.0)
-    np.testing.assert_allclose(np.abs(seen.ctf), 1, atol=1e-3)
+    np.testing.assert_allclose(seen.ctf, 1, atol=1e-3)
     poses = start_poses(np.arange(600), rotations, shifts)
     residual = seen.residual(shifted_slices(reference_volume(consensus, LIMIT), poses, seen.disc, SETTINGS))
     sums = empty_sums(BOX, LIMIT)
@@ -178,3 +182,21 @@ def test_a_step_finds_the_pose_and_the_state() -> None:
     before = np.linalg.norm(off - rotations, axis=(1, 2))
     assert np.median(np.linalg.norm(turned - rotations, axis=(1, 2))) < 0.5 * np.median(before)
     assert np.median(np.linalg.norm(moved - shifts, axis=1)) < 0.1
+
+
+def test_a_search_finds_poses_that_are_far_off() -> None:
+    rng = np.random.default_rng(8)
+    first = density()
+    second = first.copy()
+    second[:, :, : BOX // 2 - 4] *= 0.3
+    rotations, shifts = random_rotations(12, rng), rng.normal(0, 0.5, (12, 2))
+    noise = 0.3 * float(images_of(first, rotations[:1], shifts[:1], 0.0).std())
+    batch = batch_of(images_of(second, rotations, shifts, noise))
+    off = start_poses(np.arange(12), rotate(rotations, rng.normal(0, 0.6, (12, 3))), shifts)
+    sigma2 = np.full((1, WHOLE // 2 + 1), noise**2 * WHOLE**2 / 2)
+    models = [wide_model(each, sigma2, Prior(4.0), ONE, SETTINGS, LIMIT) for each in (first, second)]
+    scores = search_states(batch, off, models, SETTINGS, LIMIT)
+    turned, moved = scores.of(np.ones(12, np.int64))
+    assert np.mean(scores.evidence.argmax(axis=1) == 1) > 0.9
+    assert np.median(angle_between(turned, rotations)) < 0.05
+    assert np.median(np.linalg.norm(moved - shifts, axis=1)) < 0.3

@@ -133,6 +133,12 @@ def test_dask_gives_the_same_bits(mixed: Mixed, undisturbed: Path, tmp_path: Pat
     assert_same_bits(undisturbed, tmp_path / "out")
 
 
+def test_poses_are_searched_by_option(mixed: Mixed, tmp_path: Path) -> None:
+    run(sorting(mixed, tmp_path / "out", search=True))
+    assert right(mixed, open_particles(str(tmp_path / "out")).particles["class_number"]) > 0.97
+    assert read_group(str(tmp_path / "out"), "result")[1]["states"] == 2
+
+
 class Stopped(SerialExecutor):
     """Fails in its n-th accumulation."""
 
