@@ -14,6 +14,7 @@ from cloudem.algorithms.resolution import fsc_weight, masked_fsc, multiply_shell
 from cloudem.algorithms.states import Gain, StateSettings, gain_of
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import Shared
+from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Context
 from cloudem.jobs.classify3d.job import Classify3D
 from cloudem.jobs.classify3d.tasks import HELD, Shared3D, StateCheckpoint, StateItem, insert_class, state_fold
@@ -142,6 +143,12 @@ def one_state(checkpoint: StateCheckpoint) -> Shared3D:
     return Shared3D(posed, ones, ones, ones[:, 0], checkpoint.rotations[posed], checkpoint.shifts[posed])
 
 
+def shown_by_poses(particles: str) -> float:
+    """Return the resolution in Å beyond which the refinement of the particles has shown nothing; 0 where it has."""
+    said = read_attributes(particles, "result") or {}
+    return float(said.get("resolution_A") or 0.0) if said.get("resolution_source") else 0.0
+
+
 def write_states(run: StatesRun, outcome: StatesOutcome, wall_s: float) -> None:
     """Write particles, maps, evidence and report: the largest class first."""
     context, s, checkpoint = run.context, run.settings, outcome.checkpoint
@@ -169,7 +176,8 @@ def write_states(run: StatesRun, outcome: StatesOutcome, wall_s: float) -> None:
         "class_fsc": np.stack([each.fsc for each in maps]),
         "class_members": np.bincount(number, minlength=len(order)).astype(np.int64),
         "class_share": found.probability.mean(axis=0),
-        "class_resolution_A": np.array([each.resolution for each in maps]),
+        # poses that were aligned to a starting map make noise correlate: no more is claimed than they were worth
+        "class_resolution_A": np.maximum([each.resolution for each in maps], shown_by_poses(run.job.particles)),
         "class_posterior": found.probability,
     }
     if len(order) > 1:

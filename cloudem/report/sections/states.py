@@ -31,6 +31,7 @@ SLICES = (
     "Slices through the place where the classes differ most, one grey scale for all classes; density of the molecule "
     "is bright."
 )
+CENTRAL = "Central slices of the map of all particles; density of the molecule is bright."
 DIFFERENCES = (
     "What sets each class apart from the mean of all: more density is bright, less is dark, none is the grey between. "
     "Shells and places where the two halves do not agree are weakened."
@@ -74,13 +75,14 @@ def maps(content: ReportContent) -> Drawn | None:
     if differences is not None and differences.ndim == 4:
         grid = differences.shape[-1]
         place = tuple(int(at * box / grid) for at in most_different(differences))
-    blocks: list[Any] = [Panels(_panels(shown, place, content.pixel_size, "", even=False)), Words(SLICES)]
+    blocks: list[Any] = [Panels(_panels(shown, place, content.pixel_size, "", even=False))]
+    blocks.append(Words(CENTRAL if differences is None else SLICES))
     if differences is not None and differences.ndim == 4 and content.pixel_size:
         pixel = content.pixel_size * box / grid
         there = tuple(int(at * grid / box) for at in place)
         panels = _panels(differences[:MOST_DRAWN], there, pixel, "difference", even=True)
         blocks += [Panels(panels), Words(DIFFERENCES)]
-    return Drawn("Maps of the classes", blocks)
+    return Drawn("Maps of the classes" if len(volumes) > 1 else "Map", blocks)
 
 
 def most_different(differences: Volumes) -> tuple[int, int, int]:
