@@ -23,6 +23,7 @@ from bars import (
     from_nothing,
     hot_loops,
     junk,
+    mixtures,
     nothing,
     point_groups,
     refinements,
@@ -52,6 +53,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "symmetry": symmetry.symmetry,
     "point_groups": point_groups.point_groups,
     "junk": junk.junk,
+    "mixtures": mixtures.mixtures,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
@@ -67,14 +69,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny settings; the rows are kept in the work folder")
     parser.add_argument("--whole", action="store_true", help="nothing: also 5,000 images, which take an hour a seed")
     parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets; "
-                        "believe: refine with RELION, too")  # fmt: skip
+                        "believe, mixtures: RELION on the same images")  # fmt: skip
     parser.add_argument(
         "--molecules", type=Path, default=os.environ.get("CLOUDEM_MOLECULES") or None,
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES], metavar="ROW",
-        help=f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}",
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES], metavar="ROW",
+        help=(
+            f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
+            f"mixtures: {', '.join(mixtures.MIXES)}"
+        ).replace("%", "%%"),
     )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
