@@ -207,7 +207,8 @@ class AbInitio(MapJob):
             f"{agreeing} of {len(found['evidence'])} starts agree; the maps of two of them, carried on, agree to "
             f"{agrees:.1f} Å, where the map ends"
         )
-        return arrays, {**attributes, "filter_A": agrees}
+        # up to the coarse limit, starts had no images' noise in common; beyond, it may break the symmetry of the map
+        return arrays, {**attributes, "filter_A": agrees, "symmetry_finest_A": length / finest}
 
     def compared(self, context: Context, found: Found, length: float, finest: int) -> tuple[Found, Agreement]:
         """Compare the starts, and make more of them while only one leads to the best map; return all."""

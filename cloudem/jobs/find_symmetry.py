@@ -58,7 +58,10 @@ class FindSymmetry(MapResult):
         None, meaning="diameter of a sphere that contains the particle; if none, by its outline", gt=0
     )
     finest_A: float = parameter(
-        0.0, meaning="finest detail of the map that is looked at; 0: as far as it holds more signal than noise", ge=0
+        0.0,
+        meaning="finest detail of the map that is looked at; 0: as far as it holds more signal than noise; of a map of "
+        "abinitio, as far as its starts had no images in common",
+        ge=0,
     )
     most_fold: int = parameter(12, meaning="highest order of axes that is tried", ge=2, le=24)
     symmetrize: bool = parameter(False, meaning="average the map over the group that was found")
@@ -89,7 +92,8 @@ class FindSymmetry(MapResult):
                 f"{self.map} was made with the symmetry {imposed}, so that its agreement with it is no evidence; look "
                 "at a map that was made with --symmetry C1"
             )
-        volume, finest = given.whole, self.finest_A or float(given.attributes.get("filter_A") or 0.0)
+        volume, known = given.whole, given.attributes
+        finest = self.finest_A or float(known.get("symmetry_finest_A") or known.get("filter_A") or 0.0)
         with progress.stage("symmetry"):
             centre, radius = particle_sphere(volume.data, volume.pixel_size)
             radius = self.diameter_A / 2 if self.diameter_A else radius

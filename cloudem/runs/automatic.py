@@ -18,11 +18,6 @@ AUTO_FILE = "auto.toml"
 FOUND = "auto"
 """Symmetry that is to be found: of the starting map, which is made without any."""
 
-WAVES = 7.5
-"""Waves across the particle up to which symmetry is looked for in the starting map: up to there, starts are compared
-(`cloudem.jobs.abinitio`). Beyond, maps that were carried on share their images, and may have noise in common, in which
-mates do not agree."""
-
 TABLES = (".star", ".cs")
 """Endings of tables that have to be imported first."""
 
@@ -102,8 +97,7 @@ def automatic_workflow(
     add("abinitio", "start", agree, **again, symmetry=symmetry if known else "C1", seed=seed)
     if not known:
         start = "symmetry"
-        finest = round(diameter_A / WAVES, 1)
-        add("find_symmetry", start, "turns the map onto its axes", map="start", **size, finest_A=finest)
+        add("find_symmetry", start, "turns the map onto its axes", map="start", **size)
     rest = {"reference": start, "symmetry": symmetry, "seed": seed}
     add("refine3d", "refine", "two independent half-maps", **again, **rest)
     add("postprocess", "post", "resolution inside a mask, and a sharpened map", halves="refine")
