@@ -207,7 +207,7 @@ class AbInitio(MapJob):
             f"{agreeing} of {len(found['evidence'])} starts agree; the maps of two of them, carried on, agree to "
             f"{agrees:.1f} Å, where the map ends"
         )
-        # up to the coarse limit, starts had no images' noise in common; beyond, it may break the symmetry of the map
+        # beyond the coarse limit each image has one pose, and the noise that is aligned so may break the symmetry
         return arrays, {**attributes, "filter_A": agrees, "symmetry_finest_A": length / finest}
 
     def compared(self, context: Context, found: Found, length: float, finest: int) -> tuple[Found, Agreement]:

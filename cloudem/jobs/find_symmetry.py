@@ -60,7 +60,7 @@ class FindSymmetry(MapResult):
     finest_A: float = parameter(
         0.0,
         meaning="finest detail of the map that is looked at; 0: as far as it holds more signal than noise; of a map of "
-        "abinitio, as far as its starts had no images in common",
+        "abinitio, up to 7.5 waves across the particle",
         ge=0,
     )
     most_fold: int = parameter(12, meaning="highest order of axes that is tried", ge=2, le=24)
