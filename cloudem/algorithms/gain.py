@@ -21,7 +21,7 @@ _LARGEST = 1e4
 """Factors of a gain reference beyond which it is none."""
 
 
-class Correction(NamedTuple):
+class FrameCorrection(NamedTuple):
     """What is done to frames.
 
     Attributes
@@ -69,7 +69,7 @@ def correction_of(
     *,
     divides: bool = False,
     upsampling: int = 1,
-) -> Correction:
+) -> FrameCorrection:
     """Prepare the correction of frames.
 
     Parameters
@@ -115,10 +115,10 @@ def correction_of(
         raise ParameterError("every pixel is a defect: the gain reference or the list of defects is the wrong one")
     bad = _enlarged(bad, upsampling)
     places = np.flatnonzero(bad)
-    return Correction(factor, places, _good_neighbours(bad, places))
+    return FrameCorrection(factor, places, _good_neighbours(bad, places))
 
 
-def correct_frames(frames: NDArray[Any], correction: Correction) -> NDArray[np.float32]:
+def correct_frames(frames: NDArray[Any], correction: FrameCorrection) -> NDArray[np.float32]:
     """Return frames multiplied by the gain, with defects filled from their neighbours.
 
     Parameters

@@ -175,9 +175,13 @@ class ImportMovies(MapJob):
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table of the movies that can be used, and say why the others cannot."""
+        import numpy as np
+
+        from cloudem.io.movies.sources import below_shared_folder
         from cloudem.io.movies.store import MOVIE_TABLE
         from cloudem.io.storage.tables import table_to_arrays
-        from cloudem.jobs.movie_table import counted, kinds_of, movie_table, sayings
+        from cloudem.jobs.movie_table import kinds_of, movie_table, movies_in_words, sayings
+        from cloudem.model.table import TEXT
 
         source = self.listed(context)
         good = found["problem"] == ""
@@ -196,16 +200,15 @@ class ImportMovies(MapJob):
             context.progress.warning(line)
         for count, kind, encoding, frames, width, height in zip(*kinds.values(), strict=True):
             context.progress.message(
-                f"{counted(int(count))}: {kind}, {encoding}, {frames} frames of {width} x {height} px"
+                f"{movies_in_words(int(count))}: {kind}, {encoding}, {frames} frames of {width} x {height} px"
             )
         context.progress.message(f"{len(table):,} of {len(names):,} movies imported into {context.url}")
-        arrays = {
-            **kinds,
-            "left_out_movie": names[~good],
-            "left_out_reason": found["problem"][~good],
-            "doubted_movie": names[odd],
-            "doubted_why": found["doubts"][odd],
-        }
+        below = np.array(below_shared_folder(names.tolist()), TEXT)
+        arrays = dict(kinds)
+        if not good.all():
+            arrays |= {"left_out_movie": below[~good], "left_out_reason": found["problem"][~good]}
+        if odd.any():
+            arrays |= {"doubted_movie": below[odd], "doubted_why": found["doubts"][odd]}
         counts = {"movie_count": len(table), "left_out_count": int((~good).sum())}
         return arrays, {**counts, "pixel_size_A": float(table["pixel_size"][0])}
 
@@ -227,10 +230,10 @@ class ImportMovies(MapJob):
         return SourceMovies(self.movies, movies, float(attributes["source_pixel_size_A"]), frames, notes)
 
     def completed(self, source: SourceMovies, header_pixel_size: float) -> SourceMovies:
-        """Return the movies with what options say; see `cloudem.jobs.movie_table.complete`."""
-        from cloudem.jobs.movie_table import complete
+        """Return the movies with what options say; see `cloudem.jobs.movie_table.with_options`."""
+        from cloudem.jobs.movie_table import with_options
 
-        return complete(self, source, header_pixel_size)
+        return with_options(self, source, header_pixel_size)
 
     @cached_property
     def source(self) -> SourceMovies:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.gain import Correction, correction_of, orient_gain
+from cloudem.algorithms.gain import FrameCorrection, correction_of, orient_gain
 from cloudem.errors import ParameterError
 from cloudem.io.movies.references import read_defects, read_gain
 from cloudem.model.movies import Movies
@@ -46,7 +46,7 @@ class Stated(Protocol):
     eer_frame_dose_e_per_A2: float | None
 
 
-def complete(job: Stated, source: SourceMovies, header_pixel_size: float) -> SourceMovies:
+def with_options(job: Stated, source: SourceMovies, header_pixel_size: float) -> SourceMovies:
     """Return movies with what the options say; an option goes before the table, and the table before the header.
 
     Raises
@@ -100,7 +100,7 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
     unknown = int(np.count_nonzero(~(dose > 0)))
     if unknown:
         notes.append(
-            f"the dose is not known of {unknown:,} of {counted(len(table))}: they cannot be dose-weighted; give"
+            f"the dose is not known of {unknown:,} of {movies_in_words(len(table))}: they cannot be dose-weighted; give"
             " --dose-per-frame-e-per-A2"
         )
     if (dose > PLAUSIBLE_DOSE).any():
@@ -110,7 +110,8 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
     other = (stated > 0) & (np.abs(stated / size - 1) > 0.01)
     if other.any():
         notes.append(
-            f"headers of {counted(int(other.sum()))} state {float(stated[other][0]):g} Å where {size:g} Å are taken"
+            f"headers of {movies_in_words(int(other.sum()))} state {float(stated[other][0]):g} Å, and {size:g} Å are"
+            " taken"
         )
     eer = table["format"] == "EER"
     groups, said = _groups(job, dose, table["frames"], eer)
@@ -145,9 +146,10 @@ def _groups(
         )
     left = np.array([frame_groups(int(n), int(g), False)[1] for n, g in zip(frames[eer], groups[eer], strict=True)])
     if left.any():
+        share = 100 * left.sum() / frames[eer].sum()
         return groups, [
-            f"{counted(int((left > 0).sum()))} of EER with raw frames at the end that fill no group, up to {left.max()}"
-            f" ({100 * left.sum() / frames[eer].sum():.1f} % of all raw frames): they and their electrons are left out"
+            f"{movies_in_words(int((left > 0).sum()))} of EER with raw frames at the end that fill no group, up to"
+            f" {left.max()} ({share:.1f} % of all raw frames): they and their electrons are left out"
         ]
     return groups, []
 
@@ -163,7 +165,7 @@ def kinds_of(table: Movies) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def counted(count: int) -> str:
+def movies_in_words(count: int) -> str:
     """Return so many movies in words."""
     return "1 movie" if count == 1 else f"{count:,} movies"
 
@@ -188,7 +190,7 @@ def sayings(
         lines.append(f"the movies are of {len(kinds['kind_movies'])} kinds; of others than the most frequent: {rest:,}")
     single = int(((found["frames"] == 1) & good).sum())
     if single:
-        lines.append(f"{counted(single)} with a single frame: images, whose motion cannot be corrected")
+        lines.append(f"{movies_in_words(single)} with a single frame: images, whose motion cannot be corrected")
     doubts = int(((found["doubts"] != "") & good).sum())
     if doubts:
         odd = np.flatnonzero((found["doubts"] != "") & good)[0]
@@ -197,7 +199,7 @@ def sayings(
     return lines
 
 
-def movie_correction(movies: Movies, row: int, upsampling: int = 1) -> Correction:
+def movie_correction(movies: Movies, row: int, upsampling: int = 1) -> FrameCorrection:
     """Return what gain reference and defects do to the frames of a movie of a table.
 
     Parameters
@@ -225,7 +227,7 @@ def movie_correction(movies: Movies, row: int, upsampling: int = 1) -> Correctio
 @lru_cache(maxsize=4)
 def _correction(
     shape: tuple[int, int], gain: str, turns: int, flip: int, defects: str, eer: bool, upsampling: int
-) -> Correction:
+) -> FrameCorrection:
     read = read_gain(gain) if gain else None
     return correction_of(
         (shape[0] * upsampling, shape[1] * upsampling),

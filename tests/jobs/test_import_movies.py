@@ -45,6 +45,8 @@ def imported(tmp_path: Path, movies: object, name: str = "out", **options: objec
 
 def left_out(place: Path) -> dict[str, str]:
     arrays, _ = read_group(place, "result")
+    if "left_out_movie" not in arrays:
+        return {}
     names = (Path(each).name for each in arrays["left_out_movie"].tolist())
     return dict(zip(names, arrays["left_out_reason"].tolist(), strict=True))
 

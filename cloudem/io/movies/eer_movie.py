@@ -24,8 +24,8 @@ from cloudem.io.movies.tiff_pages import (
     EER_Y_BITS,
     LENGTH,
     WIDTH,
-    Page,
-    Pages,
+    TiffChain,
+    TiffDirectory,
 )
 from cloudem.kernels.eer import ENDS_EARLY, add_events, unpack_events
 
@@ -92,7 +92,7 @@ class EerMovie(Movie):
     dtype = np.dtype(np.uint16)
 
     def __init__(
-        self, file: RangeFile, pages: Pages, upsampling: int = 1, group: int = 1, keep_incomplete: bool = False
+        self, file: RangeFile, pages: TiffChain, upsampling: int = 1, group: int = 1, keep_incomplete: bool = False
     ) -> None:
         super().__init__(file.ranges)
         if pages.problem:
@@ -199,7 +199,7 @@ def unpacked(data: bytes, codec: Codec, pixels: int) -> tuple[NDArray[np.int32],
     return positions[:count], symbols[:count]
 
 
-def _codec(page: Page, url: str) -> Codec:
+def _codec(page: TiffDirectory, url: str) -> Codec:
     compression = page.number(COMPRESSION)
     if compression == 65000:
         return Codec(8, 2, 2, True)
@@ -222,7 +222,7 @@ def _zoom_bits(upsampling: int, codec: Codec, url: str) -> int:
     return UPSAMPLINGS[upsampling]
 
 
-def _metadata(pages: list[Page]) -> dict[str, str]:
+def _metadata(pages: list[TiffDirectory]) -> dict[str, str]:
     """Return what the acquisition metadata of the file say, which are XML."""
     raw = next((value for page in pages if isinstance(value := page.tags.get(EER_METADATA), bytes)), b"")
     return dict(_ITEM.findall(raw[: 2**20].decode("utf-8", errors="replace")))

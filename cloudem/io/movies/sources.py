@@ -211,13 +211,15 @@ def _within(base: str, name: str, table: str) -> str:
     return join(base, clean)
 
 
+def below_shared_folder(files: Sequence[str]) -> list[str]:
+    """Return the names of files below the folder that they share."""
+    shared = posixpath.commonpath([posixpath.dirname(each) or "." for each in files])
+    return [posixpath.relpath(each, shared) for each in files]
+
+
 def unique_names(files: Sequence[str]) -> list[str]:
     """Return the names of files without their suffix, below the folder that they share; no two are the same."""
-    shared = posixpath.commonpath([posixpath.dirname(each) or "." for each in files]) if len(files) > 1 else ""
-    stems = [
-        str(PurePosixPath(posixpath.relpath(each, shared) if shared else posixpath.basename(each)).with_suffix(""))
-        for each in files
-    ]
+    stems = [str(PurePosixPath(each).with_suffix("")) for each in below_shared_folder(files)]
     counts = Counter(stems)
     return [
         stem if counts[stem] == 1 else f"{stem}_{PurePosixPath(each).suffix[1:]}"

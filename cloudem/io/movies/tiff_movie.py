@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cloudem.errors import CloudemError, FormatError, ParameterError
 from cloudem.io.movies.movie import Movie
 from cloudem.io.movies.ranges import RangeFile
-from cloudem.io.movies.tiff_pages import BITS, COMPRESSION, LENGTH, SAMPLES, WIDTH, Page, Pages
+from cloudem.io.movies.tiff_pages import BITS, COMPRESSION, LENGTH, SAMPLES, WIDTH, TiffChain, TiffDirectory
 
 _NAMES = {1: "plain", 5: "LZW", 8: "deflate", 32946: "deflate", 50000: "zstd", 34926: "zstd"}
 """Compressions that detectors' programs write; tifffile decodes others, too."""
@@ -36,7 +36,7 @@ class TiffMovie(Movie):
 
     format = "TIFF"
 
-    def __init__(self, file: RangeFile, pages: Pages) -> None:
+    def __init__(self, file: RangeFile, pages: TiffChain) -> None:
         super().__init__(file.ranges)
         if pages.problem:
             raise FormatError(
@@ -92,10 +92,10 @@ class TiffMovie(Movie):
         return self._tiff
 
 
-def _shape(page: Page) -> tuple[int, int]:
+def _shape(page: TiffDirectory) -> tuple[int, int]:
     return page.number(LENGTH), page.number(WIDTH)
 
 
-def _span(page: Page) -> tuple[int, int]:
+def _span(page: TiffDirectory) -> tuple[int, int]:
     """Return from where to where the data of a frame lie, its strips together."""
     return min(start for start, _ in page.extents), max(stop for _, stop in page.extents)

@@ -23,7 +23,7 @@ _MOST_PAGES = 200_000
 Value: TypeAlias = "tuple[int, ...] | bytes"
 
 
-class Page(NamedTuple):
+class TiffDirectory(NamedTuple):
     """A directory: the values of the tags that say where the pixels are, and how they are stored."""
 
     tags: dict[int, Value]
@@ -44,7 +44,7 @@ class Page(NamedTuple):
         return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
 
-class Pages(NamedTuple):
+class TiffChain(NamedTuple):
     """What a TIFF file holds.
 
     Attributes
@@ -55,7 +55,7 @@ class Pages(NamedTuple):
         What is wrong with the next one; empty where the chain ends as it should.
     """
 
-    whole: list[Page]
+    whole: list[TiffDirectory]
     problem: str
 
 
@@ -64,7 +64,7 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_pages(file: RangeFile) -> Pages:
+def read_pages(file: RangeFile) -> TiffChain:
     """Read the directories of a TIFF file.
 
     Raises
@@ -77,23 +77,23 @@ def read_pages(file: RangeFile) -> Pages:
         raise FormatError(f"{file.ranges.url} is not a TIFF file; check the path")
     order, big = ("<" if head[:2] == b"II" else ">"), b"+" in head[2:4]
     (at,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", head.ljust(16, b"\0"), 8 if big else 4)
-    pages: list[Page] = []
+    pages: list[TiffDirectory] = []
     seen: set[int] = set()
     while at:
         if at in seen or len(pages) >= _MOST_PAGES:
-            return Pages(pages, f"its directories run in a circle after frame {len(pages)}")
+            return TiffChain(pages, f"its directories run in a circle after frame {len(pages)}")
         seen.add(at)
         page, following = _page(file, at, order, big)
         if page is None:
-            return Pages(pages, f"directory {len(pages) + 1} lies beyond the end of the file")
+            return TiffChain(pages, f"directory {len(pages) + 1} lies beyond the end of the file")
         if any(stop > file.ranges.size for _, stop in page.extents):
-            return Pages(pages, f"the data of frame {len(pages) + 1} end beyond the end of the file")
+            return TiffChain(pages, f"the data of frame {len(pages) + 1} end beyond the end of the file")
         pages.append(page)
         at = following
-    return Pages(pages, "" if pages else "it has no directory")
+    return TiffChain(pages, "" if pages else "it has no directory")
 
 
-def _page(file: RangeFile, at: int, order: str, big: bool) -> tuple[Page | None, int]:
+def _page(file: RangeFile, at: int, order: str, big: bool) -> tuple[TiffDirectory | None, int]:
     """Return a directory and where the next one is; None where the file ends before."""
     count_form, entry, value_bytes = ("Q", 20, 8) if big else ("H", 12, 4)
     first = at + struct.calcsize(f"<{count_form}")
@@ -116,7 +116,7 @@ def _page(file: RangeFile, at: int, order: str, big: bool) -> tuple[Page | None,
             return None, 0
         tags[tag] = value
     (following,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", raw, entry * count)
-    return Page(tags), following
+    return TiffDirectory(tags), following
 
 
 def _value(file: RangeFile, field: bytes, kind: int, length: int, order: str, big: bool) -> Value | None:
