@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloudem.io.movies.sources import SourceMovies
+    from cloudem.model.movies import Movies
 
 LISTED = "listed"
 """Group of the movies as they were found, so that a run that goes on works on the same ones."""
@@ -109,21 +110,22 @@ class ImportMovies(MapJob):
             return
         from cloudem.io.movies.checking import check_header
 
-        urls = self.source.movies["movie"].tolist()
-        some = [urls[place] for place in sorted({0, len(urls) // 2, len(urls) - 1})]
-        headers = [check_header(url, 0, self.gain_shape) for url in some]
+        urls, gains = self.source.movies["movie"].tolist(), self.gains(self.source.movies)
+        shapes = self.gain_shapes(self.source.movies)
+        some = sorted({0, len(urls) // 2, len(urls) - 1})
+        headers = [check_header(urls[place], 0, shapes.get(gains[place])) for place in some]
         first = next((each for each in headers if not each.problem), headers[0])
         if first.problem and first.frames:
             raise ParameterError(
-                f"{some[0]} {first.problem}; turn it with --gain-rotation, or give the one of this detector"
+                f"{urls[0]} {first.problem}; turn it with --gain-rotation, or give the one of this detector"
             )
         if headers[0].problem:
-            warn(f"the first movie, {some[0]}, {headers[0].problem}")
-        self.completed(self.source, first.header_pixel_size)
-        if self.defects is not None and not first.problem:
+            warn(f"the first movie, {urls[0]}, {headers[0].problem}")
+        table = self.completed(self.source, first.header_pixel_size).movies
+        for place in sorted(set(table["defects"].tolist()) - {""}) if not first.problem else ():
             from cloudem.io.movies.references import read_defects
 
-            read_defects(self.defects, (first.height, first.width))
+            read_defects(place, (first.height, first.width))
         for line in self.source.notes:
             warn(line)
 
@@ -166,11 +168,13 @@ class ImportMovies(MapJob):
         from cloudem.io.movies.checking import check_headers
 
         source = self.listed(context)
-        urls = list(zip(source.movies["movie"].tolist(), source.frames.tolist(), strict=True))
+        shapes = self.gain_shapes(source.movies)
+        gains = [shapes.get(gain) for gain in self.gains(source.movies)]
+        urls = list(zip(source.movies["movie"].tolist(), source.frames.tolist(), gains, strict=True))
         parts = split(len(urls), TASK_MOVIES)
         return Items(
             [urls[part.start : part.stop] for part in parts], [len(part) for part in parts], check_headers,
-            (self.gain_shape,), "headers", "movies",
+            stage="headers", unit="movies",
         )  # fmt: skip
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
@@ -242,12 +246,15 @@ class ImportMovies(MapJob):
 
         return find_movies(self.movies, self.project_folder)
 
-    @cached_property
-    def gain_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of the gain reference as it is turned; None for none."""
-        if self.gain is None:
-            return None
+    def gains(self, movies: Movies) -> list[str]:
+        """Return the gain reference of each movie, empty for none: that of the option, or else that of the table."""
+        if self.gain is not None or "gain" not in movies:
+            return [self.gain or ""] * len(movies)
+        return [str(each) for each in movies["gain"].tolist()]
+
+    def gain_shapes(self, movies: Movies) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of each gain reference, as it is turned."""
         from cloudem.io.movies.references import read_gain
 
-        rows, columns = read_gain(self.gain).image.shape
-        return (columns, rows) if self.gain_rotation % 2 else (rows, columns)
+        images = {place: read_gain(place).image for place in sorted(set(self.gains(movies)) - {""})}
+        return {place: each.shape[:: -1 if self.gain_rotation % 2 else 1] for place, each in images.items()}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from cloudem.errors import FormatError, MissingInputError, ParameterError, StorageError
+from cloudem.errors import CloudemError, FormatError, MissingInputError, ParameterError, StorageError
 from cloudem.io.movies import ranges
 from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
 from cloudem.io.movies.opening import open_movie
 from cloudem.io.storage.location import join, object_store, put
-from tests.io.movies_files import eer_movie, nibbles, write_mrc
+from cloudem.testing.eer import encode_eer_frame, write_eer
+from tests.io.movies_files import eer_movie, events, nibbles, write_mrc
 
 SHAPE = (5, 12, 17)
 
@@ -78,8 +82,6 @@ def test_a_movie_that_changes_while_it_is_read_is_refused(tmp_path):
     movie = open_movie(path)
     raw = path.read_bytes()
     path.write_bytes(raw + b"\0" * 408)
-    import os
-
     os.utime(path, ns=(1, 1))
     with pytest.raises(StorageError, match="may still be being written"):
         movie.read()
@@ -247,3 +249,50 @@ def test_directories_that_run_in_a_circle_end(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(FormatError, match="run in a circle"):
         open_movie(path)
+
+
+def test_directories_far_apart_are_fetched_many_at_a_time_from_s3(tmp_path, bucket, monkeypatch):
+    made = [events(seed, 256 * 256, 0.2) for seed in range(3)]
+    coded = [encode_eer_frame(*each, 256 * 256) for each in made]
+    write_eer(tmp_path / "m.eer", coded * 20, (256, 256))
+    assert min(map(len, coded)) > ranges.BLOCK_BYTES
+    put(object_store(f"s3://{bucket}"), "far/m.eer", (tmp_path / "m.eer").read_bytes())
+    one_by_one, together = [], []
+    read, read_many = ranges.RangeReader.read, ranges.RangeReader.read_many
+    monkeypatch.setattr(ranges.RangeReader, "read", lambda self, *each: one_by_one.append(each) or read(self, *each))
+    monkeypatch.setattr(
+        ranges.RangeReader, "read_many", lambda self, these: together.extend(these) or read_many(self, these)
+    )
+    movie = open_movie(f"s3://{bucket}/far/m.eer")
+    assert movie.raw_frames == 60
+    assert len(one_by_one) - len(together) < 30  # 16 before the distance is known
+    assert movie.events(59)[0].tolist() == made[2][0].tolist()
+
+
+def kinds(tmp_path):
+    write_mrc(tmp_path / "a.mrc", pixels("i2"), 1)
+    write_mrc(tmp_path / "b.mrc", nibbles(pixels("u1", 16)), 101, columns=17)
+    eer_movie(tmp_path / "c.eer", 3, compression=65002)
+    found = ["a.mrc", "b.mrc", "c.eer"]
+    if importlib.util.find_spec("tifffile"):
+        import tifffile
+
+        tifffile.imwrite(tmp_path / "d.tif", pixels("u1"), photometric="minisblack", metadata=None, compression="lzw")
+        found.append("d.tif")
+    return found
+
+
+def test_whatever_is_damaged_is_refused_on_purpose_or_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in kinds(tmp_path):
+        raw = (tmp_path / name).read_bytes()
+        for number in range(150):
+            damaged = bytearray(raw)
+            whole = 200 if name.endswith(".mrc") or number % 2 else len(raw)
+            for place in rng.integers(0, whole, 1 + number % 4):
+                damaged[place] = rng.integers(0, 256)
+            (tmp_path / "x").write_bytes(damaged[: rng.integers(0, len(raw))] if number % 10 == 0 else damaged)
+            with suppress(CloudemError):
+                movie = open_movie(tmp_path / "x")
+                if movie.frames * movie.shape[0] * movie.shape[1] < 1e7:
+                    movie.read()

@@ -183,6 +183,7 @@ def test_an_exposure_file_of_cryosparc(folder, tmp_path, shared_data):
         ("uid", "<u8"), ("movie_blob/path", "S40"), ("movie_blob/shape", "<u4", (3,)), ("movie_blob/psize_A", "<f4"),
         ("mscope_params/accel_kv", "<f4"), ("mscope_params/cs_mm", "<f4"), ("mscope_params/exp_group_id", "<u4"),
         ("mscope_params/total_dose_e_per_A2", "<f4"), ("gain_ref_blob/path", "S40"),
+        ("gain_ref_blob/flip_y", "<u4"),
     ]  # fmt: skip
     rows = np.zeros(2, fields)
     rows["movie_blob/path"] = [b"frames/m00.mrc", b">frames/m01.mrc"]
@@ -192,10 +193,22 @@ def test_an_exposure_file_of_cryosparc(folder, tmp_path, shared_data):
     rows["mscope_params/total_dose_e_per_A2"] = 42
     with (tmp_path / "exposures.cs").open("wb") as file:
         np.save(file, rows)
-    table = imported(tmp_path, tmp_path / "exposures.cs", voltage_kV=None, cs_mm=None)
+    options = {"voltage_kV": None, "cs_mm": None}
+    table = imported(tmp_path, tmp_path / "exposures.cs", **options)
     assert left_out(tmp_path / "out") == {"m01.mrc": "misses frames: it holds 6 of 7"}
     assert (table["dose_per_frame"].tolist(), table["pixel_size"].tolist()) == ([7.0], [0.66])
     assert (table.optics[0].voltage, table["gain"].tolist()) == (300, [""])
+    rows["gain_ref_blob/path"], rows["gain_ref_blob/flip_y"] = b"gain.mrc", 1
+    with (tmp_path / "exposures.cs").open("wb") as file:
+        np.save(file, rows)
+    write_mrc(tmp_path / "gain.mrc", np.ones((1, *SHAPE), "f4"), 2)
+    table = imported(tmp_path, tmp_path / "exposures.cs", "gained", **options)
+    assert table["gain"].tolist() == [str(tmp_path / "gain.mrc")]
+    _, attributes = read_group(tmp_path / "gained", "result")
+    assert any("flip_y: the gain reference is not turned" in line for line in attributes["warnings"])
+    write_mrc(tmp_path / "gain.mrc", np.ones((1, 5, 5), "f4"), 2)
+    with pytest.raises(ParameterError, match="and the gain reference 5 x 5"):
+        imported(tmp_path, tmp_path / "exposures.cs", "refused", **options)
     with pytest.raises(CloudemError, match="no movie_blob/path"):
         imported(tmp_path, shared_data / "formats/4k_dataset.cs", "none")
 

@@ -46,6 +46,9 @@ _USED = {
     "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A", "alignments3D/split", "location/micrograph_path",
 }  # fmt: skip
 
+GAIN_TURNS = ("gain_ref_blob/flip_x", "gain_ref_blob/flip_y", "gain_ref_blob/rotate_num")
+"""What an exposure file says of the orientation of its gain reference; carried as text."""
+
 Fields = dict[str, NDArray[Any]]
 
 
@@ -155,6 +158,7 @@ def read_movies_cs(path: str | os.PathLike[str]) -> SourceMovieTable:
     for name, field in {"gain": "gain_ref_blob/path", "defects": "mscope_params/defect_path"}.items():
         if field in fields:
             columns[name] = _plain_names(fields[field])
+    columns |= {CARRIED + name: _carried(fields[name]) for name in GAIN_TURNS if name in fields}
     return SourceMovieTable(
         path, Movies(optics, columns), _one_value(path, fields, "movie_blob/psize_A", "pixel sizes")
     )

@@ -65,9 +65,9 @@ def check_header(url: str, frames: int = 0, gain_shape: tuple[int, int] | None =
     )  # fmt: skip
 
 
-def check_headers(part: Sequence[tuple[str, int]], gain_shape: tuple[int, int] | None) -> dict[str, NDArray[Any]]:
-    """Check movies, given with the frames that they should have; return the fields of `HeaderCheck` as arrays."""
-    found = [check_header(url, frames, gain_shape) for url, frames in part]
+def check_headers(part: Sequence[tuple[str, int, tuple[int, int] | None]]) -> dict[str, NDArray[Any]]:
+    """Check movies, given as the arguments of `check_header`; return the fields of `HeaderCheck` as arrays."""
+    found = [check_header(*each) for each in part]
     types: dict[type, Any] = {str: TEXT, int: np.int64, float: np.float64}
     return {
         name: np.array([getattr(each, name) for each in found], dtype=types[type(default)])

@@ -74,6 +74,11 @@ class RangeReader:
             raise MissingInputError(f"{self.url} does not exist; check the path")
         self.size, self.version = found
 
+    @property
+    def remote(self) -> bool:
+        """Whether each range is a request."""
+        return self._store is not None or is_fsspec(self.url)
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from `start` up to `stop`, or up to the end.
 
@@ -97,7 +102,7 @@ class RangeReader:
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of several ranges; where each is a request, many at a time."""
-        if self._store is None and not is_fsspec(self.url):
+        if not self.remote:
             return [self.read(*each) for each in ranges]
         return in_threads(lambda each: self.read(*each), ranges)
 
@@ -163,6 +168,17 @@ class RangeFile(io.RawIOBase):
         """Fetch ranges that will be asked for, and forget those of before."""
         self._held = {start: data for (start, _), data in zip(ranges, self.ranges.read_many(ranges), strict=True)}
 
+    def expect(self, places: Sequence[int], reach: int) -> None:
+        """Fetch what lies up to `reach` bytes around places that will probably be asked for, if that saves waiting."""
+        if not self.ranges.remote:
+            return
+        last = (self.ranges.size - 1) // BLOCK_BYTES
+        around = {(place + step) // BLOCK_BYTES for place in places for step in (-reach, 0, reach)}
+        numbers = sorted(number for number in around if 0 <= number <= last and number not in self._blocks)
+        data = self.ranges.read_many([(number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES) for number in numbers])
+        for number, block in zip(numbers, data, strict=True):
+            self._keep(number, block)
+
     def read_at(self, start: int, stop: int) -> bytes:
         """Return the bytes from `start` up to `stop`, or up to the end."""
         for first, data in self._held.items():
@@ -177,8 +193,11 @@ class RangeFile(io.RawIOBase):
 
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
-            self._blocks[number] = self.ranges.read(number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
-            if len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
+            self._keep(number, self.ranges.read(number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES))
         self._blocks.move_to_end(number)
         return self._blocks[number]
+
+    def _keep(self, number: int, block: bytes) -> None:
+        self._blocks[number] = block
+        if len(self._blocks) > BLOCKS:
+            self._blocks.popitem(last=False)

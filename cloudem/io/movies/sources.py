@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import MissingInputError, ParameterError
-from cloudem.io.formats.cryosparc import read_movies_cs
+from cloudem.io.formats.cryosparc import GAIN_TURNS, read_movies_cs
 from cloudem.io.formats.mdoc import MdocMovie, movies_of, read_mdoc
 from cloudem.io.formats.relion import read_movies_star
 from cloudem.io.formats.sources import SourceMovieTable
@@ -180,7 +180,13 @@ def _of_table(table: SourceMovieTable, project_folder: str | None) -> SourceMovi
     frames = np.zeros(len(names), np.int32)
     if "frames" in movies:
         frames, movies = movies["frames"].astype(np.int32), movies.without_columns(["frames"])
-    return SourceMovies(table.path, movies.with_columns(**columns), table.pixel_size, frames)
+    turned = [name for name in GAIN_TURNS if "cs:" + name in movies and set(movies["cs:" + name].tolist()) != {"0"}]
+    notes = [
+        f"{', '.join(turned)}: the gain reference is not turned by the table; give --gain-rotation and --gain-flip"
+    ]
+    return SourceMovies(
+        table.path, movies.with_columns(**columns), table.pixel_size, frames, tuple(notes if turned else ())
+    )
 
 
 def _base(name: str, table: str, project_folder: str | None) -> str:

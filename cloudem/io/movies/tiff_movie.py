@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import CloudemError, FormatError, ParameterError
+from cloudem.errors import CloudemError, FormatError, ParameterError, parsing
 from cloudem.io.movies.movie import Movie
 from cloudem.io.movies.ranges import RangeFile
 from cloudem.io.movies.tiff_pages import BITS, COMPRESSION, LENGTH, SAMPLES, WIDTH, TiffChain, TiffDirectory
 
 _NAMES = {1: "plain", 5: "LZW", 8: "deflate", 32946: "deflate", 50000: "zstd", 34926: "zstd"}
 """Compressions that detectors' programs write; tifffile decodes others, too."""
+
+_MOST_SIDE = 2**15
+"""Pixels along a side of a frame: no detector has more, and memory is taken by what a header claims."""
 
 
 class TiffMovie(Movie):
@@ -51,7 +54,10 @@ class TiffMovie(Movie):
         if len(sizes) > 1:
             found = " and ".join(f"{count} of {columns} x {rows}" for (rows, columns), count in sizes.most_common(3))
             raise FormatError(f"{self.url} has frames of several sizes: {found} pixels; write the movie without others")
-        if min(self.shape) < 1 or first.number(SAMPLES, 1) != 1 or not first.extents:
+        if max(self.shape) > _MOST_SIDE:
+            rows, columns = self.shape
+            raise FormatError(f"{self.url} claims frames of {columns} x {rows} pixels: it is damaged, or not a movie")
+        if min(self.shape) < 1 or any(page.number(SAMPLES, 1) != 1 or not page.extents for page in pages.whole):
             raise FormatError(f"{self.url} holds no grey images, one number for each pixel; give the movie itself")
         code = first.number(COMPRESSION, 1)
         self.encoding = f"{_NAMES.get(code, f'compression {code}')}, {first.number(BITS, 1)} bits"
@@ -88,7 +94,9 @@ class TiffMovie(Movie):
                     " 'cloudem[movies]'"
                 ) from None
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the chain has been checked
-            self._tiff = TiffFile(self._file)
+            with parsing(f"{self.url} is damaged", "copy it again"):
+                self._tiff = TiffFile(self._file)
+                np.dtype(self._tiff.pages[0].dtype)
         return self._tiff
 
 

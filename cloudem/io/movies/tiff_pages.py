@@ -19,6 +19,11 @@ _WANTED = {WIDTH, LENGTH, BITS, COMPRESSION, STRIPS, SAMPLES, STRIP_BYTES, TILES
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 7: 1, 16: 8}
 _FORMS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _MOST_PAGES = 200_000
+_MOST_VALUES = 2**20
+
+_AHEAD = 16
+"""Directories that are fetched at once where each would be a request: frames of a movie have nearly the same size, so
+that the last ones tell about where the next ones are."""
 
 Value: TypeAlias = "tuple[int, ...] | bytes"
 
@@ -78,11 +83,13 @@ def read_pages(file: RangeFile) -> TiffChain:
     order, big = ("<" if head[:2] == b"II" else ">"), b"+" in head[2:4]
     (at,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", head.ljust(16, b"\0"), 8 if big else 4)
     pages: list[TiffDirectory] = []
-    seen: set[int] = set()
+    seen: dict[int, None] = {}
     while at:
+        if len(seen) >= _AHEAD and len(seen) % _AHEAD == 0:
+            _look_ahead(file, at, list(seen)[-_AHEAD:])
         if at in seen or len(pages) >= _MOST_PAGES:
             return TiffChain(pages, f"its directories run in a circle after frame {len(pages)}")
-        seen.add(at)
+        seen[at] = None
         page, following = _page(file, at, order, big)
         if page is None:
             return TiffChain(pages, f"directory {len(pages) + 1} lies beyond the end of the file")
@@ -91,6 +98,13 @@ def read_pages(file: RangeFile) -> TiffChain:
         pages.append(page)
         at = following
     return TiffChain(pages, "" if pages else "it has no directory")
+
+
+def _look_ahead(file: RangeFile, at: int, before: list[int]) -> None:
+    """Fetch what lies where the next directories should be, by the distance between those before."""
+    step = (at - before[0]) / len(before)
+    if step > 0:
+        file.expect([round(at + step * number) for number in range(1, _AHEAD + 1)], reach=2**13)
 
 
 def _page(file: RangeFile, at: int, order: str, big: bool) -> tuple[TiffDirectory | None, int]:
@@ -109,7 +123,7 @@ def _page(file: RangeFile, at: int, order: str, big: bool) -> tuple[TiffDirector
     for number in range(count):
         tag, kind = struct.unpack_from(f"{order}HH", raw, entry * number)
         (length,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", raw, entry * number + 4)
-        if tag not in _WANTED or kind not in _SIZES:
+        if tag not in _WANTED or kind not in _SIZES or (kind in _FORMS and length > _MOST_VALUES):
             continue
         value = _value(file, raw[entry * (number + 1) - value_bytes : entry * (number + 1)], kind, length, order, big)
         if value is None:
