@@ -121,13 +121,15 @@ class ImportMovies(MapJob):
             )
         if headers[0].problem:
             warn(f"the first movie, {urls[0]}, {headers[0].problem}")
+        for line in self.source.notes:
+            warn(line)
+        if first.problem:  # so that nothing is known of the others; they are looked at all the same
+            return
         table = self.completed(self.source, first.header_pixel_size).movies
-        for place in sorted(set(table["defects"].tolist()) - {""}) if not first.problem else ():
+        for place in sorted(set(table["defects"].tolist()) - {""}):
             from cloudem.io.movies.references import read_defects
 
             read_defects(place, (first.height, first.width))
-        for line in self.source.notes:
-            warn(line)
 
     def size_of(self, name: str) -> Size | None:
         """Return how many movies there are; of their headers, that of the first."""
@@ -184,15 +186,17 @@ class ImportMovies(MapJob):
         from cloudem.io.movies.sources import below_shared_folder
         from cloudem.io.movies.store import MOVIE_TABLE
         from cloudem.io.storage.tables import table_to_arrays
-        from cloudem.jobs.movie_table import kinds_of, movie_table, movies_in_words, sayings
+        from cloudem.jobs.movie_table import kinds_of, movie_table, movies_in_words, sayings, short_of_a_group
         from cloudem.model.table import TEXT
 
         source = self.listed(context)
-        good = found["problem"] == ""
         names = source.movies["movie"]
+        if (found["problem"] == "").any():
+            found = short_of_a_group(self, self.completed(source, float(found["header_pixel_size"].max())), found)
+        good = found["problem"] == ""
         if not good.any():
             raise ParameterError(
-                f"none of {len(names):,} movies can be used; the first, {names[0]}, {found['problem'][0]}"
+                f"none of {movies_in_words(len(names))} can be used; the first, {names[0]}, {found['problem'][0]}"
             )
         sizes = found["header_pixel_size"][good]
         table, optics_notes = movie_table(self, self.completed(source, float(sizes[0])), found, good)

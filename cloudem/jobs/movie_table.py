@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.gain import FrameCorrection, correction_of, orient_gain
 from cloudem.errors import ParameterError
+from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
 from cloudem.io.movies.references import read_defects, read_gain
 from cloudem.model.movies import Movies
 from cloudem.model.table import TEXT
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from cloudem.io.movies.sources import SourceMovies
     from cloudem.jobs.mapping import Found
 
-PLAUSIBLE_A, PLAUSIBLE_DOSE = (0.1, 20.0), 20.0
-"""Pixel sizes of movies, Å, and the greatest dose of a frame, e/Å²."""
+PLAUSIBLE_A, PLAUSIBLE_KV, PLAUSIBLE_DOSE = (0.1, 20.0), (30.0, 3000.0), 20.0
+"""Pixel sizes of movies, Å, voltages, and the greatest dose of a frame, e/Å²."""
 
 _MM = 1e7
 
@@ -68,6 +69,11 @@ def with_options(job: Stated, source: SourceMovies, header_pixel_size: float) ->
         cs = group.spherical_aberration if job.cs_mm is None else job.cs_mm * _MM
         if not voltage:
             raise ParameterError(f"nothing says the voltage of {job.movies}; give --voltage-kV")
+        if not PLAUSIBLE_KV[0] <= voltage <= PLAUSIBLE_KV[1]:
+            raise ParameterError(
+                f"{job.movies}: a voltage of {voltage:g} kV came, {PLAUSIBLE_KV[0]:g} to {PLAUSIBLE_KV[1]:g} are"
+                " plausible; give the true one with --voltage-kV"
+            )
         if not cs and job.cs_mm is None:
             raise ParameterError(
                 f"nothing says the spherical aberration of {job.movies}; give --cs-mm (0 if corrected)"
@@ -91,7 +97,7 @@ def with_options(job: Stated, source: SourceMovies, header_pixel_size: float) ->
 
 def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[np.bool_]) -> tuple[Movies, list[str]]:
     """Return the table of the movies that can be used, and lines about what is not known of them."""
-    headers = {name: found[name] for name in ("format", "encoding", "frames", "height", "width", "file_bytes")}
+    headers = {name: found[name] for name in ("format", "encoding", "frames", "height", "width", "file_bytes", "group")}
     table = source.movies.with_columns(**headers, file_version=found["file_version"]).take(good)
     notes: list[str] = []
     dose = table.get("dose_per_frame", math.nan)
@@ -113,45 +119,55 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
             f"headers of {movies_in_words(int(other.sum()))} state {float(stated[other][0]):g} Å, and {size:g} Å are"
             " taken"
         )
-    eer = table["format"] == "EER"
-    groups, said = _groups(job, dose, table["frames"], eer)
-    return table.with_columns(group=groups), [*notes, *said]
+    return table, [*notes, *_of_groups(job, table)]
 
 
-def _groups(
-    job: Stated, dose: NDArray[np.float64], frames: NDArray[np.int32], eer: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32], list[str]]:
-    """Return how many raw frames each movie's frames have, and what is left over."""
-    from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
+def short_of_a_group(job: Stated, source: SourceMovies, found: Found) -> Found:
+    """Return what was found, with EER movies left out that have fewer raw frames than one group.
 
-    groups = np.ones(len(frames), np.int32)
-    if not eer.any():
-        return groups, []
-    if job.eer_frame_dose_e_per_A2 is not None:
+    Raises
+    ------
+    ParameterError
+        Groups are to have a dose, and that of a raw frame is not known.
+    """
+    groups = _groups(job, source.movies.get("dose_per_frame", math.nan), found["format"])
+    problems = found["problem"].tolist()
+    for row in np.flatnonzero((found["frames"] < groups) & (found["problem"] == "")).tolist():
+        problems[row] = f"has {found['frames'][row]} raw frames, fewer than one group of {groups[row]}"
+    return {**found, "problem": np.array(problems, TEXT), "group": groups}
+
+
+def _groups(job: Stated, dose: NDArray[np.float64], formats: NDArray[Any]) -> NDArray[np.int32]:
+    """Return how many raw frames each movie's frames have."""
+    groups, eer = np.ones(len(formats), np.int32), formats == "EER"
+    if job.eer_group is not None:
+        groups[eer] = job.eer_group
+    elif job.eer_frame_dose_e_per_A2 is not None and eer.any():
         if not (dose[eer] > 0).all():
             raise ParameterError(
                 "--eer-frame-dose-e-per-A2 needs the dose of a raw frame: give --dose-per-frame-e-per-A2, or take"
                 " --eer-group"
             )
         groups[eer] = [group_of_dose(job.eer_frame_dose_e_per_A2, float(each)) for each in dose[eer]]
-    elif job.eer_group is not None:
-        groups[eer] = job.eer_group
-    else:
-        return groups, ["EER raw frames are not grouped; give --eer-group or --eer-frame-dose-e-per-A2"]
-    too_large = eer & (groups > frames)
-    if too_large.any():
-        row = int(np.flatnonzero(too_large)[0])
-        raise ParameterError(
-            f"a movie has {frames[row]} raw frames, fewer than one group of {groups[row]}; give smaller groups"
-        )
-    left = np.array([frame_groups(int(n), int(g), False)[1] for n, g in zip(frames[eer], groups[eer], strict=True)])
-    if left.any():
-        share = 100 * left.sum() / frames[eer].sum()
-        return groups, [
-            f"{movies_in_words(int((left > 0).sum()))} of EER with raw frames at the end that fill no group, up to"
-            f" {left.max()} ({share:.1f} % of all raw frames): they and their electrons are left out"
-        ]
-    return groups, []
+    return groups
+
+
+def _of_groups(job: Stated, table: Movies) -> list[str]:
+    """Return lines about raw frames of EER and how they are added up."""
+    eer = table["format"] == "EER"
+    if not eer.any():
+        return []
+    if job.eer_group is None and job.eer_frame_dose_e_per_A2 is None:
+        return ["EER raw frames are not grouped; give --eer-group or --eer-frame-dose-e-per-A2"]
+    frames, groups = table["frames"][eer].tolist(), table["group"][eer].tolist()
+    left = np.array([frame_groups(count, group, False)[1] for count, group in zip(frames, groups, strict=True)])
+    if not left.any():
+        return []
+    share = 100 * left.sum() / sum(frames)
+    return [
+        f"{movies_in_words(int((left > 0).sum()))} of EER with raw frames at the end that fill no group, up to"
+        f" {left.max()} ({share:.1f} % of all raw frames): they and their electrons are left out"
+    ]
 
 
 def kinds_of(table: Movies) -> dict[str, NDArray[Any]]:

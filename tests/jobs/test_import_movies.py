@@ -248,6 +248,11 @@ def test_eer_in_groups_of_a_dose_with_a_gain_that_divides(tmp_path):
     bad[:2, -2:] = True  # the first pixel after a turn clockwise
     np.testing.assert_allclose(corrected[:, ~bad], found.read()[:, ~bad] / 2)
     assert found.read().sum() == sum(len(each[0]) for each in made[:6])
+    eer_movie(tmp_path / "frames/b.eer", 2, (32, 48))
+    assert len(imported(tmp_path, tmp_path / "frames", "short", eer_group=3, pixel_size_A=0.7)) == 1
+    assert left_out(tmp_path / "short") == {"b.eer": "has 2 raw frames, fewer than one group of 3"}
+    _, attributes = read_group(tmp_path / "short", "result")
+    assert any("up to 1 (14.3 % of all raw frames)" in line for line in attributes["warnings"])
     with pytest.raises(ParameterError, match="needs the dose of a raw frame"):
         imported(tmp_path, tmp_path / "frames", "none", pixel_size_A=0.7, eer_frame_dose_e_per_A2=1.0)
 
@@ -259,6 +264,7 @@ def wrong(folder: Path) -> list[tuple[dict, str]]:
         ({"voltage_kV": None}, "nothing says the voltage of .*; give --voltage-kV"),
         ({"cs_mm": None}, "nothing says the spherical aberration"),
         ({"pixel_size_A": 40.0}, "0.1 to 20 are plausible"),
+        ({"voltage_kV": 300_000.0}, "a voltage of 300000 kV came, 30 to 3000 are plausible"),
         ({"gain": str(folder.parent / "gain.mrc")}, "has 30 x 20 pixels, and the gain reference 20 x 30; turn it"),
         ({"defects": str(folder.parent / "defects.txt")}, "is not within 30 x 20"),
         ({"eer_group": 2, "eer_frame_dose_e_per_A2": 1.0}, "say the same"),
@@ -274,6 +280,15 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
         with pytest.raises(CloudemError, match=said):
             run(ImportMovies(**values))
         assert not (tmp_path / "new").exists()
+
+
+def test_if_none_can_be_used_the_first_says_why(folder, tmp_path):
+    for path in folder.glob("*.mrc"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        ParameterError, match="none of 24 movies can be used; the first, .*m00.mrc, is truncated or still"
+    ):
+        imported(tmp_path, folder)
 
 
 def test_on_the_command_line_with_dashes(folder, tmp_path, capsys, monkeypatch):

@@ -20,6 +20,8 @@ from cloudem.io.movies.ranges import RangeReader
 class Movie(ABC):
     """A movie that is open for reading; its header has been checked against the size of the file.
 
+    It is for one thread at a time.
+
     Attributes
     ----------
     url
