@@ -17,11 +17,13 @@ from pathlib import Path
 
 from bars import (
     agreement,
+    automatic,
     believe,
     blind,
     from_nothing,
     hot_loops,
     junk,
+    mixtures,
     nothing,
     point_groups,
     refinements,
@@ -45,9 +47,13 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "believe": believe.believe,
     "blind": blind.blind,
     "abinitio": from_nothing.abinitio,
+    "abinitio_refined": from_nothing.abinitio_refined,
+    "auto": automatic.auto,
+    "auto_others": automatic.auto_others,
     "symmetry": symmetry.symmetry,
     "point_groups": point_groups.point_groups,
     "junk": junk.junk,
+    "mixtures": mixtures.mixtures,
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
@@ -63,14 +69,18 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny settings; the rows are kept in the work folder")
     parser.add_argument("--whole", action="store_true", help="nothing: also 5,000 images, which take an hour a seed")
     parser.add_argument("--relion", action="store_true", help="ribosome128: time RELION's refinement on subsets; "
-                        "believe: refine with RELION, too")  # fmt: skip
+                        "believe, mixtures: RELION on the same images")  # fmt: skip
     parser.add_argument(
         "--molecules", type=Path, default=os.environ.get("CLOUDEM_MOLECULES") or None,
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=believe.ROWS, metavar="ROW", help=f"believe: {', '.join(believe.ROWS)}"
-    )
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES], metavar="ROW",
+        help=(
+            f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
+            f"mixtures: {', '.join(mixtures.MIXES)}"
+        ).replace("%", "%%"),
+    )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")
     parser.add_argument("--relion-map", type=Path, help="apoferritin: RELION's unfiltered map, to compare with")
     return parser.parse_args()

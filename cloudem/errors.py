@@ -70,6 +70,10 @@ class StoppedError(CloudemError, RuntimeError):
     """A job was asked to stop, and has stopped where it can go on later."""
 
 
+class DecisionError(CloudemError, RuntimeError):
+    """A workflow has stopped because a human has to decide how to go on."""
+
+
 class WorkerLostError(CloudemError, RuntimeError):
     """The cluster lost workers, and with them the work that could not be recomputed."""
 

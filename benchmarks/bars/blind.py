@@ -16,6 +16,7 @@ from bars.hard_sets import Views, near_axis
 from bars.measure import Bench
 from bars.molecules import density
 from cloudem.algorithms.simulate import POSE_COLUMNS, Recording, Simulator, random_particles
+from cloudem.io.formats.mrc import Volume
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import read_group, write_group
 from cloudem.model.poses import matrix_to_euler
@@ -68,7 +69,8 @@ def images_of(bench: Bench, snr: float, seed: int) -> tuple[Path, NDArray[np.int
         angles = np.stack([table[name] for name in ("rot", "tilt", "psi")])
         angles[:, near] = matrix_to_euler(near_axis(BIASED, int(near.sum()), rng))
         table = table.with_columns(rot=angles[0], tilt=angles[1], psi=angles[2])
-        images = drawn(bench, table, species, kinds, snr, seed, rng)
+        volumes = [density(bench, name, BOX, PIXEL_A) for name in SPECIES]
+        images = drawn(volumes, table, species, kinds, snr, seed, rng, DIAMETER_A)
         bare = table.without_columns((*POSE_COLUMNS, "half_set"))
         write_particles(store, bare, images, box=BOX, pixel_size=PIXEL_A)
         write_group(store, "drawn", {"kind": kinds, "species": species}, {})
@@ -76,38 +78,39 @@ def images_of(bench: Bench, snr: float, seed: int) -> tuple[Path, NDArray[np.int
 
 
 def drawn(
-    bench: Bench, table: Any, species: NDArray[Any], kinds: NDArray[Any], snr: float, seed: int, rng: Any
-) -> Iterator[NDArray[np.float32]]:
-    """Yield the images in batches."""
-    count, turn = len(table), rng.uniform(0, 2 * np.pi, len(table))
+    volumes: list[Volume], table: Any, species: NDArray[Any], kinds: NDArray[Any], snr: float, seed: int, rng: Any,
+    diameter: float,
+) -> Iterator[NDArray[np.float32]]:  # fmt: skip
+    """Yield the images in batches: of species by number, or of what is no particle (`KINDS`)."""
+    count, turn, box = len(table), rng.uniform(0, 2 * np.pi, len(table)), len(volumes[0].data)
+    pixel_size = volumes[0].pixel_size
     away = table.with_columns(
-        shift_x=table["shift_x"] + 0.45 * DIAMETER_A * np.cos(turn),
-        shift_y=table["shift_y"] + 0.45 * DIAMETER_A * np.sin(turn),
+        shift_x=table["shift_x"] + 0.45 * diameter * np.cos(turn),
+        shift_y=table["shift_y"] + 0.45 * diameter * np.sin(turn),
     )
-    volumes = [density(bench, name, BOX, PIXEL_A) for name in SPECIES]
-    noisy = [Simulator(one.data, PIXEL_A, table, Recording(snr=snr), seed) for one in volumes]
+    noisy = [Simulator(one.data, pixel_size, table, Recording(snr=snr), seed) for one in volumes]
     clean, moved, back = (
-        [Simulator(one.data, PIXEL_A, those, Recording(snr=None), seed) for one in volumes]
+        [Simulator(one.data, pixel_size, those, Recording(snr=None), seed) for one in volumes]
         for those in (table, away, away.take(np.roll(np.arange(count), 1)).with_columns(
             shift_x=-away["shift_x"], shift_y=-away["shift_y"]))
     )  # fmt: skip
     for simulators in (clean, moved, back):
         for one, other in zip(simulators, noisy, strict=True):
             one.scale = other.scale
-    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    y, x = np.mgrid[:box, :box] - box // 2
     for first in range(0, count, BATCH):
         rows = np.arange(first, min(first + BATCH, count))
-        batch = np.empty((len(rows), BOX, BOX), np.float32)
+        batch = np.empty((len(rows), box, box), np.float32)
         for place, row in enumerate(rows):
             mine, one = species[row], np.array([row])
             image, signal = noisy[mine].some_images(one)[0], clean[mine].some_images(one)[0]
             noise = image - signal
             level, kind = float(noise.std()), int(kinds[row])
             if kind == 2:
-                blobs = ndimage.gaussian_filter(rng.standard_normal((BOX, BOX)), rng.uniform(3, 6))
+                blobs = ndimage.gaussian_filter(rng.standard_normal((box, box)), rng.uniform(3, 6))
                 image = noise + level * rng.uniform(0.5, 1.0) * np.maximum(blobs / blobs.std() - 1, 0)
             elif kind == 3:
-                angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 0.2) * BOX
+                angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 0.2) * box
                 side = np.clip((x * np.cos(angle) + y * np.sin(angle) - offset) / 3, -1, 1)
                 image = (noise + 0.5 * level * side) * np.where(side > 0, 1.2, 1.0)
             elif kind == 4:

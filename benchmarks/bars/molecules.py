@@ -29,6 +29,8 @@ class Molecule(NamedTuple):
         Rotation vector, degrees, of the first copy before it is set aside.
     diameter
         Of the circle that contains it, Å.
+    made
+        Whether copies are made; otherwise the file holds the whole of it.
     """
 
     file: str
@@ -37,7 +39,11 @@ class Molecule(NamedTuple):
     group: str = "C1"
     aside: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    made: bool = True
 
+
+ALONG_Z_GPCR = (18.2, 70.5, 155.8)
+"""Turn that lays the longest principal axis of the receptor along z, and the shortest along x."""
 
 ALONG_Z = (-3.4, 36.9, 108.7)
 """Turn that lays the longest principal axis of the hinge along z; set aside as below, its copies touch and do not
@@ -49,6 +55,8 @@ MOLECULES = {
     "gpcr": Molecule("7CFN.cif", 150),
     "ace2": Molecule("7DDO.pdb", 135),
     "dimer": Molecule("3KPR.cif.gz", 205),
+    "apoferritin": Molecule("4v1w.cif", 140, group="O", made=False),
+    "gpcr of C4": Molecule("7CFN.cif", 190, None, "C4", (48.0, 0.0, 0.0), ALONG_Z_GPCR),
     "hinge of D2": Molecule("6WG6.cif", 180, "1", "D2", (39.0, 16.0, 30.0), ALONG_Z),
     "hinge of D7": Molecule("6WG6.cif", 225, "1", "D7", (60.0, 25.0, 38.0), ALONG_Z),
 }
@@ -57,15 +65,17 @@ MOLECULES = {
 def atoms_of(bench: Bench, name: str) -> Atoms:
     """Return the atoms of a molecule, its copies included, the centre of mass at the origin."""
     molecule = MOLECULES[name]
-    if bench.molecules is None or not (bench.molecules / molecule.file).exists():
+    folders = [bench.molecules, bench.data / "apoferritin"]
+    files = [folder / molecule.file for folder in folders if folder is not None and (folder / molecule.file).exists()]
+    if not files:
         where = bench.molecules or "no folder is given with --molecules"
         raise MissingError(
             f"the atomic model {molecule.file} is missing ({where}); benchmarks/README.md says its source"
         )
-    atoms = read_atoms(str(bench.molecules / molecule.file), molecule.assembly)
+    atoms = read_atoms(str(files[0]), molecule.assembly)
     turn = Rotation.from_rotvec(molecule.turn, degrees=True)
     single = turn.apply(atoms.positions - atoms.centre_of_mass()) + molecule.aside
-    mates = operators(molecule.group)
+    mates = operators(molecule.group if molecule.made else "C1")
     repeated: dict[str, Any] = {
         key: np.tile(values, len(mates)) for key, values in atoms._asdict().items() if key != "positions"
     }

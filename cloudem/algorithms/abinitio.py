@@ -36,7 +36,7 @@ from cloudem.algorithms.marginal import (
     shift_choices,
     to_samples,
 )
-from cloudem.algorithms.mask import circle_edge, soft_sphere
+from cloudem.algorithms.mask import circle_edge, soft_sphere, without_sphere
 from cloudem.algorithms.placing import place
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
 from cloudem.conventions import FSC_HALF
@@ -59,6 +59,11 @@ TURN_STEP = 0.5
 
 MARGIN = 3
 """Shells of the coarse grid beyond the finest."""
+
+
+NEAR_SPHERE = 2.0
+"""Factor on all waves where no axis is unlike the others (T, O, I): particles are then nearly spheres, and what is
+coarser than that says nothing of their views."""
 
 
 class BlindStage(NamedTuple):
@@ -99,17 +104,42 @@ class Blind:
 
     def rings(self, waves: float) -> int:
         """Return the highest ring of so many waves across the particle."""
-        return int(np.clip(round(waves * self.box / (2 * self.radius)), 4, self.box // 2 - MARGIN - 1))
+        return rings_of_waves(waves, self.box, self.radius)
+
+    @property
+    def stages(self) -> tuple[BlindStage, ...]:
+        """The batches."""
+        factor = NEAR_SPHERE if is_isotropic(self.group) else 1.0
+        return tuple(stage._replace(waves=factor * stage.waves) for stage in STAGES)
+
+    @property
+    def finest_waves(self) -> float:
+        """Waves across the particle in the end."""
+        return self.stages[-1].waves
 
     @property
     def finest(self) -> int:
         """Highest ring of all."""
-        return self.rings(STAGES[-1].waves)
+        return self.rings(self.finest_waves)
 
     @property
     def side(self) -> int:
         """Voxels along an edge of the coarse grid, which is as long as the images."""
         return min(self.box, fast_even(2 * (self.finest + MARGIN) + 8))
+
+
+def is_isotropic(group: Float64) -> bool:
+    """Return whether a point group (g, 3, 3) leaves no axis unlike the others: T, O and I.
+
+    Its operators are then an irreducible representation, of which the mean square of the character is 1 (of all others
+    at least 2).
+    """
+    return bool(np.mean(np.trace(group, axis1=1, axis2=2) ** 2) < 1.5)
+
+
+def rings_of_waves(waves: float, box: int, radius: float) -> int:
+    """Return the ring of so many waves across a particle of a radius in pixels, in a box of so many."""
+    return int(np.clip(round(waves * box / (2 * radius)), 4, box // 2 - MARGIN - 1))
 
 
 class SeenViews(NamedTuple):
@@ -226,12 +256,13 @@ def from_nothing(
     """
     rng = np.random.default_rng([seed, 5])
     sigma2, course = known.sigma2.copy(), []
-    first = known.rings(STAGES[0].waves)
+    stages = known.stages
+    first = known.rings(stages[0].waves)
     noise = ndimage.gaussian_filter(rng.standard_normal((known.side,) * 3), known.side / first / 3)
     volume: Float32 = noise.astype(np.float32) * sphere_of(known)
     seen, total, scaled = views_of(known, first), None, False
     used = 0.0
-    for stage in STAGES:
+    for stage in stages:
         k_max = known.rings(stage.waves)
         if k_max != seen.view.grid.k_max:
             seen, total = views_of(known, k_max), None
@@ -263,20 +294,6 @@ def amplitude_of(batch: Batch, sigma2: Float64, view: PolarView, slices: Harmoni
     return np.float32(np.sqrt(np.median(beyond / np.maximum(power, 1e-30))))
 
 
-def finer_grid(volume: Float32, side: int) -> Float32:
-    """Return a map on a grid of more voxels along each edge that is as long: its transform, with zeros around it."""
-    coarse = len(volume)
-    if side == coarse:
-        return volume
-    transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
-    whole = np.zeros((side,) * 3, np.complex64)
-    first = side // 2 - coarse // 2
-    inner = slice(first, first + coarse)
-    whole[inner, inner, inner] = transform
-    fine = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(whole))).real
-    return np.asarray(fine * (side / coarse) ** 3, np.float32)
-
-
 class Agreement(NamedTuple):
     """How the maps of several seeds agree with the one of the most evidence.
 
@@ -285,7 +302,8 @@ class Agreement(NamedTuple):
     best
         Its number.
     shells
-        Shell up to which each correlates with it by 0.5, once it lies on it, (s,); that of the finest for itself.
+        Shell up to which each correlates with it by 0.5, once it lies on it, (s,); that of the finest for itself, 0 for
+        those that are not compared (`LIKELY`).
     agrees
         Whether each agrees: to `ENOUGH` of the finest shell, (s,).
     mirrored
@@ -301,14 +319,27 @@ class Agreement(NamedTuple):
     aspherical: float
 
 
-def without_sphere(volume: Float32) -> Float32:
-    """Return a map without its mean at each distance from the centre: wrong maps of a hollow sphere agree in that."""
-    side = len(volume)
-    grid = np.arange(side) - side // 2
-    distance = np.rint(np.sqrt(grid[:, None, None] ** 2 + grid[:, None] ** 2 + grid**2)).astype(np.int64).ravel()
-    mean = np.bincount(distance, volume.ravel()) / np.maximum(np.bincount(distance), 1)
-    return np.asarray(volume - mean[distance].reshape(volume.shape), np.float32)
+def agreed_shell(one: Float32, other: Float32, length: float, radius: float) -> tuple[float, bool]:
+    """Return the shell up to which two maps correlate by 0.5 beyond a sphere, and whether they are of different hands.
 
+    Parameters
+    ----------
+    one, other
+        (n, n, n); the other is laid on the one first, in either hand.
+    length, radius
+        Of the box and of the particle's sphere, Å.
+    """
+    side, pixel = len(one), length / len(one)
+    sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
+    placed = place(one, other, pixel, radius)
+    # a sphere about the same centre, so only once they lie on one another
+    bare = [without_sphere(volume) * sphere for volume in (one, placed.volume)]
+    at = crossing(fourier_shell_correlation(bare[0], bare[1]), FSC_HALF)
+    return float(side // 2 if np.isnan(at) else at), placed.mirrored
+
+
+LIKELY = 0.6
+"""Starts with less than this share of the greatest evidence are wrong: they are not compared. Right ones have 0.9."""
 
 ENOUGH = 0.75
 """Share of the shells up to which two maps have to correlate by 0.5."""
@@ -329,19 +360,14 @@ def agreement_of(
         Highest shell of the maps.
     """
     # a start whose map diverged has no evidence, and compares with nothing
-    known = np.isfinite(evidence)
-    best, side = int(np.argmax(np.where(known, evidence, -np.inf))), len(maps[0])
+    known = np.isfinite(evidence) & (evidence >= LIKELY * np.max(evidence, initial=0.0, where=np.isfinite(evidence)))
+    best = int(np.argmax(np.where(known, evidence, -np.inf)))
     whole = maps[best] - maps[best].mean()
-    maps = [without_sphere(volume) for volume in maps]
-    aspherical = float(np.sum(np.square(maps[best])) / max(float(np.sum(np.square(whole))), 1e-30))
-    pixel = length / side
-    sphere = soft_sphere(side, radius / pixel, circle_edge(side, radius / pixel))
+    beyond = float(np.sum(np.square(without_sphere(maps[best]))))
+    aspherical = beyond / max(float(np.sum(np.square(whole))), 1e-30)
     shells, mirrored = np.where(known, float(finest), 0.0), np.zeros(len(maps), bool)
     for number, volume in enumerate(maps):
         if number != best and known[number] and known[best]:
-            placed = place(maps[best], volume, pixel, radius)
-            curve = fourier_shell_correlation(maps[best] * sphere, placed.volume * sphere)
-            at = crossing(curve, FSC_HALF)
-            shells[number] = min(finest if np.isnan(at) else at, finest)
-            mirrored[number] = placed.mirrored
+            shells[number], mirrored[number] = agreed_shell(maps[best], volume, length, radius)
+    shells = np.minimum(shells, finest)
     return Agreement(best, shells, shells >= ENOUGH * finest, mirrored, aspherical)

@@ -216,6 +216,11 @@ def _step(precision: Float64, gradient: Float64, damping: Float64, longest_turn:
     return step, gain
 
 
+def newton_step(precision: Float64, gradient: Float64, longest_turn: float) -> tuple[Float64, Float64]:
+    """Return one step from each pose towards the nearest maximum (c, 5), and what it promises to gain, (c,)."""
+    return _step(precision, gradient, np.full(len(gradient), DAMPING), longest_turn)
+
+
 def evidence(poses: Poses) -> Float64:
     """Return the logarithm of the probability mass under each maximum, by Laplace's approximation, (c,)."""
     floor = 1e-6 * np.einsum("caa->ca", poses.precision).max(axis=1) + 1e-12

@@ -484,10 +484,14 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
 def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> None:
     """Insert a batch at the poses that it came with, each with weight 1 and noise of variance 1, in place."""
     assert batch.poses is not None  # noqa: S101 - the job has checked the columns
+    insert_weighted(batch, batch.poses, np.ones(len(batch.poses.images)), pixel_size, k_max, sums)
+
+
+def insert_weighted(batch: Batch, poses: Poses, weights: Float64, pixel_size: float, k_max: int, sums: Sums) -> None:
+    """Insert a batch at poses with their weights, and noise of variance 1, in place."""
     box = batch.images.shape[-1]
     disc = half_disc(box, k_max)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
     values *= batch.scale.astype(np.float32)[:, None]
     images = sample_half_disc(fourier_images(batch.images), disc)
-    data = Weighted(images * values, values * values, disc)
-    add_slices(sums, data, batch.poses, np.ones(len(batch.poses.images)), box)
+    add_slices(sums, Weighted(images * values, values * values, disc), poses, weights, box)

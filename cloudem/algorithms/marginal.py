@@ -47,6 +47,12 @@ NOISE_BATCHES, NOISE_IMAGES = 8, 32
 SHIFT_STEP = 0.35
 """Distance between shifts, in the finest wavelengths compared."""
 
+ROUGH_STEP = 0.5
+"""The same where a shift is only roughly wanted."""
+
+NEVER = -1e30
+"""Logarithm of the probability of a pose that is not to be taken."""
+
 ROWS = 64
 """Images × shifts that are worked on at a time."""
 
@@ -206,7 +212,7 @@ def in_use(mass: Float64) -> float:
     return float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))
 
 
-def shift_choices(furthest: float, finest: float, count: int) -> tuple[Float64, Float32]:
+def shift_choices(furthest: float, finest: float, count: int, step: float = SHIFT_STEP) -> tuple[Float64, Float32]:
     """Return shifts for each of ``count`` images, (b, t, 2) pixels, and the logarithm of their probability, (b, t).
 
     Parameters
@@ -217,12 +223,37 @@ def shift_choices(furthest: float, finest: float, count: int) -> tuple[Float64, 
         Finest wavelength that is compared, pixels.
     count
         Images.
+    step
+        Distance between shifts, in the finest wavelengths.
     """
-    tried = shift_grid(furthest, SHIFT_STEP * finest)
+    tried = shift_grid(furthest, step * finest)
     prior = -np.sum(tried**2, axis=1) / 2 / (furthest / 2) ** 2
     prior -= np.log(np.sum(np.exp(prior)))
     shifts = np.broadcast_to(tried, (count, *tried.shape)).copy()
     return shifts, np.broadcast_to(prior.astype(np.float32), (count, len(prior))).copy()
+
+
+def near_choices(furthest: float, finest: float, centres: Float64, reach: float) -> tuple[Float64, Float32]:
+    """Return those of `shift_choices` that lie near a shift already known, for each image.
+
+    Parameters
+    ----------
+    furthest, finest
+        As for `shift_choices`.
+    centres
+        The known shifts, (b, 2) pixels.
+    reach
+        Distance, in steps of the grid, up to which shifts are taken: 1 for the six neighbours, 2 for eighteen. Images
+        at the rim have fewer; what is missing is filled up with the centre at a probability of 0.
+    """
+    shifts, prior = shift_choices(furthest, finest, 1)
+    distance = np.linalg.norm(shifts[0] - centres[:, None], axis=2) / (SHIFT_STEP * finest)
+    nearest = distance.argmin(axis=1)
+    within = np.linalg.norm(shifts[0] - shifts[0][nearest][:, None], axis=2) <= (reach + 0.05) * SHIFT_STEP * finest
+    most = int(within.sum(axis=1).max())
+    chosen = np.argsort(~within, axis=1, kind="stable")[:, :most]
+    missing = ~np.take_along_axis(within, chosen, axis=1)
+    return shifts[0][chosen], np.where(missing, NEVER, prior[0][chosen]).astype(np.float32)
 
 
 def to_samples(part: NDArray[np.floating[Any]], matrix: Float32) -> Float64:
@@ -314,7 +345,7 @@ def assign(
     prior = references.log_prior - np.log(grid.angles * (2 if mirrored else 1))
     offset = np.repeat((prior - norm / 2)[:, None], 2, axis=1).astype(np.float32)
     if not mirrored:
-        offset[:, 1] = -1e30
+        offset[:, 1] = NEVER
     evidence, mass = np.empty(count), np.empty((count, 2, len(prior)), np.float32)
     code = np.empty(mass.shape, np.int32) if best else None
     even, odd = (np.zeros(part.shape, np.float32) for part in slices)

@@ -280,3 +280,17 @@ def _without_cavities(solid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Fill what the outside, the part that the box's corner belongs to, cannot reach."""
     labels, _ = ndimage.label(~solid)
     return np.asarray(labels != labels[0, 0, 0])
+
+
+def without_sphere(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a map without its mean at each distance from the centre, which is linear between half voxels.
+
+    A step at each voxel would leave a pattern of the grid, which has the symmetry O.
+    """
+    line = np.arange(len(volume)) - len(volume) // 2
+    distance = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2).ravel()
+    place = np.rint(2 * distance).astype(np.int64)
+    count = np.bincount(place)
+    known = count > 0
+    at, mean = (np.bincount(place, values)[known] / count[known] for values in (distance, volume.ravel()))
+    return np.asarray(volume - np.interp(distance, at, mean).reshape(volume.shape), np.float32)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.special import ndtr
 
 Float64 = NDArray[np.float64]
@@ -13,6 +15,10 @@ Float64 = NDArray[np.float64]
 APART = 2.2
 """Distance of the images of two groups of classes, in their mean standard deviation, from which on there are two.
 Classes of one kind that are split in the middle are about 1.5 apart."""
+
+RIM, PLANE, BRIGHT = 0.95, 0.4, 0.4
+"""Inside this share of the radius, a class is that of a film's edge if a plane explains more than that share of its
+variance; its bright parts are those above that share of the maximum."""
 
 FEW = 5
 """Values below which no threshold is looked for."""
@@ -22,6 +28,12 @@ BELOW = 3.0
 
 NO_EVIDENCE = 8.0
 """Median evidence against noise, a natural logarithm, below which a class shows nothing."""
+
+NOISE, OFF, EDGE = "noise", "off centre", "at the edge of the circle"
+"""Why a class shows no particle; what lies at the edge is named more closely."""
+
+MOST_OUT = 0.5
+"""A rule by the shape of averages that would leave out a larger share of the images that are no noise is set aside."""
 
 OFF_CENTRE = 0.2
 """Distance of a class's centre of mass from that of the box, in radii of the particle, from which on it is off centre;
@@ -92,7 +104,42 @@ def overlap(values: NDArray[Any], upper: NDArray[np.bool_], threshold: float) ->
     return lost, hidden / max(hidden + len(above) * (1 - lost), 1.0)
 
 
-def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
+def reasons_against(
+    images: Sequence[NDArray[Any]], radius: float, evidence: NDArray[Any], members: NDArray[Any]
+) -> tuple[list[str], list[str]]:
+    """Return why classes show no particle, "" for those that nothing speaks against; and rules that were set aside.
+
+    A rule that speaks against most of the images that are no noise tells nothing: particles may fill their circle, or
+    lie close together, and then most classes have much at the edge, or their centre of mass beside that of the box.
+
+    Parameters
+    ----------
+    images
+        Averages, (n, n) each.
+    radius
+        Of the particle, pixels.
+    evidence
+        Median evidence of the images of each class against noise, (k,).
+    members
+        Images of each class, (k,).
+    """
+    aside: list[str] = []
+    while True:
+        rules = {"edge": EDGE not in aside, "centre": OFF not in aside}
+        found = [why_not(image, radius, float(one), **rules) for image, one in zip(images, evidence, strict=True)]
+        evident = np.array([why != NOISE for why in found], bool)
+        kinds = np.array([why if why in ("", NOISE, OFF) else EDGE for why in found], str)
+        most = [
+            kind
+            for kind in (EDGE, OFF)
+            if kind not in aside and members[kinds == kind].sum() > MOST_OUT * members[evident].sum()
+        ]
+        if not most:
+            return found, aside
+        aside.append(most[0])
+
+
+def why_not(image: NDArray[Any], radius: float, evidence: float, *, edge: bool = True, centre: bool = True) -> str:
     """Return, in a few words, why a class shows no particle by itself; "" if nothing speaks against it.
 
     Parameters
@@ -103,16 +150,51 @@ def why_not(image: NDArray[Any], radius: float, evidence: float) -> str:
         Of the particle, pixels.
     evidence
         Median evidence of its images against noise.
+    edge, centre
+        Whether what lies at the edge of the circle, and a centre of mass that is off centre, count.
     """
     if not evidence >= NO_EVIDENCE:
-        return "noise"
+        return NOISE
     n = len(image)
     y, x = np.mgrid[:n, :n] - n // 2
     distance = np.hypot(y, x)
     inside = distance <= radius
     power = np.square(image, dtype=np.float64)
-    if power[inside & (distance > 5 / 6 * radius)].sum() > AT_EDGE * power[inside].sum():
-        return "edge, ice or a neighbour"
+    if edge and power[inside & (distance > 5 / 6 * radius)].sum() > AT_EDGE * power[inside].sum():
+        return what_lies_at_the_edge(image, radius)
+    if not centre:
+        return ""
     bright = np.where(inside, np.maximum(image - np.median(image[inside]), 0), 0.0)
     moment = np.hypot((bright * x).sum(), (bright * y).sum())
-    return "off centre" if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
+    return OFF if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
+
+
+def what_lies_at_the_edge(image: NDArray[Any], radius: float) -> str:
+    """Return what a class shows that has much power at the edge of the particle's circle, as far as it can be told.
+
+    Across the edge of a film the brightness rises in one direction, as a plane does; two particles, or one between
+    others, are bright in places on several sides. This only names what `why_not` has found.
+
+    Parameters
+    ----------
+    image, radius
+        As for `why_not`.
+    """
+    n = len(image)
+    y, x = np.mgrid[:n, :n] - n // 2
+    distance = np.hypot(y, x)
+    inside = distance <= RIM * radius
+    values = image[inside].astype(np.float64) - image[inside].mean()
+    slopes = [float((values * axis[inside]).sum() / np.square(axis[inside]).sum()) for axis in (x, y)]
+    rest = values - slopes[0] * x[inside] - slopes[1] * y[inside]
+    if 1 - float(np.square(rest).sum()) / max(float(np.square(values).sum()), 1e-30) > PLANE:
+        return "an edge of the film"
+    bright = np.where(distance <= radius, image - np.median(image[distance <= radius]), 0.0)
+    bright = np.maximum(ndimage.gaussian_filter(bright, radius / 10), 0)
+    parts, count = ndimage.label(bright > BRIGHT * bright.max())
+    numbers = np.arange(1, count + 1)
+    masses = ndimage.sum(bright, parts, numbers)
+    centres = np.reshape(ndimage.center_of_mass(bright, parts, numbers), (-1, 2)) - n // 2
+    large = masses > BRIGHT * masses.max(initial=0)
+    far = np.hypot(*centres.T) > radius / 2
+    return "two particles" if np.count_nonzero(large & far) > 1 else "ice or a neighbour"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from cloudem.algorithms.mask import soft_sphere
+from cloudem.algorithms.mask import soft_sphere, without_sphere
 from cloudem.algorithms.placing import finer, map_on, moved_map
 from cloudem.algorithms.significance import deviations, independent_voxels, mask_fraction
 from cloudem.conventions import FSC_THRESHOLD
@@ -121,7 +121,7 @@ def prepared(
     edge = max(EDGE_SHARE * radius / voxel, 2.0)
     sphere = soft_sphere(side, radius / voxel - edge / 2, edge)
     masked = [(part - np.median(part)) * sphere for part in parts]  # most of the box is solvent
-    bare = [_without_rings(part) * sphere for part in parts]
+    bare = [without_sphere(part) * sphere for part in parts]
     aspherical = _power(sum(bare[1:], bare[0])) / max(_power(sum(masked[1:], masked[0])), 1e-30)
     spectra = [fft.rfftn(one) for one in bare]
     shell = shell_index(side)
@@ -140,20 +140,6 @@ def prepared(
     both = _flattened(total, _by_shell(np.square(np.abs(total)), shell), of_whole, shell, side)
     middle = (place - size // 2)[::-1] * voxel
     return Prepared(flat[0], flat[-1], both, voxel, radius / voxel, middle, signal, first, stop, aspherical)
-
-
-def _without_rings(volume: Float32) -> Float32:
-    """Return a map without its mean at each distance from the centre, which is linear between half voxels.
-
-    A step at each voxel would leave a pattern of the grid, which has the symmetry O.
-    """
-    line = np.arange(len(volume)) - len(volume) // 2
-    distance = np.sqrt(line[:, None, None] ** 2 + line[:, None] ** 2 + line**2).ravel()
-    place = np.rint(2 * distance).astype(np.int64)
-    count = np.bincount(place)
-    known = count > 0
-    at, mean = (np.bincount(place, values)[known] / count[known] for values in (distance, volume.ravel()))
-    return np.asarray(volume - np.interp(distance, at, mean).reshape(volume.shape), np.float32)
 
 
 def _mean(volume: Float32, weight: Float32) -> np.float32:

@@ -1,24 +1,24 @@
 """One generic command line over all jobs, derived from their declarations.
 
 Exit status: 0 if all went well; 1 with one line on standard error if not; 3 if a job was asked to stop (SIGUSR1) and
-stopped where it can go on later; 130 after Ctrl-C or SIGTERM.
+stopped where it can go on later; 4 if ``auto`` stopped because a human has to decide; 130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem.cli import cluster, cost, node, plan, prices, project, rented_cluster, serve, submit
+from cloudem.cli import auto, cluster, cost, node, plan, prices, project, rented_cluster, serve, submit
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
-from cloudem.errors import CloudemError, MissingInputError, StoppedError, one_line
+from cloudem.errors import CloudemError, DecisionError, StoppedError, one_line
 from cloudem.interrupts import guarded, interrupted
 from cloudem.jobs.base import JOBS, Job, find_job, known_jobs
 from cloudem.jobs.parameters import Declaration, parameter
@@ -26,12 +26,12 @@ from cloudem.jobs.parameters import Declaration, parameter
 if TYPE_CHECKING:
     import logging
 
-    from cloudem.cloud.planning.work import Work
+    from cloudem.cloud.planning.work import Size, Work
     from cloudem.execution.executor import Executor
     from cloudem.jobs.progress import Progress
-    from cloudem.runs.workflow import Workflow
+    from cloudem.runs.workflow import Step, Workflow
 
-STOPPED = 3
+STOPPED, UNDECIDED = 3, 4
 
 
 class RunOptions(Declaration):
@@ -119,6 +119,8 @@ def run(given: Sequence[str]) -> int:
         if "--debug" in given:
             raise
         print(f"cloudem: {describe_error(error)}", file=sys.stderr)
+        if isinstance(error, DecisionError):
+            return UNDECIDED
         return STOPPED if isinstance(error, StoppedError) else 1
     return 0
 
@@ -172,6 +174,34 @@ class JobCommand(click.Command):
         print_command_help(self.declaration, RunOptions)
 
 
+class AutoCommand(click.Command):
+    """The command that writes a workflow and runs it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            auto.Auto.name,
+            params=[*options_of(auto.Auto), *options_of(RunOptions)],
+            context_settings={"token_normalize_func": normalise},
+            callback=self._call,
+            help=auto.Auto.summary,
+        )
+
+    def _call(self, **given: Any) -> None:
+        values, options = _split(given)
+        wanted = auto.Auto(**values)
+        workflow = wanted.prepare(replace=options.replace, keep=not options.dry_run)
+        if options.dry_run or not wanted.write_only:
+            _run(workflow, options, partial(auto.stop_to_decide, wanted.file))
+        if not (options.dry_run or wanted.write_only):
+            auto.print_end(workflow)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print every parameter with unit, default and meaning, and the examples."""
+        from cloudem.cli.help import print_command_help
+
+        print_command_help(auto.Auto, RunOptions)
+
+
 class JobGroup(click.Group):
     """All jobs by name; a declaration is imported when its job is asked for."""
 
@@ -207,8 +237,11 @@ class JobGroup(click.Group):
         print_overview({name: find_job(name).summary for name in known_jobs()}, others)
 
 
-def _run(workflow: Workflow, options: RunOptions) -> None:
-    """Plan the steps, or run them one after the other; all are checked before the first begins."""
+def _run(workflow: Workflow, options: RunOptions, after: Callable[[Workflow, int], None] | None = None) -> None:
+    """Plan the steps, or run them one after the other; all are checked before the first begins.
+
+    ``after`` is called with the number of each step that is finished, from 0, and raises where none may follow.
+    """
     from cloudem.runs.preflight import preflight
 
     replaces = options.replace or bool(workflow.project)
@@ -220,14 +253,15 @@ def _run(workflow: Workflow, options: RunOptions) -> None:
         outlook = preflight(workflow, replaces=replaces)
         if chained:
             print_graph(outlook)
+        made: dict[str, Size] = {}
         for step in outlook.left.steps if chained else workflow.steps:
-            print_plan(step.job, _work(step.job, chained), options.tasks, outlook.said.get(step.name, ()))
+            print_plan(step.job, _work(step, chained, made), options.tasks, outlook.said.get(step.name, ()))
         return
     from cloudem.jobs.runner import run_job
 
     if chained:  # of one it is the first that running it does
         preflight(workflow, replaces=replaces)
-    for step in workflow.steps:
+    for number, step in enumerate(workflow.steps):
         name = step.name if chained else ""
         run_job(
             step.job,
@@ -238,18 +272,21 @@ def _run(workflow: Workflow, options: RunOptions) -> None:
             project=workflow.project,
             replaces=replaces,
         )
+        if after is not None:
+            after(workflow, number)
 
 
-def _work(job: Job, chained: bool) -> Work:
-    """Return what a job will do, as far as that is known before those before it have made what it reads."""
+def _work(step: Step, chained: bool, made: dict[str, Size]) -> Work:
+    """Return what a step will do, and note in ``made`` what it makes, for those after it; as far as that is known."""
     from cloudem.cloud.planning.work import Work
     from cloudem.jobs.artefacts import sizes_of
+    from cloudem.runs.workload import Given, work_of
 
+    if not chained:
+        return step.job.work(sizes_of(step.job))
     try:
-        return job.work(sizes_of(job))
-    except MissingInputError:
-        if not chained:
-            raise
+        return work_of(step, made, Given())
+    except CloudemError:
         return Work((), notes=("memory and disk are known when the jobs before it are done",))
 
 
@@ -270,6 +307,7 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
+COMMANDS.add_command(AutoCommand())
 COMMANDS.add_command(DeclaredCommand("plan", plan.PlanCommand))
 COMMANDS.add_command(DeclaredCommand("submit", submit.Submit))
 COMMANDS.add_command(DeclaredCommand("status", project.ProjectStatus))

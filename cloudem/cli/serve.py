@@ -29,12 +29,13 @@ class Serve(Command):
     """Serve the pages of a project."""
 
     name: ClassVar[str] = "serve"
-    summary: ClassVar[str] = "Show a project's jobs, maps, runs and costs in the browser; nothing is changed."
+    summary: ClassVar[str] = "Show jobs, maps, runs and costs of a project in the browser; read-only by default."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem serve my-project",
         "cloudem serve s3://bucket/project --port 9000 --no-browser",
         "cloudem serve my-project --host 0.0.0.0 --certificate cert.pem --key key.pem --allow-host em.example.org",
         "cloudem serve my-project --dask auto",
+        "cloudem serve my-project --allow-writing     # classes that are clicked become a workflow file",
         "ssh -L 8765:localhost:8765 workstation cloudem serve my-project --port 8765   # from a laptop",
     )
 
@@ -51,17 +52,22 @@ class Serve(Command):
         None, meaning="show this Dask dashboard as well, such as http://127.0.0.1:8787, or 'auto' for this machine's"
     )
     dask_port: int = parameter(8766, meaning="port at which it is shown, or the next free one", ge=0, le=65535)
+    allow_writing: bool = parameter(
+        False, meaning="let pages write workflow files into the project, such as a selection of classes; nothing is run"
+    )
     browser: bool = parameter(True, meaning="open the page in the browser, if there is one")
 
     def run(self) -> None:
         """Serve until interrupted."""
         from cloudem.serve.access import LOOPBACK, Access, check_exposure, check_token
+        from cloudem.serve.choosing import check_writing
         from cloudem.serve.pages import Pages
         from cloudem.serve.server import application
 
         if (self.certificate is None) != (self.key is None):
             raise ParameterError("--certificate and --key go together: give both or neither")
         check_exposure(self.host, encrypted=self.certificate is not None, plain=self.plain_http)
+        check_writing(self.project, self.host, self.allow_writing)
         given = os.environ.get(TOKEN_VARIABLE)
         token = check_token(given) if given else secrets.token_urlsafe(24)
         pages = Pages(self.project)
@@ -69,7 +75,7 @@ class Serve(Command):
         names = frozenset(name.lower() for name in (*LOOPBACK, self.host, *self.allow_host))
         access = Access(token, names)
         encryption = self._encryption()
-        app = application(pages, access, secure=encryption is not None)
+        app = application(pages, access, secure=encryption is not None, allow_writing=self.allow_writing)
         dashboard = self._dashboard(access, secure=encryption is not None)
         pages.dask = dashboard is not None
         asyncio.run(self._serve(app, dashboard, encryption, token))
@@ -102,7 +108,8 @@ class Serve(Command):
         server, port = listen_near(app, self.host, self.port, encryption)
         name = "localhost" if self.host in ("127.0.0.1", "0.0.0.0", "::1", "::") else self.host  # noqa: S104
         address = f"{'https' if encryption else 'http'}://{name}:{port}/?token={token}"
-        until = "until you press Ctrl-C. Whoever has this address can look."
+        may = "look, and write workflow files" if self.allow_writing else "look"
+        until = f"until you press Ctrl-C. Whoever has this address can {may}."
         click.echo(f"{self.project} is shown at\n\n    {address}\n\n{until}")
         if dashboard is not None:
             self._serve_dask(app, dashboard, encryption, port)

@@ -35,7 +35,7 @@ from cloudem.model.particles import TEXT, Particles
 Say = Callable[[str], None] | None
 
 STACK = "particles.mrcs"
-AVERAGES = "class_averages.mrcs"
+AVERAGES, CLASS_MAP = "class_averages.mrcs", "class{:03d}.mrc"
 RECORD = "export.json"
 """How the files were made."""
 
@@ -231,6 +231,9 @@ def _export_result(
         averages = arrays["class_averages"]
         write_stack(join(folder, AVERAGES), [averages], len(averages), pixel_size)
         written.append(AVERAGES)
+    for number, volume in enumerate(arrays.get("class_maps", ()), 1):
+        write_volume(join(folder, CLASS_MAP.format(number)), volume, pixel_size, origin)
+        written.append(CLASS_MAP.format(number))
     if table is not None:
         refined = table_from_arrays(Particles, *table)
         if stack or "image_name" not in refined:

@@ -48,6 +48,7 @@ JOBS: dict[str, str] = {
     "abinitio": "cloudem.jobs.abinitio:AbInitio",
     "find_symmetry": "cloudem.jobs.find_symmetry:FindSymmetry",
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
+    "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",

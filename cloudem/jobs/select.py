@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.good_classes import DETAIL, IN_CLASS, automatic, class_arrays, of_classes
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 CONDITION = re.compile(r"\s*([A-Za-z_][\w:]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
 RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
-DETAIL = "class_detail"
-"""Column of particles and array of classes by which the automatic selection goes."""
+
+BETTER = ("keep", DETAIL, "noise_evidence")
+"""Columns that say which of two duplicates is the better one: the first that is there."""
 
 
 class Condition(NamedTuple):
@@ -80,6 +82,17 @@ def class_numbers(text: str) -> set[int]:
     return found
 
 
+def class_list(numbers: Collection[int]) -> str:
+    """Return the list of numbers that `class_numbers` reads: ``1,3,5-9``."""
+    parts: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][1] == number - 1:
+            parts[-1] = (parts[-1][0], number)
+        else:
+            parts.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
 class Select(Job):
     """Declaration of ``cloudem select``."""
 
@@ -89,12 +102,23 @@ class Select(Job):
         "cloudem select --particles classes --auto --out good",
         "cloudem select --particles classes --classes 1,3,5-9 --out good",
         "cloudem select --particles refine --where 'keep >= 0.5 and defocus_u < 30000' --out good",
+        "cloudem select --particles refine --duplicates-within-A 60 --neighbours-within-A 150 --out single",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (
         Section("classes:sheet"),
+        table_of(
+            "Kept and left out",
+            Column("reason_words", "what becomes of them"),
+            Column("reason_images", "images", form=",d"),
+            Column("reason_share", "share", "%", ".1f", 100),
+        ),
         histogram_of("detail", Column("detail", "detail", form=".1f"), "Detail", "match beyond four waves across"),
+        histogram_of(
+            "off_centre_A", Column("off_centre_A", "distance", "Å", ".1f"), "Distance from the centre of the image",
+            "of the particles that are kept, by their shifts",
+        ),
         COST, PARAMETERS, PROVENANCE,
     )  # fmt: skip
 
@@ -107,12 +131,30 @@ class Select(Job):
         None, meaning="conditions on columns, in the units of the particle table: 'keep >= 0.5 and defocus_u < 30000'"
     )
     auto: bool = parameter(False, meaning="leave out classes and images that match poorly, if the data show two groups")
+    duplicates_within_A: float | None = parameter(
+        None, meaning="of particles nearer to each other than this, shifts included, keep the best one", gt=0
+    )
+    neighbours_within_A: float | None = parameter(
+        None, meaning="leave out particles that have another one, which is kept otherwise, nearer than this", gt=0
+    )
+    micrograph_pixel_size_A: float | None = parameter(
+        None, meaning="what a pixel of the particles' coordinates is; if none, what their table says", gt=0
+    )
     report: bool = parameter(True, meaning="write report.html")
+
+    @property
+    def says_something(self) -> bool:
+        """Whether anything says what to select."""
+        given = (self.classes, self.not_classes, self.where, self.duplicates_within_A, self.neighbours_within_A)
+        return self.auto or any(value is not None for value in given)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check what is asked for, and that the table has the columns for it."""
-        if self.classes is None and self.not_classes is None and self.where is None and not self.auto:
-            raise ParameterError("nothing says what to select; use --auto, --classes, --not-classes or --where")
+        if not self.says_something:
+            raise ParameterError(
+                "nothing says what to select; use --auto, --classes, --not-classes, --where, --duplicates-within-A or "
+                "--neighbours-within-A"
+            )
         for given in (self.classes, self.not_classes):
             if given is not None:
                 class_numbers(given)
@@ -130,6 +172,10 @@ class Select(Job):
             table.require("class_number")
         if self.auto:
             table.require("class_number", DETAIL)
+        if self.duplicates_within_A is not None or self.neighbours_within_A is not None:
+            from cloudem.jobs.coordinates import require_coordinates
+
+            require_coordinates(table)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return the one stage, and that the result is a table."""
@@ -163,7 +209,10 @@ class Select(Job):
         """Select, and write the table of what is kept and that of what is not, with the reason for each."""
         import time
 
+        import numpy as np
+
         from cloudem.io.particle_store import open_particles
+        from cloudem.jobs.coordinates import distances_from_centre
         from cloudem.jobs.provenance import job_record
         from cloudem.jobs.report import run_attributes, write_report
         from cloudem.jobs.results import write_particles_of
@@ -172,23 +221,21 @@ class Select(Job):
         store = open_particles(self.particles)
         table = store.particles
         with context.progress.stage("select", len(table)) as stage:
-            chosen = choose(self, table, context.progress.message)
+            chosen = choose(self, table, context.progress.message, context.progress.warning)
             stage.advance(len(table))
         kept = chosen.reason == 0
         if not kept.any():
-            raise ParameterError(f"none of {len(table):,} particles is left; loosen the conditions")
+            raise ParameterError(none_is_left(chosen, auto=self.auto))
         context.write("", {}, {"kind": "result", **job_record(self)})
-        import numpy as np
-
         rows = table["store_row"] if "store_row" in table else np.arange(len(table))
         write_particles_of(context, table.take(kept).with_columns(store_row=rows[kept]), store)
         context.write("left_out", {"store_row": rows[~kept], "reason": chosen.reason[~kept]}, {"reasons": chosen.words})
-        for number, words in enumerate(chosen.words, 1):
-            context.progress.message(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
-        context.progress.message(f"{np.count_nonzero(kept):,} of {len(table):,} particles are kept")
+        diameter = diameter_of(self.particles)
+        say_what_is_kept(chosen, distances_from_centre(table.take(kept)), diameter, context.progress.message)
         attributes = {
             "box": store.box,
             "pixel_size_A": store.pixel_size,
+            "diameter_A": diameter,
             "wall_s": time.monotonic() - began,
             "cpu_s": sum(timing.cpu_s for timing in context.progress.timings()),
             "particle_count": int(np.count_nonzero(kept)),
@@ -222,8 +269,48 @@ class Chosen(NamedTuple):
     notes: list[str]
 
 
-def choose(job: Select, table: Particles, tell: Callable[[str], None]) -> Chosen:
-    """Decide on each particle of a table."""
+def none_is_left(chosen: Chosen, *, auto: bool) -> str:
+    """Say that no particle is left, why, and what to try."""
+    import numpy as np
+
+    some = [words for number, words in enumerate(chosen.words, 1) if np.any(chosen.reason == number)]
+    why = ", ".join(IN_CLASS.sub("", words) for words in some)
+    hint = "; check --diameter-A, and whether protein is bright, where they were classified" if auto else ""
+    return f"none of {len(chosen.reason):,} particles is left ({why}); loosen the conditions{hint}"
+
+
+def say_what_is_kept(
+    chosen: Chosen, distances: NDArray[np.float64] | None, diameter: float, tell: Callable[[str], None]
+) -> None:
+    """Say how many are kept, why others are not, and how far those that are lie from the centre of their images.
+
+    Parameters
+    ----------
+    chosen
+        Gets the last as a note, and the distances as an array for the report.
+    distances
+        Of the particles that are kept, Å; None where they are not known.
+    diameter
+        Of the particle, Å; 0 where it is not known.
+    tell
+        Is told.
+    """
+    import numpy as np
+
+    from cloudem.jobs.coordinates import off_centre
+
+    for number, words in enumerate(chosen.words, 1):
+        tell(f"{np.count_nonzero(chosen.reason == number):,} left out: {words}")
+    tell(f"{np.count_nonzero(chosen.reason == 0):,} of {len(chosen.reason):,} particles are kept")
+    if distances is not None:
+        said = off_centre(distances).words(diameter)
+        tell(said)
+        chosen.notes.append(f"{said[0].upper()}{said[1:]}.")
+        chosen.arrays["off_centre_A"] = distances.astype(np.float32)
+
+
+def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Callable[[str], None]) -> Chosen:
+    """Decide on each particle of a table; say how, and what is not certain."""
     import numpy as np
 
     reason, words = np.zeros(len(table), np.int16), list[str]()
@@ -246,79 +333,55 @@ def choose(job: Select, table: Particles, tell: Callable[[str], None]) -> Chosen
     averages = class_arrays(job.particles)
     if job.auto:
         automatic(table, averages, leave_out, arrays, tell, notes)
+    if job.duplicates_within_A is not None or job.neighbours_within_A is not None:
+        crowded(job, table, reason, leave_out, warn)
     if averages:
-        arrays |= {name: values for name, values in averages.items() if name.startswith("class_")}
-        count = len(averages["class_members"])
-        inside = (number >= 1) & (number <= count)
-        share = [np.bincount(number[inside & some] - 1, minlength=count) for some in (reason == 0, reason >= 0)]
-        arrays["class_kept"] = share[0] / np.maximum(share[1], 1)
+        arrays |= of_classes(averages, number, reason, words)
+    counts = np.bincount(reason, minlength=len(words) + 1)
+    arrays |= {
+        "reason_words": np.array(["kept", *(f"left out: {each}" for each in words)]),
+        "reason_images": counts,
+        "reason_share": counts / max(len(table), 1),
+    }
     return Chosen(reason, words, arrays, notes)
 
 
-def class_arrays(url: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of the classes of a result, nothing if it has none."""
-    from cloudem.io.storage.groups import has_group, read_group
-
-    if not has_group(url, "result"):
-        return {}
-    arrays, attributes = read_group(url, "result")
-    if "class_averages" not in arrays:
-        return {}
-    import numpy as np
-
-    radius = (attributes.get("diameter_A") or 0.0) / 2 / float(attributes.get("pixel_size_A") or 1.0)
-    return {**arrays, "radius": np.array(radius)}
-
-
-def automatic(
+def crowded(
+    job: Select,
     table: Particles,
-    averages: Mapping[str, NDArray[Any]],
+    reason: NDArray[np.int16],
     leave_out: Callable[[NDArray[np.bool_], str], None],
-    arrays: dict[str, NDArray[Any]],
-    tell: Callable[[str], None],
-    notes: list[str],
+    warn: Callable[[str], None],
 ) -> None:
-    """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
+    """Leave out duplicates and particles with neighbours, among those that nothing else has left out."""
     import numpy as np
 
-    from cloudem.algorithms.selection import APART, BELOW, distance_of, overlap, threshold_between, why_not
+    from cloudem.algorithms.neighbours import duplicates_within, neighbours_within
+    from cloudem.jobs.coordinates import places_in_micrographs
 
-    detail, number = table[DETAIL], table["class_number"]
-    arrays["detail"] = np.asarray(detail, np.float32)
-    classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
-    medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    reasons = [why_not_of(averages, int(each) - 1, why_not) for each in classes]
-    for each, why in enumerate(reasons):
-        if why:
-            leave_out(of_class == each, f"in a class that shows {why}")
-    alone = sum(bool(why) for why in reasons)
-    tell(f"{alone} of {len(classes)} classes show noise, an edge, or what lies off centre")
-    left = np.array([not why for why in reasons])
-    threshold = threshold_between(medians[left], members[left])
-    good = np.zeros(len(classes), bool) if threshold is None else left & (medians >= threshold)
-    known = left[of_class]
-    apart = distance_of(detail[known], good[of_class][known])
-    if threshold is None or apart < APART:
-        why = "there are too few" if threshold is None else f"{apart:.1f} standard deviations apart, {APART} count"
-        tell(f"no other class is left out: they do not fall into two groups by their detail ({why}); look at them")
-        return
-    least = threshold - BELOW
-    lost, hidden = overlap(detail[known], good[of_class][known], least)
-    said = (
-        f"classes that their images match by {threshold:.1f} standard deviations or more are kept, and of these "
-        f"the images with {least:.1f} or more; the groups are {apart:.1f} apart. Expected: {100 * lost:.1f} % "
-        f"of the good images are lost, and {100 * hidden:.1f} % of those kept are none"
-    )
-    tell(said)
-    notes.append(f"{said[0].upper()}{said[1:]}.")
-    leave_out((left & ~good)[of_class], "in a class that shows no detail")
-    leave_out(~(detail >= least), "matches its class poorly")
+    places, micrograph = places_in_micrographs(table, job.micrograph_pixel_size_A, warn)
+    for distance, why in (
+        (job.duplicates_within_A, "a duplicate of a better one"),
+        (job.neighbours_within_A, "has a neighbour"),
+    ):
+        if distance is None:
+            continue
+        rows = np.flatnonzero(reason == 0)
+        if why == "has a neighbour":
+            near = neighbours_within(places[rows], micrograph[rows], distance)
+        else:
+            better = next((table[name] for name in BETTER if name in table), np.zeros(len(table)))
+            near = duplicates_within(places[rows], micrograph[rows], better[rows], distance)
+        which = np.zeros(len(table), bool)
+        which[rows[near]] = True
+        leave_out(which, f"{why} within {distance:g} Å")
 
 
-def why_not_of(averages: Mapping[str, NDArray[Any]], place: int, judge: Callable[..., str]) -> str:
-    """Return what speaks against a class of a result, as far as its average is there."""
-    if not averages or not 0 <= place < len(averages["class_averages"]):
-        return ""
-    image = averages["class_averages"][place]
-    radius = float(averages["radius"]) or image.shape[-1] / 2
-    return judge(image, radius, float(averages["class_evidence"][place]))
+def diameter_of(url: str) -> float:
+    """Return the diameter that the job of a result was given, Å; 0 if it says none."""
+    from cloudem.io.storage.groups import has_group, read_attributes
+
+    said = (read_attributes(url, "result") or {}) if has_group(url, "result") else {}
+    given = (read_attributes(url, "") or {}).get("parameters")
+    values = [said.get("diameter_A"), given.get("diameter_A") if isinstance(given, Mapping) else None]
+    return next((float(value) for value in values if isinstance(value, int | float) and value > 0), 0.0)

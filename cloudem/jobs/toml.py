@@ -1,8 +1,10 @@
-"""Read the TOML of job files and workflow files."""
+"""Read and write the TOML of job files and workflow files."""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,32 @@ def read_toml(path: str, needed: str) -> dict[str, Any]:
             if len(line) > LONGEST_LINE or line.count(".") > MOST_DOTS:
                 raise ValueError(f"line {number} has more than {LONGEST_LINE:,} characters or {MOST_DOTS} dots")
         return tomllib.loads(text)
+
+
+def value_toml(value: bool | float | str) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are those of TOML
+
+
+def step_toml(job: str, name: str, values: Mapping[str, Any], remark: str = "") -> str:
+    """Return a step of a workflow file as text; values that are None are left out.
+
+    Parameters
+    ----------
+    job, name
+        Kind of the job, and what the step is called; the name is left out where it is the same.
+    values
+        Parameters, in the order in which they are to stand.
+    remark
+        Stands behind the job.
+    """
+    named = {} if name == job else {"name": name}
+    given = {"job": job, **named, **{key: value for key, value in values.items() if value is not None}}
+    lines = [f"{key} = {value_toml(value)}" for key, value in given.items()]
+    if remark:
+        lines[0] = f"{lines[0]:<24}# {remark}"
+    return "\n".join(["[[step]]", *lines, ""])

@@ -16,6 +16,9 @@ from cloudem.text import clock, rough_time
 STEP_S = 10.0
 """Steps in which the time of a running job is shown, seconds."""
 
+MOST_LETTERS = 22
+"""Of the second line of a job in the graph; the state is left out where it does not fit, since its colour says it."""
+
 STATES = {
     **dict.fromkeys(("running", "starting", "draining", "stopping"), "busy"),
     **dict.fromkeys(("finished", "done"), "good"),
@@ -57,10 +60,11 @@ def drawn_graph(jobs: Mapping[str, JobState]) -> dict[str, Any]:
     for node in () if graph is None else graph.nodes:
         job, made_from = jobs[node.name], ", ".join(makers(jobs[node.name], jobs))
         reached = f"{job.resolution_A:.2f} Å" if job.state == "finished" and job.resolution_A is not None else job.state
+        told = ", ".join(filter(None, (job.kind, reached)))
         facts[node.name] = {
             "kind_of_state": STATES.get(job.state, ""),
             "short": shortened(node.name, 17),
-            "more": shortened(", ".join(filter(None, (job.kind, reached))), 23),
+            "more": shortened(told if len(told) <= MOST_LETTERS else job.kind, MOST_LETTERS),
             "label": f"{node.name}: {job.kind}, {job.words}" + (f"; made from {made_from}" if made_from else ""),
         }
     return {"graph": graph, "facts": facts, "wide": WIDE, "high": HIGH}

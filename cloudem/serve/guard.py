@@ -15,7 +15,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 class Guarded(tornado.web.RequestHandler):
     """A request that is allowed, or refused before anything is read."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD")
+    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD")
     open_to_all = False
     """Whether it may be read without the token."""
 
@@ -53,6 +53,23 @@ class Guarded(tornado.web.RequestHandler):
 
 def unlogged(_: tornado.web.RequestHandler) -> None:
     """Requests are not logged: addresses may hold a token."""
+
+
+WRITING = "X-Cloudem"
+"""Header of a request that writes: a page elsewhere cannot send one without being asked whether it may, which it is
+refused."""
+
+
+def may_write(headers: Any, access: Access) -> bool:
+    """Tell whether a request that was let in may write, too.
+
+    The cookie alone is not enough: browsers send it for every page of the same host, whatever the port. So the request
+    has to come from a page of this very server and say so, or have the token itself.
+    """
+    kind, _, secret = headers.get("Authorization", "").partition(" ")
+    if kind.lower() in ("token", "bearer") and access.has_token(secret.strip()):
+        return True
+    return headers.get("Origin") is not None and same_origin(headers) and WRITING in headers
 
 
 def same_origin(headers: Any) -> bool:

@@ -100,6 +100,7 @@ class Pages:
         self.url = url.rstrip("/")
         self.name = posixpath.basename(self.url) or self.url
         self.dask = False  # whether Dask's pages are to be had as well
+        self.writes = False  # whether whoever looks may write workflow files
         remote = is_remote(url)
         self.every_s = EVERY_REMOTE_S if remote else EVERY_S
         self._fresh_s = FRESH_REMOTE_S if remote else FRESH_S
@@ -199,6 +200,24 @@ class Pages:
             return None
         log, cut = self._log(job, LARGEST_LOG)
         return self._part("log.html", f"{self._at(job)}/-/log", path=self._name(job), log=log, cut=cut)
+
+    def choice(self, path: str, classes: str) -> Mapping[str, Any] | None:
+        """Return what a choice of classes of a job becomes."""
+        from cloudem.serve.choosing import choice_of, sorted_from
+
+        job = self._job(path)
+        return None if job is None else choice_of(self.url, sorted_from(job), classes)._asdict()
+
+    def write_choice(self, path: str, classes: str) -> Mapping[str, Any] | None:
+        """Write the workflow file of such a choice, and return the same."""
+        from cloudem.serve.choosing import choice_of, sorted_from, write_choice
+
+        job = self._job(path)
+        if job is None or not self.writes:
+            return None
+        found = choice_of(self.url, sorted_from(job), classes)
+        write_choice(self.url, found)
+        return {**found._asdict(), "written": join(absolute(self.url), found.file)}
 
     def preview(self, name: str, of: str, size: str) -> Preview | None:
         """Return the preview of an array of a job that is called 64 or 128; None where there is none."""
@@ -388,7 +407,13 @@ class Pages:
     def _part(self, template: str, at: str, **values: Any) -> str:
         """Return a page, or a part of the page at a path."""
         root = way_home(at)
-        values |= {"root": root, "here": root + at.partition("/-/")[0][1:], "project": self.name, "dask": self.dask}
+        values |= {
+            "writes": self.writes,
+            "root": root,
+            "here": root + at.partition("/-/")[0][1:],
+            "project": self.name,
+            "dask": self.dask,
+        }
         return page_templates().get_template(template).render(**values)
 
 

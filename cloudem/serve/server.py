@@ -1,4 +1,4 @@
-"""The web server of ``cloudem serve``: what each address answers, and to whom. It only reads."""
+"""The web server of ``cloudem serve``: what each address answers, and to whom. It only reads, unless told otherwise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import tornado.web
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.report.style import CSS
 from cloudem.serve.access import Access
-from cloudem.serve.guard import Guarded, unlogged
+from cloudem.serve.guard import Guarded, may_write, unlogged
 from cloudem.serve.pages import Pages
 from cloudem.serve.watching import Watches
 
@@ -168,6 +168,37 @@ class News(Handler):
         self.finish(json.dumps(found))
 
 
+class Choosing(Handler):
+    """Classes that somebody has clicked: what they become; nothing is written."""
+
+    async def get(self, *words: str) -> None:
+        """Answer with the command and the step of a workflow."""
+        await self._answer("choice", words)
+
+    async def _answer(self, make: str, words: tuple[str, ...]) -> None:
+        self._make = make
+        chosen = self.get_query_arguments("classes")
+        try:
+            found = await self.made((*words, chosen[-1])) if chosen else {}  # of nothing there is nothing to say
+        except CloudemError as error:
+            self.set_status(400)
+            found = {"problem": str(error)}
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(found))
+
+
+class ChoosingAndWriting(Choosing):
+    """The same; a POST writes it, from a page of this very server or with the token in a header."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "POST")
+
+    async def post(self, *words: str) -> None:
+        """Write the file of a choice, and say so."""
+        if not may_write(self.request.headers, self.access):
+            raise tornado.web.HTTPError(403, reason="Only pages of this server may write")
+        await self._answer("write_choice", words)
+
+
 class Unknown(Handler):
     """Any other address."""
 
@@ -197,8 +228,10 @@ class Static(Handler):
         self.finish(path.read_bytes())
 
 
-def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Application:
-    """Return the application: addresses, and what answers them."""
+def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bool = False) -> tornado.web.Application:
+    """Return the application: addresses, and what answers them; what writes is there only if it is allowed."""
+    pages.writes = allow_writing
+    choosing = ChoosingAndWriting if allow_writing else Choosing
     shared = {"readers": Readers(pages, access, secure=secure)}
 
     def of(make: str, kind: str = "text/html") -> dict[str, Any]:
@@ -222,6 +255,7 @@ def application(pages: Pages, access: Access, *, secure: bool) -> tornado.web.Ap
             (rf"/job/{PATH}/-/cluster/events", Events, of("cluster_news")),
             (rf"/job/{PATH}/-/cluster/news", News, of("cluster_news")),
             (rf"/job/{PATH}/-/log", Page, of("log")),
+            (rf"/job/{PATH}/-/choice", choosing, of("choice")),
             (rf"/job/{PATH}/-/preview/(map|half1|half2|mask)-(64|128)", Voxels, of("preview")),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
             (rf"/job/{PATH}", Page, of("job")),

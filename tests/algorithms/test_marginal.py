@@ -9,12 +9,16 @@ import pytest
 
 from cloudem.algorithms.classes import class_images, noise_ratio
 from cloudem.algorithms.marginal import (
+    NEVER,
+    SHIFT_STEP,
     References,
     SoftSums,
     assign,
+    near_choices,
     no_sums,
     polar_view,
     rings_of,
+    shift_choices,
     solve_references,
 )
 from cloudem.algorithms.search import shift_grid
@@ -139,3 +143,30 @@ def test_class_images_are_those_of_their_rings() -> None:
     for one, other in zip(mine[:, kept], exact[:, kept], strict=True):
         product = np.vdot(one, other).real / np.linalg.norm(one) / np.linalg.norm(other)
         assert product > 0.99
+
+
+def test_shifts_near_a_known_one_are_those_of_the_whole_grid_around_it() -> None:
+    shifts, prior = shift_choices(2.5, 3.0, 1)
+    step = SHIFT_STEP * 3.0
+    known = np.array([[0.1, -0.2], shifts[0][-1]])
+    near, logs = near_choices(2.5, 3.0, known, 1.0)
+    assert near.shape == (2, 7, 2)
+    assert np.count_nonzero(logs[0] > NEVER) == 7
+    assert 3 <= np.count_nonzero(logs[1] > NEVER) < 7  # at the rim
+    for one, log, centre in zip(near, logs, known, strict=True):
+        real = one[log > NEVER]
+        assert np.all(np.linalg.norm(real - centre, axis=1) < 1.6 * step)
+        index = [int(np.argmin(np.linalg.norm(shifts[0] - each, axis=1))) for each in real]
+        assert len(set(index)) == len(index)
+        np.testing.assert_allclose(prior[0][index], log[log > NEVER])
+
+
+def test_all_shifts_near_are_all_shifts() -> None:
+    references = References(slices_of(random_rotations(3, np.random.default_rng(1))), even(3))
+    batch, _, shifts = simulate(4, 8)
+    rings = rings_of(batch, SIGMA2, VIEW)
+    finest = BOX / K_MAX
+    whole, _ = assign(references, rings, *shift_choices(2.0, finest, 4), VIEW, no_sums(GRID, 3))
+    near, _ = assign(references, rings, *near_choices(2.0, finest, shifts, 9.0), VIEW, no_sums(GRID, 3))
+    np.testing.assert_allclose(near.evidence, whole.evidence, rtol=1e-5)
+    np.testing.assert_allclose(near.mass, whole.mass, atol=1e-5)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloudem.algorithms.selection import APART, distance_of, overlap, threshold_between, why_not
+from cloudem.algorithms.selection import (
+    APART,
+    EDGE,
+    OFF,
+    distance_of,
+    overlap,
+    reasons_against,
+    threshold_between,
+    why_not,
+)
 
 RNG = np.random.default_rng(0)
 BOX, RADIUS = 64, 20.0
@@ -48,18 +57,42 @@ def test_expected_losses_are_those_of_normal_groups() -> None:
     assert overlap(values[upper], upper[upper], 7.0)[1] == 0
 
 
+def blob(x0: float, y0: float) -> np.ndarray:
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    return np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / 30.0)
+
+
 def picture(kind: str) -> np.ndarray:
     y, x = np.mgrid[:BOX, :BOX] - BOX // 2
     inside = np.hypot(y, x) <= RADIUS
-    if kind == "off centre":
-        return np.exp(-((x - 10) ** 2 + y**2) / 40.0) * inside
-    if kind == "edge, ice or a neighbour":
-        return np.where(np.hypot(y, x) > 0.85 * RADIUS, 1.0, 0.1) * inside
-    return np.exp(-(x**2 + y**2) / 120.0) * inside
+    shown = {
+        "off centre": blob(10, 0),
+        "two particles": blob(12, 12) + blob(-12, -11),
+        "ice or a neighbour": blob(-17, 4),
+        "an edge of the film": np.clip((x + 2 * y) / 6, -1, 1),
+        "": blob(0, 0),
+    }
+    return shown[kind] * inside
 
 
-@pytest.mark.parametrize("kind", ["off centre", "edge, ice or a neighbour", ""])
-def test_what_is_wrong_with_a_class_is_named(kind: str) -> None:
-    assert why_not(picture(kind), RADIUS, 50.0) == kind
-    assert why_not(picture(kind), RADIUS, 1.0) == "noise"
-    assert why_not(picture(kind), RADIUS, float("nan")) == "noise"
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("kind", ["off centre", "two particles", "ice or a neighbour", "an edge of the film", ""])
+def test_what_is_wrong_with_a_class_is_named(kind: str, turns: int) -> None:
+    image = np.roll(np.rot90(picture(kind), turns), ((turns + 1) // 2 % 2, turns // 2), (0, 1))
+    assert why_not(image, RADIUS, 50.0) == kind
+    assert why_not(image, RADIUS, 1.0) == "noise"
+    assert why_not(image, RADIUS, float("nan")) == "noise"
+
+
+def test_what_speaks_against_most_of_them_speaks_against_none() -> None:
+    """Particles that fill their circle; noise does not count among them."""
+    kinds = ["two particles", "an edge of the film", "off centre", "", ""]
+    images, evidence = [picture(kind) for kind in kinds] + [picture("")], np.r_[np.full(5, 50.0), 1.0]
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([10, 10, 10, 20, 20, 900]))
+    assert (found, aside) == ([*kinds, "noise"], [])
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([40, 40, 10, 20, 20, 900]))
+    assert aside == [EDGE]
+    assert found == ["", "off centre", "off centre", "", "", "noise"]  # as if nothing lay at the edge
+    found, aside = reasons_against(images, RADIUS, evidence, np.array([10, 10, 90, 20, 20, 0]))
+    assert (found, aside) == (["two particles", "an edge of the film", "", "", "", "noise"], [OFF])
+    assert reasons_against([], RADIUS, np.zeros(0), np.zeros(0)) == ([], [])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloudem.algorithms.abinitio import STAGES, agreement_of, finer_grid
+from cloudem.algorithms.abinitio import STAGES, Agreement, agreement_of, is_isotropic
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.placing import moved_map, place
 from cloudem.algorithms.resolution import low_pass
@@ -21,6 +21,7 @@ from cloudem.jobs.abinitio import SPHERE, AbInitio, no_agreement
 from cloudem.jobs.maps import read_map
 from cloudem.jobs.simulate import Simulate
 from cloudem.kernels.shells import fourier_shell_correlation
+from cloudem.model.symmetry import operators
 from tests.jobs.conftest import BOX, DIAMETER, PIXEL, Scene, assert_same_bits, make_scene, molecule, needs, run
 
 
@@ -49,6 +50,8 @@ def test_the_molecule_is_found_without_a_reference(tmp_path: Path) -> None:
     sphere = soft_sphere(48, 18.0, 3)
     curve = fourier_shell_correlation(volume.data * sphere, placed.volume * sphere)
     assert np.all(curve[1:9] > 0.9)
+    assert attributes["filter_A"] < 24  # the starts end at 180 / 7.5 Å
+    assert attributes["filter_A"] == pytest.approx(arrays["carried_agrees_A"][1])
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -78,7 +81,12 @@ def test_starts_are_the_same_to_the_bit_anywhere(short: None, many: Scene, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [({"diameter_A": 500.0}, "does not fit"), ({"diameter_A": 20.0}, "is less than 8 px")]
+    ("values", "said"),
+    [
+        ({"diameter_A": 500.0}, "does not fit"),
+        ({"diameter_A": 20.0}, "is less than 8 px"),
+        ({"starts": 1}, "cannot agree with another one"),
+    ],
 )
 def test_what_cannot_be_is_refused(values: dict[str, Any], said: str, many: Scene, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=said):
@@ -91,7 +99,12 @@ def test_too_few_particles_are_refused(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_starts(many: Scene, tmp_path: Path) -> None:
-    assert [stage.items for stage in needs(start(many, tmp_path / "out", starts=7)).stages] == [7]
+    def counted(**values: Any) -> list[int]:
+        return [stage.items for stage in needs(start(many, tmp_path / "out", **values)).stages]
+
+    assert counted(starts=7) == [7, 2]
+    assert counted(starts=0) == [4, 2]
+    assert counted(starts=0, symmetry="D2") == [8, 2]
 
 
 def test_maps_of_either_hand_agree_and_another_molecule_does_not() -> None:
@@ -100,10 +113,12 @@ def test_maps_of_either_hand_agree_and_another_molecule_does_not() -> None:
     mine = low_pass(molecule(), PIXEL, 16.0)
     other = moved_map(mine, turn, np.array([1.0, -1.0, 0.5]), mirrored=True)
     foreign = low_pass(np.roll(molecule("D2"), 2, axis=0), PIXEL, 16.0)
-    found = agreement_of([other, mine, foreign], np.array([1.0, 3.0, 2.0]), BOX * PIXEL, DIAMETER / 2, 10)
+    found = agreement_of([other, mine, foreign], np.array([2.5, 3.0, 2.0]), BOX * PIXEL, DIAMETER / 2, 10)
     assert found.best == 1
     assert found.agrees.tolist() == [True, True, False]
     assert found.mirrored[0]
+    unlikely = agreement_of([other, mine], np.array([1.5, 3.0]), BOX * PIXEL, DIAMETER / 2, 10)
+    assert unlikely.shells.tolist() == [0.0, 10.0]  # is not compared
 
 
 def test_a_hollow_sphere_says_nothing() -> None:
@@ -127,9 +142,40 @@ def test_starts_whose_maps_diverged_are_no_agreement() -> None:
     assert "no better than noise" in no_agreement(2, float("nan"), nothing.aspherical)
 
 
-def test_a_finer_grid_holds_the_same_map() -> None:
-    coarse = low_pass(molecule(), PIXEL, 16.0)
-    fine = finer_grid(coarse, 48)
-    assert fine.shape == (48, 48, 48)
-    assert fine[24, 24, 24] == pytest.approx(coarse[16, 16, 16], rel=0.01)
-    assert finer_grid(coarse, BOX) is coarse
+def test_groups_without_an_axis_unlike_the_others_begin_finer() -> None:
+    groups = ("C1", "C2", "C12", "D2", "D3", "D7", "T", "O", "I")
+    assert [is_isotropic(operators(group)) for group in groups] == [False] * 6 + [True] * 3
+
+
+def test_there_are_more_starts_while_one_is_alone(
+    short: None, many: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def alone(maps: list[np.ndarray], evidence: np.ndarray, *_: Any) -> Agreement:
+        asked.append(len(maps))
+        return Agreement(0, np.zeros(len(maps)), np.arange(len(maps)) == 0, np.zeros(len(maps), bool), 0.5)
+
+    monkeypatch.setattr("cloudem.algorithms.abinitio.agreement_of", alone)
+    monkeypatch.setattr("cloudem.jobs.abinitio.EVIDENT", -1e9)
+    job = start(many, tmp_path / "out", starts=2)
+    progress = run(job)
+    assert asked == [2, 4, 6]
+    assert "no other of 6 starts" in progress.warnings()[0]
+    arrays, _ = read_group(job.out, "result")
+    assert len(np.unique(arrays["start_evidence"])) == 6
+
+
+def test_starts_that_fall_apart_leave_no_map(
+    short: None, many: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreed = Agreement(1, np.array([8.0, 8.0]), np.array([True, True]), np.array([False, True]), 0.5)
+    monkeypatch.setattr("cloudem.algorithms.abinitio.agreement_of", lambda *_: agreed)
+    monkeypatch.setattr("cloudem.algorithms.abinitio.agreed_shell", lambda *_: (2.0, False))
+    monkeypatch.setattr("cloudem.jobs.abinitio.EVIDENT", -1e9)
+    job = start(many, tmp_path / "out", starts=2)
+    progress = run(job)
+    arrays, _ = read_group(job.out, "result")
+    assert "map" not in arrays
+    assert arrays["carried_start"].tolist() == [2, 1] or arrays["start_evidence"][0] > arrays["start_evidence"][1]
+    assert "carried on, their maps agree only to" in progress.warnings()[0]

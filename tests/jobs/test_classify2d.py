@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import mrcfile
 import numpy as np
 import pytest
 
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import MissingColumnError, OutputExistsError, ParameterError
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import SerialExecutor
-from cloudem.io.particle_store import open_particles
+from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import has_group, list_groups, read_group
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.classify2d.job import Classify2D
 from cloudem.jobs.export import Export
+from cloudem.jobs.good_classes import class_arrays
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.select import Select, class_numbers, conditions_of
 from cloudem.model.poses import euler_to_matrix
@@ -153,6 +155,97 @@ def test_a_selection_is_particles_for_the_next_job(many: Scene, classes: str, tm
     assert (tmp_path / "second" / "report.html").exists()
     job = Refine3D(**many.refinement(tmp_path / "refine", particles=second.out))
     job.preflight()
+
+
+def test_a_selection_is_judged_as_its_classes_are(classes: str, tmp_path: Path) -> None:
+    """A second round sees the same circle and the images that are left, and says why each class is out."""
+    first = Select(particles=classes, not_classes="2", report=False, out=str(tmp_path / "first"))
+    run(first)
+    averages = [class_arrays(place) for place in (classes, first.out)]
+    assert averages[0]["radius"] == averages[1]["radius"] == DIAMETER / 2 / 5.0
+    second = Select(particles=first.out, auto=True, where="class_number != 3", out=str(tmp_path / "second"))
+    run(second)
+    arrays, attributes = read_group(second.out, "result")
+    before = read_group(classes, "result")[0]["class_members"]
+    np.testing.assert_array_equal(arrays["class_members"], np.where(np.arange(CLASSES) == 1, 0, before))
+    assert list(arrays["class_reason"][1:3]) == ["no images", "not class_number != 3"]
+    assert arrays["class_kept"][2] == 0
+    assert arrays["reason_images"].sum() == before.sum() - before[1]
+    assert arrays["reason_words"][0] == "kept"
+    assert any(note.startswith("Particles lie") for note in attributes["notes"])
+    assert b"0 % kept: not class_number != 3" in (tmp_path / "second" / "report.html").read_bytes()
+
+
+def placed(many: Scene, folder: Path, **columns: Any) -> str:
+    """Return particles with coordinates: 5 Å a pixel, in a row of pairs 8 px apart, 40 px from the next."""
+    store = open_particles(many.particles)
+    count, table = 40, store.particles.take(np.arange(40))
+    x = 40.0 * (np.arange(count) // 2) + 8.0 * (np.arange(count) % 2)
+    texts = {"rln:rlnCoordinateX": x, "rln:rlnCoordinateY": np.full(count, 100.0)}
+    text = {name: np.array([str(value) for value in values], np.dtypes.StringDType()) for name, values in texts.items()}
+    optics = tuple(replace(group, extra={"rlnMicrographPixelSize": "5.0"}) for group in table.optics)
+    table = replace(table, optics=optics, columns={**table.columns, **text}).with_columns(
+        micrograph=np.array(["m.mrc"] * count, np.dtypes.StringDType()), **columns
+    )
+    images = store.read_images(np.arange(count))
+    write_particles(folder / "placed.zarr", table, [images], box=store.box, pixel_size=store.pixel_size)
+    return str(folder / "placed.zarr")
+
+
+def rows_left(out: str) -> list[int]:
+    return [int(row) for row in open_particles(out).particles["store_row"]]
+
+
+def test_of_duplicates_the_better_one_stays(many: Scene, tmp_path: Path) -> None:
+    keep = np.where(np.arange(40) % 4 < 2, np.arange(40) % 2, 1 - np.arange(40) % 2)
+    source = placed(many, tmp_path, keep=keep)
+    job = Select(particles=source, duplicates_within_A=41, report=False, out=str(tmp_path / "out"))
+    run(job)
+    assert rows_left(job.out) == [row for row in range(40) if keep[row]]
+    none = Select(particles=source, duplicates_within_A=39, report=False, out=str(tmp_path / "none"))
+    run(none)
+    assert len(rows_left(none.out)) == 40
+
+
+def test_shifts_count_and_so_does_the_pixel_size(many: Scene, tmp_path: Path) -> None:
+    towards = np.where(np.arange(40) % 2, -10.0, 10.0)  # 40 Å apart in the micrograph become 20
+    source = placed(many, tmp_path, shift_x=towards, shift_y=np.zeros(40))
+    job = Select(particles=source, neighbours_within_A=21, where="defocus_u > 0", out=str(tmp_path / "out"))
+    with pytest.raises(ParameterError, match=r"none of 40 particles is left \(has a neighbour within 21 Å\)"):
+        run(job)
+    job = Select(
+        particles=source, neighbours_within_A=21, micrograph_pixel_size_A=6, report=False, out=str(tmp_path / "six")
+    )
+    run(job)
+    assert len(rows_left(job.out)) == 40  # 48 Å apart, less 20
+
+
+def test_only_what_is_kept_otherwise_is_a_neighbour(many: Scene, tmp_path: Path) -> None:
+    source = placed(many, tmp_path, keep=np.arange(40) % 2)
+    job = Select(particles=source, neighbours_within_A=60, where="keep > 0", report=False, out=str(tmp_path / "out"))
+    run(job)
+    assert rows_left(job.out) == list(range(1, 40, 2))
+
+
+@pytest.mark.parametrize(("far", "helps"), [(2.0, False), (30.0, True)])
+def test_it_is_said_how_far_particles_lie_from_the_centre(many: Scene, tmp_path: Path, far: float, helps: bool) -> None:
+    source = placed(many, tmp_path, shift_x=np.full(40, 0.6 * far), shift_y=np.full(40, 0.8 * far))
+    job = Select(particles=source, where="defocus_u > 0", out=str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudem.jobs.select.diameter_of", lambda url: 100.0)
+        run(job)
+    arrays, attributes = read_group(job.out, "result")
+    (note,) = attributes["notes"]
+    assert note.startswith(f"Particles lie {far:.1f} Å from the centre of their images")
+    assert ("extract them again" in note) == helps
+    np.testing.assert_allclose(arrays["off_centre_A"], far, rtol=1e-6)
+    assert "Distance from the centre" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_coordinates_there_are_no_neighbours(many: Scene, tmp_path: Path) -> None:
+    for values in ({"duplicates_within_A": 30}, {"neighbours_within_A": 30}):
+        with pytest.raises(MissingColumnError, match="rlnCoordinateX"):
+            Select(particles=many.particles, out=str(tmp_path / "out"), **values).preflight()
 
 
 def test_classes_and_selections_are_exported(many: Scene, classes: str, tmp_path: Path) -> None:

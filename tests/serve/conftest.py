@@ -93,10 +93,11 @@ def listening(*apps: tornado.web.Application) -> Iterator[list[int]]:
 
 
 @contextmanager
-def served(project: Path | str) -> Iterator[Site]:
+def served(project: Path | str, *, allow_writing: bool = False) -> Iterator[Site]:
     """Serve a project while the block runs."""
     pages = Pages(str(project))
-    with listening(application(pages, Access(TOKEN, frozenset(LOOPBACK)), secure=False)) as (port,):
+    access = Access(TOKEN, frozenset(LOOPBACK))
+    with listening(application(pages, access, secure=False, allow_writing=allow_writing)) as (port,):
         yield Site(port, pages)
 
 

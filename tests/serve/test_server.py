@@ -25,7 +25,7 @@ from tests.serve.conftest import TOKEN, Site, served
 ADDRESSES = ("/", "/news", "/events", "/metrics", "/job/refine", "/job/refine/-/news", "/job/refine/-/sections",
              "/job/refine/-/details", "/job/refine/-/cluster", "/job/refine/-/cluster/news",
              "/job/refine/-/log", "/job/refine/-/preview/map-64", "/job/refine/-/file/map.mrc",
-             "/run/none")  # fmt: skip
+             "/job/refine/-/choice?classes=1", "/run/none")  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ADDRESSES)

@@ -125,16 +125,20 @@ class Classify2D(IterativeJob):
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box, particles and classes."""
         from cloudem.algorithms.classes import BATCHES, MOST_PASSES
+        from cloudem.algorithms.marginal import ROUGH_STEP, SHIFT_STEP
 
         size = sizes["particles"]
         s = self.settings(size.count, size.box, size.pixel_size)
-        shifts = max(1.0, 2 * math.pi / math.sqrt(3) * (s.shift_range / (0.35 * s.box / s.last_limit)) ** 2)
+        shifts = max(1.0, 2 * math.pi / math.sqrt(3) * (s.shift_range / (SHIFT_STEP * s.box / s.last_limit)) ** 2)
         angles = 4 * math.pi * s.last_limit * s.radius / s.box
         image_s = IMAGE_PIXEL_S * s.box**2 + POSE_S * s.classes * shifts * angles * 2 * s.last_limit
         image_bytes = 2.0 * s.box**2
         sums = 8 * 2 * s.classes * s.last_limit * angles / 2 * 10
         task = round(4 * 128 * s.box**2 * 6 + 16 * 64 * angles * s.classes * 8 + 3 * sums / 10)
-        seen = BATCHES * s.batch + MOST_PASSES / 2 * s.subset + size.count
+        # images with all shifts: these lie further apart in batches and the first pass, and later ones try seven
+        rough, near = (SHIFT_STEP / ROUGH_STEP) ** 2, min(7 / shifts, 1.0)
+        again = MOST_PASSES / 2 * s.subset + min(size.count, s.subset)
+        seen = rough * (BATCHES * s.batch + s.subset) + near * again + max(size.count - s.subset, 0)
         sorting = Stage(
             "classify", round(seen), "images", image_s, parallel=True, task_items=self.group_size, task_bytes=task,
             read_bytes=image_bytes, spread=2.5,

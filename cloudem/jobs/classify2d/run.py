@@ -110,7 +110,8 @@ class Classification(Iterations[ClassState]):
         self.context.write("", {}, {"kind": "result", "source": source_of(self.job.particles), **job_record(self.job)})
         number = np.full(len(self.dataset.store), NOWHERE, np.int32)
         empty = np.zeros(0)
-        start = ClassCheckpoint(empty, empty, empty, empty, sigma2, number, part, order).with_sums([first])
+        nowhere = np.full((len(number), 2), np.nan, np.float32)
+        start = ClassCheckpoint(empty, empty, empty, empty, sigma2, number, nowhere, part, order).with_sums([first])
         state = first_class_state(s)
         self.commit(state, start._asdict())
         return state
@@ -155,7 +156,10 @@ class Classification(Iterations[ClassState]):
         if state.phase != "batch" and known.any():
             row["moved"] = moved
         kept = self._next_sums(state, before, sums, view_of(s, limit).grid)
-        checkpoint = before.with_sums(kept)._replace(sigma2=sigma2, class_number=number)
+        shift = before.shift.copy()
+        if state.phase != "batch":
+            shift[found.indices] = found.shifts
+        checkpoint = before.with_sums(kept)._replace(sigma2=sigma2, class_number=number, shift=shift)
         outcome = ClassOutcome(sums, found, limit)
         return IterationResult(after, row, checkpoint._asdict(), result=outcome)
 
@@ -165,10 +169,12 @@ class Classification(Iterations[ClassState]):
         parts = 1 if state.phase == "batch" else PARTS
         looked_at = self._images_of(state, before)
         part = np.zeros(len(before.part), np.int8) if parts == 1 else before.part
+        near = np.isfinite(before.shift[:, 0])
         items = [
-            ClassItem(number, group)
+            ClassItem(number, group, before.shift[group] if known else None, state.phase != "last")
             for number in range(parts)
-            if len(own := np.sort(looked_at[part[looked_at] == number]))
+            for known in (False, True)
+            if len(own := np.sort(looked_at[(part[looked_at] == number) & (near[looked_at] == known)]))
             for group in groups_of(own, self.job.group_size)
         ]
         with labelled(step="reference"):
@@ -178,7 +184,7 @@ class Classification(Iterations[ClassState]):
                 executor.spread(read_class_model, where[0], number, *where[1:], local=itself, purpose="reference")
                 for number in range(several)
             ]
-        fold = fold_of_classes(s, limit, posed=state.phase == "last")
+        fold = fold_of_classes(s, limit, posed=state.phase != "batch")
         with self.context.progress.stage("classify", len(looked_at)) as stage:
             sums, notes = executor.accumulate(
                 fold,

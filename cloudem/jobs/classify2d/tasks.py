@@ -13,11 +13,14 @@ from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
 from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.junk import alike_shell
 from cloudem.algorithms.marginal import (
+    ROUGH_STEP,
+    SHIFT_STEP,
     PolarView,
     References,
     Rings,
     SoftSums,
     assign,
+    near_choices,
     no_sums,
     polar_view,
     ring_matches,
@@ -35,12 +38,20 @@ from cloudem.traffic import purpose
 
 Float64 = NDArray[np.float64]
 
+NEIGHBOURS = 1.0
+"""Steps of the grid of shifts that an image may move by from one pass to the next."""
+
 
 class ClassItem(NamedTuple):
-    """One task: images of one part."""
+    """One task: images of one part, and the shift (b, 2) of each in pixels, near which it lies; None: anywhere.
+
+    ``rough``: the shifts that are tried lie further apart, since there will be another pass.
+    """
 
     part: int
     indices: NDArray[np.int64]
+    centres: NDArray[np.float32] | None
+    rough: bool
 
 
 class ClassCheckpoint(NamedTuple):
@@ -54,6 +65,8 @@ class ClassCheckpoint(NamedTuple):
         Noise variance by optics group and shell, (g, n // 2 + 1).
     class_number
         Of each particle, from 0, -1 where it is not known, (N,).
+    shift
+        Of each particle, pixels, NaN where it is not known, (N, 2).
     part
         Of each particle, -1 for one that is left out, (N,).
     order
@@ -66,6 +79,7 @@ class ClassCheckpoint(NamedTuple):
     mass: Float64
     sigma2: Float64
     class_number: NDArray[np.int32]
+    shift: NDArray[np.float32]
     part: NDArray[np.int8]
     order: NDArray[np.int64]
 
@@ -147,7 +161,7 @@ def sort_group(
     for indices, images in image_batches(dataset, item.indices):
         rings = rings_of(batch_for_classes(dataset, indices, images), model.sigma2, view)
         count = len(indices)
-        shifts, log_prior = shift_choices(settings.shift_range, settings.box / limit, count)
+        shifts, log_prior = tried_shifts(item, indices, settings, limit)
         given, sums = assign(
             model.references, rings, shifts, log_prior, view, sums, mirrored=settings.mirrored, best=posed
         )
@@ -176,6 +190,18 @@ def sort_group(
             )
         )
     return Added({item.part: sums}, joined(found))
+
+
+def tried_shifts(
+    item: ClassItem, indices: NDArray[np.int64], settings: ClassSettings, limit: int
+) -> tuple[Float64, NDArray[np.float32]]:
+    """Return the shifts that are tried for some images of a task, and the logarithm of their probability."""
+    finest = settings.box / limit
+    if item.centres is None:
+        step = ROUGH_STEP if item.rough else SHIFT_STEP
+        return shift_choices(settings.shift_range, finest, len(indices), step)
+    centres = item.centres[np.searchsorted(item.indices, indices)].astype(np.float64)
+    return near_choices(settings.shift_range, finest, centres, NEIGHBOURS)
 
 
 def part_of(item: ClassItem) -> tuple[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.errors import one_line
 from cloudem.report.blocks import Block, Drawn, Part, Words
 from cloudem.report.content import ReportContent
 from cloudem.report.sections.map_panels import grey_limits, picture
@@ -17,6 +18,9 @@ MEANING = (
     "class correlate by 0.5, a rank among classes. Evidence: of the class against noise, median over its images, "
     "natural logarithm."
 )
+
+LONGEST_REASON = 60
+"""Characters of why a class was left out."""
 
 MOST_SHOWN = 200
 """Classes that are shown."""
@@ -33,12 +37,13 @@ def sheet(content: ReportContent) -> Drawn | None:
         _column(content, name, len(images))
         for name in ("class_share", "class_resolution_A", "class_evidence", "class_kept")
     )
+    reasons = _texts(content, "class_reason", len(images))
     cells = []
     for number, image in enumerate(images[:MOST_SHOWN]):
         label = f"Class {number + 1}"
         told = [f"{members[number]:,.0f} · {100 * members[number] / total:.1f} %"]
         if np.isfinite(kept[number]):
-            told.append(f"{100 * kept[number]:.0f} % kept")
+            told.append(f"{100 * kept[number]:.0f} % kept{f': {reasons[number]}' if reasons[number] else ''}")
         if np.isfinite(resolution[number]):
             told.append(f"{resolution[number]:.1f} Å")
         if np.isfinite(evidence[number]):
@@ -48,6 +53,8 @@ def sheet(content: ReportContent) -> Drawn | None:
             {
                 "svg": drawn,
                 "name": str(number + 1),
+                "images": int(np.nan_to_num(members[number])),
+                "kept": not kept[number] < 0.5,  # where nothing was selected, all are
                 "told": told,
                 "faint": share[number] * len(images) < 0.1 or kept[number] < 0.5,
             }
@@ -64,3 +71,10 @@ def _column(content: ReportContent, name: str, count: int) -> NDArray[np.float64
     if values is None or np.shape(values) != (count,):
         return np.full(count, np.nan)
     return np.asarray(values, np.float64)
+
+
+def _texts(content: ReportContent, name: str, count: int) -> list[str]:
+    values = content.arrays.get(name)
+    if values is None or np.shape(values) != (count,) or values.dtype.kind not in "UT":
+        return [""] * count
+    return [one_line(str(value), LONGEST_REASON) for value in values]

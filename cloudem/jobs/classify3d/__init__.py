@@ -1,0 +1,1 @@
+"""Classes of particles whose poses are known, by their maps: declaration and run."""
