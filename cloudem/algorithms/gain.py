@@ -135,11 +135,11 @@ def correct_frames(frames: NDArray[Any], correction: FrameCorrection) -> NDArray
         return corrected
     known = correction.neighbours >= 0
     counts = known.sum(axis=1)
+    alone = bool((counts == 0).any())
+    good = np.setdiff1d(np.arange(corrected[0].size), correction.defects, assume_unique=True) if alone else None
     for frame in corrected.reshape(len(corrected), -1):
         values = np.where(known, frame[correction.neighbours], np.float32(0)).sum(axis=1, dtype=np.float64)
-        good = np.ones(frame.size, bool)
-        good[correction.defects] = False
-        mean = float(frame[good].mean(dtype=np.float64)) if (counts == 0).any() else 0.0
+        mean = 0.0 if good is None else float(frame[good].mean(dtype=np.float64))
         frame[correction.defects] = np.where(counts > 0, values / np.maximum(counts, 1), mean)
     return corrected
 

@@ -14,6 +14,7 @@ from cloudem.errors import CloudemError, FormatError, MissingInputError, Paramet
 from cloudem.io.movies import ranges
 from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
 from cloudem.io.movies.opening import open_movie
+from cloudem.io.storage.listing import matching_files
 from cloudem.io.storage.location import join, object_store, put
 from cloudem.testing.eer import encode_eer_frame, write_eer
 from tests.io.movies_files import eer_movie, events, nibbles, write_mrc
@@ -296,3 +297,16 @@ def test_whatever_is_damaged_is_refused_on_purpose_or_read(tmp_path):
                 movie = open_movie(tmp_path / "x")
                 if movie.frames * movie.shape[0] * movie.shape[1] < 1e7:
                     movie.read()
+
+
+def test_frames_and_patterns_wherever_fsspec_reaches(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    raw = write_mrc(tmp_path / "m.mrc", pixels("i2"), 1).read_bytes()
+    for name in ("/grid/a.mrc", "/grid/b.mrc", "/grid/b.txt"):
+        system.pipe(name, raw)
+    found = matching_files("memory://grid/*.mrc")
+    assert found == ["memory://grid/a.mrc", "memory://grid/b.mrc"]
+    np.testing.assert_array_equal(open_movie(found[1]).read(2, 4), pixels("i2")[2:4])
+    with pytest.raises(ParameterError, match="wildcards are followed in the last part"):
+        matching_files("memory://*/a.mrc")

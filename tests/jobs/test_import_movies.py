@@ -285,9 +285,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
 def test_if_none_can_be_used_the_first_says_why(folder, tmp_path):
     for path in folder.glob("*.mrc"):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        ParameterError, match="none of 24 movies can be used; the first, .*m00.mrc, is truncated or still"
-    ):
+    with pytest.raises(ParameterError, match=r"none of 24 movies can be used; the first, .*m00.mrc, is trunc"):
         imported(tmp_path, folder)
 
 

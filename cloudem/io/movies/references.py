@@ -17,7 +17,7 @@ _MOST_BYTES = 2**26
 _SERIALEM = ("CameraSizeX", "BadColumns", "BadRows", "BadPixels", "PartialBadColumn", "PartialBadRow")
 
 
-class Gain(NamedTuple):
+class GainReference(NamedTuple):
     """A gain reference as it is stored.
 
     Attributes
@@ -33,7 +33,7 @@ class Gain(NamedTuple):
     multiplies_eer: bool
 
 
-def read_gain(url: str | os.PathLike[str]) -> Gain:
+def read_gain(url: str | os.PathLike[str]) -> GainReference:
     """Read a gain reference: one image in MRC or TIFF (also called ``.gain``).
 
     Raises
@@ -55,7 +55,7 @@ def read_gain(url: str | os.PathLike[str]) -> Gain:
     if movie.damaged:
         raise FormatError(f"{place} {movie.damaged[0]}; copy it again")
     falcon = place.lower().endswith(".gain")
-    return Gain(np.ascontiguousarray(image[::-1]) if falcon and movie.format == "TIFF" else image, falcon)
+    return GainReference(np.ascontiguousarray(image[::-1]) if falcon and movie.format == "TIFF" else image, falcon)
 
 
 def read_defects(url: str | os.PathLike[str], shape: tuple[int, int]) -> NDArray[np.bool_]:
