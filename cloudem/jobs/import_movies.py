@@ -207,9 +207,8 @@ class ImportMovies(MapJob):
         for line in (*sayings(names.tolist(), found, good, kinds), *optics_notes):
             context.progress.warning(line)
         for count, kind, encoding, frames, width, height in zip(*kinds.values(), strict=True):
-            context.progress.message(
-                f"{movies_in_words(int(count))}: {kind}, {encoding}, {frames} frames of {width} x {height} px"
-            )
+            each = f"{frames} frame{'s' if frames > 1 else ''} of {width} x {height} px"
+            context.progress.message(f"{movies_in_words(int(count))}: {kind}, {encoding}, {each}")
         context.progress.message(f"{len(table):,} of {len(names):,} movies imported into {context.url}")
         below = np.array(below_shared_folder(names.tolist()), TEXT)
         arrays = dict(kinds)

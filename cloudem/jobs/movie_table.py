@@ -109,8 +109,9 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
             f"the dose is not known of {unknown:,} of {movies_in_words(len(table))}: they cannot be dose-weighted; give"
             " --dose-per-frame-e-per-A2"
         )
-    if (dose > PLAUSIBLE_DOSE).any():
-        notes.append(f"a frame received up to {np.nanmax(dose):g} e/Å², which is much: is it that of the whole movie?")
+    much = (dose > PLAUSIBLE_DOSE) & (table["frames"] > 1)
+    if much.any():
+        notes.append(f"a frame received up to {dose[much].max():g} e/Å², which is much: is it that of the whole movie?")
     stated = found["header_pixel_size"][good]
     size = float(table["pixel_size"][0])
     other = (stated > 0) & (np.abs(stated / size - 1) > 0.01)
