@@ -210,7 +210,8 @@ class JobGroup(click.Group):
         return [*known_jobs(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of a job."""
+        """Return the command of a job; it may be written with dashes, as options are."""
+        cmd_name = cmd_name.replace("-", "_") if cmd_name.replace("-", "_") in known_jobs() else cmd_name
         found = None if cmd_name in JOBS else super().get_command(ctx, cmd_name)
         if found is None and (cmd_name in JOBS or cmd_name in known_jobs()):
             return JobCommand(find_job(cmd_name))

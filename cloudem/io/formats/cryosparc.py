@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, parsing, shown
-from cloudem.io.formats.sources import LARGEST, SourceTable
+from cloudem.io.formats.sources import LARGEST, SourceMovieTable, SourceTable
 from cloudem.io.storage.files import open_table
 from cloudem.io.storage.location import folder_of, is_local
+from cloudem.model.movies import Movies
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 from cloudem.model.poses import matrix_to_euler
@@ -44,6 +45,9 @@ _USED = {
     *_NUMBERS.values(), *_OPTICS, _GROUP, "blob/path", "blob/idx", "blob/psize_A", "blob/shape", "blob/sign",
     "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A", "alignments3D/split", "location/micrograph_path",
 }  # fmt: skip
+
+GAIN_TURNS = ("gain_ref_blob/flip_x", "gain_ref_blob/flip_y", "gain_ref_blob/rotate_num")
+"""What an exposure file says of the orientation of its gain reference; carried as text."""
 
 Fields = dict[str, NDArray[Any]]
 
@@ -108,6 +112,72 @@ def read_particles_cs(
         np.where(sign < 0, -1.0, 1.0),
         "alignments3D/shift" in fields and "alignments3D/psize_A" not in fields and not pixel_size,
     )  # fmt: skip
+
+
+def read_movies_cs(path: str | os.PathLike[str]) -> SourceMovieTable:
+    """Read a cryoSPARC exposure file: its movies, and what it says of dose, gain and microscope.
+
+    Parameters
+    ----------
+    path
+        The ``.cs`` file or its URL.
+
+    Raises
+    ------
+    MissingInputError
+        No such file.
+    FormatError
+        Not a ``.cs`` file, or values of the wrong type.
+    MissingColumnError
+        No movies.
+    ParameterError
+        No rows.
+    InconsistentDataError
+        Mixed pixel sizes.
+    """
+    path = os.fspath(path)
+    fields = _load(path)
+    if "movie_blob/path" not in fields:
+        raise MissingColumnError(
+            f"{path} lists no movies (no movie_blob/path); give the imported_movies.cs or exposures of a job"
+        )
+    rows = len(fields["movie_blob/path"])
+    if rows == 0:
+        raise ParameterError(f"{path} lists no movies: the selection is empty")
+    frames = np.zeros(rows, np.int64)
+    if "movie_blob/shape" in fields:
+        frames = _numbers(path, fields, "movie_blob/shape", 3)[:, 0].astype(np.int64)
+    optics, group = _exposure_optics(path, fields, rows)
+    columns: dict[str, NDArray[Any]] = {
+        "optics_group": group,
+        "movie": _plain_names(fields["movie_blob/path"]),
+        "frames": frames.astype(np.int32),
+    }
+    if "mscope_params/total_dose_e_per_A2" in fields and (frames > 0).all():
+        columns["dose_per_frame"] = _numbers(path, fields, "mscope_params/total_dose_e_per_A2") / frames
+    for name, field in {"gain": "gain_ref_blob/path", "defects": "mscope_params/defect_path"}.items():
+        if field in fields:
+            columns[name] = _plain_names(fields[field])
+    columns |= {CARRIED + name: _carried(fields[name]) for name in GAIN_TURNS if name in fields}
+    return SourceMovieTable(
+        path, Movies(optics, columns), _one_value(path, fields, "movie_blob/psize_A", "pixel sizes")
+    )
+
+
+def _plain_names(values: NDArray[Any]) -> NDArray[Any]:
+    return np.array([str(name).removeprefix(">") for name in _text(values)], dtype=TEXT)
+
+
+def _exposure_optics(path: str, fields: Fields, rows: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
+    """Return an optics group for each exposure group, 0 for what the file does not say."""
+    names = ("mscope_params/exp_group_id", "mscope_params/accel_kv", "mscope_params/cs_mm")
+    values = [_numbers(path, fields, name) if name in fields else np.zeros(rows) for name in names]
+    kinds, group = np.unique(np.stack(values, axis=1), axis=0, return_inverse=True)
+    optics = tuple(
+        OpticsGroup(f"group{int(number)}", float(f"{kv:.7g}"), float(f"{cs:.7g}") * _MM, 0.0)
+        for number, kv, cs in kinds
+    )
+    return optics, group.reshape(-1).astype(np.int32)
 
 
 def _load(path: str) -> Fields:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, shown
-from cloudem.io.formats.sources import LARGEST, SourceTable, split_image_names
+from cloudem.io.formats.sources import LARGEST, SourceMovieTable, SourceTable, split_image_names
 from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.micrographs import Micrographs
+from cloudem.model.movies import Movies
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 from cloudem.model.table import ColumnMeaning, ItemTable, distinct
@@ -40,8 +41,11 @@ _STATED = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmp
 """Labels of the optics table that cloudem understands."""
 
 _MICROGRAPH_PIXEL_SIZE = "rlnMicrographPixelSize"
+_ORIGINAL_PIXEL_SIZE = "rlnMicrographOriginalPixelSize"
 _STATED_OF_MICROGRAPHS = (*_STATED[:4], _MICROGRAPH_PIXEL_SIZE)
 """The same of the optics table beside micrographs."""
+
+_STATED_OF_MOVIES = (*_STATED_OF_MICROGRAPHS, _ORIGINAL_PIXEL_SIZE)
 
 
 class SourceMicrographs(NamedTuple):
@@ -164,6 +168,63 @@ def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
     columns = _columns(Micrographs, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
     columns["optics_group"] = group_of.astype(np.int32)
     return SourceMicrographs(path, Micrographs(optics, columns), pixel_size)
+
+
+def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:
+    """Read a movie STAR file, or a micrograph STAR file whose images are then movies of one frame.
+
+    Parameters
+    ----------
+    path
+        The file or its URL.
+
+    Raises
+    ------
+    FormatError
+        Not such a STAR file, or values of the wrong type.
+    MissingColumnError
+        Neither movies nor micrographs.
+    ParameterError
+        No rows.
+    InconsistentDataError
+        Mixed pixel sizes, a movie listed twice, an optics group that is not described.
+    """
+    path = os.fspath(path)
+    blocks = read_star(path)
+    label = "rlnMicrographMovieName"
+    if not any(label in table for table in blocks.values()):
+        label = "rlnMicrographName"
+    table = _block(path, blocks, "movies" if "movies" in blocks else "micrographs", label, "movies")
+    if "rlnImageName" in table:
+        raise FormatError(
+            f"{path} lists particles (_rlnImageName), where movies are needed; give the STAR file of them"
+        )
+    names, _, counts = distinct(table[label])
+    if not len(names):
+        raise ParameterError(f"{path} lists no movies: the selection is empty")
+    if counts.max() > 1:
+        raise InconsistentDataError(
+            f"{path} lists {shown(str(names[counts.argmax()]))} {counts.max()} times; leave all but one row out"
+        )
+    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    optics = tuple(
+        _optics_group(path, optics_table, group, _STATED_OF_MOVIES, True)
+        for group in range(len(group_of_rows(optics_table)))
+    )
+    sizes = (_ORIGINAL_PIXEL_SIZE, _MICROGRAPH_PIXEL_SIZE)
+    pixel_size = next(
+        (
+            size
+            for each in sizes
+            if (size := _one_value(path, optics_table, each, np.unique(group_of), "pixel sizes", "Å"))
+        ),
+        0.0,
+    ) or _old_pixel_size(path, table)
+    columns = _columns(Movies, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    if "movie" not in columns:
+        columns["movie"] = columns["micrograph"]
+    columns["optics_group"] = group_of.astype(np.int32)
+    return SourceMovieTable(path, Movies(optics, columns), pixel_size)
 
 
 def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,31 @@ from cloudem.errors import FormatError, InconsistentDataError
 from cloudem.io.formats.prefetch import PrefetchedImages
 from cloudem.io.formats.stacks import Stack, find_stacks
 from cloudem.io.storage.location import storage_errors
+from cloudem.model.movies import Movies
 from cloudem.model.particles import Particles
 
 _FILES_KEPT = 128
 
 LARGEST = 1e30
 """No number of a table is beyond, in any unit; what is would only overflow later."""
+
+
+class SourceMovieTable(NamedTuple):
+    """Movies as a table of another program lists them.
+
+    Attributes
+    ----------
+    path
+        File that the table came from, or its URL.
+    movies
+        The table in cloudem's columns and units; names are the file's.
+    pixel_size
+        Å per pixel of the frames; 0 where the file does not say.
+    """
+
+    path: str
+    movies: Movies
+    pixel_size: float
 
 
 @dataclass(frozen=True)
