@@ -17,6 +17,17 @@ from cloudem.interrupts import keep_from_children
 LOG = logging.getLogger("cloudem.execution")
 
 
+def is_no_abandoned_wait(record: logging.LogRecord) -> bool:
+    """Tell whether a message of asyncio is for people: not that one about a wait of Dask's that nobody needs any more.
+
+    Between two messages, Dask's queues wait with a timeout. If a cluster stops on a busy machine just as that is over,
+    the wait is abandoned, and asyncio says that its exception was never retrieved.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    waited = isinstance(error, TimeoutError) and error.args == ("Timeout",)
+    return not (waited and "never retrieved" in record.getMessage())
+
+
 def start_cluster(
     processes: bool, workers: int | None, threads: int | None, gpus: bool, dashboard: bool
 ) -> tuple[Any, str]:
@@ -34,6 +45,7 @@ def start_cluster(
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise ParameterError(f"--{name}: got {value}, needs at least 1")
+    logging.getLogger("asyncio").addFilter(is_no_abandoned_wait)
     plugins = [_quiet_children()]
     common: dict[str, Any] = {
         # Without an address Dask listens on every interface, dashboard or not.

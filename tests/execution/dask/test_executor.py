@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import importlib.util
+import logging
 import operator
 import os
 import subprocess
@@ -23,6 +24,7 @@ from scipy import fft
 
 from cloudem.backend.arrays import choose_device, why_no_gpu
 from cloudem.errors import ParameterError, WorkerLostError
+from cloudem.execution.dask.embedded import is_no_abandoned_wait
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.execution.executor import Added, Fold, itself
 
@@ -182,6 +184,18 @@ def test_one_cluster_after_another_in_a_fresh_process() -> None:
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_only_waits_that_were_abandoned_are_not_spoken_of() -> None:
+    def said(error: Exception, message: str) -> bool:
+        record = logging.LogRecord("asyncio", logging.ERROR, "", 0, message, (), (type(error), error, None))
+        return is_no_abandoned_wait(record)
+
+    lost = "Future exception was never retrieved"
+    assert not said(TimeoutError("Timeout"), lost)
+    assert said(TimeoutError("Timeout"), "something else")
+    assert said(TimeoutError("another"), lost)
+    assert said(ValueError("Timeout"), lost)
 
 
 @contextlib.contextmanager
