@@ -214,17 +214,20 @@ class AbInitio(MapJob):
         """Compare the starts, and make more of them while only one leads to the best map; return all."""
         import numpy as np
 
-        from cloudem.algorithms.abinitio import agreement_of
+        from cloudem.algorithms.abinitio import agreement_of, is_isotropic
         from cloudem.jobs.abinitio_tasks import start_of
+        from cloudem.model.symmetry import operators
 
         for number in range(1, ROUNDS + 1):
             maps = list(found["volume"].astype(np.float32))
             with context.progress.stage("compare"):
                 agreement = agreement_of(maps, found["evidence"], length, self.diameter_A / 2, finest)
-            hopeless = not found["evidence"][agreement.best] >= EVIDENT or not agreement.aspherical >= SPHERE
-            if np.count_nonzero(agreement.agrees) > 1 or hopeless or number == ROUNDS:
+            sphere = not agreement.aspherical >= SPHERE and not is_isotropic(operators(self.symmetry))
+            hopeless = not found["evidence"][agreement.best] >= EVIDENT or sphere
+            agrees = np.count_nonzero(agreement.agrees) > 1 and agreement.aspherical >= SPHERE
+            if agrees or hopeless or number == ROUNDS:
                 break
-            context.progress.message(f"no other of {len(maps)} starts leads to the best map: {self.start_count} more")
+            context.progress.message(f"{len(maps)} starts do not agree yet: {self.start_count} more")
             seeds = [self.seed + len(maps) + one for one in range(self.start_count)]
             with context.progress.stage("more starts", len(seeds), "starts") as stage:
                 parts = [found]
