@@ -234,6 +234,7 @@ class AbInitio(MapJob):
                 for one in context.executor.map(partial(start_of, settings=self.settings()), seeds):
                     parts.append(one)
                     stage.advance(1)
+                    context.stop_if_asked(f"{stage.done:,} of {stage.total:,} more starts")
             found = {name: np.concatenate([part[name] for part in parts]) for name in found}
         return found, agreement
 
@@ -252,6 +253,7 @@ class AbInitio(MapJob):
             for one in context.executor.map(_CarryOn(self.settings()), tasks):
                 done.append(one)
                 stage.advance(1)
+                context.stop_if_asked(f"{stage.done:,} of {stage.total:,} maps carried on")
         with context.progress.stage("compare again"):
             both, _ = agreed_shell(done[0].volume, done[1].volume, length, self.diameter_A / 2)
         table = {
