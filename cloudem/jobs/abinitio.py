@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloudem.algorithms.abinitio import Agreement
-    from cloudem.algorithms.carrying_on import Carried
     from cloudem.jobs.abinitio_tasks import StartSettings
 
 LEAST_IMAGES = 200
@@ -244,13 +242,14 @@ class AbInitio(MapJob):
 
         from cloudem.algorithms.abinitio import agreed_shell
         from cloudem.algorithms.placing import map_on
+        from cloudem.jobs.abinitio_tasks import carry_start
 
         evidence = np.where(agreement.agrees, found["evidence"], -np.inf)
         chosen = np.argsort(-evidence, kind="stable")[:CARRIED]
         tasks = [(found["volume"][one].astype(np.float32), float(found["evidence"][one])) for one in chosen]
         done = []
         with context.progress.stage("carry on", len(tasks), "maps") as stage:
-            for one in context.executor.map(_CarryOn(self.settings()), tasks):
+            for one in context.executor.map(partial(carry_start, settings=self.settings()), tasks):
                 done.append(one)
                 stage.advance(1)
                 context.stop_if_asked(f"{stage.done:,} of {stage.total:,} maps carried on")
@@ -280,18 +279,6 @@ class CarriedOn(NamedTuple):
     volume: NDArray[np.float32]
     shell: float
     table: dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class _CarryOn:
-    """What carries on the map of a start, on workers."""
-
-    settings: StartSettings
-
-    def __call__(self, start: tuple[NDArray[np.float32], float]) -> Carried:
-        from cloudem.jobs.abinitio_tasks import carry_start
-
-        return carry_start(start[0], self.settings, start[1])
 
 
 def fell_apart(resolution: float) -> str:

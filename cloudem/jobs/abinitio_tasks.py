@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +11,16 @@ from cloudem.algorithms.abinitio import MARGIN, Blind, from_nothing, rings_of_wa
 from cloudem.algorithms.carrying_on import Carried, carried_on, carrying_settings
 from cloudem.algorithms.coarse import coarse_images
 from cloudem.algorithms.expectation import MASK_SHELLS, Batch
-from cloudem.algorithms.noise import noise_variance, power_spectrum
+from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.placing import map_on
-from cloudem.jobs.classify2d.tasks import batch_for_classes
-from cloudem.jobs.dataset import Dataset, image_batches, left_out, open_for_tasks
+from cloudem.jobs.classify2d.tasks import NOISE_IMAGES, batch_for_classes, noise_of_group
+from cloudem.jobs.dataset import Dataset, left_out, open_for_tasks
 from cloudem.jobs.mapping import Found
 from cloudem.kernels.slices import fast_even
 from cloudem.model.symmetry import operators
 
 HELD_OUT = 400
 """Images that are asked for their evidence only."""
-
-NOISE_IMAGES = 1000
-"""Images that the noise is measured on."""
 
 CARRIED_FROM, CARRIED_TO = 9.0, 24.0
 """Waves across the particle on which the passes that carry a map on begin, and on which they end at the latest."""
@@ -71,12 +67,8 @@ class Starting:
         )
 
     def _noise(self) -> NDArray[np.float64]:
-        total: Any = 0
-        for some, images in image_batches(self.dataset, np.sort(self.order[:NOISE_IMAGES])):
-            few, groups = coarse_images(images, self.side), len(self.dataset.particles.optics)
-            power, count = power_spectrum(few, self.dataset.optics_group[some], groups)
-            total = total + np.column_stack([power, count])
-        return noise_variance(total[:, :-1], total[:, -1], self.side)
+        power = noise_of_group(np.sort(self.order[:NOISE_IMAGES]), self.dataset, self.side)
+        return noise_variance(power[:, :-1], power[:, -1], self.side)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Return images with their CTFs, ``indices`` ascending."""
@@ -102,18 +94,17 @@ def start_of(seed: int, settings: StartSettings) -> Found:
     }
 
 
-def carry_start(volume: NDArray[np.float32], settings: StartSettings, evidence: float) -> Carried:
+def carry_start(start: tuple[NDArray[np.float32], float], settings: StartSettings) -> Carried:
     """Carry the map of a start on: a task.
 
     Parameters
     ----------
-    volume
-        On its coarse grid.
+    start
+        Its map on the coarse grid, and the evidence of its images; with faint ones, more of them are used.
     settings
         Of the start.
-    evidence
-        Of its images; with faint ones, more of them are used.
     """
+    volume, evidence = start
     starting = Starting(settings)
     known = starting.known
     count = round(CARRIED_IMAGES * float(np.clip(CLEAR / max(evidence, 1e-3), 1.0, MOST_OF_THEM)))

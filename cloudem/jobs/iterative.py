@@ -155,6 +155,13 @@ class Iterations(ABC, Generic[S]):
             return read_group(self.context.url, CHECKPOINT)
 
 
+def source_of(particles: str) -> str:
+    """Return what tells one particle store from another made later under the same name."""
+    from cloudem.io.storage.groups import read_attributes
+
+    return str((read_attributes(particles, "") or {}).get("date", ""))
+
+
 class IterativeJob(Job):
     """A job that goes in iterations."""
 
@@ -174,8 +181,9 @@ class IterativeJob(Job):
         raise NotImplementedError(f"{type(self).__name__} declares no iterations()")
 
     def data_version(self) -> str:
-        """Return what tells the data that checkpoints refer to from others under the same name; "" if nothing does."""
-        return ""
+        """Return what tells the particles that checkpoints refer to from others under the same name; "" without any."""
+        particles = getattr(self, "particles", "")
+        return source_of(particles) if particles else ""
 
     def check_out(self) -> None:
         """Check that a run can go on from what lies in ``OUT``, or begin there."""

@@ -142,18 +142,13 @@ def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
     blocks = read_star(path)
     table = _block(path, blocks, "micrographs", "rlnMicrographName", "micrographs")
     names, _, counts = distinct(table["rlnMicrographName"])
-    if not len(names):
-        raise ParameterError(f"{path} lists no micrographs: the selection is empty")
+    _need_rows(path, names, "micrographs")
     if "rlnImageName" in table:
         raise FormatError(
             f"{path} lists particles (_rlnImageName), where micrographs are needed; give the STAR file of "
             "motion correction or CTF estimation"
         )
-    if counts.max() > 1:
-        raise InconsistentDataError(
-            f"{path} lists the micrograph {shown(str(names[counts.argmax()]))} {counts.max()} times; leave all but one "
-            "row out"
-        )
+    _need_each_once(path, names, counts, "the micrograph ")
     optics_table, group_of = _optics(path, blocks.get("optics"), table)
     optics = tuple(
         _optics_group(path, optics_table, group, _STATED_OF_MICROGRAPHS, False)
@@ -200,12 +195,8 @@ def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:
             f"{path} lists particles (_rlnImageName), where movies are needed; give the STAR file of them"
         )
     names, _, counts = distinct(table[label])
-    if not len(names):
-        raise ParameterError(f"{path} lists no movies: the selection is empty")
-    if counts.max() > 1:
-        raise InconsistentDataError(
-            f"{path} lists {shown(str(names[counts.argmax()]))} {counts.max()} times; leave all but one row out"
-        )
+    _need_rows(path, names, "movies")
+    _need_each_once(path, names, counts, "")
     optics_table, group_of = _optics(path, blocks.get("optics"), table)
     optics = tuple(
         _optics_group(path, optics_table, group, _STATED_OF_MOVIES, True)
@@ -225,6 +216,20 @@ def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:
         columns["movie"] = columns["micrograph"]
     columns["optics_group"] = group_of.astype(np.int32)
     return SourceMovieTable(path, Movies(optics, columns), pixel_size)
+
+
+def _need_rows(path: str, names: NDArray[Any], what: str) -> None:
+    """Refuse a table without rows."""
+    if not len(names):
+        raise ParameterError(f"{path} lists no {what}: the selection is empty")
+
+
+def _need_each_once(path: str, names: NDArray[Any], counts: NDArray[np.int64], what: str) -> None:
+    """Refuse a table that lists a name several times."""
+    if counts.max() > 1:
+        raise InconsistentDataError(
+            f"{path} lists {what}{shown(str(names[counts.argmax()]))} {counts.max()} times; leave all but one row out"
+        )
 
 
 def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:

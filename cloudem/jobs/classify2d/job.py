@@ -153,12 +153,6 @@ class Classify2D(IterativeJob):
             notes=(f"{size.count:,} particles of {s.box} px in {s.classes} classes",),
         )
 
-    def data_version(self) -> str:
-        """Return when the particles were made."""
-        from cloudem.jobs.refine3d.resume import source_of
-
-        return source_of(self.particles)
-
     def iterations(self, context: Context, *, resumes: bool) -> Iterations[ClassState]:
         """Open the particles."""
         from cloudem.jobs.classify2d.run import Classification

@@ -35,6 +35,7 @@ from cloudem.execution.task_names import labelled
 from cloudem.jobs.base import Context
 from cloudem.jobs.classify2d.job import Classify2D
 from cloudem.jobs.classify2d.tasks import (
+    NOISE_IMAGES,
     ClassCheckpoint,
     ClassItem,
     ClassModel,
@@ -48,17 +49,13 @@ from cloudem.jobs.classify2d.tasks import (
     view_of,
 )
 from cloudem.jobs.dataset import Dataset, groups_of, left_out, open_dataset, open_for_tasks
-from cloudem.jobs.iterative import IterationResult, Iterations, clear
+from cloudem.jobs.iterative import IterationResult, Iterations, clear, source_of
 from cloudem.jobs.provenance import job_record
-from cloudem.jobs.refine3d.resume import source_of
 from cloudem.jobs.report import run_attributes, write_report
 from cloudem.jobs.results import write_particles_of
 from cloudem.kernels.polar import PolarGrid
 from cloudem.kernels.shells import crossing
 from cloudem.model.columns import Value
-
-NOISE_IMAGES = 1000
-"""Images that the noise is measured on at the start."""
 
 NOWHERE = -1
 

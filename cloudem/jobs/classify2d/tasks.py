@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
+from cloudem.algorithms.coarse import coarse_images
 from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.junk import alike_shell
 from cloudem.algorithms.marginal import (
@@ -37,6 +38,9 @@ from cloudem.kernels.polar import decode, harmonics
 from cloudem.traffic import purpose
 
 Float64 = NDArray[np.float64]
+
+NOISE_IMAGES = 1000
+"""Images that the noise is measured on at the start."""
 
 NEIGHBOURS = 1.0
 """Steps of the grid of shifts that an image may move by from one pass to the next."""
@@ -239,10 +243,15 @@ def fold_of_classes(settings: ClassSettings, limit: int, *, posed: bool) -> Fold
     return Fold(part_of, add, merge_soft, cut_soft, join_soft)
 
 
-def noise_of_group(indices: NDArray[np.int64], dataset: Dataset) -> NDArray[np.float64]:
-    """Return power spectra and their counts by optics group: the noise before anything is known."""
+def noise_of_group(indices: NDArray[np.int64], dataset: Dataset, side: int | None = None) -> NDArray[np.float64]:
+    """Return power spectra and their counts by optics group: the noise before anything is known.
+
+    ``side``: pixels that the images are cut down to first; None for all of them.
+    """
     total: Any = 0
     for some, images in image_batches(dataset, indices):
+        if side is not None:
+            images = coarse_images(images, side)
         power, count = power_spectrum(images, dataset.optics_group[some], len(dataset.particles.optics))
         total = total + np.column_stack([power, count])
     return np.asarray(total)

@@ -190,12 +190,6 @@ class Classify3D(IterativeJob):
             notes=(f"{size.count:,} particles of {size.box} px, compared on a grid of {s.box} voxels",),
         )
 
-    def data_version(self) -> str:
-        """Return when the particles were made."""
-        from cloudem.jobs.refine3d.resume import source_of
-
-        return source_of(self.particles)
-
     def iterations(self, context: Context, *, resumes: bool) -> Iterations[StatesState]:
         """Open the particles."""
         from cloudem.jobs.classify3d.run import StateClassification

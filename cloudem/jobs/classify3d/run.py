@@ -57,11 +57,10 @@ from cloudem.jobs.classify3d.tasks import (
 )
 from cloudem.jobs.dataset import Dataset, groups_of, left_out, open_dataset, open_for_tasks
 from cloudem.jobs.halves import Drawing, half_sets
-from cloudem.jobs.iterative import IterationResult, Iterations, clear
+from cloudem.jobs.iterative import IterationResult, Iterations, clear, source_of
 from cloudem.jobs.maps import read_mask
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.poses import table_poses
-from cloudem.jobs.refine3d.resume import source_of
 from cloudem.kernels.shells import crossing
 from cloudem.model.columns import Value
 

@@ -170,12 +170,6 @@ class Refine3D(IterativeJob):
 
         return alignment_work(self.alignment(sizes["particles"]))
 
-    def data_version(self) -> str:
-        """Return when the particles were made."""
-        from cloudem.jobs.refine3d.resume import source_of
-
-        return source_of(self.particles)
-
     def iterations(self, context: Context, *, resumes: bool) -> Iterations[State]:
         """Open the particles."""
         from cloudem.jobs.refine3d.run import Refinement

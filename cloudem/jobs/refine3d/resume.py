@@ -8,15 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError
-from cloudem.io.storage.groups import read_attributes
 from cloudem.jobs.base import Context
 from cloudem.jobs.iterative import CHECKPOINT
 from cloudem.jobs.refine3d.tasks import read_checkpoint
-
-
-def source_of(particles: str) -> str:
-    """Return what tells one particle store from another made later under the same name."""
-    return str((read_attributes(particles, "") or {}).get("date", ""))
 
 
 def leave_out(context: Context, particles: str, without: NDArray[np.int64]) -> None:

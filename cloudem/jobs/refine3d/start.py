@@ -20,12 +20,11 @@ from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
 from cloudem.io.storage.groups import has_group, read_group
 from cloudem.jobs.halves import Drawing, half_sets
-from cloudem.jobs.iterative import clear, commit, drop_unnamed
+from cloudem.jobs.iterative import clear, commit, drop_unnamed, source_of
 from cloudem.jobs.maps import read_start_map
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.iteration import Float32, Run, share
 from cloudem.jobs.refine3d.poses import no_poses, table_poses
-from cloudem.jobs.refine3d.resume import source_of
 from cloudem.jobs.refine3d.solving import MASK
 from cloudem.jobs.refine3d.tasks import (
     REFERENCES,
