@@ -8,6 +8,8 @@ from cloudem.model.table import SHARED_COLUMNS, ColumnMeaning, ItemTable
 
 COLUMNS: dict[str, ColumnMeaning] = {
     **SHARED_COLUMNS,
+    "image": ColumnMeaning("text", "", "where the image lies: a file, or a group of images of a result"),
+    "pixel_size": ColumnMeaning("float64", "Å", "size of a pixel of the image"),
     "path": ColumnMeaning("text", "", "file that the image came from, or its URL"),
     "movie": ColumnMeaning("text", "", "file of the movie that the micrograph was made of", "rlnMicrographMovieName"),
     "frames": ColumnMeaning("int32", "", "number of frames that were summed"),

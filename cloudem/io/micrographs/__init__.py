@@ -1,0 +1,1 @@
+"""Micrographs: their table, their images, and what they are imported from."""
