@@ -12,7 +12,8 @@ from pydantic import AfterValidator
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs
-from cloudem.jobs.mapping import Found, Items, MapJob, split
+from cloudem.jobs.growing import Growing, GrowingJob
+from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, table_of
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from cloudem.io.micrographs.sources import GivenMicrographs
     from cloudem.model.micrographs import Micrographs
-
-LISTED = "listed"
-"""Group of the micrographs as they were found, so that a run that goes on works on the same ones."""
 
 HEADER_S, TASK_MICROGRAPHS = 0.003, 20
 """CPU-seconds of a header, and micrographs of a task."""
@@ -49,7 +47,7 @@ def _absolute(text: str) -> str:
     return absolute(text)
 
 
-class ImportMicrographs(MapJob):
+class ImportMicrographs(GrowingJob):
     """Declaration of ``cloudem import-micrographs``."""
 
     name: ClassVar[str] = "import_micrographs"
@@ -61,6 +59,7 @@ class ImportMicrographs(MapJob):
         " --out s3://bucket/micrographs",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs",)}
+    grows: ClassVar[tuple[str, ...]] = ("micrographs",)
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (KINDS_FOUND, LEFT_OUT, COST, PARAMETERS, PROVENANCE)
 
@@ -125,26 +124,17 @@ class ImportMicrographs(MapJob):
         base = 250 * MIB + 2000 * size.count
         return Work((stage,), base_bytes=base, stored_bytes=300 * size.count, makes={"": size}, notes=notes)
 
-    def run(self, context: Context) -> None:
-        """Write down what is to be imported, look at each micrograph, and write the table."""
-        from cloudem.io.storage.groups import read_attributes
-        from cloudem.jobs.provenance import job_record
-
-        self.check_out()
-        if read_attributes(context.url, "") is None:
-            context.write("", {}, {"kind": "result", **job_record(self)})
-        super().run(context)
-
-    def items(self, context: Context) -> Items:
-        """Return the micrographs of the list, which is kept from the first run on."""
+    def growing(self, url: str) -> Growing:
+        """Return the micrographs that there are now; their headers are read by tasks."""
         from cloudem.io.micrographs.sources import check_micrographs
 
-        urls = self.listed(context).micrographs["image"].tolist()
-        parts = split(len(urls), TASK_MICROGRAPHS)
-        return Items(
-            [urls[part.start : part.stop] for part in parts], [len(part) for part in parts], check_micrographs,
-            stage="headers", unit="micrographs",
-        )  # fmt: skip
+        urls = self.source.micrographs["image"].tolist()
+        return Growing(urls, urls, check_micrographs, size=TASK_MICROGRAPHS, stage="headers")
+
+    def settled(self, found: Found) -> NDArray[np.bool_]:
+        """Return which micrographs can be used; the others are looked at again, since they may have been completed."""
+        settled: NDArray[np.bool_] = found["problem"] == ""
+        return settled
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table of the micrographs that can be used, and say why the others cannot."""
@@ -154,7 +144,7 @@ class ImportMicrographs(MapJob):
         from cloudem.io.movies.sources import below_shared_folder
         from cloudem.model.table import TEXT
 
-        source = self.listed(context)
+        source = self.source
         names = source.micrographs["image"].tolist()
         good = found["problem"] == ""
         if not good.any():
@@ -162,9 +152,10 @@ class ImportMicrographs(MapJob):
                 f"none of {len(names):,} micrographs can be used; the first, {names[0]}, {found['problem'][0]}"
             )
         sizes = found["header_pixel_size"]
-        table = self.completed(source, float(sizes[good][0])).take(good)
+        table = self.completed(source, float(sizes[good][0]))
+        headers = {name: found[name] for name in ("height", "width")}
+        table = table.with_columns(**headers, image_version=found["file_version"]).take(good)
         write_micrograph_table(context.write, table)
-        context.delete(LISTED)
         kinds = _kinds(found, good)
         for line in _sayings(names, found, good, float(table["pixel_size"][0])):
             context.progress.warning(line)
@@ -177,20 +168,6 @@ class ImportMicrographs(MapJob):
             arrays |= {"left_out_micrograph": below[~good], "left_out_reason": found["problem"][~good]}
         counts = {"micrograph_count": len(table), "left_out_count": int((~good).sum())}
         return arrays, {**counts, "pixel_size_A": float(table["pixel_size"][0])}
-
-    def listed(self, context: Context) -> GivenMicrographs:
-        """Return the micrographs as the first run found them."""
-        from cloudem.io.micrographs.sources import GivenMicrographs
-        from cloudem.io.storage.groups import has_group, read_group
-        from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
-        from cloudem.model.micrographs import Micrographs
-
-        if not has_group(context.url, LISTED):
-            arrays, attributes = table_to_arrays(self.source.micrographs)
-            context.write(LISTED, arrays, {**attributes, "source_pixel_size_A": self.source.pixel_size})
-        arrays, attributes = read_group(context.url, LISTED)
-        table = table_from_arrays(Micrographs, arrays, attributes)
-        return GivenMicrographs(self.micrographs, table, float(attributes["source_pixel_size_A"]))
 
     def completed(self, source: GivenMicrographs, header_pixel_size: float) -> Micrographs:
         """Return the micrographs with what options say; an option goes before the table, the table before the header.

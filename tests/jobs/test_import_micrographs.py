@@ -11,7 +11,7 @@ from cloudem.errors import CloudemError, MissingInputError, ParameterError
 from cloudem.io.formats.relion import micrographs_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.micrographs.tables import read_micrograph_table
-from cloudem.io.storage.groups import has_group, read_group
+from cloudem.io.storage.groups import read_group
 from cloudem.jobs.import_micrographs import ImportMicrographs
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
@@ -51,7 +51,20 @@ def test_a_folder_with_a_movie_and_a_truncated_file(tmp_path):
     assert "0 bytes" in reasons["m3.mrc"]
     assert (attributes["micrograph_count"], attributes["left_out_count"]) == (2, 3)
     assert "holds 3 images" in (tmp_path / "out/report.html").read_text()
-    assert not has_group(tmp_path / "out", "listed")
+    assert table["height"].tolist() == [20, 20]
+    assert table["width"].tolist() == [30, 30]
+
+
+def test_what_came_later_is_taken_up(tmp_path):
+    image(tmp_path / "sums/m0.mrc")
+    late = image(tmp_path / "sums/m1.mrc")
+    whole = late.read_bytes()
+    late.write_bytes(whole[:-100])
+    first = imported(tmp_path, tmp_path / "sums")
+    late.write_bytes(whole)
+    image(tmp_path / "sums/m2.mrc")
+    assert first["micrograph"].tolist() == ["m0"]
+    assert imported(tmp_path, tmp_path / "sums")["micrograph"].tolist() == ["m0", "m1", "m2"]
 
 
 def test_a_table_of_relion_keeps_its_names_and_its_ctf(tmp_path):

@@ -1,1 +1,1 @@
-"""Micrographs: their table, their images, and what they are imported from."""
+"""Micrographs: their images, and the tables of micrographs and of picked particles in results."""
