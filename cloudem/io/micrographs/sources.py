@@ -14,7 +14,7 @@ from cloudem.io.formats.cryosparc import read_micrographs_cs
 from cloudem.io.formats.relion import read_micrographs_star
 from cloudem.io.formats.sources import SourceMicrographTable
 from cloudem.io.movies.checking import HeaderCheck, arrays_of_checks, check_header
-from cloudem.io.movies.sources import base_of_names, listed_files, place_of_name, unique_names
+from cloudem.io.movies.sources import base_of_names, fixed_folder, listed_files, place_of_name, unique_names
 from cloudem.io.storage.listing import has_wildcard
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
@@ -85,7 +85,7 @@ def find_micrographs(given: str, project_folder: str | None = None) -> GivenMicr
     notes = tuple(f"other files are passed over: {count} of {name}" for name, count in passed.most_common(3))
     columns = {
         "optics_group": np.zeros(len(files), np.int32),
-        "micrograph": np.array(unique_names(files), TEXT),
+        "micrograph": np.array(unique_names(files, fixed_folder(given)), TEXT),
         "image": np.array(files, TEXT),
     }
     return GivenMicrographs(given, Micrographs((OpticsGroup("opticsGroup1", 0.0, 0.0, 0.0),), columns), 0.0, notes)

@@ -155,7 +155,7 @@ def _with_mdocs(given: str, files: Sequence[str], found: Sequence[MdocMovie], no
     columns: dict[str, Any] = {
         "optics_group": np.array([voltages.index(each.voltage) for each in found], np.int32),
         "movie": np.array(list(files), TEXT),
-        "micrograph": np.array(unique_names(files, _fixed_folder(given)), TEXT),
+        "micrograph": np.array(unique_names(files, fixed_folder(given)), TEXT),
     }
     numbers = {
         "dose_per_frame": [each.dose_per_frame for each in found],
@@ -232,7 +232,7 @@ def below_shared_folder(files: Sequence[str]) -> list[str]:
     return [posixpath.relpath(each, shared) for each in files]
 
 
-def _fixed_folder(given: str) -> str:
+def fixed_folder(given: str) -> str:
     """Return the folder below which all that a pattern or folder may ever stand for lies: names start from there."""
     fixed = absolute(given).partition("*")[0].partition("?")[0].partition("[")[0] if has_wildcard(given) else ""
     if fixed:
