@@ -92,7 +92,11 @@ def check_headers(
     part: Sequence[tuple[str, int, tuple[int, int] | None]], least_age: float = 0.0, marker: str = ""
 ) -> dict[str, NDArray[Any]]:
     """Check movies, given as the arguments of `check_header`; return the fields of `HeaderCheck` as arrays."""
-    found = [check_header(*each, least_age, marker) for each in part]
+    return arrays_of_checks([check_header(*each, least_age, marker) for each in part])
+
+
+def arrays_of_checks(found: Sequence[HeaderCheck]) -> dict[str, NDArray[Any]]:
+    """Return the fields of checks as arrays."""
     types: dict[type, Any] = {str: TEXT, int: np.int64, float: np.float64}
     return {
         name: np.array([getattr(each, name) for each in found], dtype=types[type(default)])
