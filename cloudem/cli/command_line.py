@@ -207,18 +207,18 @@ class WatchCommand(click.Command):
 
     def __init__(self) -> None:
         super().__init__(
-            watch.Watch.name,
-            params=[*options_of(watch.Watch), *options_of(RunOptions)],
+            watch.WatchWorkflow.name,
+            params=[*options_of(watch.WatchWorkflow), *options_of(RunOptions)],
             context_settings={"token_normalize_func": normalise},
             callback=self._call,
-            help=watch.Watch.summary,
+            help=watch.WatchWorkflow.summary,
         )
 
     def _call(self, **given: Any) -> None:
         from cloudem.jobs.runner import run_job
 
         values, options = _split(given)
-        wanted = watch.Watch(**values)
+        wanted = watch.WatchWorkflow(**values)
         workflow = wanted.read()
         if options.dry_run:
             wanted.show(workflow)
@@ -236,7 +236,7 @@ class WatchCommand(click.Command):
         """Print every parameter with unit, default and meaning, and the examples."""
         from cloudem.cli.help import print_command_help
 
-        print_command_help(watch.Watch, RunOptions)
+        print_command_help(watch.WatchWorkflow, RunOptions)
 
 
 class JobGroup(click.Group):

@@ -12,7 +12,7 @@ import click
 
 from cloudem.cli.declare import Command
 from cloudem.cli.runs import confirm
-from cloudem.errors import CloudemError, MissingInputError, ParameterError
+from cloudem.errors import CloudemError, MissingInputError
 from cloudem.interrupts import advise
 from cloudem.jobs.growing import GrowingJob
 from cloudem.jobs.parameters import parameter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENDED = "nothing arrived any more; everything that arrived is done"
 
 
-class Watch(Command):
+class WatchWorkflow(Command):
     """What ``cloudem watch`` takes."""
 
     name: ClassVar[str] = "watch"
@@ -43,7 +43,9 @@ class Watch(Command):
         meaning="folder, pattern or URL to watch; by default, what the first step of the workflow names",
         positional=True,
     )
-    workflow: str = parameter(meaning="workflow file whose first step is import_movies (see docs/watch.md)")
+    workflow: str = parameter(
+        meaning="workflow file whose first step imports movies or micrographs (see docs/watch.md)"
+    )
     poll_s: float = parameter(20.0, meaning="pause between two looks while nothing arrives", gt=0)
     first_particles: int = parameter(
         1000, meaning="particles from which on steps that begin anew (classes, maps) are run", ge=1
@@ -69,30 +71,26 @@ class Watch(Command):
         CloudemError
             It is none, or cannot be watched.
         """
-        from cloudem.jobs.import_movies import ImportMovies
         from cloudem.runs.workflow import Step, read_workflow
 
         workflow = read_workflow(self.workflow)
         if self.movies is None:
             return workflow
         first, *rest = workflow.steps
-        if not isinstance(first.job, ImportMovies):
-            raise ParameterError(
-                f"--movies is for a workflow that begins with import_movies, not with {first.job.name}"
-            )
-        values = {name: value for name, value in first.job.model_dump().items() if name != "movies"}
-        job = ImportMovies(**{**values, "movies": self.movies})
+        if not isinstance(first.job, GrowingJob):
+            return workflow  # which cannot be watched, as will be said
+        job = type(first.job)(**{**first.job.model_dump(), first.job.grows[0]: self.movies})
         return replace(workflow, steps=(Step(first.name, job), *rest))
 
     def show(self, workflow: Workflow) -> None:
         """Show the steps, and how each stands."""
-        from cloudem.runs.arrivals import Rule, Watcher, look
+        from cloudem.runs.arrivals import Rule, Watcher, standing_of
 
         watcher = Watcher(workflow, lambda step: None, say_line, Rule())
         for step in workflow.steps:
             begins = "" if isinstance(step.job, GrowingJob) else ", begins anew"
             try:
-                standing = look(step, watcher.counts().get(step.name, 0))
+                standing = standing_of(step, watcher.counts().get(step.name, 0))
                 words = f"{standing.items:,} items, {'something to do' if standing.changed else 'up to date'}"
             except MissingInputError as error:
                 words = f"waits: {error}"
@@ -121,7 +119,7 @@ class _RentedRounds:
     what is left.
     """
 
-    def __init__(self, wanted: Watch, workflow: Workflow, rule: Rule, run_step: Callable[[Step], None]) -> None:
+    def __init__(self, wanted: WatchWorkflow, workflow: Workflow, rule: Rule, run_step: Callable[[Step], None]) -> None:
         from cloudem.runs.arrivals import Watcher
 
         self.wanted, self.workflow, self.rule = wanted, workflow, rule
@@ -149,7 +147,7 @@ class _RentedRounds:
 
     def _due(self, *, ends: bool) -> tuple[int, tuple[Step, ...]]:
         """Return how many movies wait, and the steps that a run is to do."""
-        from cloudem.runs.arrivals import fresh, is_due, look
+        from cloudem.runs.arrivals import fresh, is_due, standing_of
 
         rest = [fresh(step) for step in self.workflow.steps[1:]]
         second = rest[0].job if rest else None
@@ -161,7 +159,7 @@ class _RentedRounds:
         for step in rest:
             grows = isinstance(step.job, GrowingJob)
             try:
-                standing = look(step, self.importing.counts().get(step.name, 0))
+                standing = standing_of(step, self.importing.counts().get(step.name, 0))
             except MissingInputError:  # what it reads is made by a step before it
                 standing = None
             if grows and (waiting or (standing is not None and standing.changed)):
@@ -184,7 +182,7 @@ class _RentedRounds:
             The money is spent, or the run failed.
         """
         from cloudem.cli.submit import Submit
-        from cloudem.runs.arrivals import items_read, look
+        from cloudem.runs.arrivals import items_read, standing_of
 
         left = (self.wanted.max_usd or 0.0) - self._spent()
         if left <= 0:
@@ -197,7 +195,7 @@ class _RentedRounds:
         )
         submit.submit(replace(self.workflow, steps=steps))
         for step in steps:
-            standing = look(step, 0)
+            standing = standing_of(step, 0)
             if not standing.grows and not standing.changed:
                 self.importing.keep_count(step.name, items_read(step))
 

@@ -166,11 +166,11 @@ class Watcher:
         for planned in self.workflow.steps:
             step = fresh(planned)
             try:
-                standing = look(step, self.counts().get(step.name, 0))
+                standing = standing_of(step, self.counts().get(step.name, 0))
                 if not is_due(standing, self.rule, ends=ends, before_it=anew) or self._waits(standing):
                     continue
                 self.run_step(step)
-                if self._got_further(standing, look(fresh(planned), 0)):
+                if self._got_further(standing, standing_of(fresh(planned), 0)):
                     done.append(step.name)
             except StoppedError:
                 raise
@@ -226,7 +226,7 @@ def fresh(step: Step) -> Step:
     return Step(step.name, type(step.job)(**step.job.model_dump()))
 
 
-def look(step: Step, before: int) -> Standing:
+def standing_of(step: Step, before: int) -> Standing:
     """Return how a step stands.
 
     Parameters

@@ -76,7 +76,7 @@ def test_lists_go_before_limits(table: str, tmp_path: Path) -> None:
 
 
 def test_limits_about_what_nobody_measured_are_refused(table: str, tmp_path: Path) -> None:
-    with pytest.raises(MissingColumnError, match="--max-ice 2: the micrographs .* have no ice_ring_density"):
+    with pytest.raises(MissingColumnError, match=r"--max-ice 2: the micrographs .* have no ice_ring_density"):
         selected(table, tmp_path / "a", max_ice=2.0)
     with pytest.raises(ParameterError, match="nothing lies between"):
         selected(table, tmp_path / "a", min_defocus_A=2000.0, max_defocus_A=1000.0)
