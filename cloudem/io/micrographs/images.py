@@ -128,7 +128,8 @@ def thumbnail_of(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     # Sums along rows first: a reduction over two strided axes at once takes ten times as long.
     means = part.reshape(rows, step, columns * step).sum(axis=1).reshape(rows, columns, step).mean(axis=2) / step
     spread = float(means.std()) or 1.0
-    return np.clip(np.rint((means - means.mean()) / spread * 51 + 127.5), 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip(np.rint((means - means.mean()) / spread * 51 + 127.5), 0, 255).astype(np.uint8)
+    return grey
 
 
 def image_place(url: str, name: str) -> str:
