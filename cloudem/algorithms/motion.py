@@ -130,7 +130,9 @@ def _coarse_track(spectra: FrameSpectra, pattern: float, pixel_size: float) -> F
     spectrum = spectra.real[long] + 1j * spectra.imaginary[long]
     power = np.bincount(spectra.rings[long], (np.abs(spectrum) ** 2).mean(axis=1), minlength=1)
     counts = np.maximum(np.bincount(spectra.rings[long], minlength=1), 1)
-    weight = np.exp(-0.5 * (radius[long] / (0.5 * COARSE)) ** 2) / np.maximum(power / counts, 1e-12)[spectra.rings[long]]
+    weight = (
+        np.exp(-0.5 * (radius[long] / (0.5 * COARSE)) ** 2) / np.maximum(power / counts, 1e-12)[spectra.rings[long]]
+    )
     ky, kx = (waves * spectra.steps).T
     track = np.zeros((frames, 2))
     for _ in range(COARSE_ROUNDS):

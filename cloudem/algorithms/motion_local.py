@@ -66,6 +66,15 @@ class LocalMotion(NamedTuple):
     dropped: int
     problem: str
 
+    @property
+    def extent(self) -> float:
+        """Root mean square over a micrograph of the local displacement in the last frame, pixels."""
+        u = np.linspace(-0.5, 0.5, 9)
+        v = u[:, None]
+        terms = np.stack(np.broadcast_arrays(1.0, u, u * u, v, v * v, u * v))
+        places = np.einsum("at,tyx->ayx", field_at(self.coefficients, len(self.track) - 1), terms)
+        return float(np.sqrt((places**2).sum(axis=0).mean()))
+
 
 class _Patches(NamedTuple):
     spectra: list[FrameSpectra]
@@ -163,9 +172,7 @@ def _in_powers(coefficients: Float64, frames: int) -> Float64:
     return full
 
 
-def _cut(
-    small: Float32, factor: int, track: Float64, counts: tuple[int, int]
-) -> tuple[list[FrameSpectra], Float64]:
+def _cut(small: Float32, factor: int, track: Float64, counts: tuple[int, int]) -> tuple[list[FrameSpectra], Float64]:
     """Return the spectra of patches, cut where the specimen is by whole pixels, and the field's terms at their centres.
 
     A patch follows the specimen by whole small pixels, so that it keeps what it shows; the spectra are of the patch in
@@ -177,7 +184,10 @@ def _cut(
     spectra, terms = [], []
     for down in range(counts[0]):
         for across in range(counts[1]):
-            y0, x0 = (rows - height * counts[0]) // 2 + down * height, (columns - width * counts[1]) // 2 + across * width
+            y0, x0 = (
+                (rows - height * counts[0]) // 2 + down * height,
+                (columns - width * counts[1]) // 2 + across * width,
+            )
             pieces = np.empty((frames, height, width), np.float32)
             moved = np.empty((frames, 2))
             for number in range(frames):

@@ -131,7 +131,9 @@ def images_of(sums: FrameSums, binning: float = 1.0) -> Mapping[str, Float32]:
             _normalise(cut[name], sums.weights[frames], sums.shape, size)
     if sums.unweighted is not None:
         cut["unweighted"] = _cropped(sums.unweighted, sums.shape, size)
-    return {name: scipy.fft.irfft2(cut.pop(name), s=size) for name in ("sum", "unweighted", "even", "odd") if name in cut}
+    return {
+        name: scipy.fft.irfft2(cut.pop(name), s=size) for name in ("sum", "unweighted", "even", "odd") if name in cut
+    }
 
 
 def _cropped(spectrum: Complex64, shape: tuple[int, int], size: tuple[int, int]) -> Complex64:

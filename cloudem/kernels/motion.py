@@ -227,6 +227,35 @@ def add_weighted(spectrum: NDArray[np.complex64], weights: Float32, total: NDArr
     total += weights[half_waves(spectrum.shape, len(weights))] * spectrum
 
 
+@kernel
+def ring_products(first: NDArray[np.complex64], second: NDArray[np.complex64], count: int) -> Float64:
+    """Sum the products of two half transforms over rings, without waves along the axes.
+
+    Parameters
+    ----------
+    first, second
+        Half transforms, ``(rows, columns // 2 + 1)``.
+    count
+        Rings from the origin to the shortest wave along the rows; waves beyond are left out.
+
+    Returns
+    -------
+    sums
+        Shape ``(4, count)``: real part of ``first conj(second)``, ``|first|²``, ``|second|²``, and the number of waves.
+    """
+    rows, half = first.shape
+    ky = np.minimum(np.arange(rows), rows - np.arange(rows)).astype(np.float64)
+    kx = np.arange(half) * wave_scale(first.shape)
+    ring = (np.sqrt((ky * ky)[:, None] + kx * kx) * (2 * count / rows)).astype(np.int64)
+    used = (ring < count) & (ky[:, None] >= AXIS) & (np.arange(half) >= AXIS) & (np.arange(half) < half - 1)
+    products = (first * second.conj()).real, np.abs(first) ** 2, np.abs(second) ** 2, np.ones(first.shape)
+    return np.stack([np.bincount(ring[used], each[used], minlength=count) for each in products])
+
+
+AXIS = 2
+"""Waves along an axis that are left out: rows and columns of a detector differ."""
+
+
 def half_waves(shape: tuple[int, ...], count: int) -> NDArray[np.int64]:
     """Return the place of each pixel of a half transform among weights, see `add_weighted`.
 

@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.kernels.motion import AXIS
+
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 Array = NDArray[Any]
@@ -68,6 +70,13 @@ def add_weighted(spectrum: Array, weights: Array, total: Array) -> None:
     """Twin of :func:`cloudem.kernels.motion.add_weighted`."""
     scale = spectrum.shape[0] / (2 * (spectrum.shape[1] - 1))
     _add_weighted(spectrum, weights, np.float32(scale), total)
+
+
+def ring_products(first: Array, second: Array, count: int) -> Array:
+    """Twin of :func:`cloudem.kernels.motion.ring_products`."""
+    sums = np.zeros((4, count))
+    _ring_products(first, second, AXIS, first.shape[0] / (2 * (first.shape[1] - 1)), sums)
+    return sums
 
 
 @fast
@@ -262,7 +271,10 @@ def _warped(frame: Any, field: Any, outside: Any, out: Any) -> None:
             same &= start + ox >= 1 and stop - 1 + ox < columns - 2 and y + oy >= 1 and y + oy < rows - 2
             if same:
                 # in the chunk the fraction is tx + bx' i + cx i² from its start
-                tx, ty = np.float32(ax + (bx + cx * start) * start - ox), np.float32(ay + (by + cy * start) * start - oy)
+                tx, ty = (
+                    np.float32(ax + (bx + cx * start) * start - ox),
+                    np.float32(ay + (by + cy * start) * start - oy),
+                )
                 sx, sy = np.float32(bx + 2 * cx * start), np.float32(by + 2 * cy * start)
                 _chunk(
                     frame[y + oy - 1], frame[y + oy], frame[y + oy + 1], frame[y + oy + 2], start + ox - 1,
@@ -314,3 +326,23 @@ def _add_weighted(spectrum: Any, weights: Any, scale: Any, total: Any) -> None:
             kx = np.float32(2 * x) * scale
             place = min(int(np.sqrt(ky * ky + kx * kx) + np.float32(0.5)), last)
             total[y, x] += weights[place] * spectrum[y, x]
+
+
+@jit
+def _ring_products(first: Any, second: Any, axis: int, scale: float, sums: Any) -> None:
+    rows, half = first.shape
+    count = sums.shape[1]
+    for y in range(rows):
+        ky = min(y, rows - y)
+        if ky < axis:
+            continue
+        for x in range(axis, half - 1):
+            kx = x * scale
+            ring = int(np.sqrt(ky * ky + kx * kx) * (2 * count / rows))
+            if ring >= count:
+                break
+            a, b = first[y, x], second[y, x]
+            sums[0, ring] += a.real * b.real + a.imag * b.imag
+            sums[1, ring] += a.real * a.real + a.imag * a.imag
+            sums[2, ring] += b.real * b.real + b.imag * b.imag
+            sums[3, ring] += 1
