@@ -131,17 +131,22 @@ def correct_frames(frames: NDArray[Any], correction: FrameCorrection) -> NDArray
     corrected = frames.astype(np.float32)
     if correction.factor is not None:
         corrected *= correction.factor
+    fill_defects(corrected, correction)
+    return corrected
+
+
+def fill_defects(frames: NDArray[np.float32], correction: FrameCorrection) -> None:
+    """Fill the defects of frames from their neighbours, in place; see `correct_frames`."""
     if not len(correction.defects):
-        return corrected
+        return
     known = correction.neighbours >= 0
     counts = known.sum(axis=1)
     alone = bool((counts == 0).any())
-    good = np.setdiff1d(np.arange(corrected[0].size), correction.defects, assume_unique=True) if alone else None
-    for frame in corrected.reshape(len(corrected), -1):
+    good = np.setdiff1d(np.arange(frames[0].size), correction.defects, assume_unique=True) if alone else None
+    for frame in frames.reshape(len(frames), -1):
         values = np.where(known, frame[correction.neighbours], np.float32(0)).sum(axis=1, dtype=np.float64)
         mean = 0.0 if good is None else float(frame[good].mean(dtype=np.float64))
         frame[correction.defects] = np.where(counts > 0, values / np.maximum(counts, 1), mean)
-    return corrected
 
 
 def _enlarged(image: NDArray[Any], times: int) -> NDArray[Any]:

@@ -25,6 +25,10 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "motion_total": ColumnMeaning("float64", "Å", "path length of the motion over all frames", "rlnAccumMotionTotal"),
     "motion_early": ColumnMeaning("float64", "Å", "path length of the motion at the start", "rlnAccumMotionEarly"),
     "motion_late": ColumnMeaning("float64", "Å", "path length of the motion after the start", "rlnAccumMotionLate"),
+    "local_motion": ColumnMeaning("float64", "Å", "root mean square over the micrograph of how far it moved locally"),
+    "local_reason": ColumnMeaning("text", "", "why local motion was not corrected; empty where it was"),
+    "motion_reason": ColumnMeaning("text", "", "why motion was not corrected at all; empty where it was"),
+    "bits": ColumnMeaning("float64", "bit", "information on the specimen, from what sums of alternate frames share"),
     "ctf_fit_resolution": ColumnMeaning(
         "float64", "Å", "resolution up to which the fitted CTF agrees with the image", "rlnCtfMaxResolution"
     ),

@@ -1,0 +1,71 @@
+"""Frames of a movie that are asked for several times: kept in memory in as few bytes as they need, or read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import FormatError
+from cloudem.io.movies.movie import Movie
+
+MOST_HELD = 1_400_000_000
+"""Bytes of frames that are kept; those of larger movies are read again each time."""
+
+
+class HeldFrames:
+    """Frames of a movie by their number.
+
+    Parameters
+    ----------
+    movie
+        Open.
+    most
+        Bytes that are kept.
+    """
+
+    def __init__(self, movie: Movie, most: int = MOST_HELD) -> None:
+        self.movie = movie
+        self._most = most
+        self._held: dict[int, NDArray[Any]] = {}
+        self._bytes = 0
+
+    def __call__(self, number: int) -> NDArray[Any]:
+        """Return a frame as the file has it, of the smallest kind of whole numbers that holds it.
+
+        Raises
+        ------
+        FormatError
+            It cannot be decoded.
+        StorageError
+            It cannot be read.
+        """
+        if number in self._held:
+            return self._held[number]
+        frame = _smallest(self.movie.read(number, number + 1)[0])
+        if self.movie.format != "EER" and number in self.movie.damaged:
+            raise FormatError(f"{self.movie.url}: frame {number + 1} {self.movie.damaged[number]}")
+        if self._bytes + frame.nbytes <= self._most:
+            self._held[number] = frame
+            self._bytes += frame.nbytes
+        return frame
+
+    def whole_frames(self) -> list[int]:
+        """Read all frames; return the numbers of those that can be decoded."""
+        good = []
+        for number in range(self.movie.frames):
+            try:
+                self(number)
+            except FormatError:
+                continue
+            good.append(number)
+        return good
+
+
+def _smallest(frame: NDArray[Any]) -> NDArray[Any]:
+    if frame.dtype.kind == "f" and frame.dtype.itemsize == 2:
+        return frame.astype(np.float32)
+    if frame.dtype.kind not in "iu" or frame.dtype.itemsize == 1:
+        return frame
+    return frame.astype(np.uint8) if frame.min() >= 0 and frame.max() <= 255 else frame

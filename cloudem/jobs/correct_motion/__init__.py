@@ -1,0 +1,1 @@
+"""``cloudem correct-motion``: movies become micrographs."""
