@@ -25,7 +25,7 @@ STATE_FILE = "watch.json"
 AGAIN_S = 60.0
 """After which time movies that could not be used are looked at again, seconds."""
 
-MOST_PAUSE_S = 300.0
+MOST_PAUSE_S = 120.0
 """Pause after errors that repeat, at most."""
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cloudem.errors import ParameterError
+from cloudem.errors import ParameterError, WorkerLostError
 from cloudem.execution.dask.configuration import IN_THIS_PROCESS
 from cloudem.execution.dask.security import temporary_security
 from cloudem.execution.gpus import VISIBLE, choose_gpus
@@ -72,7 +72,12 @@ def start_cluster(
     workers, threads = layout(processes=True, workers=workers, threads=threads)
     common |= _among_themselves() | {"n_workers": workers, "threads_per_worker": threads}
     common["memory_limit"] = MEMORY_LIMIT // workers
-    return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
+    try:
+        return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
+    except RuntimeError as error:  # one was killed before it had begun
+        raise WorkerLostError(
+            f"the worker processes could not be started ({error}); run the same command again"
+        ) from error
 
 
 def _among_themselves() -> dict[str, Any]:

@@ -364,9 +364,17 @@ def folders(store: Store, prefix: str) -> list[str]:
 
 
 def delete_all(store: Store, prefix: str) -> None:
-    """Delete every object under a prefix, but for the lease of the store."""
-    for batch in obstore.list(store, prefix or None, chunk_size=1000):
-        obstore.delete(store, [str(entry["path"]) for entry in batch if entry["path"] != LEASE_FILE])
+    """Delete every object under a prefix, but for the lease of the store.
+
+    Documents go first, also those of groups further down: whoever is killed in between leaves nothing that says that it
+    is whole, and is not.
+    """
+    for documents in (True, False):
+        for batch in obstore.list(store, prefix or None, chunk_size=1000):
+            keys = [str(entry["path"]) for entry in batch if entry["path"] != LEASE_FILE]
+            keys = [key for key in keys if key.endswith("zarr.json")] if documents else keys
+            if keys:
+                obstore.delete(store, keys)
 
 
 @contextmanager

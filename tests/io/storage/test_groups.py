@@ -1,6 +1,7 @@
 import secrets
 
 import numpy as np
+import obstore
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
@@ -159,3 +160,24 @@ def test_a_full_disk_is_one_clear_line(small_disk):
     with pytest.raises(StorageError, match="disk is full"):
         write_group(small_disk, "g", {"big": np.random.default_rng(0).random(10**6)}, {})
     assert not has_group(small_disk, "g")
+
+
+def test_a_deletion_that_was_cut_short_leaves_no_group_that_seems_whole(tmp_path, monkeypatch):
+    for name in ("parts/a", "parts/b", "parts/c"):
+        write_group(tmp_path, name, {"x": np.arange(5)}, {})
+    delete = obstore.delete
+
+    def killed(store, keys):
+        if isinstance(keys, str):
+            return delete(store, keys)
+        delete(store, keys[: len(keys) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(obstore, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        delete_group(tmp_path, "parts")
+    monkeypatch.setattr(obstore, "delete", delete)
+    for name in list_groups(tmp_path, "parts"):
+        read_group(tmp_path, f"parts/{name}")
+    delete_group(tmp_path, "parts")
+    assert not (tmp_path / "parts").exists()
