@@ -108,13 +108,14 @@ def spectra_of(frames: Float32, factor: int, finest: float = 0.95) -> FrameSpect
     waves, steps, radius = _kept(rows, columns, factor, finest)
     response = _response(factor, waves[:, 0] * steps[0]) * _response(factor, waves[:, 1] * steps[1])
     norm = (1 / (response * np.sqrt((window**2).sum()) / factor)).astype(np.float32)
-    real = np.empty((len(waves), len(frames)), np.float32)
-    imaginary = np.empty_like(real)
-    place = waves[:, 0] % rows, waves[:, 1]
+    values = np.empty((len(frames), len(waves)), np.complex64)
+    place = (waves[:, 0] % rows) * (columns // 2 + 1) + waves[:, 1]
     for number, frame in enumerate(frames):
-        centred = (frame - frame.mean(dtype=np.float64)).astype(np.float32)
-        spectrum = scipy.fft.rfft2(centred * window)[place]
-        real[:, number], imaginary[:, number] = spectrum.real * norm, spectrum.imag * norm
+        faded = frame - np.float32(frame.mean(dtype=np.float64))
+        faded *= window
+        scipy.fft.rfft2(faded, overwrite_x=True).ravel().take(place, out=values[number])
+    values *= norm
+    real, imaginary = np.ascontiguousarray(values.real.T), np.ascontiguousarray(values.imag.T)
     rings = np.minimum((radius * 2 * RINGS).astype(np.int32), RINGS - 1)
     return FrameSpectra(real, imaginary, waves, steps, rings)
 

@@ -197,18 +197,20 @@ def correct_movie(
     survey = survey_of(read, numbers, correction)
     outliers = np.zeros(len(survey.used), np.int64)
     rows, columns = (side - side % 2 for side in survey.total.shape)
+    whole_frame = np.empty(survey.total.shape, np.float32)
 
-    def frame(place: int) -> Float32:
-        image, outliers[place] = clean_frame(read(int(survey.used[place])), survey, place)
-        return image if image.shape == (rows, columns) else np.ascontiguousarray(image[:rows, :columns])
+    def frame(place: int, out: Float32) -> float:
+        outliers[place] = clean_frame(read(int(survey.used[place])), survey, place, whole_frame)
+        out[:] = whole_frame[:rows, :columns]
+        return float(survey.means[place])
 
     factor = shrink_factor(settings.pixel_size)
     small = np.empty((len(survey.used), rows // factor, columns // factor), np.float32)
     rough = 0.0
     for place in range(len(survey.used)):
-        image = frame(place)
-        rough += roughness(image)
-        small[place] = small_frame(image, factor)
+        outliers[place] = clean_frame(read(int(survey.used[place])), survey, place, whole_frame)
+        rough += roughness(whole_frame)
+        small[place] = small_frame(whole_frame[:rows, :columns], factor)
     count = len(small)
     together = roughness(survey.total)
     variance = float(survey.variances.mean())
@@ -231,16 +233,27 @@ def correct_movie(
     )  # fmt: skip
 
 
-def clean_frame(raw: NDArray[Any], survey: Survey, place: int) -> tuple[Float32, int]:
-    """Return a frame with gain applied, outliers replaced and defects filled, and how many outliers there were."""
+def clean_frame(raw: NDArray[Any], survey: Survey, place: int, out: Float32) -> int:
+    """Put a frame into an array, gain applied, outliers replaced, defects filled; return how many outliers there were.
+
+    Parameters
+    ----------
+    raw
+        As the file has it.
+    survey
+        Of the movie.
+    place
+        Of the frame among those that are used.
+    out
+        Of its shape.
+    """
     correction = survey.correction
     mean, variance = float(survey.means[place]), float(survey.variances[place])
     # a few electrons in one pixel are no outlier, however rare electrons are
     limit = mean + OUTLYING_FRAME * np.sqrt(variance) + (4 * variance / mean if mean > 0 else 0.0)
-    out = np.empty(raw.shape, np.float32)
     count = corrected(raw, _ONE if correction.factor is None else correction.factor, limit, mean, out)
     fill_defects(out[None], correction)
-    return out, count
+    return count
 
 
 def _weights(settings: MovieSettings, used: NDArray[np.int64], shape: tuple[int, int]) -> Float32 | None:
