@@ -8,6 +8,7 @@ patches, as on a chessboard, says what the field found in the other half is wort
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ TEMPORAL = 3
 """Powers of time, from the first."""
 
 ROUNDS = 4
-WORTH_KEEPING = 4.0
+WORTH_KEEPING = 6.0
 """What the held-out patches' log-likelihood must gain at least."""
 
 OUTLYING = 4.0
@@ -173,42 +174,53 @@ def _in_powers(coefficients: Float64, frames: int) -> Float64:
 
 
 def _cut(small: Float32, factor: int, track: Float64, counts: tuple[int, int]) -> tuple[list[FrameSpectra], Float64]:
-    """Return the spectra of patches, cut where the specimen is by whole pixels, and the field's terms at their centres.
+    """Return the spectra of all patches, and the field's terms at their centres."""
+    spectra, terms = zip(*patch_spectra(small, factor, track, counts), strict=True)
+    return list(spectra), np.array(terms)[:, 1:]
 
-    A patch follows the specimen by whole small pixels, so that it keeps what it shows; the spectra are of the patch in
-    the frame, so that displacements stay those in the frame: the whole pixels are put back as phases.
+
+def patch_spectra(
+    small: Float32, factor: int, track: Float64, counts: tuple[int, int]
+) -> Iterator[tuple[FrameSpectra, Float64]]:
+    """Yield the spectra of each patch, and the six terms of a field at its centre.
+
+    A patch follows the specimen by whole small pixels, so that it keeps what it shows; displacements stay those in the
+    frame, for the whole pixels are put back as phases.
+
+    Parameters
+    ----------
+    small, factor, track, counts
+        As `local_motion` takes them.
     """
     frames, rows, columns = small.shape
-    height, width = (min(rows // counts[0], rows), min(columns // counts[1], columns))
+    height, width = rows // counts[0], columns // counts[1]
     whole = np.rint((track - track.mean(axis=0)) / factor).astype(int)
-    spectra, terms = [], []
-    for down in range(counts[0]):
-        for across in range(counts[1]):
-            y0, x0 = (
-                (rows - height * counts[0]) // 2 + down * height,
-                (columns - width * counts[1]) // 2 + across * width,
-            )
-            pieces = np.empty((frames, height, width), np.float32)
-            moved = np.empty((frames, 2))
-            for number in range(frames):
-                y = min(max(y0 + whole[number, 1], 0), rows - height)
-                x = min(max(x0 + whole[number, 0], 0), columns - width)
-                pieces[number] = small[number, y : y + height, x : x + width]
-                moved[number] = (x - x0) * factor, (y - y0) * factor
-            spectra.append(_moved(spectra_of(pieces, factor), moved))
-            u, v = (x0 + width / 2) / columns - 0.5, (y0 + height / 2) / rows - 0.5
-            terms.append([u, u * u, v, v * v, u * v])
-    return spectra, np.array(terms)
+    first = (rows - height * counts[0]) // 2, (columns - width * counts[1]) // 2
+    for place in range(counts[0] * counts[1]):
+        y0, x0 = first[0] + place // counts[1] * height, first[1] + place % counts[1] * width
+        pieces = np.empty((frames, height, width), np.float32)
+        moved = np.empty((frames, 2))
+        for number in range(frames):
+            y = min(max(y0 + whole[number, 1], 0), rows - height)
+            x = min(max(x0 + whole[number, 0], 0), columns - width)
+            pieces[number] = small[number, y : y + height, x : x + width]
+            moved[number] = (x - x0) * factor, (y - y0) * factor
+        u, v = (x0 + width / 2) / columns - 0.5, (y0 + height / 2) / rows - 0.5
+        yield _moved(spectra_of(pieces, factor), moved), np.array([1, u, u * u, v, v * v, u * v])
 
 
 def _moved(spectra: FrameSpectra, by: Float64) -> FrameSpectra:
     """Return spectra of what lies elsewhere by so many pixels, ``(frames, 2)``."""
+    if not by.any():
+        return spectra
     ky, kx = (spectra.waves * spectra.steps).T
-    phase = kx[:, None] * by[:, 0] + ky[:, None] * by[:, 1]
-    values = (spectra.real + 1j * spectra.imaginary) * np.exp(-1j * phase).astype(np.complex64)
-    return spectra._replace(
-        real=np.ascontiguousarray(values.real, np.float32), imaginary=np.ascontiguousarray(values.imag, np.float32)
-    )
+    real, imaginary = spectra.real.copy(), spectra.imaginary.copy()
+    for x, y in {(float(x), float(y)) for x, y in by} - {(0.0, 0.0)}:
+        here = np.flatnonzero((by == (x, y)).all(axis=1))
+        turn = np.exp(-1j * (kx * x + ky * y)).astype(np.complex64)[:, None]
+        values = (spectra.real[:, here] + 1j * spectra.imaginary[:, here]) * turn
+        real[:, here], imaginary[:, here] = values.real, values.imag
+    return spectra._replace(real=real, imaginary=imaginary)
 
 
 def _slopes(patches: _Patches, patch: int, displacement: Float64) -> tuple[Float64, Float64, float]:

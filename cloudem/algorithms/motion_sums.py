@@ -79,7 +79,9 @@ def sum_frames(
     """
     if fields.shape[1:] != (2, FIELD_TERMS):
         raise ValueError(f"fields have shape {fields.shape}, not (frames, 2, {FIELD_TERMS})")
-    amounts, curves = rank_factors(np.ones((len(fields), 1), np.float32) if weights is None else weights)
+    one = np.ones((len(fields), 1), np.float32)
+    # the weights of a plain sum come last
+    amounts, curves = rank_factors(one if weights is None else np.concatenate([weights, one], axis=1))
     half = shape[0], shape[1] // 2 + 1
     unweighted = None if weights is None else np.zeros(half, np.complex64)
     buffer = np.empty((min(TOGETHER, len(fields)), *shape), np.float32)
@@ -95,9 +97,9 @@ def sum_frames(
         spectrum = np.zeros(half, np.complex64)
         for each, curve in zip(totals, curves, strict=True):
             part = scipy.fft.rfft2(each)
-            add_weighted(part, curve, spectrum)
+            add_weighted(part, curve if weights is None else curve[:-1], spectrum)
             if unweighted is not None:
-                part *= curve[0]  # at no frequency all weights are 1
+                part *= curve[-1]
                 unweighted += part
         sums.append(spectrum)
     for whole in (*sums, unweighted):
@@ -107,10 +109,7 @@ def sum_frames(
 
 
 def rank_factors(weights: Float32) -> tuple[Float32, Float32]:
-    """Return amounts ``(frames, r)`` and curves ``(r, m)`` whose product is the weights, but for `RANK_ERROR`.
-
-    At the first frequency all weights are 1: the unweighted sum follows from the same curves there.
-    """
+    """Return amounts ``(frames, r)`` and curves ``(r, m)`` whose product is the weights, but for `RANK_ERROR`."""
     left, sizes, right = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
     rank = 1
     while rank < min(len(sizes), MOST_CURVES):

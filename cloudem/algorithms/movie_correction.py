@@ -9,18 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.dose import dose_weights
+from cloudem.algorithms.frame_information import FrameSignals, frame_products, frame_signals, information_weights
 from cloudem.algorithms.frame_spectra import shrink_factor, small_frame, spectra_of
 from cloudem.algorithms.gain import FrameCorrection, correction_of, fill_defects
 from cloudem.algorithms.information import BANDS, SharedInformation, pattern_products, shared_information
 from cloudem.algorithms.motion import whole_motion
-from cloudem.algorithms.motion_local import LocalMotion, field_at, local_motion, patch_counts
+from cloudem.algorithms.motion_local import LocalMotion, field_at, local_motion, patch_counts, patch_spectra
 from cloudem.algorithms.motion_sums import FrameSums, images_of, sum_frames, weight_places
 from cloudem.kernels.motion import FIELD_TERMS, corrected, frame_moments, roughness
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-Weighting: TypeAlias = Literal["none", "dose"]
+Weighting: TypeAlias = Literal["dose", "information", "none"]
+
+INFORMATION_SAMPLING = 2.0
+"""Å of a pixel of the small frames that information is estimated from, nearly."""
 
 OUTLYING_SUM, OUTLYING_FRAME = 8.0, 10.0
 """Standard deviations from the mean beyond which a pixel is bad: of the sum of all frames, and in one frame."""
@@ -45,7 +49,8 @@ class MovieSettings(NamedTuple):
     local
         Whether local motion is looked for.
     weighting
-        ``dose`` for weights by the fixed curve of `cloudem.algorithms.dose`, where doses are known.
+        ``dose`` for weights by the fixed curve of `cloudem.algorithms.dose`, where doses are known; ``information`` for
+        those of `cloudem.algorithms.frame_information`.
     binning
         Factor by which the images are smaller.
     """
@@ -224,7 +229,9 @@ def correct_movie(
     del small, spectra
     fields = np.stack([field_at(local.coefficients, place) for place in range(count)])
     fields[:, :, 0] += local.track
-    weights = _weights(settings, survey.used, (rows, columns))
+    weights = _weights(
+        settings, survey.used, (rows, columns), lambda: _signals(frame, fields, (rows, columns), settings, pattern)
+    )
     sums = sum_frames(frame, fields, (rows, columns), weights)
     information = _information(sums, local.track, pattern, settings)
     return CorrectedMovie(
@@ -256,11 +263,48 @@ def clean_frame(raw: NDArray[Any], survey: Survey, place: int, out: Float32) -> 
     return count
 
 
-def _weights(settings: MovieSettings, used: NDArray[np.int64], shape: tuple[int, int]) -> Float32 | None:
-    if settings.weighting == "none" or settings.doses is None:
-        return None
+def _weights(
+    settings: MovieSettings,
+    used: NDArray[np.int64],
+    shape: tuple[int, int],
+    signals: Callable[[], FrameSignals],
+) -> Float32 | None:
     frequency = weight_places(shape, settings.pixel_size)
-    return dose_weights(frequency, settings.doses[used], settings.voltage).astype(np.float32)
+    if settings.weighting == "none" or (settings.weighting == "dose" and settings.doses is None):
+        return None
+
+    def left(at: Float64) -> Float64:
+        if settings.doses is None:
+            return np.ones((len(used), len(at)))
+        return dose_weights(at, settings.doses[used], settings.voltage)
+
+    if settings.weighting == "dose":
+        return left(frequency).astype(np.float32)
+    found = signals()
+    return information_weights(found, left(found.frequency), frequency, left(frequency)).astype(np.float32)
+
+
+def _signals(
+    frame: Callable[[int, Float32], float],
+    fields: Float64,
+    shape: tuple[int, int],
+    settings: MovieSettings,
+    pattern: float,
+) -> FrameSignals:
+    """Return what frames show, from small frames that are finer than those for alignment."""
+    factor = int(np.clip(round(INFORMATION_SAMPLING / settings.pixel_size), 1, 8))
+    small = np.empty((len(fields), shape[0] // factor, shape[1] // factor), np.float32)
+    whole = np.empty(shape, np.float32)
+    for place in range(len(fields)):
+        frame(place, whole)
+        small[place] = small_frame(whole, factor)
+    counts = patch_counts(shape, settings.pixel_size)
+    patches = (
+        (spectra, np.einsum("fat,t->fa", fields, terms))
+        for spectra, terms in patch_spectra(small, factor, fields[:, :, 0], counts)
+    )
+    products, waves = frame_products(patches, len(fields), pattern)
+    return frame_signals(products, waves, 0.5 / (factor * settings.pixel_size))
 
 
 def _information(sums: FrameSums, track: Float64, pattern: float, settings: MovieSettings) -> SharedInformation:
