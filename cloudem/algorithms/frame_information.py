@@ -148,10 +148,10 @@ def information_weights(signals: FrameSignals, decay: Float64, frequency: Float6
     signals
         Of `frame_signals`.
     decay
-        What radiation should leave of the signal of each frame in its rings, ``(frames, BANDS_OF_FRAMES)``; 1 if the dose
-        is not known.
+        What radiation should leave of the signal of each frame in its rings, ``(frames, BANDS_OF_FRAMES)``; 1 if the
+        dose is not known.
     frequency
-        1/Å, at which weights are wanted, ``(m,)``; beyond the last ring that has a say, weights follow the damage alone.
+        1/Å, at which weights are wanted, ``(m,)``; beyond the last ring that has a say they follow the damage alone.
     damage
         As `decay`, at these, ``(frames, m)``.
 
@@ -175,8 +175,8 @@ def frame_factors(signals: FrameSignals, decay: Float64) -> tuple[Float64, Float
     """Return the logarithm of a factor and the B-factor, Å², of each frame beside a decay; means are 0.
 
     First those of each frame by itself, then smoothed over the frames as far as their scatter asks for
-    (`cloudem.algorithms.motion_track`). B-factors that grow with the frames say that damage is faster than assumed, those
-    of the first frames how much they are blurred by motion.
+    (`cloudem.algorithms.motion_track`). B-factors that grow with the frames say that damage is faster than assumed,
+    those of the first frames how much they are blurred by motion.
     """
     known = signals.certain
     found, error, expected = signals.amplitude[:, known], signals.error[:, known], decay[:, known]

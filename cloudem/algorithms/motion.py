@@ -153,7 +153,6 @@ def _coarse_track(spectra: FrameSpectra, pattern: float, pixel_size: float) -> F
 
 def _peak(image: Float32, pixel: Float64) -> Float64:
     """Return where a correlation is greatest, along x and y; parabolas through its neighbours."""
-    rows, columns = image.shape
     reach = [max(2, int(FARTHEST * count)) for count in image.shape]
     near = np.roll(image, reach, axis=(0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
     y, x = np.unravel_index(int(near.argmax()), near.shape)

@@ -3,8 +3,8 @@
 Weights of frames at each frequency, ``(frames, m)``, are nearly of a low rank: a few curves of frequency, each times an
 amount for each frame. So frames are added up in space, once for each curve, and what is transformed is a few sums
 instead of all frames. Frames are moved by a cubic B-spline, whose smoothing is the same everywhere and is taken away
-from the spectra of the sums. Weighted sums are divided by the root of the sum of squared weights, so that their noise is
-white.
+from the spectra of the sums. Weighted sums are divided by the root of the sum of squared weights, so that their noise
+is white.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def spline_response(count: int, waves: Float64) -> Float64:
 
 
 def _divide_by_spline(spectrum: Complex64, shape: tuple[int, int]) -> None:
-    along_y = 1 / spline_response(shape[0], np.arange(shape[0]))
-    along_x = 1 / spline_response(shape[1], np.arange(spectrum.shape[1]))
+    along_y = 1 / spline_response(shape[0], np.arange(float(shape[0])))
+    along_x = 1 / spline_response(shape[1], np.arange(float(spectrum.shape[1])))
     spectrum *= along_y[:, None].astype(np.float32)
     spectrum *= along_x.astype(np.float32)
 

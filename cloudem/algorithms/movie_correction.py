@@ -140,7 +140,7 @@ def survey_of(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64], c
     factor = _ONE if correction.factor is None else correction.factor
     used = numbers
     while True:
-        total = np.zeros(read(int(used[0])).shape, np.float32)
+        total: Float32 = np.zeros(read(int(used[0])).shape, np.float32)
         moments = np.array([frame_moments(read(int(number)), factor, total) for number in used]) / total.size
         means, variances = moments[:, 0], moments[:, 1] - moments[:, 0] ** 2
         usual = float(np.median(means))
@@ -153,7 +153,8 @@ def survey_of(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64], c
         holes = np.zeros(total.size, bool)
         holes[correction.defects] = True
         holes[bad] = True
-        filled = correction_of(total.shape, defects=holes.reshape(total.shape))
+        rows, columns = total.shape
+        filled = correction_of((rows, columns), defects=holes.reshape(rows, columns))
         correction = filled._replace(factor=correction.factor)
     fill_defects(total[None], correction)
     return Survey(used, means, variances, correction, len(bad), total)
@@ -225,9 +226,9 @@ def correct_movie(
     local = LocalMotion(np.zeros((2, FIELD_TERMS, 3)), whole.track, 0.0, (0, 0), 0, "it was not asked for")
     if settings.local and not whole.problem:
         counts = patch_counts((rows, columns), settings.pixel_size)
-        local = local_motion(small, factor, whole.track, whole.powers, pattern, counts)
+        local = local_motion(small, factor, whole.track, pattern, counts, survey.used)
     del small, spectra
-    fields = np.stack([field_at(local.coefficients, place) for place in range(count)])
+    fields = np.stack([field_at(local.coefficients, int(number)) for number in survey.used])
     fields[:, :, 0] += local.track
     weights = _weights(
         settings, survey.used, (rows, columns), lambda: _signals(frame, fields, (rows, columns), settings, pattern)

@@ -83,7 +83,7 @@ def shrunk(image: Float32, taps: Float32, factor: int) -> Float32:
     image
         Shape ``(rows, columns)``.
     taps
-        Symmetric, an even number ``t`` of them if `factor` is even, so that sample ``j`` is centred at
+        Symmetric, an even number of them if `factor` is even, else an odd one, so that sample ``j`` is centred at
         ``j * factor + (factor - 1) / 2``.
     factor
         Whole number from 1.

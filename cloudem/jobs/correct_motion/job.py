@@ -67,10 +67,10 @@ class CorrectMotion(GrowingJob):
 
     movies: Place = parameter(meaning="movies, results of cloudem import-movies", positional=True, reads=("movies",))
     local: bool = parameter(True, meaning="also correct motion that differs over the micrograph, where it holds")
-    weights: Literal["dose", "none"] = parameter(
+    weights: Literal["dose", "information", "none"] = parameter(
         "dose",
         meaning="weights of frames at each frequency: dose for the fixed curve of radiation damage where the dose is"
-        " known, none for a plain sum",
+        " known, information for what each frame of the movie is found to show, none for a plain sum",
     )
     bin: float = parameter(
         1.0, meaning="factor by which micrographs are smaller than frames, by leaving out high frequencies", ge=1, le=16
@@ -90,7 +90,7 @@ class CorrectMotion(GrowingJob):
         if not len(table):
             raise ParameterError(f"{self.movies} holds no movies; run cloudem import-movies")
         unknown = int((~(table.get("dose_per_frame", 0.0) > 0)).sum())
-        if unknown and self.weights != "none":
+        if unknown and self.weights == "dose":
             which = "it" if len(table) == 1 else f"{unknown:,} of {len(table):,} movies"
             warn(f"the dose of {which} is not known: frames count alike; import with --dose-per-frame-e-per-A2")
 
@@ -154,14 +154,14 @@ class CorrectMotion(GrowingJob):
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table of micrographs, and say what could not be corrected."""
         from cloudem.io.micrographs.tables import write_micrograph_table
-        from cloudem.jobs.correct_motion.table import micrographs_of, said_of
+        from cloudem.jobs.correct_motion.table import micrographs_of, motion_sayings
 
         movies = self._table()
         if len(found["problem"]) != len(movies):
             raise InconsistentDataError(f"{self.movies} was changed while it was worked on; run the same command again")
         table = micrographs_of(movies, found)
         write_micrograph_table(context.write, table)
-        lines, arrays = said_of(movies, found)
+        lines, arrays = motion_sayings(movies, found)
         for line in lines:
             context.progress.warning(line)
         good = int((found["problem"] == "").sum())

@@ -119,7 +119,8 @@ def _settings(entry: Movies, options: MotionOptions, frames: int, upsampling: in
     optics = entry.optics[int(entry["optics_group"][0])]
     dose = float(entry.get("dose_per_frame", np.nan)[0]) * int(entry["group"][0])
     before = float(entry.get("pre_exposure", 0.0)[0])
-    doses = (before if before > 0 else 0.0) + dose * np.arange(1, frames + 1) if dose > 0 else None
+    before = before if before > 0 else 0.0
+    doses = before + dose * np.arange(1, frames + 1, dtype=np.float64) if dose > 0 else None
     size = float(entry["pixel_size"][0]) / upsampling
     return MovieSettings(size, optics.voltage, doses, options.local, options.weights, options.binning)
 

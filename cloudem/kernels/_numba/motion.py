@@ -114,9 +114,9 @@ def _frame_moments(raw: Any, factor: Any, total: Any, moments: Any) -> None:
 
 
 @fast
-def _roughness(image: Any) -> float:
+def _roughness(image: Any) -> Any:
     rows, columns = image.shape
-    total = 0.0
+    total: Any = 0.0
     for y in range(rows - 1):
         line = np.float32(0)
         for x in range(columns - 1):
@@ -183,13 +183,14 @@ def _ramps(waves: Array, steps: Array, displacement: Array) -> tuple[Array, ...]
 def _steps(
     real: Any, imaginary: Any, waves: Any, steps: Any, weight: Any, pattern: Any,
     yr: Any, yi: Any, xr: Any, xi: Any, lowest: Any, gradient: Any, curvature: Any,
-) -> float:  # fmt: skip
+) -> Any:  # fmt: skip
     n, frames = real.shape
     er, ei = np.empty(frames, np.float32), np.empty(frames, np.float32)
     mr, mi = np.empty(frames, np.float32), np.empty(frames, np.float32)
     row = np.zeros((3, frames), np.float32)  # sums of waves with one number along y: imaginary times kx, …
     slopes = np.zeros((2, frames), np.float32)
-    agreement, held = 0.0, np.float32(0)
+    agreement: Any = 0.0
+    held = np.float32(0)
     for i in range(n):
         a, b = waves[i, 0] - lowest[0], waves[i, 1] - lowest[1]
         tr, ti, sr, si = np.float32(0), np.float32(0), np.float32(0), np.float32(0)

@@ -56,9 +56,9 @@ def information(content: ReportContent) -> Drawn | None:
         Figure(430, facts(_told(content, known))),
     ]
     words = (
-        "Bits of information are what sums of alternate frames share, ½ log₂(1 + signal/noise) over all Fourier components;"
-        " the detector's own pattern is left out. They compare micrographs of one kind, and include whatever the ice and"
-        " carbon show."
+        "Bits of information follow from what sums of alternate frames share: log₂(1 + signal/noise) over all Fourier"
+        " components, without the detector's own pattern. They compare micrographs of one kind, and include whatever"
+        " ice and carbon show."
     )
     return Drawn("Information", [Figures(figures), Words(words)])
 
