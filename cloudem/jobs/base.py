@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
+    "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
     "correct_motion": "cloudem.jobs.correct_motion.job:CorrectMotion",
+    "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",
