@@ -86,6 +86,8 @@ class CorrectedMovie(NamedTuple):
         Variance of a frame that stays with the detector.
     mean
         Of a frame, in its units.
+    signals
+        What frames show, where weights come from it.
     """
 
     images: Mapping[str, Float32]
@@ -98,6 +100,7 @@ class CorrectedMovie(NamedTuple):
     outliers: int
     pattern: float
     mean: float
+    signals: FrameSignals | None = None
 
 
 class Survey(NamedTuple):
@@ -219,7 +222,6 @@ def correct_movie(
         small[place] = small_frame(whole_frame[:rows, :columns], factor)
     count = len(small)
     together = roughness(survey.total)
-    variance = float(survey.variances.mean())
     pattern = max(0.0, (together - rough) / (4 * count * (count - 1))) if count > 1 else 0.0
     spectra = spectra_of(small, factor)
     whole = whole_motion(spectra, pattern, settings.pixel_size)
@@ -230,14 +232,15 @@ def correct_movie(
     del small, spectra
     fields = np.stack([field_at(local.coefficients, int(number)) for number in survey.used])
     fields[:, :, 0] += local.track
-    weights = _weights(
-        settings, survey.used, (rows, columns), lambda: _signals(frame, fields, (rows, columns), settings, pattern)
-    )
+    signals = None
+    if settings.weighting == "information":
+        signals = _signals(frame, fields, (rows, columns), settings, pattern)
+    weights = _weights(settings, survey.used, (rows, columns), signals)
     sums = sum_frames(frame, fields, (rows, columns), weights)
     information = _information(sums, local.track, pattern, settings)
     return CorrectedMovie(
         images_of(sums, settings.binning), survey.used, local.track, local, whole.problem, information,
-        survey.hot_pixels, int(outliers.sum()), pattern / variance if variance else 0.0, float(survey.means.mean()),
+        survey.hot_pixels, int(outliers.sum()), pattern, float(survey.means.mean()), signals,
     )  # fmt: skip
 
 
@@ -268,7 +271,7 @@ def _weights(
     settings: MovieSettings,
     used: NDArray[np.int64],
     shape: tuple[int, int],
-    signals: Callable[[], FrameSignals],
+    signals: FrameSignals | None,
 ) -> Float32 | None:
     frequency = weight_places(shape, settings.pixel_size)
     if settings.weighting == "none" or (settings.weighting == "dose" and settings.doses is None):
@@ -279,10 +282,9 @@ def _weights(
             return np.ones((len(used), len(at)))
         return dose_weights(at, settings.doses[used], settings.voltage)
 
-    if settings.weighting == "dose":
+    if signals is None:
         return left(frequency).astype(np.float32)
-    found = signals()
-    return information_weights(found, left(found.frequency), frequency, left(frequency)).astype(np.float32)
+    return information_weights(signals, left(signals.frequency), frequency, left(frequency)).astype(np.float32)
 
 
 def _signals(
