@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 
 
 class Case(NamedTuple):
-    """A simulated movie: contrast, e/px/frame, px of local motion and of drift, pattern of the detector, and the bar."""
+    """A simulated movie: contrast, e/px/frame, px of local motion and of drift, pattern of the detector, its bar."""
 
     contrast: float
     dose: float
@@ -49,7 +49,7 @@ SCOPE = ("--pixel-size-A", 1, "--voltage-kV", 300, "--cs-mm", 2.7)
 
 
 def motion(bench: Bench) -> None:
-    """Motion of 24 x 2048² simulated frames, rms error per axis (px) over a 12 x 12 grid; RELION beside with --relion."""
+    """Motion of 24 x 2048² simulated frames, rms error per axis (px) over a 12 x 12 grid; with --relion RELION's, too."""
     for seed in bench.seeds:
         for name, case in CASES.items():
             place = simulated(bench, name, case, seed, bench.few(2048, 512), bench.few(24, 8))
@@ -80,7 +80,7 @@ def motion_cost(bench: Bench) -> None:
 
 
 def motion_information(bench: Bench) -> None:
-    """Weights from information against the fixed curve, where damage or blur differ from it; error of what frames show."""
+    """Weights from information against the fixed curve, where damage or blur differ; error of what frames show."""
     size, frames = bench.few(1024, 256), bench.few(24, 8)
     blur = np.zeros(frames)
     blur[:3] = 150, 60, 20
@@ -110,7 +110,7 @@ def weighted(movie: SimulatedMovie, kind: Any) -> CorrectedMovie:
 
 
 def shown_error(movie: SimulatedMovie, signals: FrameSignals | None) -> dict[str, Any]:
-    """Return the error of what each frame shows, as a share of the truth, root mean square over frames, by frequency."""
+    """Return the error of what frames show, as a share of the truth, root mean square over frames, by frequency."""
     if signals is None or not signals.certain.any():
         return {"rings": 0}
     truth = np.stack([np.interp(signals.frequency, movie.frequency, each) for each in movie.decay])
@@ -150,7 +150,7 @@ def imported(bench: Bench, place: Path, dose: float) -> Path:
 
 
 def corrected_by_us(bench: Bench, place: Path, movies: Path, local: bool) -> tuple[MotionFile, float, Cost]:
-    """Return the motion that the command finds, CPU-seconds of the movie alone, read and written, and of the command."""
+    """Return the motion that the command finds, CPU-seconds of the movie alone (read, written), and its cost."""
     stars, out = bench.fresh("motion-stars"), bench.fresh("motion-out")
     cost = bench.cloudem(
         "correct-motion", movies, "--motion-files", stars, "--out", out, *([] if local else ["--no-local"])
@@ -169,8 +169,8 @@ def corrected_by_relion(bench: Bench, place: Path, dose: float, patches: int) ->
     out.mkdir()
     (out / place.with_suffix(".mrcs").name).symlink_to(place.with_suffix(".mrcs").resolve())
     lines = [
-        "data_optics", "", "loop_", "_rlnOpticsGroupName #1", "_rlnOpticsGroup #2", "_rlnMicrographOriginalPixelSize #3",
-        "_rlnVoltage #4", "_rlnSphericalAberration #5", "_rlnAmplitudeContrast #6", "g 1 1.0 300 2.7 0.1", "",
+        "data_optics", "", "loop_", "_rlnOpticsGroupName #1", "_rlnOpticsGroup #2",
+        "_rlnMicrographOriginalPixelSize #3", "_rlnVoltage #4", "_rlnSphericalAberration #5", "_rlnAmplitudeContrast #6", "g 1 1.0 300 2.7 0.1", "",
         "data_movies", "", "loop_", "_rlnMicrographMovieName #1", "_rlnOpticsGroup #2", f"{place.name}.mrcs 1", "",
     ]  # fmt: skip
     (out / "movies.star").write_text("\n".join(lines))
@@ -186,7 +186,7 @@ def corrected_by_relion(bench: Bench, place: Path, dose: float, patches: int) ->
 def score(found: MotionFile, place: Path) -> float:
     """Return the root mean square error per axis, pixels, over frames and places, a constant of each place removed."""
     truth = np.load(place.with_suffix(".npz"))
-    frames, size, _ = found.shape
+    frames = found.shape[0]
     at = (np.arange(12) + 0.5) / 12 - 0.5
     u, v = (each.ravel() for each in np.meshgrid(at, at))
     base = np.stack([u, v, u * u - 1 / 12, v * v - 1 / 12, u * v])
