@@ -49,7 +49,7 @@ SCOPE = ("--pixel-size-A", 1, "--voltage-kV", 300, "--cs-mm", 2.7)
 
 
 def motion(bench: Bench) -> None:
-    """Motion of 24 x 2048² simulated frames, rms error per axis (px) over a 12 x 12 grid; with --relion RELION's, too."""
+    """Motion of 24 x 2048² simulated frames: rms error per axis (px) over a 12 x 12 grid; --relion: RELION's, too."""
     for seed in bench.seeds:
         for name, case in CASES.items():
             place = simulated(bench, name, case, seed, bench.few(2048, 512), bench.few(24, 8))
@@ -168,11 +168,9 @@ def corrected_by_relion(bench: Bench, place: Path, dose: float, patches: int) ->
     program, out = bench.program("relion_run_motioncorr"), bench.fresh("motion-relion")
     out.mkdir()
     (out / place.with_suffix(".mrcs").name).symlink_to(place.with_suffix(".mrcs").resolve())
-    lines = [
-        "data_optics", "", "loop_", "_rlnOpticsGroupName #1", "_rlnOpticsGroup #2",
-        "_rlnMicrographOriginalPixelSize #3", "_rlnVoltage #4", "_rlnSphericalAberration #5", "_rlnAmplitudeContrast #6", "g 1 1.0 300 2.7 0.1", "",
-        "data_movies", "", "loop_", "_rlnMicrographMovieName #1", "_rlnOpticsGroup #2", f"{place.name}.mrcs 1", "",
-    ]  # fmt: skip
+    optics = "OpticsGroupName OpticsGroup MicrographOriginalPixelSize Voltage SphericalAberration AmplitudeContrast"
+    lines = ["data_optics", "", "loop_", *(f"_rln{name}" for name in optics.split()), "g 1 1.0 300 2.7 0.1", ""]
+    lines += ["data_movies", "", "loop_", "_rlnMicrographMovieName", "_rlnOpticsGroup", f"{place.name}.mrcs 1", ""]
     (out / "movies.star").write_text("\n".join(lines))
     command = [
         program, "--i", "movies.star", "--o", "out/", "--use_own", "--j", "1", "--dose_weighting", "--dose_per_frame",

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PIXEL_S, PIXEL_LOCAL_S, MOVIE_S = 14e-9, 2e-9, 0.4
-"""CPU-seconds of a pixel of a frame, of the same for local motion, and of a movie besides; measured."""
+PIXEL_S, PIXEL_LOCAL_S, PIXEL_SHOWN_S, IMAGE_PIXEL_S, MOVIE_S = 9e-9, 3e-9, 3e-9, 9e-8, 0.4
+"""CPU-seconds of a pixel of a frame; of the same for local motion, and for weights from information; of a pixel of the
+images, which are written; and of a movie besides. Measured."""
 
 HELD_BYTES = 1_400_000_000
 """Most bytes of a movie's frames that are kept (`cloudem.io.movies.held`)."""
@@ -120,8 +121,10 @@ class CorrectMotion(GrowingJob):
         frames, rows, columns = size.shape if len(size.shape) == 3 else (40, 4096, 4096)
         each = rows * columns
         images = each / self.bin**2
-        cpu = MOVIE_S + frames * each * (PIXEL_S + (PIXEL_LOCAL_S if self.local else 0.0))
-        memory = min(2 * frames * each, HELD_BYTES) + 4 * frames * each // 16 + 40 * each
+        shown = PIXEL_SHOWN_S if self.weights == "information" else 0.0
+        cpu = frames * each * (PIXEL_S + shown + (PIXEL_LOCAL_S if self.local else 0.0))
+        cpu += MOVIE_S + images * IMAGE_PIXEL_S
+        memory = min(2 * frames * each, HELD_BYTES) + 4 * frames * each // 16 + 60 * each
         stage = Stage(
             "motion", size.count, "movies", cpu, parallel=True, task_items=1, task_bytes=memory,
             read_bytes=0.6 * frames * each, written_bytes=7 * images, spread=1.6,
