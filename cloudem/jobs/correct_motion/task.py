@@ -95,7 +95,7 @@ def _corrected_row(entry: Movies, options: MotionOptions) -> dict[str, Any]:
     correction = movie_correction(entry, 0, upsampling)
     made = correct_movie(held, np.array(whole), correction, settings)
     shape = made.images["sum"].shape
-    size = settings.pixel_size * movie.shape[0] / (shape[0] + 0.0) if options.binning != 1 else settings.pixel_size
+    size = settings.pixel_size * (movie.shape[0] // 2 * 2) / shape[0]
     place = write_micrograph_image(options.url, name, made.images, pixel_size=size)
     if options.motion_files is not None:
         write_motion_star(
