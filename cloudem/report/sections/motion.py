@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cloudem.model.columns import Column
@@ -51,7 +52,7 @@ def information(content: ReportContent) -> Drawn | None:
         Figure(
             430,
             histogram(known / 1e3, "information (kbit)", "", width=430, height=240, unit="micrographs"),
-            "Of micrographs.",
+            "How much information micrographs hold.",
         ),
         Figure(430, facts(_told(content, known))),
     ]
@@ -109,6 +110,7 @@ def _speeds(paths: list[NDArray[np.float64]]) -> str:
             axes.fill_between(frames, low, high, color=GREY, alpha=0.3, lw=0)
         axes.plot(frames, middle, color=BLUE, lw=1.8)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=GRID, lw=0.8)
         label_axes(axes, "frame", "motion (Å per frame)")
 
