@@ -11,8 +11,9 @@ CURVE = 0.24499, -1.6649, 2.8141
 """Of the critical dose at 300 kV, ``a * k^b + c`` e/Å² at k in 1/Å; Grant & Grigorieff 2015, 10.7554/eLife.06980."""
 
 VOLTAGES, SHARES = (100.0, 200.0, 300.0), (0.532, 0.8, 1.0)
-"""Critical doses at these voltages (kV) as shares of those at 300 kV. At 200 kV: the same paper. At 100 kV programs differ,
-cisTEM has 0.532 and RELION 0.64; squared speeds of the electrons, to which damage is nearly inverse, have a ratio of 0.50."""
+"""Critical doses at these voltages (kV) as shares of those at 300 kV. At 200 kV: the same paper. At 100 kV programs
+differ: cisTEM has 0.532, as here, and RELION 0.64. Squared speeds of electrons, to which damage is nearly inverse, have
+a ratio of 0.50."""
 
 
 def critical_dose(frequency: Float64, voltage: float) -> Float64:

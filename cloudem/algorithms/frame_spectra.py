@@ -1,7 +1,7 @@
 """Spectra of the small frames of a movie, and what they have in common: what alignment needs.
 
-Frames are low-passed and sampled at every few pixels (`small_frame`), for radiation damage leaves a single frame nothing
-at high resolution. A spectrum keeps the waves of a ring, without those along the axes, where the borders of a frame and
+Frames are low-passed and sampled at every few pixels (`small_frame`), for a single frame shows next to nothing at high
+resolution. A spectrum keeps the waves of a ring, without those along the axes, where the borders of a frame and
 faults of rows and columns of the detector lie.
 """
 
@@ -76,11 +76,11 @@ def shrink_factor(pixel_size: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def low_pass(factor: int) -> Float32:
+def low_pass_taps(factor: int) -> Float32:
     """Return the taps of the low-pass in front of sampling at every `factor`-th pixel: a sinc under a Kaiser window."""
     if factor == 1:
         return np.ones(1, np.float32)
-    count = 6 * factor
+    count = 6 * factor + factor % 2
     places = np.arange(count) - (count - 1) / 2
     taps = np.sinc(0.92 * places / factor) * np.kaiser(count, 4.0)
     return np.asarray(taps / taps.sum(), np.float32)
@@ -88,7 +88,7 @@ def low_pass(factor: int) -> Float32:
 
 def small_frame(frame: Float32, factor: int) -> Float32:
     """Return a frame low-passed and sampled, see `cloudem.kernels.motion.shrunk`."""
-    return np.asarray(frame if factor == 1 else shrunk(frame, low_pass(factor), factor))
+    return np.asarray(frame if factor == 1 else shrunk(frame, low_pass_taps(factor), factor))
 
 
 def spectra_of(frames: Float32, factor: int, finest: float = 0.95) -> FrameSpectra:
@@ -108,13 +108,14 @@ def spectra_of(frames: Float32, factor: int, finest: float = 0.95) -> FrameSpect
     waves, steps, radius = _kept(rows, columns, factor, finest)
     response = _response(factor, waves[:, 0] * steps[0]) * _response(factor, waves[:, 1] * steps[1])
     norm = (1 / (response * np.sqrt((window**2).sum()) / factor)).astype(np.float32)
-    real = np.empty((len(waves), len(frames)), np.float32)
-    imaginary = np.empty_like(real)
-    place = waves[:, 0] % rows, waves[:, 1]
+    values = np.empty((len(frames), len(waves)), np.complex64)
+    place = (waves[:, 0] % rows) * (columns // 2 + 1) + waves[:, 1]
     for number, frame in enumerate(frames):
-        centred = (frame - frame.mean(dtype=np.float64)).astype(np.float32)
-        spectrum = scipy.fft.rfft2(centred * window)[place]
-        real[:, number], imaginary[:, number] = spectrum.real * norm, spectrum.imag * norm
+        faded = frame - np.float32(frame.mean(dtype=np.float64))
+        faded *= window
+        scipy.fft.rfft2(faded, overwrite_x=True).ravel().take(place, out=values[number])
+    values *= norm
+    real, imaginary = np.ascontiguousarray(values.real.T), np.ascontiguousarray(values.imag.T)
     rings = np.minimum((radius * 2 * RINGS).astype(np.int32), RINGS - 1)
     return FrameSpectra(real, imaginary, waves, steps, rings)
 
@@ -135,7 +136,7 @@ def _kept(rows: int, columns: int, factor: int, finest: float) -> tuple[NDArray[
 
 def _response(factor: int, radians: Float64) -> Float64:
     """Return what the low-pass leaves of waves, at least a hundredth."""
-    taps = low_pass(factor)
+    taps = low_pass_taps(factor)
     places = np.arange(len(taps)) - (len(taps) - 1) / 2
     distinct, number = np.unique(radians, return_inverse=True)
     return np.asarray(np.maximum(np.cos(distinct[:, None] * places) @ taps, 0.01)[number])

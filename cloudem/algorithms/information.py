@@ -66,13 +66,15 @@ def shared_information(
     cross, first, second, counts = ring_products(even, odd, BANDS)
     counts = np.maximum(counts, 1)
     common = cross / counts - (0 if pattern is None else pattern)
-    power = np.sqrt(np.maximum(first * second, 0)) / counts
-    correlation = common / np.maximum(power, 1e-30)
+    power: Float64 = np.sqrt(np.maximum(first * second, 0)) / counts
+    correlation: Float64 = common / np.maximum(power, 1e-30)
     error = 1 / np.sqrt(2 * counts)
     known = np.clip(correlation, -0.999, 0.999)
     ratio = np.where(correlation > CERTAIN * error, 2 * known / (1 - known), 0.0)
-    frequency = (np.arange(BANDS) + 0.5) / (2 * BANDS * pixel_size)
-    return SharedInformation(frequency, correlation, ratio, float((counts * np.log2(1 + ratio)).sum()))
+    frequency: Float64 = (np.arange(BANDS, dtype=np.float64) + 0.5) / (2 * BANDS * pixel_size)
+    return SharedInformation(
+        frequency, correlation, np.asarray(ratio, np.float64), float((counts * np.log2(1 + ratio)).sum())
+    )
 
 
 def pattern_products(track: Float64, weights: Float64, pattern: float, shape: tuple[int, int]) -> Float64:

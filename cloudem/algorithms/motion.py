@@ -25,8 +25,8 @@ from cloudem.kernels.motion import correlation_steps
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-COARSE = 1 / 16
-"""1/Å: the first displacements are looked for with waves that are longer."""
+COARSE, COARSE_WAVES = 1 / 16, 130
+"""The first displacements are looked for with waves longer than that, 1/Å, and at most so many across a frame."""
 
 FARTHEST = 0.12
 """Share of a frame's side by which it may be displaced from the mean."""
@@ -123,16 +123,15 @@ def _coarse_track(spectra: FrameSpectra, pattern: float, pixel_size: float) -> F
     """Return displacements from peaks of correlations with long waves."""
     size = 2 * np.pi / spectra.steps  # rows and columns, pixels
     radius = np.hypot(*(spectra.waves * spectra.steps).T) / (2 * np.pi * pixel_size)  # 1/Å
-    long = np.flatnonzero(radius < COARSE)
+    limit = min(COARSE, COARSE_WAVES / (size.max() * pixel_size))
+    long = np.flatnonzero(radius < limit)
     waves, frames = spectra.waves[long], spectra.real.shape[1]
     grid = [scipy.fft.next_fast_len(int(2 * (abs(waves[:, axis]).max() + 1)), real=True) for axis in range(2)]
     grid[1] += grid[1] % 2
     spectrum = spectra.real[long] + 1j * spectra.imaginary[long]
     power = np.bincount(spectra.rings[long], (np.abs(spectrum) ** 2).mean(axis=1), minlength=1)
     counts = np.maximum(np.bincount(spectra.rings[long], minlength=1), 1)
-    weight = (
-        np.exp(-0.5 * (radius[long] / (0.5 * COARSE)) ** 2) / np.maximum(power / counts, 1e-12)[spectra.rings[long]]
-    )
+    weight = np.exp(-0.5 * (radius[long] / (0.5 * limit)) ** 2) / np.maximum(power / counts, 1e-12)[spectra.rings[long]]
     ky, kx = (waves * spectra.steps).T
     track = np.zeros((frames, 2))
     for _ in range(COARSE_ROUNDS):
@@ -154,7 +153,6 @@ def _coarse_track(spectra: FrameSpectra, pattern: float, pixel_size: float) -> F
 
 def _peak(image: Float32, pixel: Float64) -> Float64:
     """Return where a correlation is greatest, along x and y; parabolas through its neighbours."""
-    rows, columns = image.shape
     reach = [max(2, int(FARTHEST * count)) for count in image.shape]
     near = np.roll(image, reach, axis=(0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
     y, x = np.unravel_index(int(near.argmax()), near.shape)

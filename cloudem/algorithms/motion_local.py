@@ -1,19 +1,20 @@
 """Motion that differs over a micrograph: a field, quadratic over the image and cubic in time.
 
 Patches are not followed one by one, for a patch of one frame may show too little. The coefficients of the field
-themselves are moved to where the frames of all patches agree best, and held back by a normal prior whose width comes from
-the data. Whether the field is real is asked of patches that it was not fitted to: in each of two turns, one half of the
-patches, as on a chessboard, says what the field found in the other half is worth.
+themselves are moved to where the frames of all patches agree best, and held back by a normal prior whose width comes
+from the data. Whether the field is real is asked of patches that it was not fitted to: in each of two turns, one half
+of the patches, as on a chessboard, says what the field found in the other half is worth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.frame_spectra import FrameSpectra, RingPowers, agreement_weights, ring_powers, spectra_of
+from cloudem.algorithms.frame_spectra import FrameSpectra, agreement_weights, ring_powers, spectra_of
 from cloudem.algorithms.motion import refined_places
 from cloudem.algorithms.motion_track import smoothed_track
 from cloudem.kernels.motion import correlation_steps
@@ -32,7 +33,7 @@ TEMPORAL = 3
 """Powers of time, from the first."""
 
 ROUNDS = 4
-WORTH_KEEPING = 4.0
+WORTH_KEEPING = 6.0
 """What the held-out patches' log-likelihood must gain at least."""
 
 OUTLYING = 4.0
@@ -103,7 +104,12 @@ def patch_counts(shape: tuple[int, int], pixel_size: float) -> tuple[int, int]:
 
 
 def local_motion(
-    small: Float32, factor: int, track: Float64, powers: RingPowers, pattern: float, counts: tuple[int, int]
+    small: Float32,
+    factor: int,
+    track: Float64,
+    pattern: float,
+    counts: tuple[int, int],
+    numbers: NDArray[np.int64] | None = None,
 ) -> LocalMotion:
     """Find the field of motion over a micrograph, and better its motion as a whole.
 
@@ -115,13 +121,14 @@ def local_motion(
         Pixels of a frame along a side of one of theirs.
     track
         Motion of the whole, pixels of a frame, ``(frames, 2)``.
-    powers
-        Of the whole.
     pattern
         Power of what does not move.
     counts
         Patches along y and x.
+    numbers
+        Of the frames in the movie, rising; None for 0, 1, ….
     """
+    numbers = np.arange(len(small)) if numbers is None else numbers
     frames = len(small)
     nothing = np.zeros((2, 1 + SPATIAL, TEMPORAL))
     if frames < 6:
@@ -134,7 +141,7 @@ def local_motion(
         return LocalMotion(nothing, track, 0.0, counts, 0, "patches show nothing that their frames have in common")
     rows, columns = np.indices(counts)
     weights = [agreement_weights(each, found) for each in spectra]
-    patches = _Patches(spectra, weights, terms, _times(frames), ((rows + columns) % 2 == 0).ravel(), pattern)
+    patches = _Patches(spectra, weights, terms, _times(numbers), ((rows + columns) % 2 == 0).ravel(), pattern)
     gain = _worth(patches, whole)
     if gain < WORTH_KEEPING:
         reason = f"patches that it was not fitted to do not confirm it (log-likelihood {gain:+.1f})"
@@ -150,65 +157,76 @@ def local_motion(
         whole -= whole.mean(axis=0)
         coefficients, trust = _fitted(patches, whole, trust, 2, coefficients)
     dropped = int((trust < 0.5).sum())
-    kept = _in_powers(coefficients, frames)
+    kept = _in_powers(coefficients, numbers)
     return LocalMotion(kept, whole - whole[0], gain, counts, dropped, "")
 
 
-def _times(frames: int) -> Float64:
+def _times(numbers: NDArray[np.int64]) -> Float64:
     """Return the powers of time, made orthonormal and of mean 0: moving all frames of a patch changes no agreement."""
-    tau = np.arange(frames) / (frames - 1)
+    tau = numbers / max(int(numbers[-1]), 1)
     powers = tau[:, None] ** np.arange(1, 1 + TEMPORAL)
     basis, _ = np.linalg.qr(powers - powers.mean(axis=0))
-    return np.asarray(basis * np.sqrt(frames))
+    return np.asarray(basis * np.sqrt(len(numbers)))
 
 
-def _in_powers(coefficients: Float64, frames: int) -> Float64:
-    """Return coefficients over orthonormal times as those of powers of the frame's number: the field is 0 in the first."""
-    scale = float(frames) ** np.arange(1 + TEMPORAL)
-    powers = (np.arange(frames)[:, None] / frames) ** np.arange(1 + TEMPORAL)
-    change = (np.linalg.lstsq(powers, _times(frames), rcond=None)[0] / scale[:, None])[1:]
+def _in_powers(coefficients: Float64, numbers: NDArray[np.int64]) -> Float64:
+    """Return coefficients over orthonormal times as those of powers of the frame's number, at which 0 is no field."""
+    last = float(max(int(numbers[-1]), 1))
+    powers = (numbers[:, None] / last) ** np.arange(1 + TEMPORAL)
+    change = np.linalg.lstsq(powers, _times(numbers), rcond=None)[0] / last ** np.arange(1 + TEMPORAL)[:, None]
     full = np.zeros((2, 1 + SPATIAL, TEMPORAL))
-    full[:, 1:] = coefficients @ change.T
+    full[:, 1:] = coefficients @ change[1:].T
     return full
 
 
 def _cut(small: Float32, factor: int, track: Float64, counts: tuple[int, int]) -> tuple[list[FrameSpectra], Float64]:
-    """Return the spectra of patches, cut where the specimen is by whole pixels, and the field's terms at their centres.
+    """Return the spectra of all patches, and the field's terms at their centres."""
+    spectra, terms = zip(*patch_spectra(small, factor, track, counts), strict=True)
+    return list(spectra), np.array(terms)[:, 1:]
 
-    A patch follows the specimen by whole small pixels, so that it keeps what it shows; the spectra are of the patch in
-    the frame, so that displacements stay those in the frame: the whole pixels are put back as phases.
+
+def patch_spectra(
+    small: Float32, factor: int, track: Float64, counts: tuple[int, int]
+) -> Iterator[tuple[FrameSpectra, Float64]]:
+    """Yield the spectra of each patch, and the six terms of a field at its centre.
+
+    A patch follows the specimen by whole small pixels, so that it keeps what it shows; displacements stay those in the
+    frame, for the whole pixels are put back as phases.
+
+    Parameters
+    ----------
+    small, factor, track, counts
+        As `local_motion` takes them.
     """
     frames, rows, columns = small.shape
-    height, width = (min(rows // counts[0], rows), min(columns // counts[1], columns))
+    height, width = rows // counts[0], columns // counts[1]
     whole = np.rint((track - track.mean(axis=0)) / factor).astype(int)
-    spectra, terms = [], []
-    for down in range(counts[0]):
-        for across in range(counts[1]):
-            y0, x0 = (
-                (rows - height * counts[0]) // 2 + down * height,
-                (columns - width * counts[1]) // 2 + across * width,
-            )
-            pieces = np.empty((frames, height, width), np.float32)
-            moved = np.empty((frames, 2))
-            for number in range(frames):
-                y = min(max(y0 + whole[number, 1], 0), rows - height)
-                x = min(max(x0 + whole[number, 0], 0), columns - width)
-                pieces[number] = small[number, y : y + height, x : x + width]
-                moved[number] = (x - x0) * factor, (y - y0) * factor
-            spectra.append(_moved(spectra_of(pieces, factor), moved))
-            u, v = (x0 + width / 2) / columns - 0.5, (y0 + height / 2) / rows - 0.5
-            terms.append([u, u * u, v, v * v, u * v])
-    return spectra, np.array(terms)
+    first = (rows - height * counts[0]) // 2, (columns - width * counts[1]) // 2
+    for place in range(counts[0] * counts[1]):
+        y0, x0 = first[0] + place // counts[1] * height, first[1] + place % counts[1] * width
+        pieces = np.empty((frames, height, width), np.float32)
+        moved = np.empty((frames, 2))
+        for number in range(frames):
+            y = min(max(y0 + whole[number, 1], 0), rows - height)
+            x = min(max(x0 + whole[number, 0], 0), columns - width)
+            pieces[number] = small[number, y : y + height, x : x + width]
+            moved[number] = (x - x0) * factor, (y - y0) * factor
+        u, v = (x0 + width / 2) / columns - 0.5, (y0 + height / 2) / rows - 0.5
+        yield _moved(spectra_of(pieces, factor), moved), np.array([1, u, u * u, v, v * v, u * v])
 
 
 def _moved(spectra: FrameSpectra, by: Float64) -> FrameSpectra:
     """Return spectra of what lies elsewhere by so many pixels, ``(frames, 2)``."""
+    if not by.any():
+        return spectra
     ky, kx = (spectra.waves * spectra.steps).T
-    phase = kx[:, None] * by[:, 0] + ky[:, None] * by[:, 1]
-    values = (spectra.real + 1j * spectra.imaginary) * np.exp(-1j * phase).astype(np.complex64)
-    return spectra._replace(
-        real=np.ascontiguousarray(values.real, np.float32), imaginary=np.ascontiguousarray(values.imag, np.float32)
-    )
+    real, imaginary = spectra.real.copy(), spectra.imaginary.copy()
+    for x, y in {(float(x), float(y)) for x, y in by} - {(0.0, 0.0)}:
+        here = np.flatnonzero((by == (x, y)).all(axis=1))
+        turn = np.exp(-1j * (kx * x + ky * y)).astype(np.complex64)[:, None]
+        values = (spectra.real[:, here] + 1j * spectra.imaginary[:, here]) * turn
+        real[:, here], imaginary[:, here] = values.real, values.imag
+    return spectra._replace(real=real, imaginary=imaginary)
 
 
 def _slopes(patches: _Patches, patch: int, displacement: Float64) -> tuple[Float64, Float64, float]:
@@ -229,14 +247,14 @@ def _fitted(
     # the terms of an image have a root mean square of 0.29, 0.11 and 0.08; their coefficients may be larger the smaller
     scale = np.repeat(np.tile(1 / np.array([0.29, 0.11, 0.29, 0.11, 0.083]), 2), TEMPORAL) ** 2
     width = np.full(TEMPORAL, 1.0)
-    used = np.flatnonzero(trust > 0)
+    used = np.flatnonzero(trust > 0).tolist()
     for _ in range(rounds):
-        slopes, bends = [], []
+        slopes, curvatures = [], []
         for patch in used:
             gradient, curvature, _ = _slopes(patches, patch, whole + patches.field(patch, coefficients))
             slopes.append(gradient)
-            bends.append(curvature.mean(axis=0))
-        bends = _plausible(np.array(bends))
+            curvatures.append(curvature.mean(axis=0))
+        bends = _plausible(np.array(curvatures))
         misfit = np.array([_misfit(patches.times, slope, bend) for slope, bend in zip(slopes, bends, strict=True)])
         trust = trust.copy()
         if len(used) > 8:
@@ -282,7 +300,7 @@ def _worth(patches: _Patches, whole: Float64) -> float:
     gain = 0.0
     for half in (patches.chessboard, ~patches.chessboard):
         coefficients, _ = _fitted(patches, whole, half.astype(float), ROUNDS - 1)
-        for patch in np.flatnonzero(~half):
+        for patch in np.flatnonzero(~half).tolist():
             _, _, with_field = _slopes(patches, patch, whole + patches.field(patch, coefficients))
             _, _, without = _slopes(patches, patch, whole)
             gain += with_field - without

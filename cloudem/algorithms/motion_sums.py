@@ -1,7 +1,10 @@
 """Sums of the frames of a movie, each moved back: weighted and unweighted, and of every other frame.
 
-Frames are moved by a cubic B-spline, whose smoothing is the same everywhere and is taken away from the spectra of the
-sums. Weighted sums are divided by the root of the sum of squared weights, so that their noise is white.
+Weights of frames at each frequency, ``(frames, m)``, are nearly of a low rank: a few curves of frequency, each times an
+amount for each frame. So frames are added up in space, once for each curve, and what is transformed is a few sums
+instead of all frames. Frames are moved by a cubic B-spline, whose smoothing is the same everywhere and is taken away
+from the spectra of the sums. Weighted sums are divided by the root of the sum of squared weights, so that their noise
+is white.
 """
 
 from __future__ import annotations
@@ -13,11 +16,17 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from cloudem.kernels.motion import FIELD_TERMS, add_weighted, warped, wave_scale
+from cloudem.kernels.motion import FIELD_TERMS, add_warped, add_weighted, wave_scale
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Complex64 = NDArray[np.complex64]
+
+TOGETHER = 4
+"""Frames that are moved back at a time: sums are read and written once for all of them."""
+
+RANK_ERROR, MOST_CURVES = 1e-3, 10
+"""Greatest error of a weight, of which the largest is 1, and most curves that they are made of."""
 
 
 class FrameSums(NamedTuple):
@@ -50,49 +59,65 @@ def weight_places(shape: tuple[int, int], pixel_size: float) -> Float64:
 
 
 def sum_frames(
-    frame: Callable[[int], Float32],
+    frame: Callable[[int, Float32], float],
     fields: Float64,
     shape: tuple[int, int],
     weights: Float32 | None = None,
-    seen: Callable[[int, Complex64], None] | None = None,
 ) -> FrameSums:
     """Move all frames back and add them up.
 
     Parameters
     ----------
     frame
-        Returns a frame by its number; it is read once each.
+        Puts a frame, by its number, into an array and returns its mean; each is asked for once.
     fields
-        Displacements in each frame, over the terms of `cloudem.kernels.motion.warped`, ``(frames, 2, 6)``.
+        Displacements in each frame, over the terms of `cloudem.kernels.motion.add_warped`, ``(frames, 2, 6)``.
     shape
         Rows and columns, both even.
     weights
         Of each frame at `weight_places`, ``(frames, m)``; None for 1.
-    seen
-        Given the number and the spectrum of each frame that was moved back, the spline's smoothing not yet taken away.
     """
     if fields.shape[1:] != (2, FIELD_TERMS):
-        raise ValueError(f"fields have shape {fields.shape}")
-    moved = np.empty(shape, np.float32)
-    plain = np.zeros((1 if weights is not None else 2, *shape), np.float32)
+        raise ValueError(f"fields have shape {fields.shape}, not (frames, 2, {FIELD_TERMS})")
+    one = np.ones((len(fields), 1), np.float32)
+    # the weights of a plain sum come last
+    amounts, curves = rank_factors(one if weights is None else np.concatenate([weights, one], axis=1))
     half = shape[0], shape[1] // 2 + 1
-    total = np.zeros((2, *half), np.complex64) if weights is not None else None
-    for number, field in enumerate(fields):
-        image = frame(number)
-        warped(image, field, float(image.mean(dtype=np.float64)), moved)
-        plain[number % len(plain)] += moved
-        if total is not None or seen is not None:
-            spectrum = scipy.fft.rfft2(moved)
-            if seen is not None:
-                seen(number, spectrum)
-            if total is not None and weights is not None:
-                add_weighted(spectrum, weights[number], total[number % 2])
-    spectra = [scipy.fft.rfft2(each) for each in plain]
-    if total is not None:
-        spectra = [total[0], total[1], *spectra]
-    for each in spectra:
-        _divide_by_spline(each, shape)
-    return FrameSums(spectra[0], spectra[1], spectra[2] if total is not None else None, weights, shape)
+    unweighted = None if weights is None else np.zeros(half, np.complex64)
+    buffer = np.empty((min(TOGETHER, len(fields)), *shape), np.float32)
+    totals = np.empty((len(curves), *shape), np.float32)
+    sums = []
+    for parity in range(2):
+        totals[:] = 0
+        mine = range(parity, len(fields), 2)
+        for first in range(0, len(mine), TOGETHER):
+            some = list(mine[first : first + TOGETHER])
+            means = np.array([frame(number, buffer[place]) for place, number in enumerate(some)], np.float32)
+            add_warped(buffer[: len(some)], fields[some], means, amounts[some], totals)
+        spectrum = np.zeros(half, np.complex64)
+        for each, curve in zip(totals, curves, strict=True):
+            part = scipy.fft.rfft2(each)
+            add_weighted(part, curve if weights is None else curve[:-1], spectrum)
+            if unweighted is not None:
+                part *= curve[-1]
+                unweighted += part
+        sums.append(spectrum)
+    for whole in (*sums, unweighted):
+        if whole is not None:
+            _divide_by_spline(whole, shape)
+    return FrameSums(sums[0], sums[1], unweighted, weights, shape)
+
+
+def rank_factors(weights: Float32) -> tuple[Float32, Float32]:
+    """Return amounts ``(frames, r)`` and curves ``(r, m)`` whose product is the weights, but for `RANK_ERROR`."""
+    left, sizes, right = np.linalg.svd(weights.astype(np.float64), full_matrices=False)
+    rank = 1
+    while rank < min(len(sizes), MOST_CURVES):
+        if abs((left[:, :rank] * sizes[:rank]) @ right[:rank] - weights).max() < RANK_ERROR * abs(weights).max():
+            break
+        rank += 1
+    amounts, curves = left[:, :rank] * sizes[:rank], right[:rank]
+    return amounts.astype(np.float32), curves.astype(np.float32)
 
 
 def spline_response(count: int, waves: Float64) -> Float64:
@@ -101,8 +126,8 @@ def spline_response(count: int, waves: Float64) -> Float64:
 
 
 def _divide_by_spline(spectrum: Complex64, shape: tuple[int, int]) -> None:
-    along_y = 1 / spline_response(shape[0], np.arange(shape[0]))
-    along_x = 1 / spline_response(shape[1], np.arange(spectrum.shape[1]))
+    along_y = 1 / spline_response(shape[0], np.arange(float(shape[0])))
+    along_x = 1 / spline_response(shape[1], np.arange(float(spectrum.shape[1])))
     spectrum *= along_y[:, None].astype(np.float32)
     spectrum *= along_x.astype(np.float32)
 

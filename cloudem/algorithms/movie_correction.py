@@ -9,18 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.dose import dose_weights
+from cloudem.algorithms.frame_information import FrameSignals, frame_products, frame_signals, information_weights
 from cloudem.algorithms.frame_spectra import shrink_factor, small_frame, spectra_of
 from cloudem.algorithms.gain import FrameCorrection, correction_of, fill_defects
 from cloudem.algorithms.information import BANDS, SharedInformation, pattern_products, shared_information
 from cloudem.algorithms.motion import whole_motion
-from cloudem.algorithms.motion_local import LocalMotion, field_at, local_motion, patch_counts
+from cloudem.algorithms.motion_local import LocalMotion, field_at, local_motion, patch_counts, patch_spectra
 from cloudem.algorithms.motion_sums import FrameSums, images_of, sum_frames, weight_places
 from cloudem.kernels.motion import FIELD_TERMS, corrected, frame_moments, roughness
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-Weighting: TypeAlias = Literal["none", "dose"]
+Weighting: TypeAlias = Literal["dose", "information", "none"]
+
+INFORMATION_SAMPLING = 2.0
+"""Å of a pixel of the small frames that information is estimated from, nearly."""
 
 OUTLYING_SUM, OUTLYING_FRAME = 8.0, 10.0
 """Standard deviations from the mean beyond which a pixel is bad: of the sum of all frames, and in one frame."""
@@ -45,7 +49,8 @@ class MovieSettings(NamedTuple):
     local
         Whether local motion is looked for.
     weighting
-        ``dose`` for weights by the fixed curve of `cloudem.algorithms.dose`, where doses are known.
+        ``dose`` for weights by the fixed curve of `cloudem.algorithms.dose`, where doses are known; ``information`` for
+        those of `cloudem.algorithms.frame_information`.
     binning
         Factor by which the images are smaller.
     """
@@ -81,6 +86,8 @@ class CorrectedMovie(NamedTuple):
         Variance of a frame that stays with the detector.
     mean
         Of a frame, in its units.
+    signals
+        What frames show, where weights come from it.
     """
 
     images: Mapping[str, Float32]
@@ -93,6 +100,7 @@ class CorrectedMovie(NamedTuple):
     outliers: int
     pattern: float
     mean: float
+    signals: FrameSignals | None = None
 
 
 class Survey(NamedTuple):
@@ -135,7 +143,7 @@ def survey_of(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64], c
     factor = _ONE if correction.factor is None else correction.factor
     used = numbers
     while True:
-        total = np.zeros(read(int(used[0])).shape, np.float32)
+        total: Float32 = np.zeros(read(int(used[0])).shape, np.float32)
         moments = np.array([frame_moments(read(int(number)), factor, total) for number in used]) / total.size
         means, variances = moments[:, 0], moments[:, 1] - moments[:, 0] ** 2
         usual = float(np.median(means))
@@ -148,7 +156,8 @@ def survey_of(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64], c
         holes = np.zeros(total.size, bool)
         holes[correction.defects] = True
         holes[bad] = True
-        filled = correction_of(total.shape, defects=holes.reshape(total.shape))
+        rows, columns = total.shape
+        filled = correction_of((rows, columns), defects=holes.reshape(rows, columns))
         correction = filled._replace(factor=correction.factor)
     fill_defects(total[None], correction)
     return Survey(used, means, variances, correction, len(bad), total)
@@ -197,57 +206,108 @@ def correct_movie(
     survey = survey_of(read, numbers, correction)
     outliers = np.zeros(len(survey.used), np.int64)
     rows, columns = (side - side % 2 for side in survey.total.shape)
+    whole_frame = np.empty(survey.total.shape, np.float32)
 
-    def frame(place: int) -> Float32:
-        image, outliers[place] = clean_frame(read(int(survey.used[place])), survey, place)
-        return image if image.shape == (rows, columns) else np.ascontiguousarray(image[:rows, :columns])
+    def frame(place: int, out: Float32) -> float:
+        outliers[place] = clean_frame(read(int(survey.used[place])), survey, place, whole_frame)
+        out[:] = whole_frame[:rows, :columns]
+        return float(survey.means[place])
 
     factor = shrink_factor(settings.pixel_size)
     small = np.empty((len(survey.used), rows // factor, columns // factor), np.float32)
     rough = 0.0
     for place in range(len(survey.used)):
-        image = frame(place)
-        rough += roughness(image)
-        small[place] = small_frame(image, factor)
+        outliers[place] = clean_frame(read(int(survey.used[place])), survey, place, whole_frame)
+        rough += roughness(whole_frame)
+        small[place] = small_frame(whole_frame[:rows, :columns], factor)
     count = len(small)
     together = roughness(survey.total)
-    variance = float(survey.variances.mean())
     pattern = max(0.0, (together - rough) / (4 * count * (count - 1))) if count > 1 else 0.0
     spectra = spectra_of(small, factor)
     whole = whole_motion(spectra, pattern, settings.pixel_size)
     local = LocalMotion(np.zeros((2, FIELD_TERMS, 3)), whole.track, 0.0, (0, 0), 0, "it was not asked for")
     if settings.local and not whole.problem:
         counts = patch_counts((rows, columns), settings.pixel_size)
-        local = local_motion(small, factor, whole.track, whole.powers, pattern, counts)
+        local = local_motion(small, factor, whole.track, pattern, counts, survey.used)
     del small, spectra
-    fields = np.stack([field_at(local.coefficients, place) for place in range(count)])
+    fields = np.stack([field_at(local.coefficients, int(number)) for number in survey.used])
     fields[:, :, 0] += local.track
-    weights = _weights(settings, survey.used, (rows, columns))
+    signals = None
+    if settings.weighting == "information":
+        signals = _signals(frame, fields, (rows, columns), settings, pattern)
+    weights = _weights(settings, survey.used, (rows, columns), signals)
     sums = sum_frames(frame, fields, (rows, columns), weights)
     information = _information(sums, local.track, pattern, settings)
     return CorrectedMovie(
         images_of(sums, settings.binning), survey.used, local.track, local, whole.problem, information,
-        survey.hot_pixels, int(outliers.sum()), pattern / variance if variance else 0.0, float(survey.means.mean()),
+        survey.hot_pixels, int(outliers.sum()), pattern, float(survey.means.mean()), signals,
     )  # fmt: skip
 
 
-def clean_frame(raw: NDArray[Any], survey: Survey, place: int) -> tuple[Float32, int]:
-    """Return a frame with gain applied, outliers replaced and defects filled, and how many outliers there were."""
+def clean_frame(raw: NDArray[Any], survey: Survey, place: int, out: Float32) -> int:
+    """Put a frame into an array, gain applied, outliers replaced, defects filled; return how many outliers there were.
+
+    Parameters
+    ----------
+    raw
+        As the file has it.
+    survey
+        Of the movie.
+    place
+        Of the frame among those that are used.
+    out
+        Of its shape.
+    """
     correction = survey.correction
     mean, variance = float(survey.means[place]), float(survey.variances[place])
     # a few electrons in one pixel are no outlier, however rare electrons are
     limit = mean + OUTLYING_FRAME * np.sqrt(variance) + (4 * variance / mean if mean > 0 else 0.0)
-    out = np.empty(raw.shape, np.float32)
     count = corrected(raw, _ONE if correction.factor is None else correction.factor, limit, mean, out)
     fill_defects(out[None], correction)
-    return out, count
+    return count
 
 
-def _weights(settings: MovieSettings, used: NDArray[np.int64], shape: tuple[int, int]) -> Float32 | None:
-    if settings.weighting == "none" or settings.doses is None:
-        return None
+def _weights(
+    settings: MovieSettings,
+    used: NDArray[np.int64],
+    shape: tuple[int, int],
+    signals: FrameSignals | None,
+) -> Float32 | None:
     frequency = weight_places(shape, settings.pixel_size)
-    return dose_weights(frequency, settings.doses[used], settings.voltage).astype(np.float32)
+    if settings.weighting == "none" or (settings.weighting == "dose" and settings.doses is None):
+        return None
+
+    def left(at: Float64) -> Float64:
+        if settings.doses is None:
+            return np.ones((len(used), len(at)))
+        return dose_weights(at, settings.doses[used], settings.voltage)
+
+    if signals is None:
+        return left(frequency).astype(np.float32)
+    return information_weights(signals, left(signals.frequency), frequency, left(frequency)).astype(np.float32)
+
+
+def _signals(
+    frame: Callable[[int, Float32], float],
+    fields: Float64,
+    shape: tuple[int, int],
+    settings: MovieSettings,
+    pattern: float,
+) -> FrameSignals:
+    """Return what frames show, from small frames that are finer than those for alignment."""
+    factor = int(np.clip(round(INFORMATION_SAMPLING / settings.pixel_size), 1, 8))
+    small = np.empty((len(fields), shape[0] // factor, shape[1] // factor), np.float32)
+    whole = np.empty(shape, np.float32)
+    for place in range(len(fields)):
+        frame(place, whole)
+        small[place] = small_frame(whole, factor)
+    counts = patch_counts(shape, settings.pixel_size)
+    patches = (
+        (spectra, np.einsum("fat,t->fa", fields, terms))
+        for spectra, terms in patch_spectra(small, factor, fields[:, :, 0], counts)
+    )
+    products, waves = frame_products(patches, len(fields), pattern)
+    return frame_signals(products, waves, 0.5 / (factor * settings.pixel_size))
 
 
 def _information(sums: FrameSums, track: Float64, pattern: float, settings: MovieSettings) -> SharedInformation:

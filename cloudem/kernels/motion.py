@@ -64,7 +64,7 @@ def frame_moments(raw: NDArray[Any], factor: Float32, total: Float32) -> Float64
 
 @kernel
 def roughness(image: Float32) -> float:
-    """Return the mean square of ``a - b - c + d`` over all squares of four pixels: the power of the highest frequencies.
+    """Return the mean square of ``a - b - c + d`` over squares of four pixels: the power of the highest frequencies.
 
     It is four times the variance of an image of independent pixels.
     """
@@ -83,7 +83,7 @@ def shrunk(image: Float32, taps: Float32, factor: int) -> Float32:
     image
         Shape ``(rows, columns)``.
     taps
-        Symmetric, an even number ``t`` of them if `factor` is even, so that sample ``j`` is centred at
+        Symmetric, an even number of them if `factor` is even, else an odd one, so that sample ``j`` is centred at
         ``j * factor + (factor - 1) / 2``.
     factor
         Whole number from 1.
@@ -177,27 +177,35 @@ def coherence(
 
 
 @kernel
-def warped(frame: Float32, field: Float64, outside: float, out: Float32) -> None:
-    """Move a frame back by a field of displacements: ``out[r] = sum B(r + d(r) - s) frame[s]``, B the cubic B-spline.
+def add_warped(frames: Float32, fields: Float64, outside: Float32, amounts: Float32, totals: Float32) -> None:
+    """Move frames back by fields of displacements, and add them to several sums, a different amount to each.
 
-    The spline smooths; dividing the spectrum of the result by `cloudem.algorithms.motion_sums.spline_response` makes it
-    an interpolation, as long as the field is smooth (Unser 1999, 10.1109/79.799930).
+    A frame that was moved back is ``sum B(r + d(r) - s) frame[s]`` at `r`, with B the cubic B-spline. It smooths;
+    dividing the spectrum of the sums by `cloudem.algorithms.motion_sums.spline_response` makes it an interpolation, as
+    long as the field is smooth (Unser 1999, 10.1109/79.799930).
 
     Parameters
     ----------
-    frame
-        Shape ``(rows, columns)``.
-    field
-        Coefficients of the displacement along x and y over `FIELD_TERMS`, pixels, ``(2, 6)``.
+    frames
+        Shape ``(b, rows, columns)``.
+    fields
+        Coefficients of the displacement along x and y over `FIELD_TERMS`, pixels, ``(b, 2, 6)``.
     outside
-        Value of pixels that would need any beyond the edge.
-    out
-        Of the frame's shape.
+        Value of pixels that would need any beyond the edge, ``(b,)``.
+    amounts
+        Of each frame in each sum, ``(b, sums)``.
+    totals
+        Shape ``(sums, rows, columns)``; they are added to.
     """
+    for frame, field, value, amount in zip(frames, fields, outside, amounts, strict=True):
+        totals += amount[:, None, None] * _warped(frame, field, float(value))
+
+
+def _warped(frame: Float32, field: Float64, outside: float) -> Float64:
     rows, columns = frame.shape
     u, v = np.arange(columns) / columns - 0.5, (np.arange(rows) / rows - 0.5)[:, None]
-    terms = [np.ones((rows, columns)), u + 0 * v, u * u + 0 * v, v + 0 * u, v * v + 0 * u, u * v]
-    dx, dy = (sum(float(c) * term for c, term in zip(axis, terms, strict=True)) for axis in field)
+    terms = np.stack(np.broadcast_arrays(1.0, u, u * u, v, v * v, u * v))
+    dx, dy = np.tensordot(field, terms, axes=1)
     x, y = np.arange(columns) + dx, np.arange(rows)[:, None] + dy
     ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
     inside = (ix >= 1) & (ix < columns - 2) & (iy >= 1) & (iy < rows - 2)
@@ -207,7 +215,7 @@ def warped(frame: Float32, field: Float64, outside: float, out: Float32) -> None
         for b in range(4):
             source = frame[np.clip(iy + a - 1, 0, rows - 1), np.clip(ix + b - 1, 0, columns - 1)]
             result += wy[a] * wx[b] * source
-    out[:] = np.where(inside, result, outside)
+    return np.where(inside, result, outside)
 
 
 @kernel

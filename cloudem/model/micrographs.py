@@ -28,7 +28,6 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "local_motion": ColumnMeaning("float64", "Å", "root mean square over the micrograph of how far it moved locally"),
     "local_reason": ColumnMeaning("text", "", "why local motion was not corrected; empty where it was"),
     "motion_reason": ColumnMeaning("text", "", "why motion was not corrected at all; empty where it was"),
-    "bits": ColumnMeaning("float64", "bit", "information on the specimen, from what sums of alternate frames share"),
     "ctf_fit_resolution": ColumnMeaning(
         "float64", "Å", "resolution up to which the fitted CTF agrees with the image", "rlnCtfMaxResolution"
     ),

@@ -1,8 +1,8 @@
 """RELION's motion files: how a movie's frames moved, as Bayesian polishing reads it.
 
 Shifts are those that bring a frame back, minus the displacement of the specimen, in pixels of the movie, 0 in the first
-frame. The local model has the same sign: coefficients 0 to 17 along x and 18 to 35 along y, each over 1, x, x², y, y², xy
-(x and y from -1/2 to 1/2 across the frame) and, the fastest, z, z², z³ of the frame's number from 0.
+frame. The local model has the same sign: coefficients 0 to 17 along x and 18 to 35 along y, each over 1, x, x², y, y²,
+xy (x and y from -1/2 to 1/2 across the frame) and, the fastest, z, z², z³ of the frame's number from 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MotionFile(NamedTuple):
     voltage
         kV.
     track
-        Displacement of the specimen along x and y in each frame, pixels, ``(frames, 2)``; of frames that were left out NaN.
+        Displacement of the specimen along x and y in each frame, pixels, ``(frames, 2)``; NaN where it was left out.
     coefficients
         Of displacements besides, ``(2, 6, 3)``; None where there is no local model.
     """
@@ -71,7 +71,8 @@ def write_motion_star(path: str | os.PathLike[str], motion: MotionFile) -> None:
     )  # fmt: skip
     lines = ["", "# version 30001", "", "data_general", ""]
     lines += [f"_{name:<40} {value}" for name, value in general]
-    rows_of = [f"{number:12d} {_number(-x)} {_number(-y)}" for number, (x, y) in enumerate(motion.track, 1)]
+    known = [(number, x, y) for number, (x, y) in enumerate(motion.track.tolist(), 1) if np.isfinite(x)]
+    rows_of = [f"{number:12d} {_number(-x)} {_number(-y)}" for number, x, y in known]
     lines += _loop("global_shift", ("rlnMicrographFrameNumber", "rlnMicrographShiftX", "rlnMicrographShiftY"), rows_of)
     if motion.coefficients is not None:
         values = [f"{place:12d} {_number(-value)}" for place, value in enumerate(motion.coefficients.ravel())]
@@ -97,13 +98,15 @@ def read_motion_star(path: str | os.PathLike[str]) -> MotionFile:
         general = {label: str(values[0]) for label, values in blocks["general"].items()}
         size = [int(general[f"rlnImageSize{axis}"]) for axis in "ZYX"]
         shifts = blocks["global_shift"]
-        track = -np.stack([shifts[f"rlnMicrographShift{axis}"].astype(np.float64) for axis in "XY"], axis=1)
-        coefficients = None
+        track = np.full((size[0], 2), np.nan)
+        here = shifts["rlnMicrographFrameNumber"].astype(np.int64) - 1
+        track[here] = -np.stack([shifts[f"rlnMicrographShift{axis}"].astype(np.float64) for axis in "XY"], axis=1)
+        coefficients: Float64 | None = None
         if "local_motion_model" in blocks:
             order = blocks["local_motion_model"]["rlnMotionModelCoeffsIdx"].astype(np.int64)
-            coefficients = np.zeros(36)
-            coefficients[order] = -blocks["local_motion_model"]["rlnMotionModelCoeff"].astype(np.float64)
-            coefficients = coefficients.reshape(2, 6, 3)
+            flat = np.zeros(36)
+            flat[order] = -blocks["local_motion_model"]["rlnMotionModelCoeff"].astype(np.float64)
+            coefficients = flat.reshape(2, 6, 3)
         numbers = [
             float(general.get(label, 0))
             for label in (
@@ -120,9 +123,6 @@ def read_motion_star(path: str | os.PathLike[str]) -> MotionFile:
 
 
 def _number(value: float) -> str:
-    """Return a number as RELION writes it; an unknown shift is its own mark for frames that are not there."""
-    if not np.isfinite(value):
-        return "-999999.000000"
     return f"{value + 0.0:.6f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.6e}"
 
 

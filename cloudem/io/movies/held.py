@@ -13,6 +13,9 @@ from cloudem.io.movies.movie import Movie
 MOST_HELD = 1_400_000_000
 """Bytes of frames that are kept; those of larger movies are read again each time."""
 
+AT_ONCE = 4
+"""Frames that are read at a time."""
+
 
 class HeldFrames:
     """Frames of a movie by their number.
@@ -46,21 +49,28 @@ class HeldFrames:
         frame = _smallest(self.movie.read(number, number + 1)[0])
         if self.movie.format != "EER" and number in self.movie.damaged:
             raise FormatError(f"{self.movie.url}: frame {number + 1} {self.movie.damaged[number]}")
-        if self._bytes + frame.nbytes <= self._most:
-            self._held[number] = frame
-            self._bytes += frame.nbytes
+        self._hold(number, frame)
         return frame
 
     def whole_frames(self) -> list[int]:
-        """Read all frames; return the numbers of those that can be decoded."""
-        good = []
-        for number in range(self.movie.frames):
-            try:
-                self(number)
-            except FormatError:
-                continue
-            good.append(number)
-        return good
+        """Read all frames, a few with each request; return the numbers of those that can be decoded.
+
+        Raises
+        ------
+        StorageError
+            They cannot be read.
+        """
+        for first in range(0, self.movie.frames, AT_ONCE):
+            last = min(first + AT_ONCE, self.movie.frames)
+            for number, frame in zip(range(first, last), self.movie.read(first, last), strict=True):
+                self._hold(number, _smallest(frame))
+        damaged = {} if self.movie.format == "EER" else self.movie.damaged
+        return [number for number in range(self.movie.frames) if number not in damaged]
+
+    def _hold(self, number: int, frame: NDArray[Any]) -> None:
+        if self._bytes + frame.nbytes <= self._most:
+            self._held[number] = frame.copy() if frame.base is not None else frame
+            self._bytes += frame.nbytes
 
 
 def _smallest(frame: NDArray[Any]) -> NDArray[Any]:

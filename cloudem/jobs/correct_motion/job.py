@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PIXEL_S, PIXEL_LOCAL_S, MOVIE_S = 14e-9, 2e-9, 0.4
-"""CPU-seconds of a pixel of a frame, of the same for local motion, and of a movie besides; measured."""
+PIXEL_S, PIXEL_LOCAL_S, PIXEL_SHOWN_S, IMAGE_PIXEL_S, MOVIE_S = 9e-9, 3e-9, 3e-9, 9e-8, 0.4
+"""CPU-seconds of a pixel of a frame; of the same for local motion, and for weights from information; of a pixel of the
+images, which are written; and of a movie besides. Measured."""
 
 HELD_BYTES = 1_400_000_000
 """Most bytes of a movie's frames that are kept (`cloudem.io.movies.held`)."""
@@ -67,10 +68,10 @@ class CorrectMotion(GrowingJob):
 
     movies: Place = parameter(meaning="movies, results of cloudem import-movies", positional=True, reads=("movies",))
     local: bool = parameter(True, meaning="also correct motion that differs over the micrograph, where it holds")
-    weights: Literal["dose", "none"] = parameter(
+    weights: Literal["dose", "information", "none"] = parameter(
         "dose",
         meaning="weights of frames at each frequency: dose for the fixed curve of radiation damage where the dose is"
-        " known, none for a plain sum",
+        " known, information for what each frame of the movie is found to show, none for a plain sum",
     )
     bin: float = parameter(
         1.0, meaning="factor by which micrographs are smaller than frames, by leaving out high frequencies", ge=1, le=16
@@ -90,7 +91,7 @@ class CorrectMotion(GrowingJob):
         if not len(table):
             raise ParameterError(f"{self.movies} holds no movies; run cloudem import-movies")
         unknown = int((~(table.get("dose_per_frame", 0.0) > 0)).sum())
-        if unknown and self.weights != "none":
+        if unknown and self.weights == "dose":
             which = "it" if len(table) == 1 else f"{unknown:,} of {len(table):,} movies"
             warn(f"the dose of {which} is not known: frames count alike; import with --dose-per-frame-e-per-A2")
 
@@ -120,8 +121,10 @@ class CorrectMotion(GrowingJob):
         frames, rows, columns = size.shape if len(size.shape) == 3 else (40, 4096, 4096)
         each = rows * columns
         images = each / self.bin**2
-        cpu = MOVIE_S + frames * each * (PIXEL_S + (PIXEL_LOCAL_S if self.local else 0.0))
-        memory = min(2 * frames * each, HELD_BYTES) + 4 * frames * each // 16 + 40 * each
+        shown = PIXEL_SHOWN_S if self.weights == "information" else 0.0
+        cpu = frames * each * (PIXEL_S + shown + (PIXEL_LOCAL_S if self.local else 0.0))
+        cpu += MOVIE_S + images * IMAGE_PIXEL_S
+        memory = min(2 * frames * each, HELD_BYTES) + 4 * frames * each // 16 + 60 * each
         stage = Stage(
             "motion", size.count, "movies", cpu, parallel=True, task_items=1, task_bytes=memory,
             read_bytes=0.6 * frames * each, written_bytes=7 * images, spread=1.6,
@@ -154,14 +157,14 @@ class CorrectMotion(GrowingJob):
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table of micrographs, and say what could not be corrected."""
         from cloudem.io.micrographs.tables import write_micrograph_table
-        from cloudem.jobs.correct_motion.table import micrographs_of, said_of
+        from cloudem.jobs.correct_motion.table import micrographs_of, motion_sayings
 
         movies = self._table()
         if len(found["problem"]) != len(movies):
             raise InconsistentDataError(f"{self.movies} was changed while it was worked on; run the same command again")
         table = micrographs_of(movies, found)
         write_micrograph_table(context.write, table)
-        lines, arrays = said_of(movies, found)
+        lines, arrays = motion_sayings(movies, found)
         for line in lines:
             context.progress.warning(line)
         good = int((found["problem"] == "").sum())

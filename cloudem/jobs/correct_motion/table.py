@@ -36,7 +36,7 @@ def micrographs_of(movies: Movies, found: Found) -> Micrographs:
     return table.with_columns(**{name: found[name] for name in MOVED})
 
 
-def said_of(movies: Movies, found: Found) -> tuple[list[str], dict[str, NDArray[Any]]]:
+def motion_sayings(movies: Movies, found: Found) -> tuple[list[str], dict[str, NDArray[Any]]]:
     """Return lines about what could not be corrected, and the arrays of the result."""
     names = movies["movie"].tolist()
     below = np.array(below_shared_folder(names), TEXT)

@@ -95,7 +95,7 @@ def _corrected_row(entry: Movies, options: MotionOptions) -> dict[str, Any]:
     correction = movie_correction(entry, 0, upsampling)
     made = correct_movie(held, np.array(whole), correction, settings)
     shape = made.images["sum"].shape
-    size = settings.pixel_size * movie.shape[0] / (shape[0] + 0.0) if options.binning != 1 else settings.pixel_size
+    size = settings.pixel_size * (movie.shape[0] // 2 * 2) / shape[0]
     place = write_micrograph_image(options.url, name, made.images, pixel_size=size)
     if options.motion_files is not None:
         write_motion_star(
@@ -119,7 +119,8 @@ def _settings(entry: Movies, options: MotionOptions, frames: int, upsampling: in
     optics = entry.optics[int(entry["optics_group"][0])]
     dose = float(entry.get("dose_per_frame", np.nan)[0]) * int(entry["group"][0])
     before = float(entry.get("pre_exposure", 0.0)[0])
-    doses = (before if before > 0 else 0.0) + dose * np.arange(1, frames + 1) if dose > 0 else None
+    before = before if before > 0 else 0.0
+    doses = before + dose * np.arange(1, frames + 1, dtype=np.float64) if dose > 0 else None
     size = float(entry["pixel_size"][0]) / upsampling
     return MovieSettings(size, optics.voltage, doses, options.local, options.weights, options.binning)
 

@@ -61,9 +61,9 @@ def coherence(real: Array, imaginary: Array, waves: Array, steps: Array, displac
     return sums
 
 
-def warped(frame: Array, field: Array, outside: float, out: Array) -> None:
-    """Twin of :func:`cloudem.kernels.motion.warped`."""
-    _warped(frame, np.ascontiguousarray(field, np.float64), np.float32(outside), out)
+def add_warped(frames: Array, fields: Array, outside: Array, amounts: Array, totals: Array) -> None:
+    """Twin of :func:`cloudem.kernels.motion.add_warped`."""
+    _add_warped(frames, np.ascontiguousarray(fields, np.float64), outside, amounts, totals)
 
 
 def add_weighted(spectrum: Array, weights: Array, total: Array) -> None:
@@ -114,9 +114,9 @@ def _frame_moments(raw: Any, factor: Any, total: Any, moments: Any) -> None:
 
 
 @fast
-def _roughness(image: Any) -> float:
+def _roughness(image: Any) -> Any:
     rows, columns = image.shape
-    total = 0.0
+    total: Any = 0.0
     for y in range(rows - 1):
         line = np.float32(0)
         for x in range(columns - 1):
@@ -131,22 +131,41 @@ def _shrunk(image: Any, taps: Any, factor: int, small: Any) -> None:
     rows, columns = image.shape
     count, before = taps.size, (taps.size - factor) // 2
     padded = np.empty(columns + count, np.float32)
+    inner = padded[before : before + columns]
+    phases = np.empty((factor, padded.size // factor + 1), np.float32)
     for j in range(small.shape[0]):
-        padded[:] = np.float32(0)
+        inner[:] = np.float32(0)
+        for t in range(0, count - 1, 2):
+            _add_lines(
+                image[min(max(j * factor - before + t, 0), rows - 1)],
+                image[min(max(j * factor - before + t + 1, 0), rows - 1)],
+                taps[t],
+                taps[t + 1],
+                inner,
+            )
+        if count % 2:
+            last = image[min(max(j * factor - before + count - 1, 0), rows - 1)]
+            _add_lines(last, last, taps[count - 1], np.float32(0), inner)
+        padded[:before] = padded[before]
+        padded[before + columns :] = padded[before + columns - 1]
+        # every factor-th pixel side by side, so that the sum over taps runs along a line
+        for phase in range(factor):
+            line = phases[phase]
+            for i in range((padded.size - phase + factor - 1) // factor):
+                line[i] = padded[i * factor + phase]
+        target = small[j]
+        target[:] = np.float32(0)
         for t in range(count):
-            y = min(max(j * factor - before + t, 0), rows - 1)
+            source = phases[t % factor, t // factor : t // factor + target.size]
             tap = taps[t]
-            for x in range(columns):
-                padded[before + x] += tap * image[y, x]
-        for x in range(before):
-            padded[x] = padded[before]
-        for x in range(before + columns, padded.size):
-            padded[x] = padded[before + columns - 1]
-        for i in range(small.shape[1]):
-            total = np.float32(0)
-            for t in range(count):
-                total += taps[t] * padded[i * factor + t]
-            small[j, i] = total
+            for i in range(target.size):
+                target[i] += tap * source[i]
+
+
+@numba.njit(inline="always")
+def _add_lines(first: Any, second: Any, tap: Any, other: Any, out: Any) -> None:
+    for x in range(out.size):
+        out[x] += tap * first[x] + other * second[x]
 
 
 def _ramps(waves: Array, steps: Array, displacement: Array) -> tuple[Array, ...]:
@@ -164,13 +183,14 @@ def _ramps(waves: Array, steps: Array, displacement: Array) -> tuple[Array, ...]
 def _steps(
     real: Any, imaginary: Any, waves: Any, steps: Any, weight: Any, pattern: Any,
     yr: Any, yi: Any, xr: Any, xi: Any, lowest: Any, gradient: Any, curvature: Any,
-) -> float:  # fmt: skip
+) -> Any:  # fmt: skip
     n, frames = real.shape
     er, ei = np.empty(frames, np.float32), np.empty(frames, np.float32)
     mr, mi = np.empty(frames, np.float32), np.empty(frames, np.float32)
     row = np.zeros((3, frames), np.float32)  # sums of waves with one number along y: imaginary times kx, …
     slopes = np.zeros((2, frames), np.float32)
-    agreement, held = 0.0, np.float32(0)
+    agreement: Any = 0.0
+    held = np.float32(0)
     for i in range(n):
         a, b = waves[i, 0] - lowest[0], waves[i, 1] - lowest[1]
         tr, ti, sr, si = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -247,72 +267,84 @@ def _spline(t: Any) -> Any:
 
 
 @fast
-def _warped(frame: Any, field: Any, outside: Any, out: Any) -> None:
-    rows, columns = frame.shape
+def _add_warped(frames: Any, fields: Any, outside: Any, amounts: Any, totals: Any) -> None:
+    count, rows, columns = frames.shape
+    lines = np.zeros((count + count % 2, columns), np.float32)
+    shares = np.zeros((totals.shape[0], lines.shape[0]), np.float32)
+    shares[:, :count] = amounts.T
     for y in range(rows):
-        v = y / rows - 0.5
-        # along the row each displacement is a + b x + c x²
-        coefficients = np.empty((2, 3))
-        for axis in range(2):
-            c = field[axis]
-            a, b, d = c[0] + v * (c[3] + v * c[4]), c[1] + v * c[5], c[2]
-            coefficients[axis, 0] = a - 0.5 * b + 0.25 * d
-            coefficients[axis, 1] = (b - d) / columns
-            coefficients[axis, 2] = d / (columns * columns)
-        ax, bx, cx = coefficients[0]
-        ay, by, cy = coefficients[1]
-        for start in range(0, columns, CHUNK):
-            stop = min(start + CHUNK, columns)
-            ox = int(np.floor(ax + (bx + cx * start) * start))
-            oy = int(np.floor(ay + (by + cy * start) * start))
-            same = stop - start == CHUNK
-            for x in (start + CHUNK // 2, stop - 1):
-                same &= ox == int(np.floor(ax + (bx + cx * x) * x)) and oy == int(np.floor(ay + (by + cy * x) * x))
-            same &= start + ox >= 1 and stop - 1 + ox < columns - 2 and y + oy >= 1 and y + oy < rows - 2
-            if same:
-                # in the chunk the fraction is tx + bx' i + cx i² from its start
-                tx, ty = (
-                    np.float32(ax + (bx + cx * start) * start - ox),
-                    np.float32(ay + (by + cy * start) * start - oy),
-                )
-                sx, sy = np.float32(bx + 2 * cx * start), np.float32(by + 2 * cy * start)
-                _chunk(
-                    frame[y + oy - 1], frame[y + oy], frame[y + oy + 1], frame[y + oy + 2], start + ox - 1,
-                    tx, sx, np.float32(cx), ty, sy, np.float32(cy), out[y], start,
-                )  # fmt: skip
-            else:
-                for x in range(start, stop):
-                    px, py = x + ax + (bx + cx * x) * x, y + ay + (by + cy * x) * x
-                    ix, iy = int(np.floor(px)), int(np.floor(py))
-                    if ix < 1 or ix >= columns - 2 or iy < 1 or iy >= rows - 2:
-                        out[y, x] = outside
-                        continue
-                    x0, x1, x2, x3 = _spline(np.float32(px - ix))
-                    weights = _spline(np.float32(py - iy))
-                    total = np.float32(0)
-                    for a in range(4):
-                        line = frame[iy + a - 1]
-                        total += weights[a] * (
-                            x0 * line[ix - 1] + x1 * line[ix] + x2 * line[ix + 1] + x3 * line[ix + 2]
-                        )
-                    out[y, x] = total
+        for b in range(count):
+            _warp_row(frames[b], fields[b], outside[b], y, lines[b])
+        for j in range(totals.shape[0]):
+            for b in range(0, lines.shape[0], 2):
+                _add_lines(lines[b], lines[b + 1], shares[j, b], shares[j, b + 1], totals[j, y])
+
+
+@fast
+def _warp_row(frame: Any, field: Any, outside: Any, y: int, out: Any) -> None:
+    rows, columns = frame.shape
+    v = y / rows - 0.5
+    # along the row each displacement is a + b x + c x²
+    coefficients = np.empty((2, 3))
+    for axis in range(2):
+        c = field[axis]
+        a, b, d = c[0] + v * (c[3] + v * c[4]), c[1] + v * c[5], c[2]
+        coefficients[axis, 0] = a - 0.5 * b + 0.25 * d
+        coefficients[axis, 1] = (b - d) / columns
+        coefficients[axis, 2] = d / (columns * columns)
+    ax, bx, cx = coefficients[0]
+    ay, by, cy = coefficients[1]
+    for start in range(0, columns, CHUNK):
+        stop = min(start + CHUNK, columns)
+        ox = int(np.floor(ax + (bx + cx * start) * start))
+        oy = int(np.floor(ay + (by + cy * start) * start))
+        same = stop - start == CHUNK
+        for x in (start + CHUNK // 2, stop - 1):
+            same &= ox == int(np.floor(ax + (bx + cx * x) * x)) and oy == int(np.floor(ay + (by + cy * x) * x))
+        same &= start + ox >= 1 and stop - 1 + ox < columns - 2 and y + oy >= 1 and y + oy < rows - 2
+        if same:
+            # in the chunk the fraction is tx + bx' i + cx i² from its start
+            tx, ty = (
+                np.float32(ax + (bx + cx * start) * start - ox),
+                np.float32(ay + (by + cy * start) * start - oy),
+            )
+            sx, sy = np.float32(bx + 2 * cx * start), np.float32(by + 2 * cy * start)
+            left, right = start + ox - 1, start + ox + CHUNK + 2
+            _chunk(
+                frame[y + oy - 1, left:right],
+                frame[y + oy, left:right],
+                frame[y + oy + 1, left:right],
+                frame[y + oy + 2, left:right],
+                tx, sx, np.float32(cx), ty, sy, np.float32(cy),
+                out[start:stop],
+            )  # fmt: skip
+        else:
+            for x in range(start, stop):
+                px, py = x + ax + (bx + cx * x) * x, y + ay + (by + cy * x) * x
+                ix, iy = int(np.floor(px)), int(np.floor(py))
+                if ix < 1 or ix >= columns - 2 or iy < 1 or iy >= rows - 2:
+                    out[x] = outside
+                    continue
+                x0, x1, x2, x3 = _spline(np.float32(px - ix))
+                weights = _spline(np.float32(py - iy))
+                total = np.float32(0)
+                for a in range(4):
+                    line = frame[iy + a - 1]
+                    total += weights[a] * (x0 * line[ix - 1] + x1 * line[ix] + x2 * line[ix + 1] + x3 * line[ix + 2])
+                out[x] = total
 
 
 @numba.njit(inline="always")
-def _chunk(
-    r0: Any, r1: Any, r2: Any, r3: Any, at: int, tx: Any, sx: Any, cx: Any, ty: Any, sy: Any, cy: Any, out: Any,
-    start: int,
-) -> None:  # fmt: skip
+def _chunk(r0: Any, r1: Any, r2: Any, r3: Any, tx: Any, sx: Any, cx: Any, ty: Any, sy: Any, cy: Any, out: Any) -> None:
     for i in range(CHUNK):
         t = np.float32(i)
         x0, x1, x2, x3 = _spline(tx + t * (sx + t * cx))
         y0, y1, y2, y3 = _spline(ty + t * (sy + t * cy))
-        j = at + i
-        out[start + i] = (
-            y0 * (x0 * r0[j] + x1 * r0[j + 1] + x2 * r0[j + 2] + x3 * r0[j + 3])
-            + y1 * (x0 * r1[j] + x1 * r1[j + 1] + x2 * r1[j + 2] + x3 * r1[j + 3])
-            + y2 * (x0 * r2[j] + x1 * r2[j + 1] + x2 * r2[j + 2] + x3 * r2[j + 3])
-            + y3 * (x0 * r3[j] + x1 * r3[j + 1] + x2 * r3[j + 2] + x3 * r3[j + 3])
+        out[i] = (
+            x0 * (y0 * r0[i] + y1 * r1[i] + y2 * r2[i] + y3 * r3[i])
+            + x1 * (y0 * r0[i + 1] + y1 * r1[i + 1] + y2 * r2[i + 1] + y3 * r3[i + 1])
+            + x2 * (y0 * r0[i + 2] + y1 * r1[i + 2] + y2 * r2[i + 2] + y3 * r3[i + 2])
+            + x3 * (y0 * r0[i + 3] + y1 * r1[i + 3] + y2 * r2[i + 3] + y3 * r3[i + 3])
         )
 
 

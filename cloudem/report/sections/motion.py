@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cloudem.model.columns import Column
@@ -51,14 +52,14 @@ def information(content: ReportContent) -> Drawn | None:
         Figure(
             430,
             histogram(known / 1e3, "information (kbit)", "", width=430, height=240, unit="micrographs"),
-            "Of micrographs.",
+            "How much information micrographs hold.",
         ),
         Figure(430, facts(_told(content, known))),
     ]
     words = (
-        "Bits of information are what sums of alternate frames share, ½ log₂(1 + signal/noise) over all Fourier components;"
-        " the detector's own pattern is left out. They compare micrographs of one kind, and include whatever the ice and"
-        " carbon show."
+        "Bits of information follow from what sums of alternate frames share: log₂(1 + signal/noise) over all Fourier"
+        " components, without the detector's own pattern. They compare micrographs of one kind, and include whatever"
+        " ice and carbon show."
     )
     return Drawn("Information", [Figures(figures), Words(words)])
 
@@ -109,6 +110,7 @@ def _speeds(paths: list[NDArray[np.float64]]) -> str:
             axes.fill_between(frames, low, high, color=GREY, alpha=0.3, lw=0)
         axes.plot(frames, middle, color=BLUE, lw=1.8)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=GRID, lw=0.8)
         label_axes(axes, "frame", "motion (Å per frame)")
 
