@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cloudem.kernels.motion import AXIS
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
+fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 Array = NDArray[Any]
 
 CHUNK = 32
