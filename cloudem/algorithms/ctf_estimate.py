@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.ctf_fit import CtfFit, CtfSearch, Microscope, fit_ctf
+from cloudem.algorithms.ctf_fit import CtfFit, CtfSearch, fit_ctf
 from cloudem.algorithms.ctf_picture import curves_on_grid, spectrum_picture
 from cloudem.algorithms.ctf_quality import CtfQuality, ctf_quality, equiphase_average, ice_ring_density
 from cloudem.algorithms.power_spectrum import TILE_A, average_spectrum, lay_tiles, polar_spectrum
+from cloudem.algorithms.thon_background import Microscope
 
 LEAST_RINGS = 9.0
 """Student's t that a micrograph's rings need; 400 images of noise had at most 7.9."""

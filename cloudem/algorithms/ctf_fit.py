@@ -10,54 +10,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline
-from scipy.optimize import nnls
 
 from cloudem.algorithms.power_spectrum import PolarSpectrum
-from cloudem.kernels.ctf import wavelength
+from cloudem.algorithms.thon_background import (
+    Microscope,
+    Separation,
+    background_pieces,
+    in_band,
+    phase_of,
+    separate,
+    separation_of,
+    splines,
+    thon_rings,
+)
 from cloudem.kernels.thon_rings import thon_equations
 
 Float64 = NDArray[np.float64]
 
-ICE_RING = (1 / 3.95, 1 / 3.45)
-"""1/Å: crystalline and amorphous ice have power here that is no CTF's."""
-
 FADINGS_A2 = (0.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """B of ``exp(-B s²)``: how fast rings may fade in the search."""
 
-PIECE = 0.035
-"""1/Å of a background's spline; shorter ones would follow rings."""
-
 MARCH = 1.25
 """The fit begins where usual astigmatism shifts rings by less than their distance, and widens by that factor."""
-
-UNDONE = 0.02
-"""Share of its power by which a ring has to differ from what backgrounds can be."""
-
-
-@dataclass(frozen=True)
-class Microscope:
-    """What the CTF needs besides the defocus.
-
-    Attributes
-    ----------
-    voltage, spherical_aberration, amplitude_contrast
-        kV, Å, fraction.
-    """
-
-    voltage: float
-    spherical_aberration: float
-    amplitude_contrast: float
-
-    @property
-    def constants(self) -> Float64:
-        """Wavelength in Å, spherical aberration in Å, asin of the amplitude contrast."""
-        lam = float(wavelength(self.voltage))
-        return np.array([lam, self.spherical_aberration, math.asin(self.amplitude_contrast)])
 
 
 @dataclass(frozen=True)
@@ -135,51 +113,6 @@ class CtfFit:
         return float(self.parameters[3])
 
 
-def phase_of(squares: NDArray[Any], defocus: NDArray[Any] | float, shift: float, constants: Float64) -> Float64:
-    """Return the phase of the CTF, radians.
-
-    Parameters
-    ----------
-    squares
-        s² in 1/Å².
-    defocus
-        Å, positive for underfocus.
-    shift
-        Phase shift, radians.
-    constants
-        `Microscope.constants`.
-    """
-    lam, cs, offset = constants
-    return np.asarray(np.pi * lam * defocus * squares - np.pi / 2 * cs * lam**3 * squares**2 + shift + offset)
-
-
-def splines(frequencies: Float64, band: tuple[float, float], pieces: int, degree: int = 3) -> Float64:
-    """Return B-splines on a band as columns, (r, pieces + degree); 0 outside of it.
-
-    Parameters
-    ----------
-    frequencies
-        (r,) where they are evaluated.
-    band
-        Lowest and highest frequency.
-    pieces
-        Intervals of equal length.
-    degree
-        Of the polynomials.
-    """
-    inner = np.linspace(*band, pieces + 1)
-    knots = np.concatenate([[band[0]] * degree, inner, [band[1]] * degree])
-    inside = (frequencies >= band[0]) & (frequencies <= band[1])
-    basis = np.zeros((len(frequencies), pieces + degree))
-    basis[inside] = BSpline.design_matrix(frequencies[inside], knots, degree).toarray()
-    return basis
-
-
-def _pieces(band: tuple[float, float]) -> int:
-    """Return the pieces of a background's spline: longer than rings are wide, where there are any to speak of."""
-    return max(1, round((band[1] - band[0]) / PIECE))
-
-
 class _Ring(NamedTuple):
     """Rotational average within a band."""
 
@@ -187,13 +120,6 @@ class _Ring(NamedTuple):
     weights: Float64
     squares: Float64
     frequencies: Float64
-
-
-def in_band(spectrum: PolarSpectrum, band: tuple[float, float]) -> Float64:
-    """Return the weights of a spectrum within a band and outside of the ice ring, (r, k)."""
-    s = spectrum.frequencies
-    kept = (s >= band[0]) & (s <= band[1]) & ~((s > ICE_RING[0]) & (s < ICE_RING[1]))
-    return spectrum.weights * kept[:, None]
 
 
 def _rotational(spectrum: PolarSpectrum, band: tuple[float, float]) -> _Ring:
@@ -218,7 +144,7 @@ def search_defocus(spectrum: PolarSpectrum, microscope: Microscope, search: CtfS
     ring = _rotational(spectrum, (search.band[0], min(search.band[1], 1 / 5)))
     root = np.sqrt(ring.weights)
     span = (ring.frequencies[0], ring.frequencies[-1])
-    smooth, _ = np.linalg.qr(splines(ring.frequencies, span, _pieces(span)) * root[:, None])
+    smooth, _ = np.linalg.qr(splines(ring.frequencies, span, background_pieces(span)) * root[:, None])
     constants = microscope.constants
     step = 0.35 / (np.pi * constants[0] * ring.squares[-1])
     defocus = np.arange(search.defocus[0], search.defocus[1] + step, step)
@@ -237,51 +163,6 @@ def search_defocus(spectrum: PolarSpectrum, microscope: Microscope, search: CtfS
     return float(defocus[best[1]]), float(shifts[best[0]])
 
 
-class _Separation(NamedTuple):
-    """Background and rings of a spectrum, given the phase; what does not depend on the phase."""
-
-    spectrum: PolarSpectrum
-    weights: Float64
-    band: tuple[float, float]
-    smooth: Float64
-    hats: Float64
-    turns: Float64
-    inverse: Float64
-    load: Float64
-
-
-def _separation(spectrum: PolarSpectrum, band: tuple[float, float]) -> _Separation:
-    """Prepare least squares on a band: the background is a spline, whose coefficients may go with cos 2θ and sin 2θ."""
-    weights = in_band(spectrum, band)
-    pieces = _pieces(band)
-    smooth = splines(spectrum.frequencies, band, pieces)
-    hats = splines(spectrum.frequencies, band, pieces + 1, 1)
-    turns = np.concatenate([np.ones((len(spectrum.angles), 1)), spectrum.angles], axis=1)
-    by_angle = np.einsum("rk,ka,kb->rab", weights, turns, turns)
-    size = smooth.shape[1] * 3
-    normal = np.einsum("ri,rj,rab->iajb", smooth, smooth, by_angle).reshape(size, size)
-    normal += np.eye(size) * 1e-9 * np.trace(normal)
-    load = np.einsum("ri,rk,ka->ia", smooth, weights * spectrum.values, turns).ravel()
-    return _Separation(spectrum, weights, band, smooth, hats, turns, np.linalg.inv(normal), load)
-
-
-def _separate(parts: _Separation, rings: Float64) -> tuple[Float64, Float64]:
-    """Return background (r, k) and amplitude (r,), the latter not negative, of rings ``-cos 2 phase`` (r, k)."""
-    weighted = parts.weights * rings
-    cross = np.einsum("ri,rm,ra->iam", parts.smooth, parts.hats, weighted @ parts.turns)
-    cross = cross.reshape(-1, parts.hats.shape[1])
-    own = np.einsum("rm,rn,r->mn", parts.hats, parts.hats, (weighted * rings).sum(axis=1))
-    load = parts.hats.T @ (weighted * parts.spectrum.values).sum(axis=1)
-    solved = parts.inverse @ cross
-    schur = own - cross.T @ solved
-    # rings that the background could all but undo are kept low
-    schur += np.diag(np.diag(own)) * UNDONE + np.eye(len(schur)) * max(np.trace(own), 1e-30) * 1e-9
-    root = np.linalg.cholesky(schur)
-    heights, _ = nnls(root.T, np.linalg.solve(root, load - solved.T @ parts.load))
-    smooth = (parts.inverse @ (parts.load - cross @ heights)).reshape(-1, 3)
-    return parts.smooth @ smooth @ parts.turns.T, parts.hats @ heights
-
-
 def fit_ctf(spectrum: PolarSpectrum, microscope: Microscope, search: CtfSearch, rounds: int = 2) -> CtfFit:
     """Fit a CTF.
 
@@ -298,21 +179,21 @@ def fit_ctf(spectrum: PolarSpectrum, microscope: Microscope, search: CtfSearch, 
     defocus, shift = search_defocus(spectrum, microscope, search)
     parameters = np.array([defocus, 0.0, 0.0, shift])
     for band in _bands(search, constants[0], defocus):
-        parts = _separation(spectrum, band)
+        parts = separation_of(spectrum, band)
         for _ in range(rounds):
-            background, amplitude = _separate(parts, _rings(spectrum, parameters, constants))
+            background, amplitude = separate(parts, thon_rings(spectrum, parameters, constants))
             parameters, normal, cost = _descend(parts, background, amplitude, parameters, microscope, search)
-    background, amplitude = _separate(parts, _rings(spectrum, parameters, constants))
+    background, amplitude = separate(parts, thon_rings(spectrum, parameters, constants))
     known = (parts.weights > 0).sum()
     errors = np.full(4, np.nan)
     free = 4 if search.fits_phase else 3
     variance = cost / max(known - parts.load.size - 4, 1)
     errors[:free] = np.sqrt(np.diag(np.linalg.inv(normal[:free, :free])) * variance)
-    evidence = _evidence(parts, background + amplitude[:, None] * _rings(spectrum, parameters, constants))
+    evidence = _evidence(parts, background + amplitude[:, None] * thon_rings(spectrum, parameters, constants))
     return CtfFit(parameters, errors, background, amplitude, search.band, evidence)
 
 
-def _evidence(parts: _Separation, model: Float64) -> float:
+def _evidence(parts: Separation, model: Float64) -> float:
     """Return how much better a model is than the best background alone."""
     alone = parts.smooth @ (parts.inverse @ parts.load).reshape(-1, 3) @ parts.turns.T
     without, with_rings = (
@@ -333,13 +214,8 @@ def _bands(search: CtfSearch, lam: float, defocus: float) -> list[tuple[float, f
     return [*bands, search.band]
 
 
-def _rings(spectrum: PolarSpectrum, parameters: Float64, constants: Float64) -> Float64:
-    defocus = parameters[0] + spectrum.angles @ parameters[1:3]
-    return -np.cos(2 * phase_of(spectrum.squares, defocus, float(parameters[3]), constants))
-
-
 def _descend(
-    parts: _Separation,
+    parts: Separation,
     background: Float64,
     amplitude: Float64,
     parameters: Float64,

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from cloudem.algorithms.ctf_fit import CtfFit, Microscope, phase_of
+from cloudem.algorithms.ctf_fit import CtfFit
 from cloudem.algorithms.ctf_quality import Equiphase
 from cloudem.algorithms.power_spectrum import PolarSpectrum
+from cloudem.algorithms.thon_background import Microscope, phase_of
 
 PICTURE, POINTS = 256, 256
 """Pixels along a picture, and points of a curve."""

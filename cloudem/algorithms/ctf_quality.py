@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.ctf_fit import CtfFit, Microscope, phase_of
+from cloudem.algorithms.ctf_fit import CtfFit
 from cloudem.algorithms.power_spectrum import SECTORS, PowerSpectrum, spectrum_bins
+from cloudem.algorithms.thon_background import Microscope, phase_of
 
 Float64 = NDArray[np.float64]
 

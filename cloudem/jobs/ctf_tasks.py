@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.ctf_estimate import CtfEstimate, CtfSettings, estimate_ctf
-from cloudem.algorithms.ctf_fit import Microscope
+from cloudem.algorithms.thon_background import Microscope
 from cloudem.errors import CloudemError, one_line
 from cloudem.io.micrographs.images import SUM, UNWEIGHTED, open_micrograph_image
 from cloudem.io.storage.groups import has_group, read_group, write_same_group
