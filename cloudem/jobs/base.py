@@ -43,6 +43,7 @@ JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
     "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
+    "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",
     "estimate_ctf": "cloudem.jobs.estimate_ctf:EstimateCtf",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",

@@ -16,9 +16,11 @@ from cloudem.algorithms.gain import FrameCorrection, correction_of, orient_gain
 from cloudem.errors import ParameterError
 from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
 from cloudem.io.movies.references import read_defects, read_gain
+from cloudem.io.movies.store import MOVIE_TABLE, read_movies
+from cloudem.io.storage.groups import has_group
 from cloudem.model.movies import Movies
 from cloudem.model.optics import OpticsGroup
-from cloudem.model.table import TEXT
+from cloudem.model.table import TEXT, joined_tables
 
 if TYPE_CHECKING:
     from cloudem.io.movies.sources import SourceMovies
@@ -155,6 +157,31 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
             " taken"
         )
     return table, [*notes, *_of_groups(job, table)]
+
+
+def with_those_gone(url: str, table: Movies, names: Sequence[str]) -> tuple[Movies, int]:
+    """Return a table with the movies that an earlier run imported and that are no longer there, and how many they are.
+
+    Microscopes' computers delete movies that were copied. What was made of these is not to be lost with them.
+
+    Parameters
+    ----------
+    url
+        Of the results that hold the earlier table, if there is one.
+    table
+        Of the movies that can be used now.
+    names
+        Of all that are there now, whether they can be used or not.
+    """
+    if not has_group(url, MOVIE_TABLE):
+        return table, 0
+    before, there = read_movies(url), set(names)
+    gone = np.array([name not in there for name in before["movie"].tolist()], bool)
+    if not gone.any():
+        return table, 0
+    both = joined_tables(table, before.take(gone))
+    order = sorted(range(len(both)), key=both["movie"].tolist().__getitem__)
+    return both.take(np.array(order)), int(gone.sum())
 
 
 def short_of_a_group(job: Stated, source: SourceMovies, found: Found) -> Found:
