@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,22 @@ from numpy.typing import NDArray
 from cloudem.algorithms.ctf_fit import CtfFit, CtfSearch, fit_ctf
 from cloudem.algorithms.ctf_picture import curves_on_grid, spectrum_picture
 from cloudem.algorithms.ctf_quality import CtfQuality, ctf_quality, equiphase_average, ice_ring_density
+from cloudem.algorithms.ctf_thickness import fit_thickness
+from cloudem.algorithms.ctf_tiles import (
+    DefocusPlane,
+    TileDefocus,
+    fit_plane,
+    local_spectra,
+    tile_defocus,
+)
 from cloudem.algorithms.power_spectrum import TILE_A, average_spectrum, lay_tiles, polar_spectrum
 from cloudem.algorithms.thon_background import Microscope
 
 LEAST_RINGS = 9.0
 """Student's t that a micrograph's rings need; 400 images of noise had at most 7.9."""
+
+LEAST_TILT = 16.0
+"""Slopes over their errors, squared and added up, from which on a specimen is tilted: noise alone, one in 3,000."""
 
 SEEN_A = 2.9
 """Å up to which power is looked at, beyond what is fitted: the ring of ice needs its surroundings."""
@@ -38,12 +50,17 @@ class CtfSettings:
         Å; a micrograph whose fit agrees to less is of no use, unless its pixels show no more.
     largest_astigmatism
         Å; a larger one is none of a microscope that was aligned.
+    tilt, thickness, tile_defocus
+        Whether the plane of a tilted specimen, the thickness, and the defocus of each tile are fitted, too.
     """
 
     search: CtfSearch = field(default_factory=CtfSearch)
     tile: float = TILE_A
     worst_resolution: float = 12.0
     largest_astigmatism: float = 5000.0
+    tilt: bool = False
+    thickness: bool = False
+    tile_defocus: bool = False
 
 
 class CtfEstimate(NamedTuple):
@@ -59,6 +76,12 @@ class CtfEstimate(NamedTuple):
         Why the micrograph is of no use; empty where it is.
     picture, curves
         See `cloudem.algorithms.ctf_picture`.
+    thickness
+        Å; NaN where it was not asked for, or shows no node.
+    tilt_axis, tilt_angle
+        Radians, see `tilt_of`; NaN where not asked for.
+    tiles
+        The defocus of tiles; None where it was not asked for.
     """
 
     fit: CtfFit
@@ -67,12 +90,10 @@ class CtfEstimate(NamedTuple):
     problem: str
     picture: NDArray[np.uint8]
     curves: dict[str, NDArray[np.float32]]
-
-
-def flat_image(image: NDArray[Any]) -> bool:
-    """Return whether an image shows nothing: half of its pixels or more have one and the same value."""
-    middle = np.median(image[::7, ::7])
-    return bool(np.mean(image[::7, ::7] == middle) > 0.5 and float(image.std()) < 1e-6 + 1e-6 * abs(float(middle)))
+    thickness: float = math.nan
+    tilt_axis: float = math.nan
+    tilt_angle: float = math.nan
+    tiles: TileDefocus | None = None
 
 
 def estimate_ctf(image: NDArray[Any], pixel_size: float, microscope: Microscope, settings: CtfSettings) -> CtfEstimate:
@@ -97,12 +118,39 @@ def estimate_ctf(image: NDArray[Any], pixel_size: float, microscope: Microscope,
     spectrum = average_spectrum(image, tiles, pixel_size, max(search.band[1], 1 / SEEN_A))
     polar = polar_spectrum(spectrum)
     fit = fit_ctf(polar, microscope, search)
+    thickness = math.nan
+    if settings.thickness and fit.evidence >= LEAST_RINGS:
+        thickness, _, fit = fit_thickness(polar, fit, microscope, search)
+    tilt, residuals = (math.nan, math.nan), None
+    if (settings.tilt or settings.tile_defocus) and fit.evidence >= LEAST_RINGS:
+        local = local_spectra(image, pixel_size, search.band[1])
+        plane = DefocusPlane(fit.parameters, np.zeros(2), np.ones(2))
+        if settings.tilt:
+            found = fit_plane(local, fit, microscope, search)
+            steep = float(((found.slopes / found.errors) ** 2).sum()) > LEAST_TILT
+            plane = found if steep else plane
+            fit, tilt = replace(fit, parameters=plane.parameters), tilt_of(plane)
+        residuals = tile_defocus(local, plane, microscope, search) if settings.tile_defocus else None
     average = equiphase_average(spectrum, fit, microscope)
     quality = ctf_quality(average)
     return CtfEstimate(
         fit, quality, ice_ring_density(spectrum), problem_of(fit, quality, search, settings),
         spectrum_picture(polar, fit, microscope), curves_on_grid(average, search.band[1]),
+        thickness, *tilt, residuals,
     )  # fmt: skip
+
+
+def tilt_of(plane: DefocusPlane) -> tuple[float, float]:
+    """Return axis and angle of a tilt, radians: the defocus grows along ``(-sin axis, cos axis)`` by ``tan angle``.
+
+    Parameters
+    ----------
+    plane
+        Of defocus.
+    """
+    along_x, along_y = plane.slopes.tolist()
+    angle = math.atan(math.hypot(along_x, along_y))
+    return (math.atan2(-along_x, along_y) if angle else 0.0), angle
 
 
 def _within_nyquist(search: CtfSearch, pixel_size: float) -> CtfSearch:

@@ -178,11 +178,11 @@ def fit_ctf(spectrum: PolarSpectrum, microscope: Microscope, search: CtfSearch, 
     constants = microscope.constants
     defocus, shift = search_defocus(spectrum, microscope, search)
     parameters = np.array([defocus, 0.0, 0.0, shift])
-    for band in _bands(search, constants[0], defocus):
+    for band in bands_of(search, constants[0], defocus):
         parts = separation_of(spectrum, band)
         for _ in range(rounds):
             background, amplitude = separate(parts, thon_rings(spectrum, parameters, constants))
-            parameters, normal, cost = _descend(parts, background, amplitude, parameters, microscope, search)
+            parameters, normal, cost = descend(parts, background, amplitude, parameters, microscope, search)
     background, amplitude = separate(parts, thon_rings(spectrum, parameters, constants))
     known = (parts.weights > 0).sum()
     errors = np.full(4, np.nan)
@@ -203,8 +203,16 @@ def _evidence(parts: Separation, model: Float64) -> float:
     return math.sqrt(max(without - with_rings, 0.0) / max(with_rings / freedom, 1e-300))
 
 
-def _bands(search: CtfSearch, lam: float, defocus: float) -> list[tuple[float, float]]:
-    """Return bands from the one in which astigmatism shifts rings by less than their distance, to the whole one."""
+def bands_of(search: CtfSearch, lam: float, defocus: float) -> list[tuple[float, float]]:
+    """Return bands from the one in which astigmatism shifts rings by less than their distance, to the whole one.
+
+    Parameters
+    ----------
+    search
+        Has the whole band.
+    lam, defocus
+        Wavelength and mean defocus, Å.
+    """
     low, high = search.band
     limit = max(math.sqrt(1.5 / (math.pi * lam * search.astigmatism)), math.sqrt(low**2 + 2 / (lam * defocus)))
     bands = []
@@ -214,7 +222,7 @@ def _bands(search: CtfSearch, lam: float, defocus: float) -> list[tuple[float, f
     return [*bands, search.band]
 
 
-def _descend(
+def descend(
     parts: Separation,
     background: Float64,
     amplitude: Float64,
@@ -223,7 +231,21 @@ def _descend(
     search: CtfSearch,
     steps: int = 8,
 ) -> tuple[Float64, Float64, float]:
-    """Return better parameters (Levenberg and Marquardt), with the normal equations and the cost there."""
+    """Return better parameters (Levenberg and Marquardt), with the normal equations and the cost there.
+
+    Parameters
+    ----------
+    parts
+        The spectrum on a band.
+    background, amplitude
+        (r, k) and (r,), which stay.
+    parameters
+        (4,) where to begin.
+    microscope, search
+        What is known, and which parameters are free.
+    steps
+        At most.
+    """
     values, constants = parts.spectrum.values - background, microscope.constants
     known = max(int((parts.weights > 0).sum()), 1)
     usual = np.array([0.0, 1.0, 1.0, 0.0]) / (search.astigmatism / 2) ** 2

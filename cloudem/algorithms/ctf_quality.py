@@ -41,9 +41,9 @@ class Equiphase(NamedTuple):
     weights
         (m,) pixels, times independent tiles.
     rings
-        (m,) ``-cos 2 phase``.
+        (m,) ``-cos 2 phase``; of a thick specimen, with the sign that its layers give them.
     amplitude
-        (m,) of the rings, by the fit.
+        (m,) of the rings, by the fit; not negative.
     quality
         (m,) correlation of values and rings nearby; NaN outside of the band.
     """
@@ -82,10 +82,9 @@ def equiphase_average(spectrum: PowerSpectrum, fit: CtfFit, microscope: Microsco
         The CTF.
     """
     bins = spectrum_bins(spectrum.radius, fit.background.shape[1])
-    inside = np.append((np.isfinite(fit.background) & (fit.amplitude >= 0)[:, None]).ravel(), False)[bins.number]
     low, high = fit.band
     squares = bins.squared * spectrum.step**2
-    inside &= (squares >= low**2) & (squares <= high**2)
+    inside = (bins.number < fit.background.size) & (squares >= low**2) & (squares <= high**2)
     squares, number = squares[inside], bins.number[inside]
     ratio = spectrum.power.ravel()[inside] / np.exp(fit.background.ravel()[number])
     mean, along, across = fit.parameters[:3]
@@ -103,6 +102,7 @@ def equiphase_average(spectrum: PowerSpectrum, fit: CtfFit, microscope: Microsco
     pixels = np.where(known, weights * spectrum.independent, 0.0)
     rings = -np.cos(2 * phase_of(frequencies**2, mean, fit.phase_shift, microscope.constants))
     amplitude = np.interp(frequencies, np.arange(len(fit.amplitude)) * spectrum.step, fit.amplitude)
+    rings, amplitude = np.where(amplitude < 0, -rings, rings), np.abs(amplitude)
     lam, cs, _ = microscope.constants
     turns = np.abs(2 * lam * mean * frequencies - 2 * cs * lam**3 * frequencies**3)
     reach = np.maximum(1 / np.maximum(turns, 1e-9), 3 * spectrum.step)

@@ -25,7 +25,13 @@ SPECTRA = "spectra"
 NUMBERS = (
     "defocus_u", "defocus_v", "defocus_angle", "phase_shift", "ctf_fit_resolution", "ctf_fit_score", "ice_ring_density",
 )  # fmt: skip
-"""Columns that are found; unknown (NaN) where a micrograph is of no use."""
+"""Columns that are found; unknown (NaN) where a micrograph could not be read."""
+
+OPTIONAL = {"ice_thickness": "thickness", "tilt_axis": "tilt", "tilt_angle": "tilt"}
+"""Columns that are there if they were asked for, and the setting that does."""
+
+TILE_ARRAYS = ("x", "y", "residual", "error")
+"""What is kept of tiles, see `cloudem.algorithms.ctf_tiles.TileDefocus`."""
 
 SHOWN = 12
 """Micrographs whose pictures the report shows."""
@@ -74,13 +80,20 @@ def estimate_micrographs(
         How.
     """
     rows = [_one(entry, url, settings) for entry in entries]
-    found: dict[str, NDArray[Any]] = {name: np.array([row[name] for row in rows], np.float64) for name in NUMBERS}
+    names = (*NUMBERS, *OPTIONAL)
+    found: dict[str, NDArray[Any]] = {name: np.array([row[name] for row in rows], np.float64) for name in names}
     found["problem"] = np.array([row["problem"] for row in rows], TEXT)
+    if settings.tile_defocus:
+        tiles = [row.get("tiles") for row in rows]
+        found["each_count"] = np.array([0 if each is None else len(each.x) for each in tiles], np.int64)
+        for name in TILE_ARRAYS:
+            parts = [getattr(each, name) for each in tiles if each is not None]
+            found[f"each_tile_{name}"] = np.concatenate([np.zeros(0), *parts]).astype(np.float32)
     return found
 
 
 def _one(entry: MicrographEntry, url: str, settings: CtfSettings) -> dict[str, Any]:
-    nothing: dict[str, Any] = dict.fromkeys(NUMBERS, np.nan)
+    nothing: dict[str, Any] = dict.fromkeys((*NUMBERS, *OPTIONAL), np.nan)
     if entry.problem:
         return {**nothing, "problem": entry.problem}
     optics = entry.optics
@@ -94,10 +107,7 @@ def _one(entry: MicrographEntry, url: str, settings: CtfSettings) -> dict[str, A
     except CloudemError as error:
         return {**nothing, "problem": one_line(str(error), 300)}
     _write(estimate, entry.name, url, settings)
-    values = _numbers(estimate)
-    if estimate.problem:
-        values = {**nothing, "ice_ring_density": values["ice_ring_density"]}
-    return {**values, "problem": estimate.problem}
+    return {**_numbers(estimate), "problem": estimate.problem, "tiles": estimate.tiles}
 
 
 def _numbers(estimate: CtfEstimate) -> dict[str, Any]:
@@ -110,6 +120,9 @@ def _numbers(estimate: CtfEstimate) -> dict[str, Any]:
         "ctf_fit_resolution": quality.resolution,
         "ctf_fit_score": quality.score,
         "ice_ring_density": estimate.ice_ring_density,
+        "ice_thickness": estimate.thickness,
+        "tilt_axis": estimate.tilt_axis,
+        "tilt_angle": estimate.tilt_angle,
     }
 
 
@@ -126,9 +139,10 @@ def _write(estimate: CtfEstimate, name: str, url: str, settings: CtfSettings) ->
     write_same_group(url, spectrum_place(name), {"picture": estimate.picture, **estimate.curves}, said)
 
 
-def ctf_columns(found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the columns of the table of micrographs."""
-    return {name: found[name] for name in (*NUMBERS, "problem")}
+def ctf_columns(found: Mapping[str, NDArray[Any]], settings: CtfSettings) -> dict[str, NDArray[Any]]:
+    """Return the columns of the table of micrographs, as far as settings ask for them."""
+    asked = [name for name, setting in OPTIONAL.items() if getattr(settings, setting)]
+    return {name: found[name] for name in (*NUMBERS, *asked, "problem")}
 
 
 def report_arrays(url: str, table: Micrographs, found: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -143,8 +157,12 @@ def report_arrays(url: str, table: Micrographs, found: Mapping[str, NDArray[Any]
     found
         Of all micrographs, in the order of the table.
     """
-    arrays = {f"ctf_{name.removeprefix('ctf_')}": found[name] for name in NUMBERS}
     bad = found["problem"] != ""
+    known = [name for name in (*NUMBERS, *OPTIONAL) if np.isfinite(found[name]).any()]
+    arrays = {f"ctf_{name.removeprefix('ctf_')}": np.where(bad, np.nan, found[name]) for name in (*NUMBERS, *known)}
+    if "each_count" in found:
+        arrays["tile_row"] = np.repeat(np.arange(len(table)), found["each_count"])
+        arrays |= {f"tile_{name}": found[f"each_tile_{name}"] for name in TILE_ARRAYS}
     if bad.any():
         arrays |= {"problem_micrograph": table["micrograph"][bad], "problem_reason": found["problem"][bad]}
     names = table["micrograph"].tolist()

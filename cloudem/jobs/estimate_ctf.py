@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PIXEL_S, FIT_S = 1.9e-8, 0.08
 """CPU-seconds of a pixel (reading and transforms) and of a micrograph (fit, picture, writing)."""
 
+THICKNESS_S, LOCAL_S = 0.07, 2.5e-7
+"""What a thickness adds, and a tilt for each pixel."""
+
 CTF_OF_ALL = Section("ctf:overview")
 CTF_PICTURES = Section("ctf:pictures")
 LEFT_OUT = table_of(
@@ -69,6 +72,11 @@ class EstimateCtf(GrowingJob):
     worst_resolution_A: float = parameter(
         12.0, meaning="resolution to which the CTF has to agree with a micrograph that is of use", gt=0
     )
+    thickness: bool = parameter(
+        False, meaning="also fit the thickness of the ice, by the node of the rings of its layers"
+    )
+    tilt: bool = parameter(False, meaning="also fit the tilt of the specimen, by the defocus of tiles")
+    tile_defocus: bool = parameter(False, meaning="also keep what the defocus of each tile differs by")
     tile_A: float = parameter(1000.0, meaning="edge of the tiles whose spectra are averaged", ge=200)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
@@ -108,8 +116,9 @@ class EstimateCtf(GrowingJob):
         """Return the one stage: each micrograph is a task."""
         size = sizes["micrographs"]
         pixels = size.pixels or 4096 * 4096
+        more = THICKNESS_S * self.thickness + LOCAL_S * pixels * (self.tilt + 0.3 * self.tile_defocus)
         stage = Stage(
-            "micrographs", size.count, "micrographs", FIT_S + PIXEL_S * pixels, parallel=True,
+            "micrographs", size.count, "micrographs", FIT_S + PIXEL_S * pixels + more, parallel=True,
             task_bytes=14 * pixels + 100 * MIB, read_bytes=2.0 * pixels, written_bytes=70e3,
         )  # fmt: skip
         base = 300 * MIB + 3000 * size.count
@@ -137,7 +146,7 @@ class EstimateCtf(GrowingJob):
         from cloudem.io.micrographs.tables import write_micrograph_table
         from cloudem.jobs.ctf_tasks import ctf_columns, report_arrays
 
-        table = self.table.with_columns(**ctf_columns(found))
+        table = self.table.with_columns(**ctf_columns(found, self.settings))
         write_micrograph_table(context.write, table)
         bad = int((found["problem"] != "").sum())
         good = len(table) - bad
@@ -169,4 +178,7 @@ class EstimateCtf(GrowingJob):
             (self.min_defocus_A, self.max_defocus_A), shifts, (1 / self.min_resolution_A, 1 / self.max_resolution_A),
             self.usual_astigmatism_A,
         )  # fmt: skip
-        return CtfSettings(search, self.tile_A, self.worst_resolution_A, self.max_astigmatism_A)
+        return CtfSettings(
+            search, self.tile_A, self.worst_resolution_A, self.max_astigmatism_A,
+            self.tilt, self.thickness, self.tile_defocus,
+        )  # fmt: skip

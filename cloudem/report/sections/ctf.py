@@ -40,9 +40,12 @@ def overview(content: ReportContent) -> Drawn | None:
     ]
     if np.nanmax(np.abs(arrays["ctf_phase_shift"]), initial=0.0) > 0:
         shown.append((np.rad2deg(arrays["ctf_phase_shift"]), "phase shift (°)", "Phase plate"))
-    thickness = arrays.get("ctf_ice_thickness")
-    if thickness is not None:
+    if (thickness := arrays.get("ctf_ice_thickness")) is not None:
         shown.append((thickness / 10, "thickness (nm)", "Thickness of the ice"))
+    if (tilt := arrays.get("ctf_tilt_angle")) is not None:
+        shown.append((np.rad2deg(tilt), "tilt (°)", "Tilt of the specimen"))
+    if (residual := arrays.get("tile_residual")) is not None:
+        shown.append((residual / 10, "difference (nm)", "Defocus of tiles"))
     known = [each for each in shown if np.isfinite(each[0]).any()]
     good = int(np.isfinite(u).sum())
     blocks: list[Block] = [Words(f"{good:,} of {len(u):,} micrographs have a CTF that agrees with them.", "told")]
