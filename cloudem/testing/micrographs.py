@@ -96,7 +96,7 @@ def simulate_micrograph(scene: SimulatedScene, seed: int) -> NDArray[np.float32]
     envelope *= math.sqrt(scene.ice / electrons)  # so that its power is `ice` times that of shot noise
     ring = np.exp(-(((np.sqrt(squares) - ICE_PEAK) / ICE_WIDTH) ** 2))
     envelope *= 1 + 0.7 * ring
-    layers = max(1, math.ceil(scene.thickness / 50))
+    layers = max(1, math.ceil(scene.thickness / 100))
     waves = [scipy.fft.rfft2(rng.standard_normal(scene.shape)) * (envelope / math.sqrt(layers)) for _ in range(layers)]
     if scene.proteins:
         waves[layers // 2] += scipy.fft.rfft2(_proteins(scene, rng)) * np.exp(-scene.fading * squares / 4)
