@@ -88,10 +88,8 @@ def test_a_micrograph_that_comes_later_is_added_and_the_others_are_not_done_agai
 
 
 def test_images_of_a_result_are_read_without_weights_and_exported(tmp_path, images):
-    places = [
-        write_micrograph_image(str(tmp_path / "motion"), name, {"sum": image * 0 + 1, "unweighted": image}, pixel_size=1.5)
-        for name, image in list(images.items())[:1]
-    ]  # fmt: skip
+    kinds = {"sum": images["m0"] * 0 + 1, "unweighted": images["m0"]}
+    places = [write_micrograph_image(str(tmp_path / "motion"), "a/m0", kinds, pixel_size=1.5)]
     from cloudem.model.micrographs import Micrographs
     from cloudem.model.optics import OpticsGroup
     from cloudem.model.table import TEXT

@@ -63,7 +63,7 @@ def test_the_phase_is_that_of_the_ctf(twin: Twin) -> None:
     u, v = (PARAMETERS[0] + sign * np.hypot(*PARAMETERS[1:3]) for sign in (1, -1))
     terms = ctf_terms(
         voltage=300.0, spherical_aberration=2.7e7, amplitude_contrast=0.1, defocus_u=np.array([u]),
-        defocus_v=np.array([v]), defocus_angle=np.array([np.arctan2(PARAMETERS[2], PARAMETERS[1]) / 2]), phase_shift=0.2,
+        defocus_v=np.array([v]), defocus_angle=np.array([np.arctan2(*PARAMETERS[2:0:-1]) / 2]), phase_shift=0.2,
     )  # fmt: skip
     theta = np.arctan2(angles[:, 1], angles[:, 0]) / 2
     kx, ky = np.sqrt(squares) * np.cos(theta), np.sqrt(squares) * np.sin(theta)

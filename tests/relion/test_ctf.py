@@ -21,10 +21,32 @@ from tests.jobs.conftest import run
 
 COORDINATES = "data_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n200 150\n300 310\n"
 
+TABLE = """
+data_optics
+
+loop_
+_rlnOpticsGroupName #1
+_rlnOpticsGroup #2
+_rlnMicrographPixelSize #3
+_rlnVoltage #4
+_rlnSphericalAberration #5
+_rlnAmplitudeContrast #6
+og1 1 1.5 300 2.7 0.1
+
+data_micrographs
+
+loop_
+_rlnMicrographName #1
+_rlnOpticsGroup #2
+m0.mrc 1
+m1.mrc 1
+"""
+
 
 @pytest.mark.parametrize(
-    ("u", "v", "angle", "shift", "cs"), [(18000, 16500, 30, 0, 2.7), (12000, 11000, -70, 0, 0.01), (9000, 8200, 60, 90, 2.7)]
-)  # fmt: skip
+    ("u", "v", "angle", "shift", "cs"),
+    [(18000, 16500, 30, 0, 2.7), (12000, 11000, -70, 0, 0.01), (9000, 8200, 60, 90, 2.7)],
+)
 def test_the_ctf_of_relion_is_found(tmp_path, relion, u, v, angle, shift, cs):
     relion(
         "ctf_toolbox", "--simulate", "ctf.mrc", "--angpix", "1.2", "--box", "1536", "--kV", "300", "--Q0", "0.1",
@@ -49,12 +71,13 @@ def test_relion_extracts_by_the_table_of_micrographs(tmp_path, relion):
         image = simulate_micrograph(replace(scene, defocus_angle=0.5 * number), number)
         write_mrc(tmp_path / f"m{number}.mrc", image[None], 2)
         (tmp_path / f"m{number}_pick.star").write_text(COORDINATES)
-    pattern = str(tmp_path / "m*.mrc")
-    run(ImportMicrographs(micrographs=pattern, pixel_size_A=1.5, voltage_kV=300, cs_mm=2.7, out=str(tmp_path / "mics")))
+    given = tmp_path / "given.star"
+    given.write_text(TABLE)
+    run(ImportMicrographs(micrographs=str(given), out=str(tmp_path / "mics")))
     run(EstimateCtf(micrographs=str(tmp_path / "mics"), out=str(tmp_path / "ctf")))
     run(Export(source=str(tmp_path / "ctf"), out=str(tmp_path / "files")))
     relion(
-        "preprocess", "--i", "files/micrographs_ctf.star", "--coord_suffix", "_pick.star", "--extract",
+        "preprocess", "--i", "files/micrographs_ctf.star", "--coord_suffix", "_pick.star", "--coord_dir", "./", "--extract",
         "--extract_size", "64", "--part_dir", "Extract/", "--part_star", "particles.star",
     )  # fmt: skip
     (particles,) = (t for t in read_star(tmp_path / "particles.star").values() if "rlnImageName" in t)

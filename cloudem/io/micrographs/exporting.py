@@ -83,8 +83,9 @@ def _names(
 ) -> tuple[list[str], list[str]]:
     """Return the files written, and the name of each micrograph's image as the table is to have it."""
     places = table["image"].tolist()
-    if not images:
-        return [], places
+    if not images:  # a table of RELION goes back with the names that its project knows
+        known = table["micrograph"].tolist()
+        return [], [name if place.endswith(f"/{name}") else place for name, place in zip(known, places, strict=True)]
     safe = [re.sub(r"[^A-Za-z0-9._-]+", "_", name) for name in table["micrograph"].tolist()]
     names = [f"{IMAGES}/{each if safe.count(each) == 1 else f'{at:06d}_{each}'}.mrc" for at, each in enumerate(safe)]
     for place, name in zip(places, names, strict=True):
