@@ -77,8 +77,8 @@ def test_relion_extracts_by_the_table_of_micrographs(tmp_path, relion):
     run(EstimateCtf(micrographs=str(tmp_path / "mics"), out=str(tmp_path / "ctf")))
     run(Export(source=str(tmp_path / "ctf"), out=str(tmp_path / "files")))
     relion(
-        "preprocess", "--i", "files/micrographs_ctf.star", "--coord_suffix", "_pick.star", "--coord_dir", "./", "--extract",
-        "--extract_size", "64", "--part_dir", "Extract/", "--part_star", "particles.star",
+        "preprocess", "--i", "files/micrographs_ctf.star", "--coord_suffix", "_pick.star", "--coord_dir", "./",
+        "--extract", "--extract_size", "64", "--part_dir", "Extract/", "--part_star", "particles.star",
     )  # fmt: skip
     (particles,) = (t for t in read_star(tmp_path / "particles.star").values() if "rlnImageName" in t)
     (table,) = (t for t in read_star(tmp_path / "files/micrographs_ctf.star").values() if "rlnDefocusU" in t)
