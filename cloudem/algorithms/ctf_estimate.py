@@ -24,7 +24,10 @@ from cloudem.algorithms.power_spectrum import TILE_A, average_spectrum, lay_tile
 from cloudem.algorithms.thon_background import Microscope
 
 LEAST_RINGS = 9.0
-"""Student's t that a micrograph's rings need; 400 images of noise had at most 7.9."""
+"""Student's t that a micrograph's rings need; see `docs/ctf.md` for what noise has."""
+
+LEAST_SCORE = 0.1
+"""Score below which a fit agrees nowhere, whatever it does here and there."""
 
 LEAST_TILT = 16.0
 """Slopes over their errors, squared and added up, from which on a specimen is tilted: noise alone, one in 3,000."""
@@ -171,8 +174,12 @@ def problem_of(fit: CtfFit, quality: CtfQuality, search: CtfSearch, settings: Ct
     if fit.evidence < LEAST_RINGS:
         return f"shows no rings of a CTF (evidence {fit.evidence:.1f}, {LEAST_RINGS:g} is needed)"
     worst = max(settings.worst_resolution, 1.15 / search.band[1])
-    if not quality.resolution <= worst:
-        seen = "nowhere" if np.isnan(quality.resolution) else f"only to {quality.resolution:.1f} Å"
+    if not quality.resolution <= worst or quality.score < LEAST_SCORE:
+        seen = (
+            "nowhere"
+            if np.isnan(quality.resolution) or quality.score < LEAST_SCORE
+            else f"only to {quality.resolution:.1f} Å"
+        )
         return f"its CTF agrees {seen}, and {worst:.3g} Å are asked for"
     astigmatism = fit.defocus_u - fit.defocus_v
     if astigmatism > settings.largest_astigmatism:

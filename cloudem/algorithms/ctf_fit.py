@@ -157,7 +157,7 @@ def search_defocus(spectrum: PolarSpectrum, microscope: Microscope, search: CtfS
         rings = -np.cos(2 * phase_of(ring.squares, defocus[:, None], float(shift), constants)) * root
         faded = np.concatenate([rings * fading for fading in fadings])
         faded -= (faded @ smooth) @ smooth.T
-        found = faded @ values / np.linalg.norm(faded, axis=1)
+        found = faded @ values / np.maximum(np.linalg.norm(faded, axis=1), 1e-9 * np.linalg.norm(root))
         score[number] = found.reshape(len(fadings), -1).max(axis=0)
     best = np.unravel_index(score.argmax(), score.shape)
     return float(defocus[best[1]]), float(shifts[best[0]])
@@ -188,7 +188,7 @@ def fit_ctf(spectrum: PolarSpectrum, microscope: Microscope, search: CtfSearch, 
     errors = np.full(4, np.nan)
     free = 4 if search.fits_phase else 3
     variance = cost / max(known - parts.load.size - 4, 1)
-    errors[:free] = np.sqrt(np.diag(np.linalg.inv(normal[:free, :free])) * variance)
+    errors[:free] = np.sqrt(np.maximum(np.diag(np.linalg.pinv(normal[:free, :free])), 0.0) * variance)
     evidence = _evidence(parts, background + amplitude[:, None] * thon_rings(spectrum, parameters, constants))
     return CtfFit(parameters, errors, background, amplitude, search.band, evidence)
 

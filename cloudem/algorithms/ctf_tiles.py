@@ -105,10 +105,12 @@ def local_spectra(image: NDArray[Any], pixel_size: float, highest: float) -> Loc
     tiles: Tiles = lay_tiles((image.shape[0], image.shape[1]), pixel_size, LOCAL_TILE_A)
     radius, step = radius_of(tiles, pixel_size, highest), 1 / (tiles.edge * pixel_size)
     powers = [tile_power(image, corner, tiles.edge, radius) for corner in tiles.corners]
-    powers = [power / power[:, radius // 4 :].mean() for power in powers]
+    levels = [float(power[:, radius // 4 :].mean()) for power in powers]
+    kept = [at for at, level in enumerate(levels) if level > 0]  # a tile may be flat, beside the camera or masked
+    powers = [powers[at] / levels[at] for at in kept]
     spectra = [polar_spectrum(PowerSpectrum(power, step, 1.0), LOCAL_SECTORS) for power in powers]
     average = PowerSpectrum(np.mean(powers, axis=0), step, len(powers) / 2)
-    return LocalSpectra(spectra, polar_spectrum(average, LOCAL_SECTORS), tiles.centres * pixel_size)
+    return LocalSpectra(spectra, polar_spectrum(average, LOCAL_SECTORS), tiles.centres[kept] * pixel_size)
 
 
 def fit_plane(local: LocalSpectra, fit: CtfFit, microscope: Microscope, search: CtfSearch) -> DefocusPlane:
@@ -135,7 +137,7 @@ def fit_plane(local: LocalSpectra, fit: CtfFit, microscope: Microscope, search: 
             parameters, slopes, normal, cost, known = _improved(
                 local, parts, amplitude, parameters, slopes, constants, search.fits_phase
             )
-    errors = np.sqrt(np.diag(np.linalg.inv(normal)) * cost / max(known, 1))
+    errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(normal)), 1e-30) * cost / max(known, 1))
     return DefocusPlane(parameters, slopes, errors[-2:])
 
 

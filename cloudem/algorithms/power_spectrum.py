@@ -140,15 +140,23 @@ def average_spectrum(image: NDArray[Any], tiles: Tiles, pixel_size: float, highe
         Å.
     highest
         1/Å up to which the power is needed.
+
+    Raises
+    ------
+    ParameterError
+        All tiles are flat.
     """
     radius = radius_of(tiles, pixel_size, highest)
-    total = np.zeros((2 * radius + 1, radius + 1))
+    total, count = np.zeros((2 * radius + 1, radius + 1)), 0
     for corner in tiles.corners:
         one = tile_power(image, corner, tiles.edge, radius)
-        total += one / one[:, radius // 4 :].mean()
-    return PowerSpectrum(
-        total / len(tiles.corners), 1 / (tiles.edge * pixel_size), independent_tiles(image.shape, tiles)
-    )
+        if level := float(one[:, radius // 4 :].mean()):
+            total += one / level
+            count += 1
+    if not count:
+        raise ParameterError("the image is flat: its spectrum is empty")
+    total /= count
+    return PowerSpectrum(total, 1 / (tiles.edge * pixel_size), independent_tiles(image.shape, tiles))
 
 
 def radius_of(tiles: Tiles, pixel_size: float, highest: float) -> int:

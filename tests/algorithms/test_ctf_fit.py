@@ -134,3 +134,23 @@ def test_tiles_cover_the_image_and_their_power_has_rings_and_sectors():
 def test_an_image_that_is_too_small_is_refused():
     with pytest.raises(ParameterError, match="at least 64 x 64"):
         lay_tiles((60, 500), 1.0)
+
+
+@pytest.mark.parametrize("what", ["flat", "one pixel", "half empty", "ramp", "tiny", "large pixels"])
+def test_images_that_are_none_are_said_and_nothing_is_divided_by_zero(what):
+    image = np.random.default_rng(0).normal(size=(300, 260)).astype(np.float32)
+    if what in ("flat", "one pixel"):
+        image[:] = 0
+        image[7, 9] = what == "one pixel"
+    image[:150] *= what != "half empty"
+    if what == "ramp":
+        image[:] = np.arange(260)
+    image = image[:64, :70] if what == "tiny" else image
+    settings = CtfSettings(CtfSearch(phase_shift=(0.0, 1.0)), tilt=True, thickness=True, tile_defocus=True)
+    microscope = Microscope(300.0, 0.0, 0.1)
+    try:
+        found = estimate_ctf(image, 15.0 if what == "large pixels" else 1.0, microscope, settings)
+    except ParameterError as error:
+        assert what == "flat", error
+    else:
+        assert found.problem
