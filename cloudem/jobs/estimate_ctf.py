@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 PIXEL_S, FIT_S = 1.9e-8, 0.08
 """CPU-seconds of a pixel (reading and transforms) and of a micrograph (fit, picture, writing)."""
 
-THICKNESS_S, LOCAL_S = 0.07, 2.5e-7
-"""What a thickness adds, and a tilt for each pixel."""
+THICKNESS_S, TILE_S = 0.07, 0.02
+"""What a thickness adds, and a tilt for each tile."""
 
 CTF_OF_ALL = Section("ctf:overview")
 CTF_PICTURES = Section("ctf:pictures")
@@ -116,7 +116,8 @@ class EstimateCtf(GrowingJob):
         """Return the one stage: each micrograph is a task."""
         size = sizes["micrographs"]
         pixels = size.pixels or 4096 * 4096
-        more = THICKNESS_S * self.thickness + LOCAL_S * pixels * (self.tilt + 0.3 * self.tile_defocus)
+        tiles = pixels * (size.pixel_size or 1.0) ** 2 / 300**2  # of 600 Å, half in the next one
+        more = THICKNESS_S * self.thickness + TILE_S * tiles * (self.tilt + 0.3 * self.tile_defocus)
         stage = Stage(
             "micrographs", size.count, "micrographs", FIT_S + PIXEL_S * pixels + more, parallel=True,
             task_bytes=14 * pixels + 100 * MIB, read_bytes=2.0 * pixels, written_bytes=70e3,
