@@ -78,7 +78,7 @@ def ctf_simulated(bench: Bench) -> None:
 def ctf_special(bench: Bench) -> None:
     """Phase plates, tilted and thick specimens, simulated."""
     for seed in bench.seeds:
-        numbers = range(1000 * seed + 500, 1000 * seed + 500 + bench.few(12, 1))
+        numbers = range(1000 * seed + 500, 1000 * seed + 500 + bench.few(6, 1))
         rng = np.random.default_rng(seed)
         shifts = [float(rng.uniform(0.3, 2.6)) for _ in numbers]
         settings = CtfSettings(CtfSearch(phase_shift=(0.0, np.pi)))

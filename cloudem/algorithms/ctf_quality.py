@@ -1,7 +1,7 @@
 """How well a fitted CTF agrees with a micrograph: the average along lines of equal phase, and what it shows.
 
 The average over pixels whose CTF has the same phase shows rings that astigmatism blurs in a rotational average (Zhang
-2016, 10.1016/j.jsb.2015.11.003). Its correlation with the CTF, in a window of two rings to either side, falls where the
+2016, 10.1016/j.jsb.2015.11.003). Its correlation with the CTF, in a window of a ring to either side, falls where the
 fit ends (Rohou & Grigorieff 2015, 10.1016/j.jsb.2015.08.008).
 """
 

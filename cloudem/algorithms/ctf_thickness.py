@@ -1,7 +1,7 @@
 """The thickness of a specimen, by the frequencies at which the rings of its layers cancel.
 
 The rings of layers between ``-t/2`` and ``t/2`` of the mean defocus add up to
-``(1 - sinc(pi lambda s² t) cos 2 phase) / 2`` (McMullan et al. 2015, 10.1016/j.ultramic.2015.08.001; Elferich et al.
+``(1 - sinc(pi lambda s² t) cos 2 phase) / 2`` (McMullan et al. 2015, 10.1016/j.ultramic.2015.05.017; Elferich et al.
 2024, 10.7554/eLife.97227): they vanish at ``s² = 1 / (lambda t)`` and come back with the opposite sign. All else that
 fades rings never brings them back: here their amplitude is a sum of ``exp(-B s²)`` whose factors are not negative.
 """
