@@ -51,7 +51,10 @@ def overview(content: ReportContent) -> Drawn | None:
     blocks: list[Block] = [Words(f"{good:,} of {len(u):,} micrographs have a CTF that agrees with them.", "told")]
     for start in range(0, len(known), 3):
         row = known[start : start + 3]
-        figures = [Figure(300, histogram(values, x, title, 300, 230, "micrographs")) for values, x, title in row]
+        figures = [
+            Figure(300, histogram(values, x, title, 300, 230, "micrographs" if len(values) == len(u) else "tiles"))
+            for values, x, title in row
+        ]
         blocks.append(Figures([*figures, *(Figure(300, "") for _ in range(3 - len(row)))]))
     return Drawn("Contrast transfer", blocks)
 
