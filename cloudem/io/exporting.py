@@ -14,6 +14,8 @@ from cloudem.io.formats.mrc_writer import write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
+from cloudem.io.micrographs.exporting import export_micrographs
+from cloudem.io.micrographs.tables import MICROGRAPH_TABLE
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import has_group, read_attributes, read_group
@@ -112,7 +114,7 @@ def check_source(
     if has_group(url, "result"):
         if stack and has_group(url, "particles"):
             _store_of(os.fspath(url), particles)
-        elif stack:
+        elif stack and not has_group(url, MICROGRAPH_TABLE):
             raise ParameterError(f"{os.fspath(url)} holds no particles; leave out --stack")
         return None
     if is_fsspec(url):
@@ -209,6 +211,8 @@ def _export_result(
     on_progress: Callable[[int], None] | None,
     say: Say,
 ) -> list[str]:
+    if has_group(url, MICROGRAPH_TABLE):
+        return export_micrographs(url, folder, images=stack, on_progress=on_progress, say=say)
     arrays, attributes = read_group(url, "result")
     pixel_size = attributes.get("pixel_size_A")
     maps = {name: arrays[name] for name in MAPS if name in arrays}

@@ -45,6 +45,7 @@ JOBS: dict[str, str] = {
     "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
     "correct_motion": "cloudem.jobs.correct_motion.job:CorrectMotion",
     "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",
+    "estimate_ctf": "cloudem.jobs.estimate_ctf:EstimateCtf",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",

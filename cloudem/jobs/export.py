@@ -22,6 +22,7 @@ class Export(Job):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem export refine --out files",
         "cloudem export particles.zarr --out files",
+        "cloudem export ctf --out files",
         "cloudem export s3://bucket/refine --out s3://bucket/files",
         "cloudem export refine --out gs://bucket/files",
     )
@@ -36,10 +37,15 @@ class Export(Job):
         "half1.mrc": ("halves", "volume"),
         "half2.mrc": ("volume",),
     }
-    leaves: ClassVar[tuple[str, ...]] = (*makes, "export.json", "fsc.star", "class_averages.mrcs", "particles.mrcs")
+    leaves: ClassVar[tuple[str, ...]] = (
+        *makes, "export.json", "fsc.star", "class_averages.mrcs", "particles.mrcs", "micrographs_ctf.star",
+        "micrographs.star", "micrographs",
+    )  # fmt: skip
 
     source: Place = parameter(
-        meaning="results of a job, or a particle store", positional=True, reads=("particles", "volume", "halves")
+        meaning="results of a job, or a particle store",
+        positional=True,
+        reads=("particles", "volume", "halves", "micrographs"),
     )
     out: Place = parameter(meaning="new folder for the files, or its URL (s3://, gs://, sftp://, …)")
     stack: bool = parameter(False, meaning="also export the images of a result, with their original grey values")

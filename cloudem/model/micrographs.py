@@ -42,6 +42,10 @@ COLUMNS: dict[str, ColumnMeaning] = {
     ),
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
     "bits": ColumnMeaning("float64", "", "information that its frames hold about the specimen, bits"),
+    "tilt_axis": ColumnMeaning("float64", "rad", "angle from the x axis to the axis of the specimen's tilt"),
+    "tilt_angle": ColumnMeaning(
+        "float64", "rad", "tilt of the specimen: the defocus grows by its tangent along (-sin axis, cos axis)"
+    ),
     "stage_x": MOVIE_COLUMNS["stage_x"],
     "stage_y": MOVIE_COLUMNS["stage_y"],
     "nominal_defocus": MOVIE_COLUMNS["nominal_defocus"],
