@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from cloudem.errors import InconsistentDataError, OutputExistsError
 from cloudem.jobs.base import Inputs, Job
+from cloudem.jobs.growing import GrowingJob
 from cloudem.jobs.iterative import IterativeJob
 from cloudem.jobs.parameters import label_of, places
 from cloudem.jobs.provenance import differences
@@ -75,8 +76,10 @@ def change_of(job: Job, redone: Mapping[str, str] | None = None) -> Change:
     said += [f"{_label(job, name)} was made anew" for name in others if name not in anew]
     if not said:
         return Change("run")
-    replaces = bool(anew or others) or not _goes_on(job)
-    if replaces and not (anew or others) and _is_valid_still(job, parameters):
+    grows = set(job.grows) if isinstance(job, GrowingJob) else set()
+    remade = (anew.keys() | set(others)) - grows
+    replaces = bool(remade) or not _goes_on(job)
+    if replaces and not remade and _is_valid_still(job, parameters):
         return Change("unchanged", ", ".join(said))
     return Change("changed", ", ".join(said), replaces)
 

@@ -11,7 +11,8 @@ from pydantic import AfterValidator
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs
-from cloudem.jobs.mapping import Found, Items, MapJob, split
+from cloudem.jobs.growing import Growing, GrowingJob
+from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, table_of
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from cloudem.io.movies.sources import SourceMovies
     from cloudem.model.movies import Movies
-
-LISTED = "listed"
-"""Group of the movies as they were found, so that a run that goes on works on the same ones."""
 
 HEADER_S, TASK_MOVIES = 0.004, 20
 """CPU-seconds of a header, and movies of a task."""
@@ -48,7 +46,7 @@ def _absolute(text: str) -> str:
     return absolute(text)
 
 
-class ImportMovies(MapJob):
+class ImportMovies(GrowingJob):
     """Declaration of ``cloudem import-movies``."""
 
     name: ClassVar[str] = "import_movies"
@@ -61,6 +59,7 @@ class ImportMovies(MapJob):
         " --dose-per-frame-e-per-A2 0.04 --eer-frame-dose-e-per-A2 1 --out s3://bucket/movies",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("movies",)}
+    grows: ClassVar[tuple[str, ...]] = ("movies",)
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (KINDS_FOUND, LEFT_OUT, DOUBTED, COST, PARAMETERS, PROVENANCE)
 
@@ -155,29 +154,22 @@ class ImportMovies(MapJob):
         base = 250 * MIB + 4000 * size.count
         return Work((stage,), base_bytes=base, stored_bytes=400 * size.count, makes={"": size}, notes=notes)
 
-    def run(self, context: Context) -> None:
-        """Write down what is to be imported, look at each movie, and write the table."""
-        from cloudem.io.storage.groups import read_attributes
-        from cloudem.jobs.provenance import job_record
-
-        self.check_out()
-        if read_attributes(context.url, "") is None:
-            context.write("", {}, {"kind": "result", **job_record(self)})
-        super().run(context)
-
-    def items(self, context: Context) -> Items:
-        """Return the movies of the list, which is kept from the first run on."""
+    def growing(self, url: str) -> Growing:
+        """Return the movies that there are now; their headers are read by tasks."""
         from cloudem.io.movies.checking import check_headers
 
-        source = self.listed(context)
+        source = self.source
         shapes = self.gain_shapes(source.movies)
         gains = [shapes.get(gain) for gain in self.gains(source.movies)]
-        urls = list(zip(source.movies["movie"].tolist(), source.frames.tolist(), gains, strict=True))
-        parts = split(len(urls), TASK_MOVIES)
-        return Items(
-            [urls[part.start : part.stop] for part in parts], [len(part) for part in parts], check_headers,
-            stage="headers", unit="movies",
-        )  # fmt: skip
+        urls = source.movies["movie"].tolist()
+        entries = list(zip(urls, source.frames.tolist(), gains, strict=True))
+        keys = [f"{url} {stated}" for url, stated, _ in entries]
+        return Growing(keys, entries, check_headers, size=TASK_MOVIES, stage="headers", unit="movies")
+
+    def settled(self, found: Found) -> NDArray[np.bool_]:
+        """Return which movies can be used; the others are looked at again, since they may have been completed."""
+        settled: NDArray[np.bool_] = found["problem"] == ""
+        return settled
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table of the movies that can be used, and say why the others cannot."""
@@ -189,7 +181,7 @@ class ImportMovies(MapJob):
         from cloudem.jobs.movie_table import kinds_of, movie_table, movies_in_words, sayings, short_of_a_group
         from cloudem.model.table import TEXT
 
-        source = self.listed(context)
+        source = self.source
         names = source.movies["movie"]
         if (found["problem"] == "").any():
             found = short_of_a_group(self, self.completed(source, float(found["header_pixel_size"].max())), found)
@@ -201,7 +193,6 @@ class ImportMovies(MapJob):
         sizes = found["header_pixel_size"][good]
         table, optics_notes = movie_table(self, self.completed(source, float(sizes[0])), found, good)
         context.write(MOVIE_TABLE, *table_to_arrays(table))
-        context.delete(LISTED)
         kinds = kinds_of(table)
         odd = good & (found["doubts"] != "")
         for line in (*sayings(names.tolist(), found, good, kinds), *optics_notes):
@@ -218,23 +209,6 @@ class ImportMovies(MapJob):
             arrays |= {"doubted_movie": below[odd], "doubted_why": found["doubts"][odd]}
         counts = {"movie_count": len(table), "left_out_count": int((~good).sum())}
         return arrays, {**counts, "pixel_size_A": float(table["pixel_size"][0])}
-
-    def listed(self, context: Context) -> SourceMovies:
-        """Return the movies as the first run found them."""
-        from cloudem.io.movies.sources import SourceMovies
-        from cloudem.io.storage.groups import has_group, read_group
-        from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
-        from cloudem.model.movies import Movies
-
-        if not has_group(context.url, LISTED):
-            arrays, attributes = table_to_arrays(self.source.movies)
-            extra = {"source_pixel_size_A": self.source.pixel_size, "source_notes": list(self.source.notes)}
-            context.write(LISTED, {**arrays, "stated_frames": self.source.frames}, {**attributes, **extra})
-        arrays, attributes = read_group(context.url, LISTED)
-        frames: NDArray[np.int32] = arrays.pop("stated_frames")
-        notes = tuple(attributes["source_notes"])
-        movies = table_from_arrays(Movies, arrays, attributes)
-        return SourceMovies(self.movies, movies, float(attributes["source_pixel_size_A"]), frames, notes)
 
     def completed(self, source: SourceMovies, header_pixel_size: float) -> SourceMovies:
         """Return the movies with what options say; see `cloudem.jobs.movie_table.with_options`."""

@@ -89,7 +89,7 @@ class MapJob(Job):
 
         record = read_attributes(self.out, "")
         if record is None:
-            _refuse_foreign(self.out)
+            refuse_foreign(self.out)
         elif has_group(self.out, "result") or not is_of(record, self):
             raise OutputExistsError(
                 f"{self.out} contains the results of {record.get('job', 'something else')} with other parameters or "
@@ -164,8 +164,14 @@ def _check(found: Found, count: int) -> None:
         raise ValueError(f"{wrong[0]} has {len(found[wrong[0]])} values for {count} items")
 
 
-def _refuse_foreign(url: str) -> None:
-    """Refuse a folder that holds something that no job has left."""
+def refuse_foreign(url: str) -> None:
+    """Refuse a folder that holds something that no job has left.
+
+    Raises
+    ------
+    OutputExistsError
+        It does.
+    """
     from cloudem.io.storage.location import contents
     from cloudem.jobs.live import BESIDE_RESULTS
 

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cloudem.model.movies import COLUMNS as MOVIE_COLUMNS
 from cloudem.model.table import SHARED_COLUMNS, ColumnMeaning, ItemTable
 
 COLUMNS: dict[str, ColumnMeaning] = {
     **SHARED_COLUMNS,
-    "path": ColumnMeaning("text", "", "file that the image came from, or its URL"),
+    "image": ColumnMeaning("text", "", "where its images lie: a group of a result, or a file"),
+    "image_version": ColumnMeaning("text", "", "what tells its images from later ones in that place"),
+    "height": ColumnMeaning("int32", "px", "rows of its images"),
+    "width": ColumnMeaning("int32", "px", "columns of its images"),
+    "pixel_size": ColumnMeaning("float64", "Å", "size of a pixel of its images"),
+    "problem": ColumnMeaning("text", "", "why it is of no use; empty where it is"),
     "movie": ColumnMeaning("text", "", "file of the movie that the micrograph was made of", "rlnMicrographMovieName"),
     "frames": ColumnMeaning("int32", "", "number of frames that were summed"),
     "dose": ColumnMeaning("float64", "e/Å²", "electrons that the summed frames received"),
@@ -32,6 +38,10 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "float64", "", "power of the image around 3.7 Å, as CTF estimation has it", "rlnCtfIceRingDensity"
     ),
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
+    "stage_x": MOVIE_COLUMNS["stage_x"],
+    "stage_y": MOVIE_COLUMNS["stage_y"],
+    "nominal_defocus": MOVIE_COLUMNS["nominal_defocus"],
+    "acquired": MOVIE_COLUMNS["acquired"],
 }
 """Every column of micrographs that cloudem understands."""
 

@@ -93,7 +93,7 @@ def test_a_movie_that_is_being_written_is_said(folder, tmp_path, monkeypatch):
     assert left_out(tmp_path / "out") == {"m02.mrc": "is still being written: it changed while it was looked at"}
 
 
-def test_it_goes_on_with_the_movies_that_it_began_with(folder, tmp_path, monkeypatch):
+def test_it_goes_on_after_a_stop_and_takes_up_what_came_later(folder, tmp_path, monkeypatch):
     checked, looked = [], checking.check_header
 
     def stops(url, *rest):
@@ -107,12 +107,35 @@ def test_it_goes_on_with_the_movies_that_it_began_with(folder, tmp_path, monkeyp
     with pytest.raises(StoppedError):
         run(job)
     monkeypatch.setattr(checking, "check_header", looked)
-    movie(folder / "m99.mrc")  # arrived meanwhile
+    movie(folder / "m99.mrc")
+    job = ImportMovies(movies=str(folder), out=str(tmp_path / "out"), **SCOPE)
     run(job)
-    assert len(read_movies(tmp_path / "out")) == 24
-    again = ImportMovies(movies=str(folder), out=str(tmp_path / "new"), **SCOPE)
-    run(again)
-    assert len(read_movies(tmp_path / "new")) == 25
+    assert len(read_movies(tmp_path / "out")) == 25
+    assert job.is_finished()
+
+
+def test_what_came_later_or_was_completed_is_imported_by_the_same_command(folder, tmp_path, monkeypatch):
+    whole = (folder / "m03.mrc").read_bytes()
+    (folder / "m03.mrc").write_bytes(whole[:-500])
+    first = imported(tmp_path, folder)
+    assert len(first) == 23
+    looked, checked = checking.check_header, []
+    monkeypatch.setattr(
+        checking, "check_header", lambda url, *rest: checked.append(Path(url).name) or looked(url, *rest)
+    )
+    (folder / "m03.mrc").write_bytes(whole)
+    movie(folder / "deep/m00.mrc")
+    movie(folder / "m050.mrc")
+    second = imported(tmp_path, folder)
+    assert second["micrograph"].tolist() == [
+        *(f"m{number:02d}" for number in range(6)),
+        "m050",
+        *first["micrograph"].tolist()[5:],
+    ]
+    assert set(checked[3:]) - {"m00.mrc"} == {"m03.mrc", "m050.mrc"}, "behind the preflight, others are not read again"
+    assert left_out(tmp_path / "out") == {}
+    with pytest.raises(CloudemError, match="other parameters"):
+        imported(tmp_path, folder, pre_exposure_e_per_A2=1.0)
 
 
 def test_patterns_here_and_on_s3(folder, tmp_path, bucket):

@@ -147,7 +147,7 @@ def _with_mdocs(given: str, files: Sequence[str], found: Sequence[MdocMovie], no
     columns: dict[str, Any] = {
         "optics_group": np.array([voltages.index(each.voltage) for each in found], np.int32),
         "movie": np.array(list(files), TEXT),
-        "micrograph": np.array(unique_names(files), TEXT),
+        "micrograph": np.array(unique_names(files, _fixed_folder(given)), TEXT),
     }
     numbers = {
         "dose_per_frame": [each.dose_per_frame for each in found],
@@ -223,9 +223,27 @@ def below_shared_folder(files: Sequence[str]) -> list[str]:
     return [posixpath.relpath(each, shared) for each in files]
 
 
-def unique_names(files: Sequence[str]) -> list[str]:
-    """Return the names of files without their suffix, below the folder that they share; no two are the same."""
-    stems = [str(PurePosixPath(each).with_suffix("")) for each in below_shared_folder(files)]
+def _fixed_folder(given: str) -> str:
+    """Return the folder below which all that a pattern or folder may ever stand for lies: names start from there."""
+    fixed = absolute(given).partition("*")[0].partition("?")[0].partition("[")[0] if has_wildcard(given) else ""
+    if fixed:
+        return posixpath.dirname(fixed)
+    return absolute(given) if not PurePosixPath(given).suffix else posixpath.dirname(absolute(given))
+
+
+def unique_names(files: Sequence[str], folder: str = "") -> list[str]:
+    """Return the names of files without their suffix, below a folder; no two are the same.
+
+    Parameters
+    ----------
+    files
+        Their paths or URLs.
+    folder
+        By default the one that they share; one that is given keeps names as they are when there are more files.
+    """
+    inside = bool(folder) and all(each.startswith(f"{folder.rstrip('/')}/") for each in files)
+    names = [posixpath.relpath(each, folder) for each in files] if inside else below_shared_folder(files)
+    stems = [str(PurePosixPath(each).with_suffix("")) for each in names]
     counts = Counter(stems)
     return [
         stem if counts[stem] == 1 else f"{stem}_{PurePosixPath(each).suffix[1:]}"

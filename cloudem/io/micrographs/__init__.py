@@ -1,0 +1,1 @@
+"""Micrographs: their images, and the tables of micrographs and of picked particles in results."""
