@@ -127,17 +127,10 @@ def reduce_image(image: Float32, pixel_size: float, diameter: float) -> ReducedI
     Raises
     ------
     ParameterError
-        The particle is smaller than eight pixels, or the image smaller than four particles.
+        See `check_scale`.
     """
+    check_scale((image.shape[0], image.shape[1]), pixel_size, diameter)
     across = diameter / pixel_size
-    if across < 8:
-        raise ParameterError(
-            f"a diameter of {diameter:g} Å is {across:.1f} pixels of {pixel_size:g} Å; picking needs at least 8"
-        )
-    if min(image.shape) < 4 * across:
-        raise ParameterError(
-            f"the image of {image.shape[1]} x {image.shape[0]} pixels is smaller than four particles of {diameter:g} Å"
-        )
     factor = min(1.0, SAMPLES / across)
     rows, columns = (_even_length(count * factor, count) for count in image.shape)
     image = image.astype(np.float32, copy=False)
@@ -156,6 +149,25 @@ def reduce_image(image: Float32, pixel_size: float, diameter: float) -> ReducedI
     return ReducedImage(small.astype(np.float32), pixel_size * float(np.sqrt(scale[0] * scale[1])), scale, real)
 
 
+def check_scale(shape: tuple[int, int], pixel_size: float, diameter: float) -> None:
+    """Make sure that particles can be picked at this size.
+
+    Raises
+    ------
+    ParameterError
+        The particle is smaller than eight pixels, or the image smaller than four particles.
+    """
+    across = diameter / pixel_size
+    if across < 8:
+        raise ParameterError(
+            f"a diameter of {diameter:g} Å is {across:.1f} pixels of {pixel_size:g} Å; picking needs at least 8"
+        )
+    if min(shape) < 4 * across:
+        raise ParameterError(
+            f"an image of {shape[1]} x {shape[0]} pixels is smaller than four particles of {diameter:g} Å"
+        )
+
+
 def _even_length(wanted: float, most: int) -> int:
     length = int(scipy.fft.next_fast_len(max(16, round(wanted)), real=True))
     while length % 2:
@@ -171,7 +183,7 @@ def filled_edges(image: Float32) -> tuple[int, int, int, int]:
     counts: list[int] = []
     for lines in (image[:, ::EVERY], image[::EVERY].T):
         change = np.mean(np.abs(np.diff(lines, axis=0)), axis=1, dtype=np.float64)
-        copied = change <= FILLED * np.median(change)
+        copied: NDArray[np.bool_] = np.asarray(change <= FILLED * np.median(change))
         if copied.all():
             return image.shape[0], 0, image.shape[1], 0
         counts += [_run(copied), _run(copied[::-1])]
@@ -187,9 +199,7 @@ def _run(copied: NDArray[np.bool_]) -> int:
     return int(np.flatnonzero(rows)[-1]) + COPIES + 1 if rows.any() else 0
 
 
-def _shrunk(
-    edges: tuple[int, int, int, int], shape: tuple[int, int], scale: tuple[float, float]
-) -> NDArray[np.bool_]:
+def _shrunk(edges: tuple[int, int, int, int], shape: tuple[int, int], scale: tuple[float, float]) -> NDArray[np.bool_]:
     real = np.ones(shape, bool)
     for axis in (0, 1):
         first, last = (int(np.ceil(count / scale[axis])) for count in edges[2 * axis : 2 * axis + 2])
@@ -362,7 +372,9 @@ def phase_randomised(reduced: ReducedImage, seed: int) -> ReducedImage:
     """
     rng = np.random.default_rng(seed)
     usable = reduced.real & np.isfinite(reduced.image)
-    middle, spread = (_median(reduced.image[usable]), _robust_deviation(reduced.image[usable])) if usable.any() else (0, 1)
+    middle, spread = (
+        (_median(reduced.image[usable]), _robust_deviation(reduced.image[usable])) if usable.any() else (0, 1)
+    )
     image = np.where(usable, np.clip(reduced.image - middle, -CLIPPED * spread, CLIPPED * spread), 0)
     power = np.abs(scipy.fft.rfft2(image.astype(np.float32)))
     noise = scipy.fft.rfft2(rng.standard_normal(image.shape, np.float32))

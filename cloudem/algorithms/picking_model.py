@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.picking import (
     APART,
+    DISCS,
     Candidates,
     EvenImage,
     Float32,
@@ -33,6 +34,9 @@ from cloudem.errors import ParameterError
 
 PROFILE = 0.9
 """Radius up to which the mean profile is taken, in diameters of the particle."""
+
+SCALES = (1.0, 1.25, 0.8)
+"""Factors of the discs' diameters that are tried: particles may look larger or smaller than they are."""
 
 LEAST_MEMBERS = 30
 """Particles of a mean profile, at least."""
@@ -100,6 +104,11 @@ class PickingModel:
         low, high = self.mixture.means
         return np.asarray((np.asarray(score, np.float64) - low) / (high - low), np.float32)
 
+    def with_threshold(self, relative: float) -> PickingModel:
+        """Return the model with another threshold, on the scale of `relative`."""
+        low, high = self.mixture.means
+        return replace(self, threshold=float(low + relative * (high - low)))
+
 
 class Picked(NamedTuple):
     """What was found in a micrograph.
@@ -155,13 +164,19 @@ def learn_model(
     if not images:
         raise ParameterError("a picking model needs at least one micrograph to learn from")
     even = [even_image(image, diameter, bright=bright) for image in images]
-    chance = [even_image(phase_randomised(image, seed + at), diameter, bright=bright) for at, image in enumerate(images)]
+    chance = [
+        even_image(phase_randomised(image, seed + at), diameter, bright=bright) for at, image in enumerate(images)
+    ]
     pixel_size = images[0].pixel_size
-    given = disc_templates(diameter, pixel_size) if templates is None else templates
+    sets = [disc_templates(diameter, pixel_size, tuple(scale * size for size in DISCS)) for scale in SCALES]
     kind = "disc" if templates is None else "template"
     nothing = ScoreMixture(np.full(2, 0.5), np.array([0.0, 1.0]), np.ones(2), 0.0)
-    blank = PickingModel(diameter, pixel_size, bright, given, kind, nothing, np.inf, False, np.inf)
-    model = calibrated(blank, even, chance)
+    blank = PickingModel(diameter, pixel_size, bright, sets[0], kind, nothing, np.inf, False, np.inf)
+    models = [
+        calibrated(replace(blank, templates=each), even, chance)
+        for each in (sets if templates is None else [templates])
+    ]
+    model = max(models, key=lambda each: (each.mixture.separated, np.isfinite(each.threshold), each.mixture.gain))
     profile = mean_profile(even, model) if refine else None
     if profile is not None:
         better = calibrated(replace(model, templates=profile[None], kind="profile"), even, chance)

@@ -20,7 +20,7 @@ SEPARATED = 2.2
 Candidates of noise alone, which are maxima and thus skew, give 0.8 to 1.9.
 """
 
-LEAST_GAIN = 0.03
+LEAST_GAIN = 0.045
 """Logarithm of the likelihood of a candidate that two distributions gain over one, at least."""
 
 FALSE_SHARE = 0.1

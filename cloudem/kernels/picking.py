@@ -36,8 +36,8 @@ def local_sums(values: NDArray[np.float32], half: int, out: NDArray[np.float32])
 def separate_peaks(score: NDArray[np.float32], distance: float, least: float) -> NDArray[np.int64]:
     """Return peaks of which none is closer to a higher one that is kept.
 
-    A peak is a pixel that none of its eight neighbours exceeds. Peaks are taken from the highest down, and of equal ones
-    the first in memory; each that is taken rules out those within the distance.
+    A peak is a pixel that none of its eight neighbours exceeds. Peaks are taken from the highest down, and of equal
+    ones the first in memory; each that is taken rules out those within the distance.
 
     Parameters
     ----------

@@ -38,6 +38,8 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "float64", "", "power of the image around 3.7 Å, as CTF estimation has it", "rlnCtfIceRingDensity"
     ),
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
+    "pick_count": ColumnMeaning("int32", "", "number of particles that were picked in it"),
+    "masked_fraction": ColumnMeaning("float64", "", "share of its area that picking left out as junk or empty"),
     "stage_x": MOVIE_COLUMNS["stage_x"],
     "stage_y": MOVIE_COLUMNS["stage_y"],
     "nominal_defocus": MOVIE_COLUMNS["nominal_defocus"],

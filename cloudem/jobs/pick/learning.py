@@ -1,0 +1,97 @@
+"""The model of a pick: learned once of some micrographs, kept in the result, and used for all that come later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.picking_model import PickingModel, learn_model
+from cloudem.errors import CloudemError, FormatError, ParameterError
+from cloudem.io.storage.groups import read_attributes, read_group
+from cloudem.jobs.pick.stored_models import MODEL, stored, stored_model
+from cloudem.jobs.pick.tasks import entries_of, reduced_images
+
+if TYPE_CHECKING:
+    from cloudem.algorithms.picking import ReducedImage
+    from cloudem.jobs.base import Context
+    from cloudem.jobs.pick.job import Pick
+
+ENOUGH = 8
+"""A model of fewer micrographs is learned anew when there are more, and all micrographs are picked again."""
+
+
+def prepare_model(job: Pick, context: Context) -> None:
+    """Make sure that the result holds a model: its own, or one of another result."""
+    kept = read_attributes(context.url, MODEL)
+    if job.model is not None:
+        if kept is None:
+            context.write(MODEL, *_as_stored(job, context))
+        return
+    usable = [entry for entry in entries_of(job.table()) if not entry.problem]
+    if kept is not None:
+        learned = int(kept.get("micrograph_count", 0))
+        if learned >= min(ENOUGH, job.learn_from) or learned >= len(usable):
+            return
+    if not usable:
+        raise ParameterError(f"{job.micrographs} holds no micrograph that can be used; see its report for why")
+    chosen = [usable[at] for at in np.unique(np.linspace(0, len(usable) - 1, job.learn_from).astype(int))]
+    diameters = job.diameters()
+    images: list[list[ReducedImage]] = []
+    names: list[str] = []
+    with context.progress.stage("learn", len(chosen), "micrographs") as stage:
+        tasks = [(entry, diameters) for entry in chosen]
+        for entry, found in zip(chosen, context.executor.map(reduced_images, tasks), strict=True):
+            if isinstance(found, str):
+                context.progress.warning(f"{entry.name} is not learned from: {found}")
+            else:
+                images.append(found)
+                names.append(entry.name)
+            stage.advance(1)
+        if not images:
+            raise ParameterError("none of the micrographs can be read; the log says why")
+        models = [_tried(job, [each[at] for each in images], diameter) for at, diameter in enumerate(diameters)]
+    found_models = [model for model in models if model is not None]
+    if not found_models:
+        raise ParameterError("the micrographs show nothing that could be picked: all of their pixels are alike")
+    model = max(found_models, key=lambda each: (each.mixture.separated, each.mixture.gain))
+    _say(model, context, len(found_models))
+    context.write(MODEL, *stored(model, {"micrograph_count": len(names), "micrographs": names, "seed": job.seed}))
+
+
+def _tried(job: Pick, images: Sequence[ReducedImage], diameter: float) -> PickingModel | None:
+    try:
+        return learn_model(images, diameter, bright=job.contrast == "bright", seed=job.seed)
+    except ParameterError:
+        return None
+
+
+def _say(model: PickingModel, context: Context, tried: int) -> None:
+    size = f"; of {tried} diameters, {model.diameter:.0f} Å stands out best" if tried > 1 else ""
+    if not model.by_chance:
+        context.progress.message(
+            f"particles and noise are {model.mixture.separation:.1f} deviations apart ({model.kind}){size}"
+        )
+    elif np.isfinite(model.threshold):
+        context.progress.warning(
+            "scores of particles and noise overlap; the threshold is where random phases give a tenth of the picks"
+            f"{size}"
+        )
+    else:
+        context.progress.warning(
+            f"nothing of {model.diameter:.0f} Å stands out from noise of random phases, so nothing is picked; "
+            "try another --diameter-A or --contrast"
+        )
+
+
+def _as_stored(job: Pick, context: Context) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    assert job.model is not None  # noqa: S101 - for the type checker
+    stored_model(job.model)  # so that what is damaged is said
+    try:
+        arrays, said = read_group(job.model, MODEL)
+    except CloudemError as error:
+        raise FormatError(f"the picking model of {job.model} cannot be read: {error}") from error
+    context.progress.message(f"the model of {job.model} is used")
+    return arrays, {**said, "taken_from": job.model}

@@ -1,0 +1,119 @@
+"""The result of a pick: tables of micrographs and picks, and what the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.errors import CloudemError
+from cloudem.io.micrographs.images import open_micrograph_image
+from cloudem.io.micrographs.tables import write_micrograph_table, write_picks
+from cloudem.jobs.pick.stored_models import stored_model
+from cloudem.jobs.pick.tasks import SCORE_EDGES
+from cloudem.model.picks import Picks
+from cloudem.model.table import TEXT
+
+if TYPE_CHECKING:
+    from cloudem.jobs.base import Context
+    from cloudem.jobs.mapping import Found
+    from cloudem.jobs.pick.job import Pick
+    from cloudem.model.micrographs import Micrographs
+
+SHOWN, ACROSS = 9, 360
+"""Micrographs in the gallery, and pixels along the longer side of a picture."""
+
+
+def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
+    """Write both tables; return what the report shows."""
+    table, model = job.table(), stored_model(context.url)
+    counts = found["each_count"].astype(np.int64) if len(table) else np.zeros(0, np.int64)
+    masked = found["masked"] if len(table) else np.zeros(0)
+    table = table.with_columns(pick_count=counts, masked_fraction=masked)
+    names = np.array(table["micrograph"].tolist(), TEXT)
+    picks = Picks((), {
+        "micrograph": np.repeat(names, counts),
+        "coordinate_x": found["each_x"].astype(np.float64),
+        "coordinate_y": found["each_y"].astype(np.float64),
+        "pick_score": found["each_score"].astype(np.float64),
+    })  # fmt: skip
+    write_micrograph_table(context.write, table)
+    write_picks(context.write, picks)
+    reasons = found["reason"].tolist()
+    empty = [at for at, reason in enumerate(reasons) if reason]
+    low, high = model.mixture.means
+    threshold = job.threshold if job.threshold is not None else (model.threshold - low) / (high - low)
+    arrays: dict[str, NDArray[Any]] = {
+        "pick_count": counts,
+        "masked_fraction": np.asarray(masked, np.float64),
+        "score_edges": SCORE_EDGES,
+        "score_counts": found["score_counts"].sum(0),
+        "score_model": np.concatenate([model.mixture.weights, (model.mixture.means - low) / (high - low),
+                                       model.mixture.deviations / (high - low)]),
+        "threshold": np.array([threshold]),
+        "diameter": np.array([model.diameter]),
+        "template": model.templates[0],
+        **gallery(table, counts, found, job.contrast == "bright"),
+    }  # fmt: skip
+    if empty:
+        arrays["empty_micrograph"] = names[empty]
+        arrays["empty_reason"] = np.array([reasons[at] for at in empty], TEXT)
+    _say(context, counts, empty)
+    return arrays, {
+        "pick_count_total": int(counts.sum()), "micrograph_count": len(table), "diameter_A": model.diameter,
+        "score_threshold": float(threshold) if np.isfinite(threshold) else None, "by_chance": model.by_chance,
+        "method": model.kind, "pixel_size_A": float(table["pixel_size"][0]) if len(table) else 0.0,
+    }  # fmt: skip
+
+
+def _say(context: Context, counts: NDArray[np.int64], empty: list[int]) -> None:
+    middle = np.median(counts) if len(counts) else 0
+    context.progress.message(f"{counts.sum():,} particles in {len(counts):,} micrographs, median {middle:.0f}")
+    if empty:
+        context.progress.message(f"{len(empty):,} of {len(counts):,} micrographs have no picks; the report says why")
+
+
+def gallery(table: Micrographs, counts: NDArray[np.int64], found: Found, bright: bool) -> dict[str, NDArray[Any]]:
+    """Return small pictures of micrographs from the fewest to the most picks, with the places of their picks."""
+    order = np.argsort(counts, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))] if len(order) else []
+    starts = np.cumsum(counts) - counts
+    pictures, names, numbers, places = [], [], [], []
+    for at in chosen:
+        try:
+            opened = open_micrograph_image(str(table["image"][at]))
+            small, scale = thumbnail(opened.read())
+        except CloudemError:  # its reason is in the table
+            continue
+        mine = slice(int(starts[at]), int(starts[at] + counts[at]))
+        pictures.append(255 - small if bright else small)
+        names.append(str(table["micrograph"][at]))
+        numbers.append(int(counts[at]))
+        size = scale * float(table["pixel_size"][at])
+        places.append(np.stack([found["each_x"][mine] / scale, found["each_y"][mine] / scale,
+                                np.full(int(counts[at]), size)], 1))  # fmt: skip
+    if not pictures:
+        return {}
+    shape = np.max([picture.shape for picture in pictures], axis=0)
+    sheet = np.zeros((len(pictures), *shape), np.uint8)
+    for page, picture in zip(sheet, pictures, strict=True):
+        page[: picture.shape[0], : picture.shape[1]] = picture
+    return {
+        "gallery_image": sheet,
+        "gallery_shape": np.array([picture.shape for picture in pictures], np.int32),
+        "gallery_name": np.array(names, TEXT),
+        "gallery_count": np.array(numbers, np.int64),
+        "gallery_place": np.concatenate(places).astype(np.float32),
+    }
+
+
+def thumbnail(image: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
+    """Return a micrograph made small by means of squares, with grey levels that show particles; and by how much."""
+    step = max(1, -(-max(image.shape) // ACROSS))
+    rows, columns = image.shape[0] // step, image.shape[1] // step
+    small = image[: rows * step, : columns * step].reshape(rows, step, columns, step).mean((1, 3))
+    low, high = np.percentile(small, [1, 99])
+    grey = np.clip((small - low) / max(high - low, 1e-20), 0, 1) * 255
+    return np.rint(grey).astype(np.uint8), float(step)
