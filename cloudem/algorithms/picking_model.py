@@ -29,7 +29,7 @@ from cloudem.algorithms.picking import (
     middle_part,
     phase_randomised,
 )
-from cloudem.algorithms.picking_threshold import ScoreMixture, fit_mixture, threshold_by_chance
+from cloudem.algorithms.picking_threshold import ScoreMixture, fit_score_mixture, threshold_by_chance
 from cloudem.errors import ParameterError
 
 PROFILE = 0.9
@@ -199,7 +199,7 @@ def calibrated(model: PickingModel, even: Sequence[EvenImage], chance: Sequence[
     scores = np.concatenate([each.score for each in found])
     if len(scores) < 2 or np.ptp(scores) == 0:
         raise ParameterError("the micrographs show nothing that could be picked: all of their pixels are alike")
-    mixture = fit_mixture(scores)
+    mixture = fit_score_mixture(scores)
     by_chance = not mixture.separated
     if by_chance:
         random = np.concatenate([all_candidates(image, model).score for image in chance])

@@ -78,7 +78,7 @@ class ScoreMixture:
         return np.asarray(np.log(self.weights[number] / deviation) - off**2 / 2)
 
 
-def fit_mixture(scores: NDArray[np.floating]) -> ScoreMixture:
+def fit_score_mixture(scores: NDArray[np.floating]) -> ScoreMixture:
     """Fit two normal distributions to scores by expectation and maximisation, from several starts.
 
     Parameters

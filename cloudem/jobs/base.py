@@ -43,6 +43,8 @@ JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
     "pick": "cloudem.jobs.pick.job:Pick",
+    "import_coordinates": "cloudem.jobs.import_coordinates:ImportCoordinates",
+    "export_coordinates": "cloudem.jobs.export_coordinates:ExportCoordinates",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",

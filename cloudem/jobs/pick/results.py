@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import CloudemError
+from cloudem.errors import CloudemError, ParameterError
+from cloudem.io.formats.coordinate_files import assign_micrographs
 from cloudem.io.micrographs.images import open_micrograph_image
-from cloudem.io.micrographs.tables import write_micrograph_table, write_picks
+from cloudem.io.micrographs.tables import read_micrograph_table, write_micrograph_table, write_picks
 from cloudem.jobs.pick.stored_models import stored_model
 from cloudem.jobs.pick.tasks import SCORE_EDGES
 from cloudem.model.picks import Picks
 from cloudem.model.table import TEXT
 
 if TYPE_CHECKING:
+    from cloudem.io.formats.coordinate_files import Coordinates
     from cloudem.jobs.base import Context
     from cloudem.jobs.mapping import Found
     from cloudem.jobs.pick.job import Pick
@@ -55,7 +57,7 @@ def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapp
         "threshold": np.array([threshold]),
         "diameter": np.array([model.diameter]),
         "template": model.templates[0],
-        **gallery(table, counts, found, job.contrast == "bright"),
+        **gallery_arrays(table, counts, found, job.contrast == "bright"),
     }  # fmt: skip
     if empty:
         arrays["empty_micrograph"] = names[empty]
@@ -75,7 +77,9 @@ def _say(context: Context, counts: NDArray[np.int64], empty: list[int]) -> None:
         context.progress.message(f"{len(empty):,} of {len(counts):,} micrographs have no picks; the report says why")
 
 
-def gallery(table: Micrographs, counts: NDArray[np.int64], found: Found, bright: bool) -> dict[str, NDArray[Any]]:
+def gallery_arrays(
+    table: Micrographs, counts: NDArray[np.int64], found: Found, bright: bool
+) -> dict[str, NDArray[Any]]:
     """Return small pictures of micrographs from the fewest to the most picks, with the places of their picks."""
     order = np.argsort(counts, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))] if len(order) else []
@@ -117,3 +121,62 @@ def thumbnail(image: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
     low, high = np.percentile(small, [1, 99])
     grey = np.clip((small - low) / max(high - low, 1e-20), 0, 1) * 255
     return np.rint(grey).astype(np.uint8), float(step)
+
+
+class Imported(Protocol):
+    """What ``import-coordinates`` was given."""
+
+    micrographs: str
+    coordinates: str
+    flip_y: bool
+    scale: float
+    diameter_A: float
+
+
+def write_imported(job: Imported, context: Context, found: Coordinates) -> tuple[Found, Mapping[str, Any]]:
+    """Write both tables from coordinates of files; return what the report shows.
+
+    Raises
+    ------
+    ParameterError
+        No coordinate belongs to any of the micrographs.
+    """
+    table = read_micrograph_table(job.micrographs)
+    names = [str(name) for name in table["micrograph"].tolist()]
+    stated = [str(name) for name in found.micrograph.tolist()]
+    meant, lost = assign_micrographs(stated, names)
+    if not meant:
+        raise ParameterError(
+            f"none of the names in {job.coordinates} ({lost[0]}, …) is one of the micrographs ({names[0]}, …)"
+            if names and lost else f"{job.micrographs} holds no micrographs"
+        )  # fmt: skip
+    row_of = {name: row for row, name in enumerate(names)}
+    rows = np.array([row_of[meant[name]] if name in meant else -1 for name in stated])
+    order = np.argsort(rows, kind="stable")[int((rows < 0).sum()) :]
+    rows = rows[order]
+    x, y = found.x[order] * job.scale, found.y[order] * job.scale
+    if job.flip_y:
+        y = table["height"][rows] - 1 - y
+    outside = (x < -0.5) | (y < -0.5) | (x > table["width"][rows] - 0.5) | (y > table["height"][rows] - 0.5)
+    if outside.any():
+        context.progress.warning(
+            f"{int(outside.sum()):,} of {len(x):,} coordinates lie outside their micrographs and are left out; "
+            "is --scale right?"
+        )
+    rows, x, y, score = (values[~outside] for values in (rows, x, y, found.score[order]))
+    counts = np.bincount(rows, minlength=len(table)).astype(np.int64)
+    text = np.array(names, TEXT)
+    picks = {"micrograph": text[rows], "coordinate_x": x, "coordinate_y": y}
+    if np.isfinite(score).any():
+        picks["pick_score"] = score
+    write_micrograph_table(context.write, table.with_columns(pick_count=counts))
+    write_picks(context.write, Picks((), picks))
+    if lost:
+        context.progress.warning(f"{len(lost):,} names of the coordinates are none of the micrographs: {lost[0]}, …")
+    context.progress.message(f"{len(x):,} coordinates in {int((counts > 0).sum()):,} of {len(table):,} micrographs")
+    arrays: dict[str, NDArray[Any]] = {"pick_count": counts, "diameter": np.array([job.diameter_A])}
+    if "image" in table:
+        arrays |= gallery_arrays(table, counts, {"each_x": x, "each_y": y}, bright=False)
+    if lost:
+        arrays["lost_name"] = np.array(lost, TEXT)
+    return arrays, {"pick_count_total": len(x), "micrograph_count": len(table)}

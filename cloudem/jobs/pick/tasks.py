@@ -26,7 +26,7 @@ ALIKE = 0.1
 """Pixel sizes of reduced images may differ so much from that of the model."""
 
 
-class Entry(NamedTuple):
+class PickEntry(NamedTuple):
     """What a task needs to know of a micrograph; ``pixel_size`` in Å."""
 
     name: str
@@ -35,18 +35,18 @@ class Entry(NamedTuple):
     problem: str
 
 
-def entries_of(table: Micrographs) -> list[Entry]:
+def entries_of(table: Micrographs) -> list[PickEntry]:
     """Return what tasks need of each micrograph."""
     problems = table["problem"].tolist() if "problem" in table else [""] * len(table)
     sizes = table["pixel_size"].tolist()
     names, images = table["micrograph"].tolist(), table["image"].tolist()
     return [
-        Entry(str(name), str(image), float(size), str(problem or ""))
+        PickEntry(str(name), str(image), float(size), str(problem or ""))
         for name, image, size, problem in zip(names, images, sizes, problems, strict=True)
     ]
 
 
-def reduced_images(task: tuple[Entry, Sequence[float]]) -> list[ReducedImage] | str:
+def reduced_images(task: tuple[PickEntry, Sequence[float]]) -> list[ReducedImage] | str:
     """Return a micrograph reduced for each of the diameters, or why that cannot be."""
     entry, diameters = task
     try:
@@ -57,7 +57,7 @@ def reduced_images(task: tuple[Entry, Sequence[float]]) -> list[ReducedImage] | 
 
 
 def pick_micrographs(
-    entries: Sequence[Entry], url: str, digest: str, threshold: float | None, margin: float, seed: int
+    entries: Sequence[PickEntry], url: str, digest: str, threshold: float | None, margin: float, seed: int
 ) -> Found:
     """Pick micrographs with the model that the result under ``url`` holds.
 
@@ -90,7 +90,7 @@ def pick_micrographs(
     }
 
 
-def _picked(entry: Entry, model: PickingModel, margin: float, seed: int) -> Picked:
+def _picked(entry: PickEntry, model: PickingModel, margin: float, seed: int) -> Picked:
     if entry.problem:
         return nothing(entry.problem)
     try:
