@@ -7,7 +7,7 @@ further apart with it. `cloudem.algorithms.picking_threshold` sets the threshold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from cloudem.algorithms.picking import (
     middle_part,
     phase_randomised,
 )
+from cloudem.algorithms.picking_network import STEPS, Lesson, network_score, train_network
 from cloudem.algorithms.picking_threshold import ScoreMixture, fit_score_mixture, threshold_by_chance
 from cloudem.errors import ParameterError
 
@@ -40,6 +41,9 @@ SCALES = (1.0, 1.25, 0.8)
 
 LEAST_MEMBERS = 30
 """Particles of a mean profile, at least."""
+
+SURE_PICK, SURE_NOISE = 0.8, 0.05
+"""Candidates of at least, and at most, such a probability are taught as particles and as noise."""
 
 STRONGER = 8.0
 """Junk is stronger than particles by so many of their robust deviations."""
@@ -73,7 +77,7 @@ class PickingModel:
     templates
         (k, m, m), for even images.
     kind
-        "disc", "profile" or "template".
+        "disc", "profile", "template" or "learned".
     mixture
         Of the scores of candidates.
     threshold
@@ -82,6 +86,8 @@ class PickingModel:
         Whether the threshold is that of random phases, since the mixture does not separate.
     strength_limit
         What is stronger is junk.
+    network
+        Weights of `cloudem.algorithms.picking_network`, which scores instead of the templates; None for none.
     """
 
     diameter: float
@@ -93,6 +99,7 @@ class PickingModel:
     threshold: float
     by_chance: bool
     strength_limit: float
+    network: Mapping[str, Float32] | None = None
 
     @property
     def across(self) -> float:
@@ -222,7 +229,14 @@ def all_candidates(
     """Return the candidates of an image, where it is usable; if that is not said, outside its junk."""
     if usable is None:
         usable = clean_part(image, model)
-    return candidates_of(correlate(image.image, model.templates), usable, APART * model.across, least)
+    return candidates_of(score_image(image, model), usable, APART * model.across, least)
+
+
+def score_image(image: EvenImage, model: PickingModel) -> Float32:
+    """Return the score of each pixel: its correlation with the templates, or what the network says."""
+    if model.network is None:
+        return correlate(image.image, model.templates)
+    return network_score(image.image, model.network, model.across)
 
 
 def clean_part(image: EvenImage, model: PickingModel) -> NDArray[np.bool_]:
@@ -259,6 +273,51 @@ def mean_profile(even: Sequence[EvenImage], model: PickingModel) -> Float32 | No
     profile = np.interp(radius, np.arange(reach + 1), values) * rim
     profile -= rim * (profile.sum() / rim.sum())
     return np.asarray(profile / np.sqrt((profile**2).sum()), np.float32)
+
+
+def taught(
+    model: PickingModel,
+    images: Sequence[ReducedImage],
+    marks: Sequence[NDArray[np.float64]] | None,
+    seed: int,
+    steps: int = STEPS,
+) -> PickingModel:
+    """Return a model with a network that was trained on the picks of a model, or on marks.
+
+    Its threshold is where the network finds a particle as probable as none.
+
+    Parameters
+    ----------
+    model
+        Of `learn_model`.
+    images
+        Reduced micrographs.
+    marks
+        (k, 2) x and y of the particles of each, pixels of the reduced image, all of them marked; None: those that the
+        model finds with a probability of at least `SURE_PICK` are particles, and those that may be have no part.
+    seed
+        Of the training.
+    steps
+        Of the training.
+    """
+    even = [even_image(image, model.diameter, bright=model.bright) for image in images]
+    lessons = []
+    for at, image in enumerate(even):
+        if marks is not None:
+            lessons.append(Lesson(image.image, image.usable, marks[at], np.zeros((0, 2))))
+            continue
+        found = all_candidates(image, model)
+        places = np.stack([found.x, found.y], 1).astype(np.float64)
+        sure = model.mixture.probability(found.score)
+        if model.by_chance:
+            sure = (found.score >= model.threshold).astype(np.float64)
+        particles, unsure = places[sure >= SURE_PICK], places[(sure < SURE_PICK) & (sure > SURE_NOISE)]
+        lessons.append(Lesson(image.image, clean_part(image, model), particles, unsure))
+    network = train_network(lessons, model.across, seed, steps)
+    limit = np.inf if marks is not None else model.strength_limit  # marks teach what junk is
+    new = replace(model, network=network, kind="learned", threshold=0.0, by_chance=False, strength_limit=limit)
+    scores = np.concatenate([all_candidates(image, new).score for image in even])
+    return replace(new, mixture=fit_score_mixture(scores))
 
 
 def pick_image(reduced: ReducedImage, model: PickingModel, *, seed: int = 0, margin: float = 0.0) -> Picked:

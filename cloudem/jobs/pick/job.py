@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import ParameterError
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 PIXEL_S, REDUCED_PIXEL_S = 1.4e-8, 1.5e-7
 """Reading and reducing a pixel, and picking in a pixel of the reduced image: CPU-seconds, measured."""
 
+TRAINING_S = 65.0
+"""Training of a network: CPU-seconds, measured."""
+
 LEARN_FACTOR = 6.0
 """Learning looks at an image as long as picking in so many."""
 
@@ -30,6 +35,12 @@ NOTHING_PICKED = table_of(
 )
 
 
+def _absolute(text: str) -> str:
+    from cloudem.io.storage.location import absolute
+
+    return absolute(text)
+
+
 class Pick(GrowingJob):
     """Declaration of ``cloudem pick``."""
 
@@ -38,6 +49,7 @@ class Pick(GrowingJob):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem pick ctf --diameter-A 130 --out picks",
         "cloudem pick ctf --diameter-A 120 --largest-diameter-A 250 --out picks",
+        "cloudem pick ctf --diameter-A 130 --learned --train-on 'marks/*.csv' --out picks",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs", "coordinates")}
     grows: ClassVar[tuple[str, ...]] = ("micrographs",)
@@ -70,6 +82,13 @@ class Pick(GrowingJob):
     )
     margin_A: float = parameter(0.0, meaning="least distance of a pick from the edges of the micrograph", ge=0)
     learn_from: int = parameter(24, meaning="most micrographs that the model of particles is learned from", ge=1)
+    learned: bool = parameter(
+        False, meaning="train a small neural network on the surest picks, or on --train-on; needs cloudem[torch]"
+    )
+    train_on: Annotated[str, AfterValidator(_absolute)] | None = parameter(
+        None, meaning="marks to train on, all particles of a few micrographs: results that hold picks, or coordinate"
+        " files by name or pattern in quotes", reads=("coordinates", "table", "files")
+    )  # fmt: skip
     model: Place | None = parameter(
         None, meaning="results of an earlier pick, whose model is used instead of learning one", reads=("coordinates",)
     )
@@ -77,11 +96,19 @@ class Pick(GrowingJob):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check the table of micrographs and the sizes."""
+        from importlib.util import find_spec
+
         from cloudem.algorithms.picking import check_scale
         from cloudem.jobs.pick.stored_models import stored_model
 
         if self.largest_diameter_A is not None and self.largest_diameter_A < self.diameter_A:
             raise ParameterError("--largest-diameter-A is smaller than --diameter-A; exchange them")
+        if self.learned and not find_spec("torch"):
+            raise ParameterError("--learned needs PyTorch: pip install 'cloudem[torch]'")
+        if self.train_on is not None and not self.learned:
+            raise ParameterError("--train-on is of use with --learned alone; give both")
+        if self.model is not None and self.learned:
+            raise ParameterError("--model is a model that was learned already; leave out --learned")
         if self.model is not None and not inputs.awaited(self.model):
             stored_model(self.model)
         if inputs.awaited(self.micrographs):
@@ -131,12 +158,15 @@ class Pick(GrowingJob):
         task = round(16 * size.pixels + 60 * small)
         learned = min(self.learn_from, size.count) if self.model is None else 0
         learn = Stage("learn", learned, "micrographs", learning_s, read_bytes=2.0 * size.pixels)
+        train = Stage("train", int(self.learned), "networks", TRAINING_S)
         pick = Stage(
             "micrographs", size.count, "micrographs", picking_s, parallel=True, task_bytes=task,
             read_bytes=2.0 * size.pixels, written_bytes=10_000,
         )  # fmt: skip
         base = 300 * MIB + round(40 * small * max(learned, 1))
-        return Work((learn, pick), base_bytes=base, stored_bytes=MIB, makes={"": size})
+        return Work(
+            (learn, train, pick) if self.learned else (learn, pick), base_bytes=base, stored_bytes=MIB, makes={"": size}
+        )
 
     def prepare(self, context: Context) -> None:
         """Learn the model, unless it is there; see `cloudem.jobs.pick.learning`."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.picking_model import PickingModel, learn_model
+from cloudem.algorithms.picking_model import PickingModel, learn_model, taught
 from cloudem.errors import CloudemError, FormatError, ParameterError
-from cloudem.io.storage.groups import read_attributes, read_group
+from cloudem.io.formats.coordinate_files import assign_micrographs, join_coordinates, read_coordinates
+from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
+from cloudem.io.storage.groups import has_group, read_attributes, read_group
+from cloudem.io.storage.listing import has_wildcard, matching_files
 from cloudem.jobs.pick.stored_models import MODEL, stored, stored_model
 from cloudem.jobs.pick.tasks import entries_of, reduced_images
 
@@ -33,10 +36,13 @@ def prepare_model(job: Pick, context: Context) -> None:
     usable = [entry for entry in entries_of(job.table()) if not entry.problem]
     if kept is not None:
         learned = int(kept.get("micrograph_count", 0))
-        if learned >= min(ENOUGH, job.learn_from) or learned >= len(usable):
+        if job.train_on is not None or learned >= min(ENOUGH, job.learn_from) or learned >= len(usable):
             return
     if not usable:
         raise ParameterError(f"{job.micrographs} holds no micrograph that can be used; see its report for why")
+    marks = marks_of(job, context)
+    if marks is not None:
+        usable = [entry for entry in usable if entry.name in marks]
     chosen = [usable[at] for at in np.unique(np.linspace(0, len(usable) - 1, job.learn_from).astype(int))]
     diameters = job.diameters()
     images: list[list[ReducedImage]] = []
@@ -53,12 +59,66 @@ def prepare_model(job: Pick, context: Context) -> None:
         if not images:
             raise ParameterError("none of the micrographs can be read; the log says why")
         models = [_tried(job, [each[at] for each in images], diameter) for at, diameter in enumerate(diameters)]
-    found_models = [model for model in models if model is not None]
+    found_models: list[PickingModel] = [model for model in models if model is not None]
     if not found_models:
         raise ParameterError("the micrographs show nothing that could be picked: all of their pixels are alike")
     model = max(found_models, key=lambda each: (each.mixture.separated, each.mixture.gain))
     _say(model, context, len(found_models))
+    if job.learned:
+        at = diameters.index(model.diameter)
+        model = _taught(job, context, model, [each[at] for each in images], names, marks)
     context.write(MODEL, *stored(model, {"micrograph_count": len(names), "micrographs": names, "seed": job.seed}))
+
+
+def _taught(
+    job: Pick,
+    context: Context,
+    model: PickingModel,
+    images: Sequence[ReducedImage],
+    names: Sequence[str],
+    marks: Mapping[str, NDArray[np.float64]] | None,
+) -> PickingModel:
+    """Return the model with a trained network; the same where there is nothing to train on."""
+    if marks is None and not np.isfinite(model.threshold):
+        context.progress.warning("no network is trained: there are no picks to train on")
+        return model
+    places = None
+    if marks is not None:
+        places = [marks[name] / image.scale[::-1] for name, image in zip(names, images, strict=True)]
+    with context.progress.stage("train", 1, "networks") as stage:
+        model = taught(model, images, places, job.seed)
+        stage.advance(1)
+    return model
+
+
+def marks_of(job: Pick, context: Context) -> dict[str, NDArray[np.float64]] | None:
+    """Return the marks by micrograph, (k, 2) pixels; None where none were given.
+
+    Raises
+    ------
+    ParameterError
+        None of them is in a micrograph of this job.
+    """
+    if job.train_on is None:
+        return None
+    if has_group(job.train_on, PICK_TABLE):
+        picks = read_picks(job.train_on)
+        found = (picks["micrograph"].tolist(), picks["coordinate_x"], picks["coordinate_y"])
+    else:
+        files = matching_files(job.train_on) if has_wildcard(job.train_on) else [job.train_on]
+        read = join_coordinates([read_coordinates(file) for file in files])
+        found = (read.micrograph.tolist(), read.x, read.y)
+    known = [str(name) for name in job.table()["micrograph"].tolist()]
+    meant, lost = assign_micrographs([str(name) for name in found[0]], known)
+    if not meant:
+        raise ParameterError(f"no mark of {job.train_on} is in one of the micrographs; names should be alike")
+    if lost:
+        context.progress.warning(f"marks of {len(lost):,} other micrographs are left out: {lost[0]}, …")
+    places: dict[str, list[tuple[float, float]]] = {name: [] for name in dict.fromkeys(meant.values())}
+    for name, x, y in zip(found[0], found[1].tolist(), found[2].tolist(), strict=True):
+        if str(name) in meant:
+            places[meant[str(name)]].append((x, y))
+    return {name: np.array(values) for name, values in places.items()}
 
 
 def _tried(job: Pick, images: Sequence[ReducedImage], diameter: float) -> PickingModel | None:

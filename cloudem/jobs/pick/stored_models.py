@@ -19,6 +19,9 @@ from cloudem.io.storage.location import exists
 MODEL = "model"
 """Group of the model in a result."""
 
+NETWORK = "network_"
+"""Names of the weights of a network begin so."""
+
 _LIMITS = ("threshold", "strength_limit")
 
 
@@ -31,6 +34,8 @@ def stored(model: PickingModel, said: Mapping[str, Any]) -> tuple[dict[str, NDAr
         "deviations": model.mixture.deviations,
         "limits": np.array([getattr(model, name) for name in _LIMITS]),
     }
+    if model.network is not None:
+        arrays |= {f"{NETWORK}{name}": values for name, values in sorted(model.network.items())}
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(values).tobytes() for values in arrays.values()))
     facts = {
         "kind": "picking model", "method": model.kind, "diameter_A": model.diameter, "pixel_size_A": model.pixel_size,
@@ -55,10 +60,11 @@ def stored_model(url: str) -> PickingModel:
     arrays, said = read_group(url, MODEL)
     try:
         mixture = ScoreMixture(arrays["weights"], arrays["means"], arrays["deviations"], float(said["gain"]))
+        network = {name.removeprefix(NETWORK): values for name, values in arrays.items() if name.startswith(NETWORK)}
         threshold, strength = (float(value) for value in arrays["limits"])
         return PickingModel(
             float(said["diameter_A"]), float(said["pixel_size_A"]), bool(said["bright"]), arrays["templates"],
-            str(said["method"]), mixture, threshold, bool(said["by_chance"]), strength,
+            str(said["method"]), mixture, threshold, bool(said["by_chance"]), strength, network or None,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"the picking model of {url} is damaged ({error}); pick again") from error
