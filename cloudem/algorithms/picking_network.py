@@ -1,6 +1,6 @@
 """A small U-Net that says where particles are: trained on picks or marks, in seconds, on one thread.
 
-It sees the even image (`cloudem.algorithms.picking.even_image`) at half the size, about eleven pixels across a particle,
+It sees the even image (`cloudem.algorithms.picking.even_image`) at half the size, eleven pixels across a particle,
 through four levels joined by skips (Ronneberger, Fischer & Brox 2015), without normalisation layers, since the image is
 normal already. Its answer is the logarithm of the odds that a pixel belongs to the middle of a particle. What is
 uncertain, the rims of particles and candidates that may be either, has no part in the training.

@@ -45,6 +45,8 @@ JOBS: dict[str, str] = {
     "pick": "cloudem.jobs.pick.job:Pick",
     "import_coordinates": "cloudem.jobs.import_coordinates:ImportCoordinates",
     "export_coordinates": "cloudem.jobs.export_coordinates:ExportCoordinates",
+    "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
+    "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",

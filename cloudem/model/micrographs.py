@@ -40,6 +40,7 @@ COLUMNS: dict[str, ColumnMeaning] = {
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
     "pick_count": ColumnMeaning("int32", "", "number of particles that were picked in it"),
     "masked_fraction": ColumnMeaning("float64", "", "share of its area that picking left out as junk or empty"),
+    "bits": ColumnMeaning("float64", "", "information that its frames hold about the specimen, bits"),
     "stage_x": MOVIE_COLUMNS["stage_x"],
     "stage_y": MOVIE_COLUMNS["stage_y"],
     "nominal_defocus": MOVIE_COLUMNS["nominal_defocus"],

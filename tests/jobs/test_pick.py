@@ -152,3 +152,22 @@ def test_what_cannot_be_picked_is_said(tmp_path: Path) -> None:
         Pick(micrographs=given, diameter_A=DIAMETER, model=given, out=str(tmp_path / "x")).preflight()
     with pytest.raises(ParameterError, match="exchange them"):
         Pick(micrographs=given, diameter_A=200.0, largest_diameter_A=100.0, out=str(tmp_path / "x")).preflight()
+
+
+def test_a_network_is_trained_on_marks_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr("cloudem.algorithms.picking_model.taught.__defaults__", (40,))
+    scenes = {f"m{number}": scene(number) for number in range(3)}
+    given = micrographs(tmp_path / "in", {name: image for name, (image, _) in scenes.items()})
+    for name in ("m0", "m1"):
+        np.savetxt(tmp_path / f"{name}_marks.csv", scenes[name][1], delimiter=",", header="x,y", comments="")
+    marks = str(tmp_path / "*_marks.csv")
+    out = tmp_path / "out"
+    run(Pick(micrographs=given, diameter_A=DIAMETER, learned=True, train_on=marks, out=str(out)))
+    assert read_group(out, "model")[1]["micrographs"] == ["m0", "m1"]
+    recall, precision = found_share(picks_of(out, "m2"), scenes["m2"][1])
+    assert recall > 0.9
+    assert precision > 0.9
+    other = tmp_path / "other"
+    run(Pick(micrographs=given, diameter_A=DIAMETER, model=str(out), out=str(other)))
+    np.testing.assert_array_equal(picks_of(other, "m2"), picks_of(out, "m2"))

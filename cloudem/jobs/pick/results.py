@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.io.formats.coordinate_files import assign_micrographs
-from cloudem.io.micrographs.images import open_micrograph_image
+from cloudem.io.micrographs.images import THUMBNAIL_PX, open_micrograph_image
 from cloudem.io.micrographs.tables import read_micrograph_table, write_micrograph_table, write_picks
 from cloudem.jobs.pick.stored_models import stored_model
 from cloudem.jobs.pick.tasks import SCORE_EDGES
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cloudem.jobs.pick.job import Pick
     from cloudem.model.micrographs import Micrographs
 
-SHOWN, ACROSS = 9, 360
-"""Micrographs in the gallery, and pixels along the longer side of a picture."""
+SHOWN = 9
+"""Micrographs in the gallery."""
 
 
 def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
@@ -88,13 +88,14 @@ def gallery_arrays(
     for at in chosen:
         try:
             opened = open_micrograph_image(str(table["image"][at]))
-            small, scale = thumbnail(opened.read())
+            small = opened.thumbnail()
         except CloudemError:  # its reason is in the table
             continue
         mine = slice(int(starts[at]), int(starts[at] + counts[at]))
         pictures.append(255 - small if bright else small)
         names.append(str(table["micrograph"][at]))
         numbers.append(int(counts[at]))
+        scale = float(max(1, -(-max(opened.shape) // THUMBNAIL_PX)))
         size = scale * float(table["pixel_size"][at])
         places.append(np.stack([found["each_x"][mine] / scale, found["each_y"][mine] / scale,
                                 np.full(int(counts[at]), size)], 1))  # fmt: skip
@@ -111,16 +112,6 @@ def gallery_arrays(
         "gallery_count": np.array(numbers, np.int64),
         "gallery_place": np.concatenate(places).astype(np.float32),
     }
-
-
-def thumbnail(image: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
-    """Return a micrograph made small by means of squares, with grey levels that show particles; and by how much."""
-    step = max(1, -(-max(image.shape) // ACROSS))
-    rows, columns = image.shape[0] // step, image.shape[1] // step
-    small = image[: rows * step, : columns * step].reshape(rows, step, columns, step).mean((1, 3))
-    low, high = np.percentile(small, [1, 99])
-    grey = np.clip((small - low) / max(high - low, 1e-20), 0, 1) * 255
-    return np.rint(grey).astype(np.uint8), float(step)
 
 
 class Imported(Protocol):
