@@ -58,6 +58,18 @@ EVERY = 5
 """Of the columns along such a row, one in so many is looked at."""
 
 
+class MicroscopeState(NamedTuple):
+    """What the CTF of a micrograph follows from: kV, Å, fraction, Å, Å, radians, radians."""
+
+    voltage: float
+    spherical_aberration: float
+    amplitude_contrast: float
+    defocus_u: float
+    defocus_v: float
+    defocus_angle: float
+    phase_shift: float
+
+
 class ReducedImage(NamedTuple):
     """A micrograph made smaller.
 
@@ -71,12 +83,15 @@ class ReducedImage(NamedTuple):
         Pixels of the micrograph for one of the reduced image, along y and x; both begin at their first pixel's centre.
     real
         Where it was recorded (`filled_edges`).
+    state
+        Of the microscope; None where it is not known.
     """
 
     image: Float32
     pixel_size: float
     scale: tuple[float, float]
     real: NDArray[np.bool_]
+    state: MicroscopeState | None = None
 
 
 class Candidates(NamedTuple):
@@ -107,11 +122,14 @@ class EvenImage:
         Where there is something to see.
     strength
         Local contrast before the deviation was divided out, robust deviations.
+    state
+        Of the microscope; None where it is not known.
     """
 
     image: Float32
     usable: NDArray[np.bool_]
     strength: Float32
+    state: MicroscopeState | None = None
 
 
 def reduce_image(image: Float32, pixel_size: float, diameter: float) -> ReducedImage:
@@ -244,7 +262,7 @@ def even_image(reduced: ReducedImage, diameter: float, *, bright: bool = False) 
     small = max(1, round(0.3 * across))
     weight = _twice_summed(usable.astype(np.float32), small)
     strength = _mean_where(flat, usable, weight, small) / np.float32(spread or 1.0)
-    return EvenImage(even.astype(np.float32), usable, np.where(usable, strength, 0).astype(np.float32))
+    return EvenImage(even.astype(np.float32), usable, np.where(usable, strength, 0).astype(np.float32), reduced.state)
 
 
 def near(places: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:

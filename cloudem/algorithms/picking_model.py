@@ -30,6 +30,7 @@ from cloudem.algorithms.picking import (
     phase_randomised,
 )
 from cloudem.algorithms.picking_network import STEPS, Lesson, network_score, train_network
+from cloudem.algorithms.picking_templates import template_score
 from cloudem.algorithms.picking_threshold import ScoreMixture, fit_score_mixture, threshold_by_chance
 from cloudem.errors import ParameterError
 
@@ -161,7 +162,7 @@ def learn_model(
     refine
         Whether to try the mean profile of particles as a template.
     templates
-        (k, m, m) instead of discs.
+        (k, m, m) instead of discs, of `cloudem.algorithms.picking_templates.turned_templates`.
 
     Raises
     ------
@@ -184,7 +185,7 @@ def learn_model(
         for each in (sets if templates is None else [templates])
     ]
     model = max(models, key=lambda each: (each.mixture.separated, np.isfinite(each.threshold), each.mixture.gain))
-    profile = mean_profile(even, model) if refine else None
+    profile = mean_profile(even, model) if refine and templates is None else None
     if profile is not None:
         better = calibrated(replace(model, templates=profile[None], kind="profile"), even, chance)
         if better.mixture.separated and better.mixture.separation > model.mixture.separation:
@@ -234,6 +235,8 @@ def all_candidates(
 
 def score_image(image: EvenImage, model: PickingModel) -> Float32:
     """Return the score of each pixel: its correlation with the templates, or what the network says."""
+    if model.kind == "template":
+        return template_score(image.image, model.templates, model.pixel_size, image.state)
     if model.network is None:
         return correlate(image.image, model.templates)
     return network_score(image.image, model.network, model.across)

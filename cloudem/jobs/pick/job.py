@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PIXEL_S, REDUCED_PIXEL_S = 1.4e-8, 1.5e-7
 """Reading and reducing a pixel, and picking in a pixel of the reduced image: CPU-seconds, measured."""
 
+TEMPLATE_FACTOR = 25.0
+"""Picking with templates takes so many times as long."""
+
 TRAINING_S = 65.0
 """Training of a network: CPU-seconds, measured."""
 
@@ -49,6 +52,7 @@ class Pick(GrowingJob):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem pick ctf --diameter-A 130 --out picks",
         "cloudem pick ctf --diameter-A 120 --largest-diameter-A 250 --out picks",
+        "cloudem pick ctf --diameter-A 130 --template reference.mrc --out picks",
         "cloudem pick ctf --diameter-A 130 --learned --train-on 'marks/*.csv' --out picks",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs", "coordinates")}
@@ -82,6 +86,11 @@ class Pick(GrowingJob):
     )
     margin_A: float = parameter(0.0, meaning="least distance of a pick from the edges of the micrograph", ge=0)
     learn_from: int = parameter(24, meaning="most micrographs that the model of particles is learned from", ge=1)
+    template: Place | None = parameter(
+        None,
+        meaning="pick with views of this map (an MRC file or results), or with the averages of cloudem classify2d",
+        reads=("volume", "classes"),
+    )
     learned: bool = parameter(
         False, meaning="train a small neural network on the surest picks, or on --train-on; needs cloudem[torch]"
     )
@@ -107,8 +116,8 @@ class Pick(GrowingJob):
             raise ParameterError("--learned needs PyTorch: pip install 'cloudem[torch]'")
         if self.train_on is not None and not self.learned:
             raise ParameterError("--train-on is of use with --learned alone; give both")
-        if self.model is not None and self.learned:
-            raise ParameterError("--model is a model that was learned already; leave out --learned")
+        if self.model is not None and (self.learned or self.template is not None):
+            raise ParameterError("--model is a model that was made already; leave out --learned and --template")
         if self.model is not None and not inputs.awaited(self.model):
             stored_model(self.model)
         if inputs.awaited(self.micrographs):
@@ -152,7 +161,7 @@ class Pick(GrowingJob):
 
         size = sizes["micrographs"]
         small = size.pixels * min(1.0, SAMPLES * max(size.pixel_size, 1e-3) / self.diameter_A) ** 2
-        picking_s = PIXEL_S * size.pixels + REDUCED_PIXEL_S * small
+        picking_s = PIXEL_S * size.pixels + REDUCED_PIXEL_S * small * (TEMPLATE_FACTOR if self.template else 1)
         tried = len(self.diameters()) if self.model is None else 0
         learning_s = PIXEL_S * size.pixels + LEARN_FACTOR * REDUCED_PIXEL_S * small * tried
         task = round(16 * size.pixels + 60 * small)

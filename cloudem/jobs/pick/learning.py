@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.picking_model import PickingModel, learn_model, taught
+from cloudem.algorithms.picking_templates import turned_templates, views_of_averages, views_of_map
 from cloudem.errors import CloudemError, FormatError, ParameterError
 from cloudem.io.formats.coordinate_files import assign_micrographs, join_coordinates, read_coordinates
 from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cloudem.algorithms.picking import ReducedImage
     from cloudem.jobs.base import Context
     from cloudem.jobs.pick.job import Pick
+
+MOST_CLASSES = 40
+"""Class averages that are picked with, the largest."""
 
 ENOUGH = 8
 """A model of fewer micrographs is learned anew when there are more, and all micrographs are picked again."""
@@ -123,9 +127,26 @@ def marks_of(job: Pick, context: Context) -> dict[str, NDArray[np.float64]] | No
 
 def _tried(job: Pick, images: Sequence[ReducedImage], diameter: float) -> PickingModel | None:
     try:
-        return learn_model(images, diameter, bright=job.contrast == "bright", seed=job.seed)
+        templates = None if job.template is None else _templates(job.template, diameter, images[0].pixel_size)
+        return learn_model(images, diameter, bright=job.contrast == "bright", seed=job.seed, templates=templates)
     except ParameterError:
         return None
+
+
+def _templates(place: str, diameter: float, pixel_size: float) -> NDArray[np.float32]:
+    """Return the templates of a map or of class averages, in all orientations."""
+    from cloudem.jobs.good_classes import class_arrays
+    from cloudem.jobs.maps import read_map
+
+    averages = class_arrays(place) if has_group(place, "result") else {}
+    if averages:
+        stated = float((read_attributes(place, "result") or {}).get("pixel_size_A") or 0.0)
+        shown = np.argsort(averages["class_members"])[::-1][:MOST_CLASSES]
+        views = views_of_averages(averages["class_averages"][shown], stated, diameter, pixel_size)
+    else:
+        volume = read_map(place)
+        views = views_of_map(volume.data, volume.pixel_size, diameter, pixel_size)
+    return turned_templates(views)
 
 
 def _say(model: PickingModel, context: Context, tried: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloudem.algorithms.picking import ReducedImage, reduce_image
+from cloudem.algorithms.picking import MicroscopeState, ReducedImage, reduce_image
 from cloudem.algorithms.picking_model import Picked, PickingModel, pick_image
 from cloudem.errors import CloudemError
 from cloudem.io.micrographs.images import open_micrograph_image
@@ -27,12 +27,13 @@ ALIKE = 0.1
 
 
 class PickEntry(NamedTuple):
-    """What a task needs to know of a micrograph; ``pixel_size`` in Å."""
+    """What a task needs to know of a micrograph; ``pixel_size`` in Å, ``state`` None where the CTF is not known."""
 
     name: str
     place: str
     pixel_size: float
     problem: str
+    state: MicroscopeState | None = None
 
 
 def entries_of(table: Micrographs) -> list[PickEntry]:
@@ -41,9 +42,25 @@ def entries_of(table: Micrographs) -> list[PickEntry]:
     sizes = table["pixel_size"].tolist()
     names, images = table["micrograph"].tolist(), table["image"].tolist()
     return [
-        PickEntry(str(name), str(image), float(size), str(problem or ""))
-        for name, image, size, problem in zip(names, images, sizes, problems, strict=True)
+        PickEntry(str(name), str(image), float(size), str(problem or ""), state)
+        for name, image, size, problem, state in zip(names, images, sizes, problems, _states(table), strict=True)
     ]
+
+
+def _states(table: Micrographs) -> list[MicroscopeState | None]:
+    """Return what the CTF of each micrograph follows from, None where it is not known."""
+    if "defocus_u" not in table or not table.optics:
+        return [None] * len(table)
+    groups = table.get("optics_group", 0).tolist()
+    u, v = table["defocus_u"], table["defocus_v"] if "defocus_v" in table else table["defocus_u"]
+    columns = zip(u, v, table.get("defocus_angle", 0.0), table.get("phase_shift", 0.0), groups, strict=True)
+    states: list[MicroscopeState | None] = []
+    for *values, group in columns:
+        scope = table.optics[group]
+        microscope = (scope.voltage, scope.spherical_aberration, scope.amplitude_contrast)
+        known = np.isfinite(values).all() and scope.voltage > 0
+        states.append(MicroscopeState(*microscope, *(float(value) for value in values)) if known else None)
+    return states
 
 
 def reduced_images(task: tuple[PickEntry, Sequence[float]]) -> list[ReducedImage] | str:
@@ -51,7 +68,7 @@ def reduced_images(task: tuple[PickEntry, Sequence[float]]) -> list[ReducedImage
     entry, diameters = task
     try:
         image = open_micrograph_image(entry.place).read()
-        return [reduce_image(image, entry.pixel_size, diameter) for diameter in diameters]
+        return [reduce_image(image, entry.pixel_size, each)._replace(state=entry.state) for each in diameters]
     except CloudemError as error:
         return str(error)
 
@@ -97,6 +114,7 @@ def _picked(entry: PickEntry, model: PickingModel, margin: float, seed: int) -> 
         reduced = reduce_image(open_micrograph_image(entry.place).read(), entry.pixel_size, model.diameter)
     except CloudemError as error:
         return nothing(str(error))
+    reduced = reduced._replace(state=entry.state)
     if abs(reduced.pixel_size / model.pixel_size - 1) > ALIKE:
         return nothing(f"its pixels of {entry.pixel_size:g} Å are too large for a model of {model.pixel_size:.2f} Å")
     return pick_image(reduced, model, seed=seed + zlib.crc32(entry.name.encode()), margin=margin)
