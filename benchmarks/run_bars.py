@@ -25,6 +25,7 @@ from bars import (
     junk,
     mixtures,
     nothing,
+    picking,
     point_groups,
     refinements,
     scaling,
@@ -58,6 +59,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
     "poses": refinements.poses,
+    "picking": picking.picking,
 }
 
 
