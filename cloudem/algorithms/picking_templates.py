@@ -30,6 +30,9 @@ COMPONENTS = 40
 KEPT = 0.98
 """Share of the templates' power that the components must hold."""
 
+ALIKE_BY = 0.95
+"""Templates that correlate by more are one."""
+
 SHELLS = 200
 """Of the spectrum that is flattened."""
 
@@ -88,7 +91,7 @@ def views_of_averages(averages: Float32, pixel_size: float, diameter: float, to_
 def turned_templates(views: Float32) -> Float32:
     """Return views in all orientations in the plane: mean 0, norm 1, zero outside the circle; (k, m, m).
 
-    Views whose values are all alike are left out.
+    Those that are nearly the same are one, and views whose values are all alike are left out.
     """
     side = views.shape[1]
     y, x = np.mgrid[:side, :side] - side // 2
@@ -103,7 +106,19 @@ def turned_templates(views: Float32) -> Float32:
                 templates.append(image / norm)
     if not templates:
         raise ParameterError("the templates are empty; check the map or the classes")
-    return np.array(templates, np.float32)
+    return _unlike(np.array(templates, np.float32))
+
+
+def _unlike(templates: Float32) -> Float32:
+    """Return the templates of which no two correlate by more than `ALIKE_BY`; of a symmetric molecule they are few."""
+    flat = templates.reshape(len(templates), -1)
+    left = np.ones(len(templates), bool)
+    kept = []
+    for at in range(len(templates)):
+        if left[at]:
+            kept.append(at)
+            left &= flat @ flat[at] <= ALIKE_BY
+    return templates[kept]
 
 
 def template_score(

@@ -65,8 +65,8 @@ def test_an_even_image_has_mean_zero_and_deviation_one_whatever_the_illumination
     image = (100 + 0.02 * x + noise(2) * (1 + y / 240)).astype(np.float32)
     even = even_image(reduce_image(image, PIXEL, DIAMETER), DIAMETER)
     for part in (even.image[:100, :100], even.image[-100:, -100:]):
-        assert part.mean() == pytest.approx(0, abs=0.1)
-        assert part.std() == pytest.approx(1, abs=0.1)
+        assert part.mean() == pytest.approx(0, abs=0.2)
+        assert part.std() == pytest.approx(1, abs=0.2)
 
 
 def test_correlation_is_that_of_the_template_laid_on_each_pixel() -> None:

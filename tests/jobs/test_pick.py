@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloudem.cli import main
 from cloudem.errors import FormatError, ParameterError
+from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.micrographs.images import write_micrograph_image
 from cloudem.io.micrographs.tables import read_micrograph_table, read_picks, write_micrograph_table
 from cloudem.io.storage.groups import has_group, read_attributes, read_group, write_group
@@ -171,3 +172,27 @@ def test_a_network_is_trained_on_marks_and_kept(tmp_path: Path, monkeypatch: pyt
     other = tmp_path / "other"
     run(Pick(micrographs=given, diameter_A=DIAMETER, model=str(out), out=str(other)))
     np.testing.assert_array_equal(picks_of(other, "m2"), picks_of(out, "m2"))
+
+
+def test_micrographs_that_are_of_no_use_have_no_picks_and_others_may_come_later(tmp_path: Path) -> None:
+    given, out = micrographs(tmp_path / "in", {"m0": scene(0)[0]}), tmp_path / "out"
+    table = read_micrograph_table(given)
+    bad = table.with_columns(problem=["it drifted"])
+    write_micrograph_table(lambda path, arrays, said: write_group(given, path, arrays, said), bad)
+    job = Pick(micrographs=given, diameter_A=DIAMETER, out=str(out))
+    run(job)
+    assert read_group(out, "result")[0]["empty_reason"].tolist() == ["it drifted"]
+    assert read_micrograph_table(out)["pick_count"].tolist() == [0]
+    write_micrograph_table(lambda path, arrays, said: write_group(given, path, arrays, said), table)
+    run(job)
+    assert read_micrograph_table(out)["pick_count"][0] > 40
+
+
+def test_views_of_a_map_are_templates(tmp_path: Path) -> None:
+    given, out = micrographs(tmp_path / "in", {f"m{number}": scene(number)[0] for number in range(2)}), tmp_path / "out"
+    z, y, x = np.mgrid[:32, :32, :32] - 16
+    write_volume(tmp_path / "ball.mrc", (x**2 + y**2 + z**2 < 10**2).astype(np.float32), 6.0)
+    run(Pick(micrographs=given, diameter_A=DIAMETER, template=str(tmp_path / "ball.mrc"), out=str(out)))
+    recall, precision = found_share(picks_of(out, "m1"), scene(1)[1])
+    assert recall > 0.9
+    assert precision > 0.95

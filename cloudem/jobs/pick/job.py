@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PIXEL_S, REDUCED_PIXEL_S = 1.4e-8, 1.5e-7
 """Reading and reducing a pixel, and picking in a pixel of the reduced image: CPU-seconds, measured."""
 
-TEMPLATE_FACTOR = 25.0
+TEMPLATE_FACTOR = 100.0
 """Picking with templates takes so many times as long."""
 
 TRAINING_S = 65.0
@@ -161,9 +161,10 @@ class Pick(GrowingJob):
 
         size = sizes["micrographs"]
         small = size.pixels * min(1.0, SAMPLES * max(size.pixel_size, 1e-3) / self.diameter_A) ** 2
-        picking_s = PIXEL_S * size.pixels + REDUCED_PIXEL_S * small * (TEMPLATE_FACTOR if self.template else 1)
+        per_pixel = REDUCED_PIXEL_S * (TEMPLATE_FACTOR if self.template else 1)
+        picking_s = PIXEL_S * size.pixels + per_pixel * small
         tried = len(self.diameters()) if self.model is None else 0
-        learning_s = PIXEL_S * size.pixels + LEARN_FACTOR * REDUCED_PIXEL_S * small * tried
+        learning_s = PIXEL_S * size.pixels + LEARN_FACTOR * per_pixel * small * tried
         task = round(16 * size.pixels + 60 * small)
         learned = min(self.learn_from, size.count) if self.model is None else 0
         learn = Stage("learn", learned, "micrographs", learning_s, read_bytes=2.0 * size.pixels)

@@ -42,8 +42,9 @@ def prepare_model(job: Pick, context: Context) -> None:
         learned = int(kept.get("micrograph_count", 0))
         if job.train_on is not None or learned >= min(ENOUGH, job.learn_from) or learned >= len(usable):
             return
-    if not usable:
-        raise ParameterError(f"{job.micrographs} holds no micrograph that can be used; see its report for why")
+    if not usable:  # there may be later
+        context.progress.warning(f"{job.micrographs} holds no micrograph that can be used; see its report for why")
+        return
     marks = marks_of(job, context)
     if marks is not None:
         usable = [entry for entry in usable if entry.name in marks]

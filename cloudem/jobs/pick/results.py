@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.picking_model import PickingModel
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.io.formats.coordinate_files import assign_micrographs
 from cloudem.io.micrographs.images import THUMBNAIL_PX, open_micrograph_image
 from cloudem.io.micrographs.tables import read_micrograph_table, write_micrograph_table, write_picks
-from cloudem.jobs.pick.stored_models import stored_model
+from cloudem.io.storage.groups import has_group
+from cloudem.jobs.pick.stored_models import MODEL, stored_model
 from cloudem.jobs.pick.tasks import SCORE_EDGES
 from cloudem.model.picks import Picks
 from cloudem.model.table import TEXT
@@ -30,7 +32,7 @@ SHOWN = 9
 
 def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
     """Write both tables; return what the report shows."""
-    table, model = job.table(), stored_model(context.url)
+    table = job.table()
     counts = found["each_count"].astype(np.int64) if len(table) else np.zeros(0, np.int64)
     masked = found["masked"] if len(table) else np.zeros(0)
     table = table.with_columns(pick_count=counts, masked_fraction=masked)
@@ -45,29 +47,35 @@ def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapp
     write_picks(context.write, picks)
     reasons = found["reason"].tolist()
     empty = [at for at, reason in enumerate(reasons) if reason]
-    low, high = model.mixture.means
-    threshold = job.threshold if job.threshold is not None else (model.threshold - low) / (high - low)
-    arrays: dict[str, NDArray[Any]] = {
-        "pick_count": counts,
-        "masked_fraction": np.asarray(masked, np.float64),
-        "score_edges": SCORE_EDGES,
-        "score_counts": found["score_counts"].sum(0),
-        "score_model": np.concatenate([model.mixture.weights, (model.mixture.means - low) / (high - low),
-                                       model.mixture.deviations / (high - low)]),
-        "threshold": np.array([threshold]),
-        "diameter": np.array([model.diameter]),
-        "template": model.templates[0],
-        **gallery_arrays(table, counts, found, job.contrast == "bright"),
-    }  # fmt: skip
+    arrays: dict[str, NDArray[Any]] = {"pick_count": counts, "masked_fraction": np.asarray(masked, np.float64)}
+    said: dict[str, Any] = {"pick_count_total": int(counts.sum()), "micrograph_count": len(table)}
+    if has_group(context.url, MODEL):
+        model = stored_model(context.url)
+        threshold = job.threshold if job.threshold is not None else float(model.relative(np.array(model.threshold)))
+        arrays |= _of_model(model, threshold, found)
+        said |= {
+            "diameter_A": model.diameter, "by_chance": model.by_chance, "method": model.kind,
+            "score_threshold": threshold if np.isfinite(threshold) else None,
+        }  # fmt: skip
+    arrays |= gallery_arrays(table, counts, found, job.contrast == "bright")
     if empty:
         arrays["empty_micrograph"] = names[empty]
         arrays["empty_reason"] = np.array([reasons[at] for at in empty], TEXT)
     _say(context, counts, empty)
-    return arrays, {
-        "pick_count_total": int(counts.sum()), "micrograph_count": len(table), "diameter_A": model.diameter,
-        "score_threshold": float(threshold) if np.isfinite(threshold) else None, "by_chance": model.by_chance,
-        "method": model.kind, "pixel_size_A": float(table["pixel_size"][0]) if len(table) else 0.0,
-    }  # fmt: skip
+    return arrays, said
+
+
+def _of_model(model: PickingModel, threshold: float, found: Found) -> dict[str, NDArray[Any]]:
+    low, high = model.mixture.means
+    spread = model.mixture.deviations / (high - low)
+    return {
+        "score_edges": SCORE_EDGES,
+        "score_counts": found["score_counts"].sum(0),
+        "score_model": np.concatenate([model.mixture.weights, [0.0, 1.0], spread]),
+        "threshold": np.array([threshold]),
+        "diameter": np.array([model.diameter]),
+        "template": model.templates[0],
+    }
 
 
 def _say(context: Context, counts: NDArray[np.int64], empty: list[int]) -> None:

@@ -91,10 +91,13 @@ def pick_micrographs(
     seed
         Of random phases.
     """
-    model = model_at(url, digest)
-    if threshold is not None:
-        model = model.with_threshold(threshold)
-    found = [_picked(entry, model, margin, seed) for entry in entries]
+    found = []
+    for entry in entries:
+        if entry.problem:
+            found.append(nothing(entry.problem))
+            continue
+        model = model_at(url, digest)
+        found.append(_picked(entry, model if threshold is None else model.with_threshold(threshold), margin, seed))
     histograms = [np.histogram(np.clip(each.candidates, *SCORE_EDGES[[0, -1]]), SCORE_EDGES)[0] for each in found]
     return {
         "masked": np.array([each.masked for each in found], np.float32),
@@ -108,8 +111,6 @@ def pick_micrographs(
 
 
 def _picked(entry: PickEntry, model: PickingModel, margin: float, seed: int) -> Picked:
-    if entry.problem:
-        return nothing(entry.problem)
     try:
         reduced = reduce_image(open_micrograph_image(entry.place).read(), entry.pixel_size, model.diameter)
     except CloudemError as error:
