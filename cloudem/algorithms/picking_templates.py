@@ -30,7 +30,7 @@ COMPONENTS = 40
 KEPT = 0.98
 """Share of the templates' power that the components must hold."""
 
-ALIKE_BY = 0.95
+ALIKE_BY = 0.98
 """Templates that correlate by more are one."""
 
 SHELLS = 200

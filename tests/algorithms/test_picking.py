@@ -127,13 +127,13 @@ def test_templates_find_a_view_in_any_orientation_and_noise_has_deviation_one() 
     image = noise(7, (200, 210))
     page = np.zeros_like(image)
     side = templates.shape[1]
-    page[80 : 80 + side, 90 : 90 + side] = templates[17]
+    page[80 : 80 + side, 90 : 90 + side] = templates[2]
     changed = np.fft.irfft2(np.fft.rfft2(page) * _ctf(page.shape, 6.0, state), s=page.shape)
     changed *= 15 / np.sqrt((changed**2).sum())
     score = template_score((image + changed).astype(np.float32), templates, 6.0, state)
     top = np.unravel_index(np.argmax(score), score.shape)
     assert np.hypot(top[0] - 80 - side // 2, top[1] - 90 - side // 2) <= 2
-    single = template_score(image, templates[17:18], 6.0, state)
+    single = template_score(image, templates[2:3], 6.0, state)
     assert single.std() == pytest.approx(1, abs=0.25)
     averages = views_of_averages(views[:, :, ::-1], 6.0, DIAMETER, 6.0)
     assert averages.shape == views.shape

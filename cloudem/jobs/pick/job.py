@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PIXEL_S, REDUCED_PIXEL_S = 1.4e-8, 1.5e-7
 """Reading and reducing a pixel, and picking in a pixel of the reduced image: CPU-seconds, measured."""
 
-TEMPLATE_FACTOR = 100.0
+TEMPLATE_FACTOR = 20.0
 """Picking with templates takes so many times as long."""
 
 TRAINING_S = 65.0
