@@ -143,11 +143,11 @@ def template_score(
     spectrum /= np.sqrt(_radial_power(spectrum, padded))
     norms = np.ones(len(templates))
     if state is not None:
-        spectrum *= _ctf(padded, pixel_size, state)
+        spectrum *= transfer_of(padded, pixel_size, state)
         power = np.abs(scipy.fft.rfft2(templates)) ** 2
         twice = np.full(power.shape[2], 2.0)  # columns of the other half of the frequencies
         twice[0] = 1.0
-        weight = _ctf((side, side), pixel_size, state) ** 2 * twice
+        weight = transfer_of((side, side), pixel_size, state) ** 2 * twice
         norms = np.sqrt((power * weight).sum((1, 2)) / side**2)
     parts, shares = _components((templates / norms[:, None, None]).astype(np.float32))
     maps = []
@@ -186,7 +186,8 @@ def _radial_power(spectrum: NDArray[np.complexfloating], shape: tuple[int, ...])
     return np.asarray(np.maximum(np.interp(radius - 0.5, np.arange(len(mean)), scaled), 1e-20))
 
 
-def _ctf(shape: tuple[int, ...], pixel_size: float, state: MicroscopeState) -> Float32:
+def transfer_of(shape: tuple[int, ...], pixel_size: float, state: MicroscopeState) -> Float32:
+    """Return the CTF at the frequencies that `scipy.fft.rfft2` of an image of this shape has."""
     ky, kx = np.fft.fftfreq(shape[0], pixel_size), np.fft.rfftfreq(shape[1], pixel_size)
     x, y = np.meshgrid(kx, ky)
     terms = ctf_terms(

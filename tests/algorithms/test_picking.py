@@ -19,8 +19,8 @@ from cloudem.algorithms.picking import (
 )
 from cloudem.algorithms.picking_model import learn_model, pick_image
 from cloudem.algorithms.picking_templates import (
-    _ctf,
     template_score,
+    transfer_of,
     turned_templates,
     views_of_averages,
     views_of_map,
@@ -128,7 +128,7 @@ def test_templates_find_a_view_in_any_orientation_and_noise_has_deviation_one() 
     page = np.zeros_like(image)
     side = templates.shape[1]
     page[80 : 80 + side, 90 : 90 + side] = templates[2]
-    changed = np.fft.irfft2(np.fft.rfft2(page) * _ctf(page.shape, 6.0, state), s=page.shape)
+    changed = np.fft.irfft2(np.fft.rfft2(page) * transfer_of(page.shape, 6.0, state), s=page.shape)
     changed *= 15 / np.sqrt((changed**2).sum())
     score = template_score((image + changed).astype(np.float32), templates, 6.0, state)
     top = np.unravel_index(np.argmax(score), score.shape)

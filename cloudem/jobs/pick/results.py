@@ -43,7 +43,7 @@ def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapp
         "coordinate_y": found["each_y"].astype(np.float64),
         "pick_score": found["each_score"].astype(np.float64),
     })  # fmt: skip
-    write_micrograph_table(context.write, table)
+    write_micrograph_table(context.write, _as_recorded(table))
     write_picks(context.write, picks)
     reasons = found["reason"].tolist()
     empty = [at for at, reason in enumerate(reasons) if reason]
@@ -63,6 +63,13 @@ def write_result(job: Pick, context: Context, found: Found) -> tuple[Found, Mapp
         arrays["empty_reason"] = np.array([reasons[at] for at in empty], TEXT)
     _say(context, counts, empty)
     return arrays, said
+
+
+def _as_recorded(table: Micrographs) -> Micrographs:
+    """Return micrographs with the images that were recorded: denoised ones are for picking, not for particles."""
+    if "recorded_image" not in table:
+        return table
+    return table.with_columns(image=table["recorded_image"]).without_columns(["recorded_image"])
 
 
 def _of_model(model: PickingModel, threshold: float, found: Found) -> dict[str, NDArray[Any]]:

@@ -21,8 +21,11 @@ from cloudem.report.style import BLUE, GREY, INK, PALE_BLUE, VERMILION, draw_svg
 CIRCLE = "#ffb000"
 
 
-def gallery(content: ReportContent) -> Drawn | None:
-    """Show micrographs from the fewest to the most picks, each pick in a circle of the particle's diameter."""
+def gallery(content: ReportContent, title: str = "") -> Drawn | None:
+    """Show micrographs from the fewest to the most picks, each pick in a circle of the particle's diameter.
+
+    With a title of its own, it shows micrographs without picks.
+    """
     images = content.arrays.get("gallery_image")
     if images is None:
         return None
@@ -37,7 +40,9 @@ def gallery(content: ReportContent) -> Drawn | None:
         mine = places[ends[at] - count : ends[at]]
         size = float(mine[0, 2]) if len(mine) else 0.0
         drawn = _circled(image[: shape[0], : shape[1]], mine[:, :2], size, diameter, html.escape(str(name)))
-        panels.append((drawn, _short(str(name)), f"{count:,} picks"))
+        panels.append((drawn, _short(str(name)), "" if title else f"{count:,} picks"))
+    if title:
+        return Drawn(title, [Panels(panels), Words("The first row of each micrograph is at the bottom.")])
     words = "From the fewest picks to the most; the first row of each micrograph is at the bottom."
     return Drawn("Micrographs with picks", [Panels(panels), Words(words)])
 
