@@ -374,6 +374,8 @@ def _beyond_chance(reduced: ReducedImage, model: PickingModel, seed: int) -> boo
         all_candidates(even_image(image, model.diameter, bright=model.bright), model, model.threshold).score
         for image in (part, phase_randomised(part, seed))
     )
+    if not len(chance):  # few particles on clean ice: nothing by chance is sure enough
+        return True
     for least in np.linspace(model.threshold, high, 3):
         real, random = int((there >= least).sum()), int((chance >= least).sum())
         if real >= OVER_CHANCE * random and real - random > SURE * np.sqrt(real + random):
