@@ -88,7 +88,11 @@ def _each(place: str, table: Micrographs, found: Coordinates, rows: NDArray[np.i
             write_star(join(place, file), star_of(x, y, score))
         listed.append(file)
     if form == "star":
-        block = {"rlnMicrographName": np.array(names, TEXT), "rlnMicrographCoordinates": np.array(listed, TEXT)}
+        images = [str(image) for image in table["image"].tolist()] if "image" in table else names
+        shown = [
+            image if image.endswith((".mrc", ".mrcs")) else name for image, name in zip(images, names, strict=True)
+        ]
+        block = {"rlnMicrographName": np.array(shown, TEXT), "rlnMicrographCoordinates": np.array(listed, TEXT)}
         write_star(join(place, "coordinates.star"), {"coordinate_files": block})
     return len(names) + (form == "star")
 
