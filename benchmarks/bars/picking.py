@@ -168,14 +168,17 @@ def relion(bench: Bench, each: MarkedSet) -> None:
     program = bench.program("relion_autopick")
     folder = bench.fresh(f"log-{each.name}")
     folder.mkdir(parents=True)
-    lines = ["data_", "loop_", "_rlnMicrographName #1"]
+    labels = ("rlnOpticsGroupName", "rlnOpticsGroup", "rlnMicrographPixelSize", "rlnVoltage", "rlnSphericalAberration",
+              "rlnAmplitudeContrast")  # fmt: skip
+    lines = ["data_optics", "loop_", *(f"_{label}" for label in labels), f"o 1 {each.pixel_size} 300 2.7 0.1", ""]
+    lines += ["data_micrographs", "loop_", "_rlnMicrographName", "_rlnOpticsGroup"]
     shapes = []
     for at, file in enumerate(each.files):
         image = image_of(file)
         shapes.append(image.shape[0])
         with mrcfile.new(folder / f"m{at:02d}.mrc", (image - image.mean()) / image.std()) as mrc:
             mrc.voxel_size = each.pixel_size
-        lines.append(f"m{at:02d}.mrc")
+        lines.append(f"m{at:02d}.mrc 1")
     (folder / "mics.star").write_text("\n".join(lines) + "\n")
     cost = bench.measured(
         [program, "--i", "mics.star", "--odir", "out/", "--pickname", "log", "--LoG", "--LoG_diam_min",
