@@ -27,6 +27,7 @@ from bars import (
     mixtures,
     motion,
     nothing,
+    picking,
     point_groups,
     refinements,
     scaling,
@@ -68,6 +69,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
     "poses": refinements.poses,
+    "picking": picking.picking,
 }
 
 

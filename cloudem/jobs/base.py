@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
+    "denoise": "cloudem.jobs.denoise:Denoise",
+    "pick": "cloudem.jobs.pick.job:Pick",
+    "import_coordinates": "cloudem.jobs.import_coordinates:ImportCoordinates",
+    "export_coordinates": "cloudem.jobs.export_coordinates:ExportCoordinates",
     "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
     "correct_motion": "cloudem.jobs.correct_motion.job:CorrectMotion",
     "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",

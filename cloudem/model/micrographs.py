@@ -11,6 +11,7 @@ COLUMNS: dict[str, ColumnMeaning] = {
     **SHARED_COLUMNS,
     "image": ColumnMeaning("text", "", "where its images lie: a group of a result, or a file"),
     "image_version": ColumnMeaning("text", "", "what tells its images from later ones in that place"),
+    "recorded_image": ColumnMeaning("text", "", "where its images lie as recorded, where ``image`` is denoised"),
     "height": ColumnMeaning("int32", "px", "rows of its images"),
     "width": ColumnMeaning("int32", "px", "columns of its images"),
     "pixel_size": ColumnMeaning("float64", "Å", "size of a pixel of its images"),
@@ -41,6 +42,8 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "float64", "", "power of the image around 3.7 Å, as CTF estimation has it", "rlnCtfIceRingDensity"
     ),
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
+    "pick_count": ColumnMeaning("int32", "", "number of particles that were picked in it"),
+    "masked_fraction": ColumnMeaning("float64", "", "share of its area that picking left out as junk or empty"),
     "bits": ColumnMeaning("float64", "", "information that its frames hold about the specimen, bits"),
     "tilt_axis": ColumnMeaning("float64", "rad", "angle from the x axis to the axis of the specimen's tilt"),
     "tilt_angle": ColumnMeaning(

@@ -6,6 +6,8 @@ its angle and the phase shift are in Å and radians and mean the same as RELION'
 images times ``blob/sign`` have bright protein. What cloudem does not understand travels as text under ``cs:<field>``.
 """
 
+import hashlib
+import io
 import json
 import math
 import os
@@ -360,3 +362,83 @@ def _carried(values: NDArray[Any]) -> NDArray[Any]:
     if values.ndim == 1:
         return np.array([str(value) for value in values], dtype=TEXT)
     return np.array([json.dumps([str(v) for v in np.ravel(value)]) for value in values], dtype=TEXT)
+
+
+def read_locations_cs(
+    path: str | os.PathLike[str],
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Read where particles lie in their micrographs.
+
+    Parameters
+    ----------
+    path
+        The ``.cs`` file or its URL: picks, extracted particles or their passthrough.
+
+    Returns
+    -------
+    micrograph, x, y, score
+        Each ``(n,)``: its path; pixels from the first row and column as they are stored; NaN where there is none.
+
+    Raises
+    ------
+    MissingInputError
+        No such file.
+    FormatError
+        Not a ``.cs`` file, or values of the wrong type.
+    MissingColumnError
+        No locations.
+    """
+    path = os.fspath(path)
+    fields = _load(path)
+    needed = ("location/micrograph_path", "location/center_x_frac", "location/center_y_frac")
+    lacking = [name for name in (*needed, "location/micrograph_shape") if name not in fields]
+    if lacking:
+        raise MissingColumnError(f"{path} has no {lacking[0]}; give the picked or extracted particles of a job")
+    shape = _numbers(path, fields, "location/micrograph_shape", 2)
+    x = _numbers(path, fields, "location/center_x_frac") * shape[:, 1]
+    y = _numbers(path, fields, "location/center_y_frac") * shape[:, 0]
+    score = np.full(len(x), np.nan)
+    if "pick_stats/ncc_score" in fields:
+        score = _numbers(path, fields, "pick_stats/ncc_score")
+    return _plain_names(fields[needed[0]]), x, y, score
+
+
+def locations_to_cs(
+    micrograph: Sequence[str],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    score: NDArray[np.float64],
+    shape: NDArray[np.int64],
+    pixel_size: NDArray[np.float64],
+) -> bytes:
+    """Return a ``.cs`` file of picks: the inverse of `read_locations_cs`.
+
+    Parameters
+    ----------
+    micrograph
+        Path of each particle's micrograph.
+    x, y, score
+        (n,) pixels, and the score.
+    shape
+        (n, 2) rows and columns of the micrograph.
+    pixel_size
+        (n,) Å.
+    """
+    width = max((len(name.encode()) for name in micrograph), default=1) or 1
+    table = np.zeros(len(x), [
+        ("uid", "<u8"), ("location/micrograph_path", f"S{width}"), ("location/micrograph_shape", "<u4", (2,)),
+        ("location/micrograph_psize_A", "<f4"), ("location/center_x_frac", "<f4"), ("location/center_y_frac", "<f4"),
+        ("pick_stats/ncc_score", "<f4"),
+    ])  # fmt: skip
+    table["uid"] = [
+        int.from_bytes(hashlib.sha256(f"{name} {a!r} {b!r} {number}".encode()).digest()[:8], "little")
+        for number, (name, a, b) in enumerate(zip(micrograph, x.tolist(), y.tolist(), strict=True))
+    ]
+    table["location/micrograph_path"] = [name.encode() for name in micrograph]
+    table["location/micrograph_shape"] = shape
+    table["location/micrograph_psize_A"] = pixel_size
+    table["location/center_x_frac"], table["location/center_y_frac"] = x / shape[:, 1], y / shape[:, 0]
+    table["pick_stats/ncc_score"] = np.nan_to_num(score)
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    return file.getvalue()

@@ -1,0 +1,172 @@
+"""``cloudem denoise``: micrographs that can be looked at and picked, never refined."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cloudem.cloud.planning.work import MIB, Size, Stage, Work
+from cloudem.jobs.base import Context, Inputs
+from cloudem.jobs.growing import Growing, GrowingJob
+from cloudem.jobs.mapping import Found
+from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.model.columns import Column
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
+
+if TYPE_CHECKING:
+    from cloudem.jobs.pick.tasks import PickEntry
+    from cloudem.model.micrographs import Micrographs
+
+PIXEL_S = 1.3e-7
+"""A pixel: CPU-seconds, measured."""
+
+MOST_MADE_UP = 0.01
+"""Power of what is made of noise, as a share of it: with more, a micrograph is not denoised."""
+
+RESOLUTION = Column("denoised_resolution_A", "resolution", "Å", ".1f", meaning="finest shell that both sums share")
+MADE_UP = Column(
+    "hallucination", "made of noise", "%", ".3f", 100,
+    "power of what the same treatment makes of noise of the same spectrum, as a share of that noise",
+)  # fmt: skip
+NOT_DENOISED = table_of(
+    "Not denoised", Column("left_out_micrograph", "micrograph"), Column("left_out_reason", "reason"), rows=200
+)
+
+
+class Denoise(GrowingJob):
+    """Declaration of ``cloudem denoise``."""
+
+    name: ClassVar[str] = "denoise"
+    summary: ClassVar[str] = "Denoise micrographs by their even and odd frames, for looking and picking alone."
+    examples: ClassVar[tuple[str, ...]] = (
+        "cloudem denoise ctf --out denoised",
+        "cloudem pick denoised --diameter-A 130 --out picks",
+    )
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs",)}
+    grows: ClassVar[tuple[str, ...]] = ("micrographs",)
+    columns: ClassVar[tuple[Column, ...]] = ()
+    sections: ClassVar[tuple[Section, ...]] = (
+        Section("picking:gallery", {"title": "Denoised micrographs"}),
+        histogram_of("denoised_resolution_A", RESOLUTION, "Resolution of what is kept"),
+        histogram_of("hallucination", MADE_UP, "What is made of noise"),
+        NOT_DENOISED,
+        COST,
+        PARAMETERS,
+        PROVENANCE,
+    )
+
+    micrographs: Place = parameter(
+        meaning="results of a job that hold micrographs with even and odd sums", positional=True, reads=("micrographs",)
+    )
+    seed: int = parameter(0, meaning="random seed of the noise that the treatment is tried on", ge=0)
+
+    def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
+        """Check the table of micrographs."""
+        if not inputs.awaited(self.micrographs):
+            self.table()
+
+    def table(self) -> Micrographs:
+        """Return the micrographs that there are now."""
+        from cloudem.io.micrographs.tables import read_micrograph_table
+
+        table = read_micrograph_table(self.micrographs)
+        table.require("micrograph", "image", "pixel_size", "height", "width")
+        return table
+
+    def size_of(self, name: str) -> Size | None:
+        """Return how many micrographs there are, and the size of the first."""
+        from cloudem.io.storage.location import is_local
+
+        table = self.table()
+        shape = (int(table["height"][0]), int(table["width"][0])) if len(table) else ()
+        pixel_size = float(table["pixel_size"][0]) if len(table) else 0.0
+        return Size(len(table), shape, pixel_size, not is_local(self.micrographs))
+
+    def work(self, sizes: Mapping[str, Size]) -> Work:
+        """Return the one stage."""
+        size = sizes["micrographs"]
+        stage = Stage(
+            "micrographs", size.count, "micrographs", PIXEL_S * size.pixels, parallel=True,
+            task_bytes=round(70 * size.pixels), read_bytes=4.0 * size.pixels, written_bytes=2.0 * size.pixels,
+        )  # fmt: skip
+        return Work((stage,), base_bytes=300 * MIB, stored_bytes=MIB, makes={"": size})
+
+    def growing(self, url: str) -> Growing:
+        """Return the micrographs; those that cannot be denoised stay as they are."""
+        from cloudem.jobs.growing import row_keys
+        from cloudem.jobs.pick.tasks import entries_of
+
+        table = self.table()
+        return Growing(row_keys(table), entries_of(table), denoise_micrographs, (url, self.seed))
+
+    def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
+        """Write the table, in which denoised images stand in front of the recorded ones."""
+        import numpy as np
+
+        from cloudem.io.micrographs.tables import write_micrograph_table
+        from cloudem.jobs.pick.results import gallery_arrays
+        from cloudem.model.table import TEXT
+
+        table = self.table()
+        if not len(table):
+            write_micrograph_table(context.write, table)
+            return {}, {"micrograph_count": 0}
+        done = found["reason"] == ""
+        recorded = np.array(table["image"].tolist(), TEXT)
+        table = table.with_columns(image=np.where(done, found["place"], recorded), recorded_image=recorded)
+        write_micrograph_table(context.write, table)
+        context.progress.message(f"{int(done.sum()):,} of {len(table):,} micrographs denoised, for looking and picking")
+        none = np.zeros(0, np.float32)
+        counts = np.zeros(int(done.sum()), np.int64)
+        arrays = {
+            "denoised_resolution_A": found["resolution"][done],
+            "hallucination": found["hallucination"][done],
+            **gallery_arrays(table.take(done), counts, {"each_x": none, "each_y": none}, bright=False),
+        }
+        if not done.all():
+            arrays["left_out_micrograph"] = np.array(table["micrograph"].tolist(), TEXT)[~done]
+            arrays["left_out_reason"] = found["reason"][~done]
+        return arrays, {"micrograph_count": len(table), "denoised_count": int(done.sum())}
+
+
+def denoise_micrographs(entries: Sequence[PickEntry], url: str, seed: int) -> Found:
+    """Denoise micrographs and write their images into the result under ``url``."""
+    import numpy as np
+
+    from cloudem.model.table import TEXT
+
+    found = [_denoised(entry, url, seed) for entry in entries]
+    places, reasons, resolutions, shares = zip(*found, strict=True)
+    return {
+        "place": np.array(places, TEXT),
+        "reason": np.array(reasons, TEXT),
+        "resolution": np.array(resolutions),
+        "hallucination": np.array(shares),
+    }
+
+
+def _denoised(entry: PickEntry, url: str, seed: int) -> tuple[str, str, float, float]:
+    from cloudem.algorithms.denoising import denoise_pair
+    from cloudem.errors import CloudemError
+    from cloudem.io.micrographs.images import EVEN, ODD, SUM, open_micrograph_image, write_micrograph_image
+
+    unknown = float("nan")
+    if entry.problem:
+        return "", entry.problem, unknown, unknown
+    try:
+        opened = open_micrograph_image(entry.place)
+        if not {EVEN, ODD} <= set(opened.kinds):
+            return "", "it has no sums of even and odd frames; correct_motion makes them", unknown, unknown
+        even, odd = opened.read(EVEN), opened.read(ODD)
+        made = denoise_pair(even, odd, entry.pixel_size, entry.state, seed + zlib.crc32(entry.name.encode()))
+    except CloudemError as error:
+        return "", str(error), unknown, unknown
+    if made.hallucination > MOST_MADE_UP:
+        return "", f"{100 * made.hallucination:.1f} % of noise would become structure", unknown, made.hallucination
+    if not math.isfinite(made.resolution):
+        return "", "both sums share nothing that is above noise", unknown, made.hallucination
+    said = {"denoised": "wiener", "hallucination": made.hallucination, "resolution_A": made.resolution}
+    place = write_micrograph_image(url, entry.name, {SUM: made.image}, pixel_size=entry.pixel_size, attributes=said)
+    return place, "", made.resolution, made.hallucination

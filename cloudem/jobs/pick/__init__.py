@@ -1,0 +1,1 @@
+"""``cloudem pick``: declaration, learning, tasks, and what the result holds."""
