@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
+    "extract": "cloudem.jobs.extract:Extract",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",
