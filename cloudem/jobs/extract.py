@@ -121,9 +121,10 @@ class Extract(GrowingJob):
         if inputs.awaited(self.micrographs) or inputs.awaited(self.picked):
             return
         self.recipe(self.pixel_size)
+        count = len(self.positions.micrograph)
         for line in self._said:
             warn(line)
-        if not len(self.positions.micrograph):
+        if not count:
             raise ParameterError(f"{self.picked} holds no positions of particles; pick them first")
 
     def size_of(self, name: str) -> Size | None:

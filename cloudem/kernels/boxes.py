@@ -21,8 +21,8 @@ Float32 = NDArray[np.float32]
 BATCH_PIXELS = 2**20
 """Pixels of the boxes that are worked on at a time: they stay in the caches."""
 
-LEAST_BACKGROUND = 0.1
-"""Share of the background of a padded box that has to lie in the micrograph."""
+LEAST_BACKGROUND, LEAST_SIDE = 0.1, 0.25
+"""Shares of the background of a padded box, and of its side, that have to lie in the micrograph."""
 
 
 class BoxRecipe(NamedTuple):
@@ -102,8 +102,8 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
     """Cut boxes out of a micrograph and take the slope of their background away.
 
     The plane ``a + b x + c y`` that fits the background best is subtracted. Pixels that are not in the micrograph, and
-    take no part in the fit, become 0: the mean of the background. A box with less than `LEAST_BACKGROUND` of its
-    background in the micrograph becomes NaN.
+    take no part in the fit, become 0: the mean of the background. A box of which less than `LEAST_BACKGROUND` or
+    `LEAST_SIDE` lies in the micrograph becomes NaN.
 
     Parameters
     ----------
@@ -126,7 +126,8 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
         inside = np.zeros((n, n))
         inside[rows, columns] = 1
         weights = outside * inside
-        if weights.sum() < LEAST_BACKGROUND * outside.sum():
+        least = min(rows.stop - rows.start, columns.stop - columns.start)
+        if least < LEAST_SIDE * n or weights.sum() < LEAST_BACKGROUND * outside.sum():
             box[:] = np.nan
             continue
         box[:] = 0

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.kernels.boxes import LEAST_BACKGROUND
+from cloudem.kernels.boxes import LEAST_BACKGROUND, LEAST_SIDE
 
 Float32 = NDArray[np.float32]
 
@@ -116,7 +116,7 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
         if not inside:
             box[:] = 0
         m = whole if inside else _moments(outside, top, bottom, left, right)
-        if m[0] < LEAST_BACKGROUND * whole[0] or right <= left or bottom <= top:
+        if min(right - left, bottom - top) < LEAST_SIDE * n or m[0] < LEAST_BACKGROUND * whole[0]:
             box[:] = np.nan
             continue
         column[:] = 0
