@@ -272,7 +272,7 @@ class Extract(GrowingJob):
         particles = particle_table(self.positions, self.table, found, new_ctf=self.new_ctf)
         fates = fates_of(found, self.table)
         for line in fates.lines:
-            context.progress.warning(line)
+            context.progress.message(line)
         if not len(particles):
             raise ParameterError(
                 f"no particle could be extracted: {fates.lines[0] if fates.lines else 'none was picked'}"

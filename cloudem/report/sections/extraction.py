@@ -11,8 +11,8 @@ from cloudem.report.content import ReportContent
 from cloudem.report.sections.map_panels import grey_limits, picture
 
 WORDS = (
-    "Images from all over the store on one grey scale, low-passed for looking only. Protein should be bright; if it is "
-    "dark, extract again with the other --contrast."
+    "Images from all over the store on one grey scale, each {:.0f} Å across, low-passed for looking only. Protein "
+    "should be bright. If it is dark, extract again with the other --contrast."
 )
 
 
@@ -28,5 +28,5 @@ def examples(content: ReportContent) -> Drawn | None:
     for number, image in enumerate(images):  # pictures begin at the bottom
         y, x = (across - 1 - number // across) * (side + gap), number % across * (side + gap)
         sheet[y : y + side, x : x + side] = image
-    drawn = picture(sheet, low, high, float(size[0]), "Images of particles", across * 146)
-    return Drawn("Particles", [Figures([Figure(876, drawn, WORDS)])])
+    drawn = picture(sheet, low, high, None, "Images of particles", across * 146)
+    return Drawn("Particles", [Figures([Figure(876, drawn, WORDS.format(side * float(size[0])))])])
