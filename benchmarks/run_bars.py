@@ -20,6 +20,7 @@ from bars import (
     automatic,
     believe,
     blind,
+    extraction,
     from_nothing,
     hot_loops,
     junk,
@@ -57,6 +58,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
+    "extraction": extraction.extraction,
     "poses": refinements.poses,
 }
 

@@ -103,6 +103,16 @@ def _solved(m: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
+def _add_row(
+    source: Float32, weights: NDArray[np.float64], v: float, column: NDArray[np.float64], sloped: NDArray[np.float64]
+) -> None:
+    for x in range(len(source)):
+        value = weights[x] * source[x]
+        column[x] += value
+        sloped[x] += v * value
+
+
+@numba.njit(nogil=True, cache=True)
 def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.float64], out: Float32) -> None:
     """Twin of :func:`cloudem.kernels.boxes.cut_boxes`."""
     # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
@@ -122,11 +132,10 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
         column[:] = 0
         sloped[:] = 0
         for y in range(top, bottom):
-            source, weights, v = image[y0 + y], outside[y], float(y - n // 2)
-            for x in range(left, right):
-                value = weights[x] * source[x0 + x]
-                column[x] += value
-                sloped[x] += v * value
+            _add_row(
+                image[y0 + y, x0 + left : x0 + right], outside[y, left:right], float(y - n // 2),
+                column[left:right], sloped[left:right],
+            )  # fmt: skip
         right_hand = np.zeros(3)
         for x in range(left, right):
             right_hand[0] += column[x]
@@ -134,6 +143,7 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
             right_hand[2] += sloped[x]
         a, b, c = _solved(m, right_hand)
         for y in range(top, bottom):
-            source, target, level = image[y0 + y], box[y], a + c * (y - n // 2)
-            for x in range(left, right):
-                target[x] = np.float32(source[x0 + x] - (level + b * (x - n // 2)))
+            source, target = image[y0 + y, x0 + left : x0 + right], box[y, left:right]
+            level = a + b * (left - n // 2) + c * (y - n // 2)
+            for x in range(len(target)):
+                target[x] = np.float32(source[x] - (level + b * x))
