@@ -288,7 +288,7 @@ class Extract(GrowingJob):
             context.progress.warning("the micrographs have no CTF; estimate it, and extract from the results of that")
         context.progress.message(f"{len(particles):,} of {len(found['each_fate']):,} positions are particles now")
         opened = open_particles(context.url)
-        images, length = examples(opened), opened.box * opened.pixel_size
+        images, length = example_images(opened), opened.box * opened.pixel_size
         shown = {"example_images": images, "example_pixel_size_A": np.array([length / images.shape[1]])}
         said = {
             "box": self.image_px, "pixel_size_A": opened.pixel_size, "particle_count": len(particles),
@@ -297,7 +297,7 @@ class Extract(GrowingJob):
         return {**fates.arrays, **shown}, said
 
 
-def examples(store: Any) -> Any:
+def example_images(store: Any) -> Any:
     """Return images from all over a store for looking, low-passed, (k, m, m)."""
     import numpy as np
 

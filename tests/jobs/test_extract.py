@@ -19,6 +19,7 @@ from cloudem.jobs.base import Inputs, find_job
 from cloudem.jobs.changes import make_room
 from cloudem.jobs.export import Export
 from cloudem.jobs.extract import Extract
+from cloudem.jobs.extract_tables import Positions, particle_table
 from cloudem.jobs.select import Select
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
@@ -236,3 +237,20 @@ def test_wrong_boxes_and_places_are_refused(tmp_path: Path) -> None:
         extraction(plain, tmp_path / "out").preflight()
     with pytest.raises(ParameterError, match="no particle could be extracted: 10 positions left out"):
         run(extraction(given, tmp_path / "out", box_px=128))
+
+
+def test_particles_of_a_tilted_specimen_have_the_defocus_of_their_place() -> None:
+    columns = {
+        "micrograph": np.array(["a", "b"], TEXT), "optics_group": np.zeros(2, np.int32), "pixel_size": np.full(2, PIXEL),
+        "height": np.full(2, 100, np.int32), "width": np.full(2, 100, np.int32), "defocus_u": np.full(2, 2e4),
+        "defocus_v": np.full(2, 1e4), "tilt_axis": np.array([0.0, np.nan]), "tilt_angle": np.array([np.pi / 4, 0.5]),
+    }  # fmt: skip
+    places = np.array([[50.0, 50.0], [50.0, 80.0], [50.0, 80.0]])
+    positions = Positions(np.array([0, 0, 1]), places, np.zeros(3), Particles((), {"pick_score": np.zeros(3)}), None)
+    found = {
+        "each_fate": np.zeros(3, np.uint8), "each_x": np.array([50, 50, 50]), "each_y": np.array([50, 80, 80]),
+        "each_row": np.arange(3),
+    }  # fmt: skip
+    table = particle_table(positions, Micrographs(OPTICS, columns), found, new_ctf=False)
+    np.testing.assert_allclose(table["defocus_u"], [2e4, 2e4 + 30 * PIXEL, 2e4])
+    np.testing.assert_allclose(table["defocus_v"], [1e4, 1e4 + 30 * PIXEL, 1e4])
