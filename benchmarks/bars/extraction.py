@@ -150,8 +150,8 @@ def cost(bench: Bench) -> None:
                 seconds = timed(lambda entries=entries, settings=settings: extract_particles(entries, settings), count)
                 stored = sum(each.stat().st_size for each in store.rglob("*") if each.is_file()) / count
                 what = f"{name}, {side}², {len(places[0])} of {BOX} px to {size}"
-                bench.add({"what": what, "copied": copied},
-                          {"CPU-s of a micrograph": round(seconds, 3), "MB stored": round(stored / 1e6, 3)})  # fmt: skip
+                bench.add({"what": what, "copied": copied, "CPU-s of a micrograph": round(seconds, 3)},
+                          {"MB stored": round(stored / 1e6, 3)})  # fmt: skip
         theirs = relion(bench, folder, places, size)
         bench.add({"what": f"RELION 3.1.3, to {size}", "CPU-s of a micrograph": round(theirs / count, 3)})
     image = mrcfile.read(files[0])
@@ -180,9 +180,9 @@ def relion(bench: Bench, folder: Path, places: list[NDArray[np.float64]], size: 
             "rlnMicrographName": np.array(names, TEXT), "rlnOpticsGroup": np.array(["1"] * len(names), TEXT),
         },
     })  # fmt: skip
-    command = [program, "--i", "mics.star", "--coord_suffix", "_pick.star", "--coord_dir", "./", "--part_dir", "Relion/",
-               "--part_star", "Relion/particles.star", "--extract", "--extract_size", str(BOX), "--norm", "--bg_radius",
-               str(int(0.45 * size)), "--invert_contrast"]  # fmt: skip
+    command = [program, "--i", "mics.star", "--coord_suffix", "_pick.star", "--coord_dir", "./", "--part_dir",
+               "Relion/", "--part_star", "Relion/particles.star", "--extract", "--extract_size", str(BOX), "--norm",
+               "--bg_radius", str(int(0.45 * size)), "--invert_contrast"]  # fmt: skip
     bench.fresh("Relion")
     scale = ["--scale", str(size)] if size != BOX else []
     return bench.measured([*command, *scale], bench.work).cpu

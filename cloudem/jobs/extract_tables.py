@@ -33,6 +33,9 @@ OF_OLD_COORDINATES = (
     "rln:rlnCoordinateX", "rln:rlnCoordinateY", "cs:location/center_x_frac", "cs:location/center_y_frac",
 )  # fmt: skip
 
+ENDINGS = (".mrc", ".mrcs", ".tif", ".tiff", ".eer", ".st", ".png", ".jpg")
+"""Of names of micrographs and movies, that say nothing of which one it is."""
+
 SAME = 0.01
 """Difference of pixel sizes, as a share, that is rounding."""
 
@@ -130,7 +133,9 @@ def _of_micrographs(names: NDArray[Any], micrographs: Micrographs, place: str, w
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name).name.rpartition(".")[0] or PurePosixPath(name).name
+    """Return a name without folder, and without the ending of an image; other dots are part of it."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in ENDINGS else path.name
 
 
 def _unique_stems(names: list[str]) -> dict[str, int]:

@@ -176,10 +176,10 @@ def test_refined_particles_are_cut_again_around_their_positions(tmp_path: Path) 
 
 
 def test_a_table_of_other_pixels_and_names_is_understood(tmp_path: Path) -> None:
-    given = picked(tmp_path / "picks", "Mics/m_a.mrc", "m_b.mrc")
-    places = places_of("m_a.mrc")[:8]
+    given = picked(tmp_path / "picks", "m.1_a", "Mics/m_b.mrc")
+    places = places_of("m.1_a")[:8]
     table = Particles(OPTICS, {}).with_columns(
-        micrograph=np.array(["Other/m_a.tif"] * 7 + ["m_x"], TEXT), optics_group=np.zeros(8),
+        micrograph=np.array(["Other/m.1_a.tif"] * 7 + ["m_x"], TEXT), optics_group=np.zeros(8),
         coordinate_x=places[:, 0] * 2, coordinate_y=places[:, 1] * 2,
     )  # fmt: skip
     write_particles(tmp_path / "p.zarr", table, [np.zeros((8, 8, 8), np.float32)], box=8, pixel_size=4.0)
@@ -241,9 +241,10 @@ def test_wrong_boxes_and_places_are_refused(tmp_path: Path) -> None:
 
 def test_particles_of_a_tilted_specimen_have_the_defocus_of_their_place() -> None:
     columns = {
-        "micrograph": np.array(["a", "b"], TEXT), "optics_group": np.zeros(2, np.int32), "pixel_size": np.full(2, PIXEL),
-        "height": np.full(2, 100, np.int32), "width": np.full(2, 100, np.int32), "defocus_u": np.full(2, 2e4),
-        "defocus_v": np.full(2, 1e4), "tilt_axis": np.array([0.0, np.nan]), "tilt_angle": np.array([np.pi / 4, 0.5]),
+        "micrograph": np.array(["a", "b"], TEXT), "optics_group": np.zeros(2, np.int32),
+        "pixel_size": np.full(2, PIXEL), "height": np.full(2, 100, np.int32), "width": np.full(2, 100, np.int32),
+        "defocus_u": np.full(2, 2e4), "defocus_v": np.full(2, 1e4), "tilt_axis": np.array([0.0, np.nan]),
+        "tilt_angle": np.array([np.pi / 4, 0.5]),
     }  # fmt: skip
     places = np.array([[50.0, 50.0], [50.0, 80.0], [50.0, 80.0]])
     positions = Positions(np.array([0, 0, 1]), places, np.zeros(3), Particles((), {"pick_score": np.zeros(3)}), None)
