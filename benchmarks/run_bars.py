@@ -59,6 +59,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
     "extraction": extraction.extraction,
+    "from_sums": extraction.from_sums,
     "poses": refinements.poses,
 }
 

@@ -19,7 +19,8 @@ from cloudem.io.growing_store import begin_growing_store
 from cloudem.io.micrographs.images import write_micrograph_image
 from cloudem.io.micrographs.tables import write_micrograph_table, write_picks
 from cloudem.io.particle_store import open_particles
-from cloudem.io.storage.groups import write_group
+from cloudem.io.storage.groups import read_group, write_group
+from cloudem.jobs.base import JOBS
 from cloudem.jobs.extract_tasks import ExtractionSettings, MicrographPositions, extract_particles
 from cloudem.kernels.boxes import BoxRecipe
 from cloudem.model.micrographs import Micrographs
@@ -27,7 +28,7 @@ from cloudem.model.optics import OpticsGroup
 from cloudem.model.picks import Picks
 from cloudem.model.table import TEXT
 
-from .measure import Bench
+from .measure import Bench, MissingError
 
 SIDE, BOX, COUNT, PIXEL = 4096, 256, 300, 1.0
 REAL_PIXEL, REAL_BOX, REAL_SIZE, REAL_DIAMETER = 1.5, 128, 64, 141.0
@@ -233,3 +234,46 @@ def cached(folder: Path, limit: str) -> Any:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def from_sums(bench: Bench) -> None:
+    """From 20 real sums and nothing else: FSC with the model at least that of the particles marked by hand."""
+    source = bench.need(bench.data / "apoferritin")
+    if missing := {"import_micrographs", "estimate_ctf", "pick"} - JOBS.keys():
+        raise MissingError(f"this version has no {', '.join(sorted(missing))}")
+    folder, model = bench.fresh("all-sums"), source / "relion_extract" / "model_O.mrc"
+    folder.mkdir()
+    for sheet in sorted((source / "sums").glob("*.png")):
+        with mrcfile.new(folder / f"{sheet.stem}.mrc") as file:
+            file.set_data(np.asarray(Image.open(sheet)).astype(np.float32))
+            file.voxel_size = REAL_PIXEL
+    places = {name: bench.fresh(f"from-{name}") for name in ("mics", "ctf", "picks", "particles", "marked")}
+    microscope = ("--pixel-size-A", REAL_PIXEL, "--voltage-kV", 300, "--cs-mm", 0.01, "--amplitude-contrast", 0.07)
+    costs = [
+        bench.cloudem("import-micrographs", f"{folder}/*.mrc", *microscope, "--out", places["mics"]),
+        bench.cloudem("estimate-ctf", places["mics"], "--out", places["ctf"]),
+        bench.cloudem("pick", places["ctf"], "--diameter-A", 130, "--out", places["picks"]),
+        bench.cloudem("extract", places["picks"], "--box-px", REAL_BOX, "--scale-to-px", REAL_SIZE, "--edges", "pad",
+                      "--background-diameter-A", REAL_DIAMETER, "--min-distance-A", 90, "--out", places["particles"]),
+    ]  # fmt: skip
+    marked = source / "relion_extract" / "particles.star"
+    bench.cloudem("import", marked, "--diameter-A", 140, "--out", places["marked"])
+    for seed in bench.seeds:
+        classes, good = bench.fresh(f"from-classes-{seed}"), bench.fresh(f"from-good-{seed}")
+        sorting = bench.cloudem("classify2d", "--particles", places["particles"], "--diameter-A", 140, "--seed", seed,
+                                "--out", classes)  # fmt: skip
+        bench.cloudem("select", "--particles", classes, "--auto", "--out", good)
+        cpu = sum(each.cpu for each in (*costs, sorting))
+        for name, particles, before in (("marked", places["marked"], 0.0), ("from sums alone", good, cpu)):
+            out, compared = bench.fresh(f"from-refined-{seed}"), bench.fresh(f"from-compared-{seed}")
+            refining = bench.cloudem("refine3d", "--particles", particles, "--reference", model, "--diameter-A", 140,
+                                     "--symmetry", "O", "--initial-resolution-A", 20, "--seed", seed,
+                                     "--out", out)  # fmt: skip
+            bench.cloudem("compare-maps", out, model, "--diameter-A", 160, "--out", compared)
+            arrays, said = read_group(compared, "result")
+            curve, length = arrays["fsc_masked"], said["box"] * said["pixel_size_A"]
+            resolution = length / np.arange(1, len(curve))
+            bands = {f"FSC {high}-{low} Å": round(float(curve[1:][(resolution <= high) & (resolution > low)].mean()), 3)
+                     for high, low in ((25, 12), (12, 8), (8, 6), (25, 6))}  # fmt: skip
+            bench.add({"particles": name, "seed": seed, "count": len(open_particles(particles)), **bands},
+                      {"CPU-s": round(before + refining.cpu, 1)})  # fmt: skip
