@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import click
 
-from cloudem.cli import auto, cluster, cost, node, plan, prices, project, rented_cluster, serve, submit
+from cloudem.cli import auto, cluster, cost, node, plan, prices, project, rented_cluster, serve, submit, watch
 from cloudem.cli.commands import DeclaredCommand, DeclaredGroup
 from cloudem.cli.declare import normalise, options_of
 from cloudem.errors import CloudemError, DecisionError, StoppedError, one_line
@@ -202,6 +202,43 @@ class AutoCommand(click.Command):
         print_command_help(auto.Auto, RunOptions)
 
 
+class WatchCommand(click.Command):
+    """The command that carries a workflow on as movies arrive."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            watch.WatchWorkflow.name,
+            params=[*options_of(watch.WatchWorkflow), *options_of(RunOptions)],
+            context_settings={"token_normalize_func": normalise},
+            callback=self._call,
+            help=watch.WatchWorkflow.summary,
+        )
+
+    def _call(self, **given: Any) -> None:
+        from cloudem.jobs.runner import run_job
+
+        values, options = _split(given)
+        wanted = watch.WatchWorkflow(**values)
+        workflow = wanted.read()
+        if options.dry_run:
+            wanted.show(workflow)
+            return
+
+        def run_step(step: Step) -> None:
+            run_job(
+                step.job, options.make_executor, _view, options.tasks,
+                step=step.name, project=workflow.project, replaces=True,
+            )  # fmt: skip
+
+        wanted.watch(workflow, run_step)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print every parameter with unit, default and meaning, and the examples."""
+        from cloudem.cli.help import print_command_help
+
+        print_command_help(watch.WatchWorkflow, RunOptions)
+
+
 class JobGroup(click.Group):
     """All jobs by name; a declaration is imported when its job is asked for."""
 
@@ -308,6 +345,7 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], RunOptions]:
 
 COMMANDS = JobGroup("cloudem", no_args_is_help=True)
 COMMANDS.add_command(AutoCommand())
+COMMANDS.add_command(WatchCommand())
 COMMANDS.add_command(DeclaredCommand("plan", plan.PlanCommand))
 COMMANDS.add_command(DeclaredCommand("submit", submit.Submit))
 COMMANDS.add_command(DeclaredCommand("status", project.ProjectStatus))

@@ -59,7 +59,10 @@ class Submit(Command):
         elif self.resume is not None:
             self._resume(store_at(self.resume))
         else:
-            self._submit()
+            from cloudem.runs.workflow import read_workflow
+
+            assert self.workflow is not None  # noqa: S101 - see above
+            self.submit(read_workflow(self.workflow))
 
     def _attach(self, store: RunStore) -> None:
         """Follow a run; limits that are given are its limits from now on."""
@@ -77,7 +80,8 @@ class Submit(Command):
         if not self.detach:
             follow_run(store)
 
-    def _submit(self) -> None:
+    def submit(self, workflow: Workflow) -> RunStore | None:
+        """Plan a workflow, and rent machines for what is left of it; return the run, None if there is none."""
         from cloudem.cli.graph import print_graph
         from cloudem.cli.help import console
         from cloudem.cli.plan import NOTHING_LEFT, make_plan, show_plan
@@ -87,17 +91,14 @@ class Submit(Command):
         from cloudem.runs.records import new_name
         from cloudem.runs.submit import new_run, start
         from cloudem.runs.webhook import taken_webhook
-        from cloudem.runs.workflow import read_workflow
 
-        assert self.workflow is not None  # noqa: S101 - see run
         webhook = taken_webhook()
-        workflow = read_workflow(self.workflow)
         outlook = preflight(workflow, planning=self.dry_run)
         print_graph(outlook)
         workflow = outlook.left
         if not workflow.steps:
             click.echo(NOTHING_LEFT)
-            return
+            return None
         plan = make_plan(
             workflow,
             region=self.region,
@@ -120,7 +121,7 @@ class Submit(Command):
         say_cap(plan, wanted)
         _say_webhook(webhook)
         if self.dry_run:
-            return
+            return None
         if not self.yes:
             confirm(f"Rent these machines ({provider_kind}, {plan.region})?")
         store.create(record, wanted)
@@ -128,6 +129,7 @@ class Submit(Command):
         provider = provider_of(provider_kind, plan.region)
         start(store, provider, Catalogue.load(), click.echo, webhook=webhook)
         self._then(store)
+        return store
 
     def _resume(self, store: RunStore) -> None:
         from cloudem.cloud.catalogue import Catalogue

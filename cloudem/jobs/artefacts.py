@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cloudem.cloud.planning.work import Size
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.jobs.base import Job, find_job
+from cloudem.jobs.growing import GrowingJob
 from cloudem.jobs.parameters import KINDS, Kind, label_of
 
 if TYPE_CHECKING:
@@ -106,14 +108,35 @@ def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:
 
         store = open_particles(place)
         return Size(len(store), (store.box, store.box), store.pixel_size, store.remote)
+    if "movies" in kinds:
+        from cloudem.io.movies.store import read_movies
+
+        movies = read_movies(place)
+        first = {name: int(movies[name][0]) for name in ("frames", "group", "height", "width")}
+        frames = max(first["frames"] // first["group"], 1)
+        shape: tuple[int, ...] = (frames, first["height"], first["width"])
+        return Size(len(movies), shape, float(movies["pixel_size"][0]), not is_local(str(movies["movie"][0])))
+    if "micrographs" in kinds:
+        from cloudem.io.micrographs.tables import read_micrograph_table
+
+        table = read_micrograph_table(place)
+        if not len(table) or "height" not in table:
+            return Size(len(table), remote=not is_local(place))
+        shape = (int(table["height"][0]), int(table["width"][0]))
+        return Size(len(table), shape, float(table["pixel_size"][0]), not is_local(str(table["image"][0])))
     if set(kinds) & set(VOLUMES):
         return Size(0, *_volume(place), not is_local(place))
     return Size(remote=not is_local(place))
 
 
 def _size(job: Job, name: str) -> Size:
+    """Return the size of an input; of one that grows, as much as is still to be done."""
     found = job.size_of(name)
-    return size_at(getattr(job, name), kinds_read(type(job).model_fields[name])) if found is None else found
+    if found is None:
+        found = size_at(getattr(job, name), kinds_read(type(job).model_fields[name]))
+    if isinstance(job, GrowingJob) and name in job.grows:
+        return replace(found, count=job.left())
+    return found
 
 
 def _volume(place: str) -> tuple[tuple[int, ...], float]:

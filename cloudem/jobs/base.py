@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 JOBS: dict[str, str] = {
     "import": "cloudem.jobs.import_particles:ImportParticles",
     "import_movies": "cloudem.jobs.import_movies:ImportMovies",
+    "import_micrographs": "cloudem.jobs.import_micrographs:ImportMicrographs",
+    "select_micrographs": "cloudem.jobs.select_micrographs:SelectMicrographs",
     "extract": "cloudem.jobs.extract:Extract",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cloudem.errors import CloudemError, OutputExistsError
+from cloudem.errors import CloudemError, MissingInputError, OutputExistsError
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.mapping import PARTS, Found, refuse_foreign
 from cloudem.jobs.provenance import differences, job_record
@@ -143,9 +143,19 @@ class GrowingJob(Job):
             if record is None or not self.is_mine(record):
                 return False
             kept = read_attributes(self.out, "result") or {}
-            return bool(kept.get(DIGEST) == _digest(self.growing(self.out).keys))
+            return bool(kept.get(DIGEST) == digest_of(self.growing(self.out).keys))
         except CloudemError:  # it will be said by whoever reads it
             return False
+
+    def left(self) -> int:
+        """Return how many items are still to be done."""
+        from cloudem.io.storage.groups import has_group, read_rows, shapes_in
+
+        done: set[str] = set()
+        if has_group(self.out, DONE):
+            count = shapes_in(self.out, DONE)[KEY][0]
+            done = set(read_rows(self.out, DONE, [KEY], 0, count)[KEY].tolist())
+        return sum(key not in done for key in self.growing(self.out).keys)
 
     def check_out(self) -> None:
         """Check that there is nothing in ``OUT``, or this very job's results of the items that there were."""
@@ -178,11 +188,13 @@ class GrowingJob(Job):
             context.write("", {}, mine)
         self.prepare(context)
         items = self.growing(context.url)
+        if not items.keys:
+            raise MissingInputError(f"there are no {items.unit} to work on in {getattr(self, self.grows[0])}")
         context.progress.facts({items.unit: f"{len(items.keys):,}", **items.facts})
         found, settled = self._found(items, context)
         arrays, attributes = self.result(context, found)
         kept = run_attributes(context.progress, context.executor.traffic())
-        digest = _digest(items.keys) if settled else ""
+        digest = digest_of(items.keys) if settled else ""
         context.write("result", dict(arrays), {**kept, DIGEST: digest, **attributes})
         context.delete(PARTS)
         write_report(context.url)
@@ -209,13 +221,11 @@ class GrowingJob(Job):
             for numbers, part in zip(tasks, results, strict=True):
                 found = {KEY: np.array([items.keys[number] for number in numbers], TEXT), **part}
                 check_items(found, len(numbers))
-                context.write(f"{PARTS}/{_digest(found[KEY].tolist())[:24]}", found, {})
+                context.write(f"{PARTS}/{digest_of(found[KEY].tolist())[:24]}", found, {})
                 kept.append(found)
                 stage.advance(len(numbers))
                 if numbers[-1] != new[-1]:
                     context.stop_if_asked(f"{stage.done:,} of {stage.total:,} {items.unit}")
-        if not kept:
-            return {}, True
         everything = join_items(kept)
         row_of = {key: row for row, key in enumerate(everything[KEY].tolist())}
         settled = self.settled(everything)
@@ -231,7 +241,8 @@ def _do(entries: Sequence[Any], function: Callable[..., Found], arguments: tuple
     return function(entries, *arguments)
 
 
-def _digest(keys: Sequence[str]) -> str:
+def digest_of(keys: Sequence[str]) -> str:
+    """Return what tells items with these keys, in this order, from any others."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 

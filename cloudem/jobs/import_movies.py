@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import ParameterError
+from cloudem.errors import MissingInputError, ParameterError
 from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.growing import Growing, GrowingJob
 from cloudem.jobs.mapping import Found
@@ -101,6 +101,13 @@ class ImportMovies(GrowingJob):
         " folder of the table and those above it",
     )
 
+    least_age_s: float = parameter(
+        0.0, meaning="leave out files that changed less than that ago: they may still be being written", ge=0
+    )
+    marker: str = parameter(
+        "", meaning="leave out movies beside which there is no file of their name and this, as .done"
+    )
+
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check the list, the gain reference and the first movie."""
         if self.eer_group is not None and self.eer_frame_dose_e_per_A2 is not None:
@@ -138,7 +145,7 @@ class ImportMovies(GrowingJob):
         from cloudem.io.storage.location import is_local
 
         first = check_header(self.source.movies["movie"].tolist()[0])
-        shape = (first.height, first.width) if first.height else ()
+        shape = (max(first.frames // (self.eer_group or 1), 1), first.height, first.width) if first.height else ()
         size = self.pixel_size_A or self.source.pixel_size or first.header_pixel_size
         return Size(len(self.source.movies), shape, size, not is_local(self.movies))
 
@@ -149,7 +156,7 @@ class ImportMovies(GrowingJob):
             "headers", size.count, "movies", HEADER_S, parallel=True, task_items=TASK_MOVIES, read_bytes=2.0**16
         )
         notes = (
-            f"{size.count:,} movies; the first has frames of {' x '.join(map(str, size.shape[::-1])) or '?'} pixels",
+            f"{size.count:,} movies; the first has frames of {' x '.join(map(str, size.shape[:0:-1])) or '?'} pixels",
         )
         base = 250 * MIB + 4000 * size.count
         return Work((stage,), base_bytes=base, stored_bytes=400 * size.count, makes={"": size}, notes=notes)
@@ -164,7 +171,8 @@ class ImportMovies(GrowingJob):
         urls = source.movies["movie"].tolist()
         entries = list(zip(urls, source.frames.tolist(), gains, strict=True))
         keys = [f"{url} {stated}" for url, stated, _ in entries]
-        return Growing(keys, entries, check_headers, size=TASK_MOVIES, stage="headers", unit="movies")
+        arguments = (self.least_age_s, self.marker)
+        return Growing(keys, entries, check_headers, arguments, TASK_MOVIES, "headers", "movies")
 
     def settled(self, found: Found) -> NDArray[np.bool_]:
         """Return which movies can be used; the others are looked at again, since they may have been completed."""
@@ -178,7 +186,14 @@ class ImportMovies(GrowingJob):
         from cloudem.io.movies.sources import below_shared_folder
         from cloudem.io.movies.store import MOVIE_TABLE
         from cloudem.io.storage.tables import table_to_arrays
-        from cloudem.jobs.movie_table import kinds_of, movie_table, movies_in_words, sayings, short_of_a_group
+        from cloudem.jobs.movie_table import (
+            kinds_of,
+            movie_table,
+            movies_in_words,
+            sayings,
+            short_of_a_group,
+            with_those_gone,
+        )
         from cloudem.model.table import TEXT
 
         source = self.source
@@ -187,11 +202,14 @@ class ImportMovies(GrowingJob):
             found = short_of_a_group(self, self.completed(source, float(found["header_pixel_size"].max())), found)
         good = found["problem"] == ""
         if not good.any():
-            raise ParameterError(
+            raise MissingInputError(
                 f"none of {movies_in_words(len(names))} can be used; the first, {names[0]}, {found['problem'][0]}"
             )
         sizes = found["header_pixel_size"][good]
         table, optics_notes = movie_table(self, self.completed(source, float(sizes[0])), found, good)
+        table, gone = with_those_gone(context.url, table, names.tolist())
+        if gone:
+            context.progress.message(f"{movies_in_words(gone)} imported before and not there now: kept in the table")
         context.write(MOVIE_TABLE, *table_to_arrays(table))
         kinds = kinds_of(table)
         odd = good & (found["doubts"] != "")
@@ -200,7 +218,7 @@ class ImportMovies(GrowingJob):
         for count, kind, encoding, frames, width, height in zip(*kinds.values(), strict=True):
             each = f"{frames} frame{'s' if frames > 1 else ''} of {width} x {height} px"
             context.progress.message(f"{movies_in_words(int(count))}: {kind}, {encoding}, {each}")
-        context.progress.message(f"{len(table):,} of {len(names):,} movies imported into {context.url}")
+        context.progress.message(f"{good.sum():,} of {len(names):,} movies imported into {context.url}")
         below = np.array(below_shared_folder(names.tolist()), TEXT)
         arrays = dict(kinds)
         if not good.all():

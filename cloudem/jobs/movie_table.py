@@ -16,8 +16,11 @@ from cloudem.algorithms.gain import FrameCorrection, correction_of, orient_gain
 from cloudem.errors import ParameterError
 from cloudem.io.movies.eer_movie import frame_groups, group_of_dose
 from cloudem.io.movies.references import read_defects, read_gain
+from cloudem.io.movies.store import MOVIE_TABLE, read_movies
+from cloudem.io.storage.groups import has_group
 from cloudem.model.movies import Movies
-from cloudem.model.table import TEXT
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.table import TEXT, joined_tables
 
 if TYPE_CHECKING:
     from cloudem.io.movies.sources import SourceMovies
@@ -29,14 +32,19 @@ PLAUSIBLE_A, PLAUSIBLE_KV, PLAUSIBLE_DOSE = (0.1, 20.0), (30.0, 3000.0), 20.0
 _MM = 1e7
 
 
-class Stated(Protocol):
+class StatedOptics(Protocol):
+    """What the options of jobs that import images say of the microscope; None where one was not given."""
+
+    voltage_kV: float | None
+    cs_mm: float | None
+    amplitude_contrast: float | None
+
+
+class Stated(StatedOptics, Protocol):
     """What the options of ``import-movies`` say; None where one was not given."""
 
     movies: str
     pixel_size_A: float | None
-    voltage_kV: float | None
-    cs_mm: float | None
-    amplitude_contrast: float | None
     dose_per_frame_e_per_A2: float | None
     pre_exposure_e_per_A2: float | None
     gain: str | None
@@ -47,6 +55,58 @@ class Stated(Protocol):
     eer_frame_dose_e_per_A2: float | None
 
 
+def stated_pixel_size(given: str, what: str, size: float) -> float:
+    """Return a pixel size in Å if it can be one.
+
+    Parameters
+    ----------
+    given, what
+        Where the images are, and what they are, for messages.
+    size
+        Å; 0 where nothing says it.
+
+    Raises
+    ------
+    ParameterError
+        It is not known, or no microscope has it.
+    """
+    if not size:
+        raise ParameterError(f"nothing says the pixel size of {given}; give --pixel-size-A")
+    if not PLAUSIBLE_A[0] <= size <= PLAUSIBLE_A[1]:
+        raise ParameterError(
+            f"{given}: a pixel size of {size:g} Å came, {PLAUSIBLE_A[0]:g} to {PLAUSIBLE_A[1]:g} are plausible for"
+            f" {what}; give the true one with --pixel-size-A"
+        )
+    return size
+
+
+def stated_optics(given: str, job: StatedOptics, groups: Sequence[OpticsGroup]) -> tuple[OpticsGroup, ...]:
+    """Return optics groups with what options say of the microscope.
+
+    Raises
+    ------
+    ParameterError
+        Nothing says the voltage or the aberration; or a value that no microscope has.
+    """
+    optics = []
+    for group in groups:
+        voltage = job.voltage_kV or group.voltage
+        cs = group.spherical_aberration if job.cs_mm is None else job.cs_mm * _MM
+        if not voltage:
+            raise ParameterError(f"nothing says the voltage of {given}; give --voltage-kV")
+        if not PLAUSIBLE_KV[0] <= voltage <= PLAUSIBLE_KV[1]:
+            raise ParameterError(
+                f"{given}: a voltage of {voltage:g} kV came, {PLAUSIBLE_KV[0]:g} to {PLAUSIBLE_KV[1]:g} are"
+                " plausible; give the true one with --voltage-kV"
+            )
+        if not cs and job.cs_mm is None:
+            raise ParameterError(f"nothing says the spherical aberration of {given}; give --cs-mm (0 if corrected)")
+        contrast = job.amplitude_contrast
+        contrast = contrast if contrast is not None else group.amplitude_contrast or 0.1
+        optics.append(replace(group, voltage=voltage, spherical_aberration=cs, amplitude_contrast=contrast))
+    return tuple(optics)
+
+
 def with_options(job: Stated, source: SourceMovies, header_pixel_size: float) -> SourceMovies:
     """Return movies with what the options say; an option goes before the table, and the table before the header.
 
@@ -55,33 +115,9 @@ def with_options(job: Stated, source: SourceMovies, header_pixel_size: float) ->
     ParameterError
         Nothing says the pixel size, the voltage or the aberration; or a value that no microscope has.
     """
-    size = job.pixel_size_A or source.pixel_size or header_pixel_size
-    if not size:
-        raise ParameterError(f"nothing says the pixel size of {job.movies}; give --pixel-size-A")
-    if not PLAUSIBLE_A[0] <= size <= PLAUSIBLE_A[1]:
-        raise ParameterError(
-            f"{job.movies}: a pixel size of {size:g} Å came, {PLAUSIBLE_A[0]:g} to {PLAUSIBLE_A[1]:g} are plausible for"
-            " movies; give the true one with --pixel-size-A"
-        )
-    optics = []
-    for group in source.movies.optics:
-        voltage = job.voltage_kV or group.voltage
-        cs = group.spherical_aberration if job.cs_mm is None else job.cs_mm * _MM
-        if not voltage:
-            raise ParameterError(f"nothing says the voltage of {job.movies}; give --voltage-kV")
-        if not PLAUSIBLE_KV[0] <= voltage <= PLAUSIBLE_KV[1]:
-            raise ParameterError(
-                f"{job.movies}: a voltage of {voltage:g} kV came, {PLAUSIBLE_KV[0]:g} to {PLAUSIBLE_KV[1]:g} are"
-                " plausible; give the true one with --voltage-kV"
-            )
-        if not cs and job.cs_mm is None:
-            raise ParameterError(
-                f"nothing says the spherical aberration of {job.movies}; give --cs-mm (0 if corrected)"
-            )
-        contrast = job.amplitude_contrast
-        contrast = contrast if contrast is not None else group.amplitude_contrast or 0.1
-        optics.append(replace(group, voltage=voltage, spherical_aberration=cs, amplitude_contrast=contrast))
-    movies = replace(source.movies, optics=tuple(optics))
+    size = stated_pixel_size(job.movies, "movies", job.pixel_size_A or source.pixel_size or header_pixel_size)
+    optics = stated_optics(job.movies, job, source.movies.optics)
+    movies = replace(source.movies, optics=optics)
     count = len(movies)
     given: dict[str, Any] = {"pixel_size": np.full(count, size)}
     if job.dose_per_frame_e_per_A2 is not None:
@@ -121,6 +157,31 @@ def movie_table(job: Stated, source: SourceMovies, found: Found, good: NDArray[n
             " taken"
         )
     return table, [*notes, *_of_groups(job, table)]
+
+
+def with_those_gone(url: str, table: Movies, names: Sequence[str]) -> tuple[Movies, int]:
+    """Return a table with the movies that an earlier run imported and that are no longer there, and how many they are.
+
+    Microscopes' computers delete movies that were copied. What was made of these is not to be lost with them.
+
+    Parameters
+    ----------
+    url
+        Of the results that hold the earlier table, if there is one.
+    table
+        Of the movies that can be used now.
+    names
+        Of all that are there now, whether they can be used or not.
+    """
+    if not has_group(url, MOVIE_TABLE):
+        return table, 0
+    before, there = read_movies(url), set(names)
+    gone = np.array([name not in there for name in before["movie"].tolist()], bool)
+    if not gone.any():
+        return table, 0
+    both = joined_tables(table, before.take(gone))
+    order = sorted(range(len(both)), key=both["movie"].tolist().__getitem__)
+    return both.take(np.array(order)), int(gone.sum())
 
 
 def short_of_a_group(job: Stated, source: SourceMovies, found: Found) -> Found:

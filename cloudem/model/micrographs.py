@@ -38,6 +38,7 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "float64", "", "power of the image around 3.7 Å, as CTF estimation has it", "rlnCtfIceRingDensity"
     ),
     "ice_thickness": ColumnMeaning("float64", "Å", "thickness of the ice", "rlnMicrographIceThickness"),
+    "bits": ColumnMeaning("float64", "", "information that its frames hold about the specimen, bits"),
     "stage_x": MOVIE_COLUMNS["stage_x"],
     "stage_y": MOVIE_COLUMNS["stage_y"],
     "nominal_defocus": MOVIE_COLUMNS["nominal_defocus"],

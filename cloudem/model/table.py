@@ -8,7 +8,7 @@ and name elsewhere; this is the only place that states them. Columns that no kin
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,10 @@ def distinct(values: NDArray[Any]) -> Distinct:
     place = {name: at for at, name in enumerate(names)}
     number = np.fromiter((place[text] for text in texts), np.int64, len(texts))
     return Distinct(np.array(names, TEXT), number, np.bincount(number, minlength=len(names)).astype(np.int64))
+
+
+Rows = TypeVar("Rows", bound="ItemTable")
+"""A kind of table."""
 
 
 @dataclass(frozen=True)
@@ -212,3 +216,38 @@ class ItemTable:
         """Return the type that `COLUMNS` gives a column; unlisted columns are text."""
         dtype = cls.COLUMNS[name].dtype if name in cls.COLUMNS else "text"
         return TEXT if dtype == "text" else np.dtype(dtype)
+
+
+def joined_tables(first: Rows, second: Rows) -> Rows:
+    """Return the rows of two tables of a kind; what one of them does not know is NaN, 0 or empty in its rows.
+
+    Raises
+    ------
+    InconsistentDataError
+        The second has an optics group of another microscope under the name of one of the first.
+    """
+    optics, number = list(first.optics), {group.name: at for at, group in enumerate(first.optics)}
+    for group in second.optics:
+        at = number.setdefault(group.name, len(optics))
+        if at == len(optics):
+            optics.append(group)
+        elif optics[at] != group:
+            raise InconsistentDataError(
+                f"optics group {group.name} has two meanings in tables that are to be joined; import them anew"
+            )
+    places = np.array([number[group.name] for group in second.optics], np.int32)
+    columns = {}
+    for name in [*first.columns, *(name for name in second.columns if name not in first.columns)]:
+        parts = [table.columns.get(name, _unknown(table, name)) for table in (first, second)]
+        if name == "optics_group":
+            parts[1] = places[parts[1]] if len(places) else parts[1]
+        columns[name] = np.concatenate(parts)
+    return replace(first, optics=tuple(optics), columns=columns)
+
+
+def _unknown(table: ItemTable, name: str) -> NDArray[Any]:
+    """Return a column of which nothing is known."""
+    dtype = table.dtype_of(name)
+    if dtype.kind == "T":
+        return np.array([""] * len(table), dtype)
+    return np.full(len(table), math.nan if dtype.kind == "f" else 0, dtype)

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError, StorageError
-from cloudem.io.micrographs.images import image_place, open_micrograph_image, write_micrograph_image
+from cloudem.io.micrographs.images import (
+    image_place,
+    open_micrograph_image,
+    thumbnail_of,
+    write_micrograph_image,
+)
 from tests.io.movies_files import write_mrc
 
 SHAPE = (40, 50)
@@ -50,6 +55,19 @@ def test_a_task_that_runs_twice_at_once_harms_nothing(tmp_path: Path) -> None:
     np.testing.assert_allclose(open_micrograph_image(place).read("odd"), image(2), atol=0.1)
 
 
+def test_a_thumbnail_shows_means_whatever_the_size(tmp_path: Path) -> None:
+    picture = np.zeros((700, 1000), np.float32)
+    picture[:350, 500:] = 1
+    place = write_micrograph_image(str(tmp_path), "m", {"sum": picture}, pixel_size=1.0)
+    small = open_micrograph_image(place).thumbnail()
+    assert (small.shape, small.dtype) == ((175, 250), np.uint8)
+    np.testing.assert_allclose(thumbnail_of(np.zeros((3, 5), np.float32)), 127.5, atol=1)
+    bright = small > 128
+    assert bright[:87, 126:].all()
+    assert not bright[89:].any()
+    assert not bright[:, :124].any()
+
+
 def test_files_are_images_too_and_what_is_wrong_is_named(tmp_path: Path) -> None:
     path = write_mrc(tmp_path / "a.mrc", image(1)[None], 2)
     found = open_micrograph_image(path)
@@ -68,7 +86,7 @@ def test_files_are_images_too_and_what_is_wrong_is_named(tmp_path: Path) -> None
     with pytest.raises(InconsistentDataError, match="not finite"):
         write_micrograph_image(str(tmp_path), "m", {"sum": bad}, pixel_size=1.0)
     place = Path(write_micrograph_image(str(tmp_path), "m", {"sum": image(1)}, pixel_size=1.0))
-    chunk = next(each for each in place.rglob("0") if each.is_file())
+    chunk = next(each for each in place.rglob("sum/c/0/0"))
     chunk.write_bytes(chunk.read_bytes()[:-2] + b"xx")
     with pytest.raises(StorageError, match=r"damaged|changed|match"):
         open_micrograph_image(place).read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -308,7 +309,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(folder, tmp_path):
 def test_if_none_can_be_used_the_first_says_why(folder, tmp_path):
     for path in folder.glob("*.mrc"):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ParameterError, match=r"none of 24 movies can be used; the first, .*m00.mrc, is trunc"):
+    with pytest.raises(MissingInputError, match=r"none of 24 movies can be used; the first, .*m00.mrc, is trunc"):
         imported(tmp_path, folder)
 
 
@@ -333,3 +334,20 @@ def test_on_the_command_line_with_dashes(folder, tmp_path, capsys, monkeypatch):
         assert said in capsys.readouterr().out
     shutil.rmtree("frames")
     assert len(read_movies("movies")) == 24
+
+
+def test_markers_ages_and_movies_that_are_gone(folder, tmp_path):
+    for path in sorted(folder.glob("*.mrc"))[:3]:
+        Path(f"{path}.done").touch()
+    assert len(imported(tmp_path, folder, "marked", marker=".done")) == 3
+    assert set(left_out(tmp_path / "marked").values()) == {
+        f"waits for its marker m{n:02d}.mrc.done" for n in range(3, 24)
+    }
+    os.utime(folder / "m05.mrc", (1e9, 1e9))
+    assert imported(tmp_path, folder, "old", least_age_s=60.0)["micrograph"].tolist() == ["m05"]
+    (folder / "m05.mrc").unlink()
+    for number in (4, 6):
+        os.utime(folder / f"m{number:02d}.mrc", (1e9, 1e9))
+    os.utime(folder / "m07.mrc", (2e10, 2e10))
+    assert imported(tmp_path, folder, "old", least_age_s=60.0)["micrograph"].tolist() == ["m04", "m05", "m06"]
+    assert "set the clocks right" in left_out(tmp_path / "old")["m07.mrc"]

@@ -1,9 +1,14 @@
 """What every kind of table shares."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from cloudem.model.table import TEXT, distinct
+from cloudem.errors import InconsistentDataError
+from cloudem.model.micrographs import Micrographs
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.table import TEXT, distinct, joined_tables
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -26,3 +31,20 @@ def test_distinct_numbers() -> None:
     assert values.tolist() == [1.0, 3.5]
     assert number.tolist() == [1, 0, 1]
     assert counts.tolist() == [1, 2]
+
+
+def test_tables_are_joined_and_what_one_does_not_know_stays_unknown() -> None:
+    groups = [OpticsGroup(name, 300.0, 2.7e7, 0.1) for name in "abc"]
+    one = Micrographs(
+        (groups[0], groups[1]), {"micrograph": np.array(["x"], TEXT), "optics_group": np.array([1], np.int32)}
+    )
+    other = one.with_columns(dose=[3.0], micrograph=np.array(["y"], TEXT))
+    other = replace(other, optics=(groups[1], groups[2]))
+    both = joined_tables(one, other)
+    assert both["micrograph"].tolist() == ["x", "y"]
+    assert [both.optics[at].name for at in both["optics_group"]] == ["b", "c"]
+    assert np.isnan(both["dose"][0])
+    assert both["dose"][1] == 3.0
+    changed = replace(other, optics=(OpticsGroup("b", 200.0, 2.7e7, 0.1), groups[2]))
+    with pytest.raises(InconsistentDataError, match="two meanings"):
+        joined_tables(one, changed)

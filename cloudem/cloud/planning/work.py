@@ -30,7 +30,7 @@ class Size:
     count
         Items: particles, micrographs, movies; 0 for a map.
     shape
-        Of one image (y, x) or of the map (z, y, x), pixels; empty where that is not known.
+        Of one image (y, x), movie (frame, y, x) or of the map (z, y, x), pixels; empty where that is not known.
     pixel_size
         Å; 0 where it is not known.
     remote

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, parsing, shown
-from cloudem.io.formats.sources import LARGEST, SourceMovieTable, SourceTable
+from cloudem.io.formats.sources import LARGEST, SourceMicrographTable, SourceMovieTable, SourceTable
 from cloudem.io.storage.files import open_table
 from cloudem.io.storage.location import folder_of, is_local
+from cloudem.model.micrographs import Micrographs
 from cloudem.model.movies import Movies
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
@@ -38,6 +39,10 @@ _NUMBERS = {
     "phase_shift": "ctf/phase_shift_rad",
     "ctf_b_factor": "ctf/bfactor",
     "ctf_scale": "ctf/scale",
+}
+_OF_MICROGRAPHS = {
+    **{name: _NUMBERS[name] for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")},
+    "ctf_fit_resolution": "ctf_stats/ctf_fit_to_A",
 }
 _OPTICS = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _GROUP = "ctf/exp_group_id"
@@ -164,18 +169,61 @@ def read_movies_cs(path: str | os.PathLike[str]) -> SourceMovieTable:
     )
 
 
+def read_micrographs_cs(path: str | os.PathLike[str]) -> SourceMicrographTable:
+    """Read a cryoSPARC exposure file: its micrographs, and their CTF where it was estimated.
+
+    Parameters
+    ----------
+    path
+        The ``.cs`` file or its URL.
+
+    Raises
+    ------
+    MissingInputError
+        No such file.
+    FormatError
+        Not a ``.cs`` file, or values of the wrong type.
+    MissingColumnError
+        No micrographs.
+    ParameterError
+        No rows.
+    InconsistentDataError
+        Mixed pixel sizes.
+    """
+    path = os.fspath(path)
+    fields = _load(path)
+    if "micrograph_blob/path" not in fields:
+        raise MissingColumnError(
+            f"{path} lists no micrographs (no micrograph_blob/path); give the exposures of a job that makes or imports"
+            " them"
+        )
+    rows = len(fields["micrograph_blob/path"])
+    if rows == 0:
+        raise ParameterError(f"{path} lists no micrographs: the selection is empty")
+    optics, group = _exposure_optics(path, fields, rows)
+    names = _plain_names(fields["micrograph_blob/path"])
+    columns: dict[str, NDArray[Any]] = {"optics_group": group, "micrograph": names}
+    if "movie_blob/path" in fields:
+        columns["movie"] = _plain_names(fields["movie_blob/path"])
+    for name, field in _OF_MICROGRAPHS.items():
+        if field in fields:
+            columns[name] = _numbers(path, fields, field)
+    pixel_size = _one_value(path, fields, "micrograph_blob/psize_A", "pixel sizes")
+    return SourceMicrographTable(path, Micrographs(optics, columns), pixel_size)
+
+
 def _plain_names(values: NDArray[Any]) -> NDArray[Any]:
     return np.array([str(name).removeprefix(">") for name in _text(values)], dtype=TEXT)
 
 
 def _exposure_optics(path: str, fields: Fields, rows: int) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
     """Return an optics group for each exposure group, 0 for what the file does not say."""
-    names = ("mscope_params/exp_group_id", "mscope_params/accel_kv", "mscope_params/cs_mm")
+    names = ("mscope_params/exp_group_id", "mscope_params/accel_kv", "mscope_params/cs_mm", "ctf/amp_contrast")
     values = [_numbers(path, fields, name) if name in fields else np.zeros(rows) for name in names]
     kinds, group = np.unique(np.stack(values, axis=1), axis=0, return_inverse=True)
     optics = tuple(
-        OpticsGroup(f"group{int(number)}", float(f"{kv:.7g}"), float(f"{cs:.7g}") * _MM, 0.0)
-        for number, kv, cs in kinds
+        OpticsGroup(f"group{int(number)}", float(f"{kv:.7g}"), float(f"{cs:.7g}") * _MM, float(f"{contrast:.7g}"))
+        for number, kv, cs, contrast in kinds
     )
     return optics, group.reshape(-1).astype(np.int32)
 

@@ -7,13 +7,13 @@ not understand travel as text and are written back.
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, shown
-from cloudem.io.formats.sources import LARGEST, SourceMovieTable, SourceTable, split_image_names
+from cloudem.io.formats.sources import LARGEST, SourceMicrographTable, SourceMovieTable, SourceTable, split_image_names
 from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.movies import Movies
@@ -46,24 +46,6 @@ _STATED_OF_MICROGRAPHS = (*_STATED[:4], _MICROGRAPH_PIXEL_SIZE)
 """The same of the optics table beside micrographs."""
 
 _STATED_OF_MOVIES = (*_STATED_OF_MICROGRAPHS, _ORIGINAL_PIXEL_SIZE)
-
-
-class SourceMicrographs(NamedTuple):
-    """Micrographs as a STAR file lists them.
-
-    Attributes
-    ----------
-    path
-        File that the table came from, or its URL.
-    micrographs
-        The table in cloudem's columns and units.
-    pixel_size
-        Å per pixel; 0 where the file does not say.
-    """
-
-    path: str
-    micrographs: Micrographs
-    pixel_size: float
 
 
 def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = False) -> SourceTable:
@@ -119,13 +101,15 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows), in_pixels)
 
 
-def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
+def read_micrographs_star(path: str | os.PathLike[str], *, allow_no_optics: bool = False) -> SourceMicrographTable:
     """Read a micrograph STAR file, of motion correction or CTF estimation.
 
     Parameters
     ----------
     path
         The file or its URL.
+    allow_no_optics
+        Accept micrographs without constants of the microscope; they are 0.
 
     Raises
     ------
@@ -151,7 +135,7 @@ def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
     _need_each_once(path, names, counts, "the micrograph ")
     optics_table, group_of = _optics(path, blocks.get("optics"), table)
     optics = tuple(
-        _optics_group(path, optics_table, group, _STATED_OF_MICROGRAPHS, False)
+        _optics_group(path, optics_table, group, _STATED_OF_MICROGRAPHS, allow_no_optics)
         for group in range(len(group_of_rows(optics_table)))
     )
     rows, label = np.arange(len(group_of)), _MICROGRAPH_PIXEL_SIZE
@@ -162,7 +146,7 @@ def read_micrographs_star(path: str | os.PathLike[str]) -> SourceMicrographs:
     )
     columns = _columns(Micrographs, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
     columns["optics_group"] = group_of.astype(np.int32)
-    return SourceMicrographs(path, Micrographs(optics, columns), pixel_size)
+    return SourceMicrographTable(path, Micrographs(optics, columns), pixel_size)
 
 
 def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:

@@ -15,6 +15,7 @@ from cloudem.errors import FormatError, InconsistentDataError
 from cloudem.io.formats.prefetch import PrefetchedImages
 from cloudem.io.formats.stacks import Stack, find_stacks
 from cloudem.io.storage.location import storage_errors
+from cloudem.model.micrographs import Micrographs
 from cloudem.model.movies import Movies
 from cloudem.model.particles import Particles
 
@@ -39,6 +40,24 @@ class SourceMovieTable(NamedTuple):
 
     path: str
     movies: Movies
+    pixel_size: float
+
+
+class SourceMicrographTable(NamedTuple):
+    """Micrographs as a table of another program lists them.
+
+    Attributes
+    ----------
+    path
+        File that the table came from, or its URL.
+    micrographs
+        The table in cloudem's columns and units; names are the file's.
+    pixel_size
+        Å per pixel; 0 where the file does not say.
+    """
+
+    path: str
+    micrographs: Micrographs
     pixel_size: float
 
 

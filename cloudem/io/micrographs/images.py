@@ -24,6 +24,9 @@ from cloudem.io.storage.location import is_fsspec, join
 SUM, UNWEIGHTED, EVEN, ODD = "sum", "unweighted", "even", "odd"
 """Kinds of images: the sum of all frames, weighted by dose where it is known; without weights; of every other frame."""
 
+THUMBNAIL, THUMBNAIL_PX = "thumbnail", 320
+"""Array of a group that is for looking only, and its greatest size in pixels."""
+
 FOLDER = "images"
 """Where the groups lie in a result."""
 
@@ -58,6 +61,13 @@ class MicrographImage(NamedTuple):
     def kinds(self) -> tuple[str, ...]:
         """Which images there are."""
         return tuple(self.scales) or (SUM,)
+
+    def thumbnail(self) -> NDArray[np.uint8]:
+        """Return the image for looking, see `thumbnail_of`; of a file it is made anew from all of it."""
+        if not self.scales:
+            return thumbnail_of(self.read())
+        found: NDArray[np.uint8] = read_rows(self.place, "", [THUMBNAIL], 0, THUMBNAIL_PX)[THUMBNAIL]
+        return found
 
     def read(self, kind: str = SUM, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Return an image, or some of its rows.
@@ -95,6 +105,31 @@ class MicrographImage(NamedTuple):
         values *= np.float32(std)
         values += np.float32(mean)
         return values
+
+
+def thumbnail_of(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image at most `THUMBNAIL_PX` wide and high, for looking: means of squares of pixels, as grey bytes.
+
+    Parameters
+    ----------
+    image
+        ``(rows, columns)``.
+
+    Returns
+    -------
+    thumbnail
+        0 and 255 are 2.5 standard deviations of the means below and above their mean.
+    """
+    step = max(1, -(-max(image.shape) // THUMBNAIL_PX))
+    rows, columns = (max(size // step, 1) for size in image.shape)
+    part = image[: rows * step, : columns * step]
+    if part.size < rows * columns * step * step:  # narrower than one square
+        return np.full((rows, columns), 128, np.uint8)
+    # Sums along rows first: a reduction over two strided axes at once takes ten times as long.
+    means = part.reshape(rows, step, columns * step).sum(axis=1).reshape(rows, columns, step).mean(axis=2) / step
+    spread = float(means.std()) or 1.0
+    grey: NDArray[np.uint8] = np.clip(np.rint((means - means.mean()) / spread * 51 + 127.5), 0, 255).astype(np.uint8)
+    return grey
 
 
 def image_place(url: str, name: str) -> str:
@@ -150,6 +185,7 @@ def write_micrograph_image(
         scales[kind] = (mean, std)
         scaled = (image - np.float32(mean)) * np.float32(1 / std if std else 1)
         halves[kind] = np.clip(scaled, -60000, 60000).astype(np.float16)
+    halves[THUMBNAIL] = thumbnail_of(images[SUM])
     place = image_place(url, name)
     said = {"kind": _KIND, "micrograph": name, "pixel_size_A": pixel_size, "scales": scales, **(attributes or {})}
     write_same_group(place, "", halves, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from cloudem.errors import CloudemError, MissingInputError
 from cloudem.io.movies.opening import open_movie
 from cloudem.io.movies.ranges import RangeReader
+from cloudem.io.storage.location import exists, folder_of, is_local
 from cloudem.model.table import TEXT
 
 
@@ -29,7 +31,9 @@ class HeaderCheck(NamedTuple):
     file_version: str = ""
 
 
-def check_header(url: str, frames: int = 0, gain_shape: tuple[int, int] | None = None) -> HeaderCheck:
+def check_header(
+    url: str, frames: int = 0, gain_shape: tuple[int, int] | None = None, least_age: float = 0.0, marker: str = ""
+) -> HeaderCheck:
     """Open a movie and say whether it can be used.
 
     Parameters
@@ -40,8 +44,14 @@ def check_header(url: str, frames: int = 0, gain_shape: tuple[int, int] | None =
         How many it should have; 0 where nothing says it.
     gain_shape
         Rows and columns of the oriented gain reference; None for none.
+    least_age
+        Seconds since the file changed, at least. Objects of S3 appear as a whole, and are not asked.
+    marker
+        Without a file beside it of its name and this, the movie is not complete.
     """
     try:
+        if waits := _waits(url, least_age, marker):
+            return HeaderCheck(waits)
         movie = open_movie(url)
         after = RangeReader(url)
     except MissingInputError:
@@ -65,9 +75,28 @@ def check_header(url: str, frames: int = 0, gain_shape: tuple[int, int] | None =
     )  # fmt: skip
 
 
-def check_headers(part: Sequence[tuple[str, int, tuple[int, int] | None]]) -> dict[str, NDArray[Any]]:
+def _waits(url: str, least_age: float, marker: str) -> str:
+    """Return what a movie waits for; empty if for nothing."""
+    if marker and not exists(url + marker):
+        return f"waits for its marker {url.rpartition('/')[2]}{marker}"
+    if least_age and is_local(url) and folder_of(url).is_file():
+        age = time.time() - folder_of(url).stat().st_mtime
+        if age < 0:
+            return f"was changed {-age:.0f} s in the future: set the clocks right"
+        if age < least_age:
+            return f"changed {age:.0f} s ago, and may still be being written"
+    return ""
+
+
+def check_headers(
+    part: Sequence[tuple[str, int, tuple[int, int] | None]], least_age: float = 0.0, marker: str = ""
+) -> dict[str, NDArray[Any]]:
     """Check movies, given as the arguments of `check_header`; return the fields of `HeaderCheck` as arrays."""
-    found = [check_header(*each) for each in part]
+    return arrays_of_checks([check_header(*each, least_age, marker) for each in part])
+
+
+def arrays_of_checks(found: Sequence[HeaderCheck]) -> dict[str, NDArray[Any]]:
+    """Return the fields of checks as arrays."""
     types: dict[type, Any] = {str: TEXT, int: np.int64, float: np.float64}
     return {
         name: np.array([getattr(each, name) for each in found], dtype=types[type(default)])

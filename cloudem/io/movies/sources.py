@@ -81,7 +81,7 @@ def find_movies(given: str, project_folder: str | None = None) -> SourceMovies:
         return _of_table(table, project_folder)
     if kind == ".mdoc" and not has_wildcard(given):
         return _of_mdoc(given)
-    files, passed = _files(given)
+    files, passed = listed_files(given)
     if not files:
         what = "matches no file" if has_wildcard(given) else "holds no movies"
         raise MissingInputError(f"{given} {what} ({', '.join(SUFFIXES)}); check the path, and put patterns in quotes")
@@ -90,8 +90,16 @@ def find_movies(given: str, project_folder: str | None = None) -> SourceMovies:
     return _with_mdocs(given, files, found, [*notes, *doubts])
 
 
-def _files(given: str) -> tuple[list[str], Counter[str]]:
-    """Return the movies by name, and how many other files there are by suffix."""
+def listed_files(given: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[str], Counter[str]]:
+    """Return the files of a pattern, a folder or a name that have a suffix, and how many others there are by suffix.
+
+    Raises
+    ------
+    MissingInputError
+        Nothing is there.
+    StorageError
+        The place cannot be reached.
+    """
     if has_wildcard(given):
         all_ = matching_files(given)
     else:
@@ -101,7 +109,7 @@ def _files(given: str) -> tuple[list[str], Counter[str]]:
         all_ = [join(absolute(given), name) for name in names] if names else [absolute(given)]
         if not names:
             return all_, Counter()
-    files = [each for each in all_ if PurePosixPath(each).suffix.lower() in SUFFIXES]
+    files = [each for each in all_ if PurePosixPath(each).suffix.lower() in suffixes]
     taken = set(files)
     passed = [PurePosixPath(each) for each in all_ if each not in taken and not each.endswith(".mdoc")]
     others = Counter(each.suffix or each.name for each in passed)
@@ -147,7 +155,7 @@ def _with_mdocs(given: str, files: Sequence[str], found: Sequence[MdocMovie], no
     columns: dict[str, Any] = {
         "optics_group": np.array([voltages.index(each.voltage) for each in found], np.int32),
         "movie": np.array(list(files), TEXT),
-        "micrograph": np.array(unique_names(files, _fixed_folder(given)), TEXT),
+        "micrograph": np.array(unique_names(files, fixed_folder(given)), TEXT),
     }
     numbers = {
         "dose_per_frame": [each.dose_per_frame for each in found],
@@ -170,11 +178,12 @@ def _of_table(table: SourceMovieTable, project_folder: str | None) -> SourceMovi
     """Return the movies of a table with names that say where they are."""
     movies = table.movies
     names: list[str] = movies["movie"].tolist()
-    base = _base(names[0], table.path, project_folder)
-    columns = {"movie": np.array([_within(base, name, table.path) for name in names], TEXT)}
+    base = base_of_names(names[0], table.path, project_folder)
+    columns = {"movie": np.array([place_of_name(base, name, table.path) for name in names], TEXT)}
     for name in ("gain", "defects"):
         if name in movies:
-            columns[name] = np.array([each and _within(base, each, table.path) for each in movies[name].tolist()], TEXT)
+            found = [each and place_of_name(base, each, table.path) for each in movies[name].tolist()]
+            columns[name] = np.array(found, TEXT)
     if "micrograph" not in movies:
         columns["micrograph"] = np.array(unique_names(names), TEXT)
     frames = np.zeros(len(names), np.int32)
@@ -189,7 +198,7 @@ def _of_table(table: SourceMovieTable, project_folder: str | None) -> SourceMovi
     )
 
 
-def _base(name: str, table: str, project_folder: str | None) -> str:
+def base_of_names(name: str, table: str, project_folder: str | None) -> str:
     """Return where the names of a table start from, by the first of them."""
     above = [absolute(table).rpartition("/")[0]]
     while above[-1].count("/") > (2 if "://" in above[-1] else 1):
@@ -197,7 +206,7 @@ def _base(name: str, table: str, project_folder: str | None) -> str:
     here = [os.getcwd()] if is_local(table) else []  # noqa: PTH109
     bases = [absolute(project_folder)] if project_folder is not None else [*here, *above]
     for base in bases:
-        if exists(_within(base, name, table)):
+        if exists(place_of_name(base, name, table)):
             return base
     where = f"under {project_folder}" if project_folder is not None else "here or beside the table"
     raise MissingInputError(
@@ -205,7 +214,7 @@ def _base(name: str, table: str, project_folder: str | None) -> str:
     )
 
 
-def _within(base: str, name: str, table: str) -> str:
+def place_of_name(base: str, name: str, table: str) -> str:
     """Return what a name means, seen from a base; a table that is not in a folder names nothing outside of that."""
     if is_local(base):
         return str(absolute(os.path.join(base, name)))  # noqa: PTH118
@@ -223,7 +232,7 @@ def below_shared_folder(files: Sequence[str]) -> list[str]:
     return [posixpath.relpath(each, shared) for each in files]
 
 
-def _fixed_folder(given: str) -> str:
+def fixed_folder(given: str) -> str:
     """Return the folder below which all that a pattern or folder may ever stand for lies: names start from there."""
     fixed = absolute(given).partition("*")[0].partition("?")[0].partition("[")[0] if has_wildcard(given) else ""
     if fixed:
