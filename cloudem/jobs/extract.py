@@ -43,7 +43,7 @@ class Extract(GrowingJob):
         "cloudem extract picks --box-px 384 --scale-to-px 128 --min-distance-A 100 --out particles",
         "cloudem extract ctf --coordinates refine --box-px 512 --out again",
     )
-    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "micrographs")}
+    makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
     grows: ClassVar[tuple[str, ...]] = ("micrographs", "coordinates")
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (
@@ -258,11 +258,10 @@ class Extract(GrowingJob):
         super().discard(guard)
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
-        """Write the table of the particles that were cut, and that of the micrographs."""
+        """Write the table of the particles that were cut."""
         import numpy as np
 
         from cloudem.io.growing_store import check_rows
-        from cloudem.io.micrographs.tables import write_micrograph_table
         from cloudem.io.particle_store import RESULT_TABLE, ImageSource, open_particles
         from cloudem.io.storage.groups import read_attributes
         from cloudem.io.storage.relative import relative
@@ -283,7 +282,6 @@ class Extract(GrowingJob):
         source = ImageSource(store, date, relative(store, context.url))
         arrays, attributes = table_to_arrays(particles)
         context.write(RESULT_TABLE, arrays, {**attributes, "images": source._asdict()})
-        write_micrograph_table(context.write, self.table)
         if "defocus_u" not in particles:
             context.progress.warning("the micrographs have no CTF; estimate it, and extract from the results of that")
         context.progress.message(f"{len(particles):,} of {len(found['each_fate']):,} positions are particles now")
