@@ -213,7 +213,7 @@ class StackLayout:
         DamagedShardError
             It holds fewer.
         """
-        if held and rows.size and rows.max() >= held:
+        if rows.size and rows.max() >= held:
             raise DamagedShardError(f"has {held} images, where number {int(rows.max()) + 1} was asked for")
 
 
@@ -362,7 +362,8 @@ class LocalShards:
         for part in parts:
             with naming(self._folder, self._layout, part.shard):
                 source = _MAPS.open(self._folder / self._layout.key(part.shard), self._layout)
-                self._layout.require(part.rows, 0 if source is None else len(source))
+                if source is not None:
+                    self._layout.require(part.rows, len(source))
             if source is None:
                 left.append(part)
             else:
