@@ -253,7 +253,7 @@ def from_sums(bench: Bench) -> None:
         bench.cloudem("import-micrographs", f"{folder}/*.mrc", *microscope, "--out", places["mics"]),
         bench.cloudem("estimate-ctf", places["mics"], "--out", places["ctf"]),
         bench.cloudem("pick", places["ctf"], "--diameter-A", 130, "--out", places["picks"]),
-        bench.cloudem("extract", places["picks"], "--box-px", REAL_BOX, "--scale-to-px", REAL_SIZE, "--edges", "pad",
+        bench.cloudem("extract", places["picks"], "--box-px", REAL_BOX, "--scale-to-px", REAL_SIZE,
                       "--background-diameter-A", REAL_DIAMETER, "--min-distance-A", 90, "--out", places["particles"]),
     ]  # fmt: skip
     marked = source / "relion_extract" / "particles.star"
@@ -263,8 +263,12 @@ def from_sums(bench: Bench) -> None:
         sorting = bench.cloudem("classify2d", "--particles", places["particles"], "--diameter-A", 140, "--seed", seed,
                                 "--out", classes)  # fmt: skip
         bench.cloudem("select", "--particles", classes, "--auto", "--out", good)
-        cpu = sum(each.cpu for each in (*costs, sorting))
-        for name, particles, before in (("marked", places["marked"], 0.0), ("from sums alone", good, cpu)):
+        chain = sum(each.cpu for each in costs)
+        for name, particles, before in (
+            ("marked", places["marked"], 0.0),
+            ("from sums alone, all", places["particles"], chain),
+            ("from sums alone, chosen by 2D classes", good, chain + sorting.cpu),
+        ):
             out, compared = bench.fresh(f"from-refined-{seed}"), bench.fresh(f"from-compared-{seed}")
             refining = bench.cloudem("refine3d", "--particles", particles, "--reference", model, "--diameter-A", 140,
                                      "--symmetry", "O", "--initial-resolution-A", 20, "--seed", seed,
