@@ -21,6 +21,7 @@ from bars import (
     believe,
     blind,
     ctf,
+    extraction,
     from_nothing,
     hot_loops,
     junk,
@@ -68,6 +69,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "search": hot_loops.search,
     "kernels": hot_loops.kernels,
     "scaling": scaling.scaling,
+    "extraction": extraction.extraction,
+    "from_sums": extraction.from_sums,
     "poses": refinements.poses,
     "picking": picking.picking,
 }

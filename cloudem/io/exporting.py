@@ -16,6 +16,7 @@ from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.micrographs.exporting import export_micrographs
 from cloudem.io.micrographs.tables import MICROGRAPH_TABLE
+from cloudem.io.image_store import GROWS
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import has_group, read_attributes, read_group
@@ -167,7 +168,7 @@ def _write_record(folder: str, record: Mapping[str, Any] | None) -> None:
 
 def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return images as they were in the source, ``(b, n, n)``, but for the rounding of the store's type."""
-    images = store.read_images(particles["store_row"][indices] if "store_row" in particles else indices)
+    images = store.read_rows(particles["store_row"][indices] if "store_row" in particles else indices)
     std, mean = (particles.get(name, default)[indices] for name, default in (("image_std", 1.0), ("image_mean", 0.0)))
     return images * std[:, None, None].astype(np.float32) + mean[:, None, None].astype(np.float32)
 
@@ -254,17 +255,21 @@ def _export_result(
 
 
 def _store_of(url: str, particles_url: str | os.PathLike[str] | None) -> ParticleStore:
-    """Return the store that holds the images of a result."""
+    """Return a store whose images are those of a result, and which knows their grey values if the result does not."""
     try:
-        return open_particles(open_particles(particles_url or url).image_url)
+        store = open_particles(particles_url or url)
+        return store if GROWS in store.attributes else open_particles(store.image_url)
     except MissingInputError as error:
         raise MissingInputError(f"{error}; if it was moved, give it with --particles") from error
 
 
 def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     """Take the original grey values from the store; those of a result may have been dropped."""
-    table = store.particles.take(refined["store_row"]) if "store_row" in refined else store.particles
-    return refined.with_columns(**{name: table[name] for name in ("image_mean", "image_std") if name in table})
+    table = store.particles
+    names = [name for name in ("image_mean", "image_std") if name in table]
+    if "store_row" in refined and names:
+        table = table.take(store.numbers_of(refined["store_row"]))
+    return refined.with_columns(**{name: table[name] for name in names})
 
 
 def _write_table(particles: Particles, folder: str, box: int, pixel_size: float, say: Say) -> None:

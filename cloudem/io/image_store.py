@@ -1,20 +1,21 @@
-"""Stores of images: images in shards, columns beside them, under one URL.
+"""Images in shards under one URL, with columns beside them.
 
 ::
 
-    <url>/zarr.json     what it is; written last, so that a store without it is not one
+    <url>/zarr.json     what it is; a store that is made as a whole is none without it
     <url>/images        (number, y, x), float16 or float32, see `cloudem.io.images.layout`
     <url>/columns       a table with a row for each image, a group as in `cloudem.io.storage.groups`
 
-Any Zarr v3 reader can read all of it. What the images are of makes the kind of store: `cloudem.io.particle_store`,
-`cloudem.io.micrograph_store`.
+Any Zarr v3 reader can read all of it. A store that grows (`cloudem.io.growing_store`) has no columns: the tables that
+use it lie elsewhere, and its images may be windows of micrographs, which are cut when they are read.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import zarr
@@ -24,55 +25,22 @@ from obstore.exceptions import BaseError
 from cloudem import traffic
 from cloudem.errors import CloudemError, DamagedShardError, FormatError, ParameterError, StorageError
 from cloudem.io.images.layout import LocalShards, ShardRead, ShardsOfZarr, StackLayout, check_chunks, parse_layout
-from cloudem.io.images.remote import RemoteShards, in_threads, remote_shards
+from cloudem.io.images.remote import IN_FLIGHT, RemoteShards, in_threads, remote_shards
 from cloudem.io.storage.groups import read_attributes, read_group, read_rows
 from cloudem.io.storage.location import folder_of, get, is_remote, object_store, storage_errors
 from cloudem.io.storage.tables import table_from_arrays
 from cloudem.io.storage.zarr_store import zarr_store
-from cloudem.model.table import ItemTable
+from cloudem.io.windows import WINDOWS, WindowShards, layout_of_windows
+from cloudem.model.particles import Particles
 
-Rows = TypeVar("Rows", bound=ItemTable)
-"""The kind of table that goes with a store's images."""
+KIND = "particles"
+"""What a store of images says that it is."""
 
+UNIT = "standard deviations of the background"
+"""Of pixels."""
 
-@dataclass(frozen=True)
-class StoreKind(Generic[Rows]):
-    """What the images of a store are of.
-
-    Parameters
-    ----------
-    table
-        The kind of table beside them.
-    unit
-        Of the pixels.
-    square
-        Whether images have to be square.
-    """
-
-    table: type[Rows]
-    unit: str
-    square: bool
-
-    @property
-    def item(self) -> str:
-        """What each image is of: ``"particle"``."""
-        return self.table.ITEM
-
-    @property
-    def name(self) -> str:
-        """What a store of this kind says that it is: ``"particles"``."""
-        return f"{self.item}s"
-
-    def sizes(self, layout: StackLayout) -> dict[str, int]:
-        """Return what a store says of the shape of its stack.
-
-        Raises
-        ------
-        FormatError
-            Images that have to be square are not.
-        """
-        size = {"box": layout.box} if self.square else {"height": layout.height, "width": layout.width}
-        return {**size, self.name: layout.count}
+GROWS = "grows"
+"""Attribute of a store that grows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +62,7 @@ class Damage:
     reason: str
 
 
-class ImageStore(Generic[Rows]):
+class ImageStore:
     """Images on disk and the table beside them, opened for reading; safe in threads, small to pickle.
 
     Parameters
@@ -110,24 +78,21 @@ class ImageStore(Generic[Rows]):
     ----------
     url, image_url, attributes
         As given.
-    shape
-        Height and width of an image in pixels.
+    box
+        Side of the images in pixels.
     pixel_size
         Å per pixel.
     dtype
         ``"float16"`` or ``"float32"``: type of the images on disk; they are read as float32.
     """
 
-    KIND: ClassVar[StoreKind[Any]]
     CACHED: ClassVar[tuple[str, ...]] = ("_shards",)
     """Attributes that are not pickled, but read again."""
 
     def __init__(self, url: str, image_url: str, attributes: dict[str, Any]) -> None:
         self.url, self.image_url, self.attributes = url, image_url, attributes
-        with storage_errors(image_url):
-            raw = get(object_store(image_url), "images/zarr.json")
-        self._layout = _layout(image_url, raw, attributes, self.KIND)
-        self.shape, self.dtype = self._layout.shape, self._layout.dtype
+        self._layout = _layout(image_url, attributes)
+        self.box, self.dtype = self._layout.box, self._layout.dtype
         self.pixel_size = float(attributes["pixel_size_A"])
 
     @property
@@ -161,7 +126,7 @@ class ImageStore(Generic[Rows]):
         """
         return {name: value for name, value in vars(self).items() if name not in self.CACHED}
 
-    def _read_table(self) -> Rows:
+    def _read_table(self) -> Particles:
         """Return the table.
 
         Raises
@@ -169,15 +134,14 @@ class ImageStore(Generic[Rows]):
         StorageError, FormatError
             Part of it is lost or changed, or it has another number of rows than there are images.
         """
-        table: Rows = table_from_arrays(self.KIND.table, *read_group(self.url, self.table_group))
+        table = table_from_arrays(Particles, *read_group(self.url, self.table_group))
         if self.url == self.image_url and len(table) != self._layout.count:
             raise FormatError(
-                f"{self.url} holds {self._layout.count} images and a table of {len(table)} {self.KIND.name}; "
-                "import again"
+                f"{self.url} holds {self._layout.count} images and a table of {len(table)} particles; import again"
             )
         return table
 
-    def columns(self, names: Iterable[str]) -> Rows:
+    def columns(self, names: Iterable[str]) -> Particles:
         """Return the table with some of its columns, as far as it has them; no others are read."""
         attributes = read_attributes(self.url, self.table_group) or {}
         stated = attributes.get("columns")
@@ -186,8 +150,7 @@ class ImageStore(Generic[Rows]):
         wanted = set(names)
         found = {name: meaning for name, meaning in stated.items() if name in wanted}
         arrays = read_rows(self.url, self.table_group, list(found), 0, len(self))
-        table: Rows = table_from_arrays(self.KIND.table, arrays, {**attributes, "columns": found})
-        return table
+        return table_from_arrays(Particles, arrays, {**attributes, "columns": found})
 
     def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
         """Return images.
@@ -200,7 +163,7 @@ class ImageStore(Generic[Rows]):
         Returns
         -------
         images
-            Shape ``(m, height, width)``, float32.
+            Shape ``(m, box, box)``, float32.
 
         Raises
         ------
@@ -215,19 +178,30 @@ class ImageStore(Generic[Rows]):
                 f"image numbers {wanted.min()} to {wanted.max()} were asked for, "
                 f"but {self.url} holds 0 to {len(self) - 1}"
             )
-        if self.rows is not None:
-            wanted = self.rows[wanted]
-            if wanted.size and not (wanted.min() >= 0 and wanted.max() < self._layout.count):
-                raise FormatError(
-                    f"{self.url} refers to images {wanted.min()} to {wanted.max()}, but {self.image_url} holds 0 to "
-                    f"{self._layout.count - 1}; run the job that made {self.url} again"
-                )
+        return self.read_rows(wanted if self.rows is None else self.rows[wanted])
+
+    def read_rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return images by their numbers in the store of images, whatever the table here has of it; see `read_images`.
+
+        Raises
+        ------
+        FormatError
+            The store of images has none of such a number.
+        StorageError
+            A shard is missing or damaged.
+        """
+        wanted = rows
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self._layout.count):
+            raise FormatError(
+                f"{self.url} refers to images {wanted.min()} to {wanted.max()}, but {self.image_url} holds 0 to "
+                f"{self._layout.count - 1}; run the job that made {self.url} again"
+            )
         out = np.empty((wanted.size, self._layout.pixels), dtype=np.float32)
         left = self._shards.read(_by_shard(wanted, self._layout.shard), out)
         if left:
             places = np.concatenate([part.places for part in left])
             self._read_through_zarr(wanted[places], places, out)
-        return out.reshape(-1, *self.shape)
+        return out.reshape(-1, self.box, self.box)
 
     def damaged(self) -> list[Damage]:
         """Return the shards that are missing, or whose index is not sound, after a look at each.
@@ -247,19 +221,25 @@ class ImageStore(Generic[Rows]):
                 return str(error)
             return ""
 
-        with storage_errors(self.image_url):
-            reasons = in_threads(reason, range(self._layout.shards))
         rows = np.arange(self._layout.count) if self.rows is None else self.rows
-        shards = rows // self._layout.shard
-        lost = [
-            Damage(self._layout.key(shard), np.flatnonzero(shards == shard), reason)
-            for shard, reason in enumerate(reasons)
+        each = rows // self._layout.shard
+        numbers: list[int] = np.unique(each).tolist()
+        with storage_errors(self.image_url):
+            if self._layout.windows:  # opening micrographs may wait for the threads that others use here
+                with ThreadPoolExecutor(IN_FLIGHT, "cloudem-windows") as pool:
+                    reasons = list(pool.map(reason, numbers))
+            else:
+                reasons = in_threads(reason, numbers)
+        return [
+            Damage(self._layout.key(shard), np.flatnonzero(each == shard), reason)
+            for shard, reason in zip(numbers, reasons, strict=True)
             if reason
         ]
-        return [each for each in lost if len(each.rows)]
 
     @cached_property
-    def _shards(self) -> LocalShards | RemoteShards | ShardsOfZarr:
+    def _shards(self) -> LocalShards | RemoteShards | ShardsOfZarr | WindowShards:
+        if WINDOWS in self.attributes:
+            return WindowShards(self.image_url, self._layout, self.attributes[WINDOWS])
         if not self._layout.direct:
             return ShardsOfZarr(self.image_url, self._layout)
         if self.remote:
@@ -298,7 +278,12 @@ def date_of(attributes: Mapping[str, Any]) -> str:
     return str(attributes.get("date") or "")
 
 
-def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any], kind: StoreKind[Any]) -> StackLayout:
+def sizes_stated(layout: StackLayout) -> dict[str, Any]:
+    """Return what a store says of the shape of its stack."""
+    return {"box": layout.box, **({GROWS: True} if layout.grows else {"particles": layout.count})}
+
+
+def _layout(url: str, attributes: Mapping[str, Any]) -> StackLayout:
     """Return how the images lie, if that agrees with what the store says of itself.
 
     Raises
@@ -306,6 +291,13 @@ def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any], kind: St
     FormatError
         It does not, or cannot be.
     """
+    size = attributes.get("pixel_size_A")
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
+        raise FormatError(f"{url}/zarr.json has the pixel size {size!r:.40}; one above 0 Å is needed: import again")
+    if WINDOWS in attributes:
+        return layout_of_windows(url, attributes)
+    with storage_errors(url):
+        raw = get(object_store(url), "images/zarr.json")
     if raw is None:
         raise FormatError(f"{url}/images/zarr.json is missing: the store has lost its images; import again")
     try:
@@ -315,19 +307,15 @@ def _layout(url: str, raw: bytes | None, attributes: Mapping[str, Any], kind: St
     if not isinstance(document, dict):
         raise FormatError(f"{url}/images/zarr.json is damaged: it is not Zarr v3 metadata; import again")
     try:
-        layout = parse_layout(document, kind.item)
-        sizes = kind.sizes(layout)
+        layout = parse_layout(document)
         if not layout.direct:
             check_chunks(document)
     except FormatError as error:
         raise FormatError(f"{url}/images/zarr.json: {error}") from error
-    for name, found in sizes.items():
+    for name, found in sizes_stated(layout).items():
         if attributes.get(name) != found:
             raise FormatError(
                 f"{url}/images/zarr.json has {found} for {name}, {url}/zarr.json {attributes.get(name)!r:.40}: one "
                 "of them is damaged; import again"
             )
-    size = attributes.get("pixel_size_A")
-    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < np.inf:
-        raise FormatError(f"{url}/zarr.json has the pixel size {size!r:.40}; one above 0 Å is needed: import again")
     return layout

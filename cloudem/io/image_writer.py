@@ -1,26 +1,27 @@
-"""Writing stores of images: shards on their way while the next images are prepared."""
+"""Writing particle stores as a whole: shards on their way while the next images are prepared."""
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem import traffic
 from cloudem.errors import InconsistentDataError, ParameterError
-from cloudem.io.image_store import Rows, StoreKind
+from cloudem.io.image_store import KIND, UNIT, sizes_stated
 from cloudem.io.images.layout import MOST_PIXELS, StackLayout
 from cloudem.io.storage.groups import write_group
 from cloudem.io.storage.location import Store, object_store, put
 from cloudem.io.storage.outputs import new_prefix
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.kernels.float16 import narrow
+from cloudem.model.particles import Particles
 
 DTYPES = ("float16", "float32")
 
@@ -28,20 +29,18 @@ _HELD = 3
 """Shards in memory at a time: the one that is being filled, and those that are being sent."""
 
 
-class ImageWriter(Generic[Rows]):
-    """Takes images in order and turns them into a store; made by `image_writer`."""
+class ImageWriter:
+    """Takes images in order and turns them into a particle store; made by `image_writer`."""
 
     def __init__(
         self,
         url: str,
-        kind: StoreKind[Rows],
         layout: StackLayout,
         pixel_size: float,
         uploads: "_Uploads",
         guard: Callable[[], None] | None,
     ) -> None:
         self._url = url
-        self._kind = kind
         self._layout = layout
         self._pixel_size = pixel_size
         self._uploads = uploads
@@ -64,7 +63,7 @@ class ImageWriter(Generic[Rows]):
         return self._finished
 
     def append(self, images: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> None:
-        """Take the next images, ``(b, height, width)``, or those of them that `rows` names.
+        """Take the next images, ``(b, box, box)``, or those of them that `rows` names.
 
         Raises
         ------
@@ -92,7 +91,7 @@ class ImageWriter(Generic[Rows]):
             if self._in_shard == self._layout.shard:
                 self._write_shard()
 
-    def finish(self, table: Rows, attributes: Mapping[str, Any] | None = None) -> None:
+    def finish(self, table: Particles, attributes: Mapping[str, Any] | None = None) -> None:
         """Write the table and declare the store finished.
 
         Raises
@@ -102,19 +101,17 @@ class ImageWriter(Generic[Rows]):
         """
         count = self.count
         if len(table) != count:
-            raise InconsistentDataError(
-                f"{count} images were written, but the table has {len(table)} {self._kind.name}"
-            )
+            raise InconsistentDataError(f"{count} images were written, but the table has {len(table)} particles")
         if count == 0:
-            raise ParameterError(f"no {self._kind.name} are left to store: the selection is empty")
+            raise ParameterError("no particles are left to store: the selection is empty")
         if self._in_shard:
             self._layout.images_of(self._filled())[self._in_shard :] = 0  # what another shard left
             self._write_shard()
         layout = replace(self._layout, count=count)
-        self._uploads.send("images/zarr.json", layout.metadata({"unit": self._kind.unit}))
+        self._uploads.send("images/zarr.json", layout.metadata({"unit": UNIT}))
         write_group(self._url, "columns", *table_to_arrays(table), guard=self._guard)
         self._uploads.wait()
-        described = {"kind": self._kind.name, "pixel_size_A": self._pixel_size, **self._kind.sizes(layout)}
+        described = {"kind": KIND, "pixel_size_A": self._pixel_size, **sizes_stated(layout)}
         write_group(self._url, "", {}, {**(attributes or {}), **described}, guard=self._guard)
         self._finished = True
 
@@ -173,15 +170,14 @@ class _Uploads:
 @contextmanager
 def image_writer(
     url: str | os.PathLike[str],
-    kind: StoreKind[Rows],
     *,
     expected: int,
-    shape: tuple[int, int],
+    box: int,
     pixel_size: float,
     dtype: str = "float16",
     guard: Callable[[], None] | None = None,
-) -> Iterator[ImageWriter[Rows]]:
-    """Open a new store of images for writing; it is one only when finished.
+) -> Iterator[ImageWriter]:
+    """Open a new particle store for writing; it is one only when finished.
 
     In a folder it appears under its name then. On S3 its ``zarr.json`` is written then; what a killed writer left there
     is removed first.
@@ -190,12 +186,10 @@ def image_writer(
     ----------
     url
         Where it will be; nothing may be there yet.
-    kind
-        What its images are of.
     expected
         Number of images that will come; fewer may.
-    shape
-        Height and width of the images in pixels.
+    box
+        Side of the images in pixels.
     pixel_size
         Å per pixel.
     dtype
@@ -212,71 +206,30 @@ def image_writer(
     StorageError
         Disk full, no permission, no such bucket, no connection.
     """
-    if kind.square and (shape[0] < 2 or shape[0] % 2):
-        raise ParameterError(
-            f"images have a box of {shape[0]} pixels; cloudem needs an even box: crop or pad by one pixel"
-        )
-    if min(shape) < 1 or max(shape) > MOST_PIXELS:
-        raise ParameterError(
-            f"images of {shape[0]} x {shape[1]} pixels (y, x) cannot be stored: a side has 1 to {MOST_PIXELS}"
-        )
+    check_box(box)
     if not (np.isfinite(pixel_size) and pixel_size > 0):
         raise ParameterError(f"the pixel size is {pixel_size:g} Å; give one above 0")
     if dtype not in DTYPES:
         raise ParameterError(f"images cannot be stored as {dtype}; choose {' or '.join(DTYPES)}")
     if expected < 1:
-        raise ParameterError(f"no {kind.name} were selected: the input is empty")
-    layout = StackLayout.choose(expected, shape, dtype, kind.item)
+        raise ParameterError("no particles were selected: the input is empty")
+    layout = StackLayout.choose(expected, box, dtype)
     with new_prefix(url, guard) as place, ThreadPoolExecutor(_HELD, "cloudem-uploads") as pool:
-        writer = ImageWriter(place, kind, layout, pixel_size, _Uploads(object_store(place), pool), guard)
+        writer = ImageWriter(place, layout, pixel_size, _Uploads(object_store(place), pool), guard)
         yield writer
         if not writer.finished:
-            raise ParameterError(f"{os.fspath(url)}: writing stopped before the {kind.item} table came")
+            raise ParameterError(f"{os.fspath(url)}: writing stopped before the particle table came")
 
 
-def write_images(
-    url: str | os.PathLike[str],
-    kind: StoreKind[Rows],
-    table: Rows,
-    images: Iterable[NDArray[np.float32]],
-    *,
-    shape: tuple[int, int],
-    pixel_size: float,
-    dtype: str = "float16",
-    attributes: Mapping[str, Any] | None = None,
-    guard: Callable[[], None] | None = None,
-) -> None:
-    """Write a store of images.
-
-    Parameters
-    ----------
-    url
-        Where; nothing may be there yet.
-    kind
-        What its images are of.
-    table
-        One row per image.
-    images
-        Batches ``(b, height, width)`` in the order of the rows.
-    shape
-        Height and width of the images in pixels.
-    pixel_size
-        Å per pixel.
-    dtype
-        ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
-    attributes
-        What else the store should say of itself; anything that JSON holds.
-    guard
-        As for `image_writer`.
+def check_box(box: int) -> None:
+    """Refuse a box that images cannot have.
 
     Raises
     ------
-    OutputExistsError, ParameterError, InconsistentDataError, StorageError
-        As `image_writer`, `ImageWriter.append` and `ImageWriter.finish` say. Nothing is left behind.
+    ParameterError
+        It is odd, or too large.
     """
-    with image_writer(
-        url, kind, expected=len(table), shape=shape, pixel_size=pixel_size, dtype=dtype, guard=guard
-    ) as writer:
-        for batch in images:
-            writer.append(batch)
-        writer.finish(table, attributes)
+    if box < 2 or box % 2:
+        raise ParameterError(f"images have a box of {box} pixels; cloudem needs an even box: crop or pad by one pixel")
+    if box > MOST_PIXELS:
+        raise ParameterError(f"images of {box} x {box} pixels cannot be stored: a side has at most {MOST_PIXELS}")

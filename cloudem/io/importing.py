@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, ParameterError
+from cloudem.errors import FormatError, InconsistentDataError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.formats.sources import SourceImages, SourceTable
 from cloudem.io.formats.unapplied import unapplied
 from cloudem.io.image_writer import DTYPES, ImageWriter, image_writer
-from cloudem.io.particle_store import PARTICLES
 from cloudem.kernels.background import (
     CONSTANT,
     NOT_FINITE,
     TOO_LARGE,
     USABLE,
+    background,
     fingerprint,
     measure_background,
     scale_images,
@@ -65,23 +65,6 @@ class ImportSummary:
             for reason, names in self.left_out.items()
         ]
         return reasons + self.warnings
-
-
-def background(box: int, diameter_px: float) -> NDArray[np.bool_]:
-    """Return the pixels outside the circle of a diameter around the origin ``box // 2``, ``(box, box)``.
-
-    Raises
-    ------
-    ParameterError
-        The circle leaves fewer than 1 % of the pixels.
-    """
-    axis = np.arange(box) - box // 2
-    outside = axis[:, None] ** 2 + axis[None, :] ** 2 > (diameter_px / 2) ** 2
-    if outside.mean() < 0.01:
-        raise ParameterError(
-            f"a circle of {diameter_px:.0f} pixels leaves no background in a box of {box}; give a smaller --diameter-A"
-        )
-    return np.asarray(outside)
 
 
 def background_of(box: int, diameter: float | None, pixel_size: float) -> NDArray[np.bool_]:
@@ -151,9 +134,8 @@ def import_particles(
     outside = background_of(images.box, diameter, size)
     stored = "float32" if keep_greyscale else dtype
     sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
-    shape = (images.box, images.box)
     with image_writer(
-        url, PARTICLES, expected=len(source.particles), shape=shape, pixel_size=size, dtype=stored, guard=guard
+        url, expected=len(source.particles), box=images.box, pixel_size=size, dtype=stored, guard=guard
     ) as writer:
         mean, std, found, prints = _write_images(writer, images, sign, outside, stored, keep_greyscale, on_progress)
         rows = np.flatnonzero(found == USABLE)
@@ -183,7 +165,7 @@ def import_particles(
 
 
 def _write_images(
-    writer: ImageWriter[Particles],
+    writer: ImageWriter,
     images: SourceImages,
     sign: NDArray[np.float32],
     outside: NDArray[np.bool_],

@@ -1,4 +1,4 @@
-"""The particle store: a store of square images, see `cloudem.io.image_store`, and the particle table beside them.
+"""The particle store: images, see `cloudem.io.image_store`, and the particle table beside them.
 
 The result of a job that holds particles is a particle store, too: its table is the group ``particles``, which says
 where the images lie (`ImageSource`), and whose column ``store_row`` says which of them belong to its rows.
@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.image_store import ImageStore, StoreKind, date_of
-from cloudem.io.image_writer import write_images
+from cloudem.io.image_store import KIND, ImageStore, date_of
+from cloudem.io.image_writer import image_writer
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import list_groups, read_attributes
 from cloudem.io.storage.location import exists, folder_of, is_fsspec, is_remote, join
+from cloudem.io.storage.relative import relative, resolved
 from cloudem.model.particles import Particles
-
-PARTICLES = StoreKind(Particles, "standard deviations of the background", square=True)
 
 RESULT_TABLE = "particles"
 """Group of a result that holds its particles."""
@@ -49,7 +48,7 @@ class ImageSource(NamedTuple):
         return cls(store.image_url, store.date, relative(store.image_url, table))
 
 
-class ParticleStore(ImageStore[Particles]):
+class ParticleStore(ImageStore):
     """Particles on disk, opened for reading; safe in threads, small to pickle.
 
     Attributes
@@ -58,17 +57,10 @@ class ParticleStore(ImageStore[Particles]):
         Where its table is.
     image_url
         Where its images are: the same, unless it is the result of a job.
-    box
-        Side of the images in pixels.
-    pixel_size
-        Å per pixel.
-    dtype
-        ``"float16"`` or ``"float32"``: type of the images on disk; they are read as float32.
     attributes
-        What the writer said of the store.
+        What the writer said of the store of images.
     """
 
-    KIND = PARTICLES
     CACHED = (*ImageStore.CACHED, "particles", "rows")
 
     drawn_by: "ClassVar[Callable[[ParticleStore], str] | None]" = None
@@ -79,10 +71,9 @@ class ParticleStore(ImageStore[Particles]):
         attributes = read_attributes(url, "")
         if attributes is not None and attributes.get("kind") == "result" and RESULT_TABLE in list_groups(url, ""):
             image_url, attributes = _images_of(url)
-        if attributes is None or attributes.get("kind") != "particles":
+        if attributes is None or attributes.get("kind") != KIND:
             raise _not_particles(url, attributes)
         super().__init__(url, image_url, attributes)
-        self.box = self._layout.box
         self._count = None if self.is_result else self._layout.count
 
     @property
@@ -113,6 +104,21 @@ class ParticleStore(ImageStore[Particles]):
             Part of it is lost or changed, or it has another number of rows than there are images.
         """
         return self._read_table()
+
+    def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of its particles have their images in some rows of the store of images, (m,).
+
+        Raises
+        ------
+        InconsistentDataError
+            A row is none of theirs.
+        """
+        mine = np.arange(len(self)) if self.rows is None else self.rows
+        order = np.argsort(mine, kind="stable")
+        places = np.searchsorted(mine[order], rows)
+        if len(rows) and (places.max() >= len(mine) or (mine[order[places]] != rows).any()):
+            raise InconsistentDataError(f"{self.url} does not hold all of these particles; give the store they are of")
+        return np.asarray(order[places])
 
     @property
     def table_group(self) -> str:
@@ -159,7 +165,7 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
     others = 0
     for place in places:
         attributes = read_attributes(resolved(place), "")
-        if attributes is not None and attributes.get("kind") == "particles":
+        if attributes is not None and attributes.get("kind") == KIND:
             if not source.date or date_of(attributes) == source.date:
                 return resolved(place), attributes
             others += 1
@@ -170,26 +176,6 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
     raise MissingInputError(
         f"{source.url} does not exist, which holds the images of {url}; put it back, or run the job again"
     )
-
-
-def relative(place: str, origin: str) -> str:
-    """Return a place as seen from another, both absolute; empty where they share no folder or bucket."""
-    one, other = place.split("/"), origin.split("/")
-    shared = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    if shared < (4 if is_remote(place) or is_remote(origin) else 2):
-        return ""
-    return "/".join([*[".."] * (len(other) - shared), *one[shared:]])
-
-
-def resolved(place: str) -> str:
-    """Return a place without ``..``: object storage knows none."""
-    parts: list[str] = []
-    for part in place.split("/"):
-        if part == ".." and parts:
-            parts.pop()
-        else:
-            parts.append(part)
-    return "/".join(parts)
 
 
 def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:
@@ -219,8 +205,33 @@ def write_particles(
     attributes: Mapping[str, Any] | None = None,
     guard: Callable[[], None] | None = None,
 ) -> None:
-    """Write a particle store: `write_images` with particles in a box, whose side is even."""
-    write_images(
-        url, PARTICLES, particles, images,
-        shape=(box, box), pixel_size=pixel_size, dtype=dtype, attributes=attributes, guard=guard,
-    )  # fmt: skip
+    """Write a particle store.
+
+    Parameters
+    ----------
+    url
+        Where; nothing may be there yet.
+    particles
+        One row per image.
+    images
+        Batches ``(b, box, box)`` in the order of the rows.
+    box
+        Side of the images in pixels, even.
+    pixel_size
+        Å per pixel.
+    dtype
+        ``"float16"`` (rounds at 2⁻¹¹ of each value) or ``"float32"``.
+    attributes
+        What else the store should say of itself; anything that JSON holds.
+    guard
+        As for `image_writer`.
+
+    Raises
+    ------
+    OutputExistsError, ParameterError, InconsistentDataError, StorageError
+        As `image_writer`, `ImageWriter.append` and `ImageWriter.finish` say. Nothing is left behind.
+    """
+    with image_writer(url, expected=len(particles), box=box, pixel_size=pixel_size, dtype=dtype, guard=guard) as writer:
+        for batch in images:
+            writer.append(batch)
+        writer.finish(particles, attributes)

@@ -50,6 +50,7 @@ JOBS: dict[str, str] = {
     "import_coordinates": "cloudem.jobs.import_coordinates:ImportCoordinates",
     "export_coordinates": "cloudem.jobs.export_coordinates:ExportCoordinates",
     "denoise": "cloudem.jobs.denoise:Denoise",
+    "extract": "cloudem.jobs.extract:Extract",
     "export": "cloudem.jobs.export:Export",
     "classify2d": "cloudem.jobs.classify2d.job:Classify2D",
     "select": "cloudem.jobs.select:Select",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from cloudem.model.particles import Particles
 
+OURS = ("coordinate_x", "coordinate_y")
 RELION = ("rln:rlnCoordinateX", "rln:rlnCoordinateY")
+"""Where stores have them that were imported before cloudem knew these columns."""
+
 CRYOSPARC = ("cs:location/center_x_frac", "cs:location/center_y_frac")
 SHAPE, PIXEL = "cs:location/micrograph_shape", "cs:location/micrograph_psize_A"
 SIZES = ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
@@ -35,7 +38,8 @@ def require_coordinates(table: Particles) -> None:
     MissingColumnError
         It does not.
     """
-    if "micrograph" in table and (all(c in table for c in RELION) or all(c in table for c in (*CRYOSPARC, SHAPE))):
+    given = (OURS, RELION, (*CRYOSPARC, SHAPE))
+    if "micrograph" in table and any(all(name in table for name in names) for names in given):
         return
     raise MissingColumnError(
         "the particles' table does not say where they lie in their micrographs; duplicates and neighbours need "
@@ -66,18 +70,34 @@ def places_in_micrographs(
 
     from cloudem.jobs.dataset import micrograph_numbers
 
-    if all(name in table for name in RELION):
-        pixels = np.stack([numbers_of_text(table, name) for name in RELION], axis=1)
-    else:
-        shape = np.array([json.loads(text) for text in table[SHAPE].tolist()], np.float64)
-        pixels = (
-            np.stack([numbers_of_text(table, name) for name in CRYOSPARC], axis=1) * shape[:, ::-1]
-        )  # rows, columns
+    pixels = coordinates_of(table)
     size = np.full(len(table), pixel_size) if pixel_size is not None else sizes_of_pixels(table, warn)
     names = next((names for names in SHIFTS if all(name in table for name in names)), None)
     shifts = np.stack([table[name] for name in names], axis=1) if names is not None else 0.0
     places: NDArray[np.float64] = pixels * size[:, None] + shifts
     return places, micrograph_numbers(table)
+
+
+def coordinates_of(table: Particles) -> NDArray[np.float64]:
+    """Return where particles were picked, px of their micrographs, (n, 2) as x, y; `require_coordinates` was called.
+
+    Raises
+    ------
+    InconsistentDataError
+        They are no numbers.
+    """
+    import numpy as np
+
+    if all(name in table for name in OURS):
+        found = np.stack([table[name] for name in OURS], axis=1)
+        if not np.isfinite(found).all():
+            raise InconsistentDataError("coordinates of particles are not finite; correct the table")
+        return found
+    if all(name in table for name in RELION):
+        return np.stack([numbers_of_text(table, name) for name in RELION], axis=1)
+    shape = np.array([json.loads(text) for text in table[SHAPE].tolist()], np.float64)
+    fractions = np.stack([numbers_of_text(table, name) for name in CRYOSPARC], axis=1)
+    return np.asarray(fractions * shape[:, ::-1])  # rows, columns
 
 
 def sizes_of_pixels(table: Particles, warn: Callable[[str], None]) -> NDArray[np.float64]:

@@ -6,9 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
+from cloudem.errors import ParameterError
 
 USABLE, NOT_FINITE, CONSTANT, TOO_LARGE = range(4)
 """What is found of an image."""
+
+
+def background(box: int, diameter_px: float) -> NDArray[np.bool_]:
+    """Return the pixels outside the circle of a diameter around the origin ``box // 2``, ``(box, box)``.
+
+    Raises
+    ------
+    ParameterError
+        The circle leaves fewer than 1 % of the pixels.
+    """
+    axis = np.arange(box) - box // 2
+    outside = axis[:, None] ** 2 + axis[None, :] ** 2 > (diameter_px / 2) ** 2
+    if outside.mean() < 0.01:
+        raise ParameterError(
+            f"a circle of {diameter_px:.0f} pixels leaves no background in a box of {box}; give a smaller --diameter-A"
+        )
+    return np.asarray(outside)
 
 
 @kernel

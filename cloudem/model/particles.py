@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cloudem.model.picks import COLUMNS as PICK_COLUMNS
 from cloudem.model.table import DEGREE, SHARED_COLUMNS, TEXT, ColumnMeaning, ItemTable
 
 __all__ = ["COLUMNS", "DOUBTFUL", "TEXT", "ColumnMeaning", "Particles"]
@@ -36,6 +37,9 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "int8", "", "half-set 1 or 2; 0 where not yet assigned", "rlnRandomSubset", 1.0, "alignments3D/split"
     ),
     "micrograph": SHARED_COLUMNS["micrograph"],
+    "coordinate_x": PICK_COLUMNS["coordinate_x"],
+    "coordinate_y": PICK_COLUMNS["coordinate_y"],
+    "pick_score": PICK_COLUMNS["pick_score"],
     "image_name": ColumnMeaning(
         "text", "", "image number, from 1, and file that the image came from", "rlnImageName", 1.0, "blob/path"
     ),

@@ -22,9 +22,17 @@ from cloudem.io import image_writer
 from cloudem.io.formats.mrc_writer import write_stack
 from cloudem.io.formats.relion import read_particles_star
 from cloudem.io.formats.sources import SourceImages
-from cloudem.io.importing import background, import_particles
+from cloudem.io.importing import import_particles
 from cloudem.io.particle_store import open_particles
-from cloudem.kernels.background import CONSTANT, NOT_FINITE, TOO_LARGE, USABLE, measure_background, scale_images
+from cloudem.kernels.background import (
+    CONSTANT,
+    NOT_FINITE,
+    TOO_LARGE,
+    USABLE,
+    background,
+    measure_background,
+    scale_images,
+)
 from tests.io.conftest import BOX, COUNT, LABELS, OPTICS, loop, particle_rows
 
 

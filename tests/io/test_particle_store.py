@@ -235,8 +235,7 @@ KILLED = """
 import sys
 import numpy as np
 from cloudem.io.image_writer import image_writer
-from cloudem.io.particle_store import PARTICLES
-with image_writer(sys.argv[1], PARTICLES, expected=9000, shape=(8, 8), pixel_size=1.0) as writer:
+with image_writer(sys.argv[1], expected=9000, box=8, pixel_size=1.0) as writer:
     writer.append(np.zeros((3000, 8, 8), np.float32))
     print("go", flush=True)
     sys.stdin.read()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
-from cloudem.io.particle_store import RESULT_TABLE, ImageSource, open_particles, relative, resolved, write_particles
+from cloudem.io.particle_store import RESULT_TABLE, ImageSource, open_particles, write_particles
 from cloudem.io.storage.groups import read_attributes, write_group
+from cloudem.io.storage.relative import relative, resolved
 from cloudem.io.storage.tables import table_to_arrays
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles

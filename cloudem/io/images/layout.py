@@ -4,6 +4,10 @@ A shard is what the ``sharding_indexed`` codec of Zarr v3 says it is: the chunks
 length (two little-endian uint64), then the CRC-32C of that index. Chunks that are stored in order and not compressed
 make a shard one plain array followed by its index, and that is how they are written here; the reader verifies it from
 each index before it maps the file, and leaves any other order or compression to zarr.
+
+Two kinds of stacks are written. One that is made as a whole has full shards, one after the other
+(`StackLayout.choose`). One that grows has shards that begin with the images of a micrograph and hold no others
+(`StackLayout.growing`, `cloudem.io.growing_store`): what is missing at their ends is missing in their indices, too.
 """
 
 import json
@@ -34,6 +38,12 @@ SHARD_IMAGES = 1024
 SHARD_BYTES = 64 * 2**20
 """Bytes in a shard at most, unless one image has more: a shard is held in memory while it is written."""
 
+GROWING_SHARDS = 2**48
+"""Shards that a stack that grows has room for; nearly all of them are never written."""
+
+_ABSENT = 2**64 - 1
+"""Offset and length, in the index of a shard, of a chunk that is not there."""
+
 MOST_PIXELS, _MOST_CHUNKS = 2**14, 2**20
 """Side of an image, and chunks in a shard, beyond which metadata are not believed: memory is taken by them."""
 
@@ -50,68 +60,64 @@ class StackLayout:
 
     Parameters
     ----------
-    count, height, width
-        The stack has shape ``(count, height, width)``.
+    count, box
+        The stack has shape ``(count, box, box)``.
     dtype
         ``"float16"`` or ``"float32"``.
     chunk, shard
         Images in a chunk and in a shard.
     direct
         Whether images are ranges of bytes; only zarr can read them otherwise.
-    item
-        What each is an image of: ``"particle"`` or ``"micrograph"``, as the name of the first axis and in errors.
+    windows
+        Whether images are not there, but cut out of micrographs, see `cloudem.io.windows`.
     """
 
     count: int
-    height: int
-    width: int
+    box: int
     dtype: str
     chunk: int
     shard: int
     direct: bool = True
-    item: str = "particle"
+    windows: bool = False
 
     @classmethod
-    def choose(cls, count: int, shape: int | tuple[int, int], dtype: str, item: str = "particle") -> "StackLayout":
+    def choose(cls, count: int, box: int, dtype: str) -> "StackLayout":
         """Return the layout for a stack: shards of up to 1,024 images or 64 MiB.
 
         Parameters
         ----------
         count
             Number of images.
-        shape
-            Height and width of an image, or the side of a square one.
+        box
+            Their side in pixels.
         dtype
             ``"float16"`` or ``"float32"``.
-        item
-            What each is an image of.
         """
-        height, width = (shape, shape) if isinstance(shape, int) else shape
-        fit = max(1, SHARD_BYTES // (height * width * np.dtype(dtype).itemsize))
+        fit = _images_that_fit(box, dtype)
         chunk = min(CHUNK_IMAGES, fit)
         most, needed = fit // chunk * chunk, max(1, -(-count // chunk)) * chunk
-        shard = min(SHARD_IMAGES // chunk * chunk, most, needed)
-        return cls(count, height, width, dtype, chunk, shard, item=item)
+        return cls(count, box, dtype, chunk, min(SHARD_IMAGES // chunk * chunk, most, needed))
+
+    @classmethod
+    def growing(cls, box: int, dtype: str, *, windows: bool = False) -> "StackLayout":
+        """Return the layout of a stack that grows: a chunk is one image, so that shards end where their images do."""
+        shard = min(SHARD_IMAGES, _images_that_fit(box, dtype))
+        return cls(GROWING_SHARDS * shard, box, dtype, 1, shard, windows=windows)
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is the layout of a stack that grows, most of whose images are not there."""
+        return self == self.growing(self.box, self.dtype, windows=self.windows)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of an image."""
-        return self.height, self.width
+        return self.box, self.box
 
     @property
     def pixels(self) -> int:
         """Pixels in an image."""
-        return self.height * self.width
-
-    @property
-    def box(self) -> int:
-        """Side of the images; `FormatError` where they are not square."""
-        if self.height != self.width:
-            raise FormatError(
-                f"images of {self.height} x {self.width} pixels (y, x) were found where square ones are "
-                f"needed; import the {self.item}s again"
-            )
-        return self.height
+        return self.box * self.box
 
     @property
     def shards(self) -> int:
@@ -143,15 +149,16 @@ class StackLayout:
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": dict(attributes),
             "storage_transformers": [],
-            "dimension_names": [self.item, "y", "x"],
+            "dimension_names": ["particle", "y", "x"],
         }
         return json.dumps(document, indent=2).encode()
 
-    def index(self) -> bytes:
-        """Return the index of a shard whose chunks lie in order, with its checksum."""
+    def index(self, chunks: int | None = None) -> bytes:
+        """Return the index of a shard whose chunks lie in order, all or the first ones, with its checksum."""
         entries = np.empty((self.shard // self.chunk, 2), dtype="<u8")
         entries[:, 0] = np.arange(len(entries), dtype="<u8") * np.uint64(self.chunk_bytes)
         entries[:, 1] = self.chunk_bytes
+        entries[chunks:] = _ABSENT if chunks is not None else entries[chunks:]
         raw = entries.tobytes()
         return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
 
@@ -168,32 +175,50 @@ class StackLayout:
         return raw
 
     def images_of(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the images in the bytes of a shard, ``(shard, height, width)``, to be written into."""
+        """Return the images in the bytes of a shard, ``(shard, box, box)``, to be written into."""
         pixels = raw[: -self.index_bytes].view(np.dtype(self.dtype).newbyteorder("<"))
         return pixels.reshape(self.shard, *self.shape)
 
     def key(self, shard: int) -> str:
         """Return the key of a shard under the URL of the store."""
-        return f"images/c/{shard}/0/0"
+        return f"windows/{shard}" if self.windows else f"images/c/{shard}/0/0"
 
     def held(self, shard: int) -> tuple[int, int]:
         """Return the numbers of the first and the last image of a shard."""
         return shard * self.shard, min(self.count, (shard + 1) * self.shard) - 1
 
-    def verify(self, tail: bytes, size: int) -> bool:
-        """Check the end of a shard of `size` bytes; return whether its chunks lie in order.
+    def verify(self, tail: bytes, size: int) -> int:
+        """Check the end of a shard of `size` bytes; return how many images, from the first on, lie in it in order.
+
+        That is 0 where only zarr can read it.
 
         Raises
         ------
         DamagedShardError
             It is too short, or its index does not match its checksum.
         """
-        index = self.index()
-        if len(tail) < len(index):
-            raise DamagedShardError(f"has {size} bytes, its index alone needs {len(index)}")
+        if len(tail) < self.index_bytes:
+            raise DamagedShardError(f"has {size} bytes, its index alone needs {self.index_bytes}")
         if int(google_crc32c.value(tail[:-4])) != int.from_bytes(tail[-4:], "little"):
             raise DamagedShardError("is damaged: the checksum of its index does not match")
-        return tail == index and size == self.shard // self.chunk * self.chunk_bytes + len(index)
+        chunks = min((size - self.index_bytes) // self.chunk_bytes, self.shard // self.chunk)
+        whole = size == chunks * self.chunk_bytes + self.index_bytes
+        return chunks * self.chunk if whole and tail == self.index(chunks) else 0
+
+    def require(self, rows: NDArray[np.int64], held: int) -> None:
+        """Make sure that rows of a shard are among the images that it holds.
+
+        Raises
+        ------
+        DamagedShardError
+            It holds fewer.
+        """
+        if rows.size and rows.max() >= held:
+            raise DamagedShardError(f"has {held} images, where number {int(rows.max()) + 1} was asked for")
+
+
+def _images_that_fit(box: int, dtype: str) -> int:
+    return max(1, SHARD_BYTES // (box * box * np.dtype(dtype).itemsize))
 
 
 class ShardRead(NamedTuple):
@@ -204,22 +229,20 @@ class ShardRead(NamedTuple):
     places: NDArray[np.int64]
 
 
-def parse_layout(document: Mapping[str, Any], item: str = "particle") -> StackLayout:
+def parse_layout(document: Mapping[str, Any]) -> StackLayout:
     """Return the layout that a ``zarr.json`` describes.
 
     Parameters
     ----------
     document
         What it says.
-    item
-        What each is an image of.
 
     Raises
     ------
     FormatError
-        It is not a stack of images of floating point numbers.
+        It is not a stack of square images of floating point numbers.
     """
-    again = f"import the {item}s again"
+    again = "import the particles again"
     shape, dtype = document.get("shape"), document.get("data_type")
     if not _are_sizes(shape, 3) or max(shape[1:]) > MOST_PIXELS or dtype not in ("float16", "float32"):
         raise FormatError(
@@ -227,6 +250,10 @@ def parse_layout(document: Mapping[str, Any], item: str = "particle") -> StackLa
             f"needed; {again}"
         )
     count, height, width = shape
+    if height != width:
+        raise FormatError(
+            f"images of {height} x {width} pixels (y, x) were found where square ones are needed; {again}"
+        )
     try:
         shard = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     except (KeyError, TypeError, IndexError) as error:
@@ -236,14 +263,14 @@ def parse_layout(document: Mapping[str, Any], item: str = "particle") -> StackLa
     try:
         (outer,) = document["codecs"]
         chunk = outer["configuration"]["chunk_shape"][0]
-        layout = StackLayout(count, height, width, dtype, chunk, shard, item=item)
+        layout = StackLayout(count, height, dtype, chunk, shard)
         same = json.loads(layout.metadata({}))
         whole = _are_sizes([chunk], 1) and shard % chunk == 0 and shard // chunk <= _MOST_CHUNKS
         if whole and all(document[key] == same[key] for key in ("codecs", "chunk_grid", "chunk_key_encoding")):
             return layout
     except (KeyError, ValueError, TypeError, IndexError):
         pass
-    return StackLayout(count, height, width, dtype, shard, shard, direct=False, item=item)
+    return StackLayout(count, height, dtype, shard, shard, direct=False)
 
 
 def check_chunks(document: Mapping[str, Any]) -> None:
@@ -281,7 +308,7 @@ class ShardMaps:
         self._maps: OrderedDict[tuple[str, int, int], NDArray[Any] | None] = OrderedDict()
 
     def open(self, path: Path, layout: StackLayout) -> NDArray[Any] | None:
-        """Return the images of a shard, ``(shard, height * width)``, mapped; None where its chunks are not in order.
+        """Return the images of a shard, ``(images, box * box)``, mapped; None where its chunks are not in order.
 
         Raises
         ------
@@ -335,6 +362,8 @@ class LocalShards:
         for part in parts:
             with naming(self._folder, self._layout, part.shard):
                 source = _MAPS.open(self._folder / self._layout.key(part.shard), self._layout)
+                if source is not None:
+                    self._layout.require(part.rows, len(source))
             if source is None:
                 left.append(part)
             else:
@@ -404,18 +433,22 @@ def naming(url: str | os.PathLike[str], layout: StackLayout, shard: int) -> Iter
     try:
         yield
     except DamagedShardError as error:
-        first, last = layout.held(shard)
+        held, again = "the particles of one micrograph", "extract"
+        if not layout.grows:
+            first, last = layout.held(shard)
+            held, again = f"the images {first} to {last} of {layout.count}", "import"
         raise DamagedShardError(
-            f"{os.fspath(url)}/{layout.key(shard)} {error}; it holds the images {first} to {last} of {layout.count}: "
-            f"import the {layout.item}s again, or leave these out"
+            f"{os.fspath(url)}/{layout.key(shard)} {error}; it holds {held}: {again} the particles again, or leave "
+            "these out"
         ) from error
 
 
 def _map_shard(path: Path, size: int, layout: StackLayout) -> NDArray[Any] | None:
-    if not layout.verify(_tail(path, size, layout), size):
+    held = layout.verify(_tail(path, size, layout), size)
+    if not held:
         return None
     dtype = np.dtype(layout.dtype).newbyteorder("<")
-    mapped = np.memmap(path, dtype=dtype, mode="r", shape=(layout.shard, layout.pixels))
+    mapped = np.memmap(path, dtype=dtype, mode="r", shape=(held, layout.pixels))
     return mapped.view(np.ndarray)
 
 

@@ -39,7 +39,8 @@ Result = TypeVar("Result")
 
 class _Shard(NamedTuple):
     etag: str
-    in_order: bool
+    held: int
+    """Images that lie in order; 0 where only zarr can read them."""
 
 
 class _Range(NamedTuple):
@@ -127,11 +128,11 @@ class RemoteShards:
         ranges = [
             each
             for part, shard in zip(parts, known, strict=True)
-            if shard.in_order
+            if shard.held
             for each in self._missing(part, shard, out)
         ]
         in_threads(lambda each: self._fetch(each, out), ranges)
-        return [part for part, shard in zip(parts, known, strict=True) if not shard.in_order]
+        return [part for part, shard in zip(parts, known, strict=True) if not shard.held]
 
     def check(self, shard: int) -> None:
         """Check that a shard is there and has a sound index.
@@ -170,6 +171,8 @@ class RemoteShards:
 
     def _missing(self, part: ShardRead, shard: _Shard, out: NDArray[np.float32]) -> Iterator[_Range]:
         """Read what the cache holds; yield the ranges of the rest."""
+        with naming(self._url, self._layout, part.shard):
+            self._layout.require(part.rows, shard.held)
         cache = image_cache()
         cached = None if cache is None else cache.shard(self._url, part.shard, shard.etag, self._layout)
         rows, places = part.rows, part.places
