@@ -1,4 +1,4 @@
-"""What can be chosen on a page of results: the parameters of the job that such a choice becomes, as it declares them."""
+"""What can be chosen on a page of results: parameters of the job that such a choice becomes, as it declares them."""
 
 from __future__ import annotations
 

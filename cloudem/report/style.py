@@ -128,8 +128,10 @@ svg image { image-rendering: auto !important; }
 .micrographs { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 16px 14px; }
 .micrographs svg { width: 100%; border-radius: 3px; display: block; }
 .micrographs circle { fill: none; stroke: #56b4e9; stroke-width: 1.2; }
-.micrographs rect { fill: #fff; } .micrographs svg text { fill: #fff; font-size: 13px; font-weight: 600; }
-.micrographs figcaption { line-height: 1.3; margin-top: 4px; } .micrographs b { display: block; overflow-wrap: anywhere; }
+.micrographs rect { fill: #fff; }
+.micrographs svg text { fill: #fff; font-size: 13px; font-weight: 600; }
+.micrographs figcaption { line-height: 1.3; margin-top: 4px; }
+.micrographs b { display: block; overflow-wrap: anywhere; }
 .micrographs figcaption span { white-space: nowrap; margin-right: 8px; }
 .micrographs figcaption span.why { white-space: normal; color: #a34700; display: block; }
 .micrographs .aside svg { outline: 2px solid #d55e00; outline-offset: -2px; }

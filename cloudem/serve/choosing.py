@@ -122,14 +122,14 @@ def chosen_step(
     name = next(n for n in _names(choice.name) if not there & {n, *(f"{n}{end}" for end in endings)})
     out = join(project, name) if path else f"{project}-{name}"
     files = {
-        f"{name}-{which}.txt": "".join(f"{line}\n" for line in names)
-        for which, names in (lists or {}).items()
-        if names
+        f"{name}-{which}.txt": "".join(f"{line}\n" for line in names) for which, names in (lists or {}).items() if names
     }
     listed = {which: f"{name}-{which}.txt" for which, names in (lists or {}).items() if names}
     beside = project if path else project.rpartition("/")[0]
     given = {**values, **{which: join(beside, file) for which, file in listed.items()}}
-    command = shlex.join(["cloudem", job.name.replace("_", "-"), *_words(job, {choice.source: source, **given}), "--out", out])
+    command = shlex.join(
+        ["cloudem", job.name.replace("_", "-"), *_words(job, {choice.source: source, **given}), "--out", out]
+    )
     values = {**values, **listed}
     step = step_toml(job.name, name, {choice.source: path or source, **values})
     if not path:  # what is shown is the results of a job, among which no workflow belongs

@@ -109,7 +109,7 @@ def edited_picks(project: str, path: str, session: Session, body: bytes) -> Edit
         f"project = {value_toml(project)}\n\n{step}",
         shlex.join(words),
         step,
-        f"{count:,} picks of {sum(1 for each in everything.values() if each):,} micrographs, {len(edited):,} of them edited",
+        f"{count:,} picks of {sum(map(bool, everything.values())):,} micrographs, {len(edited):,} of them edited",
         f"cloudem run {shlex.quote(join(project, f'{name}.toml'))}",
     )
 

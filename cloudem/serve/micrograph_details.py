@@ -70,7 +70,8 @@ def _numbers(session: Session, row: int) -> list[tuple[str, str, str]]:
     columns, found = session.table.columns, []
     for column in LISTED:
         values = micrograph_values(columns, column.name)
-        if values is not None and math.isfinite(values[row]):
+        nothing = column.name in ("phase_shift", "frames", "dose") and values is not None and values[row] == 0
+        if values is not None and math.isfinite(values[row]) and not nothing:
             value = int(values[row]) if column.form.endswith("d") else float(values[row])
             found.append((column.heading, column.text(value), column.meaning))
     angle = columns.get("defocus_angle")
@@ -183,4 +184,5 @@ def track_of(url: str, name: str) -> list[list[float]] | None:
     track = all_tracks(url, version_of(url)).get(name)
     if track is None or len(track) < 2:
         return None
-    return np.round(track - track[0], 2).tolist()
+    moved: list[list[float]] = np.round(track - track[0], 2).tolist()
+    return moved

@@ -32,7 +32,7 @@ READING_SHARE = 0.05
 
 
 class KeptSession(NamedTuple):
-    """A session, what the job said of itself when it was read, and until when (monotonic) none is read while it runs."""
+    """A session, of which state of the job, and until when (monotonic) none is read while the job runs."""
 
     said: str
     session: Session | None
@@ -160,7 +160,8 @@ class MicrographPages:
         lists = {name: session.names_of(chosen) for name, chosen in rows.items()}
         listed = lists_of(session.table, set(lists["keep"]), set(lists["remove"]))
         judged = judge_micrographs(micrograph_entries(session.table, limits, listed), limits)
-        SelectMicrographs(micrographs="/", out="/", **limits)  # refuses what no job takes
+        given: dict[str, Any] = {"micrographs": "/", "out": "/", **limits}
+        SelectMicrographs(**given)  # refuses what no job takes
         chosen = chosen_step(
             self._project, sorted_from(job), SelectMicrographs, limits, "these limits and lists", lists
         )

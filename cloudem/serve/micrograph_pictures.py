@@ -88,5 +88,3 @@ def spectrum_picture_of(picture: NDArray[np.uint8]) -> bytes:
     if picture.dtype != np.uint8 or picture.ndim != 2 or max(picture.shape) > LARGE_PX:
         raise MissingInputError("the spectrum has no picture")
     return grey_jpeg(picture[::-1], 0, 80)
-
-

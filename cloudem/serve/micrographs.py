@@ -7,6 +7,7 @@ is read from that one's results, as far as they lie in the project.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,12 +127,22 @@ class Session:
             "columns": shown,
             "problems": {row: one_line(why, LONGEST_WORDS) for row, why in enumerate(problems) if why},
             "images": "image" in columns,
-            "place": absolute(self.places[0]),
+            "aspect": _aspect(columns),
+            "place": shlex.quote(absolute(self.places[0])),
             "limits": dict(self.limits),
             "keep": sorted(self.row_of[name] for name in self.keep if name in self.row_of),
             "remove": sorted(self.row_of[name] for name in self.remove if name in self.row_of),
         }  # fmt: skip
         return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+
+
+def _aspect(columns: Mapping[str, NDArray[Any]]) -> float:
+    """Return how wide micrographs are for their height, as the first that says it."""
+    if "width" in columns and "height" in columns:
+        for width, height in zip(columns["width"].tolist(), columns["height"].tolist(), strict=True):
+            if width > 0 and height > 0:
+                return round(float(min(max(width / height, 0.5), 2.0)), 3)
+    return 1.0
 
 
 def _plain(value: float) -> float | int:

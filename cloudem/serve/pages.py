@@ -379,7 +379,7 @@ class Pages:
         content = kept_content(url) if job.state == "finished" else content_so_far(url, job.live, self._particles(job))
         if content is None:
             return []
-        # parameters are among the details, micrographs in their own section, and the heading of the map above the viewer
+        # parameters are among the details, micrographs in a section of their own, the map's heading above the viewer
         elsewhere = (PARAMETERS, SESSION, GALLERY)
         drawn = drawn_sections(replace(content, sections=[one for one in content.sections if one not in elsewhere]))
         viewer = self._info(job) is not None

@@ -317,7 +317,9 @@ def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bo
     def of(make: str, kind: str = "text/html") -> dict[str, Any]:
         return {**shared, "make": make, "kind": kind}
 
-    picks = [(rf"/job/{PATH}/-/micrographs/picks", PicksWriting, of("micrographs.write_picks"))] if allow_writing else []
+    picks = (
+        [(rf"/job/{PATH}/-/micrographs/picks", PicksWriting, of("micrographs.write_picks"))] if allow_writing else []
+    )
     return tornado.web.Application(
         [
             (r"/", Page, of("project")),

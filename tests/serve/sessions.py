@@ -23,7 +23,12 @@ OPTICS = (OpticsGroup("opticsGroup1", 300.0, 2.7e7, 0.1),)
 
 
 def make_session(
-    project: Path, count: int, images: Sequence[NDArray[np.float32]], pixel_size: float = 1.4, spectra: int = 12
+    project: Path,
+    count: int,
+    images: Sequence[NDArray[np.float32]],
+    pixel_size: float = 1.4,
+    spectra: int = 12,
+    particles: Sequence[NDArray[np.float64]] = (),
 ) -> None:
     """Write results ``motion``, ``ctf`` and ``picks`` of so many micrographs, which share the images.
 
@@ -39,16 +44,23 @@ def make_session(
         Å.
     spectra
         So many of them have a spectrum.
+    particles
+        Of each image, where they are, ``(k, 2)`` pixels; if none, they are anywhere.
     """
     random = np.random.default_rng(7)
-    names = np.array([f"FoilHole_{2_750_000 + 7 * n}_Data_{n % 4}_{20261103 + n // 900}_{n:05d}" for n in range(count)], TEXT)
+    names = np.array(
+        [f"FoilHole_{2_750_000 + 7 * n}_Data_{n % 4}_{20261103 + n // 900}_{n:05d}" for n in range(count)], TEXT
+    )
     motion, ctf, picks = (project / name for name in ("motion", "ctf", "picks"))
     places = [
         write_micrograph_image(str(motion), f"image-{n}", {"sum": image}, pixel_size=pixel_size)
         for n, image in enumerate(images)
     ]
     drift = np.abs(random.normal(0, 1, count)) * 8 + 14 + 40 * (random.random(count) < 0.03)
-    clock = [f"2026-11-{3 + n // 2000:02d} {8 + n % 2000 // 130:02d}:{n % 130 * 27 // 60:02d}:{n * 27 % 60:02d}" for n in range(count)]
+    clock = [
+        f"2026-11-{3 + n // 2000:02d} {8 + n % 2000 // 130:02d}:{n % 130 * 27 // 60:02d}:{n * 27 % 60:02d}"
+        for n in range(count)
+    ]
     columns: dict[str, Any] = {
         "optics_group": np.zeros(count, np.int32), "micrograph": names,
         "image": np.array([places[n % len(places)] for n in range(count)], TEXT),
@@ -89,8 +101,12 @@ def make_session(
     _table(ctf, columns)
 
     _record(picks, "pick", {"micrographs": str(ctf), "diameter_A": 130.0})
-    counts = np.where(columns["problem"] == "", random.poisson(60, count), 0)
+    good = columns["problem"] == ""
+    counts = np.where(good, random.poisson(60, count), 0)
     x, y = (random.random(int(counts.sum())) * np.repeat(columns[side], counts) for side in ("width", "height"))
+    if particles:
+        those = [particles[n % len(particles)] if good[n] else np.zeros((0, 2)) for n in range(count)]
+        counts, (x, y) = np.array([len(each) for each in those]), np.concatenate(those).T
     write_group(picks, "result", {}, {"diameter_A": 130.0})
     _table(picks, {**columns, "pick_count": counts.astype(np.int32)})
     table = Picks((), {"micrograph": np.repeat(names, counts), "coordinate_x": x, "coordinate_y": y,
@@ -116,7 +132,9 @@ def _spectrum(out: Path, name: str, defocus: float, fit: float) -> None:
     ring = np.hypot(grid[:, None], grid[None, :])
 
     def rings(at: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.cos(2 * (np.pi * 0.0197 * defocus * at**2 - np.pi * 0.0197**3 * 2.7e7 / 2 * at**4))
+        found: NDArray[np.float64] = np.cos(
+            2 * (np.pi * 0.0197 * defocus * at**2 - np.pi * 0.0197**3 * 2.7e7 / 2 * at**4)
+        )
         return -found
 
     fades = np.exp(-((ring * fit) ** 2))

@@ -144,5 +144,5 @@ def _bar(width: int, columns: Mapping[str, NDArray[Any]], row: int) -> dict[str,
 
 
 def shortened_name(name: str, most: int = LONGEST_NAME) -> str:
-    """Return a name of which the middle is left out if it is long: what tells micrographs apart is mostly at the end."""
+    """Return a name, without its middle if it is long: what tells micrographs apart is mostly at the end."""
     return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"

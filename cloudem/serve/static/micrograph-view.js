@@ -107,12 +107,13 @@ export class MicrographView {
       add(row, "td", heading);
       add(row, "td", text, { className: text.length < 24 ? "n" : "" });
     }
-    if (found.spectrum) { this.drawSpectrum(found.spectrum); }
-    if (found.track) { this.drawTrack(found.track); }
+    const beside = add(side, "div", "", { className: "beside" });
+    if (found.spectrum) { this.drawSpectrum(found.spectrum, beside); }
+    if (found.track) { this.drawTrack(found.track, beside); }
   }
 
-  drawSpectrum(spectrum) {
-    const part = add(this.side, "figure", "", { className: "spectrum" });
+  drawSpectrum(spectrum, beside) {
+    const part = add(beside, "figure", "", { className: "spectrum" });
     const image = add(part, "img", "", { alt: "Spectrum: data on the left, the fitted CTF on the right", src: picture("spectrum", this.name), width: 170, height: 170 });
     image.addEventListener("error", () => image.remove());
     add(part, "figcaption", spectrum.highest ? `Spectrum to ${(1 / spectrum.highest).toFixed(1)} Å: data left, model right.` : "Spectrum: data left, model right.");
@@ -142,8 +143,8 @@ export class MicrographView {
     if (fit) { add(caption, "span", "CTF fit", { className: "key fit" }); }
   }
 
-  drawTrack(track) {
-    const figure = add(this.side, "figure", "", { className: "track" }), svg = drawn(figure, "svg", { class: "curve", viewBox: `0 0 ${TRACK} ${TRACK}`, width: TRACK, role: "img", "aria-label": "Motion over the frames" });
+  drawTrack(track, beside) {
+    const figure = add(beside, "figure", "", { className: "track" }), svg = drawn(figure, "svg", { class: "curve", viewBox: `0 0 ${TRACK} ${TRACK}`, width: TRACK, role: "img", "aria-label": "Motion over the frames" });
     const spans = [0, 1].map((axis) => track.map((point) => point[axis])).map((values) => [Math.min(...values), Math.max(...values)]);
     const across = Math.max(...spans.map(([low, high]) => high - low), 1) * 1.25, middle = spans.map(([low, high]) => (low + high) / 2);
     const at = (point) => [0, 1].map((axis) => ((point[axis] - middle[axis]) / across + 0.5) * TRACK);

@@ -2,7 +2,7 @@
 
 import { add, ask, copied, keep, sentence, writer } from "./choice.js";
 import { MicrographView } from "./micrograph-view.js";
-import { Session, picture, shortened } from "./session.js";
+import { Session, ending, picture, shortened } from "./session.js";
 import { SessionPlots } from "./session-plots.js";
 
 const body = document.body, area = document.getElementById("micrographs"), address = `${body.dataset.pictures}s`, PICTURES = 24, ROWS = 50;
@@ -89,7 +89,7 @@ function choosing() {
     for (const [file, text] of Object.entries(found.lists)) {
       const part = copied(lists, `List ${file}`);
       part.textContent = text;
-      add(part.row, "button", "Keep as a file", { type: "button" }).addEventListener("click", () => keep(file, text));
+      add(part.row, "button", "Download", { type: "button" }).addEventListener("click", () => keep(file, text));
     }
     if (button) {
       button.hidden = !found.file;
@@ -106,7 +106,7 @@ function choosing() {
 function picks() {
   const panel = add(area, "div", "", { className: "choice", hidden: true }), row = add(panel, "p", "", { className: "choice-row" });
   const count = add(row, "b", "", { role: "status" });
-  const file = add(row, "button", "Keep picks-edited.star", { type: "button", title: "All picks, those of edited micrographs as they are now" });
+  const file = add(row, "button", "Download picks-edited.star", { type: "button", title: "All picks, those of edited micrographs as they are now" });
   const command = copied(panel, "Command");
   const { button, outcome } = writer(panel, (words) => ask(`${address}/picks`, words, { method: "POST", body: JSON.stringify({ version: session.data.version, picks: Object.fromEntries(session.edits) }) }));
   if (button) { button.textContent = "Write picks-edited.star and its workflow"; }
@@ -185,6 +185,7 @@ class List {
     this.told.textContent = this.rows.length ? `${(first + 1).toLocaleString("en")}–${(first + shown.length).toLocaleString("en")} of ${this.rows.length.toLocaleString("en")}` : "none";
     this.before.disabled = this.page === 0;
     this.after.disabled = this.page === last;
+    this.cells.style.setProperty("--aspect", session.data.aspect);
     this.cells.className = pictures ? "micrograph-list" : "micrograph-table";
     const kept = pictures ? new Map([...this.cells.querySelectorAll("figure")].map((each) => [each.dataset.name, each])) : new Map();
     this.cells.replaceChildren(...(pictures ? shown.map((row) => this.cell(row, kept.get(session.names[row]))) : [this.table(shown)]));
@@ -202,7 +203,7 @@ class List {
         const image = add(frame, "img", "", { alt: "", loading: "lazy", width: 168, height: 168, src: picture("small", name) });
         image.addEventListener("error", () => { image.remove(); frame.dataset.lost = "no picture"; });
       } else { frame.dataset.lost = "no picture"; }
-      add(add(figure, "figcaption", ""), "b", shortened(name, 26), { title: name });
+      add(add(figure, "figcaption", ""), "b", ending(name, 18), { title: name });
       const open = (event) => { if (!event.target.closest("button")) { view.open(session.names.indexOf(name)); } };
       figure.addEventListener("click", open);
       figure.addEventListener("keydown", (event) => {

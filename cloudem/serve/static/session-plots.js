@@ -128,7 +128,7 @@ class Plot {
   drawAxes() {
     const { session } = this.all, { axes } = this, bottom = HEIGHT - BOTTOM;
     axes.textContent = "";
-    const marks = ticks(this.low, this.high, 4);
+    const marks = ticks(this.low, this.high, 5);
     for (const value of marks.at) {
       drawn(axes, "path", { d: `M${LEFT} ${this.y(value)}H${this.right}` });
       drawn(axes, "text", { x: LEFT - 6, y: this.y(value) + 4, "text-anchor": "end" }).textContent = marks.text(value);

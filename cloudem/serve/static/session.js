@@ -118,6 +118,8 @@ export function shortened(name, most) {
   return name.length <= most ? name : `${name.slice(0, first)}…${name.slice(-(most - first - 1))}`;
 }
 
+export function ending(name, most) { return name.length <= most ? name : `…${name.slice(1 - most)}`; }
+
 export function drawn(parent, kind, given = {}) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", kind);
   for (const [name, value] of Object.entries(given)) { element.setAttribute(name, value); }
