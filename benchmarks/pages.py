@@ -286,10 +286,9 @@ def micrographs(work: Path) -> None:
                 await asyncio.sleep(2)
                 sizes.append(await tab.value(f"{total}.reduce((sum, each) => sum + each.transferSize, 0)"))
             first = await tab.value(f"{total}.find((each) => each.name.endsWith('/micrographs')).transferSize")
-            print(
-                f"{MICROGRAPHS:,} micrographs: {times[0]:.2f} s the first time, then {statistics.median(times[1:]):.2f} s"
-                f" (bar 1), {max(sizes) / 1e3:.0f} kB (bar 250), of which {first / 1e3:.0f} kB are their numbers"
-            )
+            again, size = statistics.median(times[1:]), max(sizes) / 1e3
+            print(f"{MICROGRAPHS:,} micrographs: {times[0]:.2f} s the first time, then {again:.2f} s (bar 1)")
+            print(f"{size:.0f} kB (bar 250), of which {first / 1e3:.0f} kB are their numbers")
             taken = await tab.value(DRAG.replace("DRAGS", str(DRAGS)))
             print(f"a limit that is dragged: median {statistics.median(taken):.0f} ms, most {max(taken):.0f}")
             for part in ("picture", "details"):

@@ -148,7 +148,7 @@ def _before(session: Session) -> dict[str, list[Pick]]:
     for place in session.places:
         with suppress(CloudemError):
             picks = all_picks(place, version_of(place))
-            return {name: [(x, y, s if s == s else 0.0) for x, y, s in picks.of(name).tolist()] for name in picks.rows}
+            return {name: [(x, y, s if s == s else 0.0) for x, y, s in picks.of(name).tolist()] for name in picks.parts}
     return {}
 
 

@@ -92,10 +92,11 @@ class PicksOfAll:
         x, y = table["coordinate_x"], table["coordinate_y"]
         score = table["pick_score"] if "pick_score" in table else np.full(len(x), np.nan)
         self.values = np.stack([x, y, score], axis=1)
-        names = table["micrograph"].tolist()
-        self.rows: dict[str, list[int]] = {}
-        for row, name in enumerate(names):
-            self.rows.setdefault(name, []).append(row)
+        names = table["micrograph"]
+        starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist()] if len(names) else []
+        self.parts: dict[str, list[slice]] = {}
+        for start, stop in zip(starts, [*starts[1:], len(names)], strict=True):
+            self.parts.setdefault(str(names[start]), []).append(slice(start, stop))
         said = read_attributes(url, "result") or {}
         record = (read_attributes(url, "") or {}).get("parameters")
         places = (said, record if isinstance(record, Mapping) else {})
@@ -104,8 +105,8 @@ class PicksOfAll:
 
     def of(self, name: str) -> NDArray[np.float64]:
         """Return x and y in pixels and the score of each pick of a micrograph, ``(k, 3)``."""
-        found: NDArray[np.float64] = self.values[self.rows.get(name, [])]
-        return found
+        parts = self.parts.get(name, [slice(0, 0)])
+        return np.concatenate([self.values[part] for part in parts])
 
 
 @lru_cache(4)

@@ -12,7 +12,7 @@ from cloudem.io.micrographs.images import MicrographImage, means_of_squares, ope
 from cloudem.io.storage.location import is_fsspec, is_remote
 from cloudem.report.grey_pictures import grey_jpeg, spread
 
-SMALL_PX, SMALL_QUALITY = 168, 42
+SMALL_PX, SMALL_QUALITY = 160, 40
 """Greatest size of a picture in a list, and how finely JPEG keeps it: some 4 kB."""
 
 LARGE_PX, LARGE_QUALITY = 1024, 72

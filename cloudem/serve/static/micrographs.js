@@ -144,6 +144,9 @@ class List {
     this.told = add(turn, "span", "", { role: "status" });
     this.after = pager("→", "Next page", 1);
     this.cells = add(area, "div", "");
+    this.seen = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) { if (isIntersecting) { target.src = target.dataset.at; this.seen.unobserve(target); } }
+    }, { rootMargin: "300px" });
     for (const each of [this.search, this.which, this.by, this.look]) { each.addEventListener("input", () => { this.page = 0; this.sort(); }); }
     this.down.addEventListener("click", () => { this.turned = !this.turned; this.page = 0; this.sort(); });
     session.listeners.push(() => this.later());
@@ -200,7 +203,9 @@ class List {
       figure.setAttribute("aria-label", `Micrograph ${name}`);
       const frame = add(figure, "div", "", { className: "thumbnail" });
       if (session.data.images) {
-        const image = add(frame, "img", "", { alt: "", loading: "lazy", width: 168, height: 168, src: picture("small", name) });
+        const image = add(frame, "img", "", { alt: "", width: 168, height: 168 });
+        image.dataset.at = picture("small", name);
+        this.seen.observe(image);
         image.addEventListener("error", () => { image.remove(); frame.dataset.lost = "no picture"; });
       } else { frame.dataset.lost = "no picture"; }
       add(add(figure, "figcaption", ""), "b", ending(name, 18), { title: name });

@@ -4,6 +4,7 @@ import { add } from "./choice.js";
 import { drawn, picture, shortened, ticks } from "./session.js";
 
 const HEIGHT = 150, TOP = 8, BOTTOM = 20, LEFT = 46, HISTOGRAM = 44, BINS = 26, NEAR = 26;
+const COLOURS = [[0, 114, 178], [213, 94, 0]]; // of those that stay, and of those put aside
 
 export class SessionPlots {
   constructor(area, session, open) {
@@ -60,12 +61,12 @@ class Plot {
     const head = add(figure, "figcaption", "");
     add(head, "b", this.column.unit ? `${this.column.heading} (${this.column.unit})` : this.column.heading, { title: this.column.meaning });
     this.told = add(head, "span", "", { className: "limits" });
-    this.svg = drawn(figure, "svg", { class: "session", height: HEIGHT, role: "img", "aria-label": `${this.column.heading} of micrographs over the session` });
+    const frame = add(figure, "div", "", { className: "plot-frame" });
+    this.canvas = add(frame, "canvas", ""); // thousands of points would make a drawing slow
+    this.svg = drawn(frame, "svg", { class: "session", height: HEIGHT, role: "img", "aria-label": `${this.column.heading} of micrographs over the session` });
     this.axes = drawn(this.svg, "g", { class: "axes" });
     this.bars = drawn(this.svg, "path", { class: "bars" });
     this.barsAside = drawn(this.svg, "path", { class: "bars aside" });
-    this.stay = drawn(this.svg, "path", { class: "points" });
-    this.aside = drawn(this.svg, "path", { class: "points aside" });
     this.ring = drawn(this.svg, "circle", { class: "ring", r: 5, visibility: "hidden" });
     this.handles = Object.fromEntries(Object.keys(this.column.options).map((side) => [side, new Handle(this, side)]));
     this.svg.addEventListener("pointermove", (event) => { if (!this.dragging && event.pointerType !== "touch") { all.select(this.near(event), event, this); } });
@@ -96,22 +97,20 @@ class Plot {
   value(y) { return this.low + (1 - (y - TOP) / (HEIGHT - TOP - BOTTOM)) * (this.high - this.low); }
 
   draw() {
-    const { session } = this.all, { values } = this.column, width = this.svg.parentElement.clientWidth;
+    const { session } = this.all, { values } = this.column, width = this.svg.parentElement.parentElement.clientWidth;
     if (!width) { return; }
     this.width = width;
     this.right = width - HISTOGRAM - 8;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.setAttribute("width", width);
-    const size = values.length < 150 ? 5 : values.length < 1500 ? 3.6 : 2.4, parts = ["", ""], counts = [new Array(BINS).fill(0), new Array(BINS).fill(0)];
+    const counts = [new Array(BINS).fill(0), new Array(BINS).fill(0)], points = [[], []];
     values.forEach((value, row) => {
       if (value === null) { return; }
       const which = session.why[row] ? 1 : 0, y = this.y(value);
-      parts[which] += `M${this.x(row).toFixed(1)} ${y.toFixed(1)}h0`;
+      points[which].push(this.x(row), y);
       counts[which][Math.min(BINS - 1, Math.floor((y - TOP) / (HEIGHT - TOP - BOTTOM) * BINS))] += 1;
     });
-    this.stay.setAttribute("d", parts[0]);
-    this.aside.setAttribute("d", parts[1]);
-    for (const path of [this.stay, this.aside]) { path.setAttribute("stroke-width", size); }
+    this.drawPoints(points);
     const most = Math.max(...counts[0].map((count, bin) => count + counts[1][bin]), 1), high = (HEIGHT - TOP - BOTTOM) / BINS, start = this.right + 6;
     const bar = (from, count, bin) => (count ? `M${start + from / most * HISTOGRAM} ${TOP + bin * high + 0.5}h${count / most * HISTOGRAM}v${high - 1}h${-count / most * HISTOGRAM}z` : "");
     this.bars.setAttribute("d", counts[0].map((count, bin) => bar(0, count, bin)).join(""));
@@ -121,6 +120,24 @@ class Plot {
     this.told.textContent = ["least", "most"].filter((side) => session.limit(this.column, side) !== null)
       .map((side) => `${side === "least" ? "≥" : "≤"} ${this.text(session.limit(this.column, side))}`).join(", ");
     this.mark(this.all.selected);
+  }
+
+  drawPoints(points) {
+    const { canvas, width } = this, count = this.column.values.length, radius = count < 150 ? 2.5 : count < 1500 ? 1.8 : 1.2, fine = devicePixelRatio || 1;
+    if (canvas.width !== Math.round(width * fine)) { [canvas.width, canvas.height] = [Math.round(width * fine), Math.round(HEIGHT * fine)]; }
+    const pen = canvas.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    if (count >= 1500) { stamp(pen, points, fine, Math.max(2, Math.round(2 * radius * fine))); return; }
+    pen.scale(fine, fine);
+    points.forEach((places, which) => {
+      pen.fillStyle = `rgb(${COLOURS[which].join()} / 75%)`;
+      for (let at = 0; at < places.length; at += 2) {
+        pen.beginPath();
+        pen.arc(places[at], places[at + 1], radius, 0, 7);
+        pen.fill();
+      }
+    });
   }
 
   text(value) { return value.toLocaleString("en", { maximumFractionDigits: this.column.digits + 1 }); }
@@ -226,6 +243,19 @@ class Handle {
     this.group.setAttribute("aria-valuenow", set ? this.at : this.end);
     this.group.setAttribute("aria-valuetext", set ? `${plot.text(this.at)} ${plot.column.unit}` : "no limit");
   }
+}
+
+// Points as squares of pixels: browsers without a GPU take a second for as many calls of fillRect.
+function stamp(pen, points, fine, size) {
+  const { width, height } = pen.canvas, image = pen.createImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+  points.forEach((places, which) => {
+    const [red, green, blue] = COLOURS[which], colour = ((190 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+    for (let at = 0; at < places.length; at += 2) {
+      const left = Math.max(0, Math.round(places[at] * fine - size / 2)), top = Math.max(0, Math.round(places[at + 1] * fine - size / 2));
+      for (let y = top; y < Math.min(top + size, height); y += 1) { pixels.fill(colour, y * width + left, y * width + Math.min(left + size, width)); }
+    }
+  });
+  pen.putImageData(image, 0, 0);
 }
 
 function moment(text) { const found = /(\d\d-\d\d)[ T](\d\d:\d\d)/.exec(text); return found ? `${found[1]} ${found[2]}` : text.slice(0, 16); }
