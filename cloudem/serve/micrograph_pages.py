@@ -20,7 +20,8 @@ from cloudem.serve.choosing import ChosenStep, chosen_step, sorted_from, write_c
 from cloudem.serve.edited_picks import EditedPicks, edited_picks, star_of_picks, write_edited_picks
 from cloudem.serve.micrograph_details import details_of, spectrum_of
 from cloudem.serve.micrograph_pictures import picture_of, spectrum_picture_of
-from cloudem.serve.micrographs import SELECTION, Session, lineage, read_session, shows_micrographs
+from cloudem.serve.micrographs import Session, lineage, read_session, shows_micrographs
+from cloudem.serve.micrographs_so_far import PartsRead, parts_of
 
 LARGEST_KEPT = 48 << 20
 """Bytes of pictures that are kept in memory."""
@@ -55,11 +56,11 @@ class MicrographPages:
     def __init__(
         self, project: str, job_of: Callable[[str], JobState | None], known: Callable[[], Mapping[str, JobState]]
     ) -> None:
-        self.writes = False
+        self.writes, self.reading_share = False, READING_SHARE
         self._project, self._job_of, self._known = project, job_of, known
         self._sessions: OrderedDict[str, KeptSession] = OrderedDict()
         self._pictures: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._parts = 0, PartsRead()
         self._lock = threading.Lock()
 
     # what a page needs to know first
@@ -67,13 +68,13 @@ class MicrographPages:
     def version(self, job: JobState) -> str:
         """Return what changes when the micrographs of a job do; empty where it has none."""
         url = self._of(job)
-        if job.kind == "extract" or not shows_micrographs(url):
+        if job.kind == "extract" or not shows_micrographs(url, running=job.state == "running"):
             return ""
         kept = self._sessions.get(job.path)
         if kept is not None and job.state == "running" and time.monotonic() < kept.until:
-            return kept.said[:16]
+            return kept.said
         with suppress(CloudemError):
-            return version_of(url)[:16] or "1"
+            return self._said(job)
         return ""
 
     def source(self, job: JobState) -> str:
@@ -170,24 +171,28 @@ class MicrographPages:
 
     def _session(self, path: str) -> Session | None:
         job = self._job_of(path)
-        if job is None or not shows_micrographs(self._of(job)):
+        if job is None or not shows_micrographs(self._of(job), running=job.state == "running"):
             return None
         chain = lineage(job, self._known())
         with self._lock:
             kept, now = self._sessions.get(job.path), time.monotonic()
             if kept is not None and job.state == "running" and now < kept.until:
                 return kept.session
-            said = version_of(self._of(job))
-            if job.kind == SELECTION and len(chain) > 1:
-                said += version_of(self._of(chain[1]))
+            said = self._said(job)
             if kept is None or kept.said != said:
-                session = read_session(job, chain, self._project, said[:16] or "1")
+                session = read_session(job, chain, self._project, said, self._parts)
                 took = time.monotonic() - now
-                kept = self._sessions[job.path] = KeptSession(said, session, now + took + took / READING_SHARE)
+                kept = self._sessions[job.path] = KeptSession(said, session, now + took + took / self.reading_share)
                 while len(self._sessions) > MOST_SESSIONS:
                     self._sessions.popitem(last=False)
             self._sessions.move_to_end(job.path)
             return kept.session
+
+    def _said(self, job: JobState) -> str:
+        """Return what changes with the micrographs of a job: its results, and while it runs, the number of parts."""
+        url = self._of(job)
+        parts = f"-{len(parts_of(url))}" if job.state == "running" else ""
+        return f"{version_of(url)[:16]}{parts}"
 
     def _keep(self, key: tuple[str, ...], picture: bytes) -> None:
         with self._lock:

@@ -28,6 +28,7 @@ from cloudem.model.table import distinct
 from cloudem.report.micrograph_columns import PLOTTED, listed_columns, order_taken
 from cloudem.runs.project import JobState
 from cloudem.serve.graph import maker_of
+from cloudem.serve.micrographs_so_far import PartsRead, parts_of, table_so_far
 
 SELECTION = "select_micrographs"
 
@@ -154,14 +155,16 @@ def options_of(column: str) -> dict[str, str]:
     return {"least" if least else "most": option for option, (name, least, _) in LIMITS.items() if name == column}
 
 
-def shows_micrographs(url: str) -> bool:
-    """Return whether the results under a URL hold a table of micrographs."""
+def shows_micrographs(url: str, *, running: bool) -> bool:
+    """Return whether the results under a URL hold micrographs; of a running job, also before its table is there."""
     with suppress(CloudemError):
-        return has_group(url, MICROGRAPH_TABLE)
+        return has_group(url, MICROGRAPH_TABLE) or (running and bool(parts_of(url)))
     return False
 
 
-def read_session(job: JobState, chain: Sequence[JobState], project: str, version: str) -> Session | None:
+def read_session(
+    job: JobState, chain: Sequence[JobState], project: str, version: str, parts: PartsRead
+) -> Session | None:
     """Return the micrographs of a job; None where it has none, or they cannot be read.
 
     Parameters
@@ -174,15 +177,22 @@ def read_session(job: JobState, chain: Sequence[JobState], project: str, version
         Its URL.
     version
         Of what lies there.
+    parts
+        What running jobs have left so far.
     """
     places = [join(project, each.path) if each.path else project for each in chain]
     try:
         record = read_attributes(places[0], "") or {}
         parameters = record.get("parameters")
         arrays = read_group(places[0], "result")[0] if has_group(places[0], "result") else {}
-        source = places[1] if job.kind == SELECTION and len(places) > 1 else places[0]
-        table = read_micrograph_table(source)
+        before = places[1] if len(places) > 1 else None
+        if job.state == "running" and job.kind != SELECTION:
+            table = table_so_far(places[0], before, parts.columns_of(places[0]))
+        else:
+            table = read_micrograph_table(before if job.kind == SELECTION and before else places[0])
     except CloudemError:
+        return None
+    if table is None:
         return None
     given = parameters if isinstance(parameters, Mapping) else {}
     with suppress(CloudemError):

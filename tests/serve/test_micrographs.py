@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import shlex
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,12 @@ from PIL import Image
 from cloudem.errors import ParameterError
 from cloudem.io.micrographs.images import thumbnail_of
 from cloudem.io.micrographs.tables import read_micrograph_table
-from cloudem.io.storage.groups import read_group, write_group
+from cloudem.io.storage.groups import delete_group, read_group, write_group
+from cloudem.jobs.live import LIVE_FILE, Live
 from cloudem.jobs.report import write_report
 from cloudem.jobs.select_micrographs import LIMITS, SelectMicrographs
 from cloudem.jobs.toml import step_toml, value_toml
+from cloudem.model.table import TEXT
 from cloudem.report.micrograph_columns import LISTED
 from cloudem.runs.workflow import read_workflow
 from cloudem.serve.choosing import WATCHED_FILE
@@ -336,6 +339,34 @@ def test_a_page_hears_that_there_are_more_micrographs(tmp_path: Path) -> None:
     after = pages.job_news("ctf") or {}
     assert after["micrographs"] != before["micrographs"]
     assert len(json.loads(pages.micrographs.table("ctf") or "")["names"]) == COUNT + 5
+
+
+def test_micrographs_of_a_job_that_runs_come_as_they_are_done(tmp_path: Path) -> None:
+    project = made(tmp_path / "project")
+    table = read_micrograph_table(project / "ctf")
+    for group in ("micrographs", "result"):
+        delete_group(str(project / "ctf"), group)
+    live = Live(job="estimate_ctf", began=time.time(), updated=time.time() + 1e5, stage="micrographs")
+    (project / "ctf" / LIVE_FILE).write_text(live.model_dump_json())
+    pages = Pages(str(project))
+    pages.micrographs.reading_share = 1e9
+    assert (pages.job_news("ctf") or {})["micrographs"] == ""
+    assert pages.micrographs.table("ctf") is None
+    versions = set()
+    for number, rows in enumerate(([7, 3], [11])):
+        part = {name: table[name][rows] for name in ("defocus_u", "defocus_v", "ctf_fit_resolution", "problem")}
+        key = np.array([f"{table['micrograph'][row]} 0123abc" for row in rows], TEXT)
+        write_group(project / "ctf", f"parts/{number}", {"key": key, **part}, {})
+        versions.add((pages.job_news("ctf") or {})["micrographs"])
+        found = json.loads(pages.micrographs.table("ctf") or "")
+        assert found["names"] == [str(table["micrograph"][row]) for row in ([7, 3], [7, 3, 11])[number]]
+        columns = {column["key"]: column for column in found["columns"]}
+        assert columns["motion_total"]["values"][0] == pytest.approx(table["motion_total"][7], abs=0.01)
+        assert columns["ctf_fit_resolution"]["values"][1] == pytest.approx(table["ctf_fit_resolution"][3], abs=0.01)
+    assert len(versions) == 2
+    name = found["names"][0]
+    assert json.loads(pages.micrographs.details("ctf", name) or "")["track"]
+    assert pages.micrographs.picture("ctf", "small", name)
 
 
 def test_extracted_particles_link_to_the_page_of_their_micrographs(session: Path, tmp_path: Path) -> None:
