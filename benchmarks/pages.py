@@ -294,7 +294,9 @@ def micrographs(work: Path) -> None:
             for part in ("picture", "details"):
                 began = time.perf_counter()
                 where = "small" if part == "picture" else "details"
-                address = f"document.body.dataset.pictures + '/{where}/' + encodeURIComponent(name)"
+                address = (
+                    f"document.body.dataset.news.replace('news', 'micrograph') + '/{where}/' + encodeURIComponent(name)"
+                )
                 name = "document.querySelectorAll('.micrograph-list figure')[7].dataset.name"
                 await tab.value(f"(async () => {{ const name = {name}; await (await fetch({address})).blob(); }})()")
                 print(f"{part} of a micrograph: {1e3 * (time.perf_counter() - began):.0f} ms")

@@ -17,7 +17,7 @@ PLOTTED = (
     Column("defocus", "defocus", "µm", ".2f", 1e-4, "Mean of both defoci, positive for underfocus."),
     Column("ctf_fit_resolution", "CTF fit", "Å", ".1f", 1, "Resolution up to which the fitted CTF agrees."),
     Column("motion_total", "motion", "Å", ".1f", 1, "Length of the path that the specimen moved, over all frames."),
-    Column("ice_ring_density", "ice ring", "", ".2f", 1, "Power of the image around 3.7 Å."),
+    Column("ice_ring_density", "ice ring", "", ".3f", 1, "Power of the image around 3.7 Å."),
     Column("bits", "information", "kbit", ".1f", 1e-3, "What the frames share of the specimen."),
     Column("pick_count", "picks", "", ",d", 1, "Particles that were picked."),
     Column("astigmatism", "astigmatism", "Å", ".0f", 1, "Difference of the two defoci."),

@@ -56,7 +56,7 @@ def details_of(session: Session, name: str) -> dict[str, Any] | None:
         "pixel_size_A": float(table["pixel_size"][row]) if "pixel_size" in table else 0.0,
         "aside": session.aside.get(name, ""),
     }
-    for part, read in (("picks", picks_of), ("spectrum", curves_of), ("track", track_of)):
+    for part, read in (("picks", picks_of), ("spectrum", spectrum_curves), ("track", track_of)):
         found[part] = None
         for place in session.places:
             with suppress(CloudemError, KeyError, ValueError, TypeError):
@@ -139,7 +139,7 @@ def spectrum_group(url: str, name: str) -> str:
     return f"{SPECTRA}/{image_place(url, name).rpartition(f'/{FOLDER}/')[2]}"
 
 
-def curves_of(url: str, name: str) -> dict[str, Any] | None:
+def spectrum_curves(url: str, name: str) -> dict[str, Any] | None:
     """Return the curves of a spectrum; None where a result holds none of this micrograph."""
     group = spectrum_group(url, name)
     said = read_attributes(url, group)

@@ -21,7 +21,7 @@ from cloudem.serve.edited_picks import EditedPicks, edited_picks, star_of_picks,
 from cloudem.serve.micrograph_details import details_of, spectrum_of
 from cloudem.serve.micrograph_pictures import picture_of, spectrum_picture_of
 from cloudem.serve.micrographs import Session, lineage, read_session, shows_micrographs
-from cloudem.serve.micrographs_so_far import PartsRead, parts_of
+from cloudem.serve.micrographs_so_far import PartsRead, parts_done
 
 LARGEST_KEPT = 48 << 20
 """Bytes of pictures that are kept in memory."""
@@ -191,7 +191,7 @@ class MicrographPages:
     def _said(self, job: JobState) -> str:
         """Return what changes with the micrographs of a job: its results, and while it runs, the number of parts."""
         url = self._of(job)
-        parts = f"-{len(parts_of(url))}" if job.state == "running" else ""
+        parts = f"-{len(parts_done(url))}" if job.state == "running" else ""
         return f"{version_of(url)[:16]}{parts}"
 
     def _keep(self, key: tuple[str, ...], picture: bytes) -> None:

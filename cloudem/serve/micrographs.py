@@ -28,7 +28,7 @@ from cloudem.model.table import distinct
 from cloudem.report.micrograph_columns import PLOTTED, listed_columns, order_taken
 from cloudem.runs.project import JobState
 from cloudem.serve.graph import maker_of
-from cloudem.serve.micrographs_so_far import PartsRead, parts_of, table_so_far
+from cloudem.serve.micrographs_so_far import PartsRead, parts_done, table_so_far
 
 SELECTION = "select_micrographs"
 
@@ -114,7 +114,7 @@ class Session:
                     "factor": column.factor,
                     "meaning": column.meaning,
                     "plotted": column in PLOTTED,
-                    "options": options_of(column.name),
+                    "options": limits_about(column.name),
                     "values": [None if value != value else _plain(value) for value in rounded.tolist()],
                 }
             )
@@ -150,7 +150,7 @@ def _plain(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def options_of(column: str) -> dict[str, str]:
+def limits_about(column: str) -> dict[str, str]:
     """Return the options of ``select_micrographs`` about a column: ``least`` and ``most``, as far as there are such."""
     return {"least" if least else "most": option for option, (name, least, _) in LIMITS.items() if name == column}
 
@@ -158,7 +158,7 @@ def options_of(column: str) -> dict[str, str]:
 def shows_micrographs(url: str, *, running: bool) -> bool:
     """Return whether the results under a URL hold micrographs; of a running job, also before its table is there."""
     with suppress(CloudemError):
-        return has_group(url, MICROGRAPH_TABLE) or (running and bool(parts_of(url)))
+        return has_group(url, MICROGRAPH_TABLE) or (running and bool(parts_done(url)))
     return False
 
 

@@ -24,7 +24,7 @@ PICKED = f"{EACH}score"
 Part = Mapping[str, NDArray[Any]]
 
 
-def parts_of(url: str) -> tuple[str, ...]:
+def parts_done(url: str) -> tuple[str, ...]:
     """Return the names of what the tasks of a running job have left."""
     with suppress(CloudemError):
         return tuple(sorted(name for name in contents(join(url, PARTS)) if not name.startswith(("zarr", "."))))
@@ -52,7 +52,7 @@ class PartsRead:
         url
             Of the results.
         """
-        names = parts_of(url)
+        names = parts_done(url)
         if url != self.url:
             self.url, self._read = url, {}
         self._read = {name: part for name, part in self._read.items() if name in names}

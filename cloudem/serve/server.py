@@ -201,7 +201,7 @@ class ChoosingAndWriting(Choosing):
         await self._answer("write_choice", words)
 
 
-class Picture(Handler):
+class MicrographPictures(Handler):
     """A picture of a micrograph; the browser keeps it a while, since lists of them are paged back and forth."""
 
     async def get(self, *words: str) -> None:
@@ -212,7 +212,7 @@ class Picture(Handler):
         self.finish(found)
 
 
-class Limits(Handler):
+class MicrographLimits(Handler):
     """Limits of micrographs and lists of them: what they become; nothing is written."""
 
     async def get(self, *words: str) -> None:
@@ -234,7 +234,7 @@ class Limits(Handler):
         return ({name: self.get_query_arguments(name)[-1] for name in self.request.query_arguments},)
 
 
-class LimitsAndWriting(Limits):
+class LimitsAndWriting(MicrographLimits):
     """The same; a POST writes it, from a page of this very server or with the token in a header."""
 
     SUPPORTED_METHODS = ("GET", "HEAD", "POST")
@@ -247,7 +247,7 @@ class LimitsAndWriting(Limits):
 
 
 @tornado.web.stream_request_body
-class PicksWriting(Limits):
+class PicksWriting(MicrographLimits):
     """Picks that were edited: a POST writes them; its body is read only of whoever may write."""
 
     SUPPORTED_METHODS = ("POST",)
@@ -311,7 +311,7 @@ class Static(Handler):
 def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bool = False) -> tornado.web.Application:
     """Return the application: addresses, and what answers them; what writes is there only if it is allowed."""
     pages.writes = allow_writing
-    choosing, limits = (ChoosingAndWriting, LimitsAndWriting) if allow_writing else (Choosing, Limits)
+    choosing, limits = (ChoosingAndWriting, LimitsAndWriting) if allow_writing else (Choosing, MicrographLimits)
     shared = {"readers": Readers(pages, access, secure=secure)}
 
     def of(make: str, kind: str = "text/html") -> dict[str, Any]:
@@ -343,7 +343,11 @@ def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bo
             (rf"/job/{PATH}/-/micrographs/choice", limits, of("micrographs.choice")),
             *picks,
             (rf"/job/{PATH}/-/micrographs/picks\.star", Page, of("micrographs.star", "text/plain")),
-            (rf"/job/{PATH}/-/micrograph/(small|large|smooth|spectrum)/{PATH}", Picture, of("micrographs.picture")),
+            (
+                rf"/job/{PATH}/-/micrograph/(small|large|smooth|spectrum)/{PATH}",
+                MicrographPictures,
+                of("micrographs.picture"),
+            ),
             (rf"/job/{PATH}/-/micrograph/details/{PATH}", Page, of("micrographs.details", "application/json")),
             (rf"/job/{PATH}/-/preview/(map|half1|half2|mask)-(64|128)", Voxels, of("preview")),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),

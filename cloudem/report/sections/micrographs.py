@@ -55,24 +55,27 @@ def _filled(figures: list[Figure]) -> list[Figure]:
     return [*figures, *[Figure(WIDTH, "") for _ in range(ACROSS - len(figures))]]
 
 
-def limits_of_axis(known: NDArray[np.float64]) -> tuple[float, float]:
+def limits_of_axis(known: NDArray[np.float64], *, counts: bool = False) -> tuple[float, float]:
     """Return the limits of an axis that a few values far away do not spoil: those are drawn at its ends.
 
     Parameters
     ----------
     known
         ``(n,)`` finite values, at least one.
+    counts
+        Whether they are counts, whose axis begins at 0.
     """
     low, first, last, high = (float(value) for value in np.percentile(known, [0, 25, 75, 100]))
-    reach = 5 * max(last - first, 1e-3 * abs(last), 1e-12)
+    reach = 8 * max(last - first, 1e-3 * abs(last), 1e-12)
     low, high = max(low, first - reach), min(high, last + reach)
+    low = 0.0 if counts else low
     margin = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
     return (0.0 if 0 <= low < 2 * margin else low - margin), high + margin
 
 
 def _over_session(column: Column, values: NDArray[np.float64], away: NDArray[np.bool_]) -> str:
     shown = values * column.factor
-    low, high = limits_of_axis(shown[np.isfinite(shown)])
+    low, high = limits_of_axis(shown[np.isfinite(shown)], counts=column.form.endswith("d"))
     clipped = np.clip(shown, low, high)
     number = np.arange(1, len(shown) + 1)
     many = len(shown) > MANY

@@ -2,10 +2,10 @@
 
 import { add, ask, copied, keep, sentence, writer } from "./choice.js";
 import { MicrographView } from "./micrograph-view.js";
-import { Session, ending, picture, shortened } from "./session.js";
+import { PICTURES, Session, ending, picture, shortened } from "./session.js";
 import { SessionPlots } from "./session-plots.js";
 
-const body = document.body, area = document.getElementById("micrographs"), address = `${body.dataset.pictures}s`, PICTURES = 24, ROWS = 50;
+const body = document.body, area = document.getElementById("micrographs"), address = `${PICTURES}s`, SHOWN = 24, ROWS = 50;
 let session = null, plots = null, view = null, list = null;
 
 async function load() {
@@ -182,7 +182,7 @@ class List {
   }
 
   draw() {
-    const pictures = this.look.value === "pictures", size = pictures ? PICTURES : ROWS, last = Math.max(0, Math.ceil(this.rows.length / size) - 1);
+    const pictures = this.look.value === "pictures", size = pictures ? SHOWN : ROWS, last = Math.max(0, Math.ceil(this.rows.length / size) - 1);
     this.page = Math.min(Math.max(this.page, 0), last);
     const first = this.page * size, shown = this.rows.slice(first, first + size);
     this.told.textContent = this.rows.length ? `${(first + 1).toLocaleString("en")}–${(first + shown.length).toLocaleString("en")} of ${this.rows.length.toLocaleString("en")}` : "none";

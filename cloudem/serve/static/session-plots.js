@@ -62,8 +62,8 @@ class Plot {
     add(head, "b", this.column.unit ? `${this.column.heading} (${this.column.unit})` : this.column.heading, { title: this.column.meaning });
     this.told = add(head, "span", "", { className: "limits" });
     const frame = add(figure, "div", "", { className: "plot-frame" });
-    this.canvas = add(frame, "canvas", ""); // thousands of points would make a drawing slow
     this.svg = drawn(frame, "svg", { class: "session", height: HEIGHT, role: "img", "aria-label": `${this.column.heading} of micrographs over the session` });
+    this.canvas = add(frame, "canvas", ""); // thousands of points would make a drawing slow
     this.axes = drawn(this.svg, "g", { class: "axes" });
     this.bars = drawn(this.svg, "path", { class: "bars" });
     this.barsAside = drawn(this.svg, "path", { class: "bars aside" });
@@ -83,9 +83,10 @@ class Plot {
   // The ends of the axis, which a few values far away do not spoil: those are drawn at its ends.
   scale() {
     const known = this.column.values.filter((value) => value !== null).sort((a, b) => a - b), at = (share) => known[Math.round(share * (known.length - 1))];
-    const reach = 5 * Math.max(at(0.75) - at(0.25), 1e-3 * Math.abs(at(0.75)), 1e-12);
+    const reach = 8 * Math.max(at(0.75) - at(0.25), 1e-3 * Math.abs(at(0.75)), 1e-12);
     let [low, high] = [Math.max(known[0], at(0.25) - reach), Math.min(known.at(-1), at(0.75) + reach)];
     const margin = 0.08 * (high - low) || 0.5 * Math.abs(high) || 0.5;
+    if (this.key === "pick_count") { low = 0; }
     this.low = low >= 0 && low < 2 * margin ? 0 : low - margin;
     this.high = high + margin;
   }
@@ -131,7 +132,7 @@ class Plot {
     if (count >= 1500) { stamp(pen, points, fine, Math.max(2, Math.round(2 * radius * fine))); return; }
     pen.scale(fine, fine);
     points.forEach((places, which) => {
-      pen.fillStyle = `rgb(${COLOURS[which].join()} / 75%)`;
+      pen.fillStyle = `rgb(${COLOURS[which].join(" ")} / 75%)`;
       for (let at = 0; at < places.length; at += 2) {
         pen.beginPath();
         pen.arc(places[at], places[at + 1], radius, 0, 7);

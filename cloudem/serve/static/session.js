@@ -110,7 +110,9 @@ function ranges(rows) {
   return parts.map(([first, last]) => (first === last ? first : `${first}-${last}`)).join(",");
 }
 
-export function picture(kind, name) { return `${document.body.dataset.pictures}/${kind}/${name.split("/").map(encodeURIComponent).join("/")}`; }
+export const PICTURES = document.body.dataset.news.replace(/news$/, "micrograph");
+
+export function picture(kind, name) { return `${PICTURES}/${kind}/${name.split("/").map(encodeURIComponent).join("/")}`; }
 
 // A name of which the middle is left out: what tells micrographs apart is mostly at the end.
 export function shortened(name, most) {
