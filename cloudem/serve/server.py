@@ -205,8 +205,14 @@ class MicrographPictures(Handler):
     """A picture of a micrograph; the browser keeps it a while, since lists of them are paged back and forth."""
 
     async def get(self, *words: str) -> None:
-        """Answer."""
-        found = await self.made(words)
+        """Answer; where there is none, with why."""
+        try:
+            found = await self.made(words)
+        except CloudemError as error:
+            self.set_status(404)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(str(error))
+            return
         self.set_header("Content-Type", "image/jpeg")
         self.set_header("Cache-Control", "private, max-age=600")
         self.finish(found)

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import shlex
+import shutil
 import time
 import tomllib
 from collections.abc import Iterator
@@ -170,6 +171,16 @@ def test_a_picture_that_is_lost_or_elsewhere_is_refused_in_words(looked: Site, t
     for place in ("https://example.org/a.mrc", "s3://bucket/images/a", str(tmp_path / "a.mrc")):
         with pytest.raises((ParameterError, FileNotFoundError)):
             picture_of(place, 1.0, "small", str(tmp_path))
+
+
+def test_where_an_image_is_lost_the_page_says_why(tmp_path: Path) -> None:
+    project = made(tmp_path / "project")
+    shutil.rmtree(project / "motion" / "images" / "image-1")
+    with served(project) as site:
+        answer = site.get(f"/job/ctf/-/micrograph/small/{names_in(project)[1]}")
+        assert answer.status == 404
+        assert "image-1" in answer.text
+        assert site.get(f"/job/ctf/-/micrograph/small/{names_in(project)[2]}").status == 200
 
 
 def test_a_picture_without_noise_shows_what_is_of_the_size_of_particles() -> None:

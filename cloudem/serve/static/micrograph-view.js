@@ -20,9 +20,10 @@ export class MicrographView {
     button("Close", "Close (Esc)", () => this.dialog.close());
     this.why = add(this.dialog, "p", "", { className: "why", role: "status" });
     const columns = add(this.dialog, "div", "", { className: "view-columns" }), left = add(columns, "div", "", { className: "view-image" });
-    this.frame = add(left, "div", "", { className: "frame" });
+    this.frame = add(add(left, "div", "", { className: "scroller" }), "div", "", { className: "frame" });
     this.image = add(this.frame, "img", "", { alt: "The micrograph" });
-    this.image.addEventListener("error", () => { this.frame.dataset.lost = "Its picture cannot be read."; });
+    this.image.addEventListener("error", () => this.lose(this.image.dataset.at));
+    this.frame.style.setProperty("--aspect", session.data.aspect);
     this.image.addEventListener("load", () => { delete this.frame.dataset.lost; });
     this.over = drawn(this.frame, "svg", { class: "over", preserveAspectRatio: "none" });
     this.over.addEventListener("click", (event) => this.click(event));
@@ -31,6 +32,7 @@ export class MicrographView {
     this.showing = tick("picks", true, () => this.drawPicks());
     this.smooth = tick("without noise", false, () => this.load());
     this.editor = tick("edit picks", false, () => { this.editing = this.editor.checked; if (this.editing) { this.showing.checked = true; } this.drawPicks(); });
+    const larger = tick("twice as large", false, () => { this.frame.classList.toggle("larger", larger.checked); });
     this.undo = add(row, "button", "As before", { type: "button", hidden: true });
     this.undo.addEventListener("click", () => { this.session.unedit(this.row); this.drawPicks(); });
     this.count = add(row, "span", "", { className: "quiet", role: "status" });
@@ -87,6 +89,13 @@ export class MicrographView {
       this.frame.style.backgroundImage = `url("${picture("small", this.name)}")`; // what is there at once, until the large one is
       this.image.src = address;
     }
+  }
+
+  // Says why there is no picture, in the words of the server.
+  async lose(address) {
+    this.frame.dataset.lost = "Its picture cannot be read.";
+    const answer = await fetch(address).catch(() => null), why = answer?.status === 404 ? await answer.text() : "";
+    if (why && !why.startsWith("<") && this.image.dataset.at === address && this.frame.dataset.lost) { this.frame.dataset.lost = why; }
   }
 
   drawStanding() {
