@@ -30,7 +30,7 @@ PICTURE_PX, QUALITY = 300, 55
 LONGEST_NAME, LONGEST_REASON = 46, 90
 
 
-def session(content: ReportContent) -> Drawn | None:
+def session_over_time(content: ReportContent) -> Drawn | None:
     """Show numbers of micrographs over the order in which they were taken; those put aside are marked."""
     columns = content.micrographs
     if not columns or len(columns["micrograph"]) < 2:
@@ -94,7 +94,7 @@ def _over_session(column: Column, values: NDArray[np.float64], away: NDArray[np.
     return draw_svg(WIDTH, HEIGHT, draw, f"{column.heading} of micrographs over the session")
 
 
-def gallery(content: ReportContent) -> Drawn | None:
+def micrograph_gallery(content: ReportContent) -> Drawn | None:
     """Show pictures of a dozen micrographs with what is known of them; why those put aside are."""
     columns = content.micrographs
     if not columns or not content.pictures:
