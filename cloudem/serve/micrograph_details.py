@@ -29,7 +29,7 @@ CURVES = ("data", "model", "quality")
 MOST_PICKS = 5000
 """Of a micrograph, that are shown."""
 
-ANGLE = Column("defocus_angle", "axis of astigmatism", "°", ".0f", 180 / math.pi, "From the x axis.")
+ANGLE = Column("defocus_angle", "astigmatism at", "°", ".0f", 180 / math.pi, "From the x axis.")
 
 DIAMETERS = ("diameter_A", "particle_diameter_A")
 
@@ -77,7 +77,7 @@ def _numbers(session: Session, row: int) -> list[tuple[str, str, str]]:
     angle = columns.get("defocus_angle")
     if angle is not None and math.isfinite(angle[row]):
         found.append((ANGLE.heading, ANGLE.text(float(angle[row])), ANGLE.meaning))
-    for name, heading in (("local_reason", "local motion"), ("motion_reason", "motion"), ("acquired", "taken")):
+    for name, heading in (("local_reason", "no local motion"), ("motion_reason", "no motion"), ("acquired", "taken")):
         text = str(columns[name][row]) if name in columns else ""
         if text:
             found.append((heading, text[:200], ""))

@@ -27,6 +27,9 @@ MANY = 400
 PICTURE_PX, QUALITY = 300, 55
 """Greatest size of a picture in the gallery, and how finely JPEG keeps it."""
 
+FEW = 20
+"""Of fewer values, none counts as far away."""
+
 LONGEST_NAME, LONGEST_REASON = 46, 90
 
 
@@ -66,7 +69,7 @@ def limits_of_axis(known: NDArray[np.float64], *, counts: bool = False) -> tuple
         Whether they are counts, whose axis begins at 0.
     """
     low, first, last, high = (float(value) for value in np.percentile(known, [0, 25, 75, 100]))
-    reach = 8 * max(last - first, 1e-3 * abs(last), 1e-12)
+    reach = 8 * max(last - first, 1e-3 * abs(last), 1e-12) if len(known) >= FEW else np.inf
     low, high = max(low, first - reach), min(high, last + reach)
     low = 0.0 if counts else low
     margin = 0.06 * (high - low) or 0.5 * abs(high) or 0.5

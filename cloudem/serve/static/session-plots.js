@@ -83,7 +83,7 @@ class Plot {
   // The ends of the axis, which a few values far away do not spoil: those are drawn at its ends.
   scale() {
     const known = this.column.values.filter((value) => value !== null).sort((a, b) => a - b), at = (share) => known[Math.round(share * (known.length - 1))];
-    const reach = 8 * Math.max(at(0.75) - at(0.25), 1e-3 * Math.abs(at(0.75)), 1e-12);
+    const reach = known.length < 20 ? Infinity : 8 * Math.max(at(0.75) - at(0.25), 1e-3 * Math.abs(at(0.75)), 1e-12);
     let [low, high] = [Math.max(known[0], at(0.25) - reach), Math.min(known.at(-1), at(0.75) + reach)];
     const margin = 0.08 * (high - low) || 0.5 * Math.abs(high) || 0.5;
     if (this.key === "pick_count") { low = 0; }
