@@ -49,7 +49,8 @@ def session_over_time(content: ReportContent) -> Drawn | None:
     by = "by the microscope's clock" if "acquired" in columns and all(columns["acquired"].tolist()) else "as listed"
     words = f"{len(order):,} micrographs in the order in which they were taken, {by}."
     if away.any():
-        words += f" The {away.sum():,} that are put aside are marked in red."
+        those = "The one that is put aside is" if away.sum() == 1 else f"The {away.sum():,} that are put aside are"
+        words += f" {those} red."
     return Drawn("Session", [*rows, Words(words)])
 
 

@@ -1,7 +1,7 @@
 // Numbers of micrographs over the session, with their histogram; limits are dragged, points are clicked.
 
 import { add } from "./choice.js";
-import { drawn, picture, shortened, ticks } from "./session.js";
+import { drawn, ending, picture, ticks } from "./session.js";
 
 const HEIGHT = 150, TOP = 8, BOTTOM = 20, LEFT = 46, HISTOGRAM = 44, BINS = 26, NEAR = 26;
 const COLOURS = [[0, 114, 178], [213, 94, 0]]; // of those that stay, and of those put aside
@@ -46,7 +46,7 @@ export class SessionPlots {
     if (this.picture.dataset.at !== address) { this.picture.dataset.at = address; this.picture.src = address; }
     this.picture.hidden = !address;
     const clock = session.data.clock[row];
-    this.words.textContent = `${shortened(name, 34)}\n${plot.column.heading} ${session.shown(plot.column, row)}${clock ? `\n${clock}` : ""}${session.why[row] ? `\naside: ${session.why[row]}` : ""}`;
+    this.words.textContent = `${ending(name, 22)}\n${plot.column.heading} ${session.shown(plot.column, row)}${clock ? `\n${clock}` : ""}${session.why[row] ? `\naside: ${session.why[row]}` : ""}`;
     const x = Math.min(event.clientX + 16, innerWidth - 190), y = event.clientY + 16;
     this.hint.style.left = `${Math.max(4, x)}px`;
     this.hint.style.top = `${y + 220 > innerHeight ? Math.max(4, event.clientY - 230) : y}px`;

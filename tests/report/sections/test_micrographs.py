@@ -76,7 +76,7 @@ def test_sections_show_numbers_pictures_and_why_micrographs_are_put_aside() -> N
     content = ReportContent("t", micrographs=columns, aside={"a": "moves <b>90</b> Å"}, pictures=pictures)
     drawn = session_over_time(content)
     assert drawn is not None
-    assert "The 1 that are put aside" in drawn.blocks[-1].text  # type: ignore[union-attr]
+    assert "The one that is put aside is red" in drawn.blocks[-1].text  # type: ignore[union-attr]
     shown = micrograph_gallery(content)
     assert shown is not None
     (cell,) = shown.blocks[0].values["cells"]  # type: ignore[union-attr]
