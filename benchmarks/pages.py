@@ -4,6 +4,7 @@
     python benchmarks/pages.py viewers   CPU time of the server with 50 pages that listen, and how late they hear
     python benchmarks/pages.py jobs      first page of a project of 10,000 jobs, from a folder
     python benchmarks/pages.py share     CPU time of a refinement with ten pages open, against none, in turns
+    python benchmarks/pages.py micrographs   page of a session of 5,000 micrographs (Chromium): bytes, time, drawing
     python benchmarks/pages.py workers   what it takes a job to ask for its workers, and what it writes of them
 
 Each prints a line for each figure, with its bar.
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from tornado.httpclient import AsyncHTTPClient
 
@@ -38,10 +40,12 @@ from cloudem.execution.workers import cluster_of
 from cloudem.jobs.live import Live
 from cloudem.jobs.project_index import INDEX_FILE, IndexEntry, ProjectIndex
 from tests.serve.browser import browser
+from tests.serve.sessions import make_session
 
 TOKEN = "a-token-for-benchmarks"
 HEADERS = {"Authorization": f"token {TOKEN}"}
 LEVELS, VIEWERS, JOBS, ASKED = 15, 50, 10_000, 50
+MICROGRAPHS, DRAGS = 5000, 15
 
 
 @contextmanager
@@ -261,6 +265,59 @@ def share(work: Path) -> None:
     )
 
 
+def micrographs(work: Path) -> None:
+    """The page of 5,000 micrographs, with what is drawn anew while a limit is dragged."""
+    image = np.random.default_rng(0).normal(100, 20, (3, 1023, 1440)).astype(np.float32)
+    make_session(work, MICROGRAPHS, list(image), spectra=5)
+
+    async def look(port: int) -> None:
+        total = "performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))"
+        async with browser() as tab:
+            await tab.call(
+                "Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False
+            )
+            await tab.open(f"http://localhost:{port}/?token={TOKEN}")
+            times, sizes = [], []
+            for _ in range(5):
+                began = time.perf_counter()
+                await tab.call("Page.navigate", url=f"http://localhost:{port}/job/picks")
+                await tab.until("document.getElementById('micrographs')?.dataset.ready")
+                times.append(time.perf_counter() - began)
+                await asyncio.sleep(2)
+                sizes.append(await tab.value(f"{total}.reduce((sum, each) => sum + each.transferSize, 0)"))
+            first = await tab.value(f"{total}.find((each) => each.name.endsWith('/micrographs')).transferSize")
+            again, size = statistics.median(times[1:]), max(sizes) / 1e3
+            print(f"{MICROGRAPHS:,} micrographs: {times[0]:.2f} s the first time, then {again:.2f} s (bar 1)")
+            print(f"{size:.0f} kB (bar 250), of which {first / 1e3:.0f} kB are their numbers")
+            taken = await tab.value(DRAG.replace("DRAGS", str(DRAGS)))
+            print(f"a limit that is dragged: median {statistics.median(taken):.0f} ms, most {max(taken):.0f}")
+            for part in ("picture", "details"):
+                began = time.perf_counter()
+                where = "small" if part == "picture" else "details"
+                address = (
+                    f"document.body.dataset.news.replace('news', 'micrograph') + '/{where}/' + encodeURIComponent(name)"
+                )
+                name = "document.querySelectorAll('.micrograph-list figure')[7].dataset.name"
+                await tab.value(f"(async () => {{ const name = {name}; await (await fetch({address})).blob(); }})()")
+                print(f"{part} of a micrograph: {1e3 * (time.perf_counter() - began):.0f} ms")
+
+    with serving(work) as (port, _):
+        asyncio.run(look(port))
+
+
+DRAG = """(async () => {
+  const handle = document.querySelector('.session-plots figure:nth-child(3) .handle'), taken = [];
+  for (let number = 0; number < DRAGS; number += 1) {
+    const began = performance.now();
+    handle.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowDown', bubbles: true }));
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    taken.push(performance.now() - began);
+  }
+  return taken;
+})()"""
+"""Moves a limit step by step, and says how long each took until it was drawn."""
+
+
 def workers(work: Path) -> None:
     """One question for the workers, of 2 processes and of 100 that live in the scheduler's."""
     import dask
@@ -294,7 +351,7 @@ def answering(dask_scheduler: Any) -> float:
     return (time.process_time() - before) / ASKED
 
 
-PARTS = {"page": page, "viewers": viewers, "jobs": jobs, "share": share, "workers": workers}
+PARTS = {"page": page, "viewers": viewers, "jobs": jobs, "share": share, "micrographs": micrographs, "workers": workers}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import Size, Stage, Work
 from cloudem.errors import CloudemError, MissingInputError, ParameterError, StoppedError, shown
+from cloudem.jobs.page_choices import PageChoice
 from cloudem.jobs.parameters import Declaration, Kind, Place, did_you_mean, label_of, parameter, places
 from cloudem.jobs.provenance import is_of
 from cloudem.model.columns import ITERATION, RECEIVED, SECONDS, Column
@@ -189,6 +190,8 @@ class Job(Declaration):
     """Whether ``OUT`` is files that may lie wherever fsspec reaches; stores and results may not."""
     reads_out: ClassVar[bool] = False
     """Whether it adds to the results of another job, in their ``OUT``."""
+    page_choice: ClassVar[PageChoice | None] = None
+    """What people choose for it on the page of the results that it reads."""
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
     """Kinds of what it makes: by the name below ``OUT``, "" for ``OUT`` itself."""
     leaves: ClassVar[tuple[str, ...]] = ()

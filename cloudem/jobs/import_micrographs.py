@@ -16,7 +16,7 @@ from cloudem.jobs.growing import Growing, GrowingJob
 from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, table_of
+from cloudem.report.declaration import COST, GALLERY, PARAMETERS, PROVENANCE, Section, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class ImportMicrographs(GrowingJob):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs",)}
     grows: ClassVar[tuple[str, ...]] = ("micrographs",)
     columns: ClassVar[tuple[Column, ...]] = ()
-    sections: ClassVar[tuple[Section, ...]] = (KINDS_FOUND, LEFT_OUT, COST, PARAMETERS, PROVENANCE)
+    sections: ClassVar[tuple[Section, ...]] = (GALLERY, KINDS_FOUND, LEFT_OUT, COST, PARAMETERS, PROVENANCE)
 
     micrographs: Annotated[str, AfterValidator(_absolute)] = parameter(
         meaning="micrographs: a pattern in quotes ('sums/*.mrc'), a folder, a RELION .star or a cryoSPARC .cs file;"

@@ -137,7 +137,7 @@ def require_result(url: str) -> None:
         raise StorageError(f"{url} holds no finished result to report on; run the job to its end, or check the path")
 
 
-def content_of(url: str, *, whole: bool = True) -> ReportContent:
+def content_of(url: str, *, whole: bool = True, pictures: bool = True) -> ReportContent:
     """Gather what a report shows from the groups under ``url``.
 
     Parameters
@@ -146,6 +146,8 @@ def content_of(url: str, *, whole: bool = True) -> ReportContent:
         Of the results.
     whole
         Whether with maps and columns; without them, little is read: curves, half-sets, and what is said in words.
+    pictures
+        Whether with the table and pictures of micrographs, where the job's report shows them.
 
     Raises
     ------
@@ -155,7 +157,7 @@ def content_of(url: str, *, whole: bool = True) -> ReportContent:
         If it says something of itself that cannot be shown.
     """
     try:
-        return _content_of(url, whole)
+        return _content_of(url, whole, whole and pictures)
     except CloudemError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -165,8 +167,9 @@ def content_of(url: str, *, whole: bool = True) -> ReportContent:
         ) from error
 
 
-def _content_of(url: str, whole: bool) -> ReportContent:
+def _content_of(url: str, whole: bool, pictures: bool) -> ReportContent:
     from cloudem.io.storage.groups import read_attributes, read_group, read_rows
+    from cloudem.jobs.report_micrographs import micrographs_shown
     from cloudem.report.content import FSC_NAMES, ReportContent
 
     require_result(url)
@@ -214,6 +217,7 @@ def _content_of(url: str, whole: bool) -> ReportContent:
         command=command_line(job, values) if job in known_jobs() else "",
         created=str(record.get("date", "")),
         **_columns(url, result, whole),
+        **(micrographs_shown(url, job, values, arrays, declared.sections) if pictures else {}),
     )
 
 

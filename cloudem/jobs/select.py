@@ -10,6 +10,7 @@ from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
 from cloudem.jobs.good_classes import DETAIL, IN_CLASS, automatic, class_arrays, of_classes
+from cloudem.jobs.page_choices import PageChoice
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
@@ -105,6 +106,7 @@ class Select(Job):
         "cloudem select --particles refine --duplicates-within-A 60 --neighbours-within-A 150 --out single",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
+    page_choice: ClassVar[PageChoice | None] = PageChoice("particles", ("auto", "classes", "not_classes"))
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (
         Section("classes:sheet"),

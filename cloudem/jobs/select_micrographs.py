@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -10,9 +10,10 @@ from cloudem.errors import MissingColumnError, ParameterError
 from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.growing import Growing, GrowingJob, row_keys
 from cloudem.jobs.mapping import Found
+from cloudem.jobs.page_choices import PageChoice
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, table_of
+from cloudem.report.declaration import COST, GALLERY, PARAMETERS, PROVENANCE, SESSION, Section, table_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +48,11 @@ class SelectMicrographs(GrowingJob):
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs",)}
     grows: ClassVar[tuple[str, ...]] = ("micrographs", "keep", "remove")
+    page_choice: ClassVar[PageChoice | None] = PageChoice(
+        "micrographs", (*LIMITS, "keep", "remove"), ("keep", "remove")
+    )
     columns: ClassVar[tuple[Column, ...]] = ()
-    sections: ClassVar[tuple[Section, ...]] = (REASONS, ASIDE, COST, PARAMETERS, PROVENANCE)
+    sections: ClassVar[tuple[Section, ...]] = (SESSION, REASONS, GALLERY, ASIDE, COST, PARAMETERS, PROVENANCE)
 
     micrographs: Place = parameter(
         meaning="results of a job that hold micrographs", positional=True, reads=("micrographs",)
@@ -97,18 +101,10 @@ class SelectMicrographs(GrowingJob):
     def growing(self, url: str) -> Growing:
         """Return the micrographs, each with its row and whether lists name it."""
         table = self._table()
-        kept, removed = self._names(self.keep), self._names(self.remove)
-        names = table["micrograph"].tolist()
-        listed = ["keep" if name in kept else "remove" if name in removed else "" for name in names]
+        listed = lists_of(table, self._names(self.keep), self._names(self.remove))
         keys = [f"{key} {said}" for key, said in zip(row_keys(table), listed, strict=True)]
         limits = self._limits()
-        values = {LIMITS[option][0]: _values(table, LIMITS[option][0]) for option in limits}
-        rows = [
-            {name: float(found[row]) for name, found in values.items() if found is not None}
-            for row in range(len(table))
-        ]
-        problems = table["problem"].tolist() if "problem" in table else [""] * len(table)
-        entries = list(zip(rows, problems, listed, strict=True))
+        entries = micrograph_entries(table, limits, listed)
         return Growing(keys, entries, judge_micrographs, (limits,), size=5000)
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
@@ -162,6 +158,33 @@ def _values(table: Micrographs, name: str) -> NDArray[np.float64] | None:
         found: NDArray[np.float64] = 0.5 * (u + v) if name == "defocus" else abs(u - v)
         return found
     return table[name].astype(float) if name in table else None
+
+
+def lists_of(table: Micrographs, kept: Collection[str], removed: Collection[str]) -> list[str]:
+    """Return what lists say of each micrograph: ``keep``, ``remove``, or nothing."""
+    names = table["micrograph"].tolist()
+    return ["keep" if name in kept else "remove" if name in removed else "" for name in names]
+
+
+def micrograph_entries(
+    table: Micrographs, limits: Collection[str], listed: Sequence[str]
+) -> list[tuple[dict[str, float], str, str]]:
+    """Return what `judge_micrographs` needs to know of each micrograph.
+
+    Parameters
+    ----------
+    table
+        Of micrographs.
+    limits
+        Options of `LIMITS` that are given.
+    listed
+        What lists say of each (`lists_of`).
+    """
+    values = {LIMITS[option][0]: _values(table, LIMITS[option][0]) for option in limits}
+    known = {name: found.tolist() for name, found in values.items() if found is not None}
+    rows = [{name: found[row] for name, found in known.items()} for row in range(len(table))]
+    problems = table["problem"].tolist() if "problem" in table else [""] * len(table)
+    return list(zip(rows, problems, listed, strict=True))
 
 
 def judge_micrographs(entries: list[tuple[dict[str, float], str, str]], limits: Mapping[str, float]) -> Found:

@@ -25,6 +25,24 @@ class TransferRow(NamedTuple):
     moved: Moved
 
 
+class MicrographPicture(NamedTuple):
+    """A micrograph as a gallery shows it.
+
+    Attributes
+    ----------
+    name
+        Of the micrograph.
+    grey
+        ``(rows, columns)``, the first row at the top.
+    circles
+        Around particles that were picked: x, y and radius in pixels of the picture.
+    """
+
+    name: str
+    grey: NDArray[np.uint8]
+    circles: Sequence[tuple[float, float, float]] = ()
+
+
 class StageRow(NamedTuple):
     """What one stage of a job took; NaN (0 for ``peak_bytes``) where it was not measured."""
 
@@ -87,6 +105,12 @@ class ReportContent:
         What the result says of its resolution by direction (`cloudem.jobs.directions`): ``best_A``, ``worst_A``,
         ``mean_A``, ``worst_direction``, ``deviations``, ``sphericity``, ``sampling_compensation``,
         ``half_angle_deg``; the resolutions themselves are in ``arrays``.
+    micrographs : mapping of name to array
+        Columns of the table of micrographs, those that were put aside among them.
+    aside : mapping of name to text
+        Micrographs that are of no use or were put aside, and why.
+    pictures : sequence of MicrographPicture
+        Of a dozen of them.
     transfers : sequence of Transfer
         Labels are numbers of iterations, and in the end whatever else there was; empty if nothing left the machine.
     particle_count : int, optional
@@ -119,6 +143,9 @@ class ReportContent:
     sections: Sequence[Section] = STANDARD
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     directional: Mapping[str, Any] = field(default_factory=dict)
+    micrographs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
+    pictures: Sequence[MicrographPicture] = ()
     transfers: Sequence[TransferRow] = ()
     rot: NDArray[np.floating[Any]] | None = None
     tilt: NDArray[np.floating[Any]] | None = None

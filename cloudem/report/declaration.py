@@ -38,6 +38,8 @@ ITERATIONS = Section("tables:iterations")
 NETWORK = Section("traffic:transfers")
 PARAMETERS = Section("tables:parameters")
 PROVENANCE = Section("tables:provenance")
+SESSION = Section("micrographs:session_over_time")
+GALLERY = Section("micrographs:micrograph_gallery")
 
 STANDARD = (MAP, RESOLUTION, DIRECTIONS, PARTICLES, COST, ITERATIONS, NETWORK, PARAMETERS, PROVENANCE)
 """What every report shows, as far as the result holds it."""

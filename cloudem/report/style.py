@@ -125,6 +125,16 @@ svg image { image-rendering: auto !important; }
 .classes figcaption { line-height: 1.25; margin-top: 3px; }
 .classes figcaption span { display: block; font-size: 11.5px; }
 .classes .faint { opacity: 0.55; }
+.micrographs { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 16px 14px; }
+.micrographs svg { width: 100%; border-radius: 3px; display: block; }
+.micrographs circle { fill: none; stroke: #56b4e9; stroke-width: 1.2; }
+.micrographs rect { fill: #fff; }
+.micrographs svg text { fill: #fff; font-size: 13px; font-weight: 600; }
+.micrographs figcaption { line-height: 1.3; margin-top: 4px; }
+.micrographs b { display: block; overflow-wrap: anywhere; }
+.micrographs figcaption span { white-space: nowrap; margin-right: 8px; }
+.micrographs figcaption span.why { white-space: normal; color: #a34700; display: block; }
+.micrographs .aside svg { outline: 2px solid #d55e00; outline-offset: -2px; }
 table { border-collapse: collapse; font-size: 13.5px; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: #52606d; border-bottom: 1.5px solid #9aa5b1; padding: 4px 10px 4px 0; }
 td { border-bottom: 1px solid #e4e8ec; padding: 4px 10px 4px 0; vertical-align: top; overflow-wrap: anywhere; }

@@ -1,6 +1,8 @@
-"""Classes that somebody has clicked on a page: the command, the step of a workflow, and the file that they become.
+"""What somebody has chosen on a page: the command, the step of a workflow, and the files that it becomes.
 
-Nothing is ever run. Nothing is written either, unless ``cloudem serve`` was told to allow it.
+What can be chosen says the job that the choice becomes (`cloudem.jobs.page_choices`): classes of ``select``, limits and
+lists of ``select_micrographs``. Nothing is ever run. Nothing is written either, unless ``cloudem serve`` was told to
+allow it.
 """
 
 from __future__ import annotations
@@ -8,56 +10,59 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.io.storage.location import absolute, contents, join, object_store, put_if_absent, read_bytes, write_bytes
-from cloudem.jobs.select import class_list, class_numbers
+from cloudem.jobs.base import Job
+from cloudem.jobs.page_choices import PageChoice
+from cloudem.jobs.parameters import is_positional, option_of
+from cloudem.jobs.select import Select, class_list, class_numbers
 from cloudem.jobs.toml import LARGEST, step_toml, value_toml
 from cloudem.runs.automatic import AUTO_FILE
 
 if TYPE_CHECKING:
     from cloudem.runs.project import JobState
 
-NAME = "good"
-"""Of a selection, with a number behind it where there is one already."""
+WATCHED_FILE = "live.toml"
+"""What the workflow of a session that is watched is called."""
 
-CHOOSING = ("auto", "classes", "not_classes")
-"""Parameters of a selection that a choice of classes takes the place of."""
+CHANGED = {AUTO_FILE: "run", WATCHED_FILE: "watch --workflow"}
+"""Workflows of which a step may be changed, and the command that carries each on."""
 
 
-class ChosenClasses(NamedTuple):
-    """What a choice of classes becomes.
+class ChosenStep(NamedTuple):
+    """What a choice becomes.
 
     Attributes
     ----------
-    classes
-        Their numbers, as ``select`` reads them.
     command
-        That selects them.
+        That does what was chosen.
     step
         The same as a step of a workflow.
     file
-        Name of the file in the project that would be written.
+        Name of the workflow in the project that would be written.
     text
         What would stand in it.
     said
         What writing it means.
     then
         Command that runs it.
+    lists
+        Files with names that it reads, and what would stand in them; written with it.
     """
 
-    classes: str
     command: str
     step: str
     file: str
     text: str
     said: str
     then: str
+    lists: Mapping[str, str] = {}
 
 
-def choice_of(project: str, path: str, classes: str) -> ChosenClasses:
+def choice_of(project: str, path: str, classes: str) -> ChosenStep:
     """Return what a choice of classes of a job becomes.
 
     Parameters
@@ -76,36 +81,98 @@ def choice_of(project: str, path: str, classes: str) -> ChosenClasses:
     StorageError
         The project cannot be read.
     """
-    numbers, project = class_list(class_numbers(classes)), absolute(project)
+    numbers = class_list(class_numbers(classes))
+    return chosen_step(project, path, Select, {"classes": numbers}, "these classes")
+
+
+def chosen_step(
+    project: str,
+    path: str,
+    job: type[Job],
+    values: Mapping[str, bool | float | str],
+    what: str,
+    lists: Mapping[str, Collection[str]] | None = None,
+) -> ChosenStep:
+    """Return what a choice on the page of a job's results becomes.
+
+    Parameters
+    ----------
+    project
+        Its URL.
+    path
+        Of the results in it; empty where the project is these results.
+    job
+        That the choice becomes; it has a `PageChoice`.
+    values
+        Parameters that were chosen.
+    what
+        These in words: "these classes".
+    lists
+        Names for parameters that are files of them; what is empty is left out.
+
+    Raises
+    ------
+    StorageError
+        The project cannot be read.
+    """
+    choice, project = _choice(job), absolute(project)
     source = join(project, path)
     there = set(contents(project)) if path else set()
-    name = next(name for name in _names() if name not in there and f"{name}.toml" not in there)
+    endings = [".toml", *(f"-{name}.txt" for name in choice.lists)]
+    name = next(n for n in _names(choice.name) if not there & {n, *(f"{n}{end}" for end in endings)})
     out = join(project, name) if path else f"{project}-{name}"
-    command = ["cloudem", "select", "--particles", source, "--classes", numbers, "--out", out]
-    step = step_toml("select", name, {"particles": path or source, "classes": numbers})
-    given = (numbers, shlex.join(command), step)
+    files = {
+        f"{name}-{which}.txt": "".join(f"{line}\n" for line in names) for which, names in (lists or {}).items() if names
+    }
+    listed = {which: f"{name}-{which}.txt" for which, names in (lists or {}).items() if names}
+    beside = project if path else project.rpartition("/")[0]
+    given = {**values, **{which: join(beside, file) for which, file in listed.items()}}
+    command = shlex.join(
+        ["cloudem", job.name.replace("_", "-"), *_words(job, {choice.source: source, **given}), "--out", out]
+    )
+    values = {**values, **listed}
+    step = step_toml(job.name, name, {choice.source: path or source, **values})
     if not path:  # what is shown is the results of a job, among which no workflow belongs
-        return ChosenClasses(*given, "", "", "", "")
-    before = (read_bytes(join(project, AUTO_FILE)) or b"") if AUTO_FILE in there else b""
-    changed = changed_workflow(before[:LARGEST].decode(errors="replace"), project, source, numbers)
-    if changed is not None:
-        file, text, said = AUTO_FILE, changed.text, f"step {changed.step} of {AUTO_FILE} takes these classes then"
-    else:
-        file, text = f"{name}.toml", f"project = {value_toml(project)}\n\n{step}"
-        said = "it is a workflow of this one step"
-    return ChosenClasses(*given, file, text, said, f"cloudem run {shlex.quote(join(project, file))}")
+        return ChosenStep(command, step, "", "", "", "", files)
+    for file, verb in CHANGED.items():
+        before = (read_bytes(join(project, file)) or b"") if file in there else b""
+        changed = changed_workflow(before[:LARGEST].decode(errors="replace"), project, source, values, job)
+        if changed is not None:
+            said = f"step {changed.step} of {file} takes {what} then"
+            then = f"cloudem {verb} {shlex.quote(join(project, file))}"
+            return ChosenStep(command, step, file, changed.text, said, then, files)
+    text = f"project = {value_toml(project)}\n\n{step}"
+    then = f"cloudem run {shlex.quote(join(project, f'{name}.toml'))}"
+    return ChosenStep(command, step, f"{name}.toml", text, "it is a workflow of this one step", then, files)
+
+
+def _choice(job: type[Job]) -> PageChoice:
+    if job.page_choice is None:
+        raise ParameterError(f"nothing of {job.name} can be chosen on a page")
+    return job.page_choice
+
+
+def _words(job: type[Job], values: Mapping[str, bool | float | str]) -> Iterator[str]:
+    """Give the words of a command for these parameters, those without an option first."""
+    fields = job.model_fields
+    yield from (str(values[name]) for name in values if is_positional(fields[name]))
+    for name, value in values.items():
+        if not is_positional(fields[name]):
+            yield from (option_of(name), f"{value:.10g}" if isinstance(value, float) else str(value))
 
 
 def sorted_from(job: JobState) -> str:
-    """Return the results, as a path in the project, that the classes on the page of a job are chosen from.
+    """Return the results, as a path in the project, that what is on the page of a job is chosen from.
 
     A selection holds no more what it has left out, which somebody may want back: chosen is from what it was made of.
     """
-    return job.inputs.get("particles", job.path) if job.kind == "select" and job.path else job.path
+    sources = {"select": "particles", "select_micrographs": "micrographs"}
+    source = sources.get(job.kind)
+    return job.inputs.get(source, job.path) if source and job.path else job.path
 
 
-def write_choice(project: str, choice: ChosenClasses) -> None:
-    """Write the file of a choice into the project, whole or not at all.
+def write_choice(project: str, choice: ChosenStep) -> None:
+    """Write the files of a choice into the project, each whole or not at all.
 
     Raises
     ------
@@ -114,23 +181,27 @@ def write_choice(project: str, choice: ChosenClasses) -> None:
     StorageError
         It cannot be written.
     """
-    if choice.file == AUTO_FILE:
-        write_bytes(join(project, AUTO_FILE), choice.text.encode())
-    elif put_if_absent(object_store(project), choice.file, choice.text.encode()) is None:
-        raise OutputExistsError(f"{choice.file} is there by now; choose again")
+    new = {**choice.lists, **({choice.file: choice.text} if choice.file not in CHANGED else {})}
+    for file, text in new.items():
+        if put_if_absent(object_store(project), file, text.encode()) is None:
+            raise OutputExistsError(f"{file} is there by now; choose again")
+    if choice.file in CHANGED:
+        write_bytes(join(project, choice.file), choice.text.encode())
 
 
 class ChangedWorkflow(NamedTuple):
-    """The text of a workflow whose step, of that name, takes other classes."""
+    """The text of a workflow whose step, of that name, does what was chosen."""
 
     step: str
     text: str
 
 
-def changed_workflow(text: str, project: str, source: str, classes: str) -> ChangedWorkflow | None:
-    """Return a workflow whose step that selects from some results takes these classes; None if it has no such step.
+def changed_workflow(
+    text: str, project: str, source: str, values: Mapping[str, bool | float | str], job: type[Job]
+) -> ChangedWorkflow | None:
+    """Return a workflow whose step that chooses from some results does it so; None if it has no such step.
 
-    Only the lines of that step that say what it selects are changed; that nothing else is, is checked.
+    Only the lines of that step that say what it chooses are changed; that nothing else is, is checked.
 
     Parameters
     ----------
@@ -138,13 +209,16 @@ def changed_workflow(text: str, project: str, source: str, classes: str) -> Chan
         Of the file.
     project, source
         URLs of the project, and of the results.
-    classes
-        Their numbers.
+    values
+        Parameters that were chosen.
+    job
+        That they are of.
     """
+    choice = _choice(job)
     try:
         table = tomllib.loads(text)
         steps = table.get("step", [])
-        places = [_place(project, step) if step.get("job") == "select" else "" for step in steps]
+        places = [_place(project, step, choice.source) if step.get("job") == job.name else "" for step in steps]
     except (tomllib.TOMLDecodeError, AttributeError, TypeError, RecursionError):  # not a workflow, or none of ours
         return None
     parts = re.split(r"(?m)^(?=\[\[step\]\])", text)
@@ -153,10 +227,11 @@ def changed_workflow(text: str, project: str, source: str, classes: str) -> Chan
     number = places.index(source)
     before, part = steps[number], parts[number + 1]
     body = part.rstrip("\n")
-    kept = [line for line in body.split("\n") if not re.match(rf"\s*({'|'.join(CHOOSING)})\s*=", line)]
-    parts[number + 1] = "\n".join([*kept, f"classes = {value_toml(classes)}"]) + part[len(body) :]
+    kept = [line for line in body.split("\n") if not re.match(rf"\s*({'|'.join(choice.parameters)})\s*=", line)]
+    lines = [f"{name} = {value_toml(value)}" for name, value in values.items()]
+    parts[number + 1] = "\n".join([*kept, *lines]) + part[len(body) :]
     after = "".join(parts)
-    wanted = {key: value for key, value in before.items() if key not in CHOOSING} | {"classes": classes}
+    wanted = {key: value for key, value in before.items() if key not in choice.parameters} | dict(values)
     expected: dict[str, Any] = {**table, "step": [*steps[:number], wanted, *steps[number + 1 :]]}
     try:
         right = tomllib.loads(after) == expected
@@ -165,16 +240,16 @@ def changed_workflow(text: str, project: str, source: str, classes: str) -> Chan
     return ChangedWorkflow(str(before.get("name") or before["job"]), after) if right else None
 
 
-def _place(project: str, step: Mapping[str, Any]) -> str:
-    place = str(step.get("particles", ""))
+def _place(project: str, step: Mapping[str, Any], source: str) -> str:
+    place = str(step.get(source, ""))
     return place if place.startswith("/") else join(project, place)
 
 
-def _names() -> Any:
-    yield NAME
+def _names(name: str) -> Iterator[str]:
+    yield name
     number = 2
     while True:
-        yield f"{NAME}-{number}"
+        yield f"{name}-{number}"
         number += 1
 
 

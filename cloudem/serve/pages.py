@@ -18,7 +18,7 @@ from cloudem.io.storage.location import absolute, is_remote, join, read_end, rea
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import Preview, PreviewInfo, read_preview, read_preview_info
 from cloudem.report.blocks import Drawn
-from cloudem.report.declaration import PARAMETERS
+from cloudem.report.declaration import GALLERY, PARAMETERS, SESSION
 from cloudem.report.page import drawn_sections
 from cloudem.runs.job_money import JobRuns
 from cloudem.runs.project import JobState, Project, look_at_job, read_project
@@ -35,6 +35,7 @@ from cloudem.serve.facts import (
     version,
 )
 from cloudem.serve.graph import maker_of
+from cloudem.serve.micrograph_pages import MicrographPages
 from cloudem.serve.sections import content_so_far, kept_content
 from cloudem.text import clock, dollars, moment, rough_time
 
@@ -100,7 +101,7 @@ class Pages:
         self.url = url.rstrip("/")
         self.name = posixpath.basename(self.url) or self.url
         self.dask = False  # whether Dask's pages are to be had as well
-        self.writes = False  # whether whoever looks may write workflow files
+        self._writes = False
         remote = is_remote(url)
         self.every_s = EVERY_REMOTE_S if remote else EVERY_S
         self._fresh_s = FRESH_REMOTE_S if remote else FRESH_S
@@ -109,6 +110,16 @@ class Pages:
         self._kept: dict[str, Kept] = {}
         self._kept_runs: dict[str, tuple[str, str]] = {}
         self._runs = JobRuns(url)
+        self.micrographs = MicrographPages(self.url, self._job, self._known)
+
+    @property
+    def writes(self) -> bool:
+        """Whether whoever looks may write workflow files."""
+        return self._writes
+
+    @writes.setter
+    def writes(self, allowed: bool) -> None:
+        self._writes = self.micrographs.writes = allowed
 
     # pages
 
@@ -134,6 +145,7 @@ class Pages:
         return self._part(
             "job.html", self._at(job), **self._live(job), version=self._version(job),
             preview=info is not None, **_shown(info), downloads=self._downloads(job),
+            micrographs=self.micrographs.version(job), shown_on=self.micrographs.source(job),
         )  # fmt: skip
 
     def job_news(self, path: str) -> Mapping[str, Any] | None:
@@ -146,6 +158,7 @@ class Pages:
             "html": self._part("job_live.html", self._at(job), **self._live(job)),
             "version": self._version(job),
             **_shown(info),
+            "micrographs": self.micrographs.version(job),
             "over": job.state != "running",
         }
 
@@ -183,7 +196,7 @@ class Pages:
         job = self._job(path)
         if job is None:
             return None
-        url, jobs = self._of(job), {self._name(each): each for each in self._read().jobs}
+        url, jobs = self._of(job), self._known()
         record = record_of(url)
         parameters = given_parameters(record)
         return self._part(
@@ -279,7 +292,7 @@ class Pages:
         last = self._project  # jobs do not vanish often; the project is read again where one is not known
         jobs = {self._name(job): job for job in last[1].jobs} if last is not None else {}
         if name not in jobs:
-            jobs = {self._name(job): job for job in self._read().jobs}
+            jobs = self._known()
         if name not in jobs:
             return None
         found = look_at_job(self.url, jobs[name].path, time.time())
@@ -302,6 +315,9 @@ class Pages:
             drawn = page_templates().get_template("page_main.html").render(**run_shown(self.url, name, jobs))
             kept = self._kept_runs[name] = (now, drawn)
         return kept[1]
+
+    def _known(self) -> dict[str, JobState]:
+        return {self._name(job): job for job in self._read().jobs}
 
     def _name(self, job: JobState) -> str:
         """Return what a job is called in addresses: its path, or the project's name if that is the job's results."""
@@ -363,8 +379,9 @@ class Pages:
         content = kept_content(url) if job.state == "finished" else content_so_far(url, job.live, self._particles(job))
         if content is None:
             return []
-        # parameters are among the details, and the heading of the map is above the viewer
-        drawn = drawn_sections(replace(content, sections=[one for one in content.sections if one != PARAMETERS]))
+        # parameters are among the details, micrographs in a section of their own, the map's heading above the viewer
+        elsewhere = (PARAMETERS, SESSION, GALLERY)
+        drawn = drawn_sections(replace(content, sections=[one for one in content.sections if one not in elsewhere]))
         viewer = self._info(job) is not None
         return [replace(one, title=BESIDE_VIEWER) if viewer and one.title == "Map" else one for one in drawn]
 

@@ -31,7 +31,7 @@ LARGEST_COLUMNS = 64 << 20
 def kept_content(url: str) -> ReportContent | None:
     """Return what the report of a finished result shows; None where it cannot be read."""
     try:
-        return content_of(url)
+        return content_of(url, pictures=False)
     except CloudemError:
         return None
 

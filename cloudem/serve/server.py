@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import tornado.web
 from cloudem.errors import CloudemError, ParameterError
 from cloudem.report.style import CSS
 from cloudem.serve.access import Access
+from cloudem.serve.edited_picks import LARGEST_BODY as LARGEST_PICKS
 from cloudem.serve.guard import Guarded, may_write, unlogged
 from cloudem.serve.pages import Pages
 from cloudem.serve.watching import Watches
@@ -68,7 +70,7 @@ class Handler(Guarded):
 
     async def made(self, words: tuple[str, ...]) -> Any:
         """Return what the pages make of what the address says, or say that there is nothing of that name."""
-        found = await self.readers.read(getattr(self.pages, self._make), *words)
+        found = await self.readers.read(attrgetter(self._make)(self.pages), *words)
         if found is None:
             raise tornado.web.HTTPError(404, reason="There is no such page")
         return found
@@ -150,7 +152,7 @@ class Events(Handler):
             self._auto_finish = False  # the page is closed, or the server ends: nobody hears an end either
 
     def _look(self, words: tuple[str, ...]) -> Callable[[], Awaitable[str]]:
-        readers, make = self.readers, getattr(self.pages, self._make)
+        readers, make = self.readers, attrgetter(self._make)(self.pages)
 
         async def look() -> str:
             return json.dumps(await readers.read(make, *words))
@@ -199,6 +201,90 @@ class ChoosingAndWriting(Choosing):
         await self._answer("write_choice", words)
 
 
+class MicrographPictures(Handler):
+    """A picture of a micrograph; the browser keeps it a while, since lists of them are paged back and forth."""
+
+    async def get(self, *words: str) -> None:
+        """Answer; where there is none, with why."""
+        try:
+            found = await self.made(words)
+        except CloudemError as error:
+            self.set_status(404)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(str(error))
+            return
+        self.set_header("Content-Type", "image/jpeg")
+        self.set_header("Cache-Control", "private, max-age=600")
+        self.finish(found)
+
+
+class MicrographLimits(Handler):
+    """Limits of micrographs and lists of them: what they become; nothing is written."""
+
+    async def get(self, *words: str) -> None:
+        """Answer with how many stay, the command and the step of a workflow."""
+        await self._answer("micrographs.choice", words)
+
+    async def _answer(self, make: str, words: tuple[Any, ...]) -> None:
+        self._make = make
+        try:
+            found = await self.made((*words, *self.given()))
+        except CloudemError as error:
+            self.set_status(400)
+            found = {"problem": str(error)}
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(found))
+
+    def given(self) -> tuple[Any, ...]:
+        """Return what the request says besides the job."""
+        return ({name: self.get_query_arguments(name)[-1] for name in self.request.query_arguments},)
+
+
+class LimitsAndWriting(MicrographLimits):
+    """The same; a POST writes it, from a page of this very server or with the token in a header."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "POST")
+
+    async def post(self, *words: str) -> None:
+        """Write the files of a choice, and say so."""
+        if not may_write(self.request.headers, self.access):
+            raise tornado.web.HTTPError(403, reason="Only pages of this server may write")
+        await self._answer("micrographs.write_choice", words)
+
+
+@tornado.web.stream_request_body
+class PicksWriting(MicrographLimits):
+    """Picks that were edited: a POST writes them; its body is read only of whoever may write."""
+
+    SUPPORTED_METHODS = ("POST",)
+
+    def prepare(self) -> None:
+        """Refuse before anything is read, and then take a body longer than other requests have."""
+        self._body = bytearray()
+        super().prepare()
+        if self._finished:
+            return
+        if not may_write(self.request.headers, self.access):
+            raise tornado.web.HTTPError(403, reason="Only pages of this server may write")
+        self.request.connection.set_max_body_size(LARGEST_PICKS)  # type: ignore[union-attr]
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep a part of the body."""
+        self._body += chunk
+
+    def given(self) -> tuple[Any, ...]:
+        """Return the body."""
+        return (bytes(self._body),)
+
+    async def get(self, *words: str) -> None:
+        """Say that there is nothing to read."""
+        raise tornado.web.HTTPError(405)
+
+    async def post(self, *words: str) -> None:
+        """Write the file of coordinates and the workflow, and say so."""
+        await self._answer("micrographs.write_picks", words)
+
+
 class Unknown(Handler):
     """Any other address."""
 
@@ -231,12 +317,15 @@ class Static(Handler):
 def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bool = False) -> tornado.web.Application:
     """Return the application: addresses, and what answers them; what writes is there only if it is allowed."""
     pages.writes = allow_writing
-    choosing = ChoosingAndWriting if allow_writing else Choosing
+    choosing, limits = (ChoosingAndWriting, LimitsAndWriting) if allow_writing else (Choosing, MicrographLimits)
     shared = {"readers": Readers(pages, access, secure=secure)}
 
     def of(make: str, kind: str = "text/html") -> dict[str, Any]:
         return {**shared, "make": make, "kind": kind}
 
+    picks = (
+        [(rf"/job/{PATH}/-/micrographs/picks", PicksWriting, of("micrographs.write_picks"))] if allow_writing else []
+    )
     return tornado.web.Application(
         [
             (r"/", Page, of("project")),
@@ -256,6 +345,16 @@ def application(pages: Pages, access: Access, *, secure: bool, allow_writing: bo
             (rf"/job/{PATH}/-/cluster/news", News, of("cluster_news")),
             (rf"/job/{PATH}/-/log", Page, of("log")),
             (rf"/job/{PATH}/-/choice", choosing, of("choice")),
+            (rf"/job/{PATH}/-/micrographs", Page, of("micrographs.table", "application/json")),
+            (rf"/job/{PATH}/-/micrographs/choice", limits, of("micrographs.choice")),
+            *picks,
+            (rf"/job/{PATH}/-/micrographs/picks\.star", Page, of("micrographs.star", "text/plain")),
+            (
+                rf"/job/{PATH}/-/micrograph/(small|large|smooth|spectrum)/{PATH}",
+                MicrographPictures,
+                of("micrographs.picture"),
+            ),
+            (rf"/job/{PATH}/-/micrograph/details/{PATH}", Page, of("micrographs.details", "application/json")),
             (rf"/job/{PATH}/-/preview/(map|half1|half2|mask)-(64|128)", Voxels, of("preview")),
             (rf"/job/{PATH}/-/file/([a-z0-9_]+\.(?:mrc|cxc))", File, of("download")),
             (rf"/job/{PATH}", Page, of("job")),

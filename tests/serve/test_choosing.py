@@ -147,7 +147,7 @@ def test_the_workflow_of_auto_takes_the_classes(writing: Site, project: Path) ->
     lines = [set(text.splitlines()) for text in (before, after)]
     assert lines[0] - lines[1] == {"auto = true"}
     assert lines[1] - lines[0] == {'classes = "1-2,5"'}
-    again = changed_workflow(after, str(project), f"{project}/classes", "7")
+    again = changed_workflow(after, str(project), f"{project}/classes", {"classes": "7"}, Select)
     assert again is not None
     assert again.text == after.replace("1-2,5", "7")
 
@@ -156,7 +156,7 @@ def test_a_workflow_that_is_not_understood_is_left_alone(project: Path) -> None:
     where, source = str(project), f"{project}/classes"
     step = step_toml("select", "good", {"particles": "classes", "auto": True})
     head = f"project = {value_toml(where)}\n"
-    assert changed_workflow(f"{head}{step}", where, source, "1") is not None
+    assert changed_workflow(f"{head}{step}", where, source, {"classes": "1"}, Select) is not None
     for text in (
         "",
         "no toml [",
@@ -167,7 +167,7 @@ def test_a_workflow_that_is_not_understood_is_left_alone(project: Path) -> None:
         f'{head}{step}where = """\nauto = 1\n"""',  # no line of a step, but of its text
         f"{head}step = 3",
     ):
-        assert changed_workflow(text, where, source, "1") is None
+        assert changed_workflow(text, where, source, {"classes": "1"}, Select) is None
 
 
 def test_a_choice_that_comes_too_late_is_refused(project: Path) -> None:

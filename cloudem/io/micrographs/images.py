@@ -120,16 +120,31 @@ def thumbnail_of(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     thumbnail
         0 and 255 are 2.5 standard deviations of the means below and above their mean.
     """
-    step = max(1, -(-max(image.shape) // THUMBNAIL_PX))
-    rows, columns = (max(size // step, 1) for size in image.shape)
-    part = image[: rows * step, : columns * step]
-    if part.size < rows * columns * step * step:  # narrower than one square
-        return np.full((rows, columns), 128, np.uint8)
-    # Sums along rows first: a reduction over two strided axes at once takes ten times as long.
-    means = part.reshape(rows, step, columns * step).sum(axis=1).reshape(rows, columns, step).mean(axis=2) / step
+    means = means_of_squares(image, THUMBNAIL_PX)
     spread = float(means.std()) or 1.0
     grey: NDArray[np.uint8] = np.clip(np.rint((means - means.mean()) / spread * 51 + 127.5), 0, 255).astype(np.uint8)
     return grey
+
+
+def means_of_squares(image: NDArray[np.float32], most_px: int) -> NDArray[np.floating[Any]]:
+    """Return an image at most so many pixels wide and high: means of squares of pixels, what is left over cut off.
+
+    Parameters
+    ----------
+    image
+        ``(rows, columns)``.
+    most_px
+        Of the result.
+    """
+    step = max(1, -(-max(image.shape) // most_px))
+    rows, columns = (max(size // step, 1) for size in image.shape)
+    part = image[: rows * step, : columns * step]
+    if part.size < rows * columns * step * step:  # narrower than one square
+        return np.zeros((rows, columns), np.float32)
+    # Sums along rows first: a reduction over two strided axes at once takes ten times as long.
+    sums = part.reshape(rows, step, columns * step).sum(axis=1)
+    means: NDArray[np.floating[Any]] = sums.reshape(rows, columns, step).mean(axis=2) / step
+    return means
 
 
 def image_place(url: str, name: str) -> str:

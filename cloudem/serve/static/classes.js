@@ -1,15 +1,10 @@
 // Classes are chosen by clicking their averages; the server says what the choice becomes: a command, a step, a file.
 
+import { add, ask, copied, sentence, writer } from "./choice.js";
+
 const body = document.body, area = document.getElementById("sections");
 const chosen = new Map(); // by number, so that a sheet that is drawn anew shows the same choice
 let latest = 0;
-
-function add(parent, kind, text, given = {}) {
-  const element = Object.assign(document.createElement(kind), given);
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
 
 function prepare(sheet) {
   const figures = [...sheet.querySelectorAll("figure[data-class]")];
@@ -26,9 +21,7 @@ function prepare(sheet) {
   add(row, "span", "Click the classes to keep, or use the arrow keys and space.", { className: "quiet" });
   const told = add(panel, "div", "", { hidden: true });
   const command = copied(told, "Command"), step = copied(told, "Step of a workflow");
-  const last = add(told, "p", "", { className: "choice-row" });
-  const write = body.dataset.writes === undefined ? null : add(last, "button", "", { type: "button", className: "write" });
-  const outcome = add(last, "span", write ? "" : "To write it from here, use cloudem serve --allow-writing.", { className: "quiet", role: "status" });
+  const { button: write, outcome } = writer(told, (words) => ask(address(), words, { method: "POST" }));
 
   function mark(figure, is) {
     chosen.set(figure.dataset.class, is);
@@ -43,38 +36,18 @@ function prepare(sheet) {
     count.textContent = `${some.length} of ${figures.length} classes, ${images(some)} of ${images(figures)} images`;
     told.hidden = some.length === 0;
     if (!some.length) { return; }
-    const found = await ask("GET");
+    const found = await ask(address(), outcome);
     if (number !== latest || !found) { return; } // somebody has clicked on meanwhile
     command.textContent = found.command;
     step.textContent = found.step;
     if (write) {
       write.hidden = !found.file;
       write.textContent = `Write ${found.file}`;
-      outcome.textContent = found.said && `${found.said[0].toUpperCase()}${found.said.slice(1)}.`;
+      outcome.textContent = sentence(found.said);
     }
   }
 
-  async function ask(method) {
-    const headers = method === "POST" ? { "X-Cloudem": "write" } : {};
-    try {
-      const answer = await fetch(`${body.dataset.choice}?classes=${numbers().join(",")}`, { method, headers });
-      const found = (answer.headers.get("Content-Type") ?? "").includes("json") ? await answer.json() : {};
-      if (answer.ok) { return found; }
-      outcome.textContent = found.problem ?? `The server answers ${answer.status}.`;
-    } catch { outcome.textContent = "The server does not answer."; }
-    return null;
-  }
-
-  write?.addEventListener("click", async () => {
-    write.disabled = true;
-    const found = await ask("POST");
-    write.disabled = false;
-    if (!found) { return; }
-    outcome.textContent = "";
-    outcome.append(`Written: ${found.written}. Run it with `);
-    add(outcome, "code", found.then);
-    outcome.append(".");
-  });
+  function address() { return `${body.dataset.choice}?classes=${numbers().join(",")}`; }
 
   for (const figure of figures) {
     figure.tabIndex = 0;
@@ -90,20 +63,6 @@ function prepare(sheet) {
     });
   }
   say();
-}
-
-function copied(parent, title) {
-  const row = add(parent, "p", "", { className: "choice-row" });
-  add(row, "b", title);
-  const button = add(row, "button", "Copy", { type: "button" }), text = add(parent, "pre", "");
-  button.addEventListener("click", async () => {
-    try { await navigator.clipboard.writeText(text.textContent); button.textContent = "Copied"; } catch {
-      getSelection().selectAllChildren(text); // no clipboard without TLS: it is marked, to be copied by hand
-      button.textContent = "Marked";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  });
-  return text;
 }
 
 function look() {

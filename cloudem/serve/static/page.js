@@ -18,6 +18,10 @@ async function show(news) {
     area.dataset.others = others;
     document.dispatchEvent(new CustomEvent("map-changed"));
   }
+  if ((news.micrographs ?? body.dataset.micrographs) !== body.dataset.micrographs) {
+    body.dataset.micrographs = news.micrographs;
+    document.dispatchEvent(new CustomEvent("micrographs-changed"));
+  }
   if (body.dataset.sections && news.version !== body.dataset.version) {
     body.dataset.version = news.version;
     await draw();
