@@ -14,9 +14,9 @@ from cloudem.io.formats.mrc_writer import write_stack, write_volume
 from cloudem.io.formats.relion import particles_to_blocks
 from cloudem.io.formats.star import write_star
 from cloudem.io.formats.unapplied import lost_in_star
+from cloudem.io.image_store import GROWS
 from cloudem.io.micrographs.exporting import export_micrographs
 from cloudem.io.micrographs.tables import MICROGRAPH_TABLE
-from cloudem.io.image_store import GROWS
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import has_group, read_attributes, read_group
