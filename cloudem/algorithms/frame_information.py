@@ -33,6 +33,9 @@ CERTAIN_BAND = 5.0
 FACTOR_SPREAD, B_SPREAD = 0.5, 200.0
 """How far logarithms of factors, and B-factors in Å² of an amplitude ``exp(-B k² / 4)``, usually are from none."""
 
+WORTH_FACTORS = 6.0
+"""What factors and B-factors must add to the log-likelihood to be used: the curve alone is what is expected."""
+
 _ROUNDS, _STEPS = 40, 10
 
 
@@ -176,7 +179,8 @@ def frame_factors(signals: FrameSignals, decay: Float64) -> tuple[Float64, Float
 
     First those of each frame by itself, then smoothed over the frames as far as their scatter asks for
     (`cloudem.algorithms.motion_track`). B-factors that grow with the frames say that damage is faster than assumed,
-    those of the first frames how much they are blurred by motion.
+    those of the first frames how much they are blurred by motion. Where they explain no more than chance does, they are
+    all 0.
     """
     known = signals.certain
     found, error, expected = signals.amplitude[:, known], signals.error[:, known], decay[:, known]
@@ -199,4 +203,13 @@ def frame_factors(signals: FrameSignals, decay: Float64) -> tuple[Float64, Float
         both -= both.mean(axis=0)
     both = smoothed_track(both / spread, precision * spread**2) * spread
     both -= both.mean(axis=0)
+    plain, fitted = (_misfit_of(found, error, expected * np.exp(each @ slopes)) for each in (0 * both, both))
+    if plain - fitted < 2 * WORTH_FACTORS:
+        both[:] = 0
     return both[:, 0], both[:, 1]
+
+
+def _misfit_of(found: Float64, error: Float64, model: Float64) -> float:
+    """Return the sum of squared deviations in standard errors, each ring with its best scale."""
+    scale = (found * model / error**2).sum(axis=0) / np.maximum((model**2 / error**2).sum(axis=0), 1e-30)
+    return float((((found - scale * model) / error) ** 2).sum())

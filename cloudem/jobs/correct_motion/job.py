@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PIXEL_S, PIXEL_LOCAL_S, PIXEL_SHOWN_S, IMAGE_PIXEL_S, MOVIE_S = 9e-9, 3e-9, 3e-9, 9e-8, 0.4
+PIXEL_S, PIXEL_LOCAL_S, PIXEL_SHOWN_S, IMAGE_PIXEL_S, MOVIE_S = 1e-8, 3e-9, 1.2e-8, 9e-8, 0.4
 """CPU-seconds of a pixel of a frame; of the same for local motion, and for weights from information; of a pixel of the
 images, which are written; and of a movie besides. Measured."""
 
