@@ -91,7 +91,7 @@ def choose_boxes(
     return ChosenBoxes(centres, corners, fate)
 
 
-def refined_places(
+def refined_coordinates(
     coordinates: NDArray[Any], shifts: NDArray[Any], pixel_size: NDArray[Any] | float
 ) -> NDArray[np.float64]:
     """Return where particles lie whose images were aligned, pixels, (n, 2) as x, y.

@@ -96,10 +96,10 @@ class Denoise(GrowingJob):
     def growing(self, url: str) -> Growing:
         """Return the micrographs; those that cannot be denoised stay as they are."""
         from cloudem.jobs.growing import row_keys
-        from cloudem.jobs.pick.tasks import entries_of
+        from cloudem.jobs.pick.tasks import pick_entries
 
         table = self.table()
-        return Growing(row_keys(table), entries_of(table), denoise_micrographs, (url, self.seed))
+        return Growing(row_keys(table), pick_entries(table), denoise_micrographs, (url, self.seed))
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table, in which denoised images stand in front of the recorded ones."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.extraction import TAKEN, cut_around, refined_places, tilted_defocus
+from cloudem.algorithms.extraction import TAKEN, cut_around, refined_coordinates, tilted_defocus
 from cloudem.errors import InconsistentDataError, MissingInputError
 from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
 from cloudem.io.particle_store import open_particles
@@ -103,7 +103,7 @@ def positions_of(
     coordinates, size = coordinates_of(table), _pixel_sizes(table, pixel_size, sizes[rows], warn)
     names = next((names for names in SHIFTS if all(name in table for name in names)), None)
     shifts = np.zeros((len(table), 2)) if names is None else np.stack([table[name] for name in names], axis=1)
-    places = refined_places(coordinates, shifts, size) * (size / sizes[rows])[:, None]
+    places = refined_coordinates(coordinates, shifts, size) * (size / sizes[rows])[:, None]
     quality = next((table[name] for name in ("keep", "pick_score") if name in table), np.zeros(len(table)))
     return Positions(rows, places, quality, table, cut_around(coordinates) * size[:, None])
 

@@ -12,7 +12,7 @@ from cloudem.algorithms.extraction import (
     TAKEN,
     choose_boxes,
     nearest_pixels,
-    refined_places,
+    refined_coordinates,
     tilted_defocus,
 )
 
@@ -41,7 +41,7 @@ def test_of_two_that_are_close_the_better_one_stays() -> None:
 
 @given(st.floats(0, 400), st.floats(-30, 30), st.floats(0.5, 4))
 def test_what_moves_an_image_is_taken_off_its_shift(coordinate: float, shift: float, pixel_size: float) -> None:
-    place = refined_places(np.array([[coordinate, 7.0]]), np.array([[shift, 0.0]]), pixel_size)
+    place = refined_coordinates(np.array([[coordinate, 7.0]]), np.array([[shift, 0.0]]), pixel_size)
     centre = nearest_pixels(place)
     left = (place - centre) * pixel_size
     assert np.abs(left).max() <= pixel_size / 2 + 1e-9

@@ -188,11 +188,11 @@ class Pick(GrowingJob):
         """Return the micrographs; those that are of no use have no picks."""
         from cloudem.jobs.growing import row_keys
         from cloudem.jobs.pick.stored_models import model_digest
-        from cloudem.jobs.pick.tasks import entries_of, pick_micrographs
+        from cloudem.jobs.pick.tasks import pick_entries, pick_micrographs
 
         table, digest = self.table(), model_digest(url)
         options = (url, digest, self.threshold, self.margin_A, self.seed)
-        return Growing(row_keys(table, digest), entries_of(table), pick_micrographs, options)
+        return Growing(row_keys(table, digest), pick_entries(table), pick_micrographs, options)
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the micrographs and the picks, and say what was found."""

@@ -16,7 +16,7 @@ from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
 from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage.listing import has_wildcard, matching_files
 from cloudem.jobs.pick.stored_models import MODEL, stored, stored_model
-from cloudem.jobs.pick.tasks import entries_of, reduced_images
+from cloudem.jobs.pick.tasks import pick_entries, reduced_images
 
 if TYPE_CHECKING:
     from cloudem.algorithms.picking import ReducedImage
@@ -37,7 +37,7 @@ def prepare_model(job: Pick, context: Context) -> None:
         if kept is None:
             context.write(MODEL, *_as_stored(job, context))
         return
-    usable = [entry for entry in entries_of(job.table()) if not entry.problem]
+    usable = [entry for entry in pick_entries(job.table()) if not entry.problem]
     if kept is not None:
         learned = int(kept.get("micrograph_count", 0))
         if job.train_on is not None or learned >= min(ENOUGH, job.learn_from) or learned >= len(usable):

@@ -36,7 +36,7 @@ class PickEntry(NamedTuple):
     state: MicroscopeState | None = None
 
 
-def entries_of(table: Micrographs) -> list[PickEntry]:
+def pick_entries(table: Micrographs) -> list[PickEntry]:
     """Return what tasks need of each micrograph."""
     problems = table["problem"].tolist() if "problem" in table else [""] * len(table)
     sizes = table["pixel_size"].tolist()
