@@ -253,7 +253,7 @@ def from_sums(bench: Bench) -> None:
         bench.cloudem("import-micrographs", f"{folder}/*.mrc", *microscope, "--out", places["mics"]),
         bench.cloudem("estimate-ctf", places["mics"], "--out", places["ctf"]),
         bench.cloudem("pick", places["ctf"], "--diameter-A", 130, "--out", places["picks"]),
-        bench.cloudem("extract", places["picks"], "--box-px", REAL_BOX, "--scale-to-px", REAL_SIZE,
+        bench.cloudem("extract", places["picks"], "--box-px", REAL_BOX, "--scale-to-px", REAL_SIZE, "--edges", "pad",
                       "--background-diameter-A", REAL_DIAMETER, "--min-distance-A", 90, "--out", places["particles"]),
     ]  # fmt: skip
     marked = source / "relion_extract" / "particles.star"
