@@ -79,19 +79,19 @@ def train_network(lessons: Sequence[Lesson], across: float, seed: int, steps: in
     ParameterError
         PyTorch is not installed, or there are no particles to learn from.
     """
-    torch = _torch()
+    torch = require_torch()
     if not sum(len(lesson.particles) for lesson in lessons):
         raise ParameterError("there are no particles to train with; give marks, or let the picks without marks succeed")
     rng = np.random.default_rng(seed)
     pages = [_page(lesson, across) for lesson in lessons]
-    with _one_thread(torch):
-        weights = {name: torch.tensor(value, requires_grad=True) for name, value in _first_weights(rng).items()}
+    with one_thread(torch):
+        weights = {name: torch.tensor(value, requires_grad=True) for name, value in first_weights(rng).items()}
         optimiser = torch.optim.Adam(list(weights.values()), lr=RATE)
         for step in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
             image, label, counts = (torch.tensor(part) for part in _crops(pages, rng))
-            odds = _forward(torch, weights, image)
+            odds = forward(torch, weights, image)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, label, weight=counts, reduction="sum")
             optimiser.zero_grad()
             (loss / counts.sum().clamp(min=1)).backward()
@@ -114,14 +114,14 @@ def network_score(image: Float32, weights: Weights, across: float) -> Float32:
     """
     from scipy import ndimage
 
-    torch = _torch()
+    torch = require_torch()
     half = _halved(image)
     step = 2 ** (len(CHANNELS) - 1)
     rows, columns = (-(-count // step) * step for count in half.shape)
     padded = np.zeros((1, 1, rows, columns), np.float32)
     padded[0, 0, : half.shape[0], : half.shape[1]] = half
-    with _one_thread(torch), torch.no_grad():
-        odds = _forward(torch, {name: torch.from_numpy(value) for name, value in weights.items()}, torch.tensor(padded))
+    with one_thread(torch), torch.no_grad():
+        odds = forward(torch, {name: torch.from_numpy(value) for name, value in weights.items()}, torch.tensor(padded))
     small = odds[0, 0, : half.shape[0], : half.shape[1]].numpy()
     smooth = ndimage.gaussian_filter(small, SMOOTH * across / 2)
     # pixel i of the half size lies at 2 i + 1/2 of the whole
@@ -130,16 +130,17 @@ def network_score(image: Float32, weights: Weights, across: float) -> Float32:
     return np.stack([np.interp(y, np.arange(small.shape[0]), line) for line in lines.T], 1).astype(np.float32)
 
 
-def _torch() -> Any:
+def require_torch() -> Any:
+    """Return PyTorch, or say how to install it."""
     try:
         import torch
     except ImportError as error:
-        raise ParameterError("learned picking needs PyTorch: pip install 'cloudem[torch]'") from error
+        raise ParameterError("networks need PyTorch: pip install 'cloudem[torch]'") from error
     return torch
 
 
 @contextmanager
-def _one_thread(torch: Any) -> Iterator[None]:
+def one_thread(torch: Any) -> Iterator[None]:
     """Hold PyTorch to one thread: sums do not depend on how many cores a machine has."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -193,7 +194,7 @@ def _crops(pages: Sequence[Float32], rng: np.random.Generator) -> NDArray[np.flo
     return np.ascontiguousarray(np.stack(crops, 1)[:, :, None])
 
 
-def _first_weights(rng: np.random.Generator) -> dict[str, Float32]:
+def first_weights(rng: np.random.Generator) -> dict[str, Float32]:
     """Return weights before the training (He et al. 2015), by level and place."""
     shapes: dict[str, tuple[int, int, int]] = {}
     before = 1
@@ -214,7 +215,7 @@ def _first_weights(rng: np.random.Generator) -> dict[str, Float32]:
     return weights
 
 
-def _forward(torch: Any, weights: Mapping[str, Any], image: Any) -> Any:
+def forward(torch: Any, weights: Mapping[str, Any], image: Any) -> Any:
     """Return the odds of images (b, 1, rows, columns); both sides a multiple of 8."""
     functional = torch.nn.functional
 

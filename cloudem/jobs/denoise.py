@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
+from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.growing import Growing, GrowingJob
 from cloudem.jobs.mapping import Found
@@ -16,14 +16,13 @@ from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
 
 if TYPE_CHECKING:
-    from cloudem.jobs.pick.tasks import PickEntry
     from cloudem.model.micrographs import Micrographs
 
 PIXEL_S = 1.3e-7
 """A pixel: CPU-seconds, measured."""
 
-MOST_MADE_UP = 0.01
-"""Power of what is made of noise, as a share of it: with more, a micrograph is not denoised."""
+TRAINING_S = 40.0
+"""Training of a network: CPU-seconds, measured."""
 
 RESOLUTION = Column("denoised_resolution_A", "resolution", "Å", ".1f", meaning="finest shell that both sums share")
 MADE_UP = Column(
@@ -60,10 +59,17 @@ class Denoise(GrowingJob):
     micrographs: Place = parameter(
         meaning="results of a job that hold micrographs with even and odd sums", positional=True, reads=("micrographs",)
     )
-    seed: int = parameter(0, meaning="random seed of the noise that the treatment is tried on", ge=0)
+    method: Literal["wiener", "noise2noise"] = parameter(
+        "wiener", meaning="a Wiener filter by shells, or a network that learns one sum from the other; it needs"
+        " cloudem[torch]"
+    )  # fmt: skip
+    learn_from: int = parameter(12, meaning="most micrographs that a network is trained on", ge=1)
+    seed: int = parameter(0, meaning="random seed of the training, and of the noise that is tried", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the table of micrographs."""
+        """Check the table of micrographs, and that there is PyTorch where it is needed."""
+        if self.method == "noise2noise" and not find_spec("torch"):
+            raise ParameterError("--method noise2noise needs PyTorch: pip install 'cloudem[torch]'")
         if not inputs.awaited(self.micrographs):
             self.table()
 
@@ -91,15 +97,31 @@ class Denoise(GrowingJob):
             "micrographs", size.count, "micrographs", PIXEL_S * size.pixels, parallel=True,
             task_bytes=round(70 * size.pixels), read_bytes=4.0 * size.pixels, written_bytes=2.0 * size.pixels,
         )  # fmt: skip
-        return Work((stage,), base_bytes=300 * MIB, stored_bytes=MIB, makes={"": size})
+        train = Stage("train", int(self.method == "noise2noise"), "networks", TRAINING_S)
+        stages = (train, stage) if self.method == "noise2noise" else (stage,)
+        return Work(stages, base_bytes=300 * MIB, stored_bytes=MIB, makes={"": size})
+
+    def prepare(self, context: Context) -> None:
+        """Train the network, unless it is there or none is asked for."""
+        from cloudem.io.storage.groups import has_group
+        from cloudem.jobs.denoise_tasks import MODEL, trained
+
+        if self.method == "noise2noise" and not has_group(context.url, MODEL):
+            trained(self.table(), self.learn_from, self.seed, context)
 
     def growing(self, url: str) -> Growing:
         """Return the micrographs; those that cannot be denoised stay as they are."""
+        from cloudem.io.storage.groups import read_attributes
+        from cloudem.jobs.denoise_tasks import MODEL, denoise_micrographs
         from cloudem.jobs.growing import row_keys
         from cloudem.jobs.pick.tasks import pick_entries
 
         table = self.table()
         return Growing(row_keys(table), pick_entries(table), denoise_micrographs, (url, self.seed))
+        digest = ""
+        if self.method == "noise2noise":
+            digest = str((read_attributes(url, MODEL) or {}).get("digest", "none"))
+        return Growing(row_keys(table, digest), entries_of(table), denoise_micrographs, (url, digest, self.seed))
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table, in which denoised images stand in front of the recorded ones."""
@@ -129,44 +151,3 @@ class Denoise(GrowingJob):
             arrays["left_out_micrograph"] = np.array(table["micrograph"].tolist(), TEXT)[~done]
             arrays["left_out_reason"] = found["reason"][~done]
         return arrays, {"micrograph_count": len(table), "denoised_count": int(done.sum())}
-
-
-def denoise_micrographs(entries: Sequence[PickEntry], url: str, seed: int) -> Found:
-    """Denoise micrographs and write their images into the result under ``url``."""
-    import numpy as np
-
-    from cloudem.model.table import TEXT
-
-    found = [_denoised(entry, url, seed) for entry in entries]
-    places, reasons, resolutions, shares = zip(*found, strict=True)
-    return {
-        "place": np.array(places, TEXT),
-        "reason": np.array(reasons, TEXT),
-        "resolution": np.array(resolutions),
-        "hallucination": np.array(shares),
-    }
-
-
-def _denoised(entry: PickEntry, url: str, seed: int) -> tuple[str, str, float, float]:
-    from cloudem.algorithms.denoising import denoise_pair
-    from cloudem.errors import CloudemError
-    from cloudem.io.micrographs.images import EVEN, ODD, SUM, open_micrograph_image, write_micrograph_image
-
-    unknown = float("nan")
-    if entry.problem:
-        return "", entry.problem, unknown, unknown
-    try:
-        opened = open_micrograph_image(entry.place)
-        if not {EVEN, ODD} <= set(opened.kinds):
-            return "", "it has no sums of even and odd frames; correct_motion makes them", unknown, unknown
-        even, odd = opened.read(EVEN), opened.read(ODD)
-        made = denoise_pair(even, odd, entry.pixel_size, entry.state, seed + zlib.crc32(entry.name.encode()))
-    except CloudemError as error:
-        return "", str(error), unknown, unknown
-    if made.hallucination > MOST_MADE_UP:
-        return "", f"{100 * made.hallucination:.1f} % of noise would become structure", unknown, made.hallucination
-    if not math.isfinite(made.resolution):
-        return "", "both sums share nothing that is above noise", unknown, made.hallucination
-    said = {"denoised": "wiener", "hallucination": made.hallucination, "resolution_A": made.resolution}
-    place = write_micrograph_image(url, entry.name, {SUM: made.image}, pixel_size=entry.pixel_size, attributes=said)
-    return place, "", made.resolution, made.hallucination

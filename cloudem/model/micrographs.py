@@ -11,7 +11,7 @@ COLUMNS: dict[str, ColumnMeaning] = {
     **SHARED_COLUMNS,
     "image": ColumnMeaning("text", "", "where its images lie: a group of a result, or a file"),
     "image_version": ColumnMeaning("text", "", "what tells its images from later ones in that place"),
-    "recorded_image": ColumnMeaning("text", "", "where its images lie as recorded, where ``image`` is denoised"),
+    "recorded_image": ColumnMeaning("text", "", "where its images lie as recorded, if the others are denoised"),
     "height": ColumnMeaning("int32", "px", "rows of its images"),
     "width": ColumnMeaning("int32", "px", "columns of its images"),
     "pixel_size": ColumnMeaning("float64", "Å", "size of a pixel of its images"),
