@@ -117,11 +117,10 @@ class Denoise(GrowingJob):
         from cloudem.jobs.pick.tasks import pick_entries
 
         table = self.table()
-        return Growing(row_keys(table), pick_entries(table), denoise_micrographs, (url, self.seed))
         digest = ""
         if self.method == "noise2noise":
             digest = str((read_attributes(url, MODEL) or {}).get("digest", "none"))
-        return Growing(row_keys(table, digest), entries_of(table), denoise_micrographs, (url, digest, self.seed))
+        return Growing(row_keys(table, digest), pick_entries(table), denoise_micrographs, (url, digest, self.seed))
 
     def result(self, context: Context, found: Found) -> tuple[Found, Mapping[str, Any]]:
         """Write the table, in which denoised images stand in front of the recorded ones."""
