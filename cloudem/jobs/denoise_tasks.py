@@ -18,7 +18,7 @@ from cloudem.errors import CloudemError
 from cloudem.io.micrographs.images import EVEN, ODD, SUM, open_micrograph_image, write_micrograph_image
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.mapping import Found
-from cloudem.jobs.pick.tasks import PickEntry, entries_of
+from cloudem.jobs.pick.tasks import PickEntry, pick_entries
 from cloudem.model.table import TEXT
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ NO_SUMS = "it has no sums of even and odd frames; correct_motion makes them"
 
 def trained(table: Micrographs, most: int, seed: int, context: Context) -> None:
     """Train the network on some of the micrographs, and write it into the result; say so where there are none."""
-    usable = [entry for entry in entries_of(table) if not entry.problem]
+    usable = [entry for entry in pick_entries(table) if not entry.problem]
     chosen = [usable[at] for at in np.unique(np.linspace(0, len(usable) - 1, most).astype(int))] if usable else []
     pairs, names = [], []
     with context.progress.stage("train", 1, "networks") as stage:
