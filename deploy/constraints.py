@@ -2,7 +2,7 @@
 
 ``python deploy/constraints.py > deploy/constraints.txt``, where the tests have just passed: image and container install
 exactly these. constraints-gpu.txt, for the extra ``gpu``, is what pip resolves where no GPU is there to test it: these
-without dask and distributed, given to ``pip install --dry-run --report - --constraint … '.[aws,fsspec,gpu]'``.
+without dask and distributed, given to ``pip install --dry-run --report - --constraint … '.[aws,fsspec,movies,gpu]'``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("aws", "fsspec")
+EXTRAS = ("aws", "fsspec", "movies")
 
 
 def direct() -> list[Requirement]:

@@ -140,7 +140,9 @@ def main() -> int:
     parser.add_argument("--region", required=True)
     parser.add_argument("--profile", help="of the AWS configuration")
     parser.add_argument("--stack", default="cloudem", help="the account's stack, for its bucket")
-    parser.add_argument("--extras", default="aws,fsspec,gpu", help="of cloudem: aws,fsspec for machines without GPU")
+    parser.add_argument(
+        "--extras", default="aws,fsspec,movies,gpu", help="of cloudem: aws,fsspec,movies for machines without GPU"
+    )
     parser.add_argument("--instance-type", default="c7i.2xlarge")
     parser.add_argument("--base", default=BASE, help="ami-… to build the same again; default: Amazon's newest")
     parser.add_argument("--subnet", default="", help="that reaches the internet; default: of the default network")

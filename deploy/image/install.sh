@@ -7,7 +7,7 @@ set -euo pipefail
 
 cd "$1"
 wheel=$(echo cloudem-*.whl)
-extras=${CLOUDEM_EXTRAS:-aws,fsspec}
+extras=${CLOUDEM_EXTRAS:-aws,fsspec,movies}
 versions=constraints.txt
 case ",$extras," in *,gpu,*) versions=constraints-gpu.txt ;; esac
 

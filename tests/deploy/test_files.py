@@ -47,7 +47,11 @@ def test_what_the_container_copies_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "extras"), [("constraints.txt", ["aws", "fsspec"]), ("constraints-gpu.txt", ["aws", "fsspec", "gpu"])]
+    ("file", "extras"),
+    [
+        ("constraints.txt", ["aws", "fsspec", "movies"]),
+        ("constraints-gpu.txt", ["aws", "fsspec", "movies", "gpu"]),
+    ],
 )
 def test_all_that_is_needed_is_pinned_to_what_fits(file: str, extras: list[str]) -> None:
     lines = [line for line in (DEPLOY / file).read_text().splitlines() if line and not line.startswith("#")]
