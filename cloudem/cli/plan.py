@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudem.cloud.planning.plan import Objective, Plan
     from cloudem.jobs.refine3d.duration import Correction
     from cloudem.runs.workflow import Workflow
-    from cloudem.runs.workload import Given
+    from cloudem.runs.workload import Given, MeasuredCost
 
 NOTHING_LEFT = "nothing to do: all results are there, and unchanged"
 
@@ -45,6 +45,7 @@ class PlanCommand(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem plan workflow.toml --max-hours 6 --max-usd 200",
         "cloudem plan workflow.toml --fastest --max-usd 20 --figure plan.png --json-file plan.json",
+        "cloudem plan live.toml --movies 5000 --frames 40 --frame-px 4096 --region eu-central-1",
         "cloudem plan refine3d --particles 200000 --box-px 384 --pixel-size-A 0.83 --region eu-central-1",
         "cloudem plan --benchmark                     # measure this machine, for region local and for pilots",
     )
@@ -55,6 +56,11 @@ class PlanCommand(Command):
     particles: int | None = parameter(None, meaning="number of particles, if they are not imported yet", gt=0)
     box_px: int | None = parameter(None, meaning="box size, if they are not imported yet", gt=0)
     pixel_size_A: float | None = parameter(None, meaning="pixel size, if they are not imported yet", gt=0)
+    movies: int | None = parameter(None, meaning="number of movies or micrographs, if they are not there yet", gt=0)
+    frames: int | None = parameter(None, meaning="frames of a movie, if there is none yet", gt=0)
+    frame_px: str | None = parameter(
+        None, meaning="size of a frame or micrograph, such as 4096 or 5760x4092, if there is none yet"
+    )
     diameter_A: float | None = parameter(
         None, meaning="particle diameter, for refine3d without a file; if none, 0.6 of the box", gt=0
     )
@@ -71,7 +77,9 @@ class PlanCommand(Command):
     cheapest: bool = parameter(False, meaning="choose the cheapest plan within the limits (default)")
     fastest: bool = parameter(False, meaning="choose the fastest plan within the limits")
     quotas: bool = parameter(False, meaning="plan within the account's service quotas")
-    pilot: bool = parameter(False, meaning="refine the estimate by running 1 to 2 % of the particles on this machine")
+    pilot: bool = parameter(
+        False, meaning="refine the estimate by running 1 to 2 % of the particles, or five movies, on this machine"
+    )
     benchmark: bool = parameter(False, meaning="measure and store the speed of this machine first (15 s)")
     json_file: str | None = parameter(None, meaning="write the plan to this JSON file")
     figure: str | None = parameter(None, meaning="plot cost against time into this file (.png, .svg or .pdf)")
@@ -92,7 +100,8 @@ class PlanCommand(Command):
         from cloudem.runs.preflight import preflight
 
         workflow, given = self._workflow(), self._given()
-        described = given.over(None) is not None
+        whole = workflow
+        described = given.is_enough
         said: list[str] = []
         if self.what not in known_jobs():  # of a job without a file nothing is there
             from cloudem.cli.graph import print_graph
@@ -114,7 +123,7 @@ class PlanCommand(Command):
             objective="fastest" if self.fastest else "cheapest",
             given=given,
             quotas=self.quotas,
-            corrections=pilots(workflow, given, screen) if self.pilot else None,
+            corrections=pilots(whole, screen) if self.pilot else None,
             notes=said,
         )
         show_plan(plan, screen)
@@ -126,7 +135,8 @@ class PlanCommand(Command):
     def _given(self) -> Given:
         from cloudem.runs.workload import Given
 
-        return Given(self.particles, self.box_px, self.pixel_size_A)
+        shape = None if self.frame_px is None else _frame_shape(self.frame_px)
+        return Given(self.particles, self.box_px, self.pixel_size_A, self.movies, self.frames, shape)
 
     def _workflow(self) -> Workflow:
         """Return the workflow of a file, or of one job of which only its particles are known."""
@@ -148,6 +158,14 @@ class PlanCommand(Command):
         return Workflow("", self.what, "", (Step(self.what, find_job(self.what)(**values)),))
 
 
+def _frame_shape(text: str) -> tuple[int, int]:
+    """Return rows and columns of a frame from ``4096`` or ``5760x4092``, which is width x height."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ParameterError(f"--frame-px: got {text!r}, needs a side or width x height, such as 4096 or 5760x4092")
+    return int(sides[-1]), int(sides[0])
+
+
 def make_plan(
     workflow: Workflow,
     *,
@@ -160,7 +178,7 @@ def make_plan(
     objective: Objective = "cheapest",
     given: Given | None = None,
     quotas: bool = False,
-    corrections: Mapping[str, Correction] | None = None,
+    corrections: Mapping[str, Correction | MeasuredCost] | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
     """Return the plan of a workflow, from the catalogue and the speeds as they are kept on this machine.
@@ -182,8 +200,10 @@ def make_plan(
 
     where = region_to_rent(region, workflow)
     free = provider_of(provider_name(where), where).quotas() if quotas else None
+    steps = step_estimates(workflow, speeds(), given, corrections)
+    told = [f"{step.name}: {note}" for step in steps for note in step.notes]
     made = plan(
-        step_estimates(workflow, speeds(), given, corrections),
+        steps,
         Catalogue.load(),
         region=where,
         now=time.time(),
@@ -195,7 +215,7 @@ def make_plan(
         objective=objective,
         quotas=free,
     )
-    return replace(made, notes=(*made.notes, *notes))
+    return replace(made, notes=(*made.notes, *told, *notes))
 
 
 def region_to_rent(region: str | None, workflow: Workflow) -> str:
@@ -248,18 +268,25 @@ def measure_this_machine(screen: Console) -> None:
     screen.print(f"this machine ({row.processor}, {row.cores} cores): {row.core:.2f} of the reference thread; {path}")
 
 
-def pilots(workflow: Workflow, given: Given, screen: Console) -> dict[str, Correction]:
-    """Run a pilot of each refinement whose particles are there, and say what it found."""
-    from cloudem.runs.pilot import pilot_of
+def pilots(workflow: Workflow, screen: Console) -> dict[str, Correction | MeasuredCost]:
+    """Run a pilot of each refinement whose particles are there, and of steps from movies on; say what they found."""
+    from cloudem.runs.growing_pilot import pilot_of_movies
+    from cloudem.runs.pilot import own_row, pilot_of
 
-    found = {}
+    found: dict[str, Correction | MeasuredCost] = {}
+    for name, cost in pilot_of_movies(workflow, own_row).items():
+        found[name] = cost
+        screen.print(f"pilot of {name}: {cost.describe()}")
     for step in workflow.steps:
         result = pilot_of(step.job)
         if result is not None:
             found[step.name] = result.correction
             screen.print(f"pilot of {step.name}: {result.describe()}")
     if not found:
-        raise ParameterError("--pilot needs a refine3d step whose particles and reference exist already; leave it out")
+        raise ParameterError(
+            "--pilot needs movies that are there, or a refine3d step whose particles and reference exist already; "
+            "leave it out"
+        )
     return found
 
 

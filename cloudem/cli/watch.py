@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
@@ -12,18 +12,23 @@ import click
 
 from cloudem.cli.declare import Command
 from cloudem.cli.runs import confirm
-from cloudem.errors import CloudemError, MissingInputError
+from cloudem.errors import BudgetError, CloudemError, MissingInputError
 from cloudem.interrupts import advise
 from cloudem.jobs.growing import GrowingJob
 from cloudem.jobs.parameters import parameter
 
 if TYPE_CHECKING:
-    from cloudem.runs.arrivals import Rule
+    from cloudem.runs.arrivals import Rule, Standing
     from cloudem.runs.project import RunSummary
     from cloudem.runs.workflow import Step, Workflow
 
 
 ENDED = "nothing arrived any more; everything that arrived is done"
+
+ROUND_HOURS = 24.0
+"""Of one run at most: it is the money that limits it, and the time of a small run is uncertain."""
+
+UNDER_WAY = ("starting", "running", "draining", "stopping")
 
 
 class WatchWorkflow(Command):
@@ -126,6 +131,7 @@ class _RentedRounds:
         self.run_name = f"{workflow.name}-watch"
         first = replace(workflow, steps=workflow.steps[:1])
         self.importing = Watcher(first, run_step, say_line, rule, wanted.poll_s)
+        self.done: dict[str, Standing] = {}  # of steps that go on, after their last run
 
     def go(self) -> None:
         """Go on until nothing arrives any more, or the money is spent."""
@@ -147,31 +153,41 @@ class _RentedRounds:
 
     def _due(self, *, ends: bool) -> tuple[int, tuple[Step, ...]]:
         """Return how many movies wait, and the steps that a run is to do."""
-        from cloudem.runs.arrivals import fresh, is_due, standing_of
+        from cloudem.runs.arrivals import fresh, is_due
 
         rest = [fresh(step) for step in self.workflow.steps[1:]]
-        second = rest[0].job if rest else None
-        try:
-            waiting = second.left() if isinstance(second, GrowingJob) else 0
-        except MissingInputError:
-            return 0, ()
+        waiting = 0
         due: list[Step] = []
-        for step in rest:
+        for number, step in enumerate(rest):
+            standing = self._standing(step)
             grows = isinstance(step.job, GrowingJob)
-            try:
-                standing = standing_of(step, self.importing.counts().get(step.name, 0))
-            except MissingInputError:  # what it reads is made by a step before it
-                standing = None
-            if grows and (waiting or (standing is not None and standing.changed)):
-                due.append(step)
-            elif not grows and standing is not None:
-                anew = any(not isinstance(each.job, GrowingJob) for each in due)
-                changed = replace(standing, changed=standing.changed or bool(due))
-                if is_due(changed, self.rule, ends=ends, before_it=anew):
+            if number == 0 and standing is None:  # nothing was imported yet
+                return 0, ()
+            if standing is None:  # what it reads is made by a step before it
+                if due and (grows or ends):
                     due.append(step)
-            elif not grows and ends and due:
-                due.append(step)
-        return waiting, tuple(due)
+            elif grows:
+                before = self.done.get(step.name)
+                if due or (standing.changed and standing != before):
+                    due.append(step)
+                    # What a run could not use does not wait for another one.
+                    waiting += standing.left - (before.left if before else 0) if number == 0 else 0
+            else:
+                anew = any(not isinstance(each.job, GrowingJob) for each in due)
+                if is_due(
+                    replace(standing, changed=standing.changed or bool(due)), self.rule, ends=ends, before_it=anew
+                ):
+                    due.append(step)
+        return max(waiting, 0), tuple(due)
+
+    def _standing(self, step: Step) -> Standing | None:
+        """Return how a step stands; None where what it reads is not there yet."""
+        from cloudem.runs.arrivals import standing_of
+
+        try:
+            return standing_of(step, self.importing.counts().get(step.name, 0))
+        except MissingInputError:
+            return None
 
     def _rent(self, waiting: int, steps: tuple[Step, ...]) -> None:
         """Do steps on machines that are rented for them, and given back.
@@ -179,31 +195,66 @@ class _RentedRounds:
         Raises
         ------
         CloudemError
-            The money is spent, or the run failed.
+            The money is spent, or the run failed, or somebody stopped it.
         """
         from cloudem.cli.submit import Submit
-        from cloudem.runs.arrivals import items_read, standing_of
 
         left = (self.wanted.max_usd or 0.0) - self._spent()
+        spent = f"{waiting:,} movies wait; go on with a --max-usd above {self.wanted.max_usd:g}"
         if left <= 0:
-            raise CloudemError(
-                f"${self.wanted.max_usd:g} are spent, and {waiting:,} movies wait; go on with a higher --max-usd"
-            )
+            raise CloudemError(f"${self.wanted.max_usd:g} are spent, and {spent}")
         say_line(f"{waiting:,} movies wait; machines are rented for at most ${left:.2f}")
         submit = Submit(
-            workflow=self.wanted.workflow, max_usd=left, region=self.wanted.region, run_name=self.run_name, yes=True
-        )
-        submit.submit(replace(self.workflow, steps=steps))
-        for step in steps:
-            standing = standing_of(step, 0)
-            if not standing.grows and not standing.changed:
+            workflow=self.wanted.workflow, max_usd=left, max_hours=ROUND_HOURS, region=self.wanted.region,
+            run_name=self.run_name, yes=True,
+        )  # fmt: skip
+        before = {run.name for run in self._runs()}
+        try:
+            submit.submit(replace(self.workflow, steps=steps))
+        except BudgetError as error:
+            raise BudgetError(f"{error}; {spent}") from None
+        except CloudemError as error:
+            new = [run.name for run in self._runs() if run.name not in before]
+            if not new or not self._goes_on_after(new[-1], error):
+                raise
+        for run in self._runs():
+            if run.name not in before and run.status == "stopped":
+                raise CloudemError(f"{run.name} was stopped ({run.words}), and {spent}, or with the same command")
+        self._note(steps)
+
+    def _goes_on_after(self, name: str, error: CloudemError) -> bool:
+        """Return whether a run that failed did so in a step that begins anew, so that movies can be gone on with.
+
+        That step is tried again when there is more, as on this computer.
+        """
+        from cloudem.jobs.base import find_job
+        from cloudem.runs.records import RunStore
+
+        store = RunStore.of(self.workflow.project, name)
+        finished = store.finished()
+        failed = next((values for number, values in enumerate(store.record().steps) if number not in finished), None)
+        if failed is None or issubclass(find_job(str(failed["job"])), GrowingJob):
+            return False
+        say_line(f"{failed['job']}: {error}")
+        return True
+
+    def _note(self, steps: Sequence[Step]) -> None:
+        """Note how the steps of a run stand after it."""
+        from cloudem.runs.arrivals import fresh, items_read
+
+        for planned in steps:
+            step = fresh(planned)
+            standing = self._standing(step)
+            if standing is not None and standing.grows:
+                self.done[step.name] = standing
+            elif standing is not None:
                 self.importing.keep_count(step.name, items_read(step))
 
     def _runs(self) -> list[RunSummary]:
         from cloudem.runs.project import summary_of_run
         from cloudem.runs.records import runs_of
 
-        names = [name for name in runs_of(self.workflow.project) if name.rsplit("-", 2)[0] == self.run_name]
+        names = sorted(name for name in runs_of(self.workflow.project) if name.rsplit("-", 2)[0] == self.run_name)
         return [summary_of_run(self.workflow.project, name, time.time()) for name in names]
 
     def _spent(self) -> float:
@@ -215,9 +266,13 @@ class _RentedRounds:
         from cloudem.runs.records import RunStore
 
         for run in self._runs():
-            if run.status == "running":
+            if run.status in UNDER_WAY:
                 say_line(f"goes on with the run {run.name}")
-                follow_run(RunStore.of(self.workflow.project, run.name))
+                try:
+                    follow_run(RunStore.of(self.workflow.project, run.name))
+                except CloudemError as error:
+                    if not self._goes_on_after(run.name, error):
+                        raise
 
 
 def say_line(line: str) -> None:

@@ -123,7 +123,7 @@ class EstimateCtf(GrowingJob):
             task_bytes=14 * pixels + 100 * MIB, read_bytes=2.0 * pixels, written_bytes=70e3,
         )  # fmt: skip
         base = 300 * MIB + 3000 * size.count
-        return Work((stage,), base_bytes=base, stored_bytes=75_000 * size.count, makes={"": size})
+        return Work((stage,), base_bytes=base, stored_bytes=5_000 * size.count, makes={"": size})
 
     def growing(self, url: str) -> Growing:
         """Return the micrographs that there are now."""

@@ -143,7 +143,8 @@ class Extract(GrowingJob):
 
         of = sizes["micrographs"]
         known = sizes["coordinates"].count if "coordinates" in sizes else 0
-        with_picks = known or self._known_positions() or USUAL_PARTICLES * of.count
+        stated = known or self._known_positions()
+        with_picks = stated or USUAL_PARTICLES * of.count
         each = with_picks / max(of.count, 1)
         image = self.image_px**2 * {"float16": 2, "float32": 4}[self.dtype]
         boxes = each * self.box_px**2
@@ -155,8 +156,9 @@ class Extract(GrowingJob):
         )  # fmt: skip
         pixel_size = of.pixel_size * self.box_px / self.image_px
         made = Size(int(with_picks), (self.image_px,) * 2, pixel_size, is_remote(self.out))
-        stored = int(with_picks * (150 + (30 if self.on_reading else image)))
-        notes = (f"{int(with_picks):,} positions in {of.count:,} micrographs",)
+        stored = int(150 * with_picks)
+        supposed = "" if stated else f"; {USUAL_PARTICLES} in each are assumed"
+        notes = (f"{int(with_picks):,} positions in {of.count:,} micrographs{supposed}",)
         return Work((stage,), 300 * MIB + int(1000 * with_picks), stored_bytes=stored, makes={"": made}, notes=notes)
 
     def _known_positions(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +25,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cloudem.jobs.progress import RunningStage
     from cloudem.model.table import ItemTable
 
 DONE = "done"
 """Group of what was found of every item until now, also of those that the inputs no longer hold."""
 
+PART_S = 5.0
+"""Between two parts that are kept, at least, seconds: a part is some thirty objects, which take longer to write to S3
+than many a micrograph takes to be worked on."""
+
 KEY, COUNT, EACH = "key", "each_count", "each_"
 """Arrays of keys, of how many things an item has, and the start of the names of arrays with a row for each thing."""
+
+DONE_AT = "done_at"
+"""Array of when each item was done, unix seconds: which run did it, and is to be thanked and charged for it."""
 
 DIGEST = "items_digest"
 """Attribute of the result that tells of which items it is; empty where some are to be looked at again."""
@@ -201,10 +210,7 @@ class GrowingJob(Job):
 
     def _found(self, items: Growing, context: Context) -> tuple[Found, bool]:
         """Return what was found of all items in order, doing those that are new; and whether all are settled."""
-        import numpy as np
-
         from cloudem.io.storage.groups import has_group, list_groups, read_group
-        from cloudem.model.table import TEXT
 
         places = [DONE] if has_group(context.url, DONE) else []
         places += [f"{PARTS}/{name}" for name in list_groups(context.url, PARTS)]
@@ -215,25 +221,85 @@ class GrowingJob(Job):
             if done := len(items.keys) - len(new):
                 context.progress.message(f"{done:,} of {len(items.keys):,} {items.unit} are done already")
                 stage.advance(done)
-            tasks = [new[first : first + items.size] for first in range(0, len(new), items.size)]
-            task = partial(_do, function=items.function, arguments=items.arguments)
-            results = context.executor.map(task, [[items.entries[number] for number in each] for each in tasks])
-            for numbers, part in zip(tasks, results, strict=True):
-                found = {KEY: np.array([items.keys[number] for number in numbers], TEXT), **part}
-                check_items(found, len(numbers))
-                context.write(f"{PARTS}/{digest_of(found[KEY].tolist())[:24]}", found, {})
-                kept.append(found)
-                stage.advance(len(numbers))
-                if numbers[-1] != new[-1]:
-                    context.stop_if_asked(f"{stage.done:,} of {stage.total:,} {items.unit}")
-        everything = join_items(kept)
+            kept += self._new_parts(items, new, context, stage)
+        everything = dict(join_items(kept))
         row_of = {key: row for row, key in enumerate(everything[KEY].tolist())}
         settled = self.settled(everything)
         if new or places != [DONE]:
             rows = [row for row in sorted(row_of.values()) if settled is None or settled[row]]
             context.write(DONE, dict(select_items(everything, rows)), {})
         chosen = [row_of[key] for key in items.keys]
+        everything.pop(DONE_AT)
         return select_items(everything, chosen), settled is None or bool(settled[chosen].all())
+
+    def _new_parts(self, items: Growing, new: Sequence[int], context: Context, stage: RunningStage) -> list[Found]:
+        """Do the items of these numbers; return what was found, in the parts in which it was kept on the way."""
+        import numpy as np
+
+        from cloudem.model.table import TEXT
+
+        kept: list[Found] = []
+        waiting: list[Found] = []
+
+        def keep() -> None:
+            if waiting:
+                part = join_items(waiting)
+                waiting.clear()
+                context.write(f"{PARTS}/{digest_of(part[KEY].tolist())[:24]}", part, {})
+                kept.append(part)
+
+        tasks = [new[first : first + items.size] for first in range(0, len(new), items.size)]
+        task = partial(_do, function=items.function, arguments=items.arguments)
+        results = context.executor.map(task, [[items.entries[number] for number in each] for each in tasks])
+        kept_at = time.monotonic()
+        try:
+            for numbers, part in zip(tasks, results, strict=True):
+                keys, now = [items.keys[number] for number in numbers], np.full(len(numbers), time.time())
+                found = {KEY: np.array(keys, TEXT), DONE_AT: now, **part}
+                check_items(found, len(numbers))
+                waiting.append(found)
+                stage.advance(len(numbers))
+                if numbers[-1] != new[-1]:
+                    if time.monotonic() - kept_at >= PART_S:
+                        keep()
+                        kept_at = time.monotonic()
+                    context.stop_if_asked(f"{stage.done:,} of {stage.total:,} {items.unit}")
+        finally:
+            keep()
+        return kept
+
+
+def done_between(url: str, name: str, spans: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Return what was found as ``name`` of the items that were done within spans of time.
+
+    Parameters
+    ----------
+    url
+        Results of a growing job.
+    name
+        Of an array with one number for each item.
+    spans
+        Begin and end of each, unix seconds.
+
+    Returns
+    -------
+    NDArray
+        One number for each of these items; none where nothing is there, or nothing of that name.
+    """
+    import numpy as np
+
+    from cloudem.io.storage.groups import has_group, read_rows, shapes_in
+
+    if not has_group(url, DONE):
+        return np.zeros(0)
+    shapes = shapes_in(url, DONE)
+    if not {name, DONE_AT} <= set(shapes):
+        return np.zeros(0)
+    rows = read_rows(url, DONE, [name, DONE_AT], 0, shapes[DONE_AT][0])
+    within = np.zeros(len(rows[DONE_AT]), bool)
+    for begin, end in spans:
+        within |= (rows[DONE_AT] >= begin) & (rows[DONE_AT] <= end)
+    return np.asarray(rows[name][within], np.float64)
 
 
 def _do(entries: Sequence[Any], function: Callable[..., Found], arguments: tuple[Any, ...]) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator
 
@@ -195,6 +195,15 @@ class ImportMicrographs(GrowingJob):
         from cloudem.io.micrographs.sources import find_micrographs
 
         return find_micrographs(self.micrographs, self.project_folder)
+
+    def few(self, count: int) -> Self:
+        """Return this job for some of the micrographs only, evenly spaced in their list."""
+        import numpy as np
+
+        source, job = self.source, self.model_copy()
+        rows = np.unique(np.linspace(0, len(source.micrographs) - 1, count).astype(int))
+        job.__dict__["source"] = source._replace(micrographs=source.micrographs.take(rows))
+        return job
 
 
 def _kinds(found: Found, good: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator
 
@@ -240,6 +240,15 @@ class ImportMovies(GrowingJob):
         from cloudem.io.movies.sources import find_movies
 
         return find_movies(self.movies, self.project_folder)
+
+    def few(self, count: int) -> Self:
+        """Return this job for some of the movies only, evenly spaced in their list."""
+        import numpy as np
+
+        source, job = self.source, self.model_copy()
+        rows = np.unique(np.linspace(0, len(source.movies) - 1, count).astype(int))
+        job.__dict__["source"] = source._replace(movies=source.movies.take(rows), frames=source.frames[rows])
+        return job
 
     def gains(self, movies: Movies) -> list[str]:
         """Return the gain reference of each movie, empty for none: that of the option, or else that of the table."""

@@ -26,6 +26,21 @@ def expected_tile(planned_usd: Triple) -> tuple[str, str]:
     return dollars(planned_usd[1]), f"expected; planned {range_in_words(planned_usd, dollars)}"
 
 
+def information_tile(bits: float, micrographs: int, usd: float) -> tuple[str, str]:
+    """Return how much information a dollar of motion correction gave: the figure and what it is."""
+    said = f"{prefixed(bits, 'bit')} in {micrographs:,} micrograph{'s' if micrographs != 1 else ''} for {dollars(usd)}"
+    meaning = "signal above noise, compare only runs on one kind of specimen"
+    return prefixed(bits / usd, "bit"), f"of information per dollar of motion correction: {said}; {meaning}"
+
+
+def prefixed(value: float, unit: str) -> str:
+    """Return a number of three digits with the unit's prefix: ``1.25 Mbit``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:
+            return f"{float(f'{value / factor:.3g}'):g} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
 def range_in_words(planned: Triple, say: Callable[[float], str]) -> str:
     """Return from where to where a planned figure goes: ``$1.20 to $2.30``."""
     return f"{say(planned[0])} to {say(planned[2])}"

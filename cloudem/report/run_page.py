@@ -22,7 +22,7 @@ from cloudem.report.blocks import (
     numbers,
     render_page,
 )
-from cloudem.report.money_tiles import Triple, expected_tile, range_in_words, spent_tile
+from cloudem.report.money_tiles import Triple, expected_tile, information_tile, range_in_words, spent_tile
 from cloudem.report.sections.planning import Point, plan_figure
 from cloudem.report.sections.timeline import Band, NodeBar, Spending, legend, timeline
 from cloudem.text import dollars, duration
@@ -112,6 +112,8 @@ class RunContent:
         What happened when.
     prices, notes, unmetered
         Where prices are from, notes of the plan, what is not in the meter (what, why).
+    information
+        Of the micrographs whose motion the run corrected: bits, micrographs, and dollars of these steps; None if none.
     where
         URL of the run.
     versions
@@ -142,6 +144,7 @@ class RunContent:
     prices: Sequence[PriceRow] = ()
     notes: Sequence[str] = ()
     unmetered: Sequence[tuple[str, str]] = ()
+    information: tuple[float, int, float] | None = None
     where: str = ""
     versions: Sequence[str] = field(default_factory=tuple)
 
@@ -206,6 +209,7 @@ def _tiles(content: RunContent) -> list[tuple[str, str]]:
         expected_tile(content.usd_plan),
         (duration(content.wall), f"with machines; planned {range_in_words(content.wall_plan, duration)}"),
         (str(len(content.nodes)), "machines" + (f", {taken} of them reclaimed or lost, and replaced" if taken else "")),
+        *([information_tile(*content.information)] if content.information is not None else []),
     ]
 
 

@@ -103,10 +103,10 @@ def pilot_of(job: Job) -> Pilot | None:
     if not isinstance(job, Refine3D) or not (exists(f"{job.particles}/zarr.json") and exists(job.reference)):
         return None
     with one_thread_per_task():
-        return _run(job, _own_row())
+        return _run(job, own_row())
 
 
-def _own_row() -> SpeedRow:
+def own_row() -> SpeedRow:
     """Return the speed of this machine, measured now if it never was."""
     row = speeds().families[LOCAL]
     if row.how != "measured":

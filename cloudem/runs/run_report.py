@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import posixpath
 import string
@@ -27,8 +29,9 @@ from cloudem.cloud.money import (
 from cloudem.cloud.nodes import HEAD, Pool
 from cloudem.cloud.planning.estimate import Range, total
 from cloudem.cloud.planning.plan import Plan
-from cloudem.errors import FormatError, ParameterError
+from cloudem.errors import CloudemError, FormatError, ParameterError
 from cloudem.io.storage.location import absolute, exists, is_remote, join, write_bytes
+from cloudem.jobs.growing import done_between
 from cloudem.report.run_page import Event, NodeRow, PriceRow, RunContent, StepRow, render_run
 from cloudem.report.sections.planning import Point
 from cloudem.report.sections.timeline import Axis, Band, How, NodeBar, Spending
@@ -43,6 +46,9 @@ SAMPLES = 300
 
 BETWEEN = "head before and after"
 """What `cloudem.cloud.planning.totals` calls the head's time before and after the steps."""
+
+MOTION = "correct_motion"
+"""The job whose results say how much information each micrograph holds."""
 
 NEAR = 4.0
 """A limit is drawn with the plan's choices if it is no further than so many times from them."""
@@ -130,6 +136,7 @@ def run_page_content(store: RunStore, catalogue: Catalogue, state: RunState | No
         prices=_prices(ledger, plan, catalogue),
         notes=[*plan.notes, *filter(None, (reckoned.gap, reckoned.lost))],
         unmetered=_unmetered(plan),
+        information=_information(record, found, list(_bands(ledger, until))),
         where=store.url,
         versions=(f"cloudem {record.version}",),
     )
@@ -244,6 +251,23 @@ def _steps(record: RunRecord, plan: Plan, found: Costs, page: str) -> list[StepR
             )
         )  # fmt: skip
     return lines
+
+
+def _information(record: RunRecord, found: Costs, bands: Sequence[Band]) -> tuple[float, int, float] | None:
+    """Return bits of the micrographs that steps of a run made of movies, their number, and what the steps cost."""
+    usd = {step.name: step.usd for step in found.steps if step.how}
+    bits: list[float] = []
+    spent = 0.0
+    for number, step in enumerate(record.steps):
+        name, out = f"{number}-{step['job']}", str(step.get("out", ""))
+        if step["job"] != MOTION or not usd.get(name):
+            continue
+        spans = [(band.start, band.end) for band in bands if band.name == name]
+        with contextlib.suppress(CloudemError):  # the page tells of the money, whatever became of the results
+            each = done_between(out, "bits", spans).tolist()
+            spent += usd[name] if each else 0.0
+            bits += [value for value in each if math.isfinite(value)]
+    return (sum(bits), len(bits), spent) if bits and spent else None
 
 
 def _others(plan: Plan, found: Costs, active: float) -> list[StepRow]:

@@ -130,6 +130,8 @@ class StepEstimate:
         What it leaves in object storage.
     result_GiB
         What is fetched from there to the user's machine.
+    notes
+        Lines for whoever plans it: counts, sizes, assumptions.
     """
 
     name: str
@@ -141,3 +143,4 @@ class StepEstimate:
     gets: float = 0.0
     stored_GiB: float = 0.0
     result_GiB: float = 0.0
+    notes: tuple[str, ...] = ()

@@ -41,6 +41,7 @@ def step_estimate(name: str, work: Work, speeds: Speeds) -> StepEstimate:
         gets=OVERHEAD_REQUESTS[1] + read / OBJECT_BYTES if work.gets is None else work.gets,
         stored_GiB=written / GIB,
         result_GiB=work.result_bytes / GIB,
+        notes=work.notes,
     )
 
 

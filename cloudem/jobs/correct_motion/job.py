@@ -24,6 +24,9 @@ PIXEL_S, PIXEL_LOCAL_S, PIXEL_SHOWN_S, IMAGE_PIXEL_S, MOVIE_S = 1e-8, 3e-9, 1.2e
 """CPU-seconds of a pixel of a frame; of the same for local motion, and for weights from information; of a pixel of the
 images, which are written; and of a movie besides. Measured."""
 
+IMAGE_OBJECTS = 5
+"""Requests that write a micrograph, besides two for each of its images."""
+
 HELD_BYTES = 1_400_000_000
 """Most bytes of a movie's frames that are kept (`cloudem.io.movies.held`)."""
 
@@ -125,17 +128,20 @@ class CorrectMotion(GrowingJob):
         cpu = frames * each * (PIXEL_S + shown + (PIXEL_LOCAL_S if self.local else 0.0))
         cpu += MOVIE_S + images * IMAGE_PIXEL_S
         memory = min(2 * frames * each, HELD_BYTES) + 4 * frames * each // 16 + 60 * each
+        kinds = 3 if self.weights == "none" else 4
         stage = Stage(
             "motion", size.count, "movies", cpu, parallel=True, task_items=1, task_bytes=memory,
-            read_bytes=0.6 * frames * each, written_bytes=7 * images, spread=1.6,
+            read_bytes=0.6 * frames * each, written_bytes=2 * kinds * images, spread=1.6,
         )  # fmt: skip
         side = int(rows / self.bin), int(columns / self.bin)
         return Work(
             (stage,),
             base_bytes=300 * MIB,
-            stored_bytes=round(7 * images * size.count),
+            stored_bytes=3000 * size.count,
             makes={"": Size(size.count, side, size.pixel_size * self.bin, size.remote)},
             notes=(f"{size.count:,} movies of {frames} frames of {columns} x {rows} pixels",),
+            puts=20 + (2 * kinds + IMAGE_OBJECTS) * size.count,
+            gets=50 + (frames + 3) * size.count,
         )
 
     def growing(self, url: str) -> Growing:
