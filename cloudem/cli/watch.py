@@ -131,7 +131,7 @@ class _RentedRounds:
         self.run_name = f"{workflow.name}-watch"
         first = replace(workflow, steps=workflow.steps[:1])
         self.importing = Watcher(first, run_step, say_line, rule, wanted.poll_s)
-        self.done: dict[str, Standing] = {}  # of steps that go on, after their last run
+        self.done: dict[str, Standing] = {}  # of all steps, after their last run
 
     def go(self) -> None:
         """Go on until nothing arrives any more, or the money is spent."""
@@ -172,11 +172,10 @@ class _RentedRounds:
                     due.append(step)
                     # What a run could not use does not wait for another one.
                     waiting += standing.left - (before.left if before else 0) if number == 0 else 0
-            else:
+            elif due or standing != self.done.get(step.name):  # else it would only fail again
                 anew = any(not isinstance(each.job, GrowingJob) for each in due)
-                if is_due(
-                    replace(standing, changed=standing.changed or bool(due)), self.rule, ends=ends, before_it=anew
-                ):
+                changed = replace(standing, changed=standing.changed or bool(due))
+                if is_due(changed, self.rule, ends=ends, before_it=anew):
                     due.append(step)
         return max(waiting, 0), tuple(due)
 
@@ -245,10 +244,12 @@ class _RentedRounds:
         for planned in steps:
             step = fresh(planned)
             standing = self._standing(step)
-            if standing is not None and standing.grows:
-                self.done[step.name] = standing
-            elif standing is not None:
+            if standing is None:
+                continue
+            if not standing.grows:
                 self.importing.keep_count(step.name, items_read(step))
+                standing = replace(standing, before=items_read(step))
+            self.done[step.name] = standing
 
     def _runs(self) -> list[RunSummary]:
         from cloudem.runs.project import summary_of_run

@@ -28,9 +28,10 @@ def expected_tile(planned_usd: Triple) -> tuple[str, str]:
 
 def information_tile(bits: float, micrographs: int, usd: float) -> tuple[str, str]:
     """Return how much information a dollar of motion correction gave: the figure and what it is."""
-    said = f"{prefixed(bits, 'bit')} in {micrographs:,} micrograph{'s' if micrographs != 1 else ''} for {dollars(usd)}"
-    meaning = "signal above noise, compare only runs on one kind of specimen"
-    return prefixed(bits / usd, "bit"), f"of information per dollar of motion correction: {said}; {meaning}"
+    of = f"{micrographs:,} micrograph{'s' if micrographs != 1 else ''}"
+    return prefixed(
+        bits / usd, "bit"
+    ), f"above noise per dollar of motion correction, {of}; compare like specimens only"
 
 
 def prefixed(value: float, unit: str) -> str:

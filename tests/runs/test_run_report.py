@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cloudem.cli.cost import Cost
@@ -24,7 +25,11 @@ from cloudem.cloud.money import (
 from cloudem.cloud.nodes import Pool
 from cloudem.cloud.planning.plan import Alternative
 from cloudem.errors import ParameterError
+from cloudem.io.storage.groups import write_group
 from cloudem.io.storage.location import read_bytes, write_bytes
+from cloudem.model.table import TEXT
+from cloudem.report.money_tiles import information_tile, prefixed
+from cloudem.report.run_page import render_run
 from cloudem.report.sections.timeline import Band
 from cloudem.runs.cluster_plan import cluster_plan
 from cloudem.runs.controller.loop import Controller
@@ -118,6 +123,43 @@ def test_the_page_lies_in_the_run_with_what_the_ledger_says_and_links_to_the_ste
     assert [price.metered for price in content.prices] == ["3.6000", "3.6000 to 7.2000"]
     assert points_of(store_plan(store)) == list(content.points)
     assert content.points[0].label == "2 × local.1 spot"
+
+
+def test_bits_per_dollar_are_of_the_movies_that_the_run_did(tmp_path: Path) -> None:
+    plan = cluster_plan(Catalogue.shipped(), "local", ("local.1",), 2, ("spot",), 9.0, 0.5)
+    out = f"{tmp_path}/motion"
+    steps = ({"job": "correct_motion", "out": out},)
+    record = RunRecord(name=NAME, created=T0, owner="me@here", provider="local", region="local", steps=steps,
+                       plan=plan.as_json(), version="0")  # fmt: skip
+    store = RunStore.of(str(tmp_path), NAME)
+    store.create(record, Wishes(max_usd=3.0, deadline=T0 + 7200))
+    ledger: list[Entry] = [
+        NodeStarted(T0, "h1", "head", HEAD, 3.6),
+        StepStarted(T0 + 10, "0-correct_motion", USD, WALL),
+        StepEnded(T0 + 110, "0-correct_motion", "done"),
+        NodeEnded(T0 + 120, "h1", "the run is over"),
+    ]
+    store.append(*ledger)
+    store.write_state(RunState(at=T0 + 120, status="done"))
+    assert run_page_content(store, Catalogue.shipped(), None, f"{store.url}/report.html").information is None
+    at = T0 + np.array([-5.0, 20.0, 100.0, 115.0])
+    found = {"key": np.array(["a", "b", "c", "d"], TEXT), "done_at": at, "bits": np.array([1e5, 2e5, 5e5, 1e7])}
+    write_group(out, "", {}, {})
+    write_group(out, "done", found, {})
+    content = run_page_content(store, Catalogue.shipped(), None, f"{store.url}/report.html")
+    usd = account(ledger, T0 + 120).by_step["0-correct_motion"]
+    assert content.information == pytest.approx((7e5, 2, usd))
+    assert content.information is not None
+    assert information_tile(*content.information)[0] in render_run(content)
+    assert information_tile(7e5, 2, 0.1) == (
+        "7 Mbit", "above noise per dollar of motion correction, 2 micrographs; compare like specimens only",
+    )  # fmt: skip
+    assert [prefixed(value, "bit") for value in (0.0, 999.4, 999.9, 1.2345e12)] == [
+        "0 bit",
+        "999 bit",
+        "1 kbit",
+        "1.23 Tbit",
+    ]
 
 
 def store_plan(store: RunStore):
