@@ -18,6 +18,7 @@ import numpy as np
 from cloudem.cloud.planning.calibration import MEASURED_SPREAD, SpeedRow
 from cloudem.errors import CloudemError
 from cloudem.execution.executor import SerialExecutor, Shared
+from cloudem.io.micrographs.tables import read_micrograph_table
 from cloudem.jobs.base import Context
 from cloudem.jobs.changes import below
 from cloudem.jobs.growing import GrowingJob
@@ -94,8 +95,8 @@ def pilot_of_movies(workflow: Workflow, speed: Callable[[], SpeedRow]) -> dict[s
                 LOG.warning("the pilot ends at %s: %s", step.name, error)
                 break
             places[step.job.out] = job.out
-            if step.job is not first and len(seconds) > 1:
-                found[step.name] = cost_of(seconds[1:], speed())
+            if step.job is not first and seconds:
+                found[step.name] = cost_of(seconds, speed())
     return found
 
 
@@ -120,12 +121,26 @@ def moved(job: GrowingJob, places: Mapping[str, str], out: str) -> GrowingJob:
     return job.model_copy(update=changed)
 
 
-def _timed(job: GrowingJob) -> Sequence[float]:
-    """Run a job; return the CPU-seconds of its items, without those of what it does before them, such as learning."""
+def _timed(job: GrowingJob) -> list[float]:
+    """Run a job; return the CPU-seconds of its items after the first, which compiles, where they were of use."""
     with _Timed() as executor:
         job.run(Context(executor, SilentProgress(), LOG, job.out))
         items = job.growing(job.out)
-        return [each / items.size for each in executor.seconds[-math.ceil(len(items.keys) / items.size) :]]
+    # What a job does before its items, such as learning, came first.
+    seconds = executor.seconds[-math.ceil(len(items.keys) / items.size) :]
+    usable = _usable(job, len(seconds))
+    return [each / items.size for each, good in zip(seconds[1:], usable[1:], strict=True) if good]
+
+
+def _usable(job: GrowingJob, count: int) -> list[bool]:
+    """Return for each item whether the steps before found nothing wrong with it: otherwise it takes no time."""
+    try:
+        table = read_micrograph_table(getattr(job, job.grows[0]))
+    except CloudemError:  # movies
+        return [True] * count
+    if "problem" not in table or len(table) != count:
+        return [True] * count
+    return [not why for why in table["problem"].tolist()]
 
 
 def cost_of(seconds: Sequence[float], row: SpeedRow) -> MeasuredCost:

@@ -218,7 +218,7 @@ def test_what_it_will_cost_is_known(tmp_path: Path) -> None:
     reading = needs(extraction(given, tmp_path / "a", on_reading=True))
     assert copied.makes[""].count == 20
     assert copied.stages[0].parallel
-    assert copied.stored_bytes > 20 * 32 * 32 * 2 > reading.stored_bytes
+    assert copied.disk_bytes > 20 * 32 * 32 * 2 > reading.disk_bytes
 
 
 def test_wrong_boxes_and_places_are_refused(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_bits_per_dollar_are_of_the_movies_that_the_run_did(tmp_path: Path) -> N
     store = RunStore.of(str(tmp_path), NAME)
     store.create(record, Wishes(max_usd=3.0, deadline=T0 + 7200))
     ledger: list[Entry] = [
+        CapChanged(T0, 3.0, 2.0),
         NodeStarted(T0, "h1", "head", HEAD, 3.6),
         StepStarted(T0 + 10, "0-correct_motion", USD, WALL),
         StepEnded(T0 + 110, "0-correct_motion", "done"),
