@@ -89,7 +89,7 @@ def pilot_of_movies(workflow: Workflow, speed: Callable[[], SpeedRow]) -> dict[s
             if not isinstance(step.job, GrowingJob):
                 continue
             try:
-                job = moved(first.few(FEW + 1) if step.job is first else step.job, places, f"{folder}/{step.name}")
+                job = at_copies(first.few(FEW + 1) if step.job is first else step.job, places, f"{folder}/{step.name}")
                 seconds = _timed(job)
             except CloudemError as error:
                 LOG.warning("the pilot ends at %s: %s", step.name, error)
@@ -100,7 +100,7 @@ def pilot_of_movies(workflow: Workflow, speed: Callable[[], SpeedRow]) -> dict[s
     return found
 
 
-def moved(job: GrowingJob, places: Mapping[str, str], out: str) -> GrowingJob:
+def at_copies(job: GrowingJob, places: Mapping[str, str], out: str) -> GrowingJob:
     """Return a job that reads copies of what earlier steps make, and writes elsewhere.
 
     Parameters
