@@ -194,7 +194,10 @@ class GrowingJob(Job):
         self.prepare(context)
         items = self.growing(context.url)
         if not items.keys:
-            raise MissingInputError(f"there are no {items.unit} to work on in {getattr(self, self.grows[0])}")
+            place = getattr(self, self.grows[0])
+            raise MissingInputError(
+                f"{place} leaves no {items.unit} to work on; wait for some, or look into its report for why"
+            )
         context.progress.facts({items.unit: f"{len(items.keys):,}", **items.facts})
         found, settled = self._found(items, context)
         arrays, attributes = self.result(context, found)
