@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, MissingInputError
-from cloudem.io.storage.groups import has_group, read_group
+from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage.location import exists
 from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
 from cloudem.model.micrographs import Micrographs
@@ -57,7 +57,7 @@ def _read(url: str | os.PathLike[str], path: str, kind: type[_Kind], makers: str
     if not has_group(url, path):
         if not exists(url):
             raise MissingInputError(f"{os.fspath(url)} does not exist, where {path} are needed; check the path")
-        if has_group(url, "") and not has_group(url, "result"):
+        if "job" in (read_attributes(url, "") or {}) and not has_group(url, "result"):
             raise MissingInputError(
                 f"{os.fspath(url)} is not finished yet, and {path} are needed; let its job end, or run it again"
             )
