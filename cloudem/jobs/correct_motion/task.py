@@ -84,9 +84,7 @@ def _corrected_row(entry: Movies, options: MotionOptions) -> dict[str, Any]:
     name, url = str(entry["micrograph"][0]), str(entry["movie"][0])
     upsampling = options.eer_upsampling if str(entry["format"][0]) == "EER" else 1
     if "file_version" in entry and RangeReader(url).version != str(entry["file_version"][0]):
-        raise ChangedFileError(
-            f"{url} was changed since it was imported; delete the table of movies and import again, only this is done anew"
-        )
+        raise ChangedFileError(f"{url} was changed since it was imported; delete the table of movies and import again")
     movie = open_movie(url, upsampling=upsampling, group=int(entry["group"][0]))
     held = HeldFrames(movie)
     whole = held.whole_frames()
