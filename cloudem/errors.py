@@ -54,6 +54,14 @@ class DamagedShardError(StorageError):
     """A shard of images is missing or not what was written."""
 
 
+class DamagedArrayError(StorageError):
+    """A chunk of an array is missing or not what was written."""
+
+
+class ChangedFileError(StorageError):
+    """A file was changed or deleted since it was opened or listed."""
+
+
 class LeaseHeldError(CloudemError, BlockingIOError):
     """Another client is writing there."""
 
@@ -96,6 +104,27 @@ class QuotaError(ProviderError):
 
 class BudgetError(CloudemError, ValueError):
     """Nothing that was asked for fits into time and money."""
+
+
+OF_ONE_ITEM = (
+    FormatError, MissingInputError, MissingColumnError, InconsistentDataError, ParameterError,
+    DamagedShardError, DamagedArrayError, ChangedFileError,
+)  # fmt: skip
+"""What may be wrong with one micrograph while the others are well."""
+
+
+def recorded_reason(error: CloudemError, longest: int = LONGEST) -> str:
+    """Return what is recorded of a micrograph or another item that cannot be used.
+
+    Raises
+    ------
+    CloudemError
+        The error itself where it does not concern the item alone: a store that cannot be reached, a full disk, memory,
+        a lease. The job has to stop then, so that it can go on when that is mended.
+    """
+    if not isinstance(error, OF_ONE_ITEM):
+        raise error
+    return one_line(str(error), longest)
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

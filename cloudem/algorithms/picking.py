@@ -178,11 +178,13 @@ def check_scale(shape: tuple[int, int], pixel_size: float, diameter: float) -> N
     across = diameter / pixel_size
     if across < 8:
         raise ParameterError(
-            f"a diameter of {diameter:g} Å is {across:.1f} pixels of {pixel_size:g} Å; picking needs at least 8"
+            f"a diameter of {diameter:g} Å is {across:.1f} pixels of {pixel_size:g} Å; picking needs at least "
+            "8; give that of a particle in Å"
         )
     if min(shape) < 4 * across:
         raise ParameterError(
-            f"an image of {shape[1]} x {shape[0]} pixels is smaller than four particles of {diameter:g} Å"
+            f"an image of {shape[1]} x {shape[0]} pixels is smaller than four particles of {diameter:g} Å; "
+            "give a smaller diameter"
         )
 
 

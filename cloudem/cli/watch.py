@@ -96,7 +96,8 @@ class WatchWorkflow(Command):
             begins = "" if isinstance(step.job, GrowingJob) else ", begins anew"
             try:
                 standing = standing_of(step, watcher.counts().get(step.name, 0))
-                words = f"{standing.items:,} items, {'something to do' if standing.changed else 'up to date'}"
+                items = f"{standing.items:,} items, " if standing.items or standing.changed else ""
+                words = items + ("something to do" if standing.changed else "up to date")
             except MissingInputError as error:
                 words = f"waits: {error}"
             click.echo(f"{step.name} ({step.job.name}{begins}): {words}")
@@ -109,7 +110,7 @@ class WatchWorkflow(Command):
         rule = Rule(self.first_particles, self.growth, idle)
         advise("the same command goes on where this one stopped; no movie is taken up twice")
         if self.max_usd is None:
-            Watcher(workflow, run_step, say_line, rule, self.poll_s).watch()
+            Watcher(workflow, run_step, say_line, rule, self.poll_s, reread=self.read).watch()
             say_line(ENDED)
         else:
             if not self.yes:

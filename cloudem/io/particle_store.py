@@ -16,7 +16,7 @@ from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
 from cloudem.io.image_store import KIND, ImageStore, date_of
 from cloudem.io.image_writer import image_writer
 from cloudem.io.storage import fsspec_urls
-from cloudem.io.storage.groups import list_groups, read_attributes
+from cloudem.io.storage.groups import has_group, list_groups, read_attributes
 from cloudem.io.storage.location import exists, folder_of, is_fsspec, is_remote, join
 from cloudem.io.storage.relative import relative, resolved
 from cloudem.model.particles import Particles
@@ -189,6 +189,11 @@ def _not_particles(url: str, attributes: Mapping[str, Any] | None) -> Exception:
         return FormatError(
             f"{url} is a file, where a particle store or the results of a job are needed; make a store from a .star or "
             ".cs file with cloudem import"
+        )
+    if has_group(url, "picks"):
+        return FormatError(
+            f"{url} holds coordinates of particles, where images of them are needed; cut them out first: "
+            f"cloudem extract {url} --box-px 256 --out particles"
         )
     what = f"a result of kind {attributes.get('kind')!r}" if attributes else "no finished cloudem store"
     return FormatError(f"{url} is {what}, where a particle store is needed; make one with cloudem import")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import CloudemError, DamagedShardError, FormatError
+from cloudem.errors import CloudemError, DamagedShardError, FormatError, recorded_reason
 from cloudem.io.images.cache import CachedShard, image_cache
 from cloudem.io.images.layout import ShardRead, StackLayout, naming
 from cloudem.io.micrographs.images import open_micrograph_image
@@ -145,7 +145,8 @@ class WindowShards:
         try:
             open_micrograph_image(place)
         except CloudemError as error:
-            raise DamagedShardError(f"is to be cut out of {place}, which cannot be read: {error}") from error
+            reason = recorded_reason(error)
+            raise DamagedShardError(f"is to be cut out of {place}, which cannot be read: {reason}") from error
 
     def _found(self, shard: int) -> Windows:
         """Return the windows of a shard; of a store that was moved, with where its micrographs are now."""
@@ -188,7 +189,8 @@ class WindowShards:
         try:
             pixels = open_micrograph_image(windows.image).read()
         except CloudemError as error:
-            raise DamagedShardError(f"is to be cut out of {windows.image}, which cannot be read: {error}") from error
+            reason = recorded_reason(error)
+            raise DamagedShardError(f"is to be cut out of {windows.image}, which cannot be read: {reason}") from error
         if windows.hot is not None:
             replace_hot_pixels(pixels, windows.hot)
         images, found = boxed_particles(pixels, windows.corners[rows], self._recipe)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.ctf_estimate import CtfEstimate, CtfSettings, estimate_ctf
 from cloudem.algorithms.thon_background import Microscope
-from cloudem.errors import CloudemError, one_line
+from cloudem.errors import CloudemError, recorded_reason
 from cloudem.io.micrographs.images import SUM, UNWEIGHTED, open_micrograph_image
 from cloudem.io.storage.groups import has_group, read_group, write_same_group
 from cloudem.model.micrographs import Micrographs
@@ -83,6 +83,7 @@ def estimate_micrographs(
     names = (*NUMBERS, *OPTIONAL)
     found: dict[str, NDArray[Any]] = {name: np.array([row[name] for row in rows], np.float64) for name in names}
     found["problem"] = np.array([row["problem"] for row in rows], TEXT)
+    found["unread"] = np.array([row.get("unread", False) for row in rows], np.bool_)
     if settings.tile_defocus:
         tiles = [row.get("tiles") for row in rows]
         found["each_count"] = np.array([0 if each is None else len(each.x) for each in tiles], np.int64)
@@ -105,7 +106,7 @@ def _one(entry: MicrographEntry, url: str, settings: CtfSettings) -> dict[str, A
             return {**nothing, "problem": "its image is flat: all pixels have the same value"}
         estimate = estimate_ctf(image, entry.pixel_size or opened.pixel_size, microscope, settings)
     except CloudemError as error:
-        return {**nothing, "problem": one_line(str(error), 300)}
+        return {**nothing, "problem": recorded_reason(error, 300), "unread": True}
     _write(estimate, entry.name, url, settings)
     return {**_numbers(estimate), "problem": estimate.problem, "tiles": estimate.tiles}
 

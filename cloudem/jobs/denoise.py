@@ -139,6 +139,12 @@ class Denoise(GrowingJob):
         table = table.with_columns(image=np.where(done, found["place"], recorded), recorded_image=recorded)
         write_micrograph_table(context.write, table)
         context.progress.message(f"{int(done.sum()):,} of {len(table):,} micrographs denoised, for looking and picking")
+        if not done.all():
+            place = int(np.flatnonzero(~done)[0])
+            context.progress.warning(
+                f"{int((~done).sum()):,} micrographs stay as they are; the first, {table['micrograph'][place]}: "
+                f"{found['reason'][place]}"
+            )
         none = np.zeros(0, np.float32)
         counts = np.zeros(int(done.sum()), np.int64)
         arrays = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.denoising import denoise_pair
 from cloudem.algorithms.denoising_network import PIXEL, network_denoised, reduced_pair, train_denoiser
-from cloudem.errors import CloudemError
+from cloudem.errors import CloudemError, recorded_reason
 from cloudem.io.micrographs.images import EVEN, ODD, SUM, open_micrograph_image, write_micrograph_image
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.mapping import Found
@@ -62,7 +62,8 @@ def pair_of(entry: PickEntry) -> NDArray[np.float32] | None:
         if not {EVEN, ODD} <= set(opened.kinds):
             return None
         return reduced_pair(opened.read(EVEN), opened.read(ODD), entry.pixel_size)
-    except CloudemError:
+    except CloudemError as error:
+        recorded_reason(error)  # of one micrograph alone; `denoise_micrographs` says it
         return None
 
 
@@ -88,14 +89,16 @@ def denoise_micrographs(entries: Sequence[PickEntry], url: str, digest: str, see
     found = [_denoised(entry, url, digest, seed) for entry in entries]
     places, reasons, resolutions, shares = zip(*found, strict=True)
     return {
-        "place": np.array(places, TEXT),
+        "place": np.array([place or "" for place in places], TEXT),
+        "unread": np.array([place is None for place in places], np.bool_),
         "reason": np.array(reasons, TEXT),
         "resolution": np.array(resolutions),
         "hallucination": np.array(shares),
     }
 
 
-def _denoised(entry: PickEntry, url: str, digest: str, seed: int) -> tuple[str, str, float, float]:
+def _denoised(entry: PickEntry, url: str, digest: str, seed: int) -> tuple[str | None, str, float, float]:
+    """Return where the image is, None if there was none to read; why there is none; resolution and share of noise."""
     unknown = float("nan")
     if entry.problem:
         return "", entry.problem, unknown, unknown
@@ -113,7 +116,7 @@ def _denoised(entry: PickEntry, url: str, digest: str, seed: int) -> tuple[str, 
                 even, odd, entry.pixel_size, entry.state, seed + zlib.crc32(entry.name.encode())
             )
     except CloudemError as error:
-        return "", str(error), unknown, unknown
+        return None, recorded_reason(error), unknown, unknown
     if made_up > MOST_MADE_UP:
         return "", f"{100 * made_up:.1f} % of noise would become structure", unknown, made_up
     if not math.isfinite(resolution):

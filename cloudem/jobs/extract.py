@@ -113,7 +113,8 @@ class Extract(GrowingJob):
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check sizes, and that there are positions in these micrographs."""
         if self.box_px % 2 or self.image_px % 2:
-            raise ParameterError("--box-px and --scale-to-px have to be even")
+            name, value = ("--box-px", self.box_px) if self.box_px % 2 else ("--scale-to-px", self.image_px)
+            raise ParameterError(f"{name} {value} is odd, and images need even sides; give {value - 1} or {value + 1}")
         if self.image_px > self.box_px:
             raise ParameterError(
                 f"--scale-to-px {self.image_px} is more than --box-px {self.box_px}; give less, or none"
@@ -121,6 +122,12 @@ class Extract(GrowingJob):
         if inputs.awaited(self.micrographs) or inputs.awaited(self.picked):
             return
         self.recipe(self.pixel_size)
+        sides = [self.table[name] for name in ("height", "width") if name in self.table]
+        if len(sides) == 2 and self.edges != "pad" and 0 < max(map(min, zip(*sides, strict=True))) < self.box_px:
+            raise ParameterError(
+                f"--box-px {self.box_px} is more than the {sides[1][0]} x {sides[0][0]} pixels of a micrograph; "
+                "give less"
+            )
         count = len(self.positions.micrograph)
         for line in self._said:
             warn(line)
@@ -275,9 +282,7 @@ class Extract(GrowingJob):
         for line in fates.lines:
             context.progress.message(line)
         if not len(particles):
-            raise ParameterError(
-                f"no particle could be extracted: {fates.lines[0] if fates.lines else 'none was picked'}"
-            )
+            raise ParameterError(f"no particle could be extracted: {'; '.join(fates.lines) or 'none was picked'}")
         check_rows(particles["store_row"], particles["micrograph"].tolist())
         store = self.settings(context.url).store
         date = str((read_attributes(store, "") or {}).get("date", ""))

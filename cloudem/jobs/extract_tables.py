@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.extraction import TAKEN, cut_around, refined_coordinates, tilted_defocus
-from cloudem.errors import InconsistentDataError, MissingInputError
-from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
-from cloudem.io.particle_store import open_particles
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
+from cloudem.io.micrographs.tables import MICROGRAPH_TABLE, PICK_TABLE, read_picks
+from cloudem.io.particle_store import RESULT_TABLE, open_particles
 from cloudem.io.storage.groups import has_group
 from cloudem.jobs.coordinates import SHIFTS, coordinates_of, require_coordinates, sizes_of_pixels
 from cloudem.jobs.extract_tasks import FATES, MicrographPositions
@@ -95,6 +95,11 @@ def positions_of(
         columns = {name: picks[name] for name in ("micrograph", "pick_score") if name in picks}
         quality = picks["pick_score"] if "pick_score" in picks else np.zeros(len(picks))
         return Positions(rows, coordinates * scale, quality, Particles((), columns), None)
+    if has_group(place, MICROGRAPH_TABLE) and not has_group(place, RESULT_TABLE):
+        raise FormatError(
+            f"{place} holds micrographs, and neither picks nor particles; give the results of cloudem pick or "
+            "import-coordinates, or name them with --coordinates"
+        )
     store = open_particles(place)
     table = store.particles
     require_coordinates(table)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.extraction import BEYOND, DUPLICATE, NO_NUMBER, TAKEN, ChosenBoxes, choose_boxes
-from cloudem.errors import CloudemError
+from cloudem.errors import CloudemError, recorded_reason
 from cloudem.io.growing_store import growing_rows, write_copies, write_places
 from cloudem.io.images.layout import StackLayout
 from cloudem.io.micrographs.images import open_micrograph_image
@@ -92,6 +92,7 @@ class _Cut(NamedTuple):
     fate: NDArray[np.uint8]
     centres: NDArray[np.int64]
     rows: NDArray[np.int64]
+    unread: bool = False
 
 
 def extract_particles(entries: Sequence[MicrographPositions], settings: ExtractionSettings) -> dict[str, NDArray[Any]]:
@@ -100,13 +101,14 @@ def extract_particles(entries: Sequence[MicrographPositions], settings: Extracti
     Returns
     -------
     found
-        Of each micrograph: ``problem``, ``hot`` pixels, ``each_count`` positions. Of each position: its ``each_fate``
-        (`TAKEN` or a number of `FATES`), the pixel of its box's origin, ``each_x`` and ``each_y``, and the number of
-        its image in the store, ``each_row``; -1 where it has none.
+        Of each micrograph: ``problem``, whether it is ``unread``, ``hot`` pixels, ``each_count`` positions. Of each
+        position: its ``each_fate`` (`TAKEN` or a number of `FATES`), the pixel of its box's origin, ``each_x`` and
+        ``each_y``, and the number of its image in the store, ``each_row``; -1 where it has none.
     """
     cuts = [_one(entry, settings) for entry in entries]
     return {
         "problem": np.array([cut.problem for cut in cuts], TEXT),
+        "unread": np.array([cut.unread for cut in cuts], np.bool_),
         "hot": np.array([cut.hot for cut in cuts], np.int64),
         "each_count": np.array([len(cut.fate) for cut in cuts], np.int64),
         "each_fate": np.concatenate([cut.fate for cut in cuts]),
@@ -132,7 +134,7 @@ def _one(entry: MicrographPositions, settings: ExtractionSettings) -> _Cut:
         )  # fmt: skip
         pixels = image.read()
     except CloudemError as error:
-        return none._replace(problem=str(error))
+        return none._replace(problem=recorded_reason(error), unread=True)
     return _cut(entry, chosen, pixels, settings)
 
 

@@ -127,8 +127,13 @@ class GrowingJob(Job):
         """Do what comes before the items and is kept for all that come later, such as training."""
 
     def settled(self, found: Found) -> NDArray[np.bool_] | None:
-        """Return which items need not be looked at when the job is run again, ``(n,)``; None for all of them."""
-        return None
+        """Return which items need not be looked at when the job is run again, ``(n,)``; None for all of them.
+
+        By default all but those that could not be read, in an array ``unread``.
+        """
+        import numpy as np
+
+        return np.logical_not(found["unread"]) if "unread" in found else None
 
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what the results say of themselves, once there is a result."""
@@ -198,7 +203,10 @@ class GrowingJob(Job):
         self.prepare(context)
         items = self.growing(context.url)
         if not items.keys:
-            raise MissingInputError(f"there are no {items.unit} to work on in {getattr(self, self.grows[0])}")
+            place = getattr(self, self.grows[0])
+            raise MissingInputError(
+                f"{place} leaves no {items.unit} to work on; wait for some, or look into its report for why"
+            )
         context.progress.facts({items.unit: f"{len(items.keys):,}", **items.facts})
         found, settled = self._found(items, context)
         arrays, attributes = self.result(context, found)

@@ -118,6 +118,8 @@ class Watcher:
         Seconds between two looks while nothing arrives.
     now, sleep
         The clock, seconds, and how to wait.
+    reread
+        Returns the workflow as its file has it now, so that limits may be changed meanwhile; None not to look.
     """
 
     workflow: Workflow
@@ -127,6 +129,7 @@ class Watcher:
     poll_s: float = 30.0
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    reread: Callable[[], Workflow] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is something to watch.
@@ -144,6 +147,7 @@ class Watcher:
                 f"step {first.name} cannot be watched; let the first step import movies or micrographs"
             )
         self._said, self._errors = "", 0
+        self._kept = ""
         self._unsettled: dict[str, tuple[Standing, float]] = {}
 
     def watch(self) -> None:
@@ -161,6 +165,7 @@ class Watcher:
 
     def round(self, *, ends: bool = False) -> list[str]:
         """Run each step that is due, once; return the names of those that got further by it."""
+        self._take_changes()
         done: list[str] = []
         anew = False
         for planned in self.workflow.steps:
@@ -192,6 +197,26 @@ class Watcher:
             self._said = ""
         return done
 
+    def _take_changes(self) -> None:
+        """Go on with the workflow as its file has it now, if that can be watched."""
+        if self.reread is None:
+            return
+        why = ""
+        try:
+            found = self.reread()
+            if found.project != self.workflow.project or not isinstance(found.steps[0].job, GrowingJob):
+                why = "another project or first step is taken when the watch is started again"
+        except CloudemError as error:
+            why = str(error)
+        if why:
+            if why != self._kept:
+                self.say(f"the changed workflow is not taken, the watch goes on with what it has: {why}")
+        elif _written(found) != _written(self.workflow):
+            self.say("the workflow was changed; its steps follow")
+            self.workflow = found
+            self._unsettled = {}
+        self._kept = why
+
     def _waits(self, standing: Standing) -> bool:
         """Return whether all that a step has to do are items that it could not use a short while ago."""
         before, at = self._unsettled.get(standing.name, (None, 0.0))
@@ -219,6 +244,10 @@ class Watcher:
     def keep_count(self, name: str, count: int) -> None:
         """Note with how many items a step that begins anew ran."""
         write_bytes(join(self.workflow.project, STATE_FILE), json.dumps({**self.counts(), name: count}).encode())
+
+
+def _written(workflow: Workflow) -> list[tuple[str, str, dict[str, object]]]:
+    return [(step.name, step.job.name, step.job.model_dump()) for step in workflow.steps]
 
 
 def fresh(step: Step) -> Step:

@@ -224,7 +224,7 @@ def test_what_it_will_cost_is_known(tmp_path: Path) -> None:
 def test_wrong_boxes_and_places_are_refused(tmp_path: Path) -> None:
     given = picked(tmp_path / "picks", "m_a")
     for values, words in (
-        ({"box_px": 33}, "have to be even"),
+        ({"box_px": 33}, "--box-px 33 is odd"),
         ({"scale_to_px": 64}, "is more than --box-px"),
         ({"background_diameter_A": 900.0}, "leaves no background"),
     ):

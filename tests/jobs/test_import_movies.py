@@ -284,6 +284,7 @@ def test_eer_in_groups_of_a_dose_with_a_gain_that_divides(tmp_path):
 def wrong(folder: Path) -> list[tuple[dict, str]]:
     write_mrc(folder.parent / "gain.mrc", np.ones((1, 30, 20), "f4"), 2)
     (folder.parent / "defects.txt").write_text("29 0 2 1\n")
+    (folder / "empty").mkdir(exist_ok=True)
     return [
         ({"voltage_kV": None}, "nothing says the voltage of .*; give --voltage-kV"),
         ({"cs_mm": None}, "nothing says the spherical aberration"),
@@ -294,6 +295,7 @@ def wrong(folder: Path) -> list[tuple[dict, str]]:
         ({"eer_group": 2, "eer_frame_dose_e_per_A2": 1.0}, "say the same"),
         ({"gain": str(folder.parent / "none.mrc")}, "does not exist"),
         ({"movies": str(folder / "none")}, "does not exist"),
+        ({"movies": str(folder / "empty")}, "holds no movies"),
         ({"movies": str(folder.parent / "*.eer")}, "matches no file"),
     ]
 

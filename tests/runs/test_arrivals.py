@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from cloudem.errors import CloudemError, ParameterError, StorageError
+from cloudem.errors import CloudemError, FormatError, ParameterError, StorageError
 from cloudem.io.movies.store import read_movies
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.import_movies import ImportMovies
@@ -154,3 +155,32 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
         Watcher(Workflow(str(tmp_path), "live", "", (step,)), print, print)
     with pytest.raises(ParameterError, match="needs a project"):
         Watcher(Workflow("", "live", "", (step,)), print, print)
+
+
+def test_a_workflow_that_is_changed_while_it_is_watched_is_followed(tmp_path: Path) -> None:
+    said, steps = [], []
+    movie(tmp_path / "frames", 1)
+    watched = watcher(tmp_path, Clock(), said, steps)
+    first, *rest = watched.workflow.steps
+    found: list[Workflow | CloudemError] = [watched.workflow]
+
+    def reread() -> Workflow:
+        if isinstance(found[0], CloudemError):
+            raise found[0]
+        return found[0]
+
+    watched.reread = reread
+    watched.round()
+    changed = replace(first, job=first.job.model_copy(update={"least_age_s": 3600.0}))
+    for now in (FormatError("no TOML"), FormatError("no TOML"), replace(watched.workflow, project="elsewhere")):
+        found[0] = now
+        watched.round()
+        assert watched.workflow.steps[0] is first
+    assert [line.partition(": ")[2] for line in said[-2:]] == [
+        "no TOML",
+        "another project or first step is taken when the watch is started again",
+    ]
+    found[0] = replace(watched.workflow, steps=(changed, *rest))
+    watched.round()
+    assert "the workflow was changed; its steps follow" in said
+    assert watched.workflow.steps[0] is changed

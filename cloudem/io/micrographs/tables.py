@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, MissingInputError
-from cloudem.io.storage.groups import has_group, read_group
+from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage.location import exists
 from cloudem.io.storage.tables import table_from_arrays, table_to_arrays
 from cloudem.model.micrographs import Micrographs
@@ -31,7 +31,7 @@ def read_micrograph_table(url: str | os.PathLike[str]) -> Micrographs:
     Raises
     ------
     MissingInputError
-        There is nothing under that name.
+        There is nothing under that name, or what is there is not finished.
     FormatError
         What is there holds no micrographs.
     """
@@ -57,5 +57,9 @@ def _read(url: str | os.PathLike[str], path: str, kind: type[_Kind], makers: str
     if not has_group(url, path):
         if not exists(url):
             raise MissingInputError(f"{os.fspath(url)} does not exist, where {path} are needed; check the path")
+        if "job" in (read_attributes(url, "") or {}) and not has_group(url, "result"):
+            raise MissingInputError(
+                f"{os.fspath(url)} is not finished yet, and {path} are needed; let its job end, or run it again"
+            )
         raise FormatError(f"{os.fspath(url)} holds no {path}; give the results of {makers}")
     return table_from_arrays(kind, *read_group(url, path))

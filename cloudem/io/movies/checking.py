@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import CloudemError, MissingInputError
+from cloudem.errors import CloudemError, MissingInputError, recorded_reason
 from cloudem.io.movies.opening import open_movie
 from cloudem.io.movies.ranges import RangeReader
 from cloudem.io.storage.location import exists, folder_of, is_local
@@ -48,6 +48,11 @@ def check_header(
         Seconds since the file changed, at least. Objects of S3 appear as a whole, and are not asked.
     marker
         Without a file beside it of its name and this, the movie is not complete.
+
+    Raises
+    ------
+    StorageError
+        The place where it lies cannot be reached.
     """
     try:
         if waits := _waits(url, least_age, marker):
@@ -57,7 +62,7 @@ def check_header(
     except MissingInputError:
         return HeaderCheck("is not there")
     except CloudemError as error:
-        return HeaderCheck(str(error).removeprefix(url).lstrip(": "))
+        return HeaderCheck(recorded_reason(error).removeprefix(url).lstrip(": "))
     count = int(getattr(movie, "raw_frames", movie.frames))
     problem = ""
     if (after.size, after.version) != (movie.ranges.size, movie.ranges.version):

@@ -12,7 +12,7 @@ import obstore
 from obstore.exceptions import PreconditionError
 
 from cloudem import traffic
-from cloudem.errors import MissingInputError, StorageError
+from cloudem.errors import ChangedFileError, MissingInputError, StorageError
 from cloudem.io.images.remote import in_threads
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.location import (
@@ -84,8 +84,10 @@ class RangeReader:
 
         Raises
         ------
+        ChangedFileError
+            The file was changed or deleted since this was opened.
         StorageError
-            The file was changed or deleted since this was opened, or cannot be read.
+            It cannot be read.
         """
         start, stop = max(start, 0), min(stop, self.size)
         if stop <= start:
@@ -107,9 +109,14 @@ class RangeReader:
         return in_threads(lambda each: self.read(*each), ranges)
 
     def _from_file(self, start: int, stop: int) -> bytes:
-        with storage_errors(self.url), folder_of(self.url).open("rb") as file:
+        with storage_errors(self.url):
+            try:
+                file = folder_of(self.url).open("rb")
+            except FileNotFoundError as error:
+                raise ChangedFileError(f"{self.url} was deleted while it was read; copy it again") from error
+        with storage_errors(self.url), file:
             if str(os.fstat(file.fileno()).st_mtime_ns) != self.version:
-                raise StorageError(f"{self.url} was changed while it was read; it may still be being written")
+                raise ChangedFileError(f"{self.url} was changed while it was read; it may still be being written")
             file.seek(start)
             return file.read(stop - start)
 
@@ -119,7 +126,7 @@ class RangeReader:
             try:
                 data = bytes(obstore.get(self._store, self._key, options=options).bytes())
             except (PreconditionError, FileNotFoundError) as error:
-                raise StorageError(f"{self.url} was changed or deleted while it was read; start again") from error
+                raise ChangedFileError(f"{self.url} was changed or deleted while it was read; start again") from error
         traffic.count("images", received=len(data))
         return data
 

@@ -20,7 +20,7 @@ from cloudem.io.formats.relion import read_movies_star
 from cloudem.io.formats.sources import SourceMovieTable
 from cloudem.io.images.remote import in_threads
 from cloudem.io.storage.listing import has_wildcard, matching_files
-from cloudem.io.storage.location import absolute, contents, exists, is_local, join
+from cloudem.io.storage.location import absolute, contents, exists, folder_of, is_local, join
 from cloudem.model.movies import Movies
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.table import DEGREE, TEXT
@@ -107,8 +107,8 @@ def listed_files(given: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[list[s
         if not names and not exists(given):
             raise MissingInputError(f"{given} does not exist; check the path")
         all_ = [join(absolute(given), name) for name in names] if names else [absolute(given)]
-        if not names:
-            return all_, Counter()
+        if not names:  # a file, or a folder that is empty until now
+            return ([] if is_local(given) and folder_of(given).is_dir() else all_), Counter()
     files = [each for each in all_ if PurePosixPath(each).suffix.lower() in suffixes]
     taken = set(files)
     passed = [PurePosixPath(each) for each in all_ if each not in taken and not each.endswith(".mdoc")]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from cloudem import traffic
-from cloudem.errors import CloudemError, ParameterError, StorageError
+from cloudem.errors import ChangedFileError, CloudemError, ParameterError, StorageError
 
 _PROTOCOLS = {"s3fs": "s3"}
 """Scheme -> what fsspec calls it, where that is something else."""
@@ -154,9 +154,9 @@ def read_range(url: str, start: int, stop: int, version: str) -> bytes:
             data = bytes(place.system.cat_file(place.path, start=start, end=stop))
         info = _info(place)
         if info is None:
-            raise StorageError(f"{url} was deleted while it was read; copy or make it again")
+            raise ChangedFileError(f"{url} was deleted while it was read; copy or make it again")
         if _version(info) != version:
-            raise StorageError(f"{url} was changed while it was read; start again")
+            raise ChangedFileError(f"{url} was changed while it was read; start again")
     return data
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, LeaseLostError, ParameterError, StorageError
+from cloudem.errors import DamagedArrayError, FormatError, LeaseLostError, ParameterError, StorageError
 from cloudem.io.storage.arrays import ArrayRecord, Rows, encode_chunk, prepare, with_sums
 from cloudem.io.storage.documents import GENERATION, UNFINISHED_DOCUMENT, Marker, finished_document, parse_document
 from cloudem.io.storage.location import (
@@ -49,10 +49,6 @@ _T = TypeVar("_T")
 
 _CONCURRENT = 16
 """Objects of a group that are read or written at the same time."""
-
-
-class _DamagedError(StorageError):
-    """A chunk is not there, or not what was written."""
 
 
 def write_group(
@@ -302,7 +298,7 @@ def _read(
                 return _read_arrays(
                     store, url, path, marker, list(marker.arrays) if names is None else names, rows
                 ), attributes
-            except _DamagedError:  # perhaps because another was written meanwhile, and these deleted
+            except DamagedArrayError:  # perhaps because another was written meanwhile, and these deleted
                 before = marker.generation
                 attributes, marker = _finished(store, url, path)
                 if marker.generation == before:
@@ -320,10 +316,10 @@ def _read_arrays(
     def checked(name: str, what: str, run: Callable[[], _T]) -> _T:
         try:
             return run()
-        except _DamagedError:
+        except DamagedArrayError:
             raise
         except StorageError as error:
-            raise _DamagedError(
+            raise DamagedArrayError(
                 f"{join(url, path)} is damaged: {what} of its array {name} {error}; copy it again, or make it again"
             ) from error
 

@@ -391,7 +391,9 @@ def storage_errors(url: str | os.PathLike[str]) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise StorageError(f"{place}: the disk is full; free some space or choose another place") from error
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission" in str(error):
-            raise StorageError(f"{place}: no permission to write there; choose another place") from error
+            raise StorageError(
+                f"{place}: no permission to read or write there; allow it, or choose another place"
+            ) from error
         raise StorageError(f"{place}: {first_line}") from error
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.motion_track import path_lengths
 from cloudem.algorithms.movie_correction import CorrectedMovie, MovieSettings, Weighting, correct_movie
-from cloudem.errors import CloudemError, FormatError
+from cloudem.errors import ChangedFileError, CloudemError, FormatError, recorded_reason
 from cloudem.io.formats.relion_motion import MotionFile, write_motion_star
 from cloudem.io.micrographs.images import write_micrograph_image
 from cloudem.io.movies.held import HeldFrames
@@ -77,14 +77,14 @@ def _row(entry: Movies, options: MotionOptions) -> dict[str, Any]:
     try:
         return nothing | _corrected_row(entry, options)
     except CloudemError as error:
-        return nothing | {"problem": str(error).removeprefix(str(entry["movie"][0])).lstrip(": ")}
+        return nothing | {"problem": recorded_reason(error).removeprefix(str(entry["movie"][0])).lstrip(": ")}
 
 
 def _corrected_row(entry: Movies, options: MotionOptions) -> dict[str, Any]:
     name, url = str(entry["micrograph"][0]), str(entry["movie"][0])
     upsampling = options.eer_upsampling if str(entry["format"][0]) == "EER" else 1
     if "file_version" in entry and RangeReader(url).version != str(entry["file_version"][0]):
-        raise FormatError(f"{url} was changed since it was imported; import it again")
+        raise ChangedFileError(f"{url} was changed since it was imported; delete the table of movies and import again")
     movie = open_movie(url, upsampling=upsampling, group=int(entry["group"][0]))
     held = HeldFrames(movie)
     whole = held.whole_frames()

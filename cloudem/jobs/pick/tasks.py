@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudem.algorithms.picking import MicroscopeState, ReducedImage, reduce_image
 from cloudem.algorithms.picking_model import Picked, PickingModel, pick_image
-from cloudem.errors import CloudemError
+from cloudem.errors import CloudemError, recorded_reason
 from cloudem.io.micrographs.images import open_micrograph_image
 from cloudem.jobs.mapping import Found
 from cloudem.jobs.pick.stored_models import model_at
@@ -64,13 +65,13 @@ def _states(table: Micrographs) -> list[MicroscopeState | None]:
 
 
 def reduced_images(task: tuple[PickEntry, Sequence[float]]) -> list[ReducedImage] | str:
-    """Return a micrograph reduced for each of the diameters, or why that cannot be."""
+    """Return a micrograph reduced for each of the diameters, or why that cannot be: a reason of this one alone."""
     entry, diameters = task
     try:
         image = open_micrograph_image(entry.place).read()
         return [reduce_image(image, entry.pixel_size, each)._replace(state=entry.state) for each in diameters]
     except CloudemError as error:
-        return str(error)
+        return recorded_reason(error)
 
 
 def pick_micrographs(
@@ -91,15 +92,25 @@ def pick_micrographs(
     seed
         Of random phases.
     """
-    found = []
+    found, unread = [], []
     for entry in entries:
+        unread.append(False)
         if entry.problem:
             found.append(nothing(entry.problem))
             continue
         model = model_at(url, digest)
-        found.append(_picked(entry, model if threshold is None else model.with_threshold(threshold), margin, seed))
+        try:
+            image = open_micrograph_image(entry.place).read()
+        except CloudemError as error:
+            found.append(nothing(recorded_reason(error)))
+            unread[-1] = True
+            continue
+        found.append(
+            _picked(image, entry, model if threshold is None else model.with_threshold(threshold), margin, seed)
+        )
     histograms = [np.histogram(np.clip(each.candidates, *SCORE_EDGES[[0, -1]]), SCORE_EDGES)[0] for each in found]
     return {
+        "unread": np.array(unread, np.bool_),
         "masked": np.array([each.masked for each in found], np.float32),
         "reason": np.array([each.reason for each in found], TEXT),
         "score_counts": np.array(histograms, np.int32),
@@ -110,11 +121,11 @@ def pick_micrographs(
     }
 
 
-def _picked(entry: PickEntry, model: PickingModel, margin: float, seed: int) -> Picked:
+def _picked(image: NDArray[np.float32], entry: PickEntry, model: PickingModel, margin: float, seed: int) -> Picked:
     try:
-        reduced = reduce_image(open_micrograph_image(entry.place).read(), entry.pixel_size, model.diameter)
+        reduced = reduce_image(image, entry.pixel_size, model.diameter)
     except CloudemError as error:
-        return nothing(str(error))
+        return nothing(recorded_reason(error))
     reduced = reduced._replace(state=entry.state)
     if abs(reduced.pixel_size / model.pixel_size - 1) > ALIKE:
         return nothing(f"its pixels of {entry.pixel_size:g} Å are too large for a model of {model.pixel_size:.2f} Å")
