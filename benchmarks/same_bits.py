@@ -2,7 +2,6 @@
 
     python benchmarks/same_bits.py hunt --processes 150     hashes of results, compared over all processes and layouts
     python benchmarks/same_bits.py checks                   run-time checks of the compiled loops, from LLVM's own code
-    python benchmarks/same_bits.py paths                    loops with vector code against the same loops without it
 
 LLVM puts a check before a vector loop where arrays might overlap. A check of ranges fails only where they do. A check
 of distances (``diff.check``) also fails where two short arrays are neighbours, which the heap decides; then the loop
@@ -20,10 +19,8 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,9 +198,9 @@ def results(seed: int, layouts: int = LAYOUTS, sizes: tuple[int, ...] = SIZES) -
                 yield f"{name} of {n}", hashed(call(*given))
 
 
-def in_new_process(seed: int, layouts: int = LAYOUTS, **environment: str) -> list[tuple[str, str]]:
-    command = [sys.executable, __file__, "once", "--seed", str(seed), "--layouts", str(layouts)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | environment)
+def in_new_process(seed: int) -> list[tuple[str, str]]:
+    command = [sys.executable, __file__, "once", "--seed", str(seed)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return [(name, found) for name, found in json.loads(told.stdout)]
 
 
@@ -228,12 +225,11 @@ def hunt(processes: int) -> int:
     return sum(map(bool, varying.values()))
 
 
-def checks() -> int:
-    """Print which run-time checks compiled loops have; return how many functions have a sum behind one of distances."""
+def checks() -> None:
+    """Print which run-time checks compiled loops have, and where sums and checks of distances are in one function."""
     import numba
 
     list(results(0, 1, SIZES[:2]))
-    risky = 0
     print(f"{'function':36s} {'flags':22s} ranges distances ordered sums in vectors")
     for module in MODULES:
         where = importlib.import_module(f"cloudem.kernels._numba.{module}")
@@ -247,13 +243,11 @@ def checks() -> int:
                 code = anew.inspect_llvm(signature)
                 distances, sums = len(re.findall(r"%diff\.check\S* =", code)), vector_sums(code)
                 bad = distances > 0 and sums > 0
-                risky += bad
                 flags = options.get("fastmath") or "none"
                 flags = ",".join(sorted(flags)) if isinstance(flags, set) else str(flags)
                 ranges = len(re.findall(r"%found\.conflict\S* =", code))
                 print(f"{module + '.' + name:36s} {flags:22s} {ranges:6d} {distances:9d} {sums:5d}"
                       f"{'  LOOK at them' if bad else ''}")  # fmt: skip
-    return risky
 
 
 def vector_sums(code: str) -> int:
@@ -261,35 +255,20 @@ def vector_sums(code: str) -> int:
     return len(re.findall(r"= phi (?:\w+ )*<\d+ x (?:float|double)>", code))
 
 
-def paths() -> None:
-    """Print which kernels have other bits without vector loops: those that rest on the absence of checks."""
-    with tempfile.TemporaryDirectory() as cache:
-        off = {"NUMBA_LOOP_VECTORIZE": "0", "NUMBA_SLP_VECTORIZE": "0", "NUMBA_CACHE_DIR": str(Path(cache) / "off")}
-        plain = dict(in_new_process(0, 1, **off))
-        vector = dict(in_new_process(0, 1))
-    other: dict[str, list[str]] = defaultdict(list)
-    for name, found in vector.items():
-        kernel, _, size = name.rpartition(" of ")
-        other[kernel] += [size] if plain[name] != found else []
-    for kernel, sizes in sorted(other.items()):
-        print(f"{kernel:40s} {'other bits: ' + ', '.join(sizes) if sizes else 'same bits'}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hunt", "checks", "paths", "once"])
+    parser.add_argument("what", choices=["hunt", "checks", "once"])
     parser.add_argument("--processes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0, help="once: of what lies between arrays")
-    parser.add_argument("--layouts", type=int, default=LAYOUTS)
     given = parser.parse_args()
     if given.what == "once":
-        print(json.dumps(list(results(given.seed, given.layouts))))
+        print(json.dumps(list(results(given.seed))))
         return
     os.nice(5)
-    if given.what == "paths":
-        paths()
-    elif bad := hunt(given.processes) if given.what == "hunt" else checks():
-        raise SystemExit(f"{bad} to look at")
+    if given.what == "checks":
+        checks()
+    elif varying := hunt(given.processes):
+        raise SystemExit(f"{varying} kernels give results that vary")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LOOPS = {"nsz"}
 """The sign of a zero is free, no rounding is. ``reassoc`` and ``contract`` let the vector loop round otherwise than the
 scalar loop that runs where short arrays are neighbours, and ``fastmath=True`` holds both."""
 READING = {"cloudem.kernels._numba.slices._reduce"}
-"""Functions that may have any flags since they write to no array: their loops need no check of where arrays lie, so that
+"""Functions that may have any flags since they write to no array: their loops need no check of where arrays lie, so
 there is one path."""
 
 

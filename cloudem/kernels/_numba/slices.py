@@ -12,7 +12,7 @@ from cloudem.kernels._numba.window import gather, scatter
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 any_order = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-"""For functions that write to no array: their loops need no check of where arrays lie, so there is one order of sums."""
+"""For functions that write to no array: their loops need no check of where arrays lie, so sums have one order."""
 Array = NDArray[Any]
 
 BLOCK = 512
