@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cloudem.kernels.atoms import TRUNCATE
 
-jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 
 
 def add_gaussians(

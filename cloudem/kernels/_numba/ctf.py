@@ -18,7 +18,7 @@ def ctf_values(
     return out
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 def _ctf_values(x: Any, y: Any, terms: Any, out: Any) -> None:
     turn = 1 / (2 * np.pi)
     for i in range(terms.shape[0]):

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 Array = NDArray[Any]
 
 

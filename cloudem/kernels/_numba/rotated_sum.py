@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cloudem.kernels._numba.window import gather
 from cloudem.kernels.rotated_sum import ON_VOXEL
 
-jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 Array = NDArray[Any]
 
 

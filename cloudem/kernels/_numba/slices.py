@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from cloudem.kernels._numba.window import gather, scatter
 
-jit = numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
+any_order = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+"""For functions that write to no array: their loops need no check of where arrays lie, so sums have one order."""
 Array = NDArray[Any]
 
 BLOCK = 512
@@ -216,7 +218,7 @@ def _score_derivatives(
                 out[i, j] += sums[j]
 
 
-@jit
+@any_order
 def _reduce(a: Any, kx: Any, ky: Any, sign: Any, found: Any, re: Any, im: Any, weight: Any, beta: Any) -> Any:
     """Sum score, gradient and Gauss-Newton matrix over pixels, many to an instruction."""
     a00, a01, a02, a10, a11, a12, a20, a21, a22 = a.ravel()
