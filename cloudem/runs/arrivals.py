@@ -164,7 +164,7 @@ class Watcher:
         done: list[str] = []
         anew = False
         for planned in self.workflow.steps:
-            step = fresh(planned)
+            step, standing = fresh(planned), None
             try:
                 standing = standing_of(step, self.counts().get(step.name, 0))
                 if not is_due(standing, self.rule, ends=ends, before_it=anew) or self._waits(standing):
@@ -179,7 +179,7 @@ class Watcher:
                 break
             except CloudemError as error:
                 self._say_once(f"{step.name}: {error}")
-                if isinstance(step.job, GrowingJob):
+                if standing is None or isinstance(step.job, GrowingJob):  # not even how it stands could be told
                     self._errors = min(self._errors + 1, 8)
                     return done
                 self.keep_count(step.name, standing.items)  # again when more has come
