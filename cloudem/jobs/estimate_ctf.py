@@ -13,7 +13,7 @@ from cloudem.jobs.growing import Growing, GrowingJob, row_keys
 from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, table_of
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, SESSION, Section, table_of
 
 if TYPE_CHECKING:
     from cloudem.algorithms.ctf_estimate import CtfSettings
@@ -47,7 +47,15 @@ class EstimateCtf(GrowingJob):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("micrographs",)}
     grows: ClassVar[tuple[str, ...]] = ("micrographs",)
     columns: ClassVar[tuple[Column, ...]] = ()
-    sections: ClassVar[tuple[Section, ...]] = (CTF_OF_ALL, CTF_PICTURES, LEFT_OUT, COST, PARAMETERS, PROVENANCE)
+    sections: ClassVar[tuple[Section, ...]] = (
+        CTF_OF_ALL,
+        SESSION,
+        CTF_PICTURES,
+        LEFT_OUT,
+        COST,
+        PARAMETERS,
+        PROVENANCE,
+    )
 
     micrographs: Place = parameter(
         meaning="results with micrographs: of import-micrographs or correct-motion", positional=True,

@@ -14,7 +14,17 @@ from cloudem.jobs.growing import Growing, GrowingJob
 from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, NETWORK, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
+from cloudem.report.declaration import (
+    COST,
+    GALLERY,
+    NETWORK,
+    PARAMETERS,
+    PROVENANCE,
+    SESSION,
+    Section,
+    histogram_of,
+    table_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +68,8 @@ class CorrectMotion(GrowingJob):
         Section("motion:tracks"),
         histogram_of("motion_total_A", TOTAL, "Motion", "length of the path over all frames"),
         Section("motion:information"),
+        SESSION,
+        GALLERY,
         LEFT_OUT,
         REASONS,
         COST,

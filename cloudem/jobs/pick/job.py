@@ -14,7 +14,7 @@ from cloudem.jobs.growing import Growing, GrowingJob
 from cloudem.jobs.mapping import Found
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of, table_of
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, SESSION, Section, histogram_of, table_of
 
 if TYPE_CHECKING:
     from cloudem.model.micrographs import Micrographs
@@ -61,6 +61,7 @@ class Pick(GrowingJob):
     sections: ClassVar[tuple[Section, ...]] = (
         Section("picking:gallery"),
         Section("picking:scores"),
+        SESSION,
         histogram_of("pick_count", PICKS, "Picks per micrograph"),
         histogram_of("masked_fraction", MASKED, "Area left out"),
         NOTHING_PICKED,

@@ -14,6 +14,9 @@ jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 Array = NDArray[Any]
 
+LANES = 4
+"""Partial sums of frames."""
+
 CHUNK = 32
 """Pixels of a row that share their whole offset, as a rule: their loop is free of branches."""
 
@@ -179,47 +182,63 @@ def _ramps(waves: Array, steps: Array, displacement: Array) -> tuple[Array, ...]
     return (*tables, lowest.astype(np.int64))
 
 
+@numba.njit(inline="always")
+def _sum(values: Any) -> Any:
+    """Return a sum by four partial sums, in an order that no compiler may change."""
+    a0, a1, a2, a3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for f in range(0, values.size, 4):
+        a0, a1, a2, a3 = a0 + values[f], a1 + values[f + 1], a2 + values[f + 2], a3 + values[f + 3]
+    return (a0 + a1) + (a2 + a3)
+
+
+@numba.njit(inline="always")
+def _sums(first: Any, second: Any, third: Any, fourth: Any) -> Any:
+    """Return the sums of four lists, each as `_sum` does; at the same time, since additions wait for each other."""
+    a0, a1, a2, a3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    b0, b1, b2, b3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    c0, c1, c2, c3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    d0, d1, d2, d3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for f in range(0, first.size, 4):
+        a0, a1, a2, a3 = a0 + first[f], a1 + first[f + 1], a2 + first[f + 2], a3 + first[f + 3]
+        b0, b1, b2, b3 = b0 + second[f], b1 + second[f + 1], b2 + second[f + 2], b3 + second[f + 3]
+        c0, c1, c2, c3 = c0 + third[f], c1 + third[f + 1], c2 + third[f + 2], c3 + third[f + 3]
+        d0, d1, d2, d3 = d0 + fourth[f], d1 + fourth[f + 1], d2 + fourth[f + 2], d3 + fourth[f + 3]
+    return (a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3), (c0 + c1) + (c2 + c3), (d0 + d1) + (d2 + d3)
+
+
 @fast
 def _steps(
     real: Any, imaginary: Any, waves: Any, steps: Any, weight: Any, pattern: Any,
     yr: Any, yi: Any, xr: Any, xi: Any, lowest: Any, gradient: Any, curvature: Any,
 ) -> Any:  # fmt: skip
     n, frames = real.shape
-    er, ei = np.empty(frames, np.float32), np.empty(frames, np.float32)
-    mr, mi = np.empty(frames, np.float32), np.empty(frames, np.float32)
+    padded = frames + -frames % LANES  # what lies behind the frames stays zero
+    er, ei = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
+    mr, mi = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
     row = np.zeros((3, frames), np.float32)  # sums of waves with one number along y: imaginary times kx, …
     slopes = np.zeros((2, frames), np.float32)
     agreement: Any = 0.0
-    held = np.float32(0)
     for i in range(n):
         a, b = waves[i, 0] - lowest[0], waves[i, 1] - lowest[1]
-        tr, ti, sr, si = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for f in range(frames):
             cr = yr[a, f] * xr[b, f] - yi[a, f] * xi[b, f]
             ci = yr[a, f] * xi[b, f] + yi[a, f] * xr[b, f]
             er[f], ei[f] = cr, ci
-            pr = real[i, f] * cr - imaginary[i, f] * ci
-            pi = real[i, f] * ci + imaginary[i, f] * cr
-            mr[f], mi[f] = pr, pi
-            tr += pr
-            ti += pi
-            sr += cr
-            si += ci
+            mr[f] = real[i, f] * cr - imaginary[i, f] * ci
+            mi[f] = real[i, f] * ci + imaginary[i, f] * cr
+        tr, ti, sr, si = _sums(mr, mi, er, ei)
         w, p = weight[i], pattern[i]
         kx = np.float32(waves[i, 1] * steps[1])
-        line = np.float32(0)
         for f in range(frames):
             ar, ai = tr - mr[f], ti - mi[f]
             br, bi = sr - er[f], si - ei[f]
             re = w * (mr[f] * ar + mi[f] * ai - p * (er[f] * br + ei[f] * bi))
             im = w * (mi[f] * ar - mr[f] * ai - p * (ei[f] * br - er[f] * bi))
-            line += re
             slopes[0, f] += im * kx
             slopes[1, f] += im
             row[0, f] += re * kx * kx
             row[1, f] += re * kx
             row[2, f] += re
-        held += line
         if i + 1 == n or waves[i + 1, 0] != waves[i, 0]:
             ky = waves[i, 0] * steps[0]
             for f in range(frames):
@@ -228,10 +247,9 @@ def _steps(
                 curvature[0, f] += row[0, f]
                 curvature[1, f] += row[1, f] * ky
                 curvature[2, f] += row[2, f] * ky * ky
+                agreement += row[2, f]
             row[:] = np.float32(0)
             slopes[:] = np.float32(0)
-            agreement += held
-            held = np.float32(0)
     return agreement / 2
 
 
@@ -240,17 +258,21 @@ def _coherence(
     real: Any, imaginary: Any, waves: Any, yr: Any, yi: Any, xr: Any, xi: Any, lowest: Any, sums: Any
 ) -> None:
     n, frames = real.shape
+    padded = frames + -frames % LANES
+    er, ei = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
+    mr, mi = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
+    powers = np.zeros(padded, np.float32)
     for i in range(n):
         a, b = waves[i, 0] - lowest[0], waves[i, 1] - lowest[1]
-        tr, ti, sr, si, power = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for f in range(frames):
             cr = yr[a, f] * xr[b, f] - yi[a, f] * xi[b, f]
             ci = yr[a, f] * xi[b, f] + yi[a, f] * xr[b, f]
-            tr += real[i, f] * cr - imaginary[i, f] * ci
-            ti += real[i, f] * ci + imaginary[i, f] * cr
-            sr += cr
-            si += ci
-            power += real[i, f] * real[i, f] + imaginary[i, f] * imaginary[i, f]
+            er[f], ei[f] = cr, ci
+            mr[f] = real[i, f] * cr - imaginary[i, f] * ci
+            mi[f] = real[i, f] * ci + imaginary[i, f] * cr
+            powers[f] = real[i, f] * real[i, f] + imaginary[i, f] * imaginary[i, f]
+        tr, ti, sr, si = _sums(mr, mi, er, ei)
+        power = _sum(powers)
         sums[i, 0] = tr * tr + ti * ti
         sums[i, 1] = power
         sums[i, 2] = sr * sr + si * si

@@ -80,10 +80,11 @@ def limits_of_axis(known: NDArray[np.float64], *, counts: bool = False) -> tuple
 def _over_session(column: Column, values: NDArray[np.float64], away: NDArray[np.bool_]) -> str:
     shown = values * column.factor
     low, high = limits_of_axis(shown[np.isfinite(shown)], counts=column.form.endswith("d"))
-    clipped = np.clip(shown, low, high)
+    margin = 0.02 * (high - low)  # so that points at the ends are seen as a whole
+    clipped = np.clip(shown, low + margin, high - margin)
     number = np.arange(1, len(shown) + 1)
     many = len(shown) > MANY
-    size = 3.2 if len(shown) < 100 else 2.4 if len(shown) < 1500 else 1.6
+    size = 4.6 if len(shown) < 100 else 2.4 if len(shown) < 1500 else 1.6
 
     def draw(figure: Drawing) -> None:
         axes = figure.add_axes((0.15, 0.22, 0.81, 0.62))
