@@ -155,7 +155,8 @@ class Watcher:
             if idle and not done and not self._errors:
                 return
             if done:
-                last = self.now()
+                arrived = any(isinstance(step.job, GrowingJob) for step in self.workflow.steps if step.name in done)
+                last = self.now() if arrived or not idle else last  # what was run for the end is nothing that arrived
             else:
                 self.sleep(min(self.poll_s * 2**self._errors, max(MOST_PAUSE_S, self.poll_s)))
 

@@ -148,6 +148,25 @@ def test_a_watch_that_was_killed_goes_on_and_errors_are_said_once(tmp_path: Path
     assert said[-1] == "summary: no classes"
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_the_end_is_not_waited_for_twice(late: int, tmp_path: Path) -> None:
+    """Unless something arrives while the last steps run."""
+    movie(tmp_path / "frames", 1)
+    clock, steps = Clock(), []
+    watched = watcher(tmp_path, clock, [], steps, idle_s=200.0)
+    works = watched.run_step
+
+    def run_step(step: Step) -> None:
+        works(step)
+        if late and SEEN == [1] and step.name == "summary":
+            movie(tmp_path / "frames", 2)
+
+    watched.run_step = run_step
+    watched.watch()
+    assert (SEEN, steps) == ([1, 2][: 1 + late], ["import", "summary"] * (1 + late))
+    assert clock.time == 200.0 * (1 + late)
+
+
 def test_a_step_that_cannot_be_looked_at_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps no count of another step, waits, and is run as soon as it can be looked at again."""
     said, steps, broken = [], [], [2]
