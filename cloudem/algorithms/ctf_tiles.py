@@ -106,7 +106,7 @@ def local_spectra(image: NDArray[Any], pixel_size: float, highest: float) -> Loc
     radius, step = radius_of(tiles, pixel_size, highest), 1 / (tiles.edge * pixel_size)
     powers = [tile_power(image, corner, tiles.edge, radius) for corner in tiles.corners]
     levels = [float(power[:, radius // 4 :].mean()) for power in powers]
-    kept = [at for at, level in enumerate(levels) if level > 0]  # a tile may be flat, beside the camera or masked
+    kept = [at for at, level in enumerate(levels) if 0 < level < np.inf]  # a tile may be flat, masked, or damaged
     powers = [powers[at] / levels[at] for at in kept]
     spectra = [polar_spectrum(PowerSpectrum(power, step, 1.0), LOCAL_SECTORS) for power in powers]
     average = PowerSpectrum(np.mean(powers, axis=0), step, len(powers) / 2)

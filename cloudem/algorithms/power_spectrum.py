@@ -144,17 +144,18 @@ def average_spectrum(image: NDArray[Any], tiles: Tiles, pixel_size: float, highe
     Raises
     ------
     ParameterError
-        All tiles are flat.
+        All tiles are flat, or hold values that are too large.
     """
     radius = radius_of(tiles, pixel_size, highest)
     total, count = np.zeros((2 * radius + 1, radius + 1)), 0
     for corner in tiles.corners:
         one = tile_power(image, corner, tiles.edge, radius)
-        if level := float(one[:, radius // 4 :].mean()):
+        level = float(one[:, radius // 4 :].mean())
+        if 0 < level < np.inf:  # a damaged pixel may be too large to be squared
             total += one / level
             count += 1
     if not count:
-        raise ParameterError("the image is flat: its spectrum is empty")
+        raise ParameterError("the image is flat, or its values are too large: its spectrum is empty")
     total /= count
     return PowerSpectrum(total, 1 / (tiles.edge * pixel_size), independent_tiles(image.shape, tiles))
 

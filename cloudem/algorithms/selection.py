@@ -43,6 +43,10 @@ AT_EDGE = 0.15
 """Share of a class's power in the outer sixth of the particle's circle from which on it lies at the edge; of classes of
 particles it is below 0.05."""
 
+IN_THE_MIDDLE = 0.4
+"""Share of a class's variance that rings about the middle explain, from which on it shows one particle there; of
+apoferritin between neighbours it is above 0.55, of what lies between two of them below 0.1."""
+
 
 def threshold_between(values: NDArray[Any], weights: NDArray[Any]) -> float | None:
     """Return a threshold between two groups, whether there are two or not; None for too few values, or equal ones.
@@ -105,7 +109,11 @@ def overlap(values: NDArray[Any], upper: NDArray[np.bool_], threshold: float) ->
 
 
 def reasons_against(
-    images: Sequence[NDArray[Any]], radius: float, evidence: NDArray[Any], members: NDArray[Any]
+    images: Sequence[NDArray[Any]],
+    radius: float,
+    evidence: NDArray[Any],
+    members: NDArray[Any],
+    crowded: Sequence[bool] = (),
 ) -> tuple[list[str], list[str]]:
     """Return why classes show no particle, "" for those that nothing speaks against; and rules that were set aside.
 
@@ -122,11 +130,17 @@ def reasons_against(
         Median evidence of the images of each class against noise, (k,).
     members
         Images of each class, (k,).
+    crowded
+        Whether most images of each class have neighbours in their circle, (k,); of none if nothing is known.
     """
     aside: list[str] = []
+    among = list(crowded) or [False] * len(images)
     while True:
         rules = {"edge": EDGE not in aside, "centre": OFF not in aside}
-        found = [why_not(image, radius, float(one), **rules) for image, one in zip(images, evidence, strict=True)]
+        found = [
+            why_not(image, radius, float(one), crowded=near, **rules)
+            for image, one, near in zip(images, evidence, among, strict=True)
+        ]
         evident = np.array([why != NOISE for why in found], bool)
         kinds = np.array([why if why in ("", NOISE, OFF) else EDGE for why in found], str)
         most = [
@@ -139,7 +153,15 @@ def reasons_against(
         aside.append(most[0])
 
 
-def why_not(image: NDArray[Any], radius: float, evidence: float, *, edge: bool = True, centre: bool = True) -> str:
+def why_not(
+    image: NDArray[Any],
+    radius: float,
+    evidence: float,
+    *,
+    edge: bool = True,
+    centre: bool = True,
+    crowded: bool = False,
+) -> str:
     """Return, in a few words, why a class shows no particle by itself; "" if nothing speaks against it.
 
     Parameters
@@ -152,9 +174,14 @@ def why_not(image: NDArray[Any], radius: float, evidence: float, *, edge: bool =
         Median evidence of its images against noise.
     edge, centre
         Whether what lies at the edge of the circle, and a centre of mass that is off centre, count.
+    crowded
+        Whether most of its images have neighbours in their circle: these are at the edge then, and move the centre of
+        mass, so neither counts if there is one particle in the middle.
     """
     if not evidence >= NO_EVIDENCE:
         return NOISE
+    if crowded and shows_one_in_the_middle(image, radius):
+        return ""
     n = len(image)
     y, x = np.mgrid[:n, :n] - n // 2
     distance = np.hypot(y, x)
@@ -167,6 +194,31 @@ def why_not(image: NDArray[Any], radius: float, evidence: float, *, edge: bool =
     bright = np.where(inside, np.maximum(image - np.median(image[inside]), 0), 0.0)
     moment = np.hypot((bright * x).sum(), (bright * y).sum())
     return OFF if moment > OFF_CENTRE * radius * max(float(bright.sum()), 1e-30) else ""
+
+
+def shows_one_in_the_middle(image: NDArray[Any], radius: float) -> bool:
+    """Tell whether a class shows one particle in the middle of its circle, whatever lies around it.
+
+    Rings about the middle explain the average of a particle there, and not that of two with the middle between them,
+    nor that of the edge of a film; and the particle is brighter than what lies in the outer sixth. Details are blurred
+    away, so that the particle need not be round.
+
+    Parameters
+    ----------
+    image, radius
+        As for `why_not`.
+    """
+    n = len(image)
+    y, x = np.mgrid[:n, :n] - n // 2
+    distance = np.hypot(y, x)
+    inside = distance <= radius
+    blurred = ndimage.gaussian_filter(np.asarray(image, np.float64), radius / 10)[inside]
+    blurred -= blurred.mean()
+    ring = distance[inside].astype(np.intp)
+    profile = np.bincount(ring, blurred) / np.maximum(np.bincount(ring), 1)
+    far = distance[inside] / radius
+    brighter = blurred[far <= 2 / 3].mean() > blurred[far > 5 / 6].mean()
+    return bool(brighter and np.square(profile[ring]).sum() > IN_THE_MIDDLE * np.square(blurred).sum())
 
 
 def what_lies_at_the_edge(image: NDArray[Any], radius: float) -> str:

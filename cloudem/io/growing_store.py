@@ -77,6 +77,8 @@ def begin_growing_store(
     }  # fmt: skip
     before = read_attributes(url, "")
     if before is not None:
+        if not copied and WINDOWS in before:
+            said[WINDOWS]["url"] = before[WINDOWS].get("url")  # the project may have been moved since
         if {name: before.get(name) for name in said} != said or (WINDOWS in before) == copied:
             raise InconsistentDataError(f"{os.fspath(url)} holds other images than these; choose another --out")
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.ctf_estimate import CtfEstimate, CtfSettings, estimate_ctf
 from cloudem.algorithms.thon_background import Microscope
 from cloudem.errors import CloudemError, recorded_reason
-from cloudem.io.micrographs.images import SUM, UNWEIGHTED, open_micrograph_image
+from cloudem.io.micrographs.images import SUM, UNWEIGHTED, name_as_group, open_micrograph_image
 from cloudem.io.storage.groups import has_group, read_group, write_same_group
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.optics import OpticsGroup
@@ -36,8 +34,6 @@ TILE_ARRAYS = ("x", "y", "residual", "error")
 SHOWN = 12
 """Micrographs whose pictures the report shows."""
 
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
-
 
 class MicrographEntry(NamedTuple):
     """What a task needs to know of a micrograph.
@@ -59,10 +55,7 @@ class MicrographEntry(NamedTuple):
 
 def spectrum_place(name: str) -> str:
     """Return the group below the results that holds picture and curves of a micrograph of that name."""
-    if _SAFE.fullmatch(name):
-        return f"{SPECTRA}/{name}"
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].strip("._-")
-    return f"{SPECTRA}/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return f"{SPECTRA}/{name_as_group(name)}"
 
 
 def estimate_micrographs(

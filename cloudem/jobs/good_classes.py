@@ -62,8 +62,13 @@ def automatic(
     arrays: dict[str, NDArray[Any]],
     tell: Callable[[str], None],
     notes: list[str],
+    neighbours: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are."""
+    """Leave out classes that show no particle, and of the others the lower of two groups by detail, if there are.
+
+    Of ``neighbours``, (n,), each says whether a particle has another one nearer than its diameter; None where that is
+    not known.
+    """
     import numpy as np
 
     from cloudem.algorithms.selection import APART, BELOW, OFF, distance_of, overlap, threshold_between
@@ -72,7 +77,15 @@ def automatic(
     arrays["detail"] = np.asarray(detail, np.float32)
     classes, of_class, members = np.unique(number, return_inverse=True, return_counts=True)
     medians = np.array([np.median(detail[of_class == each]) for each in range(len(classes))])
-    reasons, aside = reasons_of(averages, classes, members)
+    near = None if neighbours is None else np.bincount(of_class, neighbours, len(classes)) > members / 2
+    if near is not None and near.any():
+        said = (
+            f"in {np.count_nonzero(near)} of {len(classes)} classes most particles have a neighbour nearer than the "
+            "diameter, and what lies at the edge of these counts only if there is no particle in the middle"
+        )
+        tell(said)
+        notes.append(f"{said[0].upper()}{said[1:]}.")
+    reasons, aside = reasons_of(averages, classes, members, near)
     for kind in aside:
         said = f"most classes lie {kind}, so that this is no reason here: see --diameter-A, and look at them"
         tell(said)
@@ -105,7 +118,10 @@ def automatic(
 
 
 def reasons_of(
-    averages: Mapping[str, NDArray[Any]], classes: NDArray[Any], members: NDArray[Any]
+    averages: Mapping[str, NDArray[Any]],
+    classes: NDArray[Any],
+    members: NDArray[Any],
+    crowded: NDArray[np.bool_] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return what speaks against classes of these numbers, as far as there are averages, and rules set aside."""
     import numpy as np
@@ -118,7 +134,8 @@ def reasons_of(
         known = np.flatnonzero((classes >= 1) & (classes <= len(images)))
         places = classes[known] - 1
         radius = float(averages["radius"]) or images.shape[-1] / 2
-        reasons, aside = reasons_against(list(images[places]), radius, evidence[places], members[known])
+        among = () if crowded is None else crowded[known].tolist()
+        reasons, aside = reasons_against(list(images[places]), radius, evidence[places], members[known], among)
         for at, why in zip(known, reasons, strict=True):
             found[at] = why
     return found, aside

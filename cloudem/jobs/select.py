@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import InconsistentDataError, MissingColumnError, OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
 from cloudem.jobs.good_classes import DETAIL, IN_CLASS, automatic, class_arrays, of_classes
 from cloudem.jobs.page_choices import PageChoice
@@ -334,7 +334,8 @@ def choose(job: Select, table: Particles, tell: Callable[[str], None], warn: Cal
         leave_out(~condition.holds(table[column]), f"not {column} {sign} {value:g}")
     averages = class_arrays(job.particles)
     if job.auto:
-        automatic(table, averages, leave_out, arrays, tell, notes)
+        near = neighbours_of(table, diameter_of(job.particles), job.micrograph_pixel_size_A, tell)
+        automatic(table, averages, leave_out, arrays, tell, notes, near)
     if job.duplicates_within_A is not None or job.neighbours_within_A is not None:
         crowded(job, table, reason, leave_out, warn)
     if averages:
@@ -377,6 +378,24 @@ def crowded(
         which = np.zeros(len(table), bool)
         which[rows[near]] = True
         leave_out(which, f"{why} within {distance:g} Å")
+
+
+def neighbours_of(
+    table: Particles, diameter: float, pixel_size: float | None, tell: Callable[[str], None]
+) -> NDArray[np.bool_] | None:
+    """Return which particles have another one nearer than a diameter, Å, (n,); None where places are not known."""
+    from cloudem.algorithms.neighbours import neighbours_within
+    from cloudem.jobs.coordinates import places_in_micrographs, require_coordinates
+
+    try:
+        require_coordinates(table)
+        places, micrograph = places_in_micrographs(table, pixel_size, tell)
+    except MissingColumnError:
+        return None
+    except InconsistentDataError as error:
+        tell(f"neighbours are not known: {error}")
+        return None
+    return neighbours_within(places, micrograph, diameter)
 
 
 def diameter_of(url: str) -> float:

@@ -159,7 +159,8 @@ class Watcher:
             if idle and not done and not self._errors:
                 return
             if done:
-                last = self.now()
+                arrived = any(isinstance(step.job, GrowingJob) for step in self.workflow.steps if step.name in done)
+                last = self.now() if arrived or not idle else last  # what was run for the end is nothing that arrived
             else:
                 self.sleep(min(self.poll_s * 2**self._errors, max(MOST_PAUSE_S, self.poll_s)))
 
@@ -169,7 +170,7 @@ class Watcher:
         done: list[str] = []
         anew = False
         for planned in self.workflow.steps:
-            step = fresh(planned)
+            step, standing = fresh(planned), None
             try:
                 standing = standing_of(step, self.counts().get(step.name, 0))
                 if not is_due(standing, self.rule, ends=ends, before_it=anew) or self._waits(standing):
@@ -184,7 +185,7 @@ class Watcher:
                 break
             except CloudemError as error:
                 self._say_once(f"{step.name}: {error}")
-                if isinstance(step.job, GrowingJob):
+                if standing is None or isinstance(step.job, GrowingJob):  # not even how it stands could be told
                     self._errors = min(self._errors + 1, 8)
                     return done
                 self.keep_count(step.name, standing.items)  # again when more has come

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import CloudemError
-from cloudem.io.micrographs.images import FOLDER, image_place
+from cloudem.io.micrographs.images import name_as_group
 from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
 from cloudem.io.storage.groups import has_group, read_attributes, read_group, read_rows, shapes_in
 from cloudem.io.storage.location import version_of
@@ -134,14 +134,14 @@ def picks_of(url: str, name: str) -> dict[str, Any] | None:
     }
 
 
-def spectrum_group(url: str, name: str) -> str:
+def spectrum_group(name: str) -> str:
     """Return the group of the spectrum of a micrograph; named as the group of its images is."""
-    return f"{SPECTRA}/{image_place(url, name).rpartition(f'/{FOLDER}/')[2]}"
+    return f"{SPECTRA}/{name_as_group(name)}"
 
 
 def spectrum_curves(url: str, name: str) -> dict[str, Any] | None:
     """Return the curves of a spectrum; None where a result holds none of this micrograph."""
-    group = spectrum_group(url, name)
+    group = spectrum_group(name)
     said = read_attributes(url, group)
     if said is None:
         return None
@@ -157,7 +157,7 @@ def spectrum_of(places: Sequence[str], name: str) -> NDArray[np.uint8] | None:
     """Return the picture of the spectrum of a micrograph, from the nearest results that hold it."""
     for place in places:
         with suppress(CloudemError):
-            group = spectrum_group(place, name)
+            group = spectrum_group(name)
             if has_group(place, group) and "picture" in shapes_in(place, group):
                 found: NDArray[np.uint8] = read_group(place, group)[0]["picture"]
                 return found

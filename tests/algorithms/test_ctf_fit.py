@@ -136,7 +136,7 @@ def test_an_image_that_is_too_small_is_refused():
         lay_tiles((60, 500), 1.0)
 
 
-@pytest.mark.parametrize("what", ["flat", "one pixel", "half empty", "ramp", "tiny", "large pixels"])
+@pytest.mark.parametrize("what", ["flat", "one pixel", "half empty", "ramp", "tiny", "large pixels", "huge"])
 def test_images_that_are_none_are_said_and_nothing_is_divided_by_zero(what):
     image = np.random.default_rng(0).normal(size=(300, 260)).astype(np.float32)
     if what in ("flat", "one pixel"):
@@ -145,12 +145,25 @@ def test_images_that_are_none_are_said_and_nothing_is_divided_by_zero(what):
     image[:150] *= what != "half empty"
     if what == "ramp":
         image[:] = np.arange(260)
+    image *= np.float32(1e30 if what == "huge" else 1)
     image = image[:64, :70] if what == "tiny" else image
     settings = CtfSettings(CtfSearch(phase_shift=(0.0, 1.0)), tilt=True, thickness=True, tile_defocus=True)
     microscope = Microscope(300.0, 0.0, 0.1)
     pixel_size = 15.0 if what == "large pixels" else 1.0
-    if what == "flat":
-        with pytest.raises(ParameterError, match="flat"):
+    if what in ("flat", "huge"):
+        with pytest.raises(ParameterError, match="flat, or its values are too large"):
             estimate_ctf(image, pixel_size, microscope, settings)
     else:
         assert estimate_ctf(image, pixel_size, microscope, settings).problem
+
+
+def test_a_damaged_pixel_costs_the_tiles_that_hold_it():
+    """And no more: single precision has no room for the square of a flipped bit."""
+    image, microscope = simulate_micrograph(SCENE, 5), Microscope(SCENE.voltage, SCENE.spherical_aberration, 0.1)
+    settings = CtfSettings(tile_defocus=True)
+    whole = estimate_ctf(image, SCENE.pixel_size, microscope, settings)
+    image[5, 5] = 1e30
+    damaged = estimate_ctf(image, SCENE.pixel_size, microscope, settings)
+    assert whole.problem == damaged.problem == ""
+    assert damaged.fit.parameters[0] == pytest.approx(whole.fit.parameters[0], rel=0.01)
+    assert len(damaged.tiles.x) < len(whole.tiles.x)

@@ -84,6 +84,38 @@ def test_what_is_wrong_with_a_class_is_named(kind: str, turns: int) -> None:
     assert why_not(image, RADIUS, float("nan")) == "noise"
 
 
+def between(image: np.ndarray) -> np.ndarray:
+    """Put a particle in the middle of its neighbours, whose rims lie in the circle."""
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    turns = np.radians([0, 70, 140, 210, 280])  # one place is empty: they move the centre of mass
+    around = [np.hypot(x - 1.7 * RADIUS * np.cos(a), y - 1.7 * RADIUS * np.sin(a)) < 0.85 * RADIUS for a in turns]
+    return image + np.sum(around, axis=0)
+
+
+def disc(x0: float, y0: float = 0.0) -> np.ndarray:
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    return 1.0 * (np.hypot(x - x0, y - y0) < 0.85 * RADIUS)
+
+
+def test_neighbours_do_not_speak_against_a_particle_among_them() -> None:
+    """But nothing else than a particle in the middle is kept for having some."""
+    ring = disc(0) * (1 - blob(0, 0))
+    for one in (disc(0), ring):
+        assert why_not(between(one), RADIUS, 50.0) != ""
+        assert why_not(between(one), RADIUS, 50.0, crowded=True) == ""
+        assert why_not(between(one), RADIUS, 1.0, crowded=True) == "noise"
+    halfway = disc(0.85 * RADIUS) + disc(-0.85 * RADIUS)
+    for none in (halfway, between(0 * halfway), *(picture(kind) for kind in ("two particles", "an edge of the film"))):
+        assert why_not(none, RADIUS, 50.0, crowded=True) == why_not(none, RADIUS, 50.0) != ""
+
+
+def test_only_classes_that_are_crowded_are_judged_so() -> None:
+    images, members = [between(disc(0)), between(disc(0)), disc(0), disc(0)], np.array([10, 10, 30, 30])
+    found, aside = reasons_against(images, RADIUS, np.full(4, 50.0), members, [True, False, False, False])
+    assert [bool(why) for why in found] == [False, True, False, False]
+    assert aside == []
+
+
 def test_what_speaks_against_most_of_them_speaks_against_none() -> None:
     """Particles that fill their circle; noise does not count among them."""
     kinds = ["two particles", "an edge of the film", "off centre", "", ""]

@@ -167,6 +167,17 @@ def test_a_project_that_is_moved_keeps_its_windows(tmp_path: Path, monkeypatch: 
     assert open_particles(tmp_path / "new" / "p").read_images(np.arange(15)).tobytes() == before.tobytes()
 
 
+def test_a_project_that_was_moved_goes_on_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDEM_CACHE_GIB", "0")
+    whole = extracted(str(tmp_path / "whole"), "abc", copied=False).read_images(np.arange(15))
+    extracted(str(tmp_path / "old" / "p"), "ab", copied=False)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    grown = extracted(str(tmp_path / "new" / "p"), "abc", copied=False, done="ab")
+    assert grown.read_images(np.arange(15)).tobytes() == whole.tobytes()
+    with pytest.raises(InconsistentDataError, match="holds other images than these"):
+        begin(str(tmp_path / "new" / "p"), copied=False, recipe=RECIPE._replace(sign=-RECIPE.sign))
+
+
 def test_a_store_is_begun_once_and_for_one_kind_of_images(tmp_path: Path) -> None:
     begin(str(tmp_path), copied=True)
     begin(str(tmp_path), copied=True)

@@ -18,9 +18,9 @@ from cloudem.io.storage.groups import has_group, list_groups, read_group
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.classify2d.job import Classify2D
 from cloudem.jobs.export import Export
-from cloudem.jobs.good_classes import class_arrays
+from cloudem.jobs.good_classes import automatic, class_arrays
 from cloudem.jobs.refine3d.job import Refine3D
-from cloudem.jobs.select import Select, class_numbers, conditions_of
+from cloudem.jobs.select import Select, class_numbers, conditions_of, neighbours_of
 from cloudem.model.poses import euler_to_matrix
 from tests.jobs.conftest import BOX, DIAMETER, Scene, assert_same_bits, make_scene, needs, run
 
@@ -194,6 +194,48 @@ def placed(many: Scene, folder: Path, **columns: Any) -> str:
 
 def rows_left(out: str) -> list[int]:
     return [int(row) for row in open_particles(out).particles["store_row"]]
+
+
+def test_the_automatic_selection_knows_where_neighbours_are(many: Scene, tmp_path: Path) -> None:
+    """Pairs are 40 Å apart, and pairs from each other 160 Å; without places, or their pixel, nothing is known."""
+    said: list[str] = []
+    table = open_particles(placed(many, tmp_path)).particles
+    for diameter, near in ((39.0, False), (41.0, True)):
+        found = neighbours_of(table, diameter, None, said.append)
+        assert found is not None
+        assert np.all(found == near)
+    single = neighbours_of(table.take(np.arange(0, 40, 2)), 41.0, None, said.append)
+    assert single is not None
+    assert not single.any()
+    assert neighbours_of(open_particles(many.particles).particles, 41.0, None, said.append) is None
+    assert said == []
+    bare = replace(table, optics=tuple(replace(group, extra={}) for group in table.optics))
+    assert neighbours_of(bare, 41.0, None, said.append) is None
+    assert "what a pixel of its coordinates is" in said[0]
+    assert neighbours_of(bare, 41.0, 5.0, said.append) is not None
+
+
+def test_crowded_classes_are_named_and_kept(classes: str, many: Scene, tmp_path: Path) -> None:
+    """What lies at the edge of all of them is no reason where it is neighbours, and one where it is not."""
+    table, averages = open_particles(classes).particles, class_arrays(classes)
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    radius = float(averages["radius"])
+    middle = np.hypot(x, y) < 0.8 * radius
+    images = 1.0 * (middle | ((np.hypot(x, y) > 0.86 * radius) & (x > -0.5 * radius)))
+    shown = {
+        **averages,
+        "class_averages": np.array([1.0 * middle] * (CLASSES - 2) + [images] * 2),
+        "class_evidence": np.full(CLASSES, 50.0),
+    }
+    outs = []
+    for neighbours in (None, np.ones(len(table), bool), np.zeros(len(table), bool)):
+        out, notes = np.zeros(len(table), bool), list[str]()
+        automatic(table, shown, lambda which, _, out=out: np.logical_or(out, which, out=out), {}, notes.append, notes,
+                  neighbours)  # fmt: skip
+        outs.append(int(out.sum()))
+        assert any("have a neighbour nearer" in note for note in notes) == bool(np.any(neighbours))
+    assert outs[0] == outs[2] == np.count_nonzero(table["class_number"] > CLASSES - 2) > 0
+    assert outs[1] == 0
 
 
 def test_of_duplicates_the_better_one_stays(many: Scene, tmp_path: Path) -> None:

@@ -149,6 +149,47 @@ def test_a_watch_that_was_killed_goes_on_and_errors_are_said_once(tmp_path: Path
     assert said[-1] == "summary: no classes"
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_the_end_is_not_waited_for_twice(late: int, tmp_path: Path) -> None:
+    """Unless something arrives while the last steps run."""
+    movie(tmp_path / "frames", 1)
+    clock, steps = Clock(), []
+    watched = watcher(tmp_path, clock, [], steps, idle_s=200.0)
+    works = watched.run_step
+
+    def run_step(step: Step) -> None:
+        works(step)
+        if late and SEEN == [1] and step.name == "summary":
+            movie(tmp_path / "frames", 2)
+
+    watched.run_step = run_step
+    watched.watch()
+    assert (SEEN, steps) == ([1, 2][: 1 + late], ["import", "summary"] * (1 + late))
+    assert clock.time == 200.0 * (1 + late)
+
+
+def test_a_step_that_cannot_be_looked_at_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps no count of another step, waits, and is run as soon as it can be looked at again."""
+    said, steps, broken = [], [], [2]
+    for number in range(3):
+        movie(tmp_path / "frames", number)
+    watched = watcher(tmp_path, Clock(), said, steps, first=3, idle_s=200.0)
+    finished = Summary.is_finished
+
+    def is_finished(self: Summary) -> bool:
+        if broken[0]:
+            broken[0] -= 1
+            raise StorageError("the bucket cannot be reached")
+        return finished(self)
+
+    monkeypatch.setattr(Summary, "is_finished", is_finished)
+    watched.round()
+    assert (steps, watched.counts(), said) == (["import"], {}, ["summary: the bucket cannot be reached"])
+    watched.watch()
+    assert (SEEN, watched.counts()) == ([3], {"summary": 3})
+    assert said.count("summary: the bucket cannot be reached") == 1
+
+
 def test_what_cannot_be_watched_is_refused(tmp_path: Path) -> None:
     step = Step("summary", Summary(movies=str(tmp_path), out=str(tmp_path / "o")))
     with pytest.raises(ParameterError, match="summary cannot be watched"):

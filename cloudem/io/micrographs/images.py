@@ -149,10 +149,15 @@ def means_of_squares(image: NDArray[np.float32], most_px: int) -> NDArray[np.flo
 
 def image_place(url: str, name: str) -> str:
     """Return where the images of a micrograph of that name lie in the results under a URL."""
+    return join(url, f"{FOLDER}/{name_as_group(name)}")
+
+
+def name_as_group(name: str) -> str:
+    """Return the name of a micrograph, or one that stands for it where a group cannot have that."""
     if _SAFE.fullmatch(name):
-        return join(url, f"{FOLDER}/{name}")
+        return name
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].strip("._-")
-    return join(url, f"{FOLDER}/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}")
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def write_micrograph_image(
