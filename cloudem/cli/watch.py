@@ -110,7 +110,10 @@ class WatchWorkflow(Command):
         rule = Rule(self.first_particles, self.growth, idle)
         advise("the same command goes on where this one stopped; no movie is taken up twice")
         if self.max_usd is None:
-            Watcher(workflow, run_step, say_line, rule, self.poll_s, reread=self.read).watch()
+            watcher = Watcher(workflow, run_step, say_line, rule, self.poll_s, reread=self.read)
+            watcher.watch()
+            if watcher.undone:
+                raise CloudemError(f"nothing arrived any more, and not everything is done: {watcher.undone}")
             say_line(ENDED)
         else:
             if not self.yes:

@@ -147,6 +147,7 @@ class Watcher:
                 f"step {first.name} cannot be watched; let the first step import movies or micrographs"
             )
         self._said, self._errors = "", 0
+        self.undone = ""  # why the last round was not done to its end
         self._kept = ""
         self._unsettled: dict[str, tuple[Standing, float]] = {}
 
@@ -193,6 +194,8 @@ class Watcher:
             if not standing.grows:
                 anew = True
                 self.keep_count(step.name, standing.items)
+        else:
+            self.undone = ""
         self._errors = 0
         if done:
             self._said = ""
@@ -230,6 +233,7 @@ class Watcher:
         return not after.grows or not after.left or (before.left, before.digest) != (after.left, after.digest)
 
     def _say_once(self, line: str) -> None:
+        self.undone = line
         if line != self._said:
             self.say(line)
         self._said = line

@@ -146,7 +146,10 @@ def test_a_watch_that_was_killed_goes_on_and_errors_are_said_once(tmp_path: Path
     failing = watcher(tmp_path, Clock(), said, steps, idle_s=50.0)
     failing.run_step = fails
     failing.round(ends=True)
-    assert said[-1] == "summary: no classes"
+    assert said[-1] == failing.undone == "summary: no classes"
+    failing.run_step = works
+    failing.round(ends=True)
+    assert failing.undone == ""
 
 
 @pytest.mark.parametrize("late", [0, 1])
