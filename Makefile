@@ -6,7 +6,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
 WAITING := tests/cloud tests/deploy tests/runs tests/serve tests/conformance/test_providers.py tests/test_example_notebook.py \
-	tests/execution/dask/test_node_cluster.py tests/execution/dask/test_pages.py
+	tests/execution/dask/test_node_cluster.py tests/execution/dask/test_pages.py tests/relion tests/report tests/io \
+	tests/jobs/test_abinitio.py tests/jobs/test_classify2d.py
 
 ALL_VERSIONS := 3.11 3.12 3.13
 
@@ -28,6 +29,7 @@ demo: .venv/installed
 	@echo "pages:  $(BIN)/cloudem serve $(DEMO)"
 
 # Tests of rented machines mostly wait for processes to start and end: they run beside the others, and are shown after.
+# With them run some that compute, so that both take about as long.
 test: lint
 	@$(BIN)/python -m pytest $(WAITING) >.venv/waiting.log 2>&1 & waiting=$$!; \
 	$(BIN)/python -m pytest $(WAITING:%=--ignore=%); others=$$?; \

@@ -193,7 +193,8 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "x/log.txt").read_text()
 
 
-def test_dry_run_plans_and_leaves_nothing(tmp_path: Path) -> None:
+def test_dry_run_plans_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDEM_CACHE", str(tmp_path.parent / "cache"))  # where no speed of this machine was measured
     result = count("count", "1", "2", "--out", "x", "--dry-run", "--executor", "serial", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "memory 2 MiB, disk 1 MiB, time 22.1 s to 2:22" in result.stdout
