@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cloudem.errors import CloudemError, MissingInputError, OutputExistsError
+from cloudem.errors import CloudemError, MissingInputError
 from cloudem.jobs.base import Context, Job
-from cloudem.jobs.mapping import PARTS, Found, refuse_foreign
+from cloudem.jobs.mapping import PARTS, Found, refuse_others, tidy_parts
 from cloudem.jobs.provenance import differences, job_record
 
 if TYPE_CHECKING:
@@ -150,6 +150,10 @@ class GrowingJob(Job):
 
     def is_finished(self) -> bool:
         """Return whether ``OUT`` holds the result of the very items that the inputs hold now."""
+        return self.is_finished_with(None)
+
+    def is_finished_with(self, keys: Sequence[str] | None) -> bool:
+        """Return whether ``OUT`` holds the result of the items with these keys; None for those of the inputs now."""
         from cloudem.io.storage.groups import read_attributes
 
         try:
@@ -157,39 +161,27 @@ class GrowingJob(Job):
             if record is None or not self.is_mine(record):
                 return False
             kept = read_attributes(self.out, "result") or {}
-            return bool(kept.get(DIGEST) == digest_of(self.growing(self.out).keys))
+            return bool(kept.get(DIGEST) == digest_of(self.growing(self.out).keys if keys is None else keys))
         except CloudemError:  # it will be said by whoever reads it
             return False
 
-    def left(self) -> int:
-        """Return how many items are still to be done."""
+    def left(self, keys: Sequence[str] | None = None) -> int:
+        """Return how many items are still to be done, of those with these keys; None for those of the inputs now."""
         from cloudem.io.storage.groups import has_group, read_rows, shapes_in
 
         done: set[str] = set()
         if has_group(self.out, DONE):
             count = shapes_in(self.out, DONE)[KEY][0]
             done = set(read_rows(self.out, DONE, [KEY], 0, count)[KEY].tolist())
-        return sum(key not in done for key in self.growing(self.out).keys)
+        return sum(key not in done for key in (self.growing(self.out).keys if keys is None else keys))
 
     def check_out(self) -> None:
         """Check that there is nothing in ``OUT``, or this very job's results of the items that there were."""
-        from cloudem.io.storage.groups import read_attributes
-
-        record = read_attributes(self.out, "")
-        if record is None:
-            refuse_foreign(self.out)
-        elif not self.is_mine(record):
-            raise OutputExistsError(
-                f"{self.out} contains the results of {record.get('job', 'something else')} with other parameters or "
-                "inputs; choose another --out"
-            )
+        refuse_others(self.out, self.is_mine)
 
     def tidy(self, context: Context) -> None:
         """Delete the parts, and draw the report if that is missing."""
-        from cloudem.jobs.report import complete_report
-
-        context.delete(PARTS)
-        complete_report(context.url)
+        tidy_parts(context)
 
     def run(self, context: Context) -> None:
         """Do what is new, and write the result of all with its report."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
-from cloudem.jobs.mapping import refuse_foreign
+from cloudem.jobs.mapping import refuse_others
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.jobs.provenance import job_record
 from cloudem.model.columns import Column
@@ -78,10 +78,7 @@ class ImportCoordinates(Job):
 
     def check_out(self) -> None:
         """Check that there is nothing in ``OUT`` but what this job left."""
-        from cloudem.io.storage.groups import read_attributes
-
-        if read_attributes(self.out, "") is None:
-            refuse_foreign(self.out)
+        refuse_others(self.out, lambda record: bool(record.get("job") == self.name))
 
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what the results say of themselves, once there is a result."""

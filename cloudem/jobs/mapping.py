@@ -85,23 +85,13 @@ class MapJob(Job):
 
     def check_out(self) -> None:
         """Check that there is nothing in ``OUT``, or the beginning of this very job."""
-        from cloudem.io.storage.groups import has_group, read_attributes
+        from cloudem.io.storage.groups import has_group
 
-        record = read_attributes(self.out, "")
-        if record is None:
-            refuse_foreign(self.out)
-        elif has_group(self.out, "result") or not is_of(record, self):
-            raise OutputExistsError(
-                f"{self.out} contains the results of {record.get('job', 'something else')} with other parameters or "
-                "inputs; choose another --out"
-            )
+        refuse_others(self.out, lambda record: not has_group(self.out, "result") and is_of(record, self))
 
     def tidy(self, context: Context) -> None:
         """Delete the parts, and draw the report if that is missing."""
-        from cloudem.jobs.report import complete_report
-
-        context.delete(PARTS)
-        complete_report(context.url)
+        tidy_parts(context)
 
     def run(self, context: Context) -> None:
         """Do what is left, and write the result with its report."""
@@ -164,17 +154,41 @@ def _check(found: Found, count: int) -> None:
         raise ValueError(f"{wrong[0]} has {len(found[wrong[0]])} values for {count} items")
 
 
-def refuse_foreign(url: str) -> None:
-    """Refuse a folder that holds something that no job has left.
+def tidy_parts(context: Context) -> None:
+    """Delete the parts of a job that has its result, and draw the report if that is missing."""
+    from cloudem.jobs.report import complete_report
+
+    context.delete(PARTS)
+    complete_report(context.url)
+
+
+def refuse_others(url: str, is_own: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Refuse a folder that holds what no job has left, or results of which a job says that they are not its own.
+
+    Parameters
+    ----------
+    url
+        Of the folder.
+    is_own
+        Tells by the record of results whether the job goes on with them.
 
     Raises
     ------
     OutputExistsError
         It does.
     """
+    from cloudem.io.storage.groups import read_attributes
     from cloudem.io.storage.location import contents
     from cloudem.jobs.live import BESIDE_RESULTS
 
+    record = read_attributes(url, "")
+    if record is not None:
+        if is_own(record):
+            return
+        raise OutputExistsError(
+            f"{url} contains the results of {record.get('job', 'something else')} with other parameters or "
+            "inputs; choose another --out"
+        )
     other = [name for name in contents(url) if name not in BESIDE_RESULTS and not name.startswith("arrays-")]
     if other:
         raise OutputExistsError(f"{url} contains other files ({other[0]}, …); choose another --out")

@@ -273,7 +273,8 @@ def standing_of(step: Step, before: int) -> Standing:
     job = step.job
     if isinstance(job, GrowingJob):
         keys = job.growing(job.out).keys
-        return Standing(step.name, True, not job.is_finished(), len(keys), left=job.left(), digest=digest_of(keys))
+        finished, left = job.is_finished_with(keys), job.left(keys)
+        return Standing(step.name, True, not finished, len(keys), left=left, digest=digest_of(keys))
     changed = change_of(job).status != "unchanged"
     return Standing(step.name, False, changed, items_read(step) if changed else before, before)
 

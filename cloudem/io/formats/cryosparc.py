@@ -143,14 +143,8 @@ def read_movies_cs(path: str | os.PathLike[str]) -> SourceMovieTable:
         Mixed pixel sizes.
     """
     path = os.fspath(path)
-    fields = _load(path)
-    if "movie_blob/path" not in fields:
-        raise MissingColumnError(
-            f"{path} lists no movies (no movie_blob/path); give the imported_movies.cs or exposures of a job"
-        )
+    fields = _exposures(path, "movies", "movie_blob/path", "the imported_movies.cs or exposures of a job")
     rows = len(fields["movie_blob/path"])
-    if rows == 0:
-        raise ParameterError(f"{path} lists no movies: the selection is empty")
     frames = np.zeros(rows, np.int64)
     if "movie_blob/shape" in fields:
         frames = _numbers(path, fields, "movie_blob/shape", 3)[:, 0].astype(np.int64)
@@ -193,16 +187,9 @@ def read_micrographs_cs(path: str | os.PathLike[str]) -> SourceMicrographTable:
         Mixed pixel sizes.
     """
     path = os.fspath(path)
-    fields = _load(path)
-    if "micrograph_blob/path" not in fields:
-        raise MissingColumnError(
-            f"{path} lists no micrographs (no micrograph_blob/path); give the exposures of a job that makes or imports"
-            " them"
-        )
-    rows = len(fields["micrograph_blob/path"])
-    if rows == 0:
-        raise ParameterError(f"{path} lists no micrographs: the selection is empty")
-    optics, group = _exposure_optics(path, fields, rows)
+    wanted = "the exposures of a job that makes or imports them"
+    fields = _exposures(path, "micrographs", "micrograph_blob/path", wanted)
+    optics, group = _exposure_optics(path, fields, len(fields["micrograph_blob/path"]))
     names = _plain_names(fields["micrograph_blob/path"])
     columns: dict[str, NDArray[Any]] = {"optics_group": group, "micrograph": names}
     if "movie_blob/path" in fields:
@@ -212,6 +199,16 @@ def read_micrographs_cs(path: str | os.PathLike[str]) -> SourceMicrographTable:
             columns[name] = _numbers(path, fields, field)
     pixel_size = _one_value(path, fields, "micrograph_blob/psize_A", "pixel sizes")
     return SourceMicrographTable(path, Micrographs(optics, columns), pixel_size)
+
+
+def _exposures(path: str, items: str, column: str, wanted: str) -> Fields:
+    """Return the fields of a file of exposures that lists some items in a column."""
+    fields = _load(path)
+    if column not in fields:
+        raise MissingColumnError(f"{path} lists no {items} (no {column}); give {wanted}")
+    if len(fields[column]) == 0:
+        raise ParameterError(f"{path} lists no {items}: the selection is empty")
+    return fields
 
 
 def _plain_names(values: NDArray[Any]) -> NDArray[Any]:
