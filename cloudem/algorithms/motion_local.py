@@ -67,13 +67,12 @@ class LocalMotion(NamedTuple):
     dropped: int
     problem: str
 
-    @property
-    def extent(self) -> float:
-        """Root mean square over a micrograph of the local displacement in the last frame, pixels."""
+    def extent(self, frame: int) -> float:
+        """Return the root mean square over a micrograph of the local displacement in a frame of that number, pixels."""
         u = np.linspace(-0.5, 0.5, 9)
         v = u[:, None]
         terms = np.stack(np.broadcast_arrays(1.0, u, u * u, v, v * v, u * v))
-        places = np.einsum("at,tyx->ayx", field_at(self.coefficients, len(self.track) - 1), terms)
+        places = np.einsum("at,tyx->ayx", field_at(self.coefficients, frame), terms)
         return float(np.sqrt((places**2).sum(axis=0).mean()))
 
 

@@ -135,7 +135,8 @@ def _figures(made: CorrectedMovie, settings: MovieSettings) -> dict[str, Any]:
     total, first, rest = path_lengths(made.track, size, early)
     return {
         "frames": count, "dose": dose, "motion_total": total, "motion_early": first, "motion_late": rest,
-        "local_motion": made.local.extent * size, "bits": made.information.bits, "pattern": made.pattern,
+        "local_motion": made.local.extent(int(made.used[-1])) * size,
+        "bits": made.information.bits, "pattern": made.pattern,
         "hot_pixels": made.hot_pixels, "outliers": made.outliers, "mean_counts": made.mean,
         "patches_dropped": made.local.dropped, "local_gain": made.local.gain, "local_reason": made.local.problem,
         "motion_reason": made.problem, "coefficients": made.local.coefficients.ravel(),
