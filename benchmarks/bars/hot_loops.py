@@ -16,7 +16,8 @@ from bars.measure import Bench
 from bars.sets import DIAMETER_A, imported, ribosome, true_poses, truth
 from cloudem.algorithms import search as searching
 from cloudem.algorithms.align import Poses, Prior, best_of, by_direction, start_poses
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, align, spectra
+from cloudem.algorithms.batch import Batch
+from cloudem.algorithms.expectation import IterationPlan, Model, align, spectra
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.refinement import Settings, State, iteration_plan
 from cloudem.algorithms.search import MARGIN, search_grid, shift_grid

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.batch import Batch
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, padded_box

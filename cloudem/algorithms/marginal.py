@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.expectation import Batch, mask_scored_to
+from cloudem.algorithms.batch import Batch, mask_scored_to
 from cloudem.algorithms.search import MARGIN, shift_grid
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import complete
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume, solve
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cloudem.algorithms.align import Poses, Prior, Weighted, by_direction, evaluate, evidence, newton_step, start_poses
-from cloudem.algorithms.expectation import Batch, add_slices, weigh
+from cloudem.algorithms.batch import Batch, add_slices, weigh
 from cloudem.algorithms.reconstruct import Sums, solve
 from cloudem.algorithms.resolution import multiply_shells
 from cloudem.kernels.ctf import ctf_values

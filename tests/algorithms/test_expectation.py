@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import Poses, Prior, start_poses
-from cloudem.algorithms.expectation import (
-    NOISE_STRIDE,
-    Batch,
-    IterationPlan,
-    Model,
-    best_shifts,
-    expect,
-    join_poses,
-    spectra,
-    weigh,
-)
+from cloudem.algorithms.batch import Batch, weigh
+from cloudem.algorithms.expectation import NOISE_STRIDE, IterationPlan, Model, best_shifts, expect, join_poses, spectra
 from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.noise import noise_variance, power_spectrum
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import Prior
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect
+from cloudem.algorithms.expectation import IterationPlan, Model, contrast, expect
 from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid

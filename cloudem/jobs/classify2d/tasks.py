@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
 from cloudem.algorithms.coarse import coarse_images
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.junk import alike_shell
 from cloudem.algorithms.marginal import (
     ROUGH_STEP,

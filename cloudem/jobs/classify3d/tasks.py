@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, Weighted, start_poses
+from cloudem.algorithms.batch import Batch, add_slices, insert_weighted
 from cloudem.algorithms.bricks import Brick, cut, join_bricks, merge_bricks, pack, packed_sphere_of
-from cloudem.algorithms.expectation import Batch, Model, add_slices, insert_weighted
+from cloudem.algorithms.expectation import Model
 from cloudem.algorithms.leading import (
     LinearModel,
     inside_points,

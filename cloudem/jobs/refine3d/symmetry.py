@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.relaxation import (
     MOST_BROKEN,
