@@ -95,7 +95,7 @@ def search(bench: Bench) -> None:
 
     none = np.zeros(count, bool)
     table = (dataset.terms[rows], np.ones(count), dataset.optics_group[rows], none)
-    batch = Batch(dataset.images(rows), *table, None)
+    batch = Batch(dataset.images(rows), *table, None, aberrations=dataset.aberrations)
 
     def run(batch: Batch, plan: IterationPlan) -> tuple[float, Poses]:
         align_few(batch, plan, model)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations
 from cloudem.algorithms.align import Poses, Weighted, by_direction
 from cloudem.algorithms.mask import circle_edge, soft_circle
 from cloudem.algorithms.reconstruct import Sums
@@ -14,7 +16,7 @@ from cloudem.algorithms.search import MARGIN
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, low_passed, real_images, sample_half_disc
-from cloudem.kernels.slices import fast_even, insert, padded_box
+from cloudem.kernels.slices import fast_even, insert, magnified_axes, padded_box
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -33,7 +35,7 @@ class Batch:
     images
         (b, n, n) float32.
     terms
-        Of the CTF's phase, (b, 12) (:func:`cloudem.kernels.ctf.ctf_terms`).
+        Of the CTF, (b, 12), even aberrations included (:func:`cloudem.algorithms.aberrations.terms_with`).
     scale
         Factor on the CTF, (b,).
     optics_group
@@ -46,6 +48,8 @@ class Batch:
         Of these poses, (c,); None for 1.
     keep
         Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
+    aberrations
+        Odd ones, and the magnification, of all optics groups.
     """
 
     images: Float32
@@ -56,6 +60,11 @@ class Batch:
     poses: Poses | None
     weights: Float64 | None = None
     keep: Float64 | None = None
+    aberrations: Aberrations = NO_ABERRATIONS
+
+    def transforms(self, length: float) -> Complex64:
+        """Return the transforms of the images, freed of odd aberrations; ``length`` is that of the box in Å."""
+        return self.aberrations.freed(fourier_images(self.images), self.optics_group, length)
 
     def rows(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the images, with the poses of these."""
@@ -68,7 +77,7 @@ class Batch:
             poses = replace(poses, images=place[poses.images])
         table = (self.scale[index], self.optics_group[index], self.settled[index])
         keep = None if self.keep is None else self.keep[index]
-        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep)
+        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep, self.aberrations)
 
 
 def mask_scored_to(
@@ -87,23 +96,44 @@ def mask_scored_to(
     return masked, low[:, 0, 0].real.copy()
 
 
-def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_max: int) -> Weighted:
-    """Return C X / σ² and C² / σ² up to a shell; ``inverse`` is 1 / σ² by image and shell, (b, n // 2 + 1)."""
-    pixels = np.flatnonzero(disc.shell <= k_max)
+def weigh(
+    images: Complex64,
+    ctf: Float32,
+    inverse: Float32,
+    disc: HalfDisc,
+    pixels: NDArray[np.integer[Any]],
+    magnification: Float64 | None = None,
+) -> Weighted:
+    """Return C X / σ² and C² / σ² on some pixels of a disc.
+
+    Parameters
+    ----------
+    images, ctf
+        On the whole disc, (b, p).
+    inverse
+        1 / σ² by image and shell, (b, n // 2 + 1).
+    disc, pixels
+        The disc, and the numbers of its pixels.
+    magnification
+        Of each image, (b, 2, 2); None for none.
+    """
     part = disc.take(pixels)
     weighted = np.take(ctf, pixels, axis=1)
     squared = weighted * weighted
     precision = inverse[:, part.shell]
     weighted *= precision
     squared *= precision
-    return Weighted(np.take(images, pixels, axis=1) * weighted, squared, part)
+    return Weighted(np.take(images, pixels, axis=1) * weighted, squared, part, magnification)
 
 
 def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:
     """Insert weighted images, neighbours in direction one after the other, which keeps the accumulator in the cache."""
     order = by_direction(found.rotations)
+    axes = found.rotations[order]
+    if data.magnification is not None:
+        axes = magnified_axes(axes, data.magnification[found.images[order]])
     insert(
-        sums.data, sums.weight, found.images[order], found.rotations[order], found.shifts[order], weights[order],
+        sums.data, sums.weight, found.images[order], axes, found.shifts[order], weights[order],
         data.numerators, data.denominators, data.disc.kx, data.disc.ky, padded_box(box) / box, box,
     )  # fmt: skip
 
@@ -117,8 +147,10 @@ def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> Non
 def insert_weighted(batch: Batch, poses: Poses, weights: Float64, pixel_size: float, k_max: int, sums: Sums) -> None:
     """Insert a batch at poses with their weights, and noise of variance 1, in place."""
     box = batch.images.shape[-1]
-    disc = half_disc(box, k_max)
+    aberrations, group = batch.aberrations, batch.optics_group
+    disc = half_disc(box, aberrations.widened(k_max, box))
+    disc = disc.take(np.flatnonzero(aberrations.reach(disc) <= k_max))
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
     values *= batch.scale.astype(np.float32)[:, None]
-    images = sample_half_disc(fourier_images(batch.images), disc)
-    add_slices(sums, Weighted(images * values, values * values, disc), poses, weights, box)
+    images = sample_half_disc(batch.transforms(box * pixel_size), disc)
+    add_slices(sums, Weighted(images * values, values * values, disc, aberrations.of(group)), poses, weights, box)

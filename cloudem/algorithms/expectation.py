@@ -28,7 +28,7 @@ from cloudem.algorithms.search import Hits, SearchGrid, poses, search, shift_gri
 from cloudem.algorithms.view_density import drawn_in
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, half_disc, sample_half_disc
 from cloudem.kernels.shells import shell_sums
 from cloudem.kernels.slices import extract, padded_box
 
@@ -140,28 +140,58 @@ class Expected:
 
 
 class Spectra(NamedTuple):
-    """A batch in Fourier space: masked and whole images on the full half disc, their zero frequency, and the CTF."""
+    """A batch in Fourier space, freed of odd aberrations.
+
+    Attributes
+    ----------
+    disc, reach
+        The full half disc, and the highest shell of the map that each of its pixels shows.
+    masked, whole, origin
+        Masked and whole images on it, (b, p), and the zero frequency of masked ones, (b,).
+    ctf
+        (b, p).
+    magnification
+        (b, 2, 2); None for none.
+    """
 
     disc: HalfDisc
+    reach: NDArray[np.int32]
     masked: Complex64
     whole: Complex64
     origin: Float32
     ctf: Float32
+    magnification: Float64 | None
 
     def rows(self, index: NDArray[np.int64]) -> Spectra:
         """Return some of the images."""
-        return Spectra(self.disc, self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
+        images = (self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
+        magnification = None if self.magnification is None else self.magnification[index]
+        return Spectra(self.disc, self.reach, *images, magnification)
+
+    def scored_pixels(self, k_max: int) -> NDArray[np.int64]:
+        """Return the pixels that are scored up to a shell: those that lie within it in images and in the map."""
+        return np.flatnonzero(np.maximum(self.disc.shell, self.reach) <= k_max)
+
+    def scored(self, inverse: Float32, k_max: int) -> Weighted:
+        """Return masked images for scoring up to a shell; ``inverse`` is 1 / σ² by image and shell."""
+        return weigh(self.masked, self.ctf, inverse, self.disc, self.scored_pixels(k_max), self.magnification)
+
+    def inserted(self, inverse: Float32, k_max: int) -> Weighted:
+        """Return whole images for sums up to a shell of the map."""
+        pixels = np.flatnonzero(self.reach <= k_max)
+        return weigh(self.whole, self.ctf, inverse, self.disc, pixels, self.magnification)
 
 
 def spectra(batch: Batch, plan: IterationPlan) -> Spectra:
     """Transform a batch."""
     disc = half_disc(plan.box, plan.box // 2 - 1).beside(batch.images)
-    transforms = fourier_images(batch.images)
+    transforms = batch.transforms(plan.box * plan.pixel_size)
     whole = sample_half_disc(transforms, disc)
     masked, origin = mask_scored(transforms, disc, plan)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
     values *= array_namespace(whole).asarray(batch.scale, np.float32)[:, None]
-    return Spectra(disc, masked, whole, origin, values)
+    aberrations = batch.aberrations
+    return Spectra(disc, aberrations.reach(disc), masked, whole, origin, values, aberrations.of(batch.optics_group))
 
 
 def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> tuple[Complex64, Float32]:
@@ -238,7 +268,7 @@ def align(
     batch: Batch, spectrum: Spectra, inverse: Float32, plan: IterationPlan, model: Model
 ) -> tuple[Poses, Float64]:
     """Return the poses that remain for each image, and their weights."""
-    data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+    data = spectrum.scored(inverse, plan.k_score)
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
@@ -308,7 +338,7 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
-    whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
+    whole = spectrum.inserted(inverse, plan.k_insert)
     kept = weights if batch.keep is None else weights * batch.keep[found.images]
     inserted = found if model.view_gradient is None else drawn_in(found, model.view_gradient)
     add_slices(sums, whole, inserted, kept, plan.box)
@@ -323,7 +353,7 @@ def matches_of(
     """Return what the most probable pose of each image says of it, (b, 3)."""
     rows = best_of(found.images)
     shell = min(alike_shell(plan.box, plan.radius), plan.k_score)
-    low = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, shell)
+    low = spectrum.scored(inverse, shell)
     return pose_matches(
         model.volume, padded_box(plan.box) / plan.box, plan.box, low, plan.k_score, found.take(rows), weights[rows],
         model.prior, len(model.group),
@@ -344,9 +374,10 @@ def residual_power(
     by_group = np.argsort(batch.optics_group[found.images[rows]], kind="stable")  # groups may alternate
     best = found.take(np.sort(rows[by_group][::NOISE_STRIDE]))
     disc = spectrum.disc
-    pixels = np.flatnonzero(disc.shell <= plan.k_score)
+    pixels = spectrum.scored_pixels(plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]
-    slices = extract(model.volume, best.rotations, kx, ky, padded_box(plan.box) / plan.box)
+    axes = batch.aberrations.axes(best.rotations, batch.optics_group[best.images])
+    slices = extract(model.volume, axes, kx, ky, padded_box(plan.box) / plan.box)
     xp = array_namespace(slices)
     shifts = xp.asarray(best.shifts)
     angle = (-2 * np.pi / plan.box * (shifts[:, :1] * kx + shifts[:, 1:] * ky)).astype(np.float32)
@@ -375,7 +406,7 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     if batch.poses is not None and not plan.k_search:
-        data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+        data = spectrum.scored(inverse, plan.k_score)
         known, _ = evaluate(model.volume, padded_box(plan.box) / plan.box, plan.box, data, batch.poses, model.prior)
         ratio = [np.maximum(n, 0) ** 2 / np.maximum(2 * known.norm, 1e-30) for n in (known.numerator, -known.numerator)]
         return np.stack([*ratio, known.numerator, known.norm], axis=1)

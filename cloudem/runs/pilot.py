@@ -96,7 +96,7 @@ class _Scene:
         """Return images with what is known of them."""
         d = self.dataset
         table = (d.terms[rows], d.ctf_scale[rows], d.optics_group[rows], np.full(len(rows), poses is not None))
-        return Batch(d.images(rows), *table, poses)
+        return Batch(d.images(rows), *table, poses, aberrations=d.aberrations)
 
 
 def pilot_of(job: Job) -> Pilot | None:

@@ -184,7 +184,7 @@ def test_weighing_is_single_precision_and_what_it_says(model: Model) -> None:
     batch, _, _ = simulate(3, 10)
     spectrum = spectra(replace(batch, scale=np.array([1.0, 0.5, 2.0])), PLAN)
     inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
-    data = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, 5)
+    data = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, np.flatnonzero(spectrum.disc.shell <= 5))
     kept = spectrum.disc.shell <= 5
     q = inverse[:, spectrum.disc.shell[kept]]
     np.testing.assert_allclose(data.numerators, (spectrum.whole * spectrum.ctf)[:, kept] * q, rtol=1e-5)

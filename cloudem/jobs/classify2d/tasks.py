@@ -131,7 +131,7 @@ def view_of(settings: ClassSettings, limit: int) -> PolarView:
 def batch_for_classes(dataset: Dataset, indices: NDArray[np.int64], images: NDArray[np.float32]) -> Batch:
     """Put images together with what the table says of them."""
     table = (dataset.terms[indices], dataset.ctf_scale[indices], dataset.optics_group[indices])
-    return Batch(images, *table, np.zeros(len(indices), bool), None)
+    return Batch(images, *table, np.zeros(len(indices), bool), None, aberrations=dataset.aberrations)
 
 
 class Sorted(NamedTuple):

@@ -236,7 +236,7 @@ def batch_of(
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
     keep = None if known.keep is None else known.keep[here]
-    return Batch(to_device(images, device), *table, poses, weights, keep)
+    return Batch(to_device(images, device), *table, poses, weights, keep, dataset.aberrations)
 
 
 class Placed(NamedTuple):
@@ -355,6 +355,6 @@ def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Add
         scale = table.get("intensity_scale", 1.0)[indices] * dataset.ctf_scale[indices]
         settled = np.ones(len(indices), bool)
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
-        batch = Batch(images, *table_rows, poses)
+        batch = Batch(images, *table_rows, poses, aberrations=dataset.aberrations)
         insert_known(batch, pixel_size, k_max, sums)
     return Added({item.half: pack(sums, packed_sphere_of(dataset.store.box, k_max, operators(symmetry)))}, None)
