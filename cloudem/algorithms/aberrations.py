@@ -53,7 +53,9 @@ class Aberrations:
     odd: Float64 | None = None
     magnification: Float64 | None = None
 
-    def freed(self, transforms: Complex64, group: NDArray[np.integer[Any]], length: float) -> Complex64:
+    def freed(
+        self, transforms: Complex64, group: NDArray[np.integer[Any]], length: float, *, put_in: bool = False
+    ) -> Complex64:
         """Free transforms of images of their odd phases, in place, and return them.
 
         Parameters
@@ -64,6 +66,8 @@ class Aberrations:
             Optics group of each, (b,).
         length
             Of the box, Å.
+        put_in
+            Put the phases in instead.
         """
         if self.odd is None:
             return transforms
@@ -71,7 +75,8 @@ class Aberrations:
         present = np.unique(group)
         for number in present:
             if self.odd[number].any():
-                factor = xp.asarray(_freeing(tuple(self.odd[number]), transforms.shape[1], length))
+                terms = -self.odd[number] if put_in else self.odd[number]
+                factor = xp.asarray(_freeing(tuple(terms), transforms.shape[1], length))
                 if len(present) == 1:
                     transforms *= factor
                 else:
