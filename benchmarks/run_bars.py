@@ -28,6 +28,7 @@ from bars import (
     mixtures,
     motion,
     nothing,
+    optics,
     picking,
     point_groups,
     refinements,
@@ -73,6 +74,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "from_sums": extraction.from_sums,
     "poses": refinements.poses,
     "picking": picking.picking,
+    "optics": optics.optics,
+    "optics_refined": optics.optics_refined,
 }
 
 
