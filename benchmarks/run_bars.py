@@ -76,6 +76,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "picking": picking.picking,
     "optics": optics.optics,
     "optics_refined": optics.optics_refined,
+    "optics_search": optics.optics_search,
 }
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bars.measure import Bench, refined, refinement_columns, sphere_fsc
-from bars.molecules import MOLECULES
+from bars.molecules import MOLECULES, atoms_of
 from bars.refinements import refine
 from bars.sets import simulated, simulated_poses
+from cloudem.algorithms.aberrations import aberrations_of, terms_with
+from cloudem.algorithms.align import Prior, best_of
+from cloudem.algorithms.batch import Batch
+from cloudem.algorithms.density import density_of_atoms
+from cloudem.algorithms.expectation import Model, align, spectra
+from cloudem.algorithms.reconstruct import reference_volume
+from cloudem.algorithms.refinement import Settings, State, iteration_plan
+from cloudem.algorithms.search import MARGIN, search_grid
+from cloudem.algorithms.simulate import UNIT, Recording, Simulator, random_particles, stretched
+from cloudem.execution.threads import one_thread_per_task
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.star import read_star, write_star
+from cloudem.kernels.ctf import ctf_terms
+from cloudem.kernels.slices import padded_box
+from cloudem.model.poses import angle_between, euler_to_matrix
 
 TILT, MATRIX = ("rlnBeamTiltX", "rlnBeamTiltY"), ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 LEFT_OUT = {
@@ -109,3 +123,57 @@ def optics_refined(bench: Bench) -> None:
             out, cost = refine(bench, "optics-refined", store, plain / "start.mrc", diameter, "--seed", seed)
             columns = refinement_columns(bench, out, truth, simulated_poses(folder), diameter / 2)
             bench.add({"molecule": name, "seed": seed, "aberrations": which, **columns, "CPU-s": round(cost.cpu, 1)})
+
+
+MATRICES = {
+    "none": UNIT,
+    "1 % anisotropic": stretched(0.01, 0.5),
+    "3 % anisotropic": stretched(0.03, 0.5),
+    "6 % anisotropic": stretched(0.06, 0.5),
+    "3 % all round": (1.03, 0.0, 0.0, 1.03),
+    "6 % all round": (1.06, 0.0, 0.0, 1.06),
+}
+"""Magnifications of which the search on a grid knows nothing."""
+
+
+def optics_search(bench: Bench) -> None:
+    """Global search without prior, reference = truth, where the grid leaves out the magnification of the images."""
+    box, pixel_size, scored_A = 96, 1.6, 6.0
+    for seed in bench.seeds:
+        name, diameter, _ = molecule(bench, seed)
+        density, radius = density_of_atoms(atoms_of(bench, name), box, pixel_size), diameter / 2 / pixel_size
+        limit = round(box * pixel_size / scored_A)
+        settings = Settings(
+            box=box, pixel_size=pixel_size, radius=radius, first_limit=limit, search_step=float(np.radians(7.5)),
+            shift_range=8.0, candidates=10, poses=4, last_limit=box // 2 - 1, most_iterations=25,
+        )  # fmt: skip
+        plan = iteration_plan(State(iteration=2, limit=limit), settings)
+        one = np.eye(3)[None]
+        for which, matrix in MATRICES.items():
+            recording = Recording(snr=0.01, magnification=matrix)
+            particles = random_particles(bench.few(400, 24), recording, seed)
+            simulator = Simulator(density, pixel_size, particles, recording, seed)
+            volume = reference_volume(density * np.float32(simulator.scale), max(limit, plan.k_search + MARGIN))
+            grid = search_grid(volume, padded_box(box) / box, box, plan.k_search, plan.radius, plan.step, one)
+            model = Model(volume, grid, np.full((1, box // 2 + 1), box * box / 2), Prior(np.inf), one)
+            optics, count = particles.optics, len(particles)
+            defocus = {name: particles[name] for name in ("defocus_u", "defocus_v", "defocus_angle")}
+            terms = ctf_terms(voltage=300.0, spherical_aberration=2.7e7, amplitude_contrast=0.1, **defocus)
+            group = particles["optics_group"]
+            table = (terms_with(terms, optics, group), np.ones(count), group, np.zeros(count, bool))
+            images = np.concatenate(list(simulator.images()))
+            batch = Batch(images, *table, None, aberrations=aberrations_of(optics))
+            with one_thread_per_task():
+                start = time.process_time()
+                inverse = (1 / model.sigma2).astype(np.float32)[group]
+                found, _ = align(batch, spectra(batch, plan), inverse, plan, model)
+                cpu = time.process_time() - start
+            truth = euler_to_matrix(*(particles[name] for name in ("rot", "tilt", "psi")))
+            error = np.degrees(angle_between(found.take(best_of(found.images)).rotations, truth))
+            bench.add({
+                "molecule": name, "seed": seed, "magnification": which, "images": count,
+                "search to Å": round(box * pixel_size / plan.k_search, 1),
+                "within 5°": round(float(np.mean(error < 5)), 3),
+                "median pose error °": round(float(np.median(error)), 3),
+                "CPU-s per particle": round(cpu / count, 4),
+            })  # fmt: skip
