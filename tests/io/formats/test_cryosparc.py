@@ -114,8 +114,7 @@ def test_bad_files_are_one_clear_line(tmp_path):
     odd = np.zeros(2, dtype=[("uid", "<u8"), ("when", "<M8[s]")])
     cases = [
         (changed("ctf/df1_A", np.nan), FormatError, "ctf/df1_A of particle 2"),
-        (changed("blob/psize_A", 2.0), InconsistentDataError, "pixel sizes"),
-        (changed("blob/shape", 32), InconsistentDataError, "box sizes"),
+        (changed("blob/shape", (16, 32)), InconsistentDataError, "not square"),
         (changed("alignments3D/split", 7), FormatError, "split"),
         (changed("ctf/accel_kv", 0), FormatError, "voltage"),
         (rows(0), ParameterError, "empty"),
