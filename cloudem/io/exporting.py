@@ -272,9 +272,7 @@ def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     return refined.with_columns(**{name: table[name] for name in names})
 
 
-def _write_table(
-    particles: Particles, folder: str, box: int, pixel_size: float, say: Say, *, of_source: bool
-) -> None:
+def _write_table(particles: Particles, folder: str, box: int, pixel_size: float, say: Say, *, of_source: bool) -> None:
     if say is not None:
         for sentence in lost_in_star(particles):
             say(sentence)

@@ -98,9 +98,7 @@ def optics_of(
     return split, group, own
 
 
-def optics_group_of(
-    path: str, table: StarTable, row: int, stated: Sequence[str], allow_no_ctf: bool
-) -> OpticsGroup:
+def optics_group_of(path: str, table: StarTable, row: int, stated: Sequence[str], allow_no_ctf: bool) -> OpticsGroup:
     """Return the optics group of a row of the optics table; labels other than `stated` are carried as text.
 
     Raises

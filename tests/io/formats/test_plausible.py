@@ -209,7 +209,7 @@ def test_what_stands_in_the_particle_table_of_a_store_is_not_applied():
 def test_orders_that_cannot_be_applied_are_left_out_only_where_that_was_asked_for():
     long = "[0,0,0.25,0,0,0,0,0,0,0,0,0,1e-3,0,0,0,0,0,0,0]"
     particles = table({"extra": {"rlnOddZernike": long, "other": "1"}})
-    with pytest.raises(InconsistentDataError, match="beyond its first 12 of 20 entries.* --without-aberrations"):
+    with pytest.raises(InconsistentDataError, match=r"beyond its first 12 of 20 entries.* --without-aberrations"):
         without_unapplied(particles, "p.star", allowed=False)
     kept, (line,) = without_unapplied(particles, "p.star", allowed=True)
     assert kept.optics[0].extra == {"rlnOddZernike": "[0,0,0.25,0,0,0,0,0,0,0,0,0]", "other": "1"}
@@ -229,7 +229,7 @@ def test_orders_that_cannot_be_applied_are_left_out_only_where_that_was_asked_fo
 )
 def test_aberrations_of_cryosparc_are_refused_or_said_and_a_star_file_loses_them(field, text, words):
     particles = table(**{f"cs:{field}": np.full(COUNT, text).astype(TEXT)})
-    with pytest.raises(InconsistentDataError, match=f"{re.escape(words)}.* not documented.* --without-aberrations"):
+    with pytest.raises(InconsistentDataError, match=rf"{re.escape(words)}.* not documented.* --without-aberrations"):
         without_unapplied(particles, "p.cs", allowed=False)
     kept, said = without_unapplied(particles, "p.cs", allowed=True)
     assert (kept.columns.keys(), said) == (particles.columns.keys(), [])
