@@ -21,6 +21,7 @@ from bars import (
     believe,
     blind,
     ctf,
+    ewald,
     extraction,
     from_nothing,
     hot_loops,
@@ -71,6 +72,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "scaling": scaling.scaling,
     "extraction": extraction.extraction,
     "from_sums": extraction.from_sums,
+    "ewald": ewald.ewald,
     "poses": refinements.poses,
     "picking": picking.picking,
 }
