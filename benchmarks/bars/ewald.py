@@ -36,7 +36,7 @@ SIDES = {"flat": (), "right hand": ("ewald",), "wrong hand": ("ewald", "reverse"
 def ewald(bench: Bench) -> None:
     """Ewald-sphere curvature at 100 kV: the right hand is better than none, and as good as RELION's within 0.01."""
     for seed in bench.seeds:
-        folder, truth, table = images(bench, seed)
+        folder, truth = images(bench, seed)
         store = folder / "particles.zarr"
         if not store.exists():
             bench.cloudem("import", folder / "particles.star", "--out", store, "--keep-greyscale", cwd=folder)
@@ -66,8 +66,8 @@ def row(
     bench.add({"seed": seed, "program": program, "sphere": name, "FSC 0.5 Å": round(half, 3), **shells}, cost.columns())
 
 
-def images(bench: Bench, seed: int) -> tuple[Path, NDArray[np.float32], Particles]:
-    """Return a folder with particles that were simulated with curvature, the density, and the true table."""
+def images(bench: Bench, seed: int) -> tuple[Path, NDArray[np.float32]]:
+    """Return a folder with particles that were simulated with curvature, and the density."""
     folder = bench.work / f"ewald-{bench.few(COUNT, 200)}-{seed}"
     truth = density_of_atoms(demo_molecule(DIAMETER_A - 20, seed=100 + seed), BOX, PIXEL_A, b_factor=40.0)
     recording = Recording(defocus_min=6e3, defocus_max=1.6e4, voltage=VOLTAGE, shift_sigma=3.0)
@@ -86,7 +86,7 @@ def images(bench: Bench, seed: int) -> tuple[Path, NDArray[np.float32], Particle
         named = table.with_columns(image_name=[f"{number + 1:06d}@particles.mrcs" for number in range(len(table))])
         write_star(making / "particles.star", particles_to_blocks(named, box=BOX, pixel_size=PIXEL_A))
         making.rename(folder)
-    return folder, truth, table
+    return folder, truth
 
 
 def signal(

@@ -2,12 +2,12 @@
 
 Electrons of wavelength λ see the transform of a molecule on a sphere and not on the plane ``k_z = 0``: to second order
 at ``k_z = ±λ |k|² / 2``, on one side for either sideband (DeRosier 2000, 10.1016/S0304-3991(99)00120-5; Russo &
-Henderson 2018, 10.1016/j.ultramic.2018.01.005). With V the transform of the density, χ and E phase and envelope of the CTF,
-A the pose, and z = ±λ |k|² / 2 with the sign of the hand:
+Henderson 2018, 10.1016/j.ultramic.2018.01.005). With V the transform of the density, A the pose, χ and E the phase and
+the envelope of the CTF, and z = ±λ |k|² / 2 with the sign of the hand:
 
     X(k) = exp(-2 pi i k.t) E (exp(iχ) V(Aᵀ(k, z)) - exp(-iχ) V(Aᵀ(k, -z))) / 2i
 
-which is ``E sin(χ) V`` where the curvature is nothing. Layouts are those of :mod:`cloudem.kernels.slices`; here a sample
+which is ``E sin(χ) V`` where there is no curvature. Layouts are those of :mod:`cloudem.kernels.slices`; here a sample
 has ``k_z = c₀ k_x² + c₁ k_x k_y + c₂ k_y²``, in cycles per box, with coefficients for each image, so that wavelengths
 and magnifications may differ. There are twins for the host alone: a reconstruction from known poses runs there.
 """

@@ -50,6 +50,7 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
         curvature = None
         if job.ewald_sphere:
             curvature = Curvature(job.reverse_curvature, job.diameter_A or 0.9 * box * pixel_size)
+            context.progress.facts({"Ewald sphere": "reversed" if job.reverse_curvature else "as RELION curves it"})
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry, curvature=curvature))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve"):
