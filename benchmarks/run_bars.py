@@ -24,6 +24,7 @@ from bars import (
     ewald,
     extraction,
     from_nothing,
+    grids,
     hot_loops,
     junk,
     mixtures,
@@ -73,6 +74,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "extraction": extraction.extraction,
     "from_sums": extraction.from_sums,
     "ewald": ewald.ewald,
+    "grids": grids.grids,
     "poses": refinements.poses,
     "picking": picking.picking,
 }
