@@ -4,7 +4,7 @@ The image model is that of :mod:`cloudem.kernels.curved`. An image X(k) holds tw
 ``-z``. Its adjoint puts ``(i/2) E exp(-iχ) X`` at one and ``-(i/2) E exp(iχ) X`` at the other: the P and Q images of
 Russo & Henderson (2018, 10.1016/j.ultramic.2018.01.005), of which no image or half has to be told apart, since the half
 disc holds each pair of mates once. Of the normal equations, the diagonal is ``E² / 4``, and what couples the two sides
-is ``-E² exp(∓2iχ) / 4``; it is added to the diagonal by as much as both sides are the same (:func:`overlap`), so that
+is ``-E² exp(∓2iχ) / 4``; it is added to the diagonal by as much as both sides are the same (:func:`sides_alike`), so that
 the weights are ``E² (1 - c cos 2χ) / 4``. Where the sphere is flat (c = 1) both together are ``E sin(χ) X`` and
 ``E² sin²(χ)``, as without curvature; far from the origin (c = 0) no frequency is lost to zeros of the CTF.
 """
@@ -20,11 +20,14 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.kernels.ctf import wavelength
-from cloudem.kernels.curved import curvatures, heights, insert_curved, overlap, sidebands
+from cloudem.kernels.curved import curvatures, heights, insert_curved, sides_alike, sidebands
 from cloudem.kernels.fourier import half_disc, sample_half_disc
 from cloudem.kernels.slices import magnified_axes, padded_box
 
 Float64 = NDArray[np.float64]
+
+TOGETHER = 32
+"""Images whose sidebands are in memory at a time."""
 
 
 class Curvature(NamedTuple):
@@ -69,19 +72,24 @@ def insert_sphere(
     height = heights(disc.kx, disc.ky, kinds[:, :3])
     radius2 = height * (2 * length / kinds[:, 3:]) + height**2
     inside = np.flatnonzero(radius2.max(axis=0) < (k_max + 0.5) ** 2)
-    disc, same = disc.take(inside), overlap(height[:, inside], curvature.diameter, length)[kind.reshape(-1)]
-    bands = sidebands(disc.kx, disc.ky, batch.terms, 1 / length)
-    bands *= batch.scale.astype(np.float32)[:, None]
-    images = sample_half_disc(batch.transforms(length), disc)
-    power = np.maximum(np.abs(bands) ** 2 - same * (bands * bands).real, 0).astype(np.float32) / 4
-    order = by_direction(poses.rotations)
-    axes = poses.rotations[order]
-    if magnification is not None:
-        axes = magnified_axes(axes, magnification[poses.images[order]])
-    placed = (poses.images[order], axes, poses.shifts[order], np.ones(len(order)))
-    sign = -1.0 if curvature.reverse else 1.0
-    for side, data in ((sign, 0.5j * bands.conj() * images), (-sign, -0.5j * bands * images)):
-        insert_curved(
-            sums.data, sums.weight, *placed, data.astype(np.complex64), power, disc.kx, disc.ky, side * bent,
-            padded_box(box) / box, box,
-        )  # fmt: skip
+    disc, same = disc.take(inside), sides_alike(height[:, inside], curvature.diameter, length)
+    data = sample_half_disc(batch.transforms(length), disc)
+    sign, order = -1.0 if curvature.reverse else 1.0, by_direction(poses.rotations)
+    for first in range(0, len(order), TOGETHER):
+        # neighbours in direction one after the other, which keeps the accumulator in the cache
+        which = order[first : first + TOGETHER]
+        rows = poses.images[which]
+        bands = sidebands(disc.kx, disc.ky, batch.terms[rows], 1 / length)
+        bands *= batch.scale[rows].astype(np.float32)[:, None]
+        square = (bands * bands).real * same[kind.reshape(-1)[rows]].astype(np.float32)
+        power = np.maximum(np.abs(bands) ** 2 - square, 0) / np.float32(4)
+        axes = poses.rotations[which]
+        if magnification is not None:
+            axes = magnified_axes(axes, magnification[rows])
+        placed = (np.arange(len(rows), dtype=np.int32), axes, poses.shifts[which], np.ones(len(rows)))
+        images = data[rows]
+        for side, numerators in ((sign, 0.5j * bands.conj() * images), (-sign, -0.5j * bands * images)):
+            insert_curved(
+                sums.data, sums.weight, *placed, numerators.astype(np.complex64), power, disc.kx, disc.ky,
+                side * bent[rows], padded_box(box) / box, box,
+            )  # fmt: skip

@@ -72,7 +72,7 @@ def sidebands(
     return out
 
 
-def overlap(height: Float, diameter: float, length: float) -> NDArray[np.float64]:
+def sides_alike(height: Float, diameter: float, length: float) -> NDArray[np.float64]:
     """Return how far a volume is the same on both sides of the plane: the correlation of V(k, z) and V(k, -z).
 
     It is the transform of a ball at twice the height: ``3 (sin u - u cos u) / u³`` with ``u = 2 pi z d``.

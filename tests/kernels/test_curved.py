@@ -10,7 +10,7 @@ from scipy import integrate
 
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.kernels.ctf import ctf_terms, ctf_values, wavelength
-from cloudem.kernels.curved import curvatures, extract_curved, heights, insert_curved, overlap, sidebands
+from cloudem.kernels.curved import curvatures, extract_curved, heights, insert_curved, sides_alike, sidebands
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.slices import extract, half_width, insert, magnified_axes, padded_box
 from cloudem.model.poses import random_rotations
@@ -116,4 +116,4 @@ def test_both_sides_are_as_alike_as_a_ball_is_with_itself(height: float) -> None
     """A ball's share of area at each height, as a wave of twice the distance sees it."""
     wave = 2 * np.pi * 2 * height / 100.0
     share, _ = integrate.quad(lambda h: 0.75 / 40 * (1 - (h / 40) ** 2) * np.cos(wave * h), -40, 40)
-    assert overlap(np.array(height), diameter=80.0, length=100.0) == pytest.approx(share, abs=1e-4)
+    assert sides_alike(np.array(height), diameter=80.0, length=100.0) == pytest.approx(share, abs=1e-4)
