@@ -30,6 +30,7 @@ from bars import (
     mixtures,
     motion,
     nothing,
+    optics,
     picking,
     point_groups,
     refinements,
@@ -77,6 +78,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "grids": grids.grids,
     "poses": refinements.poses,
     "picking": picking.picking,
+    "optics": optics.optics,
+    "optics_refined": optics.optics_refined,
+    "optics_search": optics.optics_search,
 }
 
 

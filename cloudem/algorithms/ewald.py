@@ -4,9 +4,10 @@ The image model is that of :mod:`cloudem.kernels.curved`. An image X(k) holds tw
 ``-z``. Its adjoint puts ``(i/2) E exp(-iχ) X`` at one and ``-(i/2) E exp(iχ) X`` at the other: the P and Q images of
 Russo & Henderson (2018, 10.1016/j.ultramic.2018.01.005), of which no image or half has to be told apart, since the half
 disc holds each pair of mates once. Of the normal equations, the diagonal is ``E² / 4``, and what couples the two sides
-is ``-E² exp(∓2iχ) / 4``; it is added to the diagonal by as much as both sides are the same (:func:`sides_alike`), so that
-the weights are ``E² (1 - c cos 2χ) / 4``. Where the sphere is flat (c = 1) both together are ``E sin(χ) X`` and
-``E² sin²(χ)``, as without curvature; far from the origin (c = 0) no frequency is lost to zeros of the CTF.
+is ``-E² exp(∓2iχ) / 4``; it is added to the diagonal by the share c to which both sides are the same
+(:func:`cloudem.kernels.curved.sides_alike`), so that the weights are ``E² (1 - c cos 2χ) / 4``. Where the sphere is flat
+(c = 1), both together are ``E sin(χ) X`` and ``E² sin²(χ)``, as without curvature; far from the origin (c = 0), no
+frequency is lost to zeros of the CTF.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.kernels.ctf import wavelength
-from cloudem.kernels.curved import curvatures, heights, insert_curved, sides_alike, sidebands
-from cloudem.kernels.fourier import half_disc, sample_half_disc
+from cloudem.kernels.curved import curvatures, heights, insert_curved, sidebands, sides_alike
+from cloudem.kernels.fourier import sample_half_disc
 from cloudem.kernels.slices import magnified_axes, padded_box
 
 Float64 = NDArray[np.float64]
@@ -67,7 +68,7 @@ def insert_sphere(
     length, group = box * pixel_size, batch.optics_group
     magnification = batch.aberrations.of(group)
     bent = curvatures(voltage, length, magnification)
-    disc = half_disc(box, batch.aberrations.widened(k_max, box))
+    disc = batch.aberrations.pixels(box, k_max)
     kinds, kind = np.unique(np.column_stack([bent, wavelength(voltage)]), axis=0, return_inverse=True)
     height = heights(disc.kx, disc.ky, kinds[:, :3])
     radius2 = height * (2 * length / kinds[:, 3:]) + height**2

@@ -10,7 +10,7 @@ from scipy import integrate
 
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.kernels.ctf import ctf_terms, ctf_values, wavelength
-from cloudem.kernels.curved import curvatures, extract_curved, heights, insert_curved, sides_alike, sidebands
+from cloudem.kernels.curved import curvatures, extract_curved, heights, insert_curved, sidebands, sides_alike
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.slices import extract, half_width, insert, magnified_axes, padded_box
 from cloudem.model.poses import random_rotations
