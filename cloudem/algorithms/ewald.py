@@ -5,7 +5,7 @@ The image model is that of :mod:`cloudem.kernels.curved`. An image X(k) holds tw
 Russo & Henderson (2018, 10.1016/j.ultramic.2018.01.005), of which no image or half has to be told apart, since the half
 disc holds each pair of mates once. Of the normal equations, the diagonal is ``E² / 4``, and what couples the two sides
 is ``-E² exp(∓2iχ) / 4``; it is added to the diagonal by the share c to which both sides are the same
-(:func:`cloudem.kernels.curved.sides_alike`), so that the weights are ``E² (1 - c cos 2χ) / 4``. Where the sphere is flat
+(:func:`cloudem.kernels.curved.sides_alike`): the weights are ``E² (1 - c cos 2χ) / 4``. Where the sphere is flat
 (c = 1), both together are ``E sin(χ) X`` and ``E² sin²(χ)``, as without curvature; far from the origin (c = 0), no
 frequency is lost to zeros of the CTF.
 """

@@ -227,11 +227,12 @@ def refuse_one_size(source: SourceTable, given: float | None) -> None:
     ParameterError
         It is.
     """
-    if given and source.group_sizes:
-        sizes = ", ".join(f"{size:g}" for size in sorted({size for size, _ in source.group_sizes}))
+    sizes = sorted({size for size, _ in source.group_sizes})
+    if given and len(sizes) > 1:
         raise ParameterError(
-            f"--pixel-size-A {given:g} cannot stand for the pixel or box sizes of several optics groups ({sizes} Å) in "
-            f"{source.path}; correct the table, or give --target-pixel-size-A to resample the images"
+            f"--pixel-size-A {given:g} cannot stand for the pixel sizes of several optics groups "
+            f"({', '.join(f'{size:g}' for size in sizes)} Å) in {source.path}; correct the table, or give "
+            "--target-pixel-size-A to resample the images"
         )
 
 
@@ -242,24 +243,27 @@ def _on_one_grid(
     wanted: tuple[int | None, float | None],
     summary: ImportSummary,
 ) -> tuple[SourceTable, SourceImages | ResampledImages, float]:
-    """Return the table, its images on one grid, and their pixel size."""
+    """Return the table with shifts in Å, its images on one grid, and their pixel size."""
     refuse_one_size(source, given)
     parts = [(rows, part, SourceImages(part, project_folder)) for rows, part in source.parts()]
     grids = [PixelGrid(images.box, _pixel_size(part, images, given, summary)) for _, part, images in parts]
-    if not source.group_sizes:
-        source = _at_pixel_size(source, grids[0].pixel_size, summary)
+    scaled = [_at_pixel_size(part, grid.pixel_size, summary) for (_, part, _), grid in zip(parts, grids, strict=True)]
     target = common_grid(grids, *wanted)
     if len(parts) == 1 and target == grids[0]:
-        return source, parts[0][2], target.pixel_size
-    summary.warnings.append(regridded(grids, target))
-    optics, particles = list(source.particles.optics), source.particles
-    for (rows, part, _), grid in zip(parts, grids, strict=True):
+        return scaled[0], parts[0][2], target.pixel_size
+    summary.warnings = [*dict.fromkeys(summary.warnings), regridded(grids, target)]
+    optics, table = list(source.particles.optics), source.particles
+    shifts = {name: table[name].copy() for name in ("shift_x", "shift_y") if name in table}
+    for (rows, _, _), part, grid in zip(parts, scaled, grids, strict=True):
+        for name, values in shifts.items():
+            values[rows] = part.particles[name]
         if grid != target:
-            for number in np.unique(part.particles.get("optics_group", 0)[: len(rows)]).tolist():
-                said = {SOURCE_PIXEL_SIZE: f"{grid.pixel_size:.12g}", SOURCE_BOX: str(grid.box)}
+            said = {SOURCE_PIXEL_SIZE: f"{grid.pixel_size:.12g}", SOURCE_BOX: str(grid.box)}
+            for number in np.unique(part.particles.get("optics_group", 0)).tolist():
                 optics[number] = replace(optics[number], extra={**optics[number].extra, **said})
+    table = replace(table, optics=tuple(optics)).with_columns(**shifts)
     images = ResampledImages([(rows, opened) for rows, _, opened in parts], grids, target)
-    return replace(source, particles=replace(particles, optics=tuple(optics))), images, target.pixel_size
+    return replace(source, particles=table, shifts_in_pixels=False), images, target.pixel_size
 
 
 def regridded(grids: Sequence[PixelGrid], target: PixelGrid) -> str:

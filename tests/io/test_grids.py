@@ -121,7 +121,7 @@ def test_the_grid_may_be_chosen(tmp_path, wanted, box, size):
             "24 is odd, or larger than the smallest images, 27 px of 1.7 Å; give an even number up to 22",
         ),
         ({"target_box": 21}, "21 is odd"),
-        ({"pixel_size": 1.9}, "--pixel-size-A 1.9 cannot stand for the pixel or box sizes of several optics groups"),
+        ({"pixel_size": 1.9}, "--pixel-size-A 1.9 cannot stand for the pixel sizes of several optics groups"),
     ],
 )
 def test_grids_that_make_something_up_are_refused(tmp_path, options, words):
@@ -143,3 +143,25 @@ def test_sizes_that_differ_by_rounding_are_one():
     assert common_grid([PixelGrid(128, 1.06), PixelGrid(128, 1.06003)]) == (128, 1.06003)
     assert common_grid([PixelGrid(128, 1.2), PixelGrid(144, 1.06)]) == (126, 1.2)
     assert common_grid([PixelGrid(65, 1.0)]) == (64, 1.0)
+    for grids, words in (
+        ([PixelGrid(64, 1.0), PixelGrid(64, -1.0)], "a pixel size is -1 Å"),
+        ([PixelGrid(64, 1.0), PixelGrid(64, 200.0)], "64 px of 1 Å are smaller than a pixel of 200 Å"),
+    ):
+        with pytest.raises(InconsistentDataError, match=words):
+            common_grid(grids)
+
+
+def test_shifts_in_pixels_are_those_of_their_own_images(tmp_path):
+    """Where only the stacks state a pixel size, and boxes differ."""
+    path = write(tmp_path, "ac")
+    text = path.read_text().replace("rlnImagePixelSize", "rlnSomething")
+    path.write_text(text.replace("rlnOriginXAngst", "rlnOriginX").replace("rlnOriginYAngst", "rlnOriginY"))
+    import_particles(read_particles_star(path), tmp_path / "p.zarr", dtype="float32")
+    store = open_particles(tmp_path / "p.zarr")
+    assert (store.box, store.pixel_size) == (24, 2.0)
+    np.testing.assert_allclose(store.particles["shift_x"], 2.0 * POSITION[:, 0], atol=1e-7)
+    summary = import_particles(read_particles_star(path), tmp_path / "q.zarr", dtype="float32", pixel_size=1.5)
+    store = open_particles(tmp_path / "q.zarr")
+    assert (store.box, store.pixel_size) == (24, 1.5)
+    np.testing.assert_allclose(store.particles["shift_x"], 1.5 * POSITION[:, 0], atol=1e-7)
+    assert len(set(summary.warnings)) == len(summary.warnings)

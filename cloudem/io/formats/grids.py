@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import ParameterError
+from cloudem.errors import InconsistentDataError, ParameterError
 from cloudem.io.formats.sources import SourceImages
 from cloudem.kernels.resampling import SAME, resample, resampling_matrix
 
@@ -45,9 +45,13 @@ def common_grid(grids: Sequence[PixelGrid], box: int | None = None, pixel_size: 
 
     Raises
     ------
+    InconsistentDataError
+        A pixel size is not positive, or there is nothing that all images show.
     ParameterError
         What is wanted is finer or larger than some images, or an odd box.
     """
+    if min(grid.pixel_size for grid in grids) <= 0:
+        raise InconsistentDataError(f"a pixel size is {min(grid.pixel_size for grid in grids):g} Å; correct it")
     coarsest = max(grids, key=lambda grid: grid.pixel_size)
     size = coarsest.pixel_size if pixel_size is None else pixel_size
     if size < coarsest.pixel_size * (1 - SAME):
@@ -57,6 +61,8 @@ def common_grid(grids: Sequence[PixelGrid], box: int | None = None, pixel_size: 
         )
     smallest = min(grids, key=lambda grid: grid.box_within(size))
     largest = smallest.box_within(size)
+    if largest < 2:
+        raise InconsistentDataError(f"images of {smallest} are smaller than a pixel of {size:g} Å; correct pixel sizes")
     if box is None:
         return PixelGrid(largest, size)
     if box % 2 or not 2 <= box <= largest:

@@ -115,7 +115,7 @@ class SourceTable:
         return SourceTable(
             self.path, self.particles.take(rows), tuple(self.stacks[number] for number in used),
             stack.reshape(-1).astype(np.int32), self.section[rows], pixel_size, int(box), self.sign[rows],
-            self.shifts_in_pixels,
+            self.shifts_in_pixels and not pixel_size,
         )  # fmt: skip
 
 
