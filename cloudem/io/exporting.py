@@ -200,7 +200,7 @@ def _export_particles(
     if "image_name" in columns:
         columns.setdefault("rln:rlnImageOriginalName", columns["image_name"])
     columns["image_name"] = _text(f"{number + 1:06d}@{STACK}" for number in range(len(particles)))
-    _write_table(Particles(particles.optics, columns), folder, store.box, store.pixel_size, say)
+    _write_table(Particles(particles.optics, columns), folder, store.box, store.pixel_size, say, of_source=False)
     return [STACK, "particles.star"]
 
 
@@ -249,7 +249,7 @@ def _export_result(
                 )
             written += _export_particles(store, _with_grey_values(refined, store), folder, on_progress, say)
         else:
-            _write_table(refined, folder, box, pixel_size, say)
+            _write_table(refined, folder, box, pixel_size, say, of_source=True)
             written.append("particles.star")
     return written
 
@@ -272,11 +272,12 @@ def _with_grey_values(refined: Particles, store: ParticleStore) -> Particles:
     return refined.with_columns(**{name: table[name] for name in names})
 
 
-def _write_table(particles: Particles, folder: str, box: int, pixel_size: float, say: Say) -> None:
+def _write_table(particles: Particles, folder: str, box: int, pixel_size: float, say: Say, *, of_source: bool) -> None:
     if say is not None:
         for sentence in lost_in_star(particles):
             say(sentence)
-    write_star(join(folder, "particles.star"), particles_to_blocks(particles, box=box, pixel_size=pixel_size))
+    blocks = particles_to_blocks(particles, box=box, pixel_size=pixel_size, of_source=of_source)
+    write_star(join(folder, "particles.star"), blocks)
 
 
 def _source_batches(

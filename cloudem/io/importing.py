@@ -1,17 +1,18 @@
 """From a table and its stacks to a particle store: normalise, leave out what cannot be used, write."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError
+from cloudem.errors import FormatError, InconsistentDataError, ParameterError
+from cloudem.io.formats.grids import SOURCE_BOX, SOURCE_PIXEL_SIZE, PixelGrid, ResampledImages, common_grid
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.formats.sources import SourceImages, SourceTable
-from cloudem.io.formats.unapplied import unapplied
+from cloudem.io.formats.unapplied import unapplied, without_unapplied
 from cloudem.io.image_writer import DTYPES, ImageWriter, image_writer
 from cloudem.kernels.background import (
     CONSTANT,
@@ -77,6 +78,9 @@ def import_particles(
     url: str | os.PathLike[str],
     *,
     pixel_size: float | None = None,
+    target_pixel_size: float | None = None,
+    target_box: int | None = None,
+    without_aberrations: bool = False,
     diameter: float | None = None,
     dtype: str = "float16",
     keep_greyscale: bool = False,
@@ -98,6 +102,11 @@ def import_particles(
         The new store.
     pixel_size
         Å per pixel, instead of what the table says.
+    target_pixel_size, target_box
+        Grid that images are brought to, Å and pixels: see `cloudem.io.formats.grids.common_grid`. Where None, images
+        stay as they are if they have one even box and one pixel size.
+    without_aberrations
+        Take particles without those aberrations that cannot be applied, instead of refusing them.
     diameter
         Diameter of the particle in Å; what is outside is background. 0.9 of the box where None.
     dtype
@@ -123,14 +132,15 @@ def import_particles(
     Raises
     ------
     CloudemError
-        As `SourceImages`, `doubts` and `image_writer` say; nothing is left behind.
+        As `SourceImages`, `common_grid`, `without_unapplied`, `doubts` and `image_writer` say; nothing is left behind.
     """
-    images = SourceImages(source, project_folder)
     summary = ImportSummary()
-    size = _pixel_size(source, images, pixel_size, summary)
-    source = _at_pixel_size(source, size, summary)
+    particles, said = without_unapplied(source.particles, source.path, allowed=without_aberrations)
+    source, images, size = _on_one_grid(
+        replace(source, particles=particles), project_folder, pixel_size, (target_box, target_pixel_size), summary
+    )
     summary.warnings += doubts(source.particles, source.path, box=images.box, pixel_size=size, stated=False)
-    summary.warnings += unapplied(source.particles, size)
+    summary.warnings += [*said, *unapplied(source.particles)]
     outside = background_of(images.box, diameter, size)
     stored = "float32" if keep_greyscale else dtype
     sign = (source.sign * (-1.0 if invert_contrast else 1.0)).astype(np.float32)
@@ -166,7 +176,7 @@ def import_particles(
 
 def _write_images(
     writer: ImageWriter,
-    images: SourceImages,
+    images: SourceImages | ResampledImages,
     sign: NDArray[np.float32],
     outside: NDArray[np.bool_],
     dtype: str,
@@ -207,6 +217,59 @@ def pixel_size_of(source: SourceTable, of_stacks: float, given: float | None) ->
     if not size:
         raise InconsistentDataError(f"neither {source.path} nor its stacks state a pixel size; give --pixel-size-A")
     return size
+
+
+def refuse_one_size(source: SourceTable, given: float | None) -> None:
+    """Refuse a pixel size that is given for images of several.
+
+    Raises
+    ------
+    ParameterError
+        It is.
+    """
+    sizes = sorted({size for size, _ in source.group_sizes})
+    if given and len(sizes) > 1:
+        raise ParameterError(
+            f"--pixel-size-A {given:g} cannot stand for the pixel sizes of several optics groups "
+            f"({', '.join(f'{size:g}' for size in sizes)} Å) in {source.path}; correct the table, or give "
+            "--target-pixel-size-A to resample the images"
+        )
+
+
+def _on_one_grid(
+    source: SourceTable,
+    project_folder: str | os.PathLike[str] | None,
+    given: float | None,
+    wanted: tuple[int | None, float | None],
+    summary: ImportSummary,
+) -> tuple[SourceTable, SourceImages | ResampledImages, float]:
+    """Return the table with shifts in Å, its images on one grid, and their pixel size."""
+    refuse_one_size(source, given)
+    parts = [(rows, part, SourceImages(part, project_folder)) for rows, part in source.parts()]
+    grids = [PixelGrid(images.box, _pixel_size(part, images, given, summary)) for _, part, images in parts]
+    scaled = [_at_pixel_size(part, grid.pixel_size, summary) for (_, part, _), grid in zip(parts, grids, strict=True)]
+    target = common_grid(grids, *wanted)
+    if len(parts) == 1 and target == grids[0]:
+        return scaled[0], parts[0][2], target.pixel_size
+    summary.warnings = [*dict.fromkeys(summary.warnings), regridded(grids, target)]
+    optics, table = list(source.particles.optics), source.particles
+    shifts = {name: table[name].copy() for name in ("shift_x", "shift_y") if name in table}
+    for (rows, _, _), part, grid in zip(parts, scaled, grids, strict=True):
+        for name, values in shifts.items():
+            values[rows] = part.particles[name]
+        if grid != target:
+            said = {SOURCE_PIXEL_SIZE: f"{grid.pixel_size:.12g}", SOURCE_BOX: str(grid.box)}
+            for number in np.unique(part.particles.get("optics_group", 0)).tolist():
+                optics[number] = replace(optics[number], extra={**optics[number].extra, **said})
+    table = replace(table, optics=tuple(optics)).with_columns(**shifts)
+    images = ResampledImages([(rows, opened) for rows, _, opened in parts], grids, target)
+    return replace(source, particles=table, shifts_in_pixels=False), images, target.pixel_size
+
+
+def regridded(grids: Sequence[PixelGrid], target: PixelGrid) -> str:
+    """Return a sentence about images that are brought to one grid."""
+    found = " and ".join(dict.fromkeys(str(grid) for grid in grids))
+    return f"images of {found} are resampled to {target}: shifts stay in Å, and an exported stack has the new pixels"
 
 
 def _pixel_size(source: SourceTable, images: SourceImages, given: float | None, summary: ImportSummary) -> float:
@@ -254,7 +317,7 @@ def _at_pixel_size(source: SourceTable, size: float, summary: ImportSummary) -> 
     return replace(source, particles=particles.with_columns(**shifts), shifts_in_pixels=False)
 
 
-def _batches(images: SourceImages, count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+def _batches(images: SourceImages | ResampledImages, count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield the images of all rows, a few at a time, always in the same memory."""
     step = min(count, max(1, _BATCH_BYTES // (4 * images.box**2)))
     memory = np.empty((step, images.box, images.box), dtype=np.float32)

@@ -92,7 +92,7 @@ def check_images(
         return None
     store = open_particles(particles)
     table = store.particles
-    for text in (*check_ctf(table, particles, store.box, store.pixel_size), *unapplied(table, store.pixel_size)):
+    for text in (*check_ctf(table, particles, store.box, store.pixel_size), *unapplied(table)):
         warn(text)
     if skip_damaged is not None:
         left_out(store, skip_damaged, warn)

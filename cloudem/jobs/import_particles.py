@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -57,6 +57,15 @@ class ImportParticles(Job):
         gt=0,
     )
     pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the file", gt=0)
+    target_pixel_size_A: float | None = parameter(
+        None, meaning="pixel size that images are resampled to; if none, the coarsest of the optics groups", gt=0
+    )
+    target_box_px: int | None = parameter(
+        None, meaning="box of the resampled images, an even number; if none, the largest within all of them", gt=0
+    )
+    without_aberrations: bool = parameter(
+        False, meaning="take particles without those aberrations that cannot be applied, instead of refusing them"
+    )
     dtype: Literal["float16", "float32"] = parameter("float16", meaning="data type of the stored images")
     keep_greyscale: bool = parameter(False, meaning="store grey values unchanged, as float32, without normalising")
     invert_contrast: bool = parameter(False, meaning="invert images in which protein is dark")
@@ -72,28 +81,46 @@ class ImportParticles(Job):
         """Check the table and the headers of all stacks, and say what later jobs will refuse."""
         from cloudem.io.formats.plausible import doubts
         from cloudem.io.formats.sources import check_stacks
-        from cloudem.io.importing import background_of, pixel_size_of
+        from cloudem.io.formats.unapplied import without_unapplied
+        from cloudem.io.importing import background_of, refuse_one_size
         from cloudem.jobs.checks import warn_of_table
 
         if any(inputs.awaited(place) for place in (self.particles, self.passthrough) if place is not None):
             return
-        stacks, box = check_stacks(self.source, self.project_folder)
-        size = pixel_size_of(self.source, stacks[0].header.pixel_size, self.pixel_size_A)
+        source = self.source
+        refuse_one_size(source, self.pixel_size_A)
+        particles, _ = without_unapplied(source.particles, source.path, allowed=self.without_aberrations)
+        found = [check_stacks(part, self.project_folder) for _, part in source.parts()]
+        box, size = self._grid([(stacks[0].header.pixel_size, box) for stacks, box in found])
         background_of(box, self.diameter_A, size)
-        doubts(self.source.particles, self.source.path, box=box, pixel_size=size, stated=False)  # importing says them
+        doubts(particles, source.path, box=box, pixel_size=size, stated=False)  # importing says them
         if not self.allow_no_ctf:
-            warn_of_table(self.source.particles, self.particles, box, size, warn)
+            warn_of_table(particles, self.particles, box, size, warn)
+
+    def _grid(self, headers: Sequence[tuple[float, int]]) -> tuple[int, float]:
+        """Return box and pixel size of what is stored, from those in the headers of each part of the table."""
+        from cloudem.io.formats.grids import PixelGrid, common_grid
+        from cloudem.io.importing import pixel_size_of
+
+        parts = [part for _, part in self.source.parts()]
+        grids = [
+            PixelGrid(box, pixel_size_of(part, size, self.pixel_size_A))
+            for part, (size, box) in zip(parts, headers, strict=True)
+        ]
+        return common_grid(grids, self.target_box_px, self.target_pixel_size_A)
 
     def size_of(self, name: str) -> Size | None:
-        """Return what the table and the header of its first stack say."""
+        """Return what the table and the header of the first stack of each part say."""
         if name != "particles":
             return None
         from cloudem.io.formats.stacks import find_stacks
 
         source = self.source
-        first = find_stacks(source.stacks[:1], source.path, self.project_folder)[0]
-        pixel_size = self.pixel_size_A or source.pixel_size or first.header.pixel_size or 1.0  # as importing does
-        return Size(len(source.particles), first.header.shape[1:], pixel_size, bool(first.root))
+        firsts = [find_stacks(part.stacks[:1], source.path, self.project_folder)[0] for _, part in source.parts()]
+        # without any, planning takes 1 Å, and the check refuses it
+        headers = [(first.header.pixel_size or 1.0, first.header.shape[-1]) for first in firsts]
+        box, pixel_size = self._grid(headers)
+        return Size(len(source.particles), (box, box), pixel_size, bool(firsts[0].root))
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the table and the header of its first stack."""
@@ -134,6 +161,9 @@ class ImportParticles(Job):
                 source,
                 context.url,
                 pixel_size=self.pixel_size_A,
+                target_pixel_size=self.target_pixel_size_A,
+                target_box=self.target_box_px,
+                without_aberrations=self.without_aberrations,
                 diameter=self.diameter_A,
                 dtype=self.dtype,
                 keep_greyscale=self.keep_greyscale,

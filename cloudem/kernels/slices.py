@@ -226,7 +226,7 @@ def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[
     return np.where(flipped[..., None], -position, position), flipped
 
 
-def _taps(position: Float, m: int) -> list[tuple[NDArray[np.int64], Float, Float]]:
+def window_taps(position: Float, m: int) -> list[tuple[NDArray[np.int64], Float, Float]]:
     """Return for each of the 64 voxels its flat index (b, p), weight (b, p) and the weight's gradient (b, p, 3)."""
     base = np.floor(position).astype(np.int64)
     w, d = window(position - base)  # (4, b, p, 3)
@@ -262,7 +262,7 @@ def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: fl
     """
     position, flipped = _positions(rotations, kx, ky, padding)
     flat = volume.ravel()
-    value = sum(flat[index] * weight for index, weight, _ in _taps(position, volume.shape[2] - 2))
+    value = sum(flat[index] * weight for index, weight, _ in window_taps(position, volume.shape[2] - 2))
     return np.where(flipped, np.conj(value), value).astype(np.complex64)
 
 
@@ -305,7 +305,7 @@ def insert(
     value = numerators[images] * phase * pose_weights[:, None]
     value = np.where(flipped, value.conj(), value)
     weight = denominators[images] * pose_weights[:, None]
-    for index, tap, _ in _taps(position, sums.shape[2] - 2):
+    for index, tap, _ in window_taps(position, sums.shape[2] - 2):
         np.add.at(sums.reshape(-1), index, (tap * value).astype(np.complex64))
         np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
 
@@ -348,7 +348,7 @@ def score_derivatives(
     flat = volume.ravel().astype(np.complex128)
     value = np.zeros(position.shape[:2], np.complex128)
     gradient = np.zeros(position.shape, np.complex128)
-    for index, tap, slope in _taps(position, volume.shape[2] - 2):
+    for index, tap, slope in window_taps(position, volume.shape[2] - 2):
         value += flat[index] * tap
         gradient += flat[index][..., None] * slope
     gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated

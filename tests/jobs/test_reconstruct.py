@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloudem.errors import InconsistentDataError, OutputExistsError, StorageError
+from cloudem.errors import InconsistentDataError, OutputExistsError, ParameterError, StorageError
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage import groups
@@ -174,3 +174,17 @@ def test_the_projection_grows_with_the_box(posed):
     assert small.disk_bytes > 5 * 4 * BOX**3
     assert "160 particles of 32 px" in small.notes[0]
     assert small == needs(Reconstruct(particles=posed.particles, out="y"))
+
+
+def test_the_ewald_sphere_is_an_option_with_a_hand(posed, tmp_path, no_report):
+    """At 300 kV and 10 Å the sphere is flat: the map is that without it, but for what sidebands leave behind."""
+    maps = {}
+    for name, options in (("flat", {}), ("right", {"ewald_sphere": True}), ("wrong", {"reverse_curvature": True})):
+        options |= {"ewald_sphere": True} if name == "wrong" else {}
+        job = Reconstruct(particles=posed.particles, diameter_A=120, out=str(tmp_path / name), **options)
+        run(job)
+        maps[name] = read_group(job.out, "result")[0]["map_unfiltered"]
+        assert fourier_shell_correlation(maps[name], maps["flat"])[1:15].min() > 0.999
+    assert 0 < np.abs(maps["right"] - maps["wrong"]).max() < 0.1 * np.abs(maps["flat"]).max()
+    with pytest.raises(ParameterError, match="--reverse-curvature means something with --ewald-sphere alone"):
+        Reconstruct(particles=posed.particles, out=str(tmp_path / "none"), reverse_curvature=True)

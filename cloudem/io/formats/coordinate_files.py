@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, MissingColumnError, ParameterError, shown
 from cloudem.io.formats.cryosparc import read_locations_cs
-from cloudem.io.formats.relion import numbers_of
+from cloudem.io.formats.relion_optics import numbers_of
 from cloudem.io.formats.star import StarTable, read_star
 from cloudem.io.storage.files import open_table
 from cloudem.io.storage.location import absolute, exists, join

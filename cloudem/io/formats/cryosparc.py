@@ -101,14 +101,16 @@ def read_particles_cs(
         raise MissingColumnError(
             f"{path} has no defocus (ctf/df1_A); give the file that has it with --passthrough, or --allow-no-ctf"
         )
-    pixel_size = _one_value(path, fields, "blob/psize_A", "pixel sizes")
-    box = _one_value(path, fields, "blob/shape", "box sizes")
+    sizes = _sizes(path, fields)
+    kinds = np.unique(sizes, axis=0)
+    mixed = len(kinds) > 1
+    pixel_size, box = (0.0, 0.0) if mixed else kinds[0].tolist()
     stacks, stack, _ = distinct(_text(fields["blob/path"]))
     section = _numbers(path, fields, "blob/idx").astype(np.int64)
     if section.min() < 0:
         raise FormatError(f"{path}: blob/idx is negative for {(section < 0).sum()} particles; write the file again")
-    columns = _columns(path, fields, pixel_size)
-    optics, columns["optics_group"] = _optics(path, fields, allow_no_ctf)
+    columns = _columns(path, fields, sizes[:, 0])
+    optics, columns["optics_group"], of_groups = _optics(path, fields, allow_no_ctf, sizes)
     names = [str(name).removeprefix(">") for name in stacks]
     columns["image_name"] = np.array(
         [f"{s + 1:06d}@{names[i]}" for s, i in zip(section, stack, strict=True)], dtype=TEXT
@@ -117,7 +119,8 @@ def read_particles_cs(
     return SourceTable(
         path, Particles(optics, columns), tuple(names), stack.astype(np.int32), section, pixel_size, int(box),
         np.where(sign < 0, -1.0, 1.0),
-        "alignments3D/shift" in fields and "alignments3D/psize_A" not in fields and not pixel_size,
+        "alignments3D/shift" in fields and "alignments3D/psize_A" not in fields and not sizes[:, 0].all(),
+        of_groups if mixed else (),
     )  # fmt: skip
 
 
@@ -270,7 +273,7 @@ def _join(first: Fields, second: Fields, path: str, other: str) -> Fields:
     return {**{name: values[order][place] for name, values in second.items()}, **first}
 
 
-def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[Any]]:
+def _columns(path: str, fields: Fields, pixel_size: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {}
     for name, field in _NUMBERS.items():
         if field in fields:
@@ -285,7 +288,7 @@ def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[
         # Shifts count pixels of the images that were aligned, which may have been binned.
         # Where neither size is known, shifts stay in pixels, and the import finds it.
         known = "alignments3D/psize_A" in fields
-        scale = _numbers(path, fields, "alignments3D/psize_A") if known else pixel_size or 1.0
+        scale = _numbers(path, fields, "alignments3D/psize_A") if known else np.where(pixel_size > 0, pixel_size, 1.0)
         shift = -_numbers(path, fields, "alignments3D/shift", 2) * np.reshape(scale, (-1, 1))
         columns["shift_x"], columns["shift_y"] = shift[:, 0].copy(), shift[:, 1].copy()
     if "alignments3D/split" in fields:
@@ -301,8 +304,13 @@ def _columns(path: str, fields: Fields, pixel_size: float) -> dict[str, NDArray[
     return columns
 
 
-def _optics(path: str, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]:
-    """Return the optics groups, one for each exposure group with constants of its own, and that of each particle."""
+def _optics(
+    path: str, fields: Fields, allow_no_ctf: bool, sizes: NDArray[np.float64]
+) -> tuple[tuple[OpticsGroup, ...], NDArray[np.int32], tuple[tuple[float, int], ...]]:
+    """Return the optics groups, that of each particle, and pixel and box size of each group.
+
+    There is one for each exposure group with constants and sizes of its own.
+    """
     rows = len(fields["blob/path"])
     missing = [field for field in _OPTICS if field not in fields]
     if missing and not allow_no_ctf:
@@ -311,13 +319,33 @@ def _optics(path: str, fields: Fields, allow_no_ctf: bool) -> tuple[tuple[Optics
         )
     constants = [_numbers(path, fields, field) if field in fields else np.zeros(rows) for field in _OPTICS]
     number = _numbers(path, fields, _GROUP) if _GROUP in fields else np.zeros(rows)
-    kinds, group = np.unique(np.stack([number, *constants], axis=1), axis=0, return_inverse=True)
+    kinds, group = np.unique(np.column_stack([number, *constants, sizes]), axis=0, return_inverse=True)
     if not missing and not (kinds[:, 1] > 0).all():
         raise FormatError(f"{path} states a voltage of {kinds[:, 1].min():g} kV; correct it")
     # Fields are single precision: 2.7 mm is 2.7000000477.
     clean = [[float(f"{value:.7g}") for value in kind] for kind in kinds]
-    optics = tuple(OpticsGroup(f"group{int(k)}", kv, cs * _MM, contrast) for k, kv, cs, contrast in clean)
-    return optics, group.reshape(-1).astype(np.int32)
+    optics = tuple(OpticsGroup(f"group{int(k)}", kv, cs * _MM, contrast) for k, kv, cs, contrast, *_ in clean)
+    of_groups = tuple((size, int(box)) for *_, size, box in clean)
+    return optics, group.reshape(-1).astype(np.int32), of_groups
+
+
+def _sizes(path: str, fields: Fields) -> NDArray[np.float64]:
+    """Return pixel and box size of each image, ``(n, 2)``, 0 for what is not said; close pixel sizes count as one."""
+    rows = len(fields["blob/path"])
+    sizes = np.zeros((rows, 2))
+    if "blob/psize_A" in fields:
+        found, number = np.unique(_numbers(path, fields, "blob/psize_A"), return_inverse=True)
+        clean = np.array([float(f"{size:.7g}") for size in found])
+        for place in range(1, len(clean)):
+            if clean[place] - clean[place - 1] <= 1e-4 * clean[place]:
+                clean[place] = clean[place - 1]
+        sizes[:, 0] = clean[number.reshape(-1)]
+    if "blob/shape" in fields:
+        shape = _numbers(path, fields, "blob/shape", 2)
+        if (shape[:, 0] != shape[:, 1]).any():
+            raise InconsistentDataError(f"{path} has images that are not square; crop them in cryoSPARC")
+        sizes[:, 1] = shape[:, 0]
+    return sizes
 
 
 def _one_value(path: str, fields: Fields, field: str, what: str) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import InconsistentDataError
-from cloudem.model.optics import OpticsGroup
+from cloudem.kernels.aberrations import EVEN_ORDERS, ODD_ORDERS
+from cloudem.model.optics import EVEN, MATRIX, ODD, OpticsGroup
 from cloudem.model.particles import Particles
 from cloudem.model.table import distinct
 
@@ -20,6 +21,12 @@ _DEGREES = 180 / pi
 
 FAR = 0.5
 """Share of the box beyond which a shift takes the particle's centre out of its image."""
+
+FAR_TILT, ODD_TILT = 100.0, 5.0
+"""Beam tilts in mrad beyond which they are refused, or said."""
+
+FAR_STRETCH, ODD_STRETCH = 0.2, 0.05
+"""Shares by which a magnification matrix stretches or shrinks, beyond which it is refused, or said."""
 
 _YES, _NO = {"1", "true", "yes", "t", "y", "on"}, {"", "0", "false", "no", "f", "n", "off", "none", "null", "nan"}
 
@@ -114,6 +121,7 @@ def doubts(particles: Particles, where: str, *, box: int, pixel_size: float, sta
         for group in (group for group in used_optics(particles) if stated or group.voltage):
             for name, bounds in OF_OPTICS.items():
                 said += _of_value(bounds, getattr(group, name), f"optics group {group.name} of {where} has")
+            said += _of_aberrations(group, where)
         odd: dict[str, list[str]] = {}
         for name, bounds in OF_PARTICLES.items():
             found = _of_column(bounds, particles[name], where) if name in particles else []
@@ -184,6 +192,51 @@ def _of_value(bounds: Bounds, value: float, owner: str) -> Iterator[str]:
         )
     if not bounds.usual[0] <= value <= bounds.usual[1]:
         yield f"{owner} {article} {bounds.what} of {shown}, which is unusual: {bounds.needed}"
+
+
+def _of_aberrations(group: OpticsGroup, where: str) -> Iterator[str]:
+    """Say what is odd about the aberrations of an optics group; refuse what cannot be, or cannot be applied."""
+    owner = f"optics group {group.name!r} of {where}"
+    tilt = float(np.hypot(*group.beam_tilt))
+    if tilt > FAR_TILT:
+        raise InconsistentDataError(f"{owner} has a beam tilt of {tilt:.4g} mrad, milliradians are needed; correct it")
+    if tilt > ODD_TILT:
+        yield f"{owner} has a beam tilt of {tilt:.3g} mrad, which is unusual: milliradians are needed"
+    for label, values, orders in ((ODD, group.odd_zernike, ODD_ORDERS), (EVEN, group.even_zernike, EVEN_ORDERS)):
+        text = group.extra.get(label, "").strip()
+        if text.startswith("[") != text.endswith("]"):
+            raise InconsistentDataError(f"{owner}: {label} is {text[:40]!r}, a list that is cut off; correct it")
+        if any(values[len(orders) :]):
+            raise InconsistentDataError(
+                f"{owner}: {label} has {len(values)} entries, of which the first {len(orders)} can be applied, and "
+                "others are not zero; estimate aberrations of lower order, or import with --without-aberrations"
+            )
+        whole = _whole_lengths(len(values), first=2 if label == ODD else 1)
+        if values and len(values) != whole[-1]:
+            ends = " or ".join(str(length) for length in whole if length)
+            yield f"{owner}: {label} has {len(values)} entries, and whole orders {ends}: is the list cut off?"
+    yield from _of_matrix(group, owner)
+
+
+def _of_matrix(group: OpticsGroup, owner: str) -> Iterator[str]:
+    stretch = np.linalg.svd(group.magnification, compute_uv=False)
+    far = float(abs(stretch - 1).max())
+    if far > FAR_STRETCH or np.linalg.det(group.magnification) <= 0:
+        shown = " ".join(f"{value:.4g}" for value in group.magnification.ravel())
+        raise InconsistentDataError(
+            f"{owner}: {MATRIX[0]} to {MATRIX[3][-2:]} are {shown}, which is not near the unit matrix 1 0 0 1 "
+            "(cryoSPARC writes the difference from it); correct them"
+        )
+    if far > ODD_STRETCH:
+        yield f"{owner} has a magnification matrix that stretches by {far:.1%}, which is unusual"
+
+
+def _whole_lengths(count: int, first: int) -> tuple[int, int]:
+    """Return the lengths that lists of whole orders have (2, 6, 12 … or 1, 4, 9 …), below and from a length on."""
+    before, length, step = 0, first, first + 2
+    while length < count:
+        before, length, step = length, length + step, step + 2
+    return before, length
 
 
 def _of_column(bounds: Bounds, values: NDArray[np.float64], where: str) -> list[str]:

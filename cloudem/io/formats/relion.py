@@ -7,31 +7,35 @@ not understand travel as text and are written back.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.errors import FormatError, InconsistentDataError, MissingColumnError, ParameterError, shown
-from cloudem.io.formats.sources import LARGEST, SourceMicrographTable, SourceMovieTable, SourceTable, split_image_names
+from cloudem.io.formats.grids import SOURCE_BOX, SOURCE_PIXEL_SIZE
+from cloudem.io.formats.relion_optics import (
+    CS_UNIT,
+    differ,
+    group_of_rows,
+    group_pixel_sizes,
+    numbers_of,
+    old_pixel_size,
+    optics_group_of,
+    optics_of,
+    shared_value,
+)
+from cloudem.io.formats.sources import SourceMicrographTable, SourceMovieTable, SourceTable, split_image_names
 from cloudem.io.formats.star import StarTable, read_star
 from cloudem.model.micrographs import Micrographs
 from cloudem.model.movies import Movies
-from cloudem.model.optics import OpticsGroup
+from cloudem.model.optics import EVEN, MATRIX, ODD
 from cloudem.model.particles import TEXT, Particles
 from cloudem.model.table import ColumnMeaning, ItemTable, distinct
 
 CARRIED = "rln:"
 """Prefix of the columns that are carried as text."""
-
-_MM = 1e7
-"""Å in a millimetre."""
-
-_IN_OPTICS = (
-    "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnBeamTiltX", "rlnBeamTiltY", "rlnMtfFileName",
-    "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11",
-)  # fmt: skip
-"""Labels that version 3.0 has in every row and later ones in the optics table."""
 
 _OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
 """Shifts in pixels, of version 3.0."""
@@ -39,6 +43,9 @@ _OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
 _STATED = ("rlnOpticsGroupName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize",
            "rlnImageSize", "rlnImageDimensionality")  # fmt: skip
 """Labels of the optics table that cloudem understands."""
+
+_MISSING = {MATRIX[0]: "1", MATRIX[3]: "1", ODD: "[]", EVEN: "[]"}
+"""What is written of a group that does not state a label that others do, where that is not 0."""
 
 _MICROGRAPH_PIXEL_SIZE = "rlnMicrographPixelSize"
 _ORIGINAL_PIXEL_SIZE = "rlnMicrographOriginalPixelSize"
@@ -67,7 +74,7 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
     ParameterError
         No particles.
     InconsistentDataError
-        Mixed pixel or box sizes, images that are not two-dimensional, an optics group that is not described.
+        Images that are not two-dimensional, an optics group that is not described.
     """
     path = os.fspath(path)
     blocks = read_star(path)
@@ -79,26 +86,30 @@ def read_particles_star(path: str | os.PathLike[str], *, allow_no_ctf: bool = Fa
         raise MissingColumnError(
             f"{path} has no defocus (_rlnDefocusU); run CTF estimation first, or give --allow-no-ctf to import without"
         )
-    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    optics_table, group_of, moved = optics_of(path, blocks.get("optics"), table)
     used = np.unique(group_of)
     optics = tuple(
-        _optics_group(path, optics_table, group, _STATED, allow_no_ctf)
+        optics_group_of(path, optics_table, group, _STATED, allow_no_ctf)
         for group in range(len(group_of_rows(optics_table)))
     )
-    pixel_size = _one_value(path, optics_table, "rlnImagePixelSize", used, "pixel sizes", "Å") or _old_pixel_size(
-        path, table
-    )
-    in_pixels = not pixel_size and any(label in table and label + "Angst" not in table for label in _OLD_SHIFTS)
-    box = _one_value(path, optics_table, "rlnImageSize", used, "box sizes", "px")
-    if _one_value(path, optics_table, "rlnImageDimensionality", used, "dimensionalities", "") not in (0.0, 2.0):
+    sizes = group_pixel_sizes(path, optics_table, table, group_of)
+    boxes = np.zeros(len(optics))
+    if "rlnImageSize" in optics_table:
+        boxes = numbers_of(path, optics_table, "rlnImageSize")
+    mixed = differ(sizes[used]) or differ(boxes[used])
+    in_pixels = not sizes[used].all() and any(label in table and label + "Angst" not in table for label in _OLD_SHIFTS)
+    if shared_value(path, optics_table, "rlnImageDimensionality", used, "dimensionalities", "") not in (0.0, 2.0):
         raise InconsistentDataError(
             f"{path} lists three-dimensional images (subtomograms); two-dimensional ones are read"
         )
-    columns = _columns(Particles, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    columns = _columns(Particles, path, table, sizes[group_of], moved)
     columns["optics_group"] = group_of.astype(np.int32)
     stacks, stack, section = split_image_names(columns["image_name"].tolist(), path)
-    particles = Particles(optics, columns)
-    return SourceTable(path, particles, stacks, stack, section, pixel_size, int(box), np.ones(rows), in_pixels)
+    of_groups = tuple((float(size), int(box)) for size, box in zip(sizes, boxes, strict=True)) if mixed else ()
+    common = (0.0, 0) if mixed else (float(sizes[used[0]]), int(boxes[used[0]]))
+    return SourceTable(
+        path, Particles(optics, columns), stacks, stack, section, *common, np.ones(rows), in_pixels, of_groups
+    )
 
 
 def read_micrographs_star(path: str | os.PathLike[str], *, allow_no_optics: bool = False) -> SourceMicrographTable:
@@ -133,18 +144,18 @@ def read_micrographs_star(path: str | os.PathLike[str], *, allow_no_optics: bool
             "motion correction or CTF estimation"
         )
     _need_each_once(path, names, counts, "the micrograph ")
-    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    optics_table, group_of, moved = optics_of(path, blocks.get("optics"), table)
     optics = tuple(
-        _optics_group(path, optics_table, group, _STATED_OF_MICROGRAPHS, allow_no_optics)
+        optics_group_of(path, optics_table, group, _STATED_OF_MICROGRAPHS, allow_no_optics)
         for group in range(len(group_of_rows(optics_table)))
     )
     rows, label = np.arange(len(group_of)), _MICROGRAPH_PIXEL_SIZE
     pixel_size = (
-        _one_value(path, optics_table, label, np.unique(group_of), "pixel sizes", "Å")
-        or _one_value(path, table, label, rows, "pixel sizes", "Å")
-        or _old_pixel_size(path, table)
+        shared_value(path, optics_table, label, np.unique(group_of), "pixel sizes", "Å")
+        or shared_value(path, table, label, rows, "pixel sizes", "Å")
+        or old_pixel_size(path, table)
     )
-    columns = _columns(Micrographs, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    columns = _columns(Micrographs, path, table, pixel_size, moved)
     columns["optics_group"] = group_of.astype(np.int32)
     return SourceMicrographTable(path, Micrographs(optics, columns), pixel_size)
 
@@ -181,9 +192,9 @@ def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:
     names, _, counts = distinct(table[label])
     _need_rows(path, names, "movies")
     _need_each_once(path, names, counts, "")
-    optics_table, group_of = _optics(path, blocks.get("optics"), table)
+    optics_table, group_of, moved = optics_of(path, blocks.get("optics"), table)
     optics = tuple(
-        _optics_group(path, optics_table, group, _STATED_OF_MOVIES, True)
+        optics_group_of(path, optics_table, group, _STATED_OF_MOVIES, True)
         for group in range(len(group_of_rows(optics_table)))
     )
     sizes = (_ORIGINAL_PIXEL_SIZE, _MICROGRAPH_PIXEL_SIZE)
@@ -191,11 +202,11 @@ def read_movies_star(path: str | os.PathLike[str]) -> SourceMovieTable:
         (
             size
             for each in sizes
-            if (size := _one_value(path, optics_table, each, np.unique(group_of), "pixel sizes", "Å"))
+            if (size := shared_value(path, optics_table, each, np.unique(group_of), "pixel sizes", "Å"))
         ),
         0.0,
-    ) or _old_pixel_size(path, table)
-    columns = _columns(Movies, path, table, pixel_size, () if blocks.get("optics") else _IN_OPTICS)
+    ) or old_pixel_size(path, table)
+    columns = _columns(Movies, path, table, pixel_size, moved)
     if "movie" not in columns:
         columns["movie"] = columns["micrograph"]
     columns["optics_group"] = group_of.astype(np.int32)
@@ -216,7 +227,9 @@ def _need_each_once(path: str, names: NDArray[Any], counts: NDArray[np.int64], w
         )
 
 
-def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) -> dict[str, dict[str, NDArray[Any]]]:
+def particles_to_blocks(
+    particles: Particles, *, box: int, pixel_size: float, of_source: bool = False
+) -> dict[str, dict[str, NDArray[Any]]]:
     """Return the blocks ``optics`` and ``particles`` of a STAR file of RELION 3.1 or later.
 
     Parameters
@@ -227,9 +240,18 @@ def particles_to_blocks(particles: Particles, *, box: int, pixel_size: float) ->
         Side of the images in pixels.
     pixel_size
         Å per pixel.
+    of_source
+        The table refers to the images as they were before an import resampled them: their sizes are stated.
     """
-    of_images = {"rlnImagePixelSize": _printed(pixel_size), "rlnImageSize": str(box), "rlnImageDimensionality": "2"}
-    optics, table = _blocks(particles, of_images)
+    kept = particles.optics
+    sizes, boxes = [_printed(pixel_size)] * len(kept), [str(box)] * len(kept)
+    if of_source:
+        sizes = [group.extra.get(SOURCE_PIXEL_SIZE, size) for group, size in zip(kept, sizes, strict=True)]
+        boxes = [group.extra.get(SOURCE_BOX, box) for group, box in zip(kept, boxes, strict=True)]
+    of_images = {"rlnImagePixelSize": sizes, "rlnImageSize": boxes, "rlnImageDimensionality": ["2"] * len(kept)}
+    bare = [{k: v for k, v in g.extra.items() if k not in (SOURCE_PIXEL_SIZE, SOURCE_BOX)} for g in kept]
+    plain = replace(particles, optics=tuple(replace(g, extra=extra) for g, extra in zip(kept, bare, strict=True)))
+    optics, table = _blocks(plain, of_images)
     return {"optics": optics, "particles": table}
 
 
@@ -243,59 +265,26 @@ def micrographs_to_blocks(micrographs: Micrographs, *, pixel_size: float) -> dic
     pixel_size
         Å per pixel.
     """
-    optics, table = _blocks(micrographs, {_MICROGRAPH_PIXEL_SIZE: _printed(pixel_size)})
+    optics, table = _blocks(micrographs, {_MICROGRAPH_PIXEL_SIZE: [_printed(pixel_size)] * len(micrographs.optics)})
     return {"optics": optics, "micrographs": table}
 
 
-def group_of_rows(table: Mapping[str, NDArray[Any]]) -> range:
-    """Return the row numbers of a table."""
-    return range(len(next(iter(table.values()), ())))
-
-
-def numbers_of(
-    path: str, table: Mapping[str, NDArray[Any]], label: str, largest: float = LARGEST
-) -> NDArray[np.float64]:
-    """Return a column as numbers of at most a size.
-
-    Raises
-    ------
-    FormatError
-        A value that is none.
-    """
-    try:
-        values = table[label].astype(np.float64)
-    except ValueError:
-        values = np.array([_number(str(text)) for text in table[label]])
-    bad = np.flatnonzero(~(np.abs(values) <= largest))
-    if len(bad):
-        raise FormatError(
-            f"{path}: _{label} of row {bad[0] + 1} is {shown(str(table[label][bad[0]]))}, a number is needed "
-            f"({len(bad)} such rows); correct the column or leave those rows out"
-        )
-    return np.asarray(values, dtype=np.float64)
-
-
-def _whole(path: str, table: Mapping[str, NDArray[Any]], label: str) -> NDArray[np.int64]:
-    values = numbers_of(path, table, label, np.finfo(float).max)
-    if len(values) and not ((abs(values) < 2**31) & (values == np.rint(values))).all():
-        raise FormatError(f"{path}: _{label} has values that are not whole numbers of the usual size; correct it")
-    return values.astype(np.int64)
-
-
-def _blocks(ours: ItemTable, of_images: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Return the optics table, which says `of_images` of every group, and the other one."""
+def _blocks(
+    ours: ItemTable, of_images: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the optics table, which says `of_images` of its groups, and the other one."""
     numbers = [group.extra.get("rlnOpticsGroup", str(i + 1)) for i, group in enumerate(ours.optics)]
     optics: dict[str, NDArray[Any]] = {
         "rlnOpticsGroupName": _text(group.name for group in ours.optics),
         "rlnOpticsGroup": _text(numbers),
         "rlnVoltage": _text(_printed(group.voltage) for group in ours.optics),
-        "rlnSphericalAberration": _text(_printed(g.spherical_aberration / _MM) for g in ours.optics),
+        "rlnSphericalAberration": _text(_printed(g.spherical_aberration / CS_UNIT) for g in ours.optics),
         "rlnAmplitudeContrast": _text(_printed(group.amplitude_contrast) for group in ours.optics),
-        **{label: _text(value for _ in numbers) for label, value in of_images.items()},
+        **{label: _text(values) for label, values in of_images.items()},
     }
     for label in dict.fromkeys(label for group in ours.optics for label in group.extra):
         if label not in optics:
-            optics[label] = _text(group.extra.get(label, "0") for group in ours.optics)
+            optics[label] = _text(group.extra.get(label, _MISSING.get(label, "0")) for group in ours.optics)
     table: dict[str, NDArray[Any]] = {}
     for name, values in ours.columns.items():
         if name == "optics_group":
@@ -326,100 +315,12 @@ def _block(path: str, blocks: Mapping[str, StarTable], name: str, label: str, wh
     return table
 
 
-def _optics(path: str, optics: StarTable | None, table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
-    """Return the optics table and the row of it that each particle refers to."""
-    if not optics:
-        return _optics_from_rows(table)
-    if "rlnOpticsGroup" not in optics:
-        raise MissingColumnError(f"{path}: its optics table has no _rlnOpticsGroup; write the file again with RELION")
-    numbers = _whole(path, optics, "rlnOpticsGroup")
-    if not len(numbers):
-        raise FormatError(f"{path}: its optics table has no rows; write the file again with RELION")
-    rows = len(group_of_rows(table))
-    if "rlnOpticsGroup" not in table:
-        if len(numbers) > 1:
-            raise MissingColumnError(
-                f"{path} has {len(numbers)} optics groups, but its rows do not say which is theirs"
-            )
-        return optics, np.zeros(rows, dtype=np.int64)
-    wanted = _whole(path, table, "rlnOpticsGroup")
-    order = np.argsort(numbers)
-    place = np.searchsorted(numbers[order], wanted).clip(max=len(numbers) - 1)
-    group = order[place]
-    unknown = np.setdiff1d(wanted, numbers)
-    if len(unknown):
-        raise InconsistentDataError(f"{path}: rows are in optics group {unknown[0]}, which its optics table lacks")
-    return optics, np.asarray(group, dtype=np.int64)
-
-
-def _optics_from_rows(table: StarTable) -> tuple[StarTable, NDArray[np.int64]]:
-    """Make optics groups of a file of version 3.0: rows that share all constants of the microscope."""
-    labels = [label for label in _IN_OPTICS if label in table]
-    rows = len(group_of_rows(table))
-    group = np.zeros(rows, dtype=np.int64)
-    for label in labels:
-        values, code, _ = distinct(table[label])
-        group = distinct(group * len(values) + code).number
-    _, first = np.unique(group, return_index=True)
-    # Number the groups in the order in which they appear.
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    optics: StarTable = {label: table[label][first[order]] for label in labels}
-    optics["rlnOpticsGroupName"] = _text(f"opticsGroup{i + 1}" for i in range(len(first)))
-    return optics, rank[group]
-
-
-def _optics_group(path: str, table: StarTable, row: int, stated: Sequence[str], allow_no_ctf: bool) -> OpticsGroup:
-    constants = {}
-    for label in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
-        if label not in table and not allow_no_ctf:
-            raise MissingColumnError(f"{path} has no _{label}, which the CTF needs; add it, or give --allow-no-ctf")
-        constants[label] = float(numbers_of(path, table, label)[row]) if label in table else 0.0
-    if constants["rlnVoltage"] <= 0 and not allow_no_ctf:
-        raise FormatError(f"{path} states a voltage of {constants['rlnVoltage']:g} kV; correct it")
-    name = str(table["rlnOpticsGroupName"][row]) if "rlnOpticsGroupName" in table else f"opticsGroup{row + 1}"
-    extra = {label: str(values[row]) for label, values in table.items() if label not in stated}
-    return OpticsGroup(
-        name,
-        constants["rlnVoltage"],
-        constants["rlnSphericalAberration"] * _MM,
-        constants["rlnAmplitudeContrast"],
-        extra,
-    )
-
-
-def _one_value(path: str, table: StarTable, label: str, used: NDArray[np.int64], what: str, unit: str) -> float:
-    """Return the value that all used optics groups share; 0 where the table does not say."""
-    if label not in table:
-        return 0.0
-    values = numbers_of(path, table, label)[used]
-    if np.ptp(values) > 1e-4 * abs(values[0]):
-        found = ", ".join(f"{value:g} {unit}".strip() for value in np.unique(values)[:4])
-        raise InconsistentDataError(f"{path} mixes {what}: {found}; import each optics group apart, or scale to one")
-    return float(values[0])
-
-
-def _old_pixel_size(path: str, table: StarTable) -> float:
-    """Return the pixel size of a file of version 3.0; 0 where it does not say."""
-    for label in ("rlnImagePixelSize", "rlnPixelSize"):
-        if label in table:
-            return _one_value(path, table, label, np.arange(len(table[label])), "pixel sizes", "Å")
-    if "rlnDetectorPixelSize" not in table or "rlnMagnification" not in table:
-        return 0.0
-    magnification = numbers_of(path, table, "rlnMagnification")
-    if not (magnification >= 1).all():
-        raise FormatError(f"{path} states a magnification of {magnification.min():g}; correct it")
-    sizes = 1e4 * numbers_of(path, table, "rlnDetectorPixelSize") / magnification
-    if np.ptp(sizes) > 1e-4 * abs(sizes[0]):
-        raise InconsistentDataError(
-            f"{path} mixes pixel sizes: {sizes.min():g} to {sizes.max():g} Å; import them apart"
-        )
-    return float(sizes[0])
-
-
 def _columns(
-    kind: type[ItemTable], path: str, table: StarTable, pixel_size: float, in_optics: Sequence[str]
+    kind: type[ItemTable],
+    path: str,
+    table: StarTable,
+    pixel_size: float | NDArray[np.float64],
+    in_optics: Sequence[str],
 ) -> dict[str, NDArray[Any]]:
     """Return the columns in cloudem's names and units, in the order of the file, less those that went to optics."""
     ours = {meaning.relion: name for name, meaning in kind.COLUMNS.items() if meaning.relion}
@@ -435,8 +336,9 @@ def _columns(
             columns[name] = values
         else:
             # without a pixel size they stay in pixels, and the import knows it from an option or the stacks
-            factor = kind.COLUMNS[name].relion_factor * ((pixel_size or 1.0) if old_shift else 1.0)
-            numbers = numbers_of(path, table, label) * factor
+            numbers = numbers_of(path, table, label) * kind.COLUMNS[name].relion_factor
+            if old_shift:
+                numbers = numbers * np.where(np.asarray(pixel_size) > 0, pixel_size, 1.0)
             if name == "half_set" and not np.isin(numbers, (0, 1, 2)).all():
                 raise FormatError(f"{path}: _{label} has values other than 0, 1 and 2; correct it or remove the column")
             columns[name] = numbers.astype(kind.COLUMNS[name].dtype)
@@ -462,10 +364,3 @@ def _printed(value: float) -> str:
 def _text(values: Any) -> NDArray[Any]:
     items: Sequence[str] = list(values)
     return np.array(items, dtype=TEXT)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

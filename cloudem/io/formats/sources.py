@@ -85,6 +85,9 @@ class SourceTable:
         Factor, 1 or -1, that makes protein bright, shape ``(n,)``.
     shifts_in_pixels
         Whether ``shift_x`` and ``shift_y`` are in pixels still, because the file states no pixel size.
+    group_sizes
+        Where these differ, pixel size and box of each optics group (0 for what the file does not say); `pixel_size`
+        and `box` are then 0.
     """
 
     path: str
@@ -96,6 +99,24 @@ class SourceTable:
     box: int
     sign: NDArray[np.float64]
     shifts_in_pixels: bool = False
+    group_sizes: tuple[tuple[float, int], ...] = ()
+
+    def parts(self) -> list[tuple[NDArray[np.int64], "SourceTable"]]:
+        """Return the rows of each pixel and box size, and the table of these."""
+        if not self.group_sizes:
+            return [(np.arange(len(self.particles)), self)]
+        sizes, kind = np.unique(np.array(self.group_sizes), axis=0, return_inverse=True)
+        of_row = kind.reshape(-1)[self.particles["optics_group"]]
+        rows = {number: np.flatnonzero(of_row == number) for number in np.unique(of_row).tolist()}
+        return [(here, self._part(here, *sizes[number].tolist())) for number, here in rows.items()]
+
+    def _part(self, rows: NDArray[np.int64], pixel_size: float, box: float) -> "SourceTable":
+        used, stack = np.unique(self.stack[rows], return_inverse=True)
+        return SourceTable(
+            self.path, self.particles.take(rows), tuple(self.stacks[number] for number in used),
+            stack.reshape(-1).astype(np.int32), self.section[rows], pixel_size, int(box), self.sign[rows],
+            self.shifts_in_pixels and not pixel_size,
+        )  # fmt: skip
 
 
 class SourceImages:

@@ -1,105 +1,123 @@
-"""What a table says of the microscope that cloudem carries along and does not apply, and about how much that costs."""
+"""What a table says of the microscope that is not applied: refused at import, and said of stores that have it.
+
+Beam tilt, Zernike terms up to fifth order (odd) and fourth (even), and the magnification matrix of optics groups are
+applied (:mod:`cloudem.algorithms.aberrations`). What stands in the particle table of an older store is not, nor is what
+cryoSPARC states: the public sources do not agree on the signs and units of its fields. pyem converts two of them
+without a test (`asarnow/pyem`, ``cryosparc_2_cs_ctf_parameters``), and its users found that tilts and Zernike terms of
+the same set in both programs do not match (pull request 94); another reader gives each tetrafoil term its own sign.
+"""
 
 import re
 from collections.abc import Sequence
-from math import radians
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.io.formats.plausible import used_optics
-from cloudem.kernels.ctf import wavelength
-from cloudem.model.particles import TEXT, Particles
+from cloudem.errors import InconsistentDataError
+from cloudem.kernels.aberrations import EVEN_ORDERS, ODD_ORDERS
+from cloudem.model.optics import EVEN, MATRIX, ODD, TILT, OpticsGroup
+from cloudem.model.particles import Particles
+from cloudem.model.table import distinct
 
-TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
-MATRIX = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
-OTHER = {
-    "rlnOddZernike": "odd Zernike terms (trefoil, coma)",
-    "rlnEvenZernike": "even Zernike terms (tetrafoil and the like)",
+OF_CRYOSPARC = {
     "cs:ctf/tilt_A": "beam tilt (ctf/tilt_A)",
     "cs:ctf/shift_A": "shift of the beam (ctf/shift_A)",
     "cs:ctf/trefoil_A": "trefoil (ctf/trefoil_A)",
     "cs:ctf/tetra_A": "tetrafoil (ctf/tetra_A)",
+    "cs:ctf/anisomag": "anisotropic magnification (ctf/anisomag)",
 }
-"""Aberrations whose cost is not known offhand."""
+"""Columns, and what they hold in words; all are 0 where there is nothing."""
 
-_ANISOMAG = "cs:ctf/anisomag"
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_AWAY = 100.0
-"""Å from the centre of the particle, for which the cost of a magnification is told."""
 
 
-def unapplied(particles: Particles, pixel_size: float) -> list[str]:
-    """Return one sentence for each thing that a table states, not as zero, and that is not applied.
+def unapplied(particles: Particles) -> list[str]:
+    """Return one sentence for each kind of thing that a table states, not as zero, and that is not applied."""
+    said = []
+    columns = (*TILT, ODD, EVEN, *MATRIX)
+    rows = [label for label in columns if np.any(_values(particles, f"rln:{label}") - _nothing(label))]
+    if rows:
+        said.append(
+            f"not applied: {', '.join(rows)}, which stand in the particle table; import the particles again, so that "
+            "they become those of optics groups"
+        )
+    found = _of_cryosparc(particles)
+    if found:
+        said.append(f"not applied: {', '.join(found)}; fine detail is blurred where they are not small")
+    return said
+
+
+def without_unapplied(particles: Particles, where: str, *, allowed: bool) -> tuple[Particles, list[str]]:
+    """Refuse a table with aberrations that cannot be applied, or return it without them and what was left out.
 
     Parameters
     ----------
     particles
-        The table, with its text.
-    pixel_size
-        Å per pixel.
+        As a file has them.
+    where
+        The file, for messages.
+    allowed
+        Whether to go on without.
+
+    Raises
+    ------
+    InconsistentDataError
+        It has some, and that is not allowed.
     """
-    said = []
-    tilt = float(np.linalg.norm(_rows(particles, TILT), axis=1).max(initial=0))
-    if tilt:
-        said.append(f"beam tilt of up to {tilt:.2g} mrad is not applied{_harm_of_tilt(particles, tilt, pixel_size)}")
-    others = [words for label, words in OTHER.items() if np.any(_rows(particles, (label,)))]
-    if others:
-        said.append(f"not applied: {', '.join(others)}; fine detail is blurred where they are not small")
-    stretch = max((_stretch(row) for label in (MATRIX, (_ANISOMAG,)) for row in _rows(particles, label)), default=0.0)
-    if stretch > 1e-6:
-        said.append(
-            f"a magnification matrix is not applied: {stretch:.1%} of anisotropic magnification blurs what lies "
-            f"{_AWAY:.0f} Å from the particle's centre by up to {_AWAY * stretch:.2g} Å"
+    found = _of_cryosparc(particles)
+    if found and not allowed:
+        raise InconsistentDataError(
+            f"{where} states {', '.join(found)}, whose signs and units are not documented, so that they cannot be "
+            "applied; give --without-aberrations to import without them, and fit them anew"
         )
-    return said
+    numbers = set(np.unique(particles.get("optics_group", 0)).tolist())
+    optics, said = list(particles.optics), []
+    for number, group in enumerate(optics):
+        for label, orders in ((ODD, ODD_ORDERS), (EVEN, EVEN_ORDERS)):
+            values = _numbers(group.extra.get(label, ""))
+            if number not in numbers or not any(values[len(orders) :]):
+                continue
+            what = f"{label} of optics group {group.name} beyond its first {len(orders)} of {len(values)} entries"
+            if not allowed:
+                raise InconsistentDataError(
+                    f"{where} states {what}, which are of an order that cannot be applied; estimate aberrations of "
+                    "lower order, or give --without-aberrations to import without these"
+                )
+            optics[number] = group = _cut(group, label, len(orders))
+            said.append(f"{what} are left out, and fine detail is blurred where they are not small")
+    return replace(particles, optics=tuple(optics)), said
 
 
 def lost_in_star(particles: Particles) -> list[str]:
     """Return what a STAR file has no place for, in words: aberrations that cryoSPARC stated."""
-    lost = [label for label in (*OTHER, _ANISOMAG) if label.startswith("cs:") and np.any(_rows(particles, (label,)))]
+    lost = [label.removeprefix("cs:") for label in OF_CRYOSPARC if np.any(_values(particles, label))]
     if not lost:
         return []
-    names = ", ".join(label.removeprefix("cs:") for label in lost)
-    return [f"the STAR file has no place for {names}, which are lost in it; estimate aberrations again in RELION"]
+    return [f"the STAR file has no place for {', '.join(lost)}, which are lost in it; estimate aberrations again"]
 
 
-def _rows(particles: Particles, labels: Sequence[str]) -> NDArray[np.float64]:
-    """Return the different values of some labels, in optics groups or among the particles, ``(kinds, numbers)``."""
-    texts = {tuple(group.extra.get(label, "") for label in labels) for group in used_optics(particles)}
-    columns = [particles.columns.get(label if ":" in label else f"rln:{label}") for label in labels]
-    if any(values is not None for values in columns):
-        nothing = np.full(len(particles), "", dtype=TEXT)
-        texts |= set(zip(*((nothing if v is None else v).tolist() for v in columns), strict=True))
-    rows = [[float(number) for text in row for number in _NUMBER.findall(str(text))] for row in texts]
-    width = max(map(len, rows), default=0)
-    return np.array([row + [0.0] * (width - len(row)) for row in rows if row], np.float64).reshape(-1, max(width, 1))
+def _of_cryosparc(particles: Particles) -> list[str]:
+    return [words for label, words in OF_CRYOSPARC.items() if np.any(_values(particles, label))]
 
 
-def _stretch(row: NDArray[np.float64]) -> float:
-    """Return by how much a matrix stretches or shrinks at most, as a share; cryoSPARC writes what differs from 1."""
-    if len(row) != 4 or not np.isfinite(row).all():
-        return 0.0
-    matrix = row.reshape(2, 2)
-    if abs(np.trace(matrix)) < 1:
-        matrix = matrix + np.eye(2)
-    return float(abs(np.linalg.svd(matrix, compute_uv=False) - 1).max())
+def _values(particles: Particles, name: str) -> NDArray[np.float64]:
+    """Return the different numbers in a column of text."""
+    if name not in particles:
+        return np.zeros(0)
+    texts = distinct(particles[name]).values.tolist()
+    return np.array([number for text in texts for number in _numbers(str(text))])
 
 
-def _harm_of_tilt(particles: Particles, tilt: float, pixel_size: float) -> str:
-    """Say from which resolution on phases are wrong by 45°: ``2 pi Cs lambda² theta k³``."""
-    worst = max(
-        (
-            float(abs(g.spherical_aberration) * wavelength(g.voltage) ** 2)
-            for g in used_optics(particles)
-            if g.voltage > 0
-        ),
-        default=0.0,
-    )
-    if not worst:
-        return ""
-    from_A = (2 * np.pi * worst * tilt * 1e-3 / radians(45)) ** (1 / 3)
-    finer = (
-        f", finer than {2 * pixel_size:.3g} Å, which is all that these images hold" if from_A < 2 * pixel_size else ""
-    )
-    return f": phases are wrong by more than 45° beyond {from_A:.2g} Å{finer}"
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in _NUMBER.findall(text)]
+
+
+def _nothing(label: str) -> float:
+    return 1.0 if label in (MATRIX[0], MATRIX[3]) else 0.0
+
+
+def _cut(group: OpticsGroup, label: str, count: int) -> OpticsGroup:
+    """Return a group with the first entries of a list, as they were printed."""
+    words: Sequence[str] = group.extra[label].strip().strip("[]").replace(",", " ").split()
+    return replace(group, extra={**group.extra, label: "[" + ",".join(words[:count]) + "]"})

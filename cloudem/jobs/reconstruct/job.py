@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
-from cloudem.errors import OutputExistsError
+from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
 from cloudem.jobs.parameters import Kind, Place, parameter
 
@@ -22,6 +22,7 @@ class Reconstruct(Job):
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem reconstruct --particles particles.zarr --symmetry C1 --out rec",
         "cloudem reconstruct --particles particles.zarr --symmetry D7 --mask mask.mrc --out rec",
+        "cloudem reconstruct --particles refine --ewald-sphere --mask mask.mrc --out curved",
     )
 
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
@@ -37,6 +38,12 @@ class Reconstruct(Job):
         reads=("mask",),
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution to reconstruct; 0: Nyquist", ge=0)
+    ewald_sphere: bool = parameter(
+        False, meaning="correct for the curvature of the Ewald sphere: each sideband of an image is inserted on its own"
+    )
+    reverse_curvature: bool = parameter(
+        False, meaning="curve the Ewald sphere the other way round, if that gives the better map"
+    )
     group_size: int = parameter(1250, meaning="minimum number of images per task", ge=50)
     skip_damaged: bool = parameter(
         False, meaning="skip particles whose shards are missing or damaged, instead of stopping"
@@ -47,6 +54,11 @@ class Reconstruct(Job):
     )
     seed: int = parameter(0, meaning="random seed for half-sets and phase randomisation")
     report: bool = parameter(True, meaning="write report.html")
+
+    def model_post_init(self, _: Any) -> None:
+        """Check what no single field can say."""
+        if self.reverse_curvature and not self.ewald_sphere:
+            raise ParameterError("--reverse-curvature means something with --ewald-sphere alone; give both, or none")
 
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what the results say of themselves, once there is a result."""
@@ -77,10 +89,12 @@ class Reconstruct(Job):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
-        from cloudem.jobs.refine3d.duration import Alignment
+        from cloudem.jobs.refine3d.duration import Alignment, Correction
 
         where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
-        return Alignment(*where, None, pixel_size=particles.pixel_size)
+        # each image is inserted twice
+        cost = Correction(local=2.0) if self.ewald_sphere else Correction()
+        return Alignment(*where, None, correction=cost, pixel_size=particles.pixel_size)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and particles."""

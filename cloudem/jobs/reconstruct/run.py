@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import by_direction
+from cloudem.algorithms.ewald import Curvature
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import itself
@@ -46,7 +47,11 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
     with labelled(step="open"):
         data = executor.spread(open_for_tasks, job.particles, local=itself)
     with context.progress.stage("insert", int(np.count_nonzero(halves))) as stage:
-        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry))
+        curvature = None
+        if job.ewald_sphere:
+            curvature = Curvature(job.reverse_curvature, job.diameter_A or 0.9 * box * pixel_size)
+            context.progress.facts({"Ewald sphere": "reversed" if job.reverse_curvature else "as RELION curves it"})
+        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry, curvature=curvature))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve"):
         shape = (box, k_max, job.symmetry)

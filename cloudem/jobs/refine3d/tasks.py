@@ -26,6 +26,7 @@ from cloudem.algorithms.bricks import (
     unpack_reference,
 )
 from cloudem.algorithms.evidence import gains
+from cloudem.algorithms.ewald import Curvature, insert_sphere
 from cloudem.algorithms.expectation import IterationPlan, Model, contrast, expect
 from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
@@ -344,8 +345,11 @@ def gains_of_group(
     return np.concatenate(parts) if parts else np.zeros((0, shells[1] - shells[0] + 1))
 
 
-def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Added[int, Brick, None]:
-    """Insert images at the poses of the table; the ``add`` of a reconstruction's fold."""
+def insert_group(
+    item: Item, dataset: Dataset, k_max: int, symmetry: str, curvature: Curvature | None = None
+) -> Added[int, Brick, None]:
+    """Insert images at the poses of the table, along the Ewald sphere if so; the ``add`` of a reconstruction's fold."""
+    voltage = np.array([group.voltage for group in dataset.particles.optics])
     sums = empty_sums(dataset.store.box, k_max)
     pixel_size, table = dataset.store.pixel_size, dataset.particles
     for indices, images in image_batches(dataset, item.indices):
@@ -356,5 +360,8 @@ def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Add
         settled = np.ones(len(indices), bool)
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
         batch = Batch(images, *table_rows, poses, aberrations=dataset.aberrations)
-        insert_known(batch, pixel_size, k_max, sums)
+        if curvature is None:
+            insert_known(batch, pixel_size, k_max, sums)
+        else:
+            insert_sphere(batch, voltage[dataset.optics_group[indices]], curvature, pixel_size, k_max, sums)
     return Added({item.half: pack(sums, packed_sphere_of(dataset.store.box, k_max, operators(symmetry)))}, None)

@@ -82,7 +82,7 @@ def _doubles(values: Array) -> NDArray[np.float64]:
 
 
 @jit
-def _phases(shift: Any, beta: float, reach: int, cosine: Any, sine: Any) -> None:
+def tabulate_phases(shift: Any, beta: float, reach: int, cosine: Any, sine: Any) -> None:
     """Tabulate cos and sin of ``beta k shift`` for k from -reach to reach."""
     for k in range(-reach, reach + 1):
         cosine[k + reach] = np.cos(beta * k * shift)
@@ -110,7 +110,7 @@ def _locate(a: Any, m: int, stride: int, kx: Any, ky: Any, place: Any, start: An
 
 
 @jit
-def _shifted(
+def shift_coefficients(
     numerators: Any, kx: Any, ky: Any, cos_x: Any, sin_x: Any, cos_y: Any, sin_y: Any, re: Any, im: Any
 ) -> None:
     """Multiply coefficients by the phase of a shift."""
@@ -160,13 +160,13 @@ def _insert(
     for i in range(images.shape[0]):
         image, gamma = images[i], pose_weights[i]
         a = rotations[i] * padding
-        _phases(shifts[i, 0], beta, reach, cos_x, sin_x)
-        _phases(shifts[i, 1], beta, reach, cos_y, sin_y)
+        tabulate_phases(shifts[i, 0], beta, reach, cos_x, sin_x)
+        tabulate_phases(shifts[i, 1], beta, reach, cos_y, sin_y)
         for first in range(0, kx.shape[0], BLOCK):
             last = min(first + BLOCK, kx.shape[0])
             u, v = kx[first:last], ky[first:last]
             _locate(a, m, 1, u, v, place, start, sign)
-            _shifted(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
+            shift_coefficients(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
             for j in range(last - first):
                 scatter(
                     sums,
@@ -210,8 +210,8 @@ def _score_derivatives(
         image = images[i]
         a = axes[i] * padding
         a32 = (turning[i] * padding).astype(np.float32)
-        _phases(shifts[i, 0], beta, reach, cos_x, sin_x)
-        _phases(shifts[i, 1], beta, reach, cos_y, sin_y)
+        tabulate_phases(shifts[i, 0], beta, reach, cos_x, sin_x)
+        tabulate_phases(shifts[i, 1], beta, reach, cos_y, sin_y)
         for first in range(0, kx.shape[0], BLOCK):
             last = min(first + BLOCK, kx.shape[0])
             u, v = kx[first:last], ky[first:last]
@@ -220,7 +220,7 @@ def _score_derivatives(
                 g = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
                 for c in range(8):
                     found[c, j] = g[c]
-            _shifted(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
+            shift_coefficients(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
             sums = _reduce(a32, u, v, sign, found, re, im, denominators[image, first:last], np.float32(beta))
             for j in range(22):
                 out[i, j] += sums[j]

@@ -114,8 +114,7 @@ def test_bad_files_are_one_clear_line(tmp_path):
     odd = np.zeros(2, dtype=[("uid", "<u8"), ("when", "<M8[s]")])
     cases = [
         (changed("ctf/df1_A", np.nan), FormatError, "ctf/df1_A of particle 2"),
-        (changed("blob/psize_A", 2.0), InconsistentDataError, "pixel sizes"),
-        (changed("blob/shape", 32), InconsistentDataError, "box sizes"),
+        (changed("blob/shape", (16, 32)), InconsistentDataError, "not square"),
         (changed("alignments3D/split", 7), FormatError, "split"),
         (changed("ctf/accel_kv", 0), FormatError, "voltage"),
         (rows(0), ParameterError, "empty"),
@@ -143,7 +142,10 @@ def test_images_come_with_bright_protein_and_go_out_as_they_were(tmp_path):
     write_stack(tmp_path / "J1" / "b.mrc", [images[1::2]], 3, 1.3)
     (tmp_path / "J2").mkdir()
     source = read_particles_cs(save(tmp_path / "J2" / "p.cs", rows()))
-    import_particles(source, tmp_path / "p.zarr", dtype="float32")
+    with pytest.raises(InconsistentDataError, match=r"states beam tilt .*--without-aberrations"):
+        import_particles(source, tmp_path / "p.zarr", dtype="float32")
+    summary = import_particles(source, tmp_path / "p.zarr", dtype="float32", without_aberrations=True)
+    assert any(line.startswith("not applied: beam tilt") for line in summary.lines())
     stored = open_particles(tmp_path / "p.zarr").read_images(np.arange(6))
     assert all(np.corrcoef(a.ravel(), b.ravel())[0, 1] < -0.999 for a, b in zip(stored, images, strict=True))
     export(tmp_path / "p.zarr", tmp_path / "files")
@@ -151,3 +153,18 @@ def test_images_come_with_bright_protein_and_go_out_as_they_were(tmp_path):
     table = read_star(tmp_path / "files" / "particles.star")["particles"]
     assert not any(label.startswith("cs:") for label in table)
     assert table["rlnImageOriginalName"][1] == "000001@J1/b.mrc"
+
+
+def test_images_of_two_sizes_are_optics_groups_of_their_own(tmp_path):
+    data = rows()
+    data["blob/psize_A"][[0, 4]], data["blob/shape"][[0, 4]] = 1.1, 20
+    source = read_particles_cs(save(tmp_path / "p.cs", data))
+    group = source.particles["optics_group"]
+    assert [source.group_sizes[number] for number in group] == [
+        (1.1, 20), (1.3, 16), (1.3, 16), (1.3, 16), (1.1, 20), (1.3, 16)
+    ]  # fmt: skip
+    assert group[0] != group[4]  # of two exposure groups
+    data["blob/psize_A"] = 1.3 * (1 + 1e-5 * np.arange(6))  # but for rounding the same
+    data["blob/shape"] = 16
+    source = read_particles_cs(save(tmp_path / "p.cs", data))
+    assert (source.pixel_size, source.box, source.group_sizes) == (1.3, 16, ())

@@ -8,7 +8,7 @@ import pytest
 
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.plausible import doubts, truth
-from cloudem.io.formats.unapplied import lost_in_star, unapplied
+from cloudem.io.formats.unapplied import lost_in_star, unapplied, without_unapplied
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import TEXT, Particles
 
@@ -131,59 +131,112 @@ def test_only_optics_groups_that_are_used_count():
     particles = table()
     other = replace(GROUP, voltage=3e5, extra={"rlnCtfDataArePhaseFlipped": "1", "rlnBeamTiltX": "1"})
     assert look(replace(particles, optics=(GROUP, other))) == []
-    assert unapplied(replace(particles, optics=(GROUP, other)), 1.3) == []
+    long = replace(GROUP, extra={"rlnEvenZernike": "[0,0,0,0,0,0,0,0,0,1]"})
+    without_unapplied(replace(particles, optics=(GROUP, long)), "p.star", allowed=False)
 
 
 MATRIX = {"rlnMagMat00": "1.02", "rlnMagMat01": "0", "rlnMagMat10": "0", "rlnMagMat11": "0.99"}
 NOTHING = {
-    "rlnBeamTiltX": "0.0", "rlnBeamTiltY": "0", "rlnOddZernike": "[0,0,0]", "rlnEvenZernike": "[0,0.0]",
+    "rlnBeamTiltX": "0.0", "rlnBeamTiltY": "0", "rlnOddZernike": "[0,0]", "rlnEvenZernike": "[0.0]",
     "rlnMagMat00": "1", "rlnMagMat01": "0", "rlnMagMat10": "0", "rlnMagMat11": "1.000000",
 }  # fmt: skip
+ODD_LIST, EVEN_LIST = "[0,0,1e-2,0,-3.5,0]", "[0,-.3,0,1]"
 
 
-def in_both_places(labels):
-    columns = {f"rln:{label}": np.full(COUNT, text).astype(TEXT) for label, text in labels.items()}
-    return [table({"extra": labels}), table(**columns)]
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"rlnBeamTiltX": "0.3", "rlnBeamTiltY": "-0.4"},
+        {"rlnOddZernike": ODD_LIST, "rlnEvenZernike": EVEN_LIST},
+        {"rlnOddZernike": "[]", "rlnEvenZernike": "[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]"},  # zeros of sixth order
+        MATRIX,
+        NOTHING,
+    ],
+)
+def test_aberrations_of_optics_groups_are_applied_and_need_no_word(labels):
+    particles = table({"extra": labels})
+    assert look(particles) == unapplied(particles) == lost_in_star(particles) == []
+    kept, said = without_unapplied(particles, "p.star", allowed=False)
+    assert (kept.optics, said) == (particles.optics, [])
 
 
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (
-            {"rlnBeamTiltX": "0.3", "rlnBeamTiltY": "-0.4"},
-            "beam tilt of up to 0.5 mrad is not applied: .* beyond 3.5 Å$",
-        ),
-        ({"rlnBeamTiltX": "0.001"}, "beam tilt of up to 0.001 mrad .* beyond 0.44 Å, finer than 2.6 Å"),
-        ({"rlnOddZernike": "[0,0,1e-2]"}, "not applied: odd Zernike terms"),
-        ({"rlnEvenZernike": "[0,-.3]", "rlnOddZernike": "[0]"}, "not applied: even Zernike terms"),
-        (MATRIX, "2.0% of anisotropic magnification blurs what lies 100 Å .* by up to 2 Å"),
+        ({"rlnBeamTiltX": "nan"}, "rlnBeamTiltX of optics group g is 'nan'; it must hold finite numbers"),
+        ({"rlnBeamTiltX": "[1,2]"}, "one number is needed"),
+        ({"rlnBeamTiltY": "300"}, "a beam tilt of 300 mrad, milliradians"),
+        ({"rlnOddZernike": "[0,inf]"}, "finite numbers"),
+        ({"rlnOddZernike": "aberration"}, "finite numbers"),
+        ({"rlnOddZernike": "[[0,1]]"}, "finite numbers"),
+        ({"rlnOddZernike": "[0,1"}, r"rlnOddZernike is '\[0,1', a list that is cut off"),
+        ({"rlnEvenZernike": "[0,0,0,0,0,0,0,0,0,0,0,0,1e-3,0,0,0]"}, "16 entries, of which the first 9 can be applied"),
+        ({"rlnMagMat00": "0", "rlnMagMat11": "0"}, "rlnMagMat00 to 11 are 0 0 0 0, which is not near the unit matrix"),
+        ({"rlnMagMat00": "0.01", "rlnMagMat11": "-0.01"}, "cryoSPARC writes the difference"),
+        ({"rlnMagMat00": "-1"}, "not near the unit matrix"),
+        ({"rlnMagMat00": "0", "rlnMagMat11": "0", "rlnMagMat01": "1", "rlnMagMat10": "1"}, "not near"),  # a mirror
+        ({"rlnMagMat01": "0.5"}, "not near the unit matrix"),
     ],
 )
-def test_what_is_not_applied_is_said_with_its_size(labels, words):
-    for particles in in_both_places(labels):
-        (line,) = unapplied(particles, 1.3)
-        assert re.search(words, line), line
+def test_aberrations_that_cannot_be_are_refused(labels, words):
+    with pytest.raises(InconsistentDataError, match=words) as caught:
+        look(table({"extra": labels}))
+    assert "\n" not in str(caught.value)
 
 
-def test_terms_that_are_zero_are_not_worth_a_word():
-    for particles in in_both_places(NOTHING):
-        assert unapplied(particles, 1.3) == []
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"rlnOddZernike": "[0,0,1]"}, "3 entries, and whole orders 2 or 6: is the list cut off"),
+        ({"rlnEvenZernike": "[0,0,0,0,0]"}, "5 entries, and whole orders 4 or 9"),
+        ({"rlnBeamTiltX": "7"}, "beam tilt of 7 mrad, which is unusual"),
+        ({"rlnMagMat00": "1.08"}, "stretches by 8.0%, which is unusual"),
+    ],
+)
+def test_aberrations_that_are_odd_are_said(labels, words):
+    (line,) = look(table({"extra": labels}))
+    assert words in line
+
+
+def test_what_stands_in_the_particle_table_of_a_store_is_not_applied():
+    columns = {f"rln:{label}": np.full(COUNT, text).astype(TEXT) for label, text in NOTHING.items()}
+    assert unapplied(table(**columns)) == []
+    columns["rln:rlnMagMat00"] = np.full(COUNT, "1.02").astype(TEXT)
+    (line,) = unapplied(table(**columns))
+    assert "not applied: rlnMagMat00, which stand in the particle table; import the particles again" in line
+
+
+def test_orders_that_cannot_be_applied_are_left_out_only_where_that_was_asked_for():
+    long = "[0,0,0.25,0,0,0,0,0,0,0,0,0,1e-3,0,0,0,0,0,0,0]"
+    particles = table({"extra": {"rlnOddZernike": long, "other": "1"}})
+    with pytest.raises(InconsistentDataError, match=r"beyond its first 12 of 20 entries.* --without-aberrations"):
+        without_unapplied(particles, "p.star", allowed=False)
+    kept, (line,) = without_unapplied(particles, "p.star", allowed=True)
+    assert kept.optics[0].extra == {"rlnOddZernike": "[0,0,0.25,0,0,0,0,0,0,0,0,0]", "other": "1"}
+    assert "are left out" in line
+    assert look(kept) == []
 
 
 @pytest.mark.parametrize(
     ("field", "text", "words"),
     [
         ("ctf/tilt_A", '["0.0", "1200.5"]', "beam tilt (ctf/tilt_A)"),
+        ("ctf/shift_A", '["0.0", "-0.5"]', "shift of the beam"),
         ("ctf/trefoil_A", '["1e3", "0.0"]', "trefoil"),
         ("ctf/tetra_A", '["0.0", "0.0", "-3.0", "0.0"]', "tetrafoil"),
-        ("ctf/anisomag", '["0.01", "0.0", "0.0", "-0.01"]', "1.0% of anisotropic magnification"),
+        ("ctf/anisomag", '["0.01", "0.0", "0.0", "-0.01"]', "anisotropic magnification"),
     ],
 )
-def test_aberrations_of_cryosparc_are_said_and_what_a_star_file_loses_too(field, text, words):
+def test_aberrations_of_cryosparc_are_refused_or_said_and_a_star_file_loses_them(field, text, words):
     particles = table(**{f"cs:{field}": np.full(COUNT, text).astype(TEXT)})
-    (line,) = unapplied(particles, 1.3)
+    with pytest.raises(InconsistentDataError, match=rf"{re.escape(words)}.* not documented.* --without-aberrations"):
+        without_unapplied(particles, "p.cs", allowed=False)
+    kept, said = without_unapplied(particles, "p.cs", allowed=True)
+    assert (kept.columns.keys(), said) == (particles.columns.keys(), [])
+    (line,) = unapplied(kept)
     assert words in line
     (lost,) = lost_in_star(particles)
     assert field in lost
     nothing = table(**{f"cs:{field}": np.full(COUNT, '["0.0", "0.0", "0.0", "0.0"]').astype(TEXT)})
-    assert unapplied(nothing, 1.3) == lost_in_star(nothing) == []
+    assert unapplied(nothing) == lost_in_star(nothing) == []
+    without_unapplied(nothing, "p.cs", allowed=False)
