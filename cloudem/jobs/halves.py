@@ -98,6 +98,17 @@ def half_sets(
     return halves
 
 
+def image_numbers(particles: Particles) -> Labels:
+    """Return a number, from 1, for the image of each particle; those that use one image share it, (n,)."""
+    alone = np.arange(1, len(particles) + 1)
+    if "same_image" in particles:
+        known = particles["same_image"].astype(np.int64)
+        return np.where(known > 0, known, alone + known.max(initial=0))
+    if "image_name" in particles:  # of an older store, which knows no pixels
+        return distinct(particles.columns["image_name"]).number + 1
+    return alone
+
+
 def _kinds(particles: Particles, by: By) -> dict[str, Labels]:
     """Return what belongs together, by what it is called: for each particle a number, or -1 where it is alone."""
     kinds: dict[str, Labels] = {}
