@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import (
+    Anchors,
     Poses,
     Prior,
     Weighted,
@@ -118,6 +119,10 @@ class Model:
     own_share: Float64 | None = None
     view_gradient: NDArray[np.float16] | None = None
 
+    def near(self, anchors: Anchors | None) -> Model:
+        """Return the model with a prior about the poses that the images of a batch are believed to be near."""
+        return self if anchors is None else replace(self, prior=replace(self.prior, anchors=anchors))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -141,6 +146,8 @@ class Batch:
         Of these poses, (c,); None for 1.
     keep
         Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
+    anchors
+        Poses that the images are believed to be near; None where any pose may be.
     """
 
     images: Float32
@@ -151,6 +158,7 @@ class Batch:
     poses: Poses | None
     weights: Float64 | None = None
     keep: Float64 | None = None
+    anchors: Anchors | None = None
 
     def rows(self, index: NDArray[np.int64]) -> Batch:
         """Return some of the images, with the poses of these."""
@@ -163,7 +171,8 @@ class Batch:
             poses = replace(poses, images=place[poses.images])
         table = (self.scale[index], self.optics_group[index], self.settled[index])
         keep = None if self.keep is None else self.keep[index]
-        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep)
+        anchors = None if self.anchors is None else self.anchors.take(index)
+        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep, anchors)
 
 
 @dataclass(frozen=True)
@@ -384,6 +393,7 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     sums
         Accumulator for shells up to ``plan.k_insert``, changed in place.
     """
+    model = model.near(batch.anchors)
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
@@ -460,6 +470,7 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     N² / 2D with the reference's sign, the same with the opposite sign, and N and D of the former. The sum of N over
     that of D is the scale of the reference.
     """
+    model = model.near(batch.anchors)
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     if batch.poses is not None and not plan.k_search:

@@ -7,15 +7,19 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import Anchors
+from cloudem.algorithms.focus import Focus, FocusedPoses
 from cloudem.errors import DamagedShardError, InconsistentDataError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
+from cloudem.model.poses import euler_to_matrix
 from cloudem.model.table import distinct
 
 NAMED = 3
@@ -47,6 +51,8 @@ class Dataset:
         Factor on the CTF from the table, (N,).
     optics_group
         (N,).
+    focus
+        Where a local refinement looks: images are cut about its pivot; None for whole ones.
     """
 
     store: ParticleStore
@@ -54,10 +60,26 @@ class Dataset:
     terms: NDArray[np.float64]
     ctf_scale: NDArray[np.float64]
     optics_group: NDArray[np.int32]
+    focus: Focus | None = None
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return images, (b, n, n) float32."""
-        return self.store.read_images(indices)
+        images = self.store.read_images(indices)
+        return images if self.focus is None else self.focus.cut(images, self.focused(indices, self.focus).corners)
+
+    def focused(self, indices: NDArray[np.integer[Any]], focus: Focus) -> FocusedPoses:
+        """Return the poses of the table about a pivot."""
+        table = self.particles
+        rotations = euler_to_matrix(*(table[name][indices] for name in ("rot", "tilt", "psi")))
+        shifts = np.stack([table.get(name, 0.0)[indices] for name in ("shift_x", "shift_y")], axis=1)
+        return focus.about_pivot(rotations, shifts / self.store.pixel_size)
+
+    def anchors(self, indices: NDArray[np.int64]) -> Anchors | None:
+        """Return the poses that images are believed to be near; None where any pose may be."""
+        if self.focus is None:
+            return None
+        rotations, shifts, _ = self.focused(indices, self.focus)
+        return Anchors(rotations, shifts, self.focus.turn_variance, self.focus.shift_variance)
 
 
 def check_ctf(particles: Particles, url: str, box: int, pixel_size: float) -> list[str]:
@@ -97,9 +119,9 @@ def open_dataset(url: str) -> Dataset:
     return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
 
 
-def open_for_tasks(url: str) -> Dataset:
+def open_for_tasks(url: str, focus: Focus | None = None) -> Dataset:
     """Open a particle store with the numbers that tasks read, without the text of its table."""
-    dataset = open_dataset(url)
+    dataset = replace(open_dataset(url), focus=focus)
     numbers = {name: values for name, values in dataset.particles.columns.items() if values.dtype.kind in "fiub"}
     return replace(dataset, particles=replace(dataset.particles, columns=numbers))
 

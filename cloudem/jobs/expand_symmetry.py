@@ -1,4 +1,4 @@
-"""``cloudem expand_symmetry``: each particle once for each operator of its point group; rows are added, and no images."""
+"""``cloudem expand_symmetry``: each particle once for each operator of its point group; no image is copied."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class ExpandSymmetry(TableResult):
     """Declaration of ``cloudem expand_symmetry``."""
 
     name: ClassVar[str] = "expand_symmetry"
-    summary: ClassVar[str] = "Repeat each particle in all poses that its point group takes for the same; no image is copied."
+    summary: ClassVar[str] = "Repeat each particle in all poses that its point group takes for the same."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem expand_symmetry refine --out expanded",
         "cloudem expand_symmetry particles.zarr --symmetry D7 --out expanded",
-        "cloudem refine3d --particles expanded --reference refine --local --mask subunit.mrc --diameter-A 90 --out unit",
+        "cloudem refine3d --particles expanded --reference refine --local --mask unit.mrc --diameter-A 90 --out unit",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
     columns: ClassVar[tuple[Column, ...]] = ()
@@ -65,15 +65,14 @@ class ExpandSymmetry(TableResult):
         require_mates(group, len(operators(group)))
         from cloudem.io.particle_store import open_particles
         from cloudem.jobs.dataset import require_finite
-        from cloudem.jobs.halves import image_numbers
+        from cloudem.jobs.halves import repeated
 
         table = open_particles(self.particles).particles
         require_finite(table, "rot", "tilt", "psi")
-        images = len(set(image_numbers(table).tolist()))
-        if images < (1 - MOST_COPIES) * len(table):
+        if repeated(table):
             raise ParameterError(
-                f"{self.particles} holds {len(table):,} particles of {images:,} images: it is expanded already; give "
-                "the particles from before"
+                f"{self.particles} holds many particles of one image each: it is expanded already; give the particles "
+                "from before"
             )
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
@@ -105,10 +104,6 @@ class ExpandSymmetry(TableResult):
             stage.advance(len(table))
         context.progress.message(f"{len(store):,} particles in {len(group)} poses of {symmetry}: {len(table):,} rows")
         return MadeTable(table, store, {}, {"expanded_by": symmetry, "notes": [NOTE]})
-
-
-MOST_COPIES = 0.3
-"""Share of particles that repeat an image of another, above which a table is taken for an expanded one."""
 
 
 def require_mates(symmetry: str, order: int) -> None:
@@ -143,8 +138,8 @@ def expanded(table: Particles, group: NDArray[np.float64]) -> Particles:
     poses = euler_to_matrix(table["rot"], table["tilt"], table["psi"])
     rot, tilt, psi = (np.tile(table[name], order) for name in ("rot", "tilt", "psi"))
     for number, operator in enumerate(group[1:], start=1):  # the first is the identity: these angles stay as they are
-        rows = slice(number * count, (number + 1) * count)
-        rot[rows], tilt[rows], psi[rows] = matrix_to_euler(poses @ operator)
+        mates = slice(number * count, (number + 1) * count)
+        rot[mates], tilt[mates], psi[mates] = matrix_to_euler(poses @ operator)
     rows = table["store_row"] if "store_row" in table else np.arange(count)
     whole = table.take(np.tile(np.arange(count), order))
     return whole.with_columns(

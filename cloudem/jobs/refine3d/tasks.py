@@ -235,7 +235,7 @@ def batch_of(
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
     keep = None if known.keep is None else known.keep[here]
-    return Batch(to_device(images, device), *table, poses, weights, keep)
+    return Batch(to_device(images, device), *table, poses, weights, keep, dataset.anchors(indices))
 
 
 class Placed(NamedTuple):
