@@ -53,15 +53,24 @@ class Focus:
     turn_variance: float = np.inf
     shift_variance: float = np.inf
 
-    def about_pivot(self, rotations: Float64, shifts: Float64) -> FocusedPoses:
-        """Return poses of the map, with shifts in pixels, as those of the map about the pivot."""
-        moved = shifts + (rotations @ np.array(self.pivot, np.float64))[:, :2]
-        corners = np.rint(moved).astype(np.int64)
-        return FocusedPoses(rotations, moved - corners, corners)
+    def about_pivot(self, axes: Float64, shifts: Float64) -> tuple[Float64, NDArray[np.int64]]:
+        """Return `FocusedPoses.shifts` and ``corners`` of poses of the map.
 
-    def undone(self, rotations: Float64, shifts: Float64, corners: NDArray[np.int64]) -> Float64:
+        Parameters
+        ----------
+        axes
+            Rotations (b, 3, 3), with the magnification of the images
+            (`cloudem.algorithms.aberrations.Aberrations.axes`).
+        shifts
+            Pixels, (b, 2).
+        """
+        moved = shifts + (axes @ np.array(self.pivot, np.float64))[:, :2]
+        corners = np.rint(moved).astype(np.int64)
+        return moved - corners, corners
+
+    def undone(self, axes: Float64, shifts: Float64, corners: NDArray[np.int64]) -> Float64:
         """Return the shifts in pixels, (b, 2), of poses about the pivot as those of the map itself."""
-        return np.asarray(shifts + corners - (rotations @ np.array(self.pivot, np.float64))[:, :2])
+        return np.asarray(shifts + corners - (axes @ np.array(self.pivot, np.float64))[:, :2])
 
     def cut(self, images: Float32, corners: NDArray[np.int64]) -> Float32:
         """Return images with other pixels in their middle, (b, m, m).

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations, aberrations_of, terms_with
 from cloudem.algorithms.align import Anchors
 from cloudem.algorithms.focus import Focus, FocusedPoses
 from cloudem.errors import DamagedShardError, InconsistentDataError
@@ -46,11 +47,13 @@ class Dataset:
     particles
         Table.
     terms
-        (N, 12), :func:`cloudem.kernels.ctf.ctf_terms`.
+        (N, 12), :func:`cloudem.kernels.ctf.ctf_terms`, with even aberrations and magnification.
     ctf_scale
         Factor on the CTF from the table, (N,).
     optics_group
         (N,).
+    aberrations
+        Odd ones, and the magnification, of all optics groups.
     focus
         Where a local refinement looks: images are cut about its pivot; None for whole ones.
     """
@@ -60,6 +63,7 @@ class Dataset:
     terms: NDArray[np.float64]
     ctf_scale: NDArray[np.float64]
     optics_group: NDArray[np.int32]
+    aberrations: Aberrations = NO_ABERRATIONS
     focus: Focus | None = None
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -72,7 +76,8 @@ class Dataset:
         table = self.particles
         rotations = euler_to_matrix(*(table[name][indices] for name in ("rot", "tilt", "psi")))
         shifts = np.stack([table.get(name, 0.0)[indices] for name in ("shift_x", "shift_y")], axis=1)
-        return focus.about_pivot(rotations, shifts / self.store.pixel_size)
+        axes = self.aberrations.axes(rotations, self.optics_group[indices])
+        return FocusedPoses(rotations, *focus.about_pivot(axes, shifts / self.store.pixel_size))
 
     def anchors(self, indices: NDArray[np.int64]) -> Anchors | None:
         """Return the poses that images are believed to be near; None where any pose may be."""
@@ -116,7 +121,9 @@ def open_dataset(url: str) -> Dataset:
         phase_shift=particles.get("phase_shift", 0.0),
         b_factor=particles.get("ctf_b_factor", 0.0),
     )
-    return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
+    terms = terms_with(terms, particles.optics, group)
+    scale = particles.get("ctf_scale", 1.0).astype(np.float64)
+    return Dataset(store, particles, terms, scale, group, aberrations_of(particles.optics))
 
 
 def open_for_tasks(url: str, focus: Focus | None = None) -> Dataset:

@@ -166,7 +166,8 @@ def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) 
     half_order = np.argsort(np.concatenate([kept[checkpoint.half_set[kept] == half] for half in (1, 2)]))
     rotations, shifts = (np.concatenate(parts)[half_order] for parts in zip(*outcome.inserted, strict=True))
     if run.focus is not None:
-        shifts = run.focus.undone(rotations, shifts, run.dataset.focused(kept, run.focus).corners)
+        axes = run.dataset.aberrations.axes(rotations, run.dataset.optics_group[kept])
+        shifts = run.focus.undone(axes, shifts, run.dataset.focused(kept, run.focus).corners)
     rot, tilt, psi = matrix_to_euler(rotations)
     judgement = outcome.judgement
     refined = kept_rows(run.dataset.particles, checkpoint.half_set).with_columns(
