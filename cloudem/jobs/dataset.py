@@ -18,6 +18,7 @@ from cloudem.algorithms.focus import Focus, FocusedPoses
 from cloudem.errors import DamagedShardError, InconsistentDataError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.jobs.subtracted import SUBTRACTED, Subtraction
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
 from cloudem.model.poses import euler_to_matrix
@@ -56,6 +57,8 @@ class Dataset:
         Odd ones, and the magnification, of all optics groups.
     focus
         Where a local refinement looks: images are cut about its pivot; None for whole ones.
+    subtraction
+        What is subtracted of images when they are read; None for nothing.
     """
 
     store: ParticleStore
@@ -65,10 +68,18 @@ class Dataset:
     optics_group: NDArray[np.int32]
     aberrations: Aberrations = NO_ABERRATIONS
     focus: Focus | None = None
+    subtraction: Subtraction | None = None
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return images, (b, n, n) float32."""
-        images = self.store.read_images(indices)
+        if self.subtraction is None:
+            images = self.store.read_images(indices)
+        else:
+            rows = self.store.rows
+            images = self.store.read_rows(indices if rows is None else rows[indices])
+            table = self.particles.take(indices)
+            ctf = (self.terms[indices], self.ctf_scale[indices], self.optics_group[indices], self.aberrations)
+            images -= self.subtraction.images(table, *ctf)
         return images if self.focus is None else self.focus.cut(images, self.focused(indices, self.focus).corners)
 
     def focused(self, indices: NDArray[np.integer[Any]], focus: Focus) -> FocusedPoses:
@@ -123,7 +134,12 @@ def open_dataset(url: str) -> Dataset:
     )
     terms = terms_with(terms, particles.optics, group)
     scale = particles.get("ctf_scale", 1.0).astype(np.float64)
-    return Dataset(store, particles, terms, scale, group, aberrations_of(particles.optics))
+    subtraction = None
+    if store.model is not None:
+        require_finite(particles, *SUBTRACTED)
+        subtraction = Subtraction(store.model, store.box, store.pixel_size)
+    aberrations = aberrations_of(particles.optics)
+    return Dataset(store, particles, terms, scale, group, aberrations, subtraction=subtraction)
 
 
 def open_for_tasks(url: str, focus: Focus | None = None) -> Dataset:

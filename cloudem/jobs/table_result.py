@@ -30,12 +30,15 @@ class MadeTable(NamedTuple):
         Whose images they are.
     arrays, attributes
         What else the result holds.
+    groups
+        Further groups beside it: arrays and attributes by name.
     """
 
     particles: Particles
     store: ParticleStore
     arrays: dict[str, NDArray[Any]]
     attributes: dict[str, Any]
+    groups: Mapping[str, tuple[dict[str, NDArray[Any]], dict[str, Any]]] = {}
 
 
 class TableResult(Job):
@@ -74,6 +77,8 @@ class TableResult(Job):
         began = time.monotonic()
         made = self.made(context)
         context.write("", {}, {"kind": "result", **job_record(self)})
+        for name, (arrays, said) in made.groups.items():
+            context.write(name, arrays, said)
         write_particles_of(context, made.particles, made.store)
         attributes = {
             "box": made.store.box,
