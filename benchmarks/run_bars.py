@@ -22,6 +22,7 @@ from bars import (
     blind,
     ctf,
     extraction,
+    focus,
     from_nothing,
     hot_loops,
     junk,
@@ -73,6 +74,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "from_sums": extraction.from_sums,
     "poses": refinements.poses,
     "picking": picking.picking,
+    "expansion": focus.expansion,
+    "subtraction": focus.subtraction,
+    "hinge": focus.hinge,
 }
 
 

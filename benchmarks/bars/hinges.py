@@ -79,8 +79,8 @@ class HingeSet:
         Masks of them.
     poses_a, poses_b
         True poses.
-    scale
-        Factor on the densities in the images.
+    scale, contrast
+        Factor on the densities in the images, and further one of each image, (count,).
     """
 
     folder: Path
@@ -91,6 +91,7 @@ class HingeSet:
     poses_a: Particles
     poses_b: Particles
     scale: float
+    contrast: NDArray[np.float32]
 
 
 def two_parts(atoms: Atoms, share: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -131,7 +132,7 @@ def hinge_set(bench: Bench, recipe: HingeRecipe, seed: int, name: str) -> HingeS
     of_a, of_b = (Simulator(v, px, p, still, seed) for v, p in ((a, poses_a), (b, poses_b)))
     whole = Simulator(a + b, px, poses_a, recording, seed)
     scale = whole.scale
-    made = HingeSet(folder, a, b, mask_a, mask_b, poses_a, poses_b, scale)
+    made = HingeSet(folder, a, b, mask_a, mask_b, poses_a, poses_b, scale, contrast)
     if (folder / "done.zarr").exists():
         return made
     bench.fresh(folder.name)
