@@ -238,7 +238,7 @@ def _model_of(url: str) -> ModelSource | None:
         source = ModelSource(**found)
     except TypeError as error:
         raise FormatError(f"{url} does not say what is subtracted of its images; run the job again") from error
-    places = [source.url, *([join(url, source.beside)] if source.beside else [])]
+    places = [url, source.url, *([join(url, source.beside)] if source.beside else [])]  # its own, if it has one
     prints = {resolved(place): (read_attributes(resolved(place), MODEL) or {}).get("fingerprint") for place in places}
     for place, fingerprint in prints.items():
         if fingerprint == source.fingerprint:
