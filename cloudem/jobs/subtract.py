@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 IMAGE_PIXEL_S, VOXEL_S = 60e-9, 6e-6
 """A pixel of an image, and a voxel of the maps: CPU-seconds, measured."""
 
-NOTE = (
-    "The map shown is what is subtracted, the mean of both half-sets; the mask is what stays. Each image loses "
-    "the part of its own half-set's map when it is read: that map, a pose and a factor for each image are all that is "
-    "kept."
-)
-
 
 class Subtract(TableResult):
     """Declaration of ``cloudem subtract``."""
@@ -109,9 +103,9 @@ class Subtract(TableResult):
 
     def made(self, context: Context) -> MadeTable:
         """Make the maps that are subtracted, and find the factor for each image."""
-        from cloudem.jobs.subtract_tasks import subtracted_table
+        from cloudem.jobs.subtract_tasks import Subtracting, subtracted_table
 
-        return subtracted_table(self, context)
+        return subtracted_table(Subtracting(self.particles, self.maps, self.mask, self.group_size), context)
 
 
 def require_whole(store: ParticleStore) -> None:

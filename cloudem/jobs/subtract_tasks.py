@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, image_batches, open_dataset, open_for_tasks
 from cloudem.jobs.maps import read_mask
 from cloudem.jobs.refine3d.tasks import Item, counter, power_of_group, tasks
-from cloudem.jobs.subtract import NOTE, Subtract
 from cloudem.jobs.subtracted import poses_in
 from cloudem.jobs.table_result import MadeTable
 
@@ -31,6 +30,21 @@ Float64 = NDArray[np.float64]
 
 NOISE_SAMPLE = 1000
 """Images of each half-set whose power says how shells are weighted."""
+
+NOTE = (
+    "The map shown is what is subtracted, the mean of both half-sets; the mask is what stays. Each image loses "
+    "the part of its own half-set's map when it is read: that map, a pose and a factor for each image are all that is "
+    "kept."
+)
+
+
+class Subtracting(NamedTuple):
+    """What is to be done: parameters of `cloudem.jobs.subtract.Subtract`."""
+
+    particles: str
+    maps: str
+    mask: str
+    group_size: int
 
 
 def check_same_halves(store: ParticleStore, maps: str) -> None:
@@ -64,7 +78,7 @@ def _halves_by_row(store: ParticleStore) -> tuple[NDArray[np.int64], NDArray[Any
     return numbers, store.particles.get("half_set", 0)[first]
 
 
-def subtracted_table(job: Subtract, context: Context) -> MadeTable:
+def subtracted_table(job: Subtracting, context: Context) -> MadeTable:
     """Make the maps and the table."""
     dataset = open_dataset(job.particles)
     store, table = dataset.store, dataset.particles
@@ -115,7 +129,7 @@ def _solvent(maps: str, box: int) -> Float32:
     return mask
 
 
-def amplitudes_of(job: Subtract, context: Context, dataset: Dataset, wholes: list[Float32]) -> Float64:
+def amplitudes_of(job: Subtracting, context: Context, dataset: Dataset, wholes: list[Float32]) -> Float64:
     """Return what each image says of its amplitude, (n, 2): see `cloudem.algorithms.subtraction.amplitude_terms`.
 
     In the map of the other half-set: in its own, an image would find its own noise again (1,000 images of an SNR of

@@ -86,7 +86,8 @@ def test_a_part_is_refined_where_it_is(aside: Aside, options: dict[str, Any], tm
     mask = arrays["mask"]
     before = read_group(aside.whole, "result")[0]["map_unfiltered"]
     fsc, was = (
-        fourier_shell_correlation(each * mask, aside.density * mask)[3:13] for each in (arrays["map_unfiltered"], before)
+        fourier_shell_correlation(each * mask, aside.density * mask)[3:13]
+        for each in (arrays["map_unfiltered"], before)
     )
     assert fsc.mean() > was.mean()
     assert fsc[:5].min() > 0.8
