@@ -23,6 +23,7 @@ from bars import (
     ctf,
     ewald,
     extraction,
+    focus,
     from_nothing,
     grids,
     hot_loops,
@@ -81,6 +82,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "optics": optics.optics,
     "optics_refined": optics.optics_refined,
     "optics_search": optics.optics_search,
+    "expansion": focus.expansion,
+    "subtraction": focus.subtraction,
+    "hinge": focus.hinge,
 }
 
 

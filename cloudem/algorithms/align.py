@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from cloudem.backend.arrays import array_namespace, to_host
 from cloudem.kernels.fourier import HalfDisc
@@ -28,6 +29,7 @@ TRUSTED_GAIN = 0.5
 quadratic model is good, and looking would double the cost of an iteration in which little moves."""
 
 _ROWS, _COLUMNS = np.triu_indices(5)
+_DIAGONAL = np.arange(5)
 
 
 class Weighted(NamedTuple):
@@ -102,14 +104,75 @@ def best_of(images: IntArray) -> IntArray:
 
 
 @dataclass(frozen=True)
-class Prior:
-    """Gaussian prior of the shift about zero: variance in pixels² (infinite for none)."""
+class Anchors:
+    """Poses that the images of a batch are believed to be near, with Gaussian priors about them.
 
+    Attributes
+    ----------
+    rotations, shifts
+        By row of the batch, (b, 3, 3), and (b, 2) in pixels.
+    turn_variance, shift_variance
+        For each axis, radians² and pixels²; infinite for none.
+    """
+
+    rotations: Float64
+    shifts: Float64
+    turn_variance: float
     shift_variance: float
 
+    def take(self, index: NDArray[Any]) -> Anchors:
+        """Return those of some of the images."""
+        return replace(self, rotations=self.rotations[index], shifts=self.shifts[index])
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gaussian prior of the shift about zero: variance in pixels² (infinite for none); or of poses, about others."""
+
+    shift_variance: float
+    anchors: Anchors | None = None
+
     def log(self, shifts: Float64) -> Float64:
-        """Return its logarithm up to a constant, (c,)."""
+        """Return the logarithm of that of the shift up to a constant, (c,)."""
         return np.asarray(-np.sum(shifts**2, axis=-1) / (2 * self.shift_variance))
+
+    def log_of(self, poses: Poses) -> Float64:
+        """Return the logarithm for poses up to a constant, (c,)."""
+        if self.anchors is None:
+            return self.log(poses.shifts)
+        return np.asarray(-np.square(self.offsets(poses)) @ self.sharpness / 2)
+
+    def offsets(self, poses: Poses) -> Float64:
+        """Return how far poses are from where the prior is greatest: rotation vector and shift, (c, 5).
+
+        The rotation vector ω is that of `cloudem.model.poses.rotate`, which takes the anchor to the pose. Its
+        derivative by a further turn δ is ``ω·δ`` for ``|ω|² / 2``, for any ω.
+        """
+        if self.anchors is None:
+            return np.concatenate([np.zeros((len(poses.shifts), 3)), poses.shifts], axis=1)
+        turned = self.anchors.rotations[poses.images] @ np.swapaxes(poses.rotations, -1, -2)
+        shifts = poses.shifts - self.anchors.shifts[poses.images]
+        return np.concatenate([Rotation.from_matrix(turned).as_rotvec(), shifts], axis=1)
+
+    @property
+    def sharpness(self) -> Float64:
+        """1 / variance of each of (ωx, ωy, ωz, tx, ty), (5,)."""
+        if self.anchors is None:
+            return np.array([0, 0, 0, 1, 1]) / self.shift_variance
+        shift = min(self.shift_variance, self.anchors.shift_variance)
+        return np.repeat([1 / self.anchors.turn_variance, 1 / shift], (3, 2))
+
+    def log_volume(self, order: int) -> float:
+        """Return the logarithm of the volume of poses among which one is, for a point group of that order.
+
+        In rotation that is ``8 π² / order``, or that of the Gaussian if it is less; the shift's has ``2 π variance``.
+        """
+        turn, shift = np.inf, self.shift_variance
+        if self.anchors is not None:
+            turn = self.anchors.turn_variance
+            shift = min(shift, self.anchors.shift_variance)
+        turns = np.log(8 * np.pi**2 / order)
+        return float(min(turns, 1.5 * np.log(2 * np.pi * turn)) + np.log(2 * np.pi * shift))
 
 
 def evaluate(
@@ -123,12 +186,12 @@ def evaluate(
         disc.kx, disc.ky, padding, box, magnification,
     )  # fmt: skip
     gradient = sums[:, 2:7]
-    gradient[:, 3:] -= poses.shifts / prior.shift_variance
+    gradient -= prior.offsets(poses) * prior.sharpness
     precision = np.empty((len(sums), 5, 5))
     precision[:, _ROWS, _COLUMNS] = sums[:, 7:]
     precision[:, _COLUMNS, _ROWS] = sums[:, 7:]
-    precision[:, [3, 4], [3, 4]] += 1 / prior.shift_variance
-    score = sums[:, 0] - sums[:, 1] / 2 + prior.log(poses.shifts)
+    precision[:, _DIAGONAL, _DIAGONAL] += prior.sharpness
+    score = sums[:, 0] - sums[:, 1] / 2 + prior.log_of(poses)
     return replace(poses, score=score, precision=precision, numerator=sums[:, 0], norm=sums[:, 1]), gradient
 
 

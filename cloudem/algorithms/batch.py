@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations
-from cloudem.algorithms.align import Poses, Weighted, by_direction
+from cloudem.algorithms.align import Anchors, Poses, Weighted, by_direction
 from cloudem.algorithms.mask import circle_edge, soft_circle
 from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.search import MARGIN
@@ -50,6 +50,8 @@ class Batch:
         Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
     aberrations
         Odd ones, and the magnification, of all optics groups.
+    anchors
+        Poses that the images are believed to be near; None where any pose may be.
     """
 
     images: Float32
@@ -61,6 +63,7 @@ class Batch:
     weights: Float64 | None = None
     keep: Float64 | None = None
     aberrations: Aberrations = NO_ABERRATIONS
+    anchors: Anchors | None = None
 
     def transforms(self, length: float) -> Complex64:
         """Return the transforms of the images, freed of odd aberrations; ``length`` is that of the box in Å."""
@@ -77,7 +80,8 @@ class Batch:
             poses = replace(poses, images=place[poses.images])
         table = (self.scale[index], self.optics_group[index], self.settled[index])
         keep = None if self.keep is None else self.keep[index]
-        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep, self.aberrations)
+        anchors = None if self.anchors is None else self.anchors.take(index)
+        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep, self.aberrations, anchors)
 
 
 def mask_scored_to(

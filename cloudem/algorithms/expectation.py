@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import (
+    Anchors,
     Poses,
     Prior,
     Weighted,
@@ -113,6 +114,10 @@ class Model:
     group: Float64
     own_share: Float64 | None = None
     view_gradient: NDArray[np.float16] | None = None
+
+    def near(self, anchors: Anchors | None) -> Model:
+        """Return the model with a prior about the poses that the images of a batch are believed to be near."""
+        return self if anchors is None else replace(self, prior=replace(self.prior, anchors=anchors))
 
 
 @dataclass(frozen=True)
@@ -335,6 +340,7 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     sums
         Accumulator for shells up to ``plan.k_insert``, changed in place.
     """
+    model = model.near(batch.anchors)
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
@@ -403,6 +409,7 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     N² / 2D with the reference's sign, the same with the opposite sign, and N and D of the former. The sum of N over
     that of D is the scale of the reference.
     """
+    model = model.near(batch.anchors)
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     if batch.poses is not None and not plan.k_search:

@@ -153,11 +153,11 @@ def pose_matches(
 def noise_evidence(best: Poses, prior: Prior, order: int) -> Float64:
     """Return the logarithm of the Bayes factor of each image against noise, from one of its poses alone, (b,).
 
-    A pose is one of ``8 π² / order`` in rotation, and the prior of the shift has the area ``2 π variance``.
+    A pose is one of a volume of them, `Prior.log_volume`.
     """
     peak = evidence(best) - best.score + 2.5 * np.log(2 * np.pi)
-    volume = np.log(8 * np.pi**2 / order) + np.log(2 * np.pi * prior.shift_variance)
-    return np.asarray(amplitude_evidence(best.numerator, best.norm) + prior.log(best.shifts) + peak - volume)
+    known = prior.log_of(best) + peak - prior.log_volume(order)
+    return np.asarray(amplitude_evidence(best.numerator, best.norm) + known)
 
 
 def amplitude_evidence(numerator: Float64, norm: Float64) -> Float64:

@@ -17,7 +17,7 @@ from cloudem.io.formats.unapplied import lost_in_star
 from cloudem.io.image_store import GROWS
 from cloudem.io.micrographs.exporting import export_micrographs
 from cloudem.io.micrographs.tables import MICROGRAPH_TABLE
-from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.io.particle_store import RESULT_TABLE, ParticleStore, open_particles
 from cloudem.io.storage import fsspec_urls
 from cloudem.io.storage.groups import has_group, read_attributes, read_group
 from cloudem.io.storage.location import (
@@ -36,6 +36,7 @@ from cloudem.io.storage.tables import table_from_arrays
 from cloudem.model.particles import TEXT, Particles
 
 Say = Callable[[str], None] | None
+Images = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 STACK = "particles.mrcs"
 AVERAGES, CLASS_MAP = "class_averages.mrcs", "class{:03d}.mrc"
@@ -64,6 +65,7 @@ def export(
     guard: Callable[[], None] | None = None,
     record: Mapping[str, Any] | None = None,
     say: Say = None,
+    computed: Callable[[str], Images] | None = None,
 ) -> list[str]:
     """Write what is under `url` as MRC, MRCS and STAR files into a new folder, or under a new prefix on S3.
 
@@ -85,6 +87,9 @@ def export(
         How the files were made, for `RECORD`; ready for JSON.
     say
         Called with a sentence about each thing that the files have no place for.
+    computed
+        Returns what reads the images of the particles under a URL by their numbers, where these are computed: results
+        of ``cloudem subtract``, and what was made of them, are always written with their images.
 
     Returns
     -------
@@ -102,7 +107,8 @@ def export(
     if store is None:
         with new_prefix(folder, guard) as place:
             _write_record(place, record)
-            return _export_result(os.fspath(url), place, stack, particles, on_progress, say)
+            images = computed(os.fspath(url)) if computed is not None and is_subtracted(url) else None
+            return _export_result(os.fspath(url), place, stack, particles, on_progress, say, images)
     with new_prefix(folder, guard) as place:
         _write_record(place, record)
         return _export_particles(store, store.particles, place, on_progress, say)
@@ -166,9 +172,22 @@ def _write_record(folder: str, record: Mapping[str, Any] | None) -> None:
         write_bytes(join(folder, RECORD), json.dumps(record, indent=2).encode())
 
 
-def source_values(store: ParticleStore, particles: Particles, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return images as they were in the source, ``(b, n, n)``, but for the rounding of the store's type."""
-    images = store.read_rows(particles["store_row"][indices] if "store_row" in particles else indices)
+def is_subtracted(url: str | os.PathLike[str]) -> bool:
+    """Return whether something is subtracted of the images of a result when they are read."""
+    return (read_attributes(url, RESULT_TABLE) or {}).get("subtracted") is not None
+
+
+def source_values(
+    store: ParticleStore, particles: Particles, indices: NDArray[np.int64], images_of: Images | None = None
+) -> NDArray[np.float32]:
+    """Return images in the grey values of the source, ``(b, n, n)``, but for the rounding of the store's type.
+
+    ``images_of`` reads them where they are computed.
+    """
+    if images_of is not None:
+        images = images_of(indices)
+    else:
+        images = store.read_rows(particles["store_row"][indices] if "store_row" in particles else indices)
     std, mean = (particles.get(name, default)[indices] for name, default in (("image_std", 1.0), ("image_mean", 0.0)))
     return images * std[:, None, None].astype(np.float32) + mean[:, None, None].astype(np.float32)
 
@@ -191,10 +210,15 @@ def fsc_block(arrays: Mapping[str, NDArray[Any]], box: int, pixel_size: float) -
 
 
 def _export_particles(
-    store: ParticleStore, particles: Particles, folder: str, on_progress: Callable[[int], None] | None, say: Say
+    store: ParticleStore,
+    particles: Particles,
+    folder: str,
+    on_progress: Callable[[int], None] | None,
+    say: Say,
+    images_of: Images | None = None,
 ) -> list[str]:
     """Write stack and table; the name of the original image becomes rlnImageOriginalName."""
-    batches = _source_batches(store, particles, on_progress)
+    batches = _source_batches(store, particles, on_progress, images_of)
     write_stack(join(folder, STACK), batches, len(particles), store.pixel_size)
     columns = dict(particles.columns)
     if "image_name" in columns:
@@ -211,6 +235,7 @@ def _export_result(
     particles_url: str | os.PathLike[str] | None,
     on_progress: Callable[[int], None] | None,
     say: Say,
+    images_of: Images | None,
 ) -> list[str]:
     if has_group(url, MICROGRAPH_TABLE):
         return export_micrographs(url, folder, images=stack, on_progress=on_progress, say=say)
@@ -241,13 +266,16 @@ def _export_result(
         written.append(CLASS_MAP.format(number))
     if table is not None:
         refined = table_from_arrays(Particles, *table)
-        if stack or "image_name" not in refined:
+        if is_subtracted(url) and images_of is None:
+            raise ParameterError(f"part of the images of {url} is subtracted when they are read; export it by its job")
+        if stack or images_of is not None or "image_name" not in refined:
             store = _store_of(url, particles_url)
             if len(store) != len(refined) and "store_row" not in refined:
                 raise InconsistentDataError(
                     f"{store.url} holds {len(store)} particles, {url} {len(refined)}; give the store that the job read"
                 )
-            written += _export_particles(store, _with_grey_values(refined, store), folder, on_progress, say)
+            grey = _with_grey_values(refined, store)
+            written += _export_particles(store, grey, folder, on_progress, say, images_of)
         else:
             _write_table(refined, folder, box, pixel_size, say, of_source=True)
             written.append("particles.star")
@@ -281,12 +309,12 @@ def _write_table(particles: Particles, folder: str, box: int, pixel_size: float,
 
 
 def _source_batches(
-    store: ParticleStore, particles: Particles, on_progress: Callable[[int], None] | None
+    store: ParticleStore, particles: Particles, on_progress: Callable[[int], None] | None, images_of: Images | None
 ) -> Iterator[NDArray[np.float32]]:
     step = max(1, _BATCH_BYTES // (4 * store.box * store.box))
     for start in range(0, len(particles), step):
         indices = np.arange(start, min(start + step, len(particles)), dtype=np.int64)
-        yield source_values(store, particles, indices)
+        yield source_values(store, particles, indices, images_of)
         if on_progress is not None:
             on_progress(len(indices))
 

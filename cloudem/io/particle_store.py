@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from cloudem.errors import FormatError, InconsistentDataError, MissingInputError
+from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError
 from cloudem.io.image_store import KIND, ImageStore, date_of
 from cloudem.io.image_writer import image_writer
 from cloudem.io.storage import fsspec_urls
@@ -48,6 +48,32 @@ class ImageSource(NamedTuple):
         return cls(store.image_url, store.date, relative(store.image_url, table))
 
 
+MODEL = "model"
+"""Group of a result of ``cloudem subtract``: what is subtracted of images when they are read."""
+
+
+class ModelSource(NamedTuple):
+    """Where that lies which is subtracted of the images of a table; its columns say in which pose.
+
+    Attributes
+    ----------
+    url
+        Of the result whose group `MODEL` it is.
+    fingerprint
+        Tells it from one made later under the same name.
+    beside
+        The same place as seen from the table; empty where they share none.
+    """
+
+    url: str
+    fingerprint: str
+    beside: str = ""
+
+    def seen_from(self, table: str) -> "ModelSource":
+        """Return what a table under a URL is to record of it."""
+        return self._replace(beside=relative(self.url, table))
+
+
 class ParticleStore(ImageStore):
     """Particles on disk, opened for reading; safe in threads, small to pickle.
 
@@ -59,6 +85,8 @@ class ParticleStore(ImageStore):
         Where its images are: the same, unless it is the result of a job.
     attributes
         What the writer said of the store of images.
+    model
+        What is to be subtracted of its images, `cloudem.jobs.dataset.Dataset.images` does it; None for nothing.
     """
 
     CACHED = (*ImageStore.CACHED, "particles", "rows")
@@ -68,9 +96,11 @@ class ParticleStore(ImageStore):
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         url = image_url = os.fspath(url)
+        self.model: ModelSource | None = None
         attributes = read_attributes(url, "")
         if attributes is not None and attributes.get("kind") == "result" and RESULT_TABLE in list_groups(url, ""):
             image_url, attributes = _images_of(url)
+            self.model = _model_of(url)
         if attributes is None or attributes.get("kind") != KIND:
             raise _not_particles(url, attributes)
         super().__init__(url, image_url, attributes)
@@ -104,6 +134,21 @@ class ParticleStore(ImageStore):
             Part of it is lost or changed, or it has another number of rows than there are images.
         """
         return self._read_table()
+
+    def read_images(self, indices: ArrayLike) -> NDArray[np.float32]:
+        """Return images, see `ImageStore.read_images`.
+
+        Raises
+        ------
+        ParameterError
+            Besides: something is to be subtracted of them, which is not done here.
+        """
+        if self.model is not None:
+            raise ParameterError(
+                f"part of the images of {self.url} is subtracted when they are read; read them with "
+                "cloudem.jobs.dataset.open_dataset(url).images(numbers), or export them"
+            )
+        return super().read_images(indices)
 
     def numbers_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which of its particles have their images in some rows of the store of images, (m,).
@@ -175,6 +220,37 @@ def _images_of(url: str) -> tuple[str, dict[str, Any]]:
         )
     raise MissingInputError(
         f"{source.url} does not exist, which holds the images of {url}; put it back, or run the job again"
+    )
+
+
+def _model_of(url: str) -> ModelSource | None:
+    """Return what is to be subtracted of the images of a result's particles; None for nothing.
+
+    Raises
+    ------
+    MissingInputError, FormatError, InconsistentDataError
+        It is not where it was; the result does not say where; there is another one now.
+    """
+    found = (read_attributes(url, RESULT_TABLE) or {}).get("subtracted")
+    if found is None:
+        return None
+    try:
+        source = ModelSource(**found)
+    except TypeError as error:
+        raise FormatError(f"{url} does not say what is subtracted of its images; run the job again") from error
+    places = [url, source.url, *([join(url, source.beside)] if source.beside else [])]  # its own, if it has one
+    prints = {resolved(place): (read_attributes(resolved(place), MODEL) or {}).get("fingerprint") for place in places}
+    for place, fingerprint in prints.items():
+        if fingerprint == source.fingerprint:
+            return source._replace(url=place)
+    if any(prints.values()):
+        raise InconsistentDataError(
+            f"{source.url}, which says what is subtracted of the images of {url}, has been made anew since; run the "
+            f"job that made {url} again"
+        )
+    raise MissingInputError(
+        f"{source.url} does not exist, which says what is subtracted of the images of {url}; put it back, or run the "
+        "job again"
     )
 
 

@@ -57,6 +57,8 @@ JOBS: dict[str, str] = {
     "select": "cloudem.jobs.select:Select",
     "abinitio": "cloudem.jobs.abinitio:AbInitio",
     "find_symmetry": "cloudem.jobs.find_symmetry:FindSymmetry",
+    "expand_symmetry": "cloudem.jobs.expand_symmetry:ExpandSymmetry",
+    "subtract": "cloudem.jobs.subtract:Subtract",
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
     "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",

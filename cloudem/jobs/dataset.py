@@ -7,16 +7,21 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations, aberrations_of, terms_with
+from cloudem.algorithms.align import Anchors
+from cloudem.algorithms.focus import Focus, FocusedPoses
 from cloudem.errors import DamagedShardError, InconsistentDataError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
+from cloudem.jobs.subtracted import SUBTRACTED, Subtraction
 from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.particles import Particles
+from cloudem.model.poses import euler_to_matrix
 from cloudem.model.table import distinct
 
 NAMED = 3
@@ -50,6 +55,10 @@ class Dataset:
         (N,).
     aberrations
         Odd ones, and the magnification, of all optics groups.
+    focus
+        Where a local refinement looks: images are cut about its pivot; None for whole ones.
+    subtraction
+        What is subtracted of images when they are read; None for nothing.
     """
 
     store: ParticleStore
@@ -58,10 +67,35 @@ class Dataset:
     ctf_scale: NDArray[np.float64]
     optics_group: NDArray[np.int32]
     aberrations: Aberrations = NO_ABERRATIONS
+    focus: Focus | None = None
+    subtraction: Subtraction | None = None
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return images, (b, n, n) float32."""
-        return self.store.read_images(indices)
+        if self.subtraction is None:
+            images = self.store.read_images(indices)
+        else:
+            rows = self.store.rows
+            images = self.store.read_rows(indices if rows is None else rows[indices])
+            table = self.particles.take(indices)
+            ctf = (self.terms[indices], self.ctf_scale[indices], self.optics_group[indices], self.aberrations)
+            images -= self.subtraction.images(table, *ctf)
+        return images if self.focus is None else self.focus.cut(images, self.focused(indices, self.focus).corners)
+
+    def focused(self, indices: NDArray[np.integer[Any]], focus: Focus) -> FocusedPoses:
+        """Return the poses of the table about a pivot."""
+        table = self.particles
+        rotations = euler_to_matrix(*(table[name][indices] for name in ("rot", "tilt", "psi")))
+        shifts = np.stack([table.get(name, 0.0)[indices] for name in ("shift_x", "shift_y")], axis=1)
+        axes = self.aberrations.axes(rotations, self.optics_group[indices])
+        return FocusedPoses(rotations, *focus.about_pivot(axes, shifts / self.store.pixel_size))
+
+    def anchors(self, indices: NDArray[np.int64]) -> Anchors | None:
+        """Return the poses that images are believed to be near; None where any pose may be."""
+        if self.focus is None:
+            return None
+        rotations, shifts, _ = self.focused(indices, self.focus)
+        return Anchors(rotations, shifts, self.focus.turn_variance, self.focus.shift_variance)
 
 
 def check_ctf(particles: Particles, url: str, box: int, pixel_size: float) -> list[str]:
@@ -100,12 +134,17 @@ def open_dataset(url: str) -> Dataset:
     )
     terms = terms_with(terms, particles.optics, group)
     scale = particles.get("ctf_scale", 1.0).astype(np.float64)
-    return Dataset(store, particles, terms, scale, group, aberrations_of(particles.optics))
+    subtraction = None
+    if store.model is not None:
+        require_finite(particles, *SUBTRACTED)
+        subtraction = Subtraction(store.model, store.box, store.pixel_size)
+    aberrations = aberrations_of(particles.optics)
+    return Dataset(store, particles, terms, scale, group, aberrations, subtraction=subtraction)
 
 
-def open_for_tasks(url: str) -> Dataset:
+def open_for_tasks(url: str, focus: Focus | None = None) -> Dataset:
     """Open a particle store with the numbers that tasks read, without the text of its table."""
-    dataset = open_dataset(url)
+    dataset = replace(open_dataset(url), focus=focus)
     numbers = {name: values for name, values in dataset.particles.columns.items() if values.dtype.kind in "fiub"}
     return replace(dataset, particles=replace(dataset.particles, columns=numbers))
 

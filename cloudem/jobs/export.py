@@ -66,12 +66,17 @@ class Export(Job):
         """Return stages and needs: of a result's images only if they are asked for."""
         size = sizes.get("source", Size())
         voxels = size.box**3
-        images = size.count if self.stack else 0
+        images = size.count if self.stack or self._computes() else 0
         stages = (
             Stage("maps", cpu_s=VOXEL_S * voxels, written_bytes=16.0 * voxels),
             Stage("images", images, "images", cpu_s=PIXEL_S * size.pixels, written_bytes=4.0 * size.pixels),
         )
         return Work(stages, base_bytes=380 * MIB + 40 * voxels + 2000 * size.count, result_bytes=16 * voxels)
+
+    def _computes(self) -> bool:
+        from cloudem.io.exporting import is_subtracted
+
+        return is_subtracted(self.source)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check that there is something to export."""
@@ -79,6 +84,8 @@ class Export(Job):
 
         if not inputs.awaited(self.source):
             check_source(self.source, stack=self.stack, particles=self.particles)
+            if self._computes() and not self.stack:
+                warn("images are written, too, since part of them is subtracted: they are nowhere else")
 
     def kept_record(self) -> Mapping[str, Any] | None:
         """Return what lies beside the files, which are there as a whole or not at all."""
@@ -89,6 +96,7 @@ class Export(Job):
     def run(self, context: Context) -> None:
         """Write the files."""
         from cloudem.io.exporting import export
+        from cloudem.jobs.dataset import open_dataset
 
         with context.progress.stage("export") as stage:
             names = export(
@@ -100,5 +108,6 @@ class Export(Job):
                 guard=context.check,
                 record=job_record(self),
                 say=context.progress.warning,
+                computed=lambda url: open_dataset(url).images,
             )
         context.progress.message(f"wrote {', '.join(names)} into {context.url}")

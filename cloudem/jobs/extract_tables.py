@@ -26,7 +26,10 @@ from cloudem.model.table import distinct
 CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
 """Columns that a particle has from its micrograph."""
 
-OF_OLD_IMAGES = ("image_name", "same_image", "image_mean", "image_std", "store_row", "rln:rlnImageOriginalName")
+OF_OLD_IMAGES = (
+    "image_name", "same_image", "image_mean", "image_std", "store_row", "rln:rlnImageOriginalName", "subtract_half",
+    "subtract_rot", "subtract_tilt", "subtract_psi", "subtract_x", "subtract_y", "subtract_scale",
+)  # fmt: skip
 """Columns of particles that say something of the images that they had."""
 
 OF_OLD_COORDINATES = (

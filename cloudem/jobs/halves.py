@@ -28,6 +28,9 @@ TUBE = "rln:rlnHelicalTubeID", "cs:filament/filament_uid"
 COPIES_BORNE = 0.01
 """Share of particles that are copies of one in the other half-set, above which a table's half-sets are refused."""
 
+MOST_COPIES = 0.3
+"""Share of particles that repeat the image of another, above which a table is taken for one that was expanded."""
+
 Labels = NDArray[np.int64]
 
 
@@ -96,6 +99,23 @@ def half_sets(
                 f"half-set {half} is empty among {count} particles; at least one in each is needed: {advice}"
             )
     return halves
+
+
+def image_numbers(particles: Particles) -> Labels:
+    """Return a number, from 1, for the image of each particle; those that use one image share it, (n,)."""
+    alone = np.arange(1, len(particles) + 1)
+    if "same_image" in particles:
+        known = particles["same_image"].astype(np.int64)
+        return np.where(known > 0, known, alone + known.max(initial=0))
+    if "image_name" in particles:  # of an older store, which knows no pixels
+        return distinct(particles.columns["image_name"]).number + 1
+    return alone
+
+
+def repeated(particles: Particles) -> bool:
+    """Return whether a table has been expanded by a symmetry: many of its particles use the image of another."""
+    images = len(np.unique(image_numbers(particles)))
+    return images < (1 - MOST_COPIES) * len(particles)
 
 
 def _kinds(particles: Particles, by: By) -> dict[str, Labels]:

@@ -268,11 +268,13 @@ def _examples(store: ParticleStore, count: int) -> Strip:
     """Return images from all over a store, on as many pixels as are shown."""
     from cloudem.algorithms.coarse import coarse_images, coarse_side
     from cloudem.algorithms.resolution import low_pass_curve
+    from cloudem.jobs.dataset import open_dataset
     from cloudem.report.notebook import EXAMPLE_SIDE, examples_strip
 
     numbers = [int(number) for number in np.unique(np.linspace(0, count - 1, EXAMPLES).astype(np.int64))]
     curve = low_pass_curve(store.box, store.pixel_size, LOOK_A)
-    images = coarse_images(store.read_images(numbers), coarse_side(store.box, EXAMPLE_SIDE), curve)
+    read = store.read_images if store.model is None else open_dataset(store.url).images
+    images = coarse_images(read(np.array(numbers)), coarse_side(store.box, EXAMPLE_SIDE), curve)
     words = f"Examples from the whole store on one grey scale, low-passed to {LOOK_A:g} Å for looking only."
     return examples_strip(images, numbers, store.box * store.pixel_size, words)
 

@@ -198,7 +198,8 @@ def write_particles_of(context: Context, particles: Particles, store: ParticleSt
     """
     arrays, attributes = table_to_arrays(particles)
     source = ImageSource.of(store, context.url)._asdict()
-    context.write(RESULT_TABLE, arrays, {**attributes, "images": source})
+    less = {} if store.model is None else {"subtracted": store.model.seen_from(context.url)._asdict()}
+    context.write(RESULT_TABLE, arrays, {**attributes, "images": source, **less})
 
 
 def within(curves: FscCurves, k_max: int) -> FscCurves:

@@ -75,6 +75,13 @@ COLUMNS: dict[str, ColumnMeaning] = {
     ),
     "class_mirrored": ColumnMeaning("int8", "", "1 if the image shows the mirror image of its class"),
     "intensity_scale": ColumnMeaning("float64", "", "amplitude of the image relative to the reference"),
+    "subtract_half": ColumnMeaning("int8", "", "half-set whose map is subtracted of the image when it is read"),
+    "subtract_rot": ColumnMeaning("float64", "rad", "first Euler angle (ZYZ) of the pose in which that is done"),
+    "subtract_tilt": ColumnMeaning("float64", "rad", "second Euler angle (ZYZ) of the same"),
+    "subtract_psi": ColumnMeaning("float64", "rad", "third Euler angle (ZYZ) of the same"),
+    "subtract_x": ColumnMeaning("float64", "Å", "x of the particle relative to the box origin, in the same pose"),
+    "subtract_y": ColumnMeaning("float64", "Å", "y of the particle relative to the box origin, in the same pose"),
+    "subtract_scale": ColumnMeaning("float64", "", "factor on the map that is subtracted"),
     "image_mean": ColumnMeaning(
         "float64", "grey value", "mean of the background in the source: source = stored * image_std + image_mean"
     ),

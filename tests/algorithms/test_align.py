@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudem.algorithms.align import (
+    Anchors,
     Poses,
     Prior,
     Weighted,
@@ -218,3 +219,35 @@ def test_neighbours_in_direction_follow_one_another() -> None:
         return float(np.mean(np.arccos(np.clip(np.abs(np.sum(view[1:] * view[:-1], axis=1)), 0, 1))))
 
     assert step(rotations[order]) < 0.3 * step(rotations)
+
+
+def test_a_prior_about_poses_has_the_gradient_of_its_logarithm() -> None:
+    """By finite differences, also far from the anchor, where the rotation vector is no longer small."""
+    rng, images = np.random.default_rng(5), np.array([1, 0, 1])
+    anchors = Anchors(random_rotations(2, rng), rng.normal(0, 2, (2, 2)), 0.3**2, 1.5**2)
+    prior = Prior(np.inf, anchors)
+    turned = rotate(anchors.rotations[images], rng.normal(0, 0.8, (3, 3)))
+    here = start_poses(images, turned, anchors.shifts[images] + rng.normal(0, 2, (3, 2)))
+    gradient, step = -prior.offsets(here) * prior.sharpness, 1e-5
+    for axis in range(5):
+        move = np.eye(5)[axis] * step
+        there, back = (
+            start_poses(images, rotate(here.rotations, np.tile(sign * move[:3], (3, 1))), here.shifts + sign * move[3:])
+            for sign in (1, -1)
+        )
+        slope = (prior.log_of(there) - prior.log_of(back)) / (2 * step)
+        np.testing.assert_allclose(gradient[:, axis], slope, rtol=1e-5, atol=1e-6)
+    exact = start_poses(np.arange(2), anchors.rotations, anchors.shifts)
+    np.testing.assert_allclose(prior.log_of(exact), 0, atol=1e-20)
+
+
+def test_a_prior_holds_poses_that_images_do_not() -> None:
+    """Without signal a pose goes back to its anchor; with much of it, the anchor hardly counts."""
+    rng = np.random.default_rng(2)
+    true = random_rotations(8, rng)
+    off = rotate(true, rng.normal(0, 0.05, (8, 3)))
+    anchors, none = Anchors(off, np.zeros((8, 2)), 0.01**2, 0.5**2), np.zeros((8, 2))
+    for noise, at in ((50.0, off), (0.05, true)):
+        found = refine(observe(true, none, noise, 3), start_poses(np.arange(8), off, none), Prior(np.inf, anchors))
+        assert angle_between(found.rotations, at).max() < 0.02
+    assert angle_between(off, true).mean() > 0.05

@@ -190,7 +190,7 @@ def test_poses_are_needed(mixed: Mixed, tmp_path: Path) -> None:
 
 def test_parts_are_of_one_half_set_each() -> None:
     halves = np.repeat(np.array([0, 1, 2], np.int8), 100)
-    part = particle_parts(halves, 0)
+    part = particle_parts(halves, 0, np.arange(300))
     assert np.all(part[:100] == NOWHERE)
     assert np.count_nonzero(part == HELD) == 40
     assert set(part[100:200]) == {0, 2, HELD}

@@ -56,13 +56,14 @@ from cloudem.jobs.classify3d.tasks import (
     state_fold,
 )
 from cloudem.jobs.dataset import Dataset, groups_of, left_out, open_dataset, open_for_tasks
-from cloudem.jobs.halves import Drawing, half_sets
+from cloudem.jobs.halves import Drawing, half_sets, image_numbers
 from cloudem.jobs.iterative import IterationResult, Iterations, clear, source_of
 from cloudem.jobs.maps import read_mask
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.poses import table_poses
 from cloudem.kernels.shells import crossing
 from cloudem.model.columns import Value
+from cloudem.model.table import distinct
 
 Float64 = NDArray[np.float64]
 Bricks = Mapping[tuple[int, int], Shared[Brick]]
@@ -103,7 +104,7 @@ class StateClassification(Iterations[StatesState]):
         """Cut the images into parts, measure their noise, and commit that."""
         s, job, store = self.settings, self.job, self.dataset.store
         halves = half_sets(self.dataset.particles, Drawing(job.seed, job.new_halves, job.halves_by), self.without)
-        part = particle_parts(halves, job.seed)
+        part = particle_parts(halves, job.seed, image_numbers(self.dataset.particles))
         posed = table_poses(self.dataset.particles, store.pixel_size)
         groups = groups_of(np.flatnonzero(part >= 0), job.group_size)
         with self.context.progress.stage("noise", sum(map(len, groups))) as stage:
@@ -418,18 +419,23 @@ def _best(state: StatesState) -> list[str]:
     return [str(state.kept)] if state.kept > 1 and state.phase in ("start", "classes") else []
 
 
-def particle_parts(half_set: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
-    """Return the part of each particle: `PARTS` of the two half-sets in turn, `HELD`, or `NOWHERE`."""
+def particle_parts(half_set: NDArray[np.int8], seed: int, image: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return the part of each particle: `PARTS` of the two half-sets in turn, `HELD`, or `NOWHERE`.
+
+    Particles of one image (``image`` numbers it, (n,)), such as symmetry mates, are in one part.
+    """
     part = np.full(len(half_set), NOWHERE, np.int8)
     rng = np.random.default_rng([seed, 2])
     used = np.flatnonzero(half_set > 0)
     held = min(int(HELD_OUT_SHARE * len(used)), MOST_HELD) // 2
     for half in (1, 2):
-        own = rng.permutation(np.flatnonzero(half_set == half))
-        some = min(held, len(own) // 2)
-        part[own[:some]] = HELD
-        rest = own[some:]
-        part[rest] = (half - 1) + 2 * (np.arange(len(rest)) % (PARTS // 2))
+        own = np.flatnonzero(half_set == half)
+        images = distinct(image[own])
+        drawn = rng.permutation(len(images.values))
+        some = int(np.count_nonzero(np.cumsum(images.counts[drawn]) <= min(held, len(own) // 2)))
+        of_image = np.full(len(drawn), HELD, np.int8)
+        of_image[drawn[some:]] = (half - 1) + 2 * (np.arange(len(drawn) - some) % (PARTS // 2))
+        part[own] = of_image[images.number]
     return part
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
+from cloudem.jobs.halves import repeated
 from cloudem.jobs.maps import AUTO, check_map, check_start_map, stated_symmetry
+from cloudem.jobs.refine3d.focusing import check_focus
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.model.symmetry import operators
 
@@ -20,9 +22,16 @@ def check_refinement(job: Refine3D, inputs: Inputs, warn: Warn) -> None:
             "--new-halves with --local: the poses were refined in other half-sets, so both new ones have seen the same "
             "map, and the FSC may be too high; search again without --local for a resolution that can be believed"
         )
+    check_focus(job)
     store = check_particles(job, inputs, warn, poses=job.local)
     if store is not None:
-        job.settings(store.box, store.pixel_size)
+        check_focus(job, store.box, store.pixel_size)
+        job.settings(job.window_px or store.box, store.pixel_size)
+        if not job.local and repeated(store.particles):
+            warn(
+                "images are there several times, as symmetry mates are: a search leads all of them to the same pose; "
+                "use --local, or give the particles from before they were expanded"
+            )
         if not inputs.awaited(job.reference):
             check_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, store.box, store.pixel_size)
     elif not inputs.awaited(job.reference):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import IterationPlan
+from cloudem.algorithms.focus import Focus
 from cloudem.algorithms.junk import Judgement
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import (
@@ -84,7 +85,11 @@ SPHERE_UNTIL = 2
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run: ``symmetry`` names the point group, ``without`` counts particles left out."""
+    """What stays the same during a run.
+
+    ``symmetry`` names the point group, ``without`` counts particles left out. With a ``focus``, ``settings`` and
+    ``mask`` are those of images and maps about its pivot; only `begin` and `finish` of the run know of others.
+    """
 
     job: Refine3D
     context: Context
@@ -93,6 +98,7 @@ class Run:
     mask: Float32 | None
     symmetry: str
     without: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    focus: Focus | None = None
 
     @cached_property
     def group(self) -> NDArray[np.float64]:
@@ -113,7 +119,12 @@ class Run:
     def data(self) -> Shared[Dataset]:
         """The particles, open on every worker."""
         with labelled(step="open"):
-            return self.executor.spread(open_for_tasks, self.job.particles, local=itself)
+            return self.executor.spread(open_for_tasks, self.job.particles, self.focus, local=itself)
+
+    @property
+    def known_variance(self) -> float:
+        """Variance of the shifts along one axis that the user stated, pixels²; 0 where it is found as it goes."""
+        return self.focus.shift_variance if self.focus is not None and np.isfinite(self.focus.shift_variance) else 0.0
 
     def not_beyond(self, state: State) -> float:
         """Return the resolution in Å that none better than is claimed, 0 once signal beyond the start was shown."""
@@ -276,7 +287,7 @@ def solve_halves(
         scale = intensities(scale, micrograph_numbers(run.dataset.particles), found, judgement.keep)
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
-        shift_variance=np.array([shift_variance(part) for part in found]),
+        shift_variance=np.array([run.known_variance or shift_variance(part) for part in found]),
         half_set=before.half_set,
         scale=scale,
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),

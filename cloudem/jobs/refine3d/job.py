@@ -33,6 +33,8 @@ class Refine3D(IterativeJob):
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry C1 --diameter-A 320 --out refine",
         "cloudem refine3d --particles particles.zarr --reference start.mrc --symmetry O --diameter-A 140"
         " --initial-resolution-A 25 --out refine",
+        "cloudem refine3d --particles refine --reference refine --local --mask domain.mrc --diameter-A 90"
+        " --prior-deg 10 --out domain",
         "cloudem refine3d --particles good --reference symmetry --symmetry auto --diameter-A 180 --out refine",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
@@ -88,7 +90,31 @@ class Refine3D(IterativeJob):
     poses: int = parameter(
         8, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
     )
-    local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
+    local: bool = parameter(
+        False,
+        meaning="refine the existing poses instead of searching for new ones; with a mask, about its centre of mass, "
+        "and on what lies in it",
+    )
+    pivot_A: str | None = parameter(
+        None,
+        meaning="with --local, where poses turn about: x,y,z from the middle of the box; if none, the centre of mass "
+        "of the mask",
+    )
+    prior_deg: float = parameter(
+        0.0,
+        meaning="with --local, standard deviation about each axis by which poses may have turned from the existing "
+        "ones; 0: any turn",
+        ge=0,
+        le=180,
+    )
+    prior_A: float = parameter(
+        0.0,
+        meaning="with --local, standard deviation along each axis by which they may have shifted; 0: found as it goes",
+        ge=0,
+    )
+    window_px: int = parameter(
+        0, meaning="with --local, box about the pivot into which images are cut when they are read; 0: their own", ge=0
+    )
     correct_scale: bool = parameter(True, meaning="fit the intensity of each micrograph and image")
     ignore_contrast: bool = parameter(
         False, meaning="continue even if the images look like the negative of the starting map"
@@ -151,8 +177,9 @@ class Refine3D(IterativeJob):
         """Return what is done with particles of that size."""
         from cloudem.jobs.refine3d.duration import Alignment
 
-        settings = self.settings(particles.box, particles.pixel_size)
-        where = (particles.count, particles.box, self._planned_symmetry(), self.group_size, particles.remote)
+        box = self.window_px or particles.box
+        settings = self.settings(box, particles.pixel_size)
+        where = (particles.count, box, self._planned_symmetry(), self.group_size, particles.remote)
         return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
 
     def _planned_symmetry(self) -> str:

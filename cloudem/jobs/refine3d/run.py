@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloudem.algorithms.align import best_of
+from cloudem.algorithms.focus import by_shell_undone
 from cloudem.algorithms.refinement import CONVERGED_MOVING, State
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import NOWHERE, Vector
@@ -22,6 +23,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import kept_rows, left_out, open_dataset
 from cloudem.jobs.iterative import IterationResult, Iterations
 from cloudem.jobs.maps import check_start_map, read_mask, stated_symmetry
+from cloudem.jobs.refine3d.focusing import focus_of
 from cloudem.jobs.refine3d.held_out import last_answers
 from cloudem.jobs.refine3d.iteration import Outcome, Run, iterate
 from cloudem.jobs.refine3d.job import Refine3D
@@ -41,7 +43,6 @@ class Refinement(Iterations[State]):
         super().__init__(context)
         dataset = open_dataset(job.particles)
         box, pixel_size = dataset.store.box, dataset.store.pixel_size
-        settings = job.settings(box, pixel_size)
         symmetry = symmetry_of(context.url, job) if resumes else stated_symmetry(job.symmetry, job.reference)
         facts = {"particles": f"{len(dataset.store):,} of {box} px at {pixel_size:.4g} Å", "symmetry": symmetry}
         context.progress.facts(facts)
@@ -53,9 +54,15 @@ class Refinement(Iterations[State]):
         mask = None
         if job.mask is not None:
             mask = read_mask(job.mask, box, pixel_size, context.progress, origin=origin).data
+        focus = focus_of(job, mask, box, pixel_size, symmetry)
+        if focus is not None:
+            mask = None if mask is None else focus.map_about_pivot(mask)
+            x, y, z = (pixel_size * v for v in focus.pivot)
+            context.log.info("poses turn about %.4g, %.4g, %.4g Å from the middle of the box", x, y, z)
+        settings = job.settings(focus.box if focus else box, pixel_size)
         without = left_out(dataset.store, job.skip_damaged)
         self.beyond_start, self.moving = False, 0.0
-        self.run = Run(job, context, dataset, settings, mask, symmetry, without)
+        self.run = Run(job, context, dataset, settings, mask, symmetry, without, focus)
 
     def begin(self) -> State:
         """Make the first checkpoint."""
@@ -158,6 +165,9 @@ def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) 
     # of the halves one after the other, in the order of the store
     half_order = np.argsort(np.concatenate([kept[checkpoint.half_set[kept] == half] for half in (1, 2)]))
     rotations, shifts = (np.concatenate(parts)[half_order] for parts in zip(*outcome.inserted, strict=True))
+    if run.focus is not None:
+        axes = run.dataset.aberrations.axes(rotations, run.dataset.optics_group[kept])
+        shifts = run.focus.undone(axes, shifts, run.dataset.focused(kept, run.focus).corners)
     rot, tilt, psi = matrix_to_euler(rotations)
     judgement = outcome.judgement
     refined = kept_rows(run.dataset.particles, checkpoint.half_set).with_columns(
@@ -184,13 +194,19 @@ def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) 
     maps, fetch = outcome.maps, run.executor.fetch
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])
-    mask = np.maximum(*(fetch(mask) for mask in maps.masks))
+    mask, whole = np.maximum(*(fetch(mask) for mask in maps.masks)), fetch(maps.whole)
     if not start and (sentence := size_in_doubt(run, halves)):
         run.context.progress.warning(sentence)
+    held_out, last = last_answers(run.url, outcome.held_out, iteration), s.box // 2 - 1
+    if run.focus is not None:  # the result lies where the reference did
+        box = run.dataset.store.box
+        halves = np.stack([run.focus.map_undone(half, box) for half in halves])
+        mask, whole = run.focus.map_undone(mask, box), run.focus.map_undone(whole, box)
+        held_out, last = by_shell_undone(held_out, box), last * box // s.box
     write_maps(
-        run.context, halves, fetch(maps.whole), mask, s.box // 2 - 1, s.pixel_size,
+        run.context, halves, whole, mask, last, s.pixel_size,
         run.symmetry, run.job.seed, wall, refined, run.dataset.store, run.job.report, origin_of(run.url), start,
-        source, last_answers(run.url, outcome.held_out, iteration), [ended],
+        source, held_out, [ended],
     )  # fmt: skip
 
 

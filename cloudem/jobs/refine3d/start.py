@@ -18,10 +18,10 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.view_density import grid
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
-from cloudem.io.storage.groups import has_group, read_group
+from cloudem.io.storage.groups import has_group, read_group, shapes_in
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import clear, commit, drop_unnamed, source_of
-from cloudem.jobs.maps import read_start_map
+from cloudem.jobs.maps import fitted, read_start_map, result_map
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.refine3d.iteration import Float32, Run, share
 from cloudem.jobs.refine3d.poses import no_poses, table_poses
@@ -48,9 +48,15 @@ CONTRAST_SAMPLE = 150
 def begin(run: Run) -> State:
     """Make the first checkpoint: half-sets, noise from the images' power, the reference on the images' scale."""
     job, s, progress = run.job, run.settings, run.context.progress
-    reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, s.box, s.pixel_size, progress)
+    box = run.dataset.store.box
+    reference = read_start_map(job.reference, job.reference_pixel_size_A, job.diameter_A, box, s.pixel_size, progress)
     data = on_axes(run, reference.data)
-    density = low_pass(data, s.pixel_size, job.start_resolution) * run.masking(estimate=False).sphere
+    if run.focus is None:
+        halves_of_start = [data, data]
+    else:
+        halves_of_start = [run.focus.map_about_pivot(half) for half in own_starts(run, data)]
+        data = run.focus.map_about_pivot(data)
+    densities = [low_passed_start(run, half) for half in halves_of_start]
     drawing = Drawing(job.seed, job.new_halves, job.halves_by)
     halves = half_sets(run.dataset.particles, drawing, run.without)
     items = tasks(halves, job.group_size)
@@ -63,13 +69,13 @@ def begin(run: Run) -> State:
     state = replace(first_state(s), search=not job.local)
     start = Checkpoint(
         sigma2=sigma2,
-        shift_variance=np.full(2, s.shift_range**2),
+        shift_variance=np.full(2, run.known_variance or s.shift_range**2),
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),
         view_gradient=np.zeros((2, *grid().shape), np.float16),
         keep=np.ones(len(halves)),
-        **(table_poses(run.dataset.particles, s.pixel_size) if job.local else no_poses()),
+        **start_poses_of(run),
     )
     clear(run.context, job)  # only now that the input is known to be good
     write_record(run, reference.origin)
@@ -77,9 +83,40 @@ def begin(run: Run) -> State:
         run.context.write(MASK, {"mask": run.mask}, {})
     run.context.write(START_MAP, {"map": coarse(data)}, {})
     # without a state nothing resumes from it: contrast and scale are still to come
-    save(run, start, None, first_references(run, density, (1.0, 1.0)))
-    save(run, start, state, first_references(run, density, reference_scales(run, state)))
+    save(run, start, None, first_references(run, densities, (1.0, 1.0)))
+    save(run, start, state, first_references(run, densities, reference_scales(run, state)))
     return state
+
+
+def start_poses_of(run: Run) -> dict[str, Any]:
+    """Return the poses with which images begin, as the pose arrays of a checkpoint: with a focus, about its pivot."""
+    if not run.job.local:
+        return no_poses()
+    known = table_poses(run.dataset.particles, run.settings.pixel_size)
+    if run.focus is not None:
+        known["pose_shifts"] = run.dataset.focused(known["pose_images"], run.focus).shifts
+    return known
+
+
+def own_starts(run: Run, whole: Float32) -> list[Float32]:
+    """Return the map that each half-set begins with: its own half-map where the reference has those of the same images.
+
+    A common start is filtered, so that the half-sets share nothing finer. In a part of a map that holds little else
+    than noise they would share that, and images would be turned towards it in both.
+    """
+    job, s = run.job, run.settings
+    where = (run.dataset.store.box, s.pixel_size, run.context.progress)
+    if job.new_halves or job.reference_pixel_size_A is not None or not has_group(job.reference, "result"):
+        return [whole, whole]
+    if not {"half1", "half2"} <= shapes_in(job.reference, "result").keys():
+        return [whole, whole]
+    return [fitted(result_map(job.reference, name), "reference", *where) for name in ("half1", "half2")]
+
+
+def low_passed_start(run: Run, density: Float32) -> Float32:
+    """Return a start map up to the resolution to which it is trusted, within the particle's sphere and a local mask."""
+    start = low_pass(density, run.settings.pixel_size, run.job.start_resolution) * run.masking(estimate=False).sphere
+    return start * run.mask if run.focus is not None and run.mask is not None else start
 
 
 def on_axes(run: Run, data: Float32) -> Float32:
@@ -135,10 +172,10 @@ def size_in_doubt(run: Run, halves: Float32) -> str:
     )
 
 
-def first_references(run: Run, density: Float32, factors: Iterable[float]) -> list[str]:
-    """Write the start map, times a factor, as the reference of each half-set; return the names of the groups."""
+def first_references(run: Run, densities: Sequence[Float32], factors: Iterable[float]) -> list[str]:
+    """Write each half-set's start map, times a factor, as its reference; return the names of the groups."""
     names = {f"000-{half}-{factor:g}": np.float32(factor) for half, factor in enumerate(factors, start=1)}
-    for name, factor in names.items():
+    for density, (name, factor) in zip(densities, names.items(), strict=True):
         with purpose("reference"):
             owned = np.zeros(len(density) // 2 + 1)  # no image has a part in it
             run.context.write(f"{REFERENCES}/{name}", {"map": density * factor, "own_share": owned}, {})

@@ -237,7 +237,8 @@ def batch_of(
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
     keep = None if known.keep is None else known.keep[here]
-    return Batch(to_device(images, device), *table, poses, weights, keep, dataset.aberrations)
+    beside = (dataset.aberrations, dataset.anchors(indices))
+    return Batch(to_device(images, device), *table, poses, weights, keep, *beside)
 
 
 class Placed(NamedTuple):
