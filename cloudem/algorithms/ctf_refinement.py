@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage, stats
 
 from cloudem.algorithms.aberrations import even_terms
 from cloudem.algorithms.joint_fit import Fitted, Microscope, Pictures, phases_of
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.aberrations import EVEN_ORDERS, beam_tilt_terms, magnified, odd_phase, zernike_terms
 from cloudem.kernels.ctf import ctf_terms, wavelength
-from cloudem.kernels.model_fit import COLUMNS, EVEN, MAGNIFICATION, ODD, TRACE
+from cloudem.kernels.fourier import HalfDisc, fill_half_disc
+from cloudem.kernels.model_fit import EVEN, MAGNIFICATION
 from cloudem.kernels.slices import extract
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -45,9 +47,6 @@ FAMILIES = (
     ("tetrafoil", (12, 13)),
 )
 """What is kept or left out together, with its places among the parameters of a group."""
-
-SIGNIFICANT = 4.0
-"""Standard deviations, of a single parameter or of a family as a whole, from which on an aberration is believed."""
 
 LONGEST_PHASE, LONGEST_MAGNIFICATION = 1.5, 0.02
 """No single step changes a phase at the frequency limit by more radians, or an entry of M by more."""
@@ -115,30 +114,19 @@ def odd_terms_before(group: OpticsGroup) -> Float64:
     return np.asarray(zernike_terms(group.odd_zernike, odd=True) + tilt)
 
 
-class GroupSums(NamedTuple):
-    """Sums over the images of an optics group: matrix (c, c), gradient (c,), minus log-likelihood, weight of images."""
-
-    matrix: Float64
-    gradient: Float64
-    cost: float
-    weight: float
-
-
-def group_step(sums: GroupSums, free: NDArray[np.bool_], limit: float) -> tuple[Float64, float]:
-    """Return the step of an optics group's free parameters (c,) towards the maximum, and the gain that it promises.
+def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> tuple[Float64, float]:
+    """Return the step of an optics group's free parameters towards the maximum, and the gain that it promises.
 
     Parameters
     ----------
-    sums
-        Over its images; c columns, as ``free`` has.
+    matrix, gradient
+        Of the profile likelihood, (c, c) and (c,).
     free
-        Which of them are fitted.
-    limit
-        Frequency limit, 1/Å, at which no phase may change by more than :data:`LONGEST_PHASE`.
+        Which of the parameters are fitted, (c,); the step is 0 for the others.
     """
     step = np.zeros(len(free))
-    step[free] = np.linalg.solve(*_scaled(sums, free)) * _root(sums, free)
-    return step, float(sums.gradient @ step) / 2
+    step[free] = np.linalg.solve(matrix[np.ix_(free, free)] + _ridge(matrix, free), gradient[free])
+    return step, float(gradient @ step) / 2
 
 
 def shortened(step: Float64, limit: float) -> Float64:
@@ -149,63 +137,68 @@ def shortened(step: Float64, limit: float) -> Float64:
 
 def covariance(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     """Return the covariance (c, c) of a group's free parameters; zero of the others."""
-    root = 1 / np.sqrt(np.maximum(np.diag(matrix)[free], 1e-30))
-    scaled = matrix[np.ix_(free, free)] * root[:, None] * root + 1e-12 * np.eye(len(root))
     out = np.zeros_like(matrix)
-    out[np.ix_(free, free)] = np.linalg.inv(scaled) * root[:, None] * root
+    if free.any():
+        out[np.ix_(free, free)] = np.linalg.inv(matrix[np.ix_(free, free)] + _ridge(matrix, free))
     return out
 
 
-def _root(sums: GroupSums, free: NDArray[np.bool_]) -> Float64:
-    return np.asarray(1 / np.sqrt(np.maximum(np.diag(sums.matrix)[free], 1e-30)))
-
-
-def _scaled(sums: GroupSums, free: NDArray[np.bool_]) -> tuple[Float64, Float64]:
-    root = _root(sums, free)
-    matrix = sums.matrix[np.ix_(free, free)] * root[:, None] * root + 1e-9 * np.eye(len(root))
-    return matrix, sums.gradient[free] * root
+def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return what keeps directions of which images know nothing from making a matrix singular."""
+    return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
 
 
 @dataclass(frozen=True)
-class FamilyVerdict:
-    """Whether aberrations of a kind are believed: their deviation from 0 in standard deviations of one parameter."""
+class Judged:
+    """What was fitted to an optics group, all parameters together, and what is believed of it.
 
-    name: str
-    places: tuple[int, ...]
-    deviation: float
+    Attributes
+    ----------
+    values, errors
+        Change of each of the 14 parameters, and its standard error; NaN where it was not fitted.
+    deviations
+        By how many standard deviations a parameter's family differs from 0, (14,).
+    fitted, believed
+        Which were fitted, and which are significant, (14,).
+    covariance
+        (14, 14).
+    """
 
-    @property
-    def believed(self) -> bool:
-        """Whether it is significant."""
-        return self.deviation >= SIGNIFICANT
+    values: Float64
+    errors: Float64
+    deviations: Float64
+    fitted: NDArray[np.bool_]
+    believed: NDArray[np.bool_]
+    covariance: Float64
 
 
-def verdicts(values: Float64, covariances: Float64, free: NDArray[np.bool_]) -> list[FamilyVerdict]:
-    """Judge the families of a group's free parameters.
+def judge(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
+    """Judge the parameters of a group, those of a family together.
 
     Parameters
     ----------
     values, free
         Change of each of the 14 parameters, and which are fitted.
-    covariances
-        (14, 14).
+    precision
+        Matrix of the profile likelihood, (14, 14).
+    significance
+        Standard deviations from which on a family is believed.
 
-    Returns
-    -------
-    The deviation is that of a normal variable which is as improbable as the family's chi².
+    Notes
+    -----
+    The deviation of a family is that of a normal variable which is as improbable as the family's chi².
     """
-    from scipy import stats
-
-    out = []
-    for name, places in FAMILIES:
+    known = covariance(precision, free)
+    deviations = np.full(len(free), np.nan)
+    for _, places in FAMILIES:
         here = [place for place in places if free[place]]
-        if not here:
-            continue
-        part = covariances[np.ix_(here, here)]
-        chi2 = float(values[here] @ np.linalg.solve(part, values[here]))
-        deviation = float(-stats.norm.ppf(stats.chi2.sf(chi2, len(here)) / 2)) if chi2 < 500 else chi2**0.5
-        out.append(FamilyVerdict(name, tuple(here), deviation))
-    return out
+        if here:
+            chi2 = float(values[here] @ np.linalg.solve(known[np.ix_(here, here)], values[here]))
+            tail = float(stats.chi2.sf(chi2, len(here)))
+            deviations[here] = -stats.norm.ppf(tail / 2) if tail > 1e-100 else chi2**0.5
+    believed = free & (np.nan_to_num(deviations) >= significance)
+    errors = np.where(free, np.sqrt(np.diag(known)), np.nan)
+    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), believed, known)
 
 
 def refined_optics(group: OpticsGroup, change: Float64) -> OpticsGroup:
@@ -345,8 +338,68 @@ def _at_k(optics: Microscope, odd: bool) -> Float64:
     return np.asarray(magnified(optics.phase[:, :9], optics.magnification, (0, 2, 4)))
 
 
-def _phases(optics: Microscope, fitted: Fitted, disc: object, step: float) -> Float64:
+def _phases(optics: Microscope, fitted: Fitted, disc: HalfDisc, step: float) -> Float64:
     at_k = _at_k(optics._replace(phase=phases_of(optics, fitted)), False)
-    x, y = disc.kx * step, disc.ky * step  # type: ignore[attr-defined]
+    x, y = disc.kx * step, disc.ky * step
     powers = [x ** (d - j) * y**j for d in (0, 2, 4) for j in range(d + 1)]
     return np.asarray(at_k @ np.array(powers))
+
+
+PICTURE_BLUR = 1.2
+"""Width in Fourier pixels of the Gaussian by which sums are smoothed before their phase is taken."""
+
+
+def phase_pictures(
+    sums: PhaseSums, change: Float64, disc: HalfDisc, box: int, pixel_size: float
+) -> NDArray[np.float32]:
+    """Return pictures of the phases beyond what the table says: what images show, and what was fitted.
+
+    Parameters
+    ----------
+    sums
+        Over images.
+    change
+        Parameters of each optics group, (g, 14).
+    disc
+        Of the sums.
+    box, pixel_size
+        Pixels, Å.
+
+    Returns
+    -------
+    Shape (g, 4, m, m), radians, kx to the right and ky upwards, the origin in the middle: odd data and fit, even data
+    and fit. NaN beyond the disc.
+    """
+    last = int(disc.shell.max())
+    span = np.arange(-last, last + 1)
+    step = 1 / (box * pixel_size)
+    x, y = span * step, span[:, None] * step
+    outside = np.hypot(span, span[:, None]) > last + 0.5
+
+    def whole(values: NDArray[np.complexfloating]) -> NDArray[np.complex128]:
+        half = fill_half_disc(values[None].astype(np.complex128), disc, box)[0]
+        right = half[span % box][:, : last + 1]
+        picture = np.concatenate([right[::-1, :0:-1].conj(), right], axis=1)
+        return np.asarray(
+            ndimage.gaussian_filter(picture.real, PICTURE_BLUR)
+            + 1j * ndimage.gaussian_filter(picture.imag, PICTURE_BLUR)
+        )
+
+    out = []
+    for odd, even, values in zip(sums.odd, sums.even, change, strict=True):
+        ss, sc, cc, rs, rc = (whole(part).real for part in even)
+        # sin(chi - phi) = sin chi cos phi - cos chi sin phi: least squares for cos phi and sin phi
+        cosine, sine = cc * rs - sc * rc, sc * rs - ss * rc
+        shown = [
+            np.angle(whole(odd)),
+            _evaluated(cubic_terms(values[3:7]), (1, 3, 5), x, y),
+            np.arctan2(sine, cosine),
+            _evaluated(quartic_terms(values[7:]), (0, 2, 4), x, y),
+        ]
+        out.append([np.where(outside, np.nan, part) for part in shown])
+    return np.array(out, np.float32)
+
+
+def _evaluated(terms: Float64, degrees: tuple[int, ...], x: Float64, y: Float64) -> Float64:
+    powers = [(d - j, j) for d in degrees for j in range(d + 1)]
+    return np.asarray(sum(c * x**i * y**j for c, (i, j) in zip(terms, powers, strict=True)) + 0 * (x + y))
