@@ -34,7 +34,7 @@ LONGEST = (0.05, 2.0, 400.0, 0.3, 40.0)
 the B-factor (Å²) by more."""
 
 TRUSTED = 0.05
-"""An image whose next step promises to gain less log-likelihood than this is at its maximum."""
+"""An image whose next step, after the first of a pass, promises to gain less log-likelihood than this takes none."""
 
 IMAGE_COLUMNS = 6
 """Rotation, shift and defocus: what is fitted to every image."""
@@ -387,9 +387,10 @@ def solve_images(
     found = products(volumes, half, pictures, optics, fitted, everything)
     cost = found[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(fitted, micrograph, spread, freedom)
     damping = np.full(len(half), 1e-4)
-    for _ in range(steps):
+    for number in range(steps):
         done = eliminate(blocks_of(found, fitted, micrograph, spread, freedom), micrograph, damping)
-        moving = done.gain > TRUSTED
+        # all take the first step: where aberrations moved, each gains little by following, and all together much
+        moving = done.gain > (TRUSTED if number else 0.0)
         if freedom.astigmatism:  # one moves with its neighbours
             moving = (np.bincount(micrograph, moving) > 0)[micrograph]
         if not moving.any():

@@ -93,7 +93,7 @@ class RefineCtf(Job):
         "else estimated",
         reads=("mask",),
     )
-    cycles: int = parameter(3, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10)
+    cycles: int = parameter(5, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10)
     max_resolution_A: float = parameter(0.0, meaning="finest resolution that is fitted; 0: where half-maps agree", ge=0)
     micrograph_astigmatism: bool = parameter(
         False, meaning="fit an astigmatism to each micrograph, instead of one to each optics group"

@@ -72,12 +72,15 @@ LEAST_SHELL = 6
 MOST_PASSES, STEPS = 8, 2
 """Passes of a cycle, and steps of each image in one."""
 
-CONVERGED = 0.05
-"""A pass is the last of its cycle where the next step of the aberrations promises no more log-likelihood than this for
-each optics group: it would move them by a third of their standard errors at most."""
+CONVERGED, SHARE = 0.05, 0.01
+"""A pass is the last where the next step of each optics group promises no more log-likelihood than this, or than this
+share of what its cycle gained: the former would move aberrations by a third of their standard errors at most."""
 
-ENOUGH = 0.1
-"""Where the limit no longer rises, a cycle is the last if it gained less log-likelihood than this for each image."""
+MOST_MAGNIFICATION = 0.06
+"""By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
+
+ENOUGH = 0.3
+"""Where the limit no longer rises, a cycle is the last if it moved no aberration by more than so many standard errors."""
 
 FIRST_SPREAD, LEAST_SPREAD, MOST_SPREAD = 100.0, 10.0, 1000.0
 """Å: spread of the defocus about its micrograph's mean to begin with, and what it is kept between."""
@@ -190,8 +193,9 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
             )
             break
         cycle += 1
+        last = fit.change.copy()
         passes, gain = fit_all(run, fit, maps)
-        finished = cycle == job.cycles or (maps.limit <= before and gain < ENOUGH)
+        finished = cycle == job.cycles or (maps.limit <= before and moved_most(fit, last) < ENOUGH)
         before = maps.limit
         if finished:
             sums = compared(run, fit, maps)
@@ -201,6 +205,12 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
         )
         context.stop_if_asked(f"cycle {cycle}")
     write(run, fit, maps, before, sums, time.monotonic() - started)
+
+
+def moved_most(fit: Fit, last: Float64) -> float:
+    """Return by how many standard errors the aberrations moved at most."""
+    errors = np.array([judged.errors for judged in fit.judged])
+    return float(np.nanmax(np.abs(fit.change - last) / errors, initial=0.0))
 
 
 def opened(job: RefineCtf, context: Context) -> Run:
@@ -286,15 +296,21 @@ def rebuilt(run: Run, fit: Fit, mask: Volume | None) -> Maps:
         maps = Maps(halves, whole, mask, curves, limit)
         if limit >= LEAST_SHELL:
             snr = reference_snr(curves.corrected, limit)
-            unpack = partial(unpack_reference, k_max=limit, padding=padded_box(box) / box)
+            reach = shells_reached(limit)
+            unpack = partial(unpack_reference, k_max=reach, padding=padded_box(box) / box)
             maps.volumes = [
                 executor.spread(
-                    reference_to_fit, sums[i], mask.data, snr, limit, k_max, slices[i], local=unpack,
+                    reference_to_fit, sums[i], mask.data, snr, reach, k_max, slices[i], local=unpack,
                     purpose="reference",
                 )
                 for i in (0, 1)
             ]  # fmt: skip
     return maps
+
+
+def shells_reached(limit: int) -> int:
+    """Return the last shell of the map that images up to a shell may show, whatever M they have."""
+    return int(np.ceil((limit + 0.5) * (1 + 2 * MOST_MAGNIFICATION)))
 
 
 def mask_of(run: Run, whole: NDArray[np.float32]) -> Volume:
@@ -348,8 +364,8 @@ def one_pass(run: Run, fit: Fit, maps: Maps) -> tuple[GroupRows, Fitted, Float64
     return found, fitted, np.concatenate([note.variance for note in notes])[back]
 
 
-def climb(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
-    """Fit until nothing is to be gained; return the number of passes, and the gain of an image.
+def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, float]:
+    """Fit until little is to be gained; return the number of passes, and what was gained, ``gained`` before it.
 
     Of each optics group on its own: a step of its aberrations that made its images fit worse is halved.
     """
@@ -384,13 +400,19 @@ def climb(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
                     steps[g][columns] = step
                     steps[g] = shortened(steps[g], limit)
             fit.change[g] = good[g] + steps[g]
-        if not worse.any() and promised < CONVERGED:
+            fit.change[g, :3] = np.clip(fit.change[g, :3], -MOST_MAGNIFICATION / 2, MOST_MAGNIFICATION / 2)
+        run.context.log.debug(
+            "pass %d: cost %s, best %s, promised %.3f", number, np.round(sums.cost, 2), np.round(best, 2), promised
+        )
+        total = gained + float(np.sum(first - np.minimum(best, first)))
+        if not worse.any() and promised < max(CONVERGED, SHARE * total):
             break
     fit.change = good
+    run.context.log.debug("aberrations %s", np.array2string(good, precision=4))
     away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
     spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
     fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
-    return number, float(np.sum(first - best) / max(run.weight.sum(), 1.0))
+    return number, gained + float(np.sum(first - best))
 
 
 def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
@@ -408,9 +430,11 @@ def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
     if np.any(everything & ~believed):
         fit.free = believed
         fit.change[~believed] = 0.0
-        passes += climb(run, fit, maps)[0]
+        passes += climb(run, fit, maps, gain)[0]
         fit.free = everything
-    return passes, gain
+    for line in sentences(run.table.optics, fit.judged):
+        run.context.log.debug(line)
+    return passes, gain / max(run.weight.sum(), 1.0)
 
 
 def origin_of(run: Run, mask: Volume) -> Vector:
