@@ -1,4 +1,4 @@
-"""The parameters of optics groups in a joint fit: the model they make, steps, significance, and what tables say of them.
+"""Parameters of optics groups in a joint fit: the model they make, steps, significance, and what tables say of them.
 
 Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics group has; see there for polynomials.
 """
@@ -6,7 +6,7 @@ Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ FIRST, LAST = MAGNIFICATION.start, EVEN.stop
 """Columns of optics groups are those from FIRST up to LAST, 14 with the trace."""
 
 NAMES = (
-    "magnification, M00 - M11", "magnification, M01 + M10", "pixel size", "beam tilt, x", "beam tilt, y", "trefoil, cos 3φ",
-    "trefoil, sin 3φ", "astigmatism, cos 2φ", "astigmatism, sin 2φ", "spherical aberration, k⁴",
+    "magnification, M00 - M11", "magnification, M01 + M10", "pixel size", "beam tilt, x", "beam tilt, y",
+    "trefoil, cos 3φ", "trefoil, sin 3φ", "astigmatism, cos 2φ", "astigmatism, sin 2φ", "spherical aberration, k⁴",
     "fourth order, k⁴ cos 2φ", "fourth order, k⁴ sin 2φ", "tetrafoil, cos 4φ", "tetrafoil, sin 4φ",
 )  # fmt: skip
 """Of the columns of optics groups, in order."""
@@ -143,6 +143,23 @@ def covariance(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     return out
 
 
+def without(values: Float64, precision: Float64, dropped: NDArray[np.bool_], free: NDArray[np.bool_]) -> Float64:
+    """Return parameters of a group (14,) with some at 0, and the others where they are most probable then.
+
+    Parameters
+    ----------
+    values, precision
+        The most probable parameters, and the matrix of the profile likelihood (14, 14).
+    dropped, free
+        Which become 0, and which others are fitted.
+    """
+    out = np.where(dropped, 0.0, values)
+    if free.any() and dropped.any():
+        left = precision[np.ix_(free, free)] + _ridge(precision, free)
+        out[free] += np.linalg.solve(left, precision[np.ix_(free, dropped)] @ values[dropped])
+    return out
+
+
 def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     """Return what keeps directions of which images know nothing from making a matrix singular."""
     return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
@@ -234,8 +251,8 @@ def refined_optics(group: OpticsGroup, change: Float64) -> OpticsGroup:
     even[[8, 4]] += cosine4, sine4
     return group.with_aberrations(
         beam_tilt=tuple(tilt),
-        odd_zernike=odd if odd.any() or group.odd_zernike else None,
-        even_zernike=even if even.any() or group.even_zernike else None,
+        odd_zernike=odd.tolist() if odd.any() or group.odd_zernike else None,
+        even_zernike=even.tolist() if even.any() or group.even_zernike else None,
         magnification=group.magnification + matrix_of(change[:3]) if change[:3].any() else None,
     )
 
@@ -263,18 +280,20 @@ class PhaseSums(NamedTuple):
     even
         Sums for the even phase, (g, 5, p): of ``|S|² / σ²`` times sin², sin cos, cos² of the CTF's phase, and of
         ``Re(X S*) / σ²`` times sin and cos.
-    residual, count
+    residual, images
         ``sum |X - m|²`` by shell (g, n // 2 + 1), and images (g,), for :func:`cloudem.algorithms.noise.noise_variance`.
     """
 
     odd: NDArray[np.complex128]
     even: Float64
     residual: Float64
-    count: Float64
+    images: Float64
 
     def plus(self, other: PhaseSums) -> PhaseSums:
         """Return the sums of both."""
-        return PhaseSums(*(a + b for a, b in zip(self, other, strict=True)))
+        return PhaseSums(
+            self.odd + other.odd, self.even + other.even, self.residual + other.residual, self.images + other.images
+        )
 
 
 def phase_sums(
@@ -400,6 +419,6 @@ def phase_pictures(
     return np.array(out, np.float32)
 
 
-def _evaluated(terms: Float64, degrees: tuple[int, ...], x: Float64, y: Float64) -> Float64:
+def _evaluated(terms: Float64, degrees: tuple[int, ...], x: NDArray[Any], y: NDArray[Any]) -> Float64:
     powers = [(d - j, j) for d in degrees for j in range(d + 1)]
     return np.asarray(sum(c * x**i * y**j for c, (i, j) in zip(terms, powers, strict=True)) + 0 * (x + y))

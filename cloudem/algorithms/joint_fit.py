@@ -406,12 +406,11 @@ def solve_images(
         fitted = fitted.put(better, tried)
         found[better] = there[better]
         cost = found[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(fitted, micrograph, spread, freedom)
-        damping = np.where(better, damping / 10, damping * 100)
+        # a step that failed is halved, or more: an image that stays away from its maximum would pull at its group
+        damping = np.where(better, damping / 10, np.where(moving, np.maximum(damping * 10, 1.0), damping))
     blocks = blocks_of(found, fitted, micrograph, spread, freedom)
     variance = eliminate(blocks, micrograph).variance
-    weighed = blocks._replace(
-        matrix=blocks.matrix * weight[:, None, None], gradient=blocks.gradient * weight[:, None]
-    )
+    weighed = blocks._replace(matrix=blocks.matrix * weight[:, None, None], gradient=blocks.gradient * weight[:, None])
     done = eliminate(weighed, micrograph)
     return Solved(fitted, variance, cost, done.matrix, done.gradient)
 
@@ -420,4 +419,3 @@ def start_fitted(rotations: Float64, shifts: Float64) -> Fitted:
     """Return poses with nothing changed but these; shifts in pixels."""
     nothing = np.zeros(len(rotations))
     return Fitted(rotations, shifts, nothing, nothing, nothing, np.zeros((len(rotations), 2)))
-

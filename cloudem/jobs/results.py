@@ -136,7 +136,8 @@ def write_maps(
         "notes": [*notes, HAND],
         **run_attributes(progress, context.executor.traffic()),
     }
-    context.write("result", {**arrays, **curves.by_name(), **evidence, **directional.arrays, **(more or {})}, attributes)
+    others = {**curves.by_name(), **evidence, **directional.arrays, **(more or {})}
+    context.write("result", {**arrays, **others}, attributes)
     shown_by = source if start_resolution else "corrected FSC 0.143"
     progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:

@@ -47,7 +47,7 @@ def even_basis(x: Any, y: Any) -> list[Any]:
     return [cosine, sine, *quartic]
 
 
-def _polynomial(x: Float64, y: Float64, terms: Float64, degrees: tuple[int, ...]) -> tuple[Any, Any, Any]:
+def _polynomial(x: Float64, y: Float64, terms: Float, degrees: tuple[int, ...]) -> tuple[Any, Any, Any]:
     """Return polynomials (b, p) of coefficients (b, t), and their derivatives by x and y."""
     powers = [(d - j, j) for d in degrees for j in range(d + 1)]
     value, by_x, by_y = np.zeros((3, *x.shape))
@@ -137,9 +137,7 @@ def model_products(
     for du, dv in ((kx, -ky), (ky, kx), (kx, ky)):
         dx, dy = du * frequency_step, dv * frequency_step
         turned = by_phase * (chi_x * dx + chi_y * dy) + 1j * model * (odd_x * dx + odd_y * dy)
-        columns.append(
-            contrast * (h[0] * du + h[1] * dv) + turned - model * (fall_off[0] * dx + fall_off[1] * dy) / 4
-        )
+        columns.append(contrast * (h[0] * du + h[1] * dv) + turned - model * (fall_off[0] * dx + fall_off[1] * dy) / 4)
     columns += [1j * part * model for part in odd_basis(x, y)]
     columns += [-part * by_phase for part in even_basis(x, y)]
     phases = np.exp(1j * (beta * (shifts[:, :1] * kx + shifts[:, 1:] * ky) - angle))

@@ -47,6 +47,6 @@ def check_ctf_refinement(job: RefineCtf, inputs: Inputs, warn: Warn) -> None:
 def few(name: str, particles: int, least: int) -> str:
     """Return what is said of an optics group that is left alone."""
     return (
-        f"optics group {name} has {particles:,} particles, fewer than {least:,} (--least-particles): its aberrations stay "
-        "as they are"
+        f"optics group {name} has {particles:,} particles, fewer than {least:,} (--least-particles): its aberrations "
+        "stay as they are"
     )

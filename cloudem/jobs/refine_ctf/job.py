@@ -35,12 +35,12 @@ PASS_PIXEL_S, INSERT_PIXEL_S = 2.6e-7, 1.0e-7
 
 ABERRATIONS = table_of(
     "Aberrations",
-    Column("aberration_group", "optics group"),
+    Column("aberration_group", "group"),
     Column("aberration_name", "aberration"),
     Column("aberration_value", "change", form=".4g"),
     Column("aberration_error", "standard error", form=".2g"),
     Column("aberration_unit", "unit"),
-    Column("aberration_phase_deg", "phase at the limit", "°", ".0f"),
+    Column("aberration_phase_deg", "at the limit", "°", ".0f"),
     Column("aberration_deviations", "deviations", form=".1f"),
     Column("aberration_verdict", "verdict"),
     rows=200,
@@ -49,7 +49,7 @@ DEFOCUS_CHANGE = histogram_of(
     "defocus_change", Column("defocus_change", "change of the defocus", "Å", ".0f"), "Change of the defocus"
 )
 DEFOCUS_ERROR = histogram_of(
-    "defocus_error", Column("defocus_error", "standard error", "Å", ".0f"), "Standard error of the defocus"
+    "defocus_error", Column("defocus_error", "standard error", "Å", ".0f"), "Standard errors of the defocus"
 )
 
 
@@ -86,14 +86,18 @@ class RefineCtf(Job):
     symmetry: str = parameter(
         "auto", meaning="point group, oriented as in RELION; auto: that of the results that hold the particles"
     )
-    diameter_A: float = parameter(0.0, meaning="particle diameter, for a mask that is estimated; 0: 90 % of the box", ge=0)
+    diameter_A: float = parameter(
+        0.0, meaning="particle diameter, for a mask that is estimated; 0: 90 % of the box", ge=0
+    )
     mask: Place | None = parameter(
         None,
-        meaning="solvent mask (MRC file, or results of a job); if none, that of the results that hold the particles, or "
-        "else estimated",
+        meaning="solvent mask (MRC file, or results of a job); if none, that of the results that hold the particles, "
+        "or else estimated",
         reads=("mask",),
     )
-    cycles: int = parameter(5, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10)
+    cycles: int = parameter(
+        5, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10
+    )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution that is fitted; 0: where half-maps agree", ge=0)
     micrograph_astigmatism: bool = parameter(
         False, meaning="fit an astigmatism to each micrograph, instead of one to each optics group"
@@ -159,18 +163,23 @@ class RefineCtf(Job):
         size = sizes["particles"]
         box, count = size.box, size.count
         voxels, pixels = voxels_of(box, box // 2 - 1), int(0.4 * box * box)
-        image = {"parallel": True, "read_bytes": 2.0 * box**2}
         per_task = self.group_size * 16 * pixels + 128 * 24 * box * box
+
+        def stage(name: str, seconds: float, passes: int) -> Stage:
+            return Stage(
+                name, count, "images", cpu_s=seconds * box**2, parallel=True, passes=passes, task_bytes=per_task,
+                read_bytes=2.0 * box**2,
+            )  # fmt: skip
+
+        cycles = self.cycles + 1
+        stages = (
+            stage("insert", INSERT_PIXEL_S, cycles),
+            Stage("solve", 2, "maps", cpu_s=at_box(SOLVE, box), passes=cycles),
+            stage("compare", INSERT_PIXEL_S, 2),
+            stage("fit", PASS_PIXEL_S, PASSES * self.cycles),
+        )
         return Work(
-            (
-                Stage("insert", count, "images", cpu_s=INSERT_PIXEL_S * box**2, passes=self.cycles + 1, **image),
-                Stage("solve", 2, "maps", cpu_s=at_box(SOLVE, box), passes=self.cycles + 1),
-                Stage("compare", count, "images", cpu_s=INSERT_PIXEL_S * box**2, passes=self.cycles + 1, **image),
-                Stage(
-                    "fit", count, "images", cpu_s=PASS_PIXEL_S * box**2, passes=PASSES * self.cycles,
-                    task_bytes=per_task, **image,
-                ),
-            ),  # fmt: skip
+            stages,
             base_bytes=400 * MIB + 4 * 20 * voxels + 2000 * count,
             client_bytes=400 * MIB + 2000 * count + 40 * box**3,
             stored_bytes=40 * box**3 + 600 * count,

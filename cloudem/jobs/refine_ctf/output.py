@@ -21,7 +21,7 @@ PER_CENT = np.array([2.0, 2.0, 1.0]) * 100
 def units_of(group: OpticsGroup) -> tuple[Float64, list[str]]:
     """Return the factor and the unit with which people read each of the 14 parameters."""
     factor = np.ones(len(NAMES))
-    unit = ["%"] * 3 + ["rad Å³"] * 4 + ["rad Å²"] * 2 + ["rad Å⁴"] * 5
+    unit = ["%"] * 3 + ["rad\u00a0Å³"] * 4 + ["rad\u00a0Å²"] * 2 + ["rad\u00a0Å⁴"] * 5
     factor[:3] = PER_CENT
     per_mrad = beam_tilt_terms((1.0, 0.0), group.spherical_aberration, group.voltage)[2]
     if per_mrad:
@@ -50,7 +50,7 @@ def aberration_arrays(
         for place in np.flatnonzero(verdict.fitted):
             value = applied[place] if verdict.believed[place] else verdict.values[place]
             phase = np.rad2deg(value * limit ** DEGREES[place]) if DEGREES[place] else np.nan
-            said = "applied" if verdict.believed[place] else "not significant, not applied"
+            said = "applied" if verdict.believed[place] else "not significant"
             error = verdict.errors[place] * abs(factor[place])
             rows.append(
                 (

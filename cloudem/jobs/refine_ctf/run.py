@@ -13,19 +13,20 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.bricks import unpack_reference
 from cloudem.algorithms.ctf_refinement import (
     FIRST,
-    PhaseSums,
     Judged,
+    PhaseSums,
     group_step,
     judge,
     phase_pictures,
     refined_defocus,
     refined_optics,
     shortened,
+    without,
 )
-from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.joint_fit import Fitted, mean_defocus, start_fitted
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import reference_snr
@@ -69,18 +70,21 @@ Float64 = NDArray[np.float64]
 LEAST_SHELL = 6
 """Where half-maps agree on fewer shells, no aberration shows, and nothing is fitted."""
 
-MOST_PASSES, STEPS = 8, 2
+MOST_PASSES, STEPS = 8, 3
 """Passes of a cycle, and steps of each image in one."""
 
 CONVERGED, SHARE = 0.05, 0.01
 """A pass is the last where the next step of each optics group promises no more log-likelihood than this, or than this
 share of what its cycle gained: the former would move aberrations by a third of their standard errors at most."""
 
+NOISE_STRIDE, MANY = 4, 1000
+"""Every how many-th image the noise is measured on, where that leaves so many."""
+
 MOST_MAGNIFICATION = 0.06
 """By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
 
 ENOUGH = 0.3
-"""Where the limit no longer rises, a cycle is the last if it moved no aberration by more than so many standard errors."""
+"""Where the limit no longer rises, a cycle is the last if it moved no aberration by more standard errors than this."""
 
 FIRST_SPREAD, LEAST_SPREAD, MOST_SPREAD = 100.0, 10.0, 1000.0
 """Å: spread of the defocus about its micrograph's mean to begin with, and what it is kept between."""
@@ -328,17 +332,17 @@ def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
     return dict(shapes_in(url, "result")) if read_attributes(url, "result") else {}
 
 
-def compared(run: Run, fit: Fit, maps: Maps) -> PhaseSums:
-    """Compare all images with the maps; set their noise, and return what they say pixel by pixel."""
+def compared(run: Run, fit: Fit, maps: Maps, stride: int = 1) -> PhaseSums:
+    """Compare all images, or some, with the maps; set their noise, and return what they say pixel by pixel."""
     view = view_of(run, fit, maps)
     _, items = run.items(fit)
     with run.context.progress.stage("compare", len(run.kept)) as stage:
         sums, _ = run.executor.accumulate(
-            fold_of_comparison(view), items, shared=lambda item: [run.data, *maps.volumes],
+            fold_of_comparison(view, stride), items, shared=lambda item: [run.data, *maps.volumes],
             on_done=lambda number: stage.advance(len(items[number].indices)),
         )  # fmt: skip
         found = [run.executor.fetch(sums[h]) for h in (1, 2)]
-    fit.sigma2 = np.array([noise_variance(part.residual, part.count, run.box) for part in found])
+    fit.sigma2 = np.array([noise_variance(part.residual, part.images, run.box) for part in found])
     return found[0].plus(found[1])
 
 
@@ -369,7 +373,6 @@ def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, flo
 
     Of each optics group on its own: a step of its aberrations that made its images fit worse is halved.
     """
-    compared(run, fit, maps)
     limit = maps.limit / (run.box * run.pixel_size)
     columns = run.job.freedom.group - FIRST
     groups = len(fit.change)
@@ -407,7 +410,8 @@ def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, flo
         total = gained + float(np.sum(first - np.minimum(best, first)))
         if not worse.any() and promised < max(CONVERGED, SHARE * total):
             break
-    fit.change = good
+    else:
+        fit.change = good
     run.context.log.debug("aberrations %s", np.array2string(good, precision=4))
     away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
     spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
@@ -421,6 +425,7 @@ def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
     Returns the number of passes, and the gain of an image.
     """
     everything = fit.free.copy()
+    compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
     passes, gain = climb(run, fit, maps)
     fit.judged = [
         judge(change, precision, free, run.job.significance)
@@ -429,7 +434,9 @@ def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
     believed = np.array([judged.believed for judged in fit.judged])
     if np.any(everything & ~believed):
         fit.free = believed
-        fit.change[~believed] = 0.0
+        fit.change = np.array(
+            [without(*each) for each in zip(fit.change, fit.precision, everything & ~believed, believed, strict=True)]
+        )
         passes += climb(run, fit, maps, gain)[0]
         fit.free = everything
     for line in sentences(run.table.optics, fit.judged):
@@ -439,7 +446,8 @@ def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
 
 def origin_of(run: Run, mask: Volume) -> Vector:
     """Return the origin of the maps: that of the results that hold the particles, or the mask's."""
-    stated = (read_attributes(run.job.particles, "result") or {}).get("origin_A") if contents(run.job.particles) else None
+    found = read_attributes(run.job.particles, "result") if contents(run.job.particles) else None
+    stated = (found or {}).get("origin_A")
     if stated is None:
         return mask.origin
     x, y, z = stated
@@ -450,7 +458,7 @@ def write(run: Run, fit: Fit, maps: Maps, limit: int, sums: PhaseSums | None, wa
     """Write particles, maps, aberrations and the report."""
     job, context = run.job, run.context
     table = refined_table(run, fit)
-    more = {"defocus_change": fit.fitted.defocus}
+    more = {"defocus_change": fit.fitted.defocus, "defocus_error": np.sqrt(fit.variance)}
     if sums is not None:
         more |= aberration_arrays(run.table.optics, fit.judged, fit.change, limit / (run.box * run.pixel_size))
         more["phases"] = phase_pictures(sums, fit.change, half_disc(run.box, limit), run.box, run.pixel_size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.bricks import pack_reference
 from cloudem.algorithms.ctf_refinement import PhaseSums, microscope_of, phase_sums
 from cloudem.algorithms.joint_fit import Fitted, Freedom, Pictures, join_fitted, solve_images
-from cloudem.algorithms.reconstruct import Sums, reference_volume, solve
+from cloudem.algorithms.reconstruct import Sums, levelled_shells, reference_volume, solve
 from cloudem.execution.executor import Added, Fold
 from cloudem.jobs.dataset import BATCH, Dataset, groups_of, image_batches
 from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
@@ -24,7 +24,7 @@ from cloudem.kernels.slices import padded_box
 Float64 = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Volume = NDArray[np.complex64]
-R = TypeVar("R", bound=tuple[NDArray[np.generic], ...])
+R = TypeVar("R", bound=tuple[NDArray[Any], ...])
 
 MOST_TOGETHER = 512
 """Images of a micrograph that share a mean defocus; larger micrographs are cut, so that a task stays small."""
@@ -51,10 +51,10 @@ class FitItem(NamedTuple):
     micrograph: IntArray
     fitted: Fitted
 
-    def take(self, rows: slice) -> FitItem:
+    def take(self, rows: slice | IntArray) -> FitItem:
         """Return some of the images, micrographs counted from 0."""
-        part = FitItem(*(value.take(rows) if isinstance(value, Fitted) else value[rows] for value in self))
-        return part._replace(micrograph=part.micrograph - part.micrograph[0])
+        first = self.micrograph[rows] - self.micrograph[rows][0]
+        return FitItem(self.indices[rows], self.half[rows], self.weight[rows], first, self.fitted.take(rows))
 
 
 class FitView(NamedTuple):
@@ -138,8 +138,6 @@ def reference_to_fit(
     sums: Sums, mask: NDArray[np.float32], snr: Float64, k_max: int, k_insert: int, slices: int
 ) -> Volume:
     """Return a half-set's filtered and masked map as slices up to ``k_max`` read it, packed to travel."""
-    from cloudem.algorithms.reconstruct import levelled_shells
-
     density = solve(sums, len(mask), snr, k_insert, levelled_shells(slices))
     density *= mask
     padding = padded_box(len(mask)) / len(mask)
@@ -164,7 +162,9 @@ def whole_micrographs(
             waiting, first = [together[stop - first :]], stop
 
 
-def pictures_of(part: FitItem, transforms: Volume, dataset: Dataset, disc: HalfDisc, sigma2: Float64 | None) -> Pictures:
+def pictures_of(
+    part: FitItem, transforms: Volume, dataset: Dataset, disc: HalfDisc, sigma2: Float64 | None
+) -> Pictures:
     """Return images with their noise."""
     table, box = dataset.particles, dataset.store.box
     group = dataset.optics_group[part.indices]
@@ -200,29 +200,33 @@ def fit_group(
         np.add.at(sums.cost, group, found.cost * part.weight)
         np.add.at(sums.weight, group, part.weight)
         notes.append(FitNote(found.fitted, found.variance, found.cost))
-    note = FitNote(
-        join_fitted([n.fitted for n in notes]), *(np.concatenate([n[i] for n in notes]) for i in (1, 2))
-    )
+    note = FitNote(join_fitted([n.fitted for n in notes]), *(np.concatenate([n[i] for n in notes]) for i in (1, 2)))
     return Added({0: sums}, note)
 
 
 def compare_group(
-    item: FitItem, dataset: Dataset, first: Volume, second: Volume, view: FitView
+    item: FitItem, dataset: Dataset, first: Volume, second: Volume, view: FitView, stride: int
 ) -> Added[int, PhaseSums, None]:
-    """Compare the images of a task with their half-set's map, pixel by pixel; the ``add`` of a comparison."""
+    """Compare images of a task with their half-set's map, pixel by pixel; the ``add`` of a comparison.
+
+    Every how many-th image of each half-set and optics group ``stride`` says.
+    """
     disc, table = half_disc(dataset.store.box, view.k_max), dataset.particles
     sums: dict[int, PhaseSums] = {}
+    known = view.change.copy()
+    known[:, 3:] = 0  # phases are those beyond the table's; where the frequencies lie is not among them
     for part, transforms in whole_micrographs(item, dataset, disc):
         for half, volume in ((1, first), (2, second)):
             rows = np.flatnonzero(part.half == half)
+            rows = rows[np.argsort(dataset.optics_group[part.indices[rows]], kind="stable")][::stride]
             if not len(rows):
                 continue
-            own = FitItem(*(v.take(rows) if isinstance(v, Fitted) else v[rows] for v in part))
+            own = part.take(rows)
             found = phase_sums(
                 volume,
                 pictures_of(own, transforms[rows], dataset, disc, view.sigma2),
                 microscope_of(table, own.indices, view.change),
-                microscope_of(table, own.indices, np.zeros_like(view.change)),
+                microscope_of(table, own.indices, known),
                 own.fitted,
                 dataset.optics_group[own.indices].astype(np.int64),
                 len(table.optics),
@@ -243,18 +247,25 @@ def half_keys(item: FitItem) -> tuple[int, ...]:
 
 def merge_rows(earlier: R, later: R) -> R:
     """Add arrays whose rows are optics groups."""
-    return type(earlier)(*(a + b for a, b in zip(earlier, later, strict=True)))  # type: ignore[call-arg]
+    return _made(earlier, [a + b for a, b in zip(earlier, later, strict=True)])
 
 
 def cut_rows(sums: R, number: int, count: int) -> R:
     """Return the optics groups of brick ``number`` of ``count``."""
     some = slice(*(len(sums[0]) * at // count for at in (number, number + 1)))
-    return type(sums)(*(part[some] for part in sums))  # type: ignore[call-arg]
+    return _made(sums, [part[some] for part in sums])
 
 
 def join_rows(bricks: Sequence[R]) -> R:
     """Return the sums that were cut into these."""
-    return type(bricks[0])(*(np.concatenate(parts) for parts in zip(*bricks, strict=True)))  # type: ignore[call-arg]
+    return _made(bricks[0], [np.concatenate(parts) for parts in zip(*bricks, strict=True)])
+
+
+def _made(like: R, arrays: list[NDArray[Any]]) -> R:
+    """Return arrays as a tuple of a kind."""
+    kind: Any = type(like)
+    made: R = kind(*arrays)
+    return made
 
 
 def fold_of_pass(view: FitView) -> Fold[FitItem, int, GroupRows, FitNote]:
@@ -263,7 +274,7 @@ def fold_of_pass(view: FitView) -> Fold[FitItem, int, GroupRows, FitNote]:
     return Fold(one_key, add, merge_rows, cut_rows, join_rows)
 
 
-def fold_of_comparison(view: FitView) -> Fold[FitItem, int, PhaseSums, None]:
-    """Return the fold of a comparison with the maps."""
-    add: Callable[..., Added[int, PhaseSums, None]] = partial(compare_group, view=view)
+def fold_of_comparison(view: FitView, stride: int) -> Fold[FitItem, int, PhaseSums, None]:
+    """Return the fold of a comparison of some images with the maps."""
+    add: Callable[..., Added[int, PhaseSums, None]] = partial(compare_group, view=view, stride=stride)
     return Fold(half_keys, add, merge_rows, cut_rows, join_rows)

@@ -16,8 +16,8 @@ MEANING = (
     "Phases beyond those that the table of particles said before, up to the frequency limit, kx to the right and ky "
     "upwards; left what all images together show, right what was fitted and applied. Odd phases (beam tilt, trefoil) "
     "change sign through the centre, even ones (astigmatism, spherical aberration, tetrafoil) do not. Where the data "
-    "show a pattern that the fit lacks, an aberration of a higher order may be left; where they are noise alone, nothing "
-    "can be said. Even phases near the centre are noise, because the CTF is known there whatever the aberrations."
+    "show a pattern that the fit lacks, an aberration of a higher order may be left; where they are noise alone, "
+    "nothing can be said. Even phases near the centre are noise, because no aberration changes the CTF there."
 )
 
 MOST_GROUPS = 24
@@ -69,9 +69,7 @@ def phase_pair(pair: NDArray[np.floating[Any]], reach: float, label: str) -> str
     def draw(figure: Drawing) -> None:
         side = 186
         for place, (image, title) in enumerate(((data, "data"), (wrapped, "fit"))):
-            axes = figure.add_axes(
-                ((30 + place * (side + 18)) / _WIDTH, 34 / _HEIGHT, side / _WIDTH, side / _HEIGHT)
-            )
+            axes = figure.add_axes(((30 + place * (side + 18)) / _WIDTH, 34 / _HEIGHT, side / _WIDTH, side / _HEIGHT))
             drawn = axes.imshow(
                 image, origin="lower", extent=(-reach, reach, -reach, reach), cmap="RdBu_r", vmin=-scale, vmax=scale,
                 interpolation="nearest",
@@ -81,7 +79,7 @@ def phase_pair(pair: NDArray[np.floating[Any]], reach: float, label: str) -> str
             axes.text(0, -1.1 * reach, f"rim {1 / reach:.2f} Å", ha="center", va="top", fontsize=10, color=FAINT)
         bar = figure.colorbar(drawn, cax=figure.add_axes((440 / _WIDTH, 44 / _HEIGHT, 9 / _WIDTH, 166 / _HEIGHT)))
         bar.set_ticks([-scale, 0, scale], labels=[f"{-scale:.1f}", "0", f"{scale:.1f}"])
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         figure.text(432 / _WIDTH, 224 / _HEIGHT, "radians", fontsize=11)
 
     return draw_svg(_WIDTH, _HEIGHT, draw, label)
