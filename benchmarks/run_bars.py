@@ -29,6 +29,7 @@ from bars import (
     mixtures,
     motion,
     nothing,
+    optics,
     picking,
     point_groups,
     refinements,
@@ -77,6 +78,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "from_sums": extraction.from_sums,
     "poses": refinements.poses,
     "picking": picking.picking,
+    "optics": optics.optics,
+    "optics_refined": optics.optics_refined,
+    "optics_search": optics.optics_search,
 }
 
 

@@ -27,7 +27,7 @@ from cloudem.kernels.aberrations import (
     odd_phase,
     zernike_terms,
 )
-from cloudem.kernels.fourier import HalfDisc
+from cloudem.kernels.fourier import HalfDisc, half_disc, half_square
 from cloudem.kernels.slices import magnified_axes
 from cloudem.model.optics import EVEN, MATRIX, ODD, OpticsGroup
 
@@ -53,7 +53,9 @@ class Aberrations:
     odd: Float64 | None = None
     magnification: Float64 | None = None
 
-    def freed(self, transforms: Complex64, group: NDArray[np.integer[Any]], length: float) -> Complex64:
+    def freed(
+        self, transforms: Complex64, group: NDArray[np.integer[Any]], length: float, *, put_in: bool = False
+    ) -> Complex64:
         """Free transforms of images of their odd phases, in place, and return them.
 
         Parameters
@@ -64,6 +66,8 @@ class Aberrations:
             Optics group of each, (b,).
         length
             Of the box, Å.
+        put_in
+            Put the phases in instead.
         """
         if self.odd is None:
             return transforms
@@ -71,7 +75,8 @@ class Aberrations:
         present = np.unique(group)
         for number in present:
             if self.odd[number].any():
-                factor = xp.asarray(_freeing(tuple(self.odd[number]), transforms.shape[1], length))
+                terms = -self.odd[number] if put_in else self.odd[number]
+                factor = xp.asarray(_freeing(tuple(terms), transforms.shape[1], length))
                 if len(present) == 1:
                     transforms *= factor
                 else:
@@ -98,12 +103,12 @@ class Aberrations:
         shells: NDArray[np.int32] = np.rint(np.sqrt(furthest)).astype(np.int32)
         return shells
 
-    def widened(self, k_max: int, box: int) -> int:
-        """Return the last shell of images that shows anything of the map's shells up to ``k_max``."""
+    def pixels(self, box: int, k_max: int) -> HalfDisc:
+        """Return the pixels of images of a box that show nothing beyond a shell of the map in any group."""
         if self.magnification is None:
-            return k_max
-        least = float(np.linalg.svd(self.magnification, compute_uv=False).min())
-        return min(max(k_max, int(np.ceil((k_max + 0.5) / least))), box // 2 - 1)
+            return half_disc(box, k_max)
+        square = half_square(box // 2 - 1)  # the last shells may lie in its corners
+        return square.take(self.reach(square) <= k_max)
 
 
 NO_ABERRATIONS = Aberrations()

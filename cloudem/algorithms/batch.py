@@ -15,7 +15,7 @@ from cloudem.algorithms.reconstruct import Sums
 from cloudem.algorithms.search import MARGIN
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, low_passed, real_images, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, fourier_images, low_passed, real_images, sample_half_disc
 from cloudem.kernels.slices import fast_even, insert, magnified_axes, padded_box
 
 Float32 = NDArray[np.float32]
@@ -148,8 +148,7 @@ def insert_weighted(batch: Batch, poses: Poses, weights: Float64, pixel_size: fl
     """Insert a batch at poses with their weights, and noise of variance 1, in place."""
     box = batch.images.shape[-1]
     aberrations, group = batch.aberrations, batch.optics_group
-    disc = half_disc(box, aberrations.widened(k_max, box))
-    disc = disc.take(np.flatnonzero(aberrations.reach(disc) <= k_max))
+    disc = aberrations.pixels(box, k_max)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
     values *= batch.scale.astype(np.float32)[:, None]
     images = sample_half_disc(batch.transforms(box * pixel_size), disc)
