@@ -36,6 +36,11 @@ the B-factor (Å²) by more."""
 TRUSTED = 0.05
 """An image whose next step, after the first of a pass, promises to gain less log-likelihood than this takes none."""
 
+UNSEEN = 0.5
+"""A step that promises less than this, a move by one standard error, is taken without looking: slices jump by some
+thousandths where a window reaches the next voxels, so that a likelihood says nothing of such gains. Were steps refused
+for it, images would not follow their aberrations."""
+
 IMAGE_COLUMNS = 6
 """Rotation, shift and defocus: what is fitted to every image."""
 
@@ -400,9 +405,10 @@ def solve_images(
         there = found.copy()
         there[rows] = products(volumes, half, pictures, optics, tried, rows)
         after = there[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(tried, micrograph, spread, freedom)
-        better = moving & (after < cost)
+        better = moving & ((after < cost) | (done.gain < UNSEEN))
         if freedom.astigmatism:
-            better = (np.bincount(micrograph, after - cost) < 0)[micrograph]
+            gained, promised = np.bincount(micrograph, cost - after), np.bincount(micrograph, done.gain)
+            better = moving & ((gained > 0) | (promised < UNSEEN))[micrograph]
         fitted = fitted.put(better, tried)
         found[better] = there[better]
         cost = found[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(fitted, micrograph, spread, freedom)

@@ -77,6 +77,10 @@ CONVERGED, SHARE = 0.05, 0.01
 """A pass is the last where the next step of each optics group promises no more log-likelihood than this, or than this
 share of what its cycle gained: the former would move aberrations by a third of their standard errors at most."""
 
+JITTER = 0.3
+"""By how much minus the log-likelihood of n images may rise, times the root of n, before a step is taken back: slices
+jump by some thousandths where a window reaches the next voxels."""
+
 NOISE_STRIDE, MANY = 4, 1000
 """Every how many-th image the noise is measured on, where that leaves so many."""
 
@@ -384,7 +388,7 @@ def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, flo
         sums, parameters, variance = one_pass(run, fit, maps)
         if number == 1:
             first = sums.cost
-        worse = sums.cost > best
+        worse = sums.cost > best + JITTER * np.sqrt(sums.weight)
         accepted = ~worse[run.group]
         fit.fitted = fit.fitted.put(accepted, parameters)
         fit.variance = np.where(accepted, variance, fit.variance)
