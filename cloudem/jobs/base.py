@@ -62,6 +62,7 @@ JOBS: dict[str, str] = {
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
     "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
+    "refine_ctf": "cloudem.jobs.refine_ctf.job:RefineCtf",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",
     "compare_maps": "cloudem.jobs.compare_maps:CompareMaps",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ def write_maps(
     source: str = START,
     held_out: NDArray[np.float64] | None = None,
     notes: Sequence[str] = (),
+    more: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write the groups ``particles`` and ``result`` and the report.
 
@@ -88,6 +90,8 @@ def write_maps(
         What is kept as `HELD_OUT`, (n // 2 + 1,).
     notes
         Further remarks of the report.
+    more
+        Further arrays of the result, for sections of the job's own.
     """
     progress = context.progress
     with progress.stage("postprocess"):
@@ -132,7 +136,8 @@ def write_maps(
         "notes": [*notes, HAND],
         **run_attributes(progress, context.executor.traffic()),
     }
-    context.write("result", {**arrays, **curves.by_name(), **evidence, **directional.arrays}, attributes)
+    others = {**curves.by_name(), **evidence, **directional.arrays, **(more or {})}
+    context.write("result", {**arrays, **others}, attributes)
     shown_by = source if start_resolution else "corrected FSC 0.143"
     progress.message(f"resolution {resolution:.2f} Å ({shown_by}), B-factor {0.0 - fall_off:.0f} Å²")
     if report:

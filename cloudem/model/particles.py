@@ -63,6 +63,7 @@ COLUMNS: dict[str, ColumnMeaning] = {
         "",
         "natural logarithm of the same against another molecule; 0 where none is seen among the images",
     ),
+    "defocus_error": ColumnMeaning("float64", "Å", "standard error of the defocus, as refine_ctf found it"),
     "class_number": ColumnMeaning("int64", "", "class of the image, from 1; 0 for none", "rlnClassNumber"),
     "class_probability": ColumnMeaning("float64", "", "probability of that class among all classes"),
     "class_psi": ColumnMeaning("float64", "rad", "in-plane angle of the image in its class"),

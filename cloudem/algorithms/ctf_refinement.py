@@ -1,0 +1,424 @@
+"""Parameters of optics groups in a joint fit: the model they make, steps, significance, and what tables say of them.
+
+Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics group has; see there for polynomials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+
+from cloudem.algorithms.aberrations import even_terms
+from cloudem.algorithms.joint_fit import Fitted, Microscope, Pictures, phases_of
+from cloudem.backend.arrays import array_namespace
+from cloudem.kernels.aberrations import EVEN_ORDERS, beam_tilt_terms, magnified, odd_phase, zernike_terms
+from cloudem.kernels.ctf import ctf_terms, wavelength
+from cloudem.kernels.fourier import HalfDisc, fill_half_disc
+from cloudem.kernels.model_fit import EVEN, MAGNIFICATION
+from cloudem.kernels.slices import extract
+from cloudem.model.optics import OpticsGroup
+from cloudem.model.particles import Particles
+
+Float64 = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FIRST, LAST = MAGNIFICATION.start, EVEN.stop
+"""Columns of optics groups are those from FIRST up to LAST, 14 with the trace."""
+
+NAMES = (
+    "magnification, M00 - M11", "magnification, M01 + M10", "pixel size", "beam tilt, x", "beam tilt, y",
+    "trefoil, cos 3φ", "trefoil, sin 3φ", "astigmatism, cos 2φ", "astigmatism, sin 2φ", "spherical aberration, k⁴",
+    "fourth order, k⁴ cos 2φ", "fourth order, k⁴ sin 2φ", "tetrafoil, cos 4φ", "tetrafoil, sin 4φ",
+)  # fmt: skip
+"""Of the columns of optics groups, in order."""
+
+FAMILIES = (
+    ("magnification", (0, 1)),
+    ("pixel size", (2,)),
+    ("beam tilt", (3, 4)),
+    ("trefoil", (5, 6)),
+    ("astigmatism", (7, 8)),
+    ("spherical aberration", (9,)),
+    ("fourth-order astigmatism", (10, 11)),
+    ("tetrafoil", (12, 13)),
+)
+"""What is kept or left out together, with its places among the parameters of a group."""
+
+LONGEST_PHASE, LONGEST_MAGNIFICATION = 1.5, 0.02
+"""No single step changes a phase at the frequency limit by more radians, or an entry of M by more."""
+
+DEGREES = np.array([0, 0, 0, 3, 3, 3, 3, 2, 2, 4, 4, 4, 4, 4])
+"""Degree of the polynomial of each phase."""
+
+
+def cubic_terms(values: Float64) -> Float64:
+    """Return the odd phase (12,) of the four odd parameters, as :func:`cloudem.kernels.aberrations.odd_phase` reads."""
+    a, b, c, d = values
+    out = np.zeros(12)
+    out[2:6] = a + c, b + 3 * d, a - 3 * c, b - d
+    return out
+
+
+def quartic_terms(values: Float64) -> Float64:
+    """Return the even phase (9,) of the seven even parameters, degrees 0, 2, 4."""
+    a, b, c, d, e, f, g = values
+    return np.array([0, a, 2 * b, -a, c + d + f, 2 * e + 4 * g, 2 * c - 6 * f, 2 * e - 4 * g, c - d + f])
+
+
+def matrix_of(values: Float64) -> Float64:
+    """Return what is added to M, (2, 2), of its three parameters."""
+    a, b, t = values
+    return np.array([[t + a, b], [b, t - a]])
+
+
+def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Microscope:
+    """Return the model's optics of some particles.
+
+    Parameters
+    ----------
+    particles
+        Table, with what its optics groups say of aberrations.
+    rows
+        Of the table.
+    change
+        Parameters of each optics group, (g, 14), beyond what the table says.
+    """
+    groups = particles.optics
+    number = particles.get("optics_group", 0).astype(np.int64)[rows]
+    by_group = {
+        name: np.array([getattr(group, name) for group in groups])[number]
+        for name in ("voltage", "spherical_aberration", "amplitude_contrast")
+    }
+    phase = ctf_terms(
+        **by_group,
+        defocus_u=particles["defocus_u"][rows],
+        defocus_v=particles["defocus_v"][rows],
+        defocus_angle=particles["defocus_angle"][rows],
+        phase_shift=particles.get("phase_shift", 0.0)[rows],
+        b_factor=particles.get("ctf_b_factor", 0.0)[rows],
+    )
+    even = np.array([even_terms(g) + quartic_terms(c[7:]) for g, c in zip(groups, change, strict=True)])
+    odd = np.array([odd_terms_before(g) + cubic_terms(c[3:7]) for g, c in zip(groups, change, strict=True)])
+    matrices = np.array([g.magnification + matrix_of(c[:3]) for g, c in zip(groups, change, strict=True)])
+    phase[:, :9] -= even[number]
+    return Microscope(matrices[number], phase, odd[number], np.pi * wavelength(by_group["voltage"]))
+
+
+def odd_terms_before(group: OpticsGroup) -> Float64:
+    """Return the odd phase of an optics group as a polynomial of ``M k``, (12,)."""
+    tilt = beam_tilt_terms(group.beam_tilt, group.spherical_aberration, group.voltage)
+    return np.asarray(zernike_terms(group.odd_zernike, odd=True) + tilt)
+
+
+def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> tuple[Float64, float]:
+    """Return the step of an optics group's free parameters towards the maximum, and the gain that it promises.
+
+    Parameters
+    ----------
+    matrix, gradient
+        Of the profile likelihood, (c, c) and (c,).
+    free
+        Which of the parameters are fitted, (c,); the step is 0 for the others.
+    """
+    step = np.zeros(len(free))
+    step[free] = np.linalg.solve(matrix[np.ix_(free, free)] + _ridge(matrix, free), gradient[free])
+    return step, float(gradient @ step) / 2
+
+
+def shortened(step: Float64, limit: float) -> Float64:
+    """Return a step of a group's 14 parameters, short enough to be trusted; ``limit`` in 1/Å."""
+    size = np.abs(step) * limit**DEGREES / np.where(DEGREES > 0, LONGEST_PHASE, LONGEST_MAGNIFICATION)
+    return step / max(1.0, float(size.max()))
+
+
+def covariance(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return the covariance (c, c) of a group's free parameters; zero of the others."""
+    out = np.zeros_like(matrix)
+    if free.any():
+        out[np.ix_(free, free)] = np.linalg.inv(matrix[np.ix_(free, free)] + _ridge(matrix, free))
+    return out
+
+
+def without(values: Float64, precision: Float64, dropped: NDArray[np.bool_], free: NDArray[np.bool_]) -> Float64:
+    """Return parameters of a group (14,) with some at 0, and the others where they are most probable then.
+
+    Parameters
+    ----------
+    values, precision
+        The most probable parameters, and the matrix of the profile likelihood (14, 14).
+    dropped, free
+        Which become 0, and which others are fitted.
+    """
+    out = np.where(dropped, 0.0, values)
+    if free.any() and dropped.any():
+        left = precision[np.ix_(free, free)] + _ridge(precision, free)
+        out[free] += np.linalg.solve(left, precision[np.ix_(free, dropped)] @ values[dropped])
+    return out
+
+
+def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return what keeps directions of which images know nothing from making a matrix singular."""
+    return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was fitted to an optics group, all parameters together, and what is believed of it.
+
+    Attributes
+    ----------
+    values, errors
+        Change of each of the 14 parameters, and its standard error; NaN where it was not fitted.
+    deviations
+        By how many standard deviations a parameter's family differs from 0, (14,).
+    fitted, believed
+        Which were fitted, and which are significant, (14,).
+    covariance
+        (14, 14).
+    """
+
+    values: Float64
+    errors: Float64
+    deviations: Float64
+    fitted: NDArray[np.bool_]
+    believed: NDArray[np.bool_]
+    covariance: Float64
+
+
+def judge(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
+    """Judge the parameters of a group, those of a family together.
+
+    Parameters
+    ----------
+    values, free
+        Change of each of the 14 parameters, and which are fitted.
+    precision
+        Matrix of the profile likelihood, (14, 14).
+    significance
+        Standard deviations from which on a family is believed.
+
+    Notes
+    -----
+    The deviation of a family is that of a normal variable which is as improbable as the family's chi².
+    """
+    known = covariance(precision, free)
+    deviations = np.full(len(free), np.nan)
+    for _, places in FAMILIES:
+        here = [place for place in places if free[place]]
+        if here:
+            chi2 = float(values[here] @ np.linalg.solve(known[np.ix_(here, here)], values[here]))
+            tail = float(stats.chi2.sf(chi2, len(here)))
+            deviations[here] = -stats.norm.ppf(tail / 2) if tail > 1e-100 else chi2**0.5
+    believed = free & (np.nan_to_num(deviations) >= significance)
+    errors = np.where(free, np.sqrt(np.diag(known)), np.nan)
+    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), believed, known)
+
+
+def refined_optics(group: OpticsGroup, change: Float64) -> OpticsGroup:
+    """Return an optics group with what was fitted, in RELION's terms.
+
+    Z(±1, 3) hold -2 rho, Z(0, 4) holds -6 rho² and Z(±2, 4) hold -3 rho²: lower orders take these back. What is k² kx
+    and k² ky becomes beam tilt, as RELION has it, or Zernike terms where there is no spherical aberration.
+
+    Parameters
+    ----------
+    group
+        As it was.
+    change
+        Its 14 parameters.
+    """
+    if not np.any(change):
+        return group
+    odd, even = np.zeros(max(6, len(group.odd_zernike))), np.zeros(len(EVEN_ORDERS))
+    odd[: len(group.odd_zernike)] = group.odd_zernike
+    even[: len(group.even_zernike)] = group.even_zernike[: len(even)]
+    tilt = np.array(group.beam_tilt)
+    per_mrad = -2e-3 * np.pi * group.spherical_aberration * float(wavelength(group.voltage)) ** 2
+    if group.spherical_aberration > 0:
+        tilt = tilt + change[3:5] / per_mrad
+    else:  # k² kx = (Z(1, 3) + 2 Z(1, 1)) / 3
+        odd[[4, 3]] += change[3:5] / 3
+        odd[[1, 0]] += 2 * change[3:5] / 3
+    odd[[5, 2]] += change[5:7]
+    cosine, sine, square, cosine2, sine2, cosine4, sine4 = change[7:]
+    even[[3, 1]] += cosine + 3 * cosine2 / 4, sine + 3 * sine2 / 4
+    even[[0, 2, 6]] += np.array([2, 3, 1]) * square / 6
+    even[[7, 5]] += cosine2 / 4, sine2 / 4
+    even[[8, 4]] += cosine4, sine4
+    return group.with_aberrations(
+        beam_tilt=tuple(tilt),
+        odd_zernike=odd.tolist() if odd.any() or group.odd_zernike else None,
+        even_zernike=even.tolist() if even.any() or group.even_zernike else None,
+        magnification=group.magnification + matrix_of(change[:3]) if change[:3].any() else None,
+    )
+
+
+def refined_defocus(
+    defocus_u: Float64, defocus_v: Float64, angle: Float64, fitted: Fitted, per_defocus: Float64
+) -> tuple[Float64, Float64, Float64]:
+    """Return defocus_u, defocus_v (Å) and the angle (radians) with what was fitted to images and micrographs."""
+    mean, half = (defocus_u + defocus_v) / 2 + fitted.defocus, (defocus_u - defocus_v) / 2
+    if not fitted.astigmatism.any():
+        return mean + half, mean - half, angle
+    cosine = half * np.cos(2 * angle) - fitted.astigmatism[:, 0] / per_defocus
+    sine = half * np.sin(2 * angle) - fitted.astigmatism[:, 1] / per_defocus
+    half = np.hypot(cosine, sine)
+    return mean + half, mean - half, np.arctan2(sine, cosine) / 2 % np.pi
+
+
+class PhaseSums(NamedTuple):
+    """What images say of a group's residual phase, pixel by pixel of the half disc, and what they leave unexplained.
+
+    Attributes
+    ----------
+    odd
+        ``sum C X S* / σ²`` with X freed of its shift and known odd phase, (g, p) complex128: its phase is the odd one.
+    even
+        Sums for the even phase, (g, 5, p): of ``|S|² / σ²`` times sin², sin cos, cos² of the CTF's phase, and of
+        ``Re(X S*) / σ²`` times sin and cos.
+    residual, images
+        ``sum |X - m|²`` by shell (g, n // 2 + 1), and images (g,), for :func:`cloudem.algorithms.noise.noise_variance`.
+    """
+
+    odd: NDArray[np.complex128]
+    even: Float64
+    residual: Float64
+    images: Float64
+
+    def plus(self, other: PhaseSums) -> PhaseSums:
+        """Return the sums of both."""
+        return PhaseSums(
+            self.odd + other.odd, self.even + other.even, self.residual + other.residual, self.images + other.images
+        )
+
+
+def phase_sums(
+    volume: NDArray[np.complex64],
+    pictures: Pictures,
+    optics: Microscope,
+    known: Microscope,
+    fitted: Fitted,
+    group: IntArray,
+    groups: int,
+) -> PhaseSums:
+    """Return what images of one half-set say, pixel by pixel.
+
+    Parameters
+    ----------
+    volume
+        Padded half-volume of its map.
+    pictures, fitted, group
+        Images, their parameters and optics groups.
+    optics
+        The whole model.
+    known
+        The same without the aberrations that were fitted: the phases shown are those beyond it.
+    groups
+        Number of optics groups.
+    """
+    disc, box = pictures.disc, pictures.box
+    step = 1 / (box * pictures.pixel_size)
+    rotations = fitted.rotations.copy()
+    rotations[:, :2] = np.swapaxes(optics.magnification, 1, 2) @ rotations[:, :2]
+    slices = extract(volume, rotations, disc.kx, disc.ky, pictures.padding)
+    scale = (pictures.scale * np.exp(fitted.log_scale))[:, None]
+    ramp = 2 * np.pi / box * (fitted.shifts[:, :1] * disc.kx + fitted.shifts[:, 1:] * disc.ky)
+    centred = pictures.transforms * np.exp(1j * ramp).astype(np.complex64)
+    odd, old_odd = (odd_phase(disc.kx, disc.ky, _at_k(each, True), step) for each in (optics, known))
+    chi, old_chi = (_phases(each, fitted, disc, step) for each in (optics, known))
+    value = slices * scale.astype(np.float32)
+    whole = centred * np.exp(-1j * odd)
+    residual = whole - value * np.sin(chi)
+    xp = array_namespace(residual)
+    weight = pictures.precision
+    seen = centred * np.exp(-1j * old_odd) * value.conj() * weight
+    match, power = (whole * value.conj()).real * weight, np.abs(value) ** 2 * weight
+    sine, cosine = np.sin(old_chi), np.cos(old_chi)
+    parts = (power * sine**2, power * sine * cosine, power * cosine**2, match * sine, match * cosine)
+    shells = np.zeros((groups, box // 2 + 1))
+    out_odd, out_even = np.zeros((groups, len(disc.kx)), np.complex128), np.zeros((groups, 5, len(disc.kx)))
+    left = xp.abs(residual) ** 2
+    for number in np.unique(group):
+        rows = group == number
+        out_odd[number] = (np.sin(chi) * seen)[rows].sum(axis=0)
+        out_even[number] = [part[rows].sum(axis=0) for part in parts]
+        shells[number] = np.bincount(disc.shell, left[rows].sum(axis=0), minlength=box // 2 + 1)
+    return PhaseSums(out_odd, out_even, shells, np.bincount(group, minlength=groups).astype(float))
+
+
+def _at_k(optics: Microscope, odd: bool) -> Float64:
+    """Return the polynomials of optics as those of k."""
+    if odd:
+        return np.asarray(magnified(optics.odd, optics.magnification, (1, 3, 5)))
+    return np.asarray(magnified(optics.phase[:, :9], optics.magnification, (0, 2, 4)))
+
+
+def _phases(optics: Microscope, fitted: Fitted, disc: HalfDisc, step: float) -> Float64:
+    at_k = _at_k(optics._replace(phase=phases_of(optics, fitted)), False)
+    x, y = disc.kx * step, disc.ky * step
+    powers = [x ** (d - j) * y**j for d in (0, 2, 4) for j in range(d + 1)]
+    return np.asarray(at_k @ np.array(powers))
+
+
+PICTURE_BLUR = 1.2
+"""Width in Fourier pixels of the Gaussian by which sums are smoothed before their phase is taken."""
+
+
+def phase_pictures(
+    sums: PhaseSums, change: Float64, disc: HalfDisc, box: int, pixel_size: float
+) -> NDArray[np.float32]:
+    """Return pictures of the phases beyond what the table says: what images show, and what was fitted.
+
+    Parameters
+    ----------
+    sums
+        Over images.
+    change
+        Parameters of each optics group, (g, 14).
+    disc
+        Of the sums.
+    box, pixel_size
+        Pixels, Å.
+
+    Returns
+    -------
+    Shape (g, 4, m, m), radians, kx to the right and ky upwards, the origin in the middle: odd data and fit, even data
+    and fit. NaN beyond the disc.
+    """
+    last = int(disc.shell.max())
+    span = np.arange(-last, last + 1)
+    step = 1 / (box * pixel_size)
+    x, y = span * step, span[:, None] * step
+    outside = np.hypot(span, span[:, None]) > last + 0.5
+
+    def whole(values: NDArray[np.complexfloating]) -> NDArray[np.complex128]:
+        half = fill_half_disc(values[None].astype(np.complex128), disc, box)[0]
+        right = half[span % box][:, : last + 1]
+        picture = np.concatenate([right[::-1, :0:-1].conj(), right], axis=1)
+        return np.asarray(
+            ndimage.gaussian_filter(picture.real, PICTURE_BLUR)
+            + 1j * ndimage.gaussian_filter(picture.imag, PICTURE_BLUR)
+        )
+
+    out = []
+    for odd, even, values in zip(sums.odd, sums.even, change, strict=True):
+        ss, sc, cc, rs, rc = (whole(part).real for part in even)
+        # sin(chi - phi) = sin chi cos phi - cos chi sin phi: least squares for cos phi and sin phi
+        cosine, sine = cc * rs - sc * rc, sc * rs - ss * rc
+        shown = [
+            np.angle(whole(odd)),
+            _evaluated(cubic_terms(values[3:7]), (1, 3, 5), x, y),
+            np.arctan2(sine, cosine),
+            _evaluated(quartic_terms(values[7:]), (0, 2, 4), x, y),
+        ]
+        out.append([np.where(outside, np.nan, part) for part in shown])
+    return np.array(out, np.float32)
+
+
+def _evaluated(terms: Float64, degrees: tuple[int, ...], x: NDArray[Any], y: NDArray[Any]) -> Float64:
+    powers = [(d - j, j) for d in degrees for j in range(d + 1)]
+    return np.asarray(sum(c * x**i * y**j for c, (i, j) in zip(terms, powers, strict=True)) + 0 * (x + y))

@@ -1,0 +1,1 @@
+"""CTF refinement: one joint fit of defocus, poses and aberrations."""

@@ -1,0 +1,475 @@
+"""The run of ``cloudem refine_ctf``: rebuild the maps, compare, fit; again while there is something to gain.
+
+Half-sets never mix: images are fitted to the map of their own, whose filter and limit are set by the FSC. What they
+share are the few parameters of micrographs and optics groups, to which images of both halves contribute.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudem.algorithms.align import by_direction
+from cloudem.algorithms.bricks import unpack_reference
+from cloudem.algorithms.ctf_refinement import (
+    FIRST,
+    Judged,
+    PhaseSums,
+    group_step,
+    judge,
+    phase_pictures,
+    refined_defocus,
+    refined_optics,
+    shortened,
+    without,
+)
+from cloudem.algorithms.joint_fit import Fitted, mean_defocus, start_fitted
+from cloudem.algorithms.noise import noise_variance
+from cloudem.algorithms.refinement import reference_snr
+from cloudem.algorithms.resolution import FscCurves, masked_fsc
+from cloudem.algorithms.significance import independent_voxels, significant_shell
+from cloudem.execution.executor import Executor, Shared, itself
+from cloudem.execution.task_names import labelled
+from cloudem.io.formats.mrc import Vector, Volume
+from cloudem.io.storage.groups import read_attributes, shapes_in
+from cloudem.io.storage.location import contents
+from cloudem.jobs.base import Context
+from cloudem.jobs.dataset import Dataset, kept_rows, left_out, micrograph_numbers, open_dataset, open_for_tasks
+from cloudem.jobs.halves import Drawing, half_sets
+from cloudem.jobs.maps import read_mask, stated_symmetry
+from cloudem.jobs.provenance import job_record
+from cloudem.jobs.reconstruct.run import solvent_mask
+from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_sums
+from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks
+from cloudem.jobs.refine_ctf.check import few
+from cloudem.jobs.refine_ctf.job import RefineCtf
+from cloudem.jobs.refine_ctf.output import aberration_arrays, sentences
+from cloudem.jobs.refine_ctf.tasks import (
+    FitItem,
+    FitView,
+    GroupRows,
+    fit_items,
+    fold_of_comparison,
+    fold_of_pass,
+    reference_to_fit,
+)
+from cloudem.jobs.results import within, write_maps, write_particles_of
+from cloudem.kernels.ctf import wavelength
+from cloudem.kernels.fourier import half_disc
+from cloudem.kernels.slices import padded_box
+from cloudem.model.particles import Particles
+from cloudem.model.poses import euler_to_matrix, matrix_to_euler
+from cloudem.model.symmetry import operators
+
+Float64 = NDArray[np.float64]
+
+LEAST_SHELL = 6
+"""Where half-maps agree on fewer shells, no aberration shows, and nothing is fitted."""
+
+MOST_PASSES, STEPS = 8, 3
+"""Passes of a cycle, and steps of each image in one."""
+
+CONVERGED, SHARE = 0.05, 0.01
+"""A pass is the last where the next step of each optics group promises no more log-likelihood than this, or than this
+share of what its cycle gained: the former would move aberrations by a third of their standard errors at most."""
+
+JITTER = 0.3
+"""By how much minus the log-likelihood of n images may rise, times the root of n, before a step is taken back: slices
+jump by some thousandths where a window reaches the next voxels."""
+
+NOISE_STRIDE, MANY = 4, 1000
+"""Every how many-th image the noise is measured on, where that leaves so many."""
+
+MOST_MAGNIFICATION = 0.06
+"""By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
+
+ENOUGH = 0.3
+"""Where the limit no longer rises, a cycle is the last if it moved no aberration by more standard errors than this."""
+
+FIRST_SPREAD, LEAST_SPREAD, MOST_SPREAD = 100.0, 10.0, 1000.0
+"""Å: spread of the defocus about its micrograph's mean to begin with, and what it is kept between."""
+
+
+@dataclass
+class Fit:
+    """What is known so far.
+
+    Attributes
+    ----------
+    fitted, variance
+        Parameters of images, and the variance of their defocus in Å².
+    change, free
+        Aberrations beyond those of the table (g, 14), and which are fitted.
+    precision
+        Matrices of the profile likelihood, (g, 14, 14).
+    spread
+        Of the defocus about its micrograph's mean, Å.
+    sigma2
+        Noise by half-set, optics group and shell.
+    judged
+        What is believed of the aberrations of each optics group, once they were fitted.
+    """
+
+    fitted: Fitted
+    variance: Float64
+    change: Float64
+    free: NDArray[np.bool_]
+    precision: Float64
+    spread: float = FIRST_SPREAD
+    sigma2: Float64 | None = None
+    judged: list[Judged] = field(default_factory=list)
+
+
+@dataclass
+class Maps:
+    """Half-maps (2, n, n, n), the map of all, the mask and its origin, FSC, and the last shell that is fitted."""
+
+    halves: NDArray[np.float32]
+    whole: NDArray[np.float32]
+    mask: Volume
+    curves: FscCurves
+    limit: int
+    volumes: list[Shared[NDArray[np.complex64]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same: particles that take part by their number in the store, half-sets, micrographs, weights."""
+
+    job: RefineCtf
+    context: Context
+    dataset: Dataset
+    data: Shared[Dataset]
+    table: Particles
+    kept: NDArray[np.int64]
+    symmetry: str
+    micrograph: NDArray[np.int64]
+    weight: Float64
+
+    @property
+    def executor(self) -> Executor:
+        """Runs the tasks."""
+        return self.context.executor
+
+    @property
+    def box(self) -> int:
+        """Pixels."""
+        return self.dataset.store.box
+
+    @property
+    def pixel_size(self) -> float:
+        """Å."""
+        return self.dataset.store.pixel_size
+
+    @property
+    def half(self) -> NDArray[np.int8]:
+        """Half-set of each particle."""
+        return np.asarray(self.table["half_set"], np.int8)
+
+    @property
+    def group(self) -> NDArray[np.int64]:
+        """Optics group of each particle."""
+        return np.asarray(self.dataset.optics_group[self.kept], np.int64)
+
+    def items(self, fit: Fit) -> tuple[list[NDArray[np.int64]], list[FitItem]]:
+        """Return the tasks, and which particles each has."""
+        parts = fit_items(self.kept, self.half, self.weight, self.micrograph, fit.fitted, self.job.group_size)
+        return [rows for rows, _ in parts], [item for _, item in parts]
+
+
+def refine_ctf(job: RefineCtf, context: Context) -> None:
+    """Fit and rebuild, and write the result."""
+    started = time.monotonic()
+    run = opened(job, context)
+    context.write("", {}, {"kind": "result", **job_record(job)})
+    fit, length, mask, before = start_fit(run), run.box * run.pixel_size, None, 0
+    sums: PhaseSums | None = None
+    cycle, finished = 0, False
+    while True:
+        began = time.monotonic()
+        maps = rebuilt(run, fit, mask)
+        if finished:
+            break
+        mask, resolution = maps.mask, length / max(maps.limit, 1)
+        if maps.limit < LEAST_SHELL:
+            context.progress.warning(
+                f"the half-maps agree to {resolution:.1f} Å only, where no aberration shows: nothing was fitted"
+            )
+            break
+        cycle += 1
+        last = fit.change.copy()
+        passes, gain = fit_all(run, fit, maps)
+        finished = cycle == job.cycles or (maps.limit <= before and moved_most(fit, last) < ENOUGH)
+        before = maps.limit
+        if finished:
+            sums = compared(run, fit, maps)
+        row = {"resolution_A": resolution, "limit_A": resolution, "passes": passes, "gain": gain}
+        context.progress.iteration(
+            {"iteration": cycle, **row, "spread_A": fit.spread, "seconds": time.monotonic() - began}
+        )
+        context.stop_if_asked(f"cycle {cycle}")
+    write(run, fit, maps, before, sums, time.monotonic() - started)
+
+
+def moved_most(fit: Fit, last: Float64) -> float:
+    """Return by how many standard errors the aberrations moved at most."""
+    errors = np.array([judged.errors for judged in fit.judged])
+    return float(np.nanmax(np.abs(fit.change - last) / errors, initial=0.0))
+
+
+def opened(job: RefineCtf, context: Context) -> Run:
+    """Open the particles."""
+    dataset = open_dataset(job.particles)
+    store = dataset.store
+    context.progress.facts({"particles": f"{len(store):,} of {store.box} px at {store.pixel_size:.4g} Å"})
+    halves = half_sets(dataset.particles, Drawing(job.seed), left_out(store, job.skip_damaged))
+    kept = np.flatnonzero(halves)
+    table = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
+    group = dataset.optics_group[kept].astype(np.int64)
+    micrograph = micrograph_numbers(table) * len(table.optics) + group
+    _, micrograph = np.unique(micrograph, return_inverse=True)
+    weight = np.clip(np.asarray(table.get("keep", 1.0), np.float64), 0.0, 1.0)
+    with labelled(step="open"):
+        data = context.executor.spread(open_for_tasks, job.particles, local=itself)
+    symmetry = stated_symmetry(job.symmetry, job.particles)
+    return Run(job, context, dataset, data, table, kept, symmetry, micrograph.astype(np.int64), weight)
+
+
+def start_fit(run: Run) -> Fit:
+    """Return where the fit begins: at what the table says."""
+    table, groups, columns = run.table, len(run.table.optics), 14
+    rotations = euler_to_matrix(*(table[name] for name in ("rot", "tilt", "psi")))
+    shifts = np.stack([table.get(name, 0.0) for name in ("shift_x", "shift_y")], axis=1) / run.pixel_size
+    free = np.zeros((groups, columns), bool)
+    free[:, run.job.freedom.group - FIRST] = True
+    count = np.bincount(run.group, minlength=groups)
+    for number in np.flatnonzero(count < run.job.least_particles):
+        free[number] = False
+        run.context.progress.warning(few(table.optics[number].name, int(count[number]), run.job.least_particles))
+    precision = np.zeros((groups, columns, columns))
+    return Fit(start_fitted(rotations, shifts), np.zeros(len(table)), np.zeros((groups, columns)), free, precision)
+
+
+def refined_table(run: Run, fit: Fit) -> Particles:
+    """Return the table of particles with what was fitted."""
+    table, fitted = run.table, fit.fitted
+    rot, tilt, psi = matrix_to_euler(fitted.rotations)
+    voltage = np.array([optics.voltage for optics in table.optics])[run.group]
+    defocus = (table["defocus_u"], table["defocus_v"], table["defocus_angle"])
+    u, v, angle = refined_defocus(*defocus, fitted, np.pi * wavelength(voltage))
+    more = {}
+    if run.job.particle_scale:
+        more["intensity_scale"] = table.get("intensity_scale", 1.0) * np.exp(fitted.log_scale)
+    if run.job.particle_b_factor:
+        more["ctf_b_factor"] = table.get("ctf_b_factor", 0.0) + fitted.fall_off
+    optics = tuple(refined_optics(group, change) for group, change in zip(table.optics, fit.change, strict=True))
+    refined = table.with_columns(
+        rot=rot, tilt=tilt, psi=psi,
+        shift_x=fitted.shifts[:, 0] * run.pixel_size, shift_y=fitted.shifts[:, 1] * run.pixel_size,
+        defocus_u=u, defocus_v=v, defocus_angle=angle, defocus_error=np.sqrt(fit.variance), **more,
+    )  # fmt: skip
+    return Particles(optics, refined.columns)
+
+
+def rebuilt(run: Run, fit: Fit, mask: Volume | None) -> Maps:
+    """Insert all images as they were fitted, solve for both half-maps and the map, and make them ready to fit to."""
+    job, executor, box = run.job, run.executor, run.box
+    table = refined_table(run, fit)
+    write_particles_of(run.context, table, run.dataset.store)
+    with labelled(step="open"):
+        data = executor.spread(open_for_tasks, run.context.url, local=itself)
+    k_max = box // 2 - 1
+    items = tasks(run.half, job.group_size, order=by_direction(fit.fitted.rotations))
+    with run.context.progress.stage("insert", len(table)) as stage:
+        fold = fold_of(partial(insert_group, k_max=k_max, symmetry=run.symmetry))
+        bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
+    with run.context.progress.stage("solve"):
+        shape = (box, k_max, run.symmetry)
+        sums = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
+        order = len(operators(run.symmetry))
+        slices = [order * int(np.count_nonzero(run.half == h)) for h in (1, 2)]
+        solved = [executor.share(unfiltered, sums[i], box, k_max, slices[i]) for i in (0, 1)]
+        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape, sum(slices))
+        halves, whole = np.stack([executor.fetch(half) for half in solved]), executor.fetch(both)
+        mask = mask or mask_of(run, whole)
+        curves = within(masked_fsc(halves[0], halves[1], mask.data, job.seed), k_max)
+        voxels = independent_voxels(box, curves.fraction, order)
+        limit = min(int(significant_shell(curves.corrected, voxels)), k_max)
+        if job.max_resolution_A:
+            limit = min(limit, int(box * run.pixel_size / job.max_resolution_A))
+        maps = Maps(halves, whole, mask, curves, limit)
+        if limit >= LEAST_SHELL:
+            snr = reference_snr(curves.corrected, limit)
+            reach = shells_reached(limit)
+            unpack = partial(unpack_reference, k_max=reach, padding=padded_box(box) / box)
+            maps.volumes = [
+                executor.spread(
+                    reference_to_fit, sums[i], mask.data, snr, reach, k_max, slices[i], local=unpack,
+                    purpose="reference",
+                )
+                for i in (0, 1)
+            ]  # fmt: skip
+    return maps
+
+
+def shells_reached(limit: int) -> int:
+    """Return the last shell of the map that images up to a shell may show, whatever M they have."""
+    return int(np.ceil((limit + 0.5) * (1 + 2 * MOST_MAGNIFICATION)))
+
+
+def mask_of(run: Run, whole: NDArray[np.float32]) -> Volume:
+    """Return the mask: the user's, that of the results that hold the particles, or one found in the map."""
+    job, place = run.job, run.job.mask
+    if place is None and contents(job.particles) and "mask" in shapes_or_none(job.particles):
+        place = job.particles
+    if place is None:
+        return solvent_mask(job, run.context, whole, run.pixel_size)  # type: ignore[arg-type]  # it has a diameter, too
+    return read_mask(place, run.box, run.pixel_size, run.context.progress)
+
+
+def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a result; empty where there is none."""
+    return dict(shapes_in(url, "result")) if read_attributes(url, "result") else {}
+
+
+def compared(run: Run, fit: Fit, maps: Maps, stride: int = 1) -> PhaseSums:
+    """Compare all images, or some, with the maps; set their noise, and return what they say pixel by pixel."""
+    view = view_of(run, fit, maps)
+    _, items = run.items(fit)
+    with run.context.progress.stage("compare", len(run.kept)) as stage:
+        sums, _ = run.executor.accumulate(
+            fold_of_comparison(view, stride), items, shared=lambda item: [run.data, *maps.volumes],
+            on_done=lambda number: stage.advance(len(items[number].indices)),
+        )  # fmt: skip
+        found = [run.executor.fetch(sums[h]) for h in (1, 2)]
+    fit.sigma2 = np.array([noise_variance(part.residual, part.images, run.box) for part in found])
+    return found[0].plus(found[1])
+
+
+def view_of(run: Run, fit: Fit, maps: Maps) -> FitView:
+    """Return what stays the same in a pass."""
+    return FitView(maps.limit, fit.sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
+
+
+def one_pass(run: Run, fit: Fit, maps: Maps) -> tuple[GroupRows, Fitted, Float64]:
+    """Fit all images with aberrations as they are; return sums, parameters and variances of the defocus."""
+    rows, items = run.items(fit)
+    with run.context.progress.stage("fit", len(run.kept)) as stage:
+        sums, notes = run.executor.accumulate(
+            fold_of_pass(view_of(run, fit, maps)), items, shared=lambda item: [run.data, *maps.volumes],
+            on_done=lambda number: stage.advance(len(items[number].indices)),
+        )  # fmt: skip
+        found = run.executor.fetch(sums[0])
+    back = np.argsort(np.concatenate(rows))
+    parts = [note.fitted for note in notes]
+    fitted = Fitted(
+        *(np.concatenate([getattr(part, name) for part in parts])[back] for name in Fitted.__dataclass_fields__)
+    )
+    return found, fitted, np.concatenate([note.variance for note in notes])[back]
+
+
+def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, float]:
+    """Fit until little is to be gained; return the number of passes, and what was gained, ``gained`` before it.
+
+    Of each optics group on its own: a step of its aberrations that made its images fit worse is halved.
+    """
+    limit = maps.limit / (run.box * run.pixel_size)
+    columns = run.job.freedom.group - FIRST
+    groups = len(fit.change)
+    best, first = np.full(groups, np.inf), np.zeros(groups)
+    good = fit.change.copy()
+    steps = np.zeros_like(fit.change)
+    number = 0
+    for number in range(1, MOST_PASSES + 1):
+        sums, parameters, variance = one_pass(run, fit, maps)
+        if number == 1:
+            first = sums.cost
+        worse = sums.cost > best + JITTER * np.sqrt(sums.weight)
+        accepted = ~worse[run.group]
+        fit.fitted = fit.fitted.put(accepted, parameters)
+        fit.variance = np.where(accepted, variance, fit.variance)
+        promised = 0.0
+        for g in range(groups):
+            if worse[g]:
+                steps[g] /= 2
+            else:
+                good[g], best[g] = fit.change[g], sums.cost[g]
+                fit.precision[g] = 0
+                fit.precision[g][np.ix_(columns, columns)] = sums.matrix[g]
+                if fit.free[g].any():
+                    step, gain = group_step(sums.matrix[g], sums.gradient[g], fit.free[g][columns])
+                    promised = max(promised, gain)
+                    steps[g] = 0
+                    steps[g][columns] = step
+                    steps[g] = shortened(steps[g], limit)
+            fit.change[g] = good[g] + steps[g]
+            fit.change[g, :3] = np.clip(fit.change[g, :3], -MOST_MAGNIFICATION / 2, MOST_MAGNIFICATION / 2)
+        run.context.log.debug(
+            "pass %d: cost %s, best %s, promised %.3f", number, np.round(sums.cost, 2), np.round(best, 2), promised
+        )
+        total = gained + float(np.sum(first - np.minimum(best, first)))
+        if not worse.any() and promised < max(CONVERGED, SHARE * total):
+            break
+    else:
+        fit.change = good
+    run.context.log.debug("aberrations %s", np.array2string(good, precision=4))
+    away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
+    spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
+    fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
+    return number, gained + float(np.sum(first - best))
+
+
+def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
+    """Fit all aberrations together, then once more those that are significant, with the others as the table has them.
+
+    Returns the number of passes, and the gain of an image.
+    """
+    everything = fit.free.copy()
+    compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
+    passes, gain = climb(run, fit, maps)
+    fit.judged = [
+        judge(change, precision, free, run.job.significance)
+        for change, precision, free in zip(fit.change, fit.precision, everything, strict=True)
+    ]
+    believed = np.array([judged.believed for judged in fit.judged])
+    if np.any(everything & ~believed):
+        fit.free = believed
+        fit.change = np.array(
+            [without(*each) for each in zip(fit.change, fit.precision, everything & ~believed, believed, strict=True)]
+        )
+        passes += climb(run, fit, maps, gain)[0]
+        fit.free = everything
+    for line in sentences(run.table.optics, fit.judged):
+        run.context.log.debug(line)
+    return passes, gain / max(run.weight.sum(), 1.0)
+
+
+def origin_of(run: Run, mask: Volume) -> Vector:
+    """Return the origin of the maps: that of the results that hold the particles, or the mask's."""
+    found = read_attributes(run.job.particles, "result") if contents(run.job.particles) else None
+    stated = (found or {}).get("origin_A")
+    if stated is None:
+        return mask.origin
+    x, y, z = stated
+    return float(x), float(y), float(z)
+
+
+def write(run: Run, fit: Fit, maps: Maps, limit: int, sums: PhaseSums | None, wall: float) -> None:
+    """Write particles, maps, aberrations and the report."""
+    job, context = run.job, run.context
+    table = refined_table(run, fit)
+    more = {"defocus_change": fit.fitted.defocus, "defocus_error": np.sqrt(fit.variance)}
+    if sums is not None:
+        more |= aberration_arrays(run.table.optics, fit.judged, fit.change, limit / (run.box * run.pixel_size))
+        more["phases"] = phase_pictures(sums, fit.change, half_disc(run.box, limit), run.box, run.pixel_size)
+        more["phases_reach_per_A"] = np.array([limit / (run.box * run.pixel_size)])
+        for line in sentences(run.table.optics, fit.judged):
+            context.progress.message(line)
+    write_maps(
+        context, maps.halves, maps.whole, maps.mask.data, run.box // 2 - 1, run.pixel_size, run.symmetry, job.seed,
+        wall, table, run.dataset.store, job.report, origin_of(run, maps.mask), more=more,
+    )  # fmt: skip
