@@ -30,6 +30,7 @@ from bars import (
     nothing,
     picking,
     point_groups,
+    polishing,
     refinements,
     scaling,
     starts,
@@ -73,6 +74,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "from_sums": extraction.from_sums,
     "poses": refinements.poses,
     "picking": picking.picking,
+    "polishing": polishing.polishing,
 }
 
 
@@ -90,10 +92,10 @@ def options() -> argparse.Namespace:
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES], metavar="ROW",
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES, *polishing.SETS], metavar="ROW",
         help=(
             f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
-            f"mixtures: {', '.join(mixtures.MIXES)}"
+            f"mixtures: {', '.join(mixtures.MIXES)}; polishing: {', '.join(polishing.SETS)}"
         ).replace("%", "%%"),
     )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")

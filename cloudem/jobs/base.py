@@ -60,6 +60,7 @@ JOBS: dict[str, str] = {
     "refine3d": "cloudem.jobs.refine3d.job:Refine3D",
     "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
+    "polish": "cloudem.jobs.polish.job:Polish",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",
     "compare_maps": "cloudem.jobs.compare_maps:CompareMaps",
