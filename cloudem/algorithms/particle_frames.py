@@ -16,11 +16,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from cloudem.kernels.boxes import cut_boxes
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fill_half_disc, fourier_images, half_disc, real_images, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, fill_half_disc, half_disc, real_images
+from cloudem.kernels.particle_spectra import add_spectra, compare_spectra
 from cloudem.kernels.shells import shell_sums
 from cloudem.kernels.slices import extract
 
@@ -117,7 +119,7 @@ class ComparedFrames(NamedTuple):
     Attributes
     ----------
     products
-        Y, ``(n, frames, p)``.
+        Y, ``(frames, n, p)``.
     squares
         |M|², ``(n, p)``.
     powers
@@ -133,7 +135,7 @@ class ComparedFrames(NamedTuple):
 
 
 def expected_views(molecules: Molecules, maps: tuple[HalfMap, HalfMap], plan: WindowPlan) -> Complex64:
-    """Return M of each particle, its own half-set's map seen through its CTF, ``(n, p)``."""
+    """Return M of each particle, its own half-set's map as frames show it through its CTF, ``(n, p)``."""
     disc = plan.disc
     views = np.empty((len(molecules.half), len(disc.kx)), np.complex64)
     for half, known in zip((1, 2), maps, strict=True):
@@ -142,7 +144,7 @@ def expected_views(molecules: Molecules, maps: tuple[HalfMap, HalfMap], plan: Wi
         turned = molecules.rotations[mine] * (known.length / plan.length)
         views[mine] = extract(known.volume, turned, disc.kx, disc.ky, known.padding)
     views *= ctf_values(disc.kx, disc.ky, molecules.terms, 1 / plan.length)
-    views *= molecules.scale.astype(np.float32)[:, None]
+    views *= np.float32(plan.sign) * molecules.scale.astype(np.float32)[:, None]
     return _moved(views, disc, molecules.shifts / plan.length, -1.0)
 
 
@@ -169,9 +171,9 @@ def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64
     Returns
     -------
     spectra
-        ``(n, side, side // 2 + 1)``, origin at the box centre; 0 where there is next to nothing of a window.
-    rest
-        Where the places lie from the windows' origins, pixels, ``(n, 2)``.
+        ``(n, side, side // 2 + 1)``, origin at the first pixel; 0 where there is next to nothing of a window.
+    shifts
+        Where the places lie from there, in boxes, ``(n, 2)``.
     usable
         Which windows hold something, ``(n,)``.
     """
@@ -180,16 +182,13 @@ def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64
     cut_boxes(frame, centres - plan.side // 2, plan.outside, boxes)
     usable = np.isfinite(boxes[:, 0, 0])
     boxes[~usable] = 0
-    spectra = fourier_images(boxes)
-    if plan.sign < 0:
-        np.negative(spectra, out=spectra)
-    return np.asarray(spectra, np.complex64), at - centres, usable
+    return scipy.fft.rfft2(boxes), (at - centres) / plan.side + 0.5, usable
 
 
 def no_frames(views: Complex64, frames: int, plan: WindowPlan) -> ComparedFrames:
     """Return what `compare_frame` adds to."""
     return ComparedFrames(
-        np.empty((len(views), frames, views.shape[1]), np.complex64), np.abs(views) ** 2,
+        np.empty((frames, *views.shape), np.complex64), np.abs(views) ** 2,
         np.zeros((2, frames, plan.shells + 1)), np.ones(len(views), np.bool_),
     )  # fmt: skip
 
@@ -211,15 +210,11 @@ def compare_frame(
     views, half
         Of `expected_views`, and the particles' half-sets.
     """
-    disc = plan.disc
-    spectra, rest, usable = windows_of(frame, at, plan)
-    values = sample_half_disc(spectra, disc)
-    power = values.real**2 + values.imag**2
-    for which in (1, 2):
-        mine = half == which
-        by_pixel = power[mine].sum(axis=0, dtype=np.float64)
-        compared.powers[which - 1, number] = shell_sums(by_pixel[None], disc.shell, plan.shells + 1)[0]
-    compared.products[:, number] = _moved(values * views.conj(), disc, rest / plan.side, 1.0)
+    spectra, shifts, usable = windows_of(frame, at, plan)
+    compare_spectra(
+        spectra, views, shifts, half.astype(np.int64) - 1, *plan.disc, compared.products[number],
+        compared.powers[:, number],
+    )  # fmt: skip
     compared.usable[:] &= usable
 
 
@@ -250,11 +245,11 @@ def visible_amplitudes(
     """
     disc, size = plan.disc, plan.shells + 1
     waves = np.bincount(disc.shell, minlength=size)
-    count, frames = compared.products.shape[:2]
+    frames, count = compared.products.shape[:2]
     noise = compared.powers.sum(axis=(0, 1)) / np.maximum(waves * count * frames, 1)
     noise[0] = noise[1]
     model = np.clip(fsc, 0, 1) * damage / np.sqrt(np.maximum((damage**2).sum(axis=0), 1e-12))
-    shared = shell_sums(compared.products.real.sum(axis=0, dtype=np.float64), disc.shell, size)
+    shared = shell_sums(compared.products.real.sum(axis=1, dtype=np.float64), disc.shell, size)
     square = shell_sums(compared.squares.sum(axis=0, dtype=np.float64)[None], disc.shell, size)[0]
     weight = 2 / np.maximum(noise, 1e-30)
     found = float((model * shared * weight).sum())
@@ -279,12 +274,12 @@ def likelihood_patches(
     at = np.arange(-half_side, half_side + 1) * spacing / length
     along_x = np.exp(2j * np.pi * np.arange(plan.shells + 1)[:, None] * at).astype(np.complex64)
     along_y = np.exp(2j * np.pi * at[:, None] * np.arange(-plan.shells, plan.shells + 1)).astype(np.complex64)
-    count, frames = compared.products.shape[:2]
+    frames, count = compared.products.shape[:2]
     patches = np.empty((count, frames, len(at), len(at)), np.float32)
     rectangle = np.zeros((count, 2 * plan.shells + 1, plan.shells + 1), np.complex64)
     for frame in range(frames):
         weight = (2 * amplitude[frame] / noise)[disc.shell].astype(np.float32)
-        rectangle[:, disc.ky + plan.shells, disc.kx] = compared.products[:, frame] * weight
+        rectangle[:, disc.ky + plan.shells, disc.kx] = compared.products[frame] * weight
         lines = (rectangle.reshape(-1, plan.shells + 1) @ along_x).reshape(count, -1, len(at))
         patches[:, frame] = np.matmul(along_y, lines).real
     return patches, spacing
@@ -330,7 +325,7 @@ def shared_signal(
         mine = np.flatnonzero(half == which + 1)
         squares[which] = shell_sums(compared.squares[mine].sum(axis=0, dtype=np.float64)[None], disc.shell, size)[0]
         for frame in range(moved.shape[1]):
-            back = _moved(compared.products[mine, frame], disc, moved[mine, frame] / plan.length, 1.0)
+            back = _moved(compared.products[frame, mine], disc, moved[mine, frame] / plan.length, 1.0)
             shared[which, frame] = shell_sums(back.real.sum(axis=0, dtype=np.float64)[None], disc.shell, size)[0]
     return SharedSignal(shared, squares, compared.powers)
 
@@ -359,16 +354,16 @@ class WeightedSums:
 
     def add(self, number: int, frame: Float32, at: Float64) -> None:
         """Add a frame, in which particles lie at these places, pixels, ``(n, 2)``."""
-        spectra, rest, usable = windows_of(frame, at, self._plan)
-        values = _moved(sample_half_disc(spectra, self._disc), self._disc, rest / self._plan.side, 1.0)
-        weights = self._weights[:, number].astype(np.float32)
-        self._sums += values * weights[self._half - 1][:, self._disc.shell]
+        spectra, shifts, usable = windows_of(frame, at, self._plan)
+        weights = self._weights[:, number, self._disc.shell].astype(np.float32)
+        groups = self._half.astype(np.int64) - 1
+        add_spectra(spectra, shifts, weights, groups, self._disc.kx, self._disc.ky, self._sums)
         self.usable &= usable
 
     def images(self) -> Float32:
         """Return the images, ``(n, size, size)``: the noise of all frequencies as white as that of the frames."""
         norm = 1 / np.sqrt(np.maximum((self._weights**2).sum(axis=1), 1e-12))
-        sums = self._sums * norm.astype(np.float32)[self._half - 1][:, self._disc.shell]
+        sums = self._sums * (self._plan.sign * norm).astype(np.float32)[self._half - 1][:, self._disc.shell]
         return np.asarray(real_images(fill_half_disc(sums, self._disc, self._size)), np.float32)
 
 

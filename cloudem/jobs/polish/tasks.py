@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.dose import dose_weights
+from cloudem.algorithms.gain import FrameCorrection, correction_of
 from cloudem.algorithms.motion_local import field_at
-from cloudem.algorithms.movie_correction import clean_frame, survey_of
+from cloudem.algorithms.movie_correction import Survey, clean_frame, survey_of
 from cloudem.algorithms.particle_frames import (
     HalfMap,
     Molecules,
@@ -128,6 +129,7 @@ class _Opened(NamedTuple):
     places: Float64
     expected: Float64
     plan: WindowPlan
+    survey: Survey
     cleaned: Callable[[int], NDArray[np.float32]]
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -136,8 +138,8 @@ class _Opened(NamedTuple):
             yield place, self.cleaned(place)
 
 
-def _opened(part: MovieParticles, options: PolishOptions) -> _Opened:
-    """Open a movie; expected displacements are in Å, ``(n, f, 2)``."""
+def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = None) -> _Opened:
+    """Open a movie, looked through before or not; expected displacements are in Å, ``(n, f, 2)``."""
     entry, url = part.movie, str(part.movie["movie"][0])
     if "file_version" in entry and RangeReader(url).version != str(entry["file_version"][0]):
         raise ChangedFileError(f"{url} was changed since it was imported; import and correct the movies again")
@@ -147,13 +149,14 @@ def _opened(part: MovieParticles, options: PolishOptions) -> _Opened:
     lost = sorted(set(part.frames.tolist()) - set(held.whole_frames()))
     if lost:
         raise InconsistentDataError(f"frame {lost[0] + 1} cannot be read any more; correct the motion again")
-    survey = survey_of(held, part.frames, movie_correction(entry, 0, upsampling))
+    correction = movie_correction(entry, 0, upsampling)
+    survey = survey_of(held, part.frames, correction) if known is None else _survey_again(part, known, held, correction)
     if len(survey.used) != len(part.frames):
         raise InconsistentDataError("other frames are blank than when its motion was found; correct the motion again")
-    rows, columns = (side - side % 2 for side in survey.total.shape)
+    rows, columns = (side - side % 2 for side in movie.shape)
     size = float(entry["pixel_size"][0]) / upsampling
     places = part.places * (columns / part.width)
-    whole = np.empty(survey.total.shape, np.float32)
+    whole = np.empty(movie.shape, np.float32)
 
     def cleaned(place: int) -> NDArray[np.float32]:
         clean_frame(held(int(survey.used[place])), survey, place, whole)
@@ -166,7 +169,19 @@ def _opened(part: MovieParticles, options: PolishOptions) -> _Opened:
         )
     outside = background(side, options.recipe.diameter * side).astype(np.float64)
     plan = WindowPlan(side, options.length / side, options.shells, outside, options.recipe.sign)
-    return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, cleaned)
+    return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, survey, cleaned)
+
+
+def _survey_again(
+    part: MovieParticles, known: Found, held: HeldFrames, correction: FrameCorrection
+) -> Survey:
+    """Return what a first look has told of a movie, which need not be looked through again."""
+    shape = held.movie.shape
+    holes = np.zeros(shape[0] * shape[1], bool)
+    holes[known["holes"]] = True
+    filled = correction_of(shape, defects=holes.reshape(shape))._replace(factor=correction.factor)
+    nothing = np.zeros((0, 0), np.float32)
+    return Survey(part.frames, known["means"], known["variances"], filled, 0, nothing)
 
 
 def _expected(part: MovieParticles, places: Float64, shape: tuple[int, int], pixel_size: float) -> Float64:
@@ -194,7 +209,8 @@ def follow_particles(
     found
         ``problem``; ``moved`` ``(n, f, 2)`` and ``begun``, Å: displacements since the first frame, found and those of the
         micrograph; ``usable`` ``(n,)``; ``shared``, ``squares``, ``powers`` and ``counts`` of
-        `cloudem.algorithms.polishing_weights`; ``deviations`` and ``gain``.
+        `cloudem.algorithms.polishing_weights`; ``deviations`` and ``gain``; and what a look at all frames has told,
+        ``holes``, ``means`` and ``variances``.
     """
     try:
         if part.problem:
@@ -244,7 +260,8 @@ def _followed(
         "problem": np.array([""], TEXT), "usable": compared.usable,
         "moved": (opened.expected + moved).astype(np.float32), "begun": opened.expected.astype(np.float32),
         **signal._asdict(), "counts": np.bincount(half, minlength=3)[1:], "deviations": np.array([deviations]),
-        "gain": np.array([gain]),
+        "gain": np.array([gain]), "holes": opened.survey.correction.defects, "means": opened.survey.means,
+        "variances": opened.survey.variances,
     }  # fmt: skip
 
 
@@ -281,7 +298,7 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
 def _summed(
     part: MovieParticles, options: PolishOptions, followed: Found, weights: Float64
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    opened = _opened(part, options)
+    opened = _opened(part, options, followed)
     sums = WeightedSums(weights[:, part.frames], part.molecules.half, options.recipe.size, opened.plan)
     for place, frame in opened.frames():
         sums.add(place, frame, opened.places + followed["moved"][:, place] / opened.pixel_size)
