@@ -49,7 +49,7 @@ class Molecules(NamedTuple):
     shifts
         Of the particles from the origins of their windows, Å, ``(n, 2)``.
     terms
-        Of the CTF, ``(n, 6)``, `cloudem.kernels.ctf.ctf_terms`.
+        Of the CTF, ``(n, 12)``, `cloudem.kernels.ctf.ctf_terms`.
     scale
         Factor on the CTF, ``(n,)``.
     """
