@@ -39,7 +39,7 @@ class Set(NamedTuple):
 
 SETS = {
     "apoferritin": Set("apoferritin", 96, ParticleScene()),
-    "apoferritin, blurred at first": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.4)),
+    "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
     "large": Set("apoferritin", 192, ParticleScene(size=4096, frames=40, pixel_size=1.1, dose=1.0, count=300, apart=170.0), 2),
     "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0), movies=12),
     "ace2": Set("ace2", 96, ParticleScene(count=50), movies=12),

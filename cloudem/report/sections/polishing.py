@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from cloudem.report.blocks import Drawn, Figure, Figures, Words
 from cloudem.report.content import ReportContent
-from cloudem.report.style import BLUE, FAINT, INK, VERMILION, draw_svg, label_axes
+from cloudem.report.style import BLUE, FAINT, GREEN, INK, VERMILION, draw_svg, label_axes
 
 GRID = "#e6eaee"
 HALF_COLOURS = (BLUE, VERMILION)
 
-TRACK_LENGTH = 0.055
+BANDS = ((30.0, 12.0), (12.0, 7.0), (7.0, 3.0))
+"""Å, within which what frames show is averaged."""
+
+TRACK_LENGTH = 0.1
 """Share of the picture's width that a long track has, as it is drawn."""
 
 
@@ -62,9 +65,10 @@ def _over_micrograph(
 ) -> str:
     def draw(figure: Drawing) -> None:
         axes = figure.add_axes((0.11, 0.11, 0.87, 0.87))
-        axes.imshow(grey, cmap="gray", extent=(0, width, height, 0), interpolation="bilinear", alpha=0.75)
-        _draw(axes, places[:, None] + tracks - tracks[:, :1])
-        axes.plot(*places.T, "o", color=INK, ms=2.2)
+        axes.imshow(grey, cmap="gray", extent=(0, width, height, 0), interpolation="bilinear", alpha=0.6)
+        axes.grid(visible=False)
+        _draw(axes, places[:, None] + tracks - tracks[:, :1], VERMILION, 1.4)
+        axes.plot(*places.T, "o", color=INK, ms=2.6)
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
         label_axes(axes, "x (nm)", "y (nm)")
@@ -78,7 +82,7 @@ def _beside(tracks: NDArray[Any]) -> str:
 
     def draw(figure: Drawing) -> None:
         axes = figure.add_axes((0.17, 0.15, 0.8, 0.82))
-        _draw(axes, own)
+        _draw(axes, own, BLUE, 1.0)
         axes.plot(*own[:, -1].T, "o", color=VERMILION, ms=2.5)
         axes.plot(0, 0, "+", color=INK, ms=10)
         axes.autoscale_view()
@@ -90,33 +94,39 @@ def _beside(tracks: NDArray[Any]) -> str:
     return draw_svg(340, 340, draw, "Motion of particles beside their micrograph")
 
 
-def _draw(axes: Any, tracks: NDArray[Any]) -> None:
-    axes.add_collection(LineCollection(list(tracks), colors=BLUE, linewidths=1.0, alpha=0.8))
+def _draw(axes: Any, tracks: NDArray[Any], colour: str, width: float) -> None:
+    axes.add_collection(LineCollection(list(tracks), colors=colour, linewidths=width, alpha=0.85))
 
 
 def frame_weights(content: ReportContent) -> Drawn | None:
-    """Show the weights of frames at some frequencies, and the numbers that they follow from."""
+    """Show the weights of frames at some frequencies, what frames show, and the numbers that weights follow from."""
     arrays = content.arrays
     if "frame_weights" not in arrays:
         return None
     weights, frequency = arrays["frame_weights"].astype(np.float64), arrays["weight_frequency"]
     figures = [
-        Figure(430, _weights(weights.mean(axis=0), frequency), "Share of each frame in the sum of its amplitudes, at some"
+        Figure(430, _weights(weights.mean(axis=0), frequency), "Share of each frame in the sum of all weights, at some"
                " resolutions; mean of both half-sets."),
-        Figure(430, _b_factors(arrays["frame_b_factors_A2"], arrays["frame_factors"]), "What frames show beside the curve of"
-               " radiation damage, of both half-sets: B-factors (lines) and factors (dashes), each about its mean."),
     ]  # fmt: skip
+    shown = _shown(arrays["shown"], arrays["shown_error"], arrays["shown_frequency"], weights, frequency)
+    if shown:
+        figures.append(Figure(430, shown, "How much of the reference each frame shows, in bands of resolution (points,"
+                              " mean of both half-sets), and the weights there (lines), each over its mean."))  # fmt: skip
+    drawn = [Figures(figures)]
     words = (
-        "A frame's weight is what it shows of the reference, over its noise. B-factors that are high in the first frames"
-        " say that these are blurred by motion; such that rise with the frames, that damage is faster than the curve says."
+        "What frames show differs from the curve of radiation damage by no more than chance makes it differ, so that the"
+        " curve alone gives the weights."
     )
-    plain = not np.any(arrays["frame_b_factors_A2"]) and not np.any(arrays["frame_factors"])
-    if plain:
+    if np.any(arrays["frame_b_factors_A2"]) or np.any(arrays["frame_factors"]):
+        factors = _b_factors(arrays["frame_b_factors_A2"], arrays["frame_factors"])
+        drawn.append(Figures([Figure(430, factors, "What frames show beside the curve of radiation damage, of both"
+                                     " half-sets: B-factors (lines) and factors (dashes), each about its mean.")]))  # fmt: skip
         words = (
-            "What frames show differs from the curve of radiation damage by no more than chance makes it differ, so that"
-            " the curve alone gives the weights."
+            "A frame's weight is what it shows of the reference, over its noise. B-factors that are high in the first"
+            " frames say that these are blurred by motion; such that rise with the frames, that damage is faster than the"
+            " curve says."
         )
-    return Drawn("Weights of frames", [Figures(figures), Words(words)])
+    return Drawn("Weights of frames", [*drawn, Words(words)])
 
 
 def _weights(weights: NDArray[Any], frequency: NDArray[Any]) -> str:
@@ -137,6 +147,41 @@ def _weights(weights: NDArray[Any], frequency: NDArray[Any]) -> str:
         label_axes(axes, "frame", "share (%)")
 
     return draw_svg(430, 300, draw, "Weights of frames")
+
+
+def _shown(
+    shown: NDArray[Any], error: NDArray[Any], shown_at: NDArray[Any], weights: NDArray[Any], frequency: NDArray[Any]
+) -> str:
+    """Return a figure of what frames show in bands, and of their weights there; "" where nothing is certain."""
+    precision = np.where(np.isfinite(error) & (error > 0), 1 / np.maximum(error, 1e-30) ** 2, 0.0)
+    total = precision.sum(axis=0)
+    bands = []
+    for coarse, fine in BANDS:
+        here = (shown_at >= 1 / coarse) & (shown_at < 1 / fine) & (total.min(axis=0) > 0)
+        if here.any():
+            there = [int(np.argmin(np.abs(frequency - one))) for one in shown_at[here]]
+            usual = (shown * precision).sum(axis=(0, 1))[here] / precision.sum(axis=(0, 1))[here]
+            weight = total[:, here] * usual**2
+            ratio = ((shown * precision).sum(axis=0)[:, here] / total[:, here] / usual * weight).sum(axis=1) / weight.sum(axis=1)
+            line = weights.mean(axis=0)[:, there]
+            line = (line / line.mean(axis=0)).mean(axis=1)
+            bands.append((f"{coarse:g} to {fine:g} Å", ratio / ratio.mean(), line))
+    if not bands:
+        return ""
+    frames = np.arange(1, len(total) + 1)
+
+    def draw(figure: Drawing) -> None:
+        axes = figure.add_axes((0.13, 0.16, 0.84, 0.81))
+        for (name, points, line), colour in zip(bands, (GREEN, BLUE, VERMILION), strict=False):
+            axes.plot(frames, points, "o", color=colour, ms=3.5, label=name)
+            axes.plot(frames, line, "-", color=colour, lw=1.4)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color=GRID, lw=0.8)
+        axes.legend(frameon=False, fontsize=9)
+        label_axes(axes, "frame", "over the mean")
+
+    return draw_svg(430, 300, draw, "What frames show of the reference")
 
 
 def _b_factors(b_factors: NDArray[Any], factors: NDArray[Any]) -> str:
