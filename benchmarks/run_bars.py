@@ -92,7 +92,8 @@ def options() -> argparse.Namespace:
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES, *polishing.SETS], metavar="ROW",
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES, *polishing.SETS],
+        metavar="ROW",
         help=(
             f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
             f"mixtures: {', '.join(mixtures.MIXES)}; polishing: {', '.join(polishing.SETS)}"

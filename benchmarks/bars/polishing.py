@@ -17,7 +17,7 @@ from cloudem.algorithms.motion_local import field_at
 from cloudem.algorithms.resolution import resolution_at
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.formats.star import read_star
-from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.particle_store import write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -40,16 +40,19 @@ class Set(NamedTuple):
 SETS = {
     "apoferritin": Set("apoferritin", 96, ParticleScene()),
     "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
-    "large": Set("apoferritin", 192, ParticleScene(size=4096, frames=40, pixel_size=1.1, dose=1.0, count=300, apart=170.0), 2),
+    "large": Set(
+        "apoferritin", 192, ParticleScene(size=4096, frames=40, pixel_size=1.1, dose=1.0, count=300, apart=170.0), 2
+    ),
     "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0), movies=12),
     "ace2": Set("ace2", 96, ParticleScene(count=50), movies=12),
 }
+TRUE = ("moved", "rotations", "places", "defocus")
 POSE_ERROR, SHIFT_ERROR = np.deg2rad(0.4), 0.4
 """As a refinement leaves them: radians about each axis, and Å."""
 
 
 def polishing(bench: Bench) -> None:
-    """Tracks (rms Å) and FSC 0.5 with the truth of polished particles, and CPU-seconds; --relion: RELION's on the same set."""
+    """Tracks (rms Å) and FSC 0.5 of polished particles with the truth, CPU-seconds; --relion: RELION's, same set."""
     for seed in bench.seeds:
         for name in bench.only or [name for name in SETS if name != "large"]:
             measure(bench, name, seed)
@@ -73,7 +76,9 @@ def measure(bench: Bench, name: str, seed: int) -> None:
     if bench.relion:
         theirs, place, spent = polished_by_relion(bench, folder, one, truth)
         out = bench.fresh("relion-rec")
-        bench.cloudem("reconstruct", "--particles", place, "--symmetry", group, "--mask", folder / "mask.mrc", "--out", out)
+        bench.cloudem(
+            "reconstruct", "--particles", place, "--symmetry", group, "--mask", folder / "mask.mrc", "--out", out
+        )
         bench.add(row, {"program": "RELION", "track Å": track_error(theirs, truth)}, found_map(bench, out, one, folder),
                   spent.columns())  # fmt: skip
 
@@ -95,12 +100,18 @@ def prepared(bench: Bench, name: str, one: Set, seed: int) -> Path:
             file.set_image_stack()
             file.voxel_size = scene.pixel_size
     truth = {
-        "moved": np.concatenate([movie.moved for movie in made]), "rotations": np.concatenate([m.rotations for m in made]),
-        "places": np.concatenate([movie.places for movie in made]), "defocus": np.concatenate([m.defocus for m in made]),
+        **{name: np.concatenate([getattr(movie, name) for movie in made]) for name in TRUE},
         "movie": np.repeat(np.arange(one.movies), scene.count),
     }  # fmt: skip
     np.savez(folder / "truth.npz", **truth)
-    scope = ("--voltage-kV", scene.voltage, "--cs-mm", scene.spherical_aberration / 1e7, "--pixel-size-A", scene.pixel_size)
+    scope = (
+        "--voltage-kV",
+        scene.voltage,
+        "--cs-mm",
+        scene.spherical_aberration / 1e7,
+        "--pixel-size-A",
+        scene.pixel_size,
+    )
     bench.cloudem("import-movies", folder / "frames", *scope, "--dose-per-frame-e-per-A2", scene.dose,
                   "--out", bench.fresh(str(folder / "movies")))  # fmt: skip
     bench.cloudem("correct-motion", folder / "movies", "--motion-files", folder / "stars",
@@ -112,8 +123,8 @@ def prepared(bench: Bench, name: str, one: Set, seed: int) -> Path:
     bench.cloudem("extract", folder / "motion", "--coordinates", known, "--box-px", one.box, "--edges", "pad",
                   "--out", bench.fresh(str(folder / "particles")))  # fmt: skip
     group = MOLECULES[one.molecule].group if not MOLECULES[one.molecule].made else "C1"
-    bench.cloudem("reconstruct", "--particles", folder / "particles", "--symmetry", group, "--mask", folder / "mask.mrc",
-                  "--out", bench.fresh(str(folder / "rec")))  # fmt: skip
+    bench.cloudem("reconstruct", "--particles", folder / "particles", "--symmetry", group,
+                  "--mask", folder / "mask.mrc", "--out", bench.fresh(str(folder / "rec")))  # fmt: skip
     return folder
 
 
@@ -128,8 +139,8 @@ def refined(truth: Mapping[str, NDArray[Any]], tracks: Float64, scene: ParticleS
     return Particles((optics,), {}).with_columns(
         optics_group=np.zeros(count, np.int32), micrograph=[f"m{number:02d}" for number in truth["movie"]],
         coordinate_x=truth["places"][:, 0].astype(float), coordinate_y=truth["places"][:, 1].astype(float),
-        defocus_u=truth["defocus"], defocus_v=truth["defocus"], defocus_angle=np.zeros(count), rot=rot, tilt=tilt, psi=psi,
-        shift_x=shifts[:, 0], shift_y=shifts[:, 1], half_set=1 + rng.permutation(count) % 2,
+        defocus_u=truth["defocus"], defocus_v=truth["defocus"], defocus_angle=np.zeros(count), rot=rot, tilt=tilt,
+        psi=psi, shift_x=shifts[:, 0], shift_y=shifts[:, 1], half_set=1 + rng.permutation(count) % 2,
     )  # fmt: skip
 
 
@@ -165,7 +176,8 @@ def found_map(bench: Bench, rec: Path, one: Set, folder: Path) -> dict[str, Any]
     size = one.scene.pixel_size
     curve = sphere_fsc(found, true, size, MOLECULES[one.molecule].diameter / 2)
     return {
-        "FSC 0.5 Å": round(resolution_at(curve, one.box, size, 0.5), 3), "FSC 0.143 Å": round(resolution_at(curve, one.box, size), 3),
+        "FSC 0.5 Å": round(resolution_at(curve, one.box, size, 0.5), 3),
+        "FSC 0.143 Å": round(resolution_at(curve, one.box, size), 3),
         "mean FSC": round(float(curve[1 : one.box // 2].mean()), 4),
     }  # fmt: skip
 
@@ -180,7 +192,13 @@ def polished_by_relion(
     for half in (1, 2):
         (out / f"half{half}.mrc").rename(out / f"half{half}_class001_unfil.mrc")
     values = f"{size:g} {scene.voltage:g} {scene.spherical_aberration / 1e7:g} {scene.amplitude_contrast:g} {size:g}"
-    optics = ("MicrographOriginalPixelSize", "Voltage", "SphericalAberration", "AmplitudeContrast", "MicrographPixelSize")
+    optics = (
+        "MicrographOriginalPixelSize",
+        "Voltage",
+        "SphericalAberration",
+        "AmplitudeContrast",
+        "MicrographPixelSize",
+    )
     lines = _block("optics", ("OpticsGroupName", "OpticsGroup", *optics), [f"simulated 1 {values}"])
     rows = [f"m{number:02d} {folder / 'stars' / f'm{number:02d}.star'} 1" for number in range(one.movies)]
     lines += _block("micrographs", ("MicrographName", "MicrographMetadata", "OpticsGroup"), rows)

@@ -1,4 +1,4 @@
-"""Particles in the frames of a movie, compared with projections of their reference, and summed once their tracks are known.
+"""Particles in the frames of a movie: compared with projections of their reference, and summed along their tracks.
 
 The part of a frame ``f`` around particle ``p`` is ``X_fp(k) = β_f(k) exp(-2πi k·s_fp) M_p(k) + noise``, where M is the
 projection of the reference in the particle's pose, its CTF applied, displaced to where the particle is expected, and s
@@ -303,9 +303,7 @@ class SharedSignal(NamedTuple):
     powers: Float64
 
 
-def shared_signal(
-    compared: ComparedFrames, moved: Float64, half: NDArray[np.int8], plan: WindowPlan
-) -> SharedSignal:
+def shared_signal(compared: ComparedFrames, moved: Float64, half: NDArray[np.int8], plan: WindowPlan) -> SharedSignal:
     """Return the sums of a micrograph.
 
     Parameters

@@ -2,13 +2,13 @@
 
 The prior is that of Bayesian polishing (Zivanov, Nakane & Scheres 2019, 10.1107/S205225251801463X). Velocities of all
 particles in a frame are normal with the covariance ``K_ij = σ_V² exp(-|p_i - p_j| / σ_D)``; they are written in the
-eigenvectors of K. Changes of velocity from frame to frame are normal and independent with σ_A. Where a particle starts is
-nearly free. Here the prior is on what tracks do beside those of `cloudem.algorithms.movie_correction`, which are where
-they begin: the motion of the whole and a field, of which the micrograph knows more than its particles do.
+eigenvectors of K. Changes of velocity from frame to frame are normal and independent with σ_A. Where a particle starts
+is nearly free. Here the prior is on what tracks do beside those of `cloudem.algorithms.movie_correction`, where the
+search begins: the motion of the whole and a field, of which the micrograph knows more than its particles do.
 
 In the basis of the eigenvectors, frames of one of them depend on no other's, with the precision
-``1 + λ_b / σ_A² Dᵀ D`` (D: differences of neighbours). Unknowns are taken in units in which the prior is a unit normal, so
-that a few dozen steps of L-BFGS are enough.
+``1 + λ_b / σ_A² Dᵀ D`` (D: differences of neighbours). Unknowns are taken in units in which the prior is a unit normal,
+so that a few dozen steps of L-BFGS are enough.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weights of the frames of all movies, from how much of the reference each of them shows.
 
-Frame ``f`` shows ``d_f(k) = Σ Re X conj(M) / Σ |M|²`` of the reference, the sums over all particles of a half-set and the
-waves of a shell. Its best weight is ``d_f / σ_f²``. Single shells are uncertain, so weights follow from two numbers of each
-frame, a factor ``a_f`` and a B-factor, ``d_f ∝ a_f exp(-B_f k² / 4) D_f(k)``: beside what radiation leaves
+Frame ``f`` shows ``d_f(k) = Σ Re X conj(M) / Σ |M|²`` of the reference, the sums over all particles of a half-set and
+the waves of a shell. Its best weight is ``d_f / σ_f²``. Single shells are uncertain, so weights follow from two numbers
+of each frame, a factor ``a_f`` and a B-factor, ``d_f ∝ a_f exp(-B_f k² / 4) D_f(k)``: beside what radiation leaves
 (`cloudem.algorithms.dose`), and smoothed over the frames as far as their scatter asks for
 (`cloudem.algorithms.frame_information`). In Bayesian polishing (Zivanov, Nakane & Scheres 2019,
 10.1107/S205225251801463X) D is 1, and the numbers are not smoothed.
@@ -95,9 +95,7 @@ def shown_signals(total: SharedSignal, counts: Float64, half: int, waves: Float6
     return FrameSignals(np.arange(1, len(certain) + 1) / length, amplitude, error, noise)
 
 
-def polishing_weights(
-    signals: FrameSignals, frequency: Float64, doses: Float64 | None, voltage: float
-) -> FrameWeights:
+def polishing_weights(signals: FrameSignals, frequency: Float64, doses: Float64 | None, voltage: float) -> FrameWeights:
     """Return weights of frames at some frequencies.
 
     Parameters

@@ -128,7 +128,9 @@ class KeptParticles(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def particles_in(names: NDArray[Any], micrographs: Micrographs, place: str, warn: Callable[[str], None]) -> KeptParticles:
+def particles_in(
+    names: NDArray[Any], micrographs: Micrographs, place: str, warn: Callable[[str], None]
+) -> KeptParticles:
     """Return which particles lie in micrographs of a table, in its order, and the row of the micrograph of each."""
     known: list[str] = micrographs["micrograph"].tolist()
     exact, stems = {name: row for row, name in enumerate(known)}, _unique_stems(known)

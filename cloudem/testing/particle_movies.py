@@ -1,7 +1,7 @@
 """Movies with particles in them whose places, poses and motion are known, as a counting detector sees them.
 
-A particle moves with the specimen (a track of the whole and a smooth field, see `cloudem.testing.movies`) and besides by
-a part of its own: velocities drawn with the covariance of Bayesian polishing (Zivanov et al. 2019,
+A particle moves with the specimen (a track of the whole and a smooth field, see `cloudem.testing.movies`) and besides
+by a part of its own: velocities drawn with the covariance of Bayesian polishing (Zivanov et al. 2019,
 10.1107/S205225251801463X), so that neighbours move nearly alike. For tests and benchmarks.
 """
 
@@ -242,9 +242,7 @@ def _ice(scene: ParticleScene, defocus: float, rng: np.random.Generator) -> NDAr
     return np.asarray(white * _contrast_transfer(scene, side, np.array([defocus]))[0], np.complex64)
 
 
-def _ice_frame(
-    ice: NDArray[np.complex64], scene: ParticleScene, frame: int, track: Float64, field: Float64
-) -> Float64:
+def _ice_frame(ice: NDArray[np.complex64], scene: ParticleScene, frame: int, track: Float64, field: Float64) -> Float64:
     side = ice.shape[0]
     ky, kx = _frequencies(side, 1.0)
     turn = np.exp(-2j * np.pi * kx * track[0]) * np.exp(-2j * np.pi * ky * track[1])

@@ -112,7 +112,9 @@ def test_sums_along_tracks_are_sharper_than_along_none(movie: ParticleMovie, den
         transforms = np.fft.rfft2(np.fft.ifftshift(sums.images(), axes=(1, 2)))
         values = transforms[:, disc.ky % BOX, disc.kx][:, disc.shell <= SHELLS]
         # views hold the sign of frames, images that of particles
-        agreement.append(-(values * views.conj()).real.sum() / np.sqrt((abs(values) ** 2).sum() * (abs(views) ** 2).sum()))
+        agreement.append(
+            -(values * views.conj()).real.sum() / np.sqrt((abs(values) ** 2).sum() * (abs(views) ** 2).sum())
+        )
     assert agreement[0] > 1.15 * agreement[1] > 0
 
 

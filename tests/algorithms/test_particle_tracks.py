@@ -1,4 +1,4 @@
-"""Tracks of particles: the prior is what it says, and where likelihoods are parabolas the most probable track is known."""
+"""Tracks of particles: the prior is what it says; where likelihoods are parabolas, the best tracks are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRIOR = MotionPrior(0.6, 1500.0, 0.4)
 
 
 def test_velocities_have_the_covariance_of_the_prior() -> None:
-    """Without a say of accelerations, that of two particles is σ_V² exp(-d / σ_D) times the doses between the frames."""
+    """Without a say of accelerations it is, of two particles, σ_V² exp(-d / σ_D) times the doses between the frames."""
     basis = track_basis(PLACES, DOSES, PRIOR._replace(acceleration=1e6))
     steps = np.einsum("pb,bfg->pfbg", basis.vectors, basis.roots).reshape(12, 5, -1)
     covariance = np.einsum("pfu,qgu->pfqg", steps, steps)

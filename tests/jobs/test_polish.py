@@ -177,13 +177,17 @@ def test_what_cannot_be_polished_is_refused(project: Project, tmp_path: Path) ->
         project.job(tmp_path / "out", particles=str(project.folder / "particles")).check(Inputs(), print)
     with pytest.raises(ParameterError, match="--box-px 33 is odd"):
         project.job(tmp_path / "out", box_px=33).check(Inputs(), print)
-    with pytest.raises(InconsistentDataError, match="no movie can be used.*the other --contrast"):
+    with pytest.raises(InconsistentDataError, match=r"no movie can be used.*the other --contrast"):
         run(project.job(tmp_path / "out", contrast="bright"))
-    bare = Particles(*(getattr(open_particles(project.folder / "particles").particles, name) for name in ("optics", "columns")))
-    write_particles(tmp_path / "bare", bare.without_columns(["half_set", "store_row"]), [np.ones((2 * COUNT, 16, 16), "f4")],
-                    box=16, pixel_size=PIXEL)  # fmt: skip
+    bare = Particles(
+        *(getattr(open_particles(project.folder / "particles").particles, name) for name in ("optics", "columns"))
+    )
+    bare = bare.without_columns(["half_set", "store_row"])
+    write_particles(tmp_path / "bare", bare, [np.ones((2 * COUNT, 16, 16), np.float32)], box=16, pixel_size=PIXEL)
     with pytest.raises(MissingColumnError, match="half-sets"):
-        project.job(tmp_path / "out", particles=str(tmp_path / "bare"), halves=str(project.folder / "rec")).check(Inputs(), print)
+        project.job(tmp_path / "out", particles=str(tmp_path / "bare"), halves=str(project.folder / "rec")).check(
+            Inputs(), print
+        )
 
 
 def test_the_command_line_says_what_is_planned(

@@ -15,7 +15,9 @@ def test_values_are_those_of_cubic_splines_and_slopes_those_of_values(twin: Twin
     coefficients = np.stack([spline_filter(image) for image in images]).astype(np.float32)
     places = rng.uniform(1.01, 8.99, (40, 2))
     found = twin(patch_values)(coefficients, places)
-    expected = [map_coordinates(image, place[::-1, None], order=3)[0] for image, place in zip(images, places, strict=True)]
+    expected = [
+        map_coordinates(image, place[::-1, None], order=3)[0] for image, place in zip(images, places, strict=True)
+    ]
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
     for axis in (0, 1):
         step = np.zeros(2)

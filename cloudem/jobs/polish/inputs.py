@@ -1,4 +1,4 @@
-"""What polishing works on: particles with poses, the movies that their micrographs were made of, and their half-maps."""
+"""What polishing works on: particles with poses, movies that their micrographs were made of, and half-maps."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def corrected_movies(motion: str, movies: str | None) -> CorrectedMovies:
     absent = [name for name in table["micrograph"].tolist() if name not in row_of]
     if absent:
         raise InconsistentDataError(
-            f"{place} does not hold the movie of {absent[0]}, which {motion} corrected; name the right table with --movies"
+            f"{place} does not hold the movie of {absent[0]}, which {motion} corrected; name the right table with"
+            " --movies"
         )
     order = np.array([row_of[name] for name in table["micrograph"].tolist()], np.int64)
     return CorrectedMovies(table, found, parameters, read.take(order))

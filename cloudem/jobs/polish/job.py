@@ -28,7 +28,7 @@ class Polish(Job):
     """Declaration of ``cloudem polish``."""
 
     name: ClassVar[str] = "polish"
-    summary: ClassVar[str] = "Follow refined particles through the frames of their movies, and sum them along their tracks."
+    summary: ClassVar[str] = "Follow refined particles through the frames of their movies, and sum along their tracks."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem polish refine --motion motion --out polished",
         "cloudem polish refine --motion motion --box-px 512 --scale-to-px 384 --out polished",
@@ -44,7 +44,7 @@ class Polish(Job):
             "root mean square over the frames, beside the motion that the micrograph was corrected for",
         ),
         Section("extraction:examples"),
-        table_of("Left out", Column("left_out_micrograph", "micrograph"), Column("left_out_reason", "reason"), rows=200),
+        table_of("Left out", Column("left_out_micrograph", "micrograph"), Column("left_out_reason", "why"), rows=200),
         COST, NETWORK, PARAMETERS, PROVENANCE,
     )  # fmt: skip
 
@@ -69,7 +69,9 @@ class Polish(Job):
         None, meaning="side of the box in pixels of the movies, even; if none, what the particles' images show", ge=16
     )
     scale_to_px: int | None = parameter(
-        None, meaning="side of the images, even; if none, that of the particles' images, or the box if that is given", ge=16
+        None,
+        meaning="side of the images, even; if none, that of the particles' images, or the box if that is given",
+        ge=16,
     )
     velocity_A_per_dose: float = parameter(
         0.5, meaning="how fast particles move beside the micrograph, standard deviation in x and in y", gt=0
@@ -112,7 +114,9 @@ class Polish(Job):
         """Check tables, half-maps and sizes."""
         for name, value in (("--box-px", self.box_px), ("--scale-to-px", self.scale_to_px)):
             if value is not None and value % 2:
-                raise ParameterError(f"{name} {value} is odd, and images need even sides; give {value - 1} or {value + 1}")
+                raise ParameterError(
+                    f"{name} {value} is odd, and images need even sides; give {value - 1} or {value + 1}"
+                )
         halves = self.halves or self.particles
         if not inputs.awaited(halves):
             from cloudem.jobs.postprocess import halves_grid

@@ -208,7 +208,9 @@ def write_result(
     for line in lines:
         context.progress.warning(line)
     if lost := int((~good).sum()):
-        context.progress.warning(f"{lost:,} of {len(good):,} particles have no polished image; the table leaves them out")
+        context.progress.warning(
+            f"{lost:,} of {len(good):,} particles have no polished image; the table leaves them out"
+        )
     found = {**tracks_of(entries, followed, len(weighted[0].weights)), **weight_arrays(weighted, geometry)}
     problem = np.array([str(each["problem"][0]) for each in summed], TEXT)
     found |= {"micrograph": np.array([entry.name for entry in entries], TEXT), "problem": problem}
@@ -240,7 +242,7 @@ def problems_of(entries: Sequence[MovieParticles], summed: Sequence[Found]) -> l
 
 
 def tracks_of(entries: Sequence[MovieParticles], followed: Sequence[Found], most: int) -> dict[str, NDArray[Any]]:
-    """Return the tracks of all particles, Å since the first frame, NaN in frames that were left out: ``(n, frames)``."""
+    """Return all tracks, Å since the first frame, ``(n, frames)``; NaN in frames that were left out."""
     count = sum(len(entry.places) for entry in entries)
     tracks = np.full((2, count, most, 2), np.nan, np.float32)
     first = 0
@@ -251,12 +253,13 @@ def tracks_of(entries: Sequence[MovieParticles], followed: Sequence[Found], most
             mine = tracks[which, here]
             mine[:, entry.frames[kept]] = found[name][:, kept]
         first += len(entry.places)
+    places = np.concatenate([entry.places for entry in entries])
     own = tracks[0] - tracks[1]
     own -= np.nanmean(own, axis=1, keepdims=True) if own.size else 0
     spread = np.sqrt(np.nanmean((own**2).sum(axis=2), axis=1)) if own.size else np.zeros(0)
     return {
-        "track_x": tracks[0, ..., 0], "track_y": tracks[0, ..., 1], "place_x": np.concatenate([e.places[:, 0] for e in entries]),
-        "place_y": np.concatenate([e.places[:, 1] for e in entries]), "own_motion_A": spread,
+        "track_x": tracks[0, ..., 0], "track_y": tracks[0, ..., 1], "place_x": places[:, 0], "place_y": places[:, 1],
+        "own_motion_A": spread,
     }  # fmt: skip
 
 

@@ -172,9 +172,7 @@ def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = 
     return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, survey, cleaned)
 
 
-def _survey_again(
-    part: MovieParticles, known: Found, held: HeldFrames, correction: FrameCorrection
-) -> Survey:
+def _survey_again(part: MovieParticles, known: Found, held: HeldFrames, correction: FrameCorrection) -> Survey:
     """Return what a first look has told of a movie, which need not be looked through again."""
     shape = held.movie.shape
     holes = np.zeros(shape[0] * shape[1], bool)
@@ -207,8 +205,8 @@ def follow_particles(
     Returns
     -------
     found
-        ``problem``; ``moved`` ``(n, f, 2)`` and ``begun``, Å: displacements since the first frame, found and those of the
-        micrograph; ``usable`` ``(n,)``; ``shared``, ``squares``, ``powers`` and ``counts`` of
+        ``problem``; ``moved`` ``(n, f, 2)`` and ``begun``, Å: displacements since the first frame, found, and those of
+        the micrograph; ``usable`` ``(n,)``; ``shared``, ``squares``, ``powers`` and ``counts`` of
         `cloudem.algorithms.polishing_weights`; ``deviations`` and ``gain``; and what a look at all frames has told,
         ``holes``, ``means`` and ``variances``.
     """
@@ -227,9 +225,7 @@ def follow_particles(
         }  # fmt: skip
 
 
-def _followed(
-    part: MovieParticles, options: PolishOptions, maps: tuple[HalfMap, HalfMap]
-) -> dict[str, NDArray[Any]]:
+def _followed(part: MovieParticles, options: PolishOptions, maps: tuple[HalfMap, HalfMap]) -> dict[str, NDArray[Any]]:
     opened, half = _opened(part, options), part.molecules.half
     plan = opened.plan
     views = expected_views(part.molecules, maps, plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
@@ -29,7 +28,7 @@ def _values(coefficients: Any, places: Any, found: Any) -> None:
         for axis in range(2):
             at = min(max(places[m, axis], 1.0), side - 2.0)
             inside[axis] = 1.0 if at == places[m, axis] else 0.0
-            base[axis] = min(int(math.floor(at)), side - 3)
+            base[axis] = min(int(at), side - 3)
             f = at - base[axis]
             g = 1.0 - f
             w[axis, 0], w[axis, 3] = g * g * g / 6, f * f * f / 6

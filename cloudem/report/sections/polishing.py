@@ -17,12 +17,34 @@ from cloudem.report.style import BLUE, FAINT, GREEN, INK, VERMILION, draw_svg, l
 GRID = "#e6eaee"
 HALF_COLOURS = (BLUE, VERMILION)
 
+OVER = (
+    "Particles of {}, the micrograph with the most of them: tracks {:g} times as long as they are, from where each"
+    " particle is in the first frame (dots)."
+)
+BESIDE = "The same tracks less their mean over the particles, to scale: what particles do beside the micrograph."
+SHARES = "Share of each frame in the sum of all weights, at some resolutions; mean of both half-sets."
+SHOWN = (
+    "How much of the reference each frame shows, in bands of resolution (points, mean of both half-sets), and the"
+    " weights there (lines), each over its mean."
+)
+FACTORS = (
+    "What frames show beside the curve of radiation damage, of both half-sets: B-factors (lines) and factors (dashes),"
+    " each about its mean."
+)
+PLAIN = (
+    "What frames show differs from the curve of radiation damage by no more than chance makes it differ, so that the"
+    " curve alone gives the weights."
+)
+FITTED = (
+    "A frame's weight is what it shows of the reference, over its noise. B-factors that are high in the first frames"
+    " say that these are blurred by motion; such that rise with the frames, that damage is faster than the curve says."
+)
+
 BANDS = ((30.0, 12.0), (12.0, 7.0), (7.0, 3.0))
 """Å, within which what frames show is averaged."""
 
 TRACK_LENGTH = 0.1
 """Share of the picture's width that a long track has, as it is drawn."""
-
 
 
 def particle_tracks(content: ReportContent) -> Drawn | None:
@@ -44,11 +66,9 @@ def particle_tracks(content: ReportContent) -> Drawn | None:
     name = str(arrays["shown_name"][0])
     left = _over_micrograph(grey, extent, height, places * pixel / 10, tracks * factor / 10)
     figures = [
-        Figure(520, left, f"Particles of {name}, the micrograph with the most of them: tracks {factor:g} times as long as"
-               " they are, from where each particle is in the first frame (dots)."),
-        Figure(340, _beside(tracks), "The same tracks less their mean over the particles, to scale: what particles do"
-               " beside the micrograph as a whole."),
-    ]  # fmt: skip
+        Figure(520, left, OVER.format(name, factor)),
+        Figure(340, _beside(tracks), BESIDE),
+    ]
     return Drawn("Tracks", [Figures(figures)])
 
 
@@ -104,29 +124,15 @@ def frame_weights(content: ReportContent) -> Drawn | None:
     if "frame_weights" not in arrays:
         return None
     weights, frequency = arrays["frame_weights"].astype(np.float64), arrays["weight_frequency"]
-    figures = [
-        Figure(430, _weights(weights.mean(axis=0), frequency), "Share of each frame in the sum of all weights, at some"
-               " resolutions; mean of both half-sets."),
-    ]  # fmt: skip
+    figures = [Figure(430, _weights(weights.mean(axis=0), frequency), SHARES)]
     shown = _shown(arrays["shown"], arrays["shown_error"], arrays["shown_frequency"], weights, frequency)
     if shown:
-        figures.append(Figure(430, shown, "How much of the reference each frame shows, in bands of resolution (points,"
-                              " mean of both half-sets), and the weights there (lines), each over its mean."))  # fmt: skip
-    drawn = [Figures(figures)]
-    words = (
-        "What frames show differs from the curve of radiation damage by no more than chance makes it differ, so that the"
-        " curve alone gives the weights."
-    )
-    if np.any(arrays["frame_b_factors_A2"]) or np.any(arrays["frame_factors"]):
-        factors = _b_factors(arrays["frame_b_factors_A2"], arrays["frame_factors"])
-        drawn.append(Figures([Figure(430, factors, "What frames show beside the curve of radiation damage, of both"
-                                     " half-sets: B-factors (lines) and factors (dashes), each about its mean.")]))  # fmt: skip
-        words = (
-            "A frame's weight is what it shows of the reference, over its noise. B-factors that are high in the first"
-            " frames say that these are blurred by motion; such that rise with the frames, that damage is faster than the"
-            " curve says."
-        )
-    return Drawn("Weights of frames", [*drawn, Words(words)])
+        figures.append(Figure(430, shown, SHOWN))
+    b_factors, factors = arrays["frame_b_factors_A2"], arrays["frame_factors"]
+    if not np.any(b_factors) and not np.any(factors):
+        return Drawn("Weights of frames", [Figures(figures), Words(PLAIN)])
+    beside = Figures([Figure(430, _b_factors(b_factors, factors), FACTORS)])
+    return Drawn("Weights of frames", [Figures(figures), beside, Words(FITTED)])
 
 
 def _weights(weights: NDArray[Any], frequency: NDArray[Any]) -> str:
@@ -162,7 +168,9 @@ def _shown(
             there = [int(np.argmin(np.abs(frequency - one))) for one in shown_at[here]]
             usual = (shown * precision).sum(axis=(0, 1))[here] / precision.sum(axis=(0, 1))[here]
             weight = total[:, here] * usual**2
-            ratio = ((shown * precision).sum(axis=0)[:, here] / total[:, here] / usual * weight).sum(axis=1) / weight.sum(axis=1)
+            ratio = ((shown * precision).sum(axis=0)[:, here] / total[:, here] / usual * weight).sum(
+                axis=1
+            ) / weight.sum(axis=1)
             line = weights.mean(axis=0)[:, there]
             line = (line / line.mean(axis=0)).mean(axis=1)
             bands.append((f"{coarse:g} to {fine:g} Å", ratio / ratio.mean(), line))
