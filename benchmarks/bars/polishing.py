@@ -40,9 +40,6 @@ class Set(NamedTuple):
 SETS = {
     "apoferritin": Set("apoferritin", 96, ParticleScene()),
     "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
-    "large": Set(
-        "apoferritin", 192, ParticleScene(size=4096, frames=40, pixel_size=1.1, dose=1.0, count=300, apart=170.0), 2
-    ),
     "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0), movies=12),
     "ace2": Set("ace2", 96, ParticleScene(count=50), movies=12),
 }
@@ -54,7 +51,7 @@ POSE_ERROR, SHIFT_ERROR = np.deg2rad(0.4), 0.4
 def polishing(bench: Bench) -> None:
     """Tracks (rms Å) and FSC 0.5 of polished particles with the truth, CPU-seconds; --relion: RELION's, same set."""
     for seed in bench.seeds:
-        for name in bench.only or [name for name in SETS if name != "large"]:
+        for name in bench.only or SETS:
             measure(bench, name, seed)
 
 

@@ -13,6 +13,8 @@ correlation of the half-maps is what the map of one half can predict, D_f what r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +34,9 @@ Complex64 = NDArray[np.complex64]
 
 REACH = 12.0
 """Å from where they are expected within which particles are looked for in each frame, in x and in y."""
+
+BLOCK_PIXELS = 2**18
+"""Pixels of windows that are worked on at a time: they stay in the caches."""
 
 FINE = 4.0
 """Samples of a likelihood in the length of the finest wave that it holds."""
@@ -110,7 +115,18 @@ class WindowPlan(NamedTuple):
     @property
     def disc(self) -> HalfDisc:
         """Fourier pixels that are compared."""
-        return half_disc(self.side, self.shells)
+        return _disc(self.side, self.shells)
+
+
+@lru_cache(maxsize=8)
+def _disc(side: int, shells: int) -> HalfDisc:
+    return half_disc(side, shells)
+
+
+def _blocks(count: int, plan: WindowPlan) -> Iterator[slice]:
+    """Yield slices of particles whose windows fit the caches together."""
+    step = max(1, BLOCK_PIXELS // plan.side**2)
+    yield from (slice(first, first + step) for first in range(0, count, step))
 
 
 class ComparedFrames(NamedTuple):
@@ -153,7 +169,7 @@ def _moved(values: Complex64, disc: HalfDisc, by: Float64, sign: float) -> Compl
     reach = int(disc.kx.max())
     x = np.exp(sign * 2j * np.pi * by[:, :1] * np.arange(reach + 1)).astype(np.complex64)
     y = np.exp(sign * 2j * np.pi * by[:, 1:] * np.arange(-reach, reach + 1)).astype(np.complex64)
-    return values * np.take(x, disc.kx, axis=1) * np.take(y, disc.ky + reach, axis=1)
+    return np.asarray(values * np.take(x, disc.kx, axis=1) * np.take(y, disc.ky + reach, axis=1))
 
 
 def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64, Float64, NDArray[np.bool_]]:
@@ -210,12 +226,14 @@ def compare_frame(
     views, half
         Of `expected_views`, and the particles' half-sets.
     """
-    spectra, shifts, usable = windows_of(frame, at, plan)
-    compare_spectra(
-        spectra, views, shifts, half.astype(np.int64) - 1, *plan.disc, compared.products[number],
-        compared.powers[:, number],
-    )  # fmt: skip
-    compared.usable[:] &= usable
+    disc, groups = plan.disc, half.astype(np.int64) - 1
+    for some in _blocks(len(at), plan):
+        spectra, shifts, usable = windows_of(frame, at[some], plan)
+        compare_spectra(
+            spectra, views[some], shifts, groups[some], *disc, compared.products[number, some],
+            compared.powers[:, number],
+        )  # fmt: skip
+        compared.usable[some] &= usable
 
 
 def visible_amplitudes(
@@ -352,11 +370,12 @@ class WeightedSums:
 
     def add(self, number: int, frame: Float32, at: Float64) -> None:
         """Add a frame, in which particles lie at these places, pixels, ``(n, 2)``."""
-        spectra, shifts, usable = windows_of(frame, at, self._plan)
         weights = self._weights[:, number, self._disc.shell].astype(np.float32)
         groups = self._half.astype(np.int64) - 1
-        add_spectra(spectra, shifts, weights, groups, self._disc.kx, self._disc.ky, self._sums)
-        self.usable &= usable
+        for some in _blocks(len(at), self._plan):
+            spectra, shifts, usable = windows_of(frame, at[some], self._plan)
+            add_spectra(spectra, shifts, weights, groups[some], self._disc.kx, self._disc.ky, self._sums[some])
+            self.usable[some] &= usable
 
     def images(self) -> Float32:
         """Return the images, ``(n, size, size)``: the noise of all frequencies as white as that of the frames."""

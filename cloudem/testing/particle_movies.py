@@ -166,7 +166,7 @@ def simulated_particle_movie(volume: NDArray[np.float32], scene: ParticleScene, 
     terms = np.stack([np.ones_like(u), u, u * u, v, v * v, u * v])
     fields = np.stack([field_at(coefficients, frame) for frame in range(scene.frames)])
     moved = (track[:, None] + np.einsum("fat,tp->fpa", fields, terms)).transpose(1, 0, 2) * scene.pixel_size
-    moved += own_motion(places * scene.pixel_size, scene.frames, scene, rng)
+    moved += own_motion(np.asarray(places * scene.pixel_size, np.float64), scene.frames, scene, rng)
     spectra = _particle_spectra(volume, scene, rotations, defocus)
     ice = _ice(scene, float(defocus.mean()), rng)
     movie = np.empty((scene.frames, scene.size, scene.size), np.uint8)

@@ -124,7 +124,7 @@ class PolishedParticles(NamedTuple):
         turned = euler_to_matrix(*(table[name] for name in POSES))
         shifts = np.stack([table.get(name, 0.0) for name in ("shift_x", "shift_y")], axis=1).astype(np.float64)
         terms, scale = self.dataset.terms[self.order], self.dataset.ctf_scale[self.order]
-        found = []
+        found: list[MovieParticles] = []
         for row in np.unique(self.rows).tolist():
             mine = np.flatnonzero(self.rows == row)
             frames = slice(ends[row] - counts[row], ends[row])
@@ -179,7 +179,7 @@ def particles_to_polish(
         scale = np.where(np.abs(said / pixel - 1) < SAME, 1.0, said / pixel)
     except InconsistentDataError:
         scale = np.ones(len(order))
-    places = cut_around(coordinates_of(some)) * scale[:, None]
+    places = np.asarray(cut_around(coordinates_of(some)) * scale[:, None], np.float64)
     return PolishedParticles(dataset, order, rows, places, corrected)
 
 

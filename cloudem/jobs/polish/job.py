@@ -20,6 +20,9 @@ FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 1.2e-8, 3.0e-8, 2.0e-5
 """CPU-seconds of a pixel of a frame that is read and cleaned, of a pixel of a window that is cut, transformed and
 compared, and of a particle's frame in the search for tracks. Measured."""
 
+COMPARED_BYTES = 1_000_000_000
+"""Most bytes that a movie's particles are compared by; of more particles, fewer shells are compared."""
+
 HELD_BYTES = 1_400_000_000
 """Most bytes of a movie's frames that are kept (`cloudem.io.movies.held`)."""
 
@@ -166,13 +169,13 @@ class Polish(Job):
         side = self.box_px or length / (micrographs.pixel_size or particles.pixel_size or 1.0)
         size = self.scale_to_px or (self.box_px or particles.box)
         windows = each * frames * side**2
-        compared = 0.4 * windows * 8  # most of a half disc, complex numbers of eight bytes
+        compared = min(0.4 * windows * 8, COMPARED_BYTES)  # a half disc, complex numbers of eight bytes
         held = min(2 * frames * pixels, HELD_BYTES) + 60 * pixels
         reading = FRAME_PIXEL_S * frames * pixels
         image = size**2 * {"float16": 2, "float32": 4}[self.dtype]
         follow = Stage(
             "tracks", movies, "movies", reading + 2 * WINDOW_PIXEL_S * windows + SEARCH_S * each * frames * 60,
-            parallel=True, task_bytes=int(held + compared + 30 * each * side**2), read_bytes=0.6 * frames * pixels,
+            parallel=True, task_bytes=int(held + 1.3 * compared + 30 * each * side**2), read_bytes=0.6 * frames * pixels,
             written_bytes=24 * each * frames,
         )  # fmt: skip
         add = Stage(

@@ -31,7 +31,7 @@ from cloudem.jobs.polish.inputs import (
     half_references,
     particles_to_polish,
 )
-from cloudem.jobs.polish.job import Polish
+from cloudem.jobs.polish.job import COMPARED_BYTES, Polish
 from cloudem.jobs.polish.tasks import (
     FOLLOWED,
     SUMMED,
@@ -74,7 +74,8 @@ def polish(job: Polish, context: Context) -> None:
     with progress.stage("reference"):
         references = half_references(job.halves or job.particles, job.mask, progress, job.seed)
     geometry = geometry_of(job, given, entries)
-    options = options_of(job, context.url, references, geometry)
+    largest = max(len(entry.places) * len(entry.frames) for entry in entries)
+    options = options_of(job, context.url, references, geometry, largest)
     progress.facts({
         "particles": f"{len(given.order):,} in {len(entries):,} movies",
         "compared up to": f"{geometry.length / options.shells:.1f} Å",
@@ -121,8 +122,16 @@ def geometry_of(job: Polish, given: PolishedParticles, entries: Sequence[MoviePa
     return _Geometry(side, size, side * pixel / size, side * pixel)
 
 
-def options_of(job: Polish, url: str, references: HalfReferences, geometry: _Geometry) -> PolishOptions:
-    """Return what is done to all movies.
+def affordable_shells(largest: int) -> int:
+    """Return how many shells a movie of so many particles times frames can be compared in, within `COMPARED_BYTES`.
+
+    Half a disc of s shells has π s² / 2 waves, of eight bytes each.
+    """
+    return int(np.sqrt(2 * COMPARED_BYTES / (8 * np.pi * max(largest, 1))))
+
+
+def options_of(job: Polish, url: str, references: HalfReferences, geometry: _Geometry, largest: int) -> PolishOptions:
+    """Return what is done to all movies; of the largest, particles times frames.
 
     Raises
     ------
@@ -134,6 +143,7 @@ def options_of(job: Polish, url: str, references: HalfReferences, geometry: _Geo
     if job.finest_A:
         frequency = min(frequency, 1 / job.finest_A)
     shells = min(int(frequency * geometry.length), geometry.size // 2 - 1, geometry.side // 2 - 1)
+    shells = min(shells, affordable_shells(largest))
     if shells < FEWEST_SHELLS:
         raise InconsistentDataError(
             f"the half-maps agree to {1 / max(frequency, 1e-9):.0f} Å only, which is no reference to follow particles"

@@ -193,8 +193,8 @@ def _expected(part: MovieParticles, places: Float64, shape: tuple[int, int], pix
 def doses_of(movie: Movies, frames: NDArray[np.int64]) -> Float64 | None:
     """Return what the specimen had received at the end of each frame, e/Å², ``(f,)``; None where it is not known."""
     dose = float(movie.get("dose_per_frame", np.nan)[0]) * int(movie["group"][0])
-    before = float(movie.get("pre_exposure", 0.0)[0])
-    return (before if before > 0 else 0.0) + dose * (frames + 1.0) if dose > 0 else None
+    before = float(np.nan_to_num(movie.get("pre_exposure", 0.0)[0]))
+    return np.asarray(max(before, 0.0) + dose * (frames + 1.0), np.float64) if dose > 0 else None
 
 
 def follow_particles(
