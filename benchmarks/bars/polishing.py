@@ -40,6 +40,7 @@ class Set(NamedTuple):
 SETS = {
     "apoferritin": Set("apoferritin", 96, ParticleScene()),
     "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
+    "large": Set("apoferritin", 192, ParticleScene(4096, 40, 1.1, dose=1.0, count=300, apart=170.0, ice=0.0), movies=1),
     "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0), movies=12),
     "ace2": Set("ace2", 96, ParticleScene(count=50), movies=12),
 }

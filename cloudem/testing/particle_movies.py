@@ -44,7 +44,8 @@ class ParticleScene:
     contrast
         Factor on the weak-phase contrast of the density in units of scattering length, f in Å per Å³.
     ice
-        Power of ice over that of one frame's shot noise at low frequency, where the CTF is 1.
+        Power of ice over that of one frame's shot noise at low frequency, where the CTF is 1; 0 for none, which saves
+        most of the time.
     drift, local
         Pixels that the whole moves, and root mean square over the frame of the smooth field in the last frame.
     velocity, together, acceleration
@@ -168,11 +169,14 @@ def simulated_particle_movie(volume: NDArray[np.float32], scene: ParticleScene, 
     moved = (track[:, None] + np.einsum("fat,tp->fpa", fields, terms)).transpose(1, 0, 2) * scene.pixel_size
     moved += own_motion(np.asarray(places * scene.pixel_size, np.float64), scene.frames, scene, rng)
     spectra = _particle_spectra(volume, scene, rotations, defocus)
-    ice = _ice(scene, float(defocus.mean()), rng)
+    ice = _ice(scene, float(defocus.mean()), rng) if scene.ice else None
     movie = np.empty((scene.frames, scene.size, scene.size), np.uint8)
     electrons = scene.dose * scene.pixel_size**2
     for frame in range(scene.frames):
-        contrast = _ice_frame(ice, scene, frame, track[frame], fields[frame])
+        if ice is None:
+            contrast = np.zeros((scene.size, scene.size))
+        else:
+            contrast = _ice_frame(ice, scene, frame, track[frame], fields[frame])
         _add_particles(contrast, spectra, scene, frame, places + moved[:, frame] / scene.pixel_size)
         movie[frame] = np.minimum(rng.poisson(electrons * np.clip(1 - contrast, 0.01, None)), 255)
     return ParticleMovie(movie, places, rotations, defocus, moved)
