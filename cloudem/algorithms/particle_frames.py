@@ -172,7 +172,9 @@ def _moved(values: Complex64, disc: HalfDisc, by: Float64, sign: float) -> Compl
     return np.asarray(values * np.take(x, disc.kx, axis=1) * np.take(y, disc.ky + reach, axis=1))
 
 
-def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64, Float64, NDArray[np.bool_]]:
+def windows_of(
+    frame: Float32, at: Float64, plan: WindowPlan, last: int
+) -> tuple[Complex64, Float64, NDArray[np.bool_]]:
     """Cut windows around places and transform them.
 
     Parameters
@@ -183,11 +185,13 @@ def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64
         Pixels, ``(n, 2)`` as x, y.
     plan
         How.
+    last
+        Shell that is needed.
 
     Returns
     -------
     spectra
-        ``(n, side, side // 2 + 1)``, origin at the first pixel; 0 where there is next to nothing of a window.
+        ``(n, side, last + 1)``, origin at the first pixel; 0 where there is next to nothing of a window.
     shifts
         Where the places lie from there, in boxes, ``(n, 2)``.
     usable
@@ -198,7 +202,8 @@ def windows_of(frame: Float32, at: Float64, plan: WindowPlan) -> tuple[Complex64
     cut_boxes(frame, centres - plan.side // 2, plan.outside, boxes)
     usable = np.isfinite(boxes[:, 0, 0])
     boxes[~usable] = 0
-    return scipy.fft.rfft2(boxes), (at - centres) / plan.side + 0.5, usable
+    lines = scipy.fft.rfft(boxes, axis=2)[:, :, : last + 1]  # columns that nobody asks for need no second transform
+    return np.asarray(scipy.fft.fft(lines, axis=1)), (at - centres) / plan.side + 0.5, usable
 
 
 def no_frames(views: Complex64, frames: int, plan: WindowPlan) -> ComparedFrames:
@@ -228,7 +233,7 @@ def compare_frame(
     """
     disc, groups = plan.disc, half.astype(np.int64) - 1
     for some in _blocks(len(at), plan):
-        spectra, shifts, usable = windows_of(frame, at[some], plan)
+        spectra, shifts, usable = windows_of(frame, at[some], plan, plan.shells)
         compare_spectra(
             spectra, views[some], shifts, groups[some], *disc, compared.products[number, some],
             compared.powers[:, number],
@@ -373,7 +378,7 @@ class WeightedSums:
         weights = self._weights[:, number, self._disc.shell].astype(np.float32)
         groups = self._half.astype(np.int64) - 1
         for some in _blocks(len(at), self._plan):
-            spectra, shifts, usable = windows_of(frame, at[some], self._plan)
+            spectra, shifts, usable = windows_of(frame, at[some], self._plan, self._size // 2 - 1)
             add_spectra(spectra, shifts, weights, groups[some], self._disc.kx, self._disc.ky, self._sums[some])
             self.usable[some] &= usable
 

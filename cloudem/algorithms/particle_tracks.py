@@ -31,7 +31,7 @@ OFFSET = 2.0
 LEAST_SHARE = 1e-4
 """Of the variance of velocities, below which an eigenvector of K has no say."""
 
-MOST_STEPS, EXACT = 300, 1e-7
+MOST_STEPS, EXACT = 300, 1e-6
 """Steps of the search at most, and the change of the probability, as a share, at which it ends."""
 
 

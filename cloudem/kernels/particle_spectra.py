@@ -25,7 +25,7 @@ def compare_spectra(
     Parameters
     ----------
     transforms
-        X, `cloudem.kernels.fourier.fourier_images`, ``(n, side, side // 2 + 1)``.
+        X, `cloudem.kernels.fourier.fourier_images`, ``(n, side, m)``; of columns those that the half disc has.
     views
         M on the half disc, ``(n, p)``.
     shifts

@@ -16,9 +16,9 @@ from cloudem.report.declaration import COST, NETWORK, PARAMETERS, PROVENANCE, Se
 if TYPE_CHECKING:
     from cloudem.jobs.polish.inputs import PolishedParticles
 
-FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 1.2e-8, 3.0e-8, 2.0e-5
+FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 3.0e-9, 1.0e-8, 6.0e-5
 """CPU-seconds of a pixel of a frame that is read and cleaned, of a pixel of a window that is cut, transformed and
-compared, and of a particle's frame in the search for tracks. Measured."""
+compared or added, and of a particle's frame in the search for its track. Measured."""
 
 COMPARED_BYTES = 1_000_000_000
 """Most bytes that a movie's particles are compared by; of more particles, fewer shells are compared."""
@@ -162,11 +162,12 @@ class Polish(Job):
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return the two stages, each of which reads all movies."""
         particles, micrographs = sizes["particles"], sizes["motion"]
-        frames, pixels = self._frames(), max(micrographs.pixels, 1)
+        finer = float(self.motion_parameters().get("bin", 1.0))
+        frames, pixels = self._frames(), max(finer**2 * micrographs.pixels, 1)
         movies = max(micrographs.count, 1)
         each = particles.count / movies
         length = particles.box * particles.pixel_size
-        side = self.box_px or length / (micrographs.pixel_size or particles.pixel_size or 1.0)
+        side = self.box_px or finer * length / (micrographs.pixel_size or particles.pixel_size or 1.0)
         size = self.scale_to_px or (self.box_px or particles.box)
         windows = each * frames * side**2
         compared = min(0.4 * windows * 8, COMPARED_BYTES)  # a half disc, complex numbers of eight bytes
@@ -174,9 +175,9 @@ class Polish(Job):
         reading = FRAME_PIXEL_S * frames * pixels
         image = size**2 * {"float16": 2, "float32": 4}[self.dtype]
         follow = Stage(
-            "tracks", movies, "movies", reading + 2 * WINDOW_PIXEL_S * windows + SEARCH_S * each * frames * 60,
-            parallel=True, task_bytes=int(held + 1.3 * compared + 30 * each * side**2), read_bytes=0.6 * frames * pixels,
-            written_bytes=24 * each * frames,
+            "tracks", movies, "movies", reading + WINDOW_PIXEL_S * windows + SEARCH_S * each * frames,
+            parallel=True, task_bytes=int(held + 1.3 * compared + 16 * each * side**2),
+            read_bytes=0.6 * frames * pixels, written_bytes=24 * each * frames,
         )  # fmt: skip
         add = Stage(
             "sums", movies, "movies", reading + WINDOW_PIXEL_S * windows, parallel=True,

@@ -18,18 +18,18 @@ def compare_spectra(
     powers: Array,
 ) -> None:  # fmt: skip
     """Twin of :func:`cloudem.kernels.particle_spectra.compare_spectra`."""
-    side = transforms.shape[1]
+    side, half = transforms.shape[1:]
     flat = np.ascontiguousarray(transforms).view(np.float32).reshape(len(transforms), -1, 2)
-    _compare(flat, side, _pairs(views), shifts, groups, kx, ky, shell, _pairs(products), powers)
+    _compare(flat, side, half, _pairs(views), shifts, groups, kx, ky, shell, _pairs(products), powers)
 
 
 def add_spectra(
     transforms: Array, shifts: Array, weights: Array, groups: Array, kx: Array, ky: Array, sums: Array
 ) -> None:
     """Twin of :func:`cloudem.kernels.particle_spectra.add_spectra`."""
-    side = transforms.shape[1]
+    side, half = transforms.shape[1:]
     flat = np.ascontiguousarray(transforms).view(np.float32).reshape(len(transforms), -1, 2)
-    _add(flat, side, shifts, weights, groups, kx, ky, _pairs(sums))
+    _add(flat, side, half, shifts, weights, groups, kx, ky, _pairs(sums))
 
 
 def _pairs(values: Array) -> Array:
@@ -47,9 +47,19 @@ def _phases(shift: float, reach: int, out: Any) -> None:
 
 @jit
 def _compare(
-    flat: Any, side: int, views: Any, shifts: Any, groups: Any, kx: Any, ky: Any, shell: Any, products: Any, powers: Any
+    flat: Any,
+    side: int,
+    half: int,
+    views: Any,
+    shifts: Any,
+    groups: Any,
+    kx: Any,
+    ky: Any,
+    shell: Any,
+    products: Any,
+    powers: Any,
 ) -> None:
-    half, reach = side // 2 + 1, kx.max()
+    reach = kx.max()
     x, y = np.empty((2 * reach + 1, 2), np.float32), np.empty((2 * reach + 1, 2), np.float32)
     for n in range(len(flat)):
         _phases(shifts[n, 0], reach, x)
@@ -69,8 +79,8 @@ def _compare(
 
 
 @jit
-def _add(flat: Any, side: int, shifts: Any, weights: Any, groups: Any, kx: Any, ky: Any, sums: Any) -> None:
-    half, reach = side // 2 + 1, kx.max()
+def _add(flat: Any, side: int, half: int, shifts: Any, weights: Any, groups: Any, kx: Any, ky: Any, sums: Any) -> None:
+    reach = kx.max()
     x, y = np.empty((2 * reach + 1, 2), np.float32), np.empty((2 * reach + 1, 2), np.float32)
     for n in range(len(flat)):
         _phases(shifts[n, 0], reach, x)
