@@ -90,11 +90,11 @@ def polish(job: Polish, context: Context) -> None:
     )
     follow = Items(entries, counts, follow_particles, (options,), "tracks", "particles")
     followed = found_parts(follow, context, name=FOLLOWED, shared=(maps,))
-    weighted = frame_weights(entries, followed, options, geometry)
+    weighted = weights_of_frames(entries, followed, options, geometry)
     table = np.stack([each.weights for each in weighted])
     summing = Items(entries, counts, sum_particles, (options, table), "sums", "particles")
     summed = found_parts(summing, context, name=SUMMED)
-    write_result(job, context, given, entries, (followed, summed), weighted, options, geometry)
+    write_polished(job, context, given, entries, (followed, summed), weighted, options, geometry)
     tidy_parts(context)
 
 
@@ -161,7 +161,7 @@ def options_of(job: Polish, url: str, references: HalfReferences, geometry: _Geo
     )  # fmt: skip
 
 
-def frame_weights(
+def weights_of_frames(
     entries: Sequence[MovieParticles], followed: Sequence[Found], options: PolishOptions, geometry: _Geometry
 ) -> list[FrameWeights]:
     """Return the weights of frames of each half-set, from what all movies say; each half-set has its own.
@@ -192,7 +192,7 @@ def frame_weights(
     ]
 
 
-def write_result(
+def write_polished(
     job: Polish,
     context: Context,
     given: PolishedParticles,
