@@ -75,7 +75,7 @@ def polish(job: Polish, context: Context) -> None:
         references = half_references(job.halves or job.particles, job.mask, progress, job.seed)
     geometry = geometry_of(job, given, entries)
     largest = max(len(entry.places) * len(entry.frames) for entry in entries)
-    options = options_of(job, context.url, references, geometry, largest)
+    options = polish_options(job, context.url, references, geometry, largest)
     progress.facts({
         "particles": f"{len(given.order):,} in {len(entries):,} movies",
         "compared up to": f"{geometry.length / options.shells:.1f} Å",
@@ -130,7 +130,9 @@ def affordable_shells(largest: int) -> int:
     return int(np.sqrt(2 * COMPARED_BYTES / (8 * np.pi * max(largest, 1))))
 
 
-def options_of(job: Polish, url: str, references: HalfReferences, geometry: _Geometry, largest: int) -> PolishOptions:
+def polish_options(
+    job: Polish, url: str, references: HalfReferences, geometry: _Geometry, largest: int
+) -> PolishOptions:
     """Return what is done to all movies; of the largest, particles times frames.
 
     Raises
@@ -233,7 +235,7 @@ def write_polished(
     opened = open_particles(context.url)
     images = example_images(opened)
     found |= {"example_images": images, "example_pixel_size_A": np.array([geometry.length / images.shape[1]])}
-    picture = picture_of(given, entries, summed)
+    picture = shown_picture(given, entries, summed)
     kept = run_attributes(context.progress, context.executor.traffic())
     said = {
         "box": geometry.size, "pixel_size_A": geometry.pixel_size, "particle_count": len(table),
@@ -286,7 +288,7 @@ def weight_arrays(weighted: Sequence[FrameWeights], geometry: _Geometry) -> dict
     }
 
 
-def picture_of(
+def shown_picture(
     given: PolishedParticles, entries: Sequence[MovieParticles], summed: Sequence[Found]
 ) -> Mapping[str, NDArray[Any]]:
     """Return the micrograph with the most particles, for looking, and what its pixels and its particles are."""
