@@ -16,6 +16,9 @@ from cloudem.report.declaration import COST, NETWORK, PARAMETERS, PROVENANCE, Se
 if TYPE_CHECKING:
     from cloudem.jobs.polish.inputs import PolishedParticles
 
+REFERENCE_S = 1.0e-6
+"""CPU-seconds of a voxel of the half-maps, which are masked and compared."""
+
 FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 3.0e-9, 1.0e-8, 6.0e-5
 """CPU-seconds of a pixel of a frame that is read and cleaned, of a pixel of a window that is cut, transformed and
 compared or added, and of a particle's frame in the search for its track. Measured."""
@@ -107,6 +110,15 @@ class Polish(Job):
 
         refuse_others(self.out, lambda record: not has_group(self.out, "result") and is_of(record, self))
 
+    def discard(self, guard: Callable[[], None]) -> None:
+        """Delete the images, and then what says that they were there."""
+        from cloudem.io.storage.groups import delete_group
+        from cloudem.jobs.extract import PIXELS
+
+        guard()
+        delete_group(self.out, PIXELS)
+        super().discard(guard)
+
     def tidy(self, context: Context) -> None:
         """Delete the parts, and draw the report if that is missing."""
         from cloudem.jobs.mapping import tidy_parts
@@ -167,13 +179,15 @@ class Polish(Job):
         movies = max(micrographs.count, 1)
         each = particles.count / movies
         length = particles.box * particles.pixel_size
-        side = self.box_px or finer * length / (micrographs.pixel_size or particles.pixel_size or 1.0)
+        pixel = (micrographs.pixel_size or particles.pixel_size or 1.0) / finer
+        side = self.box_px or length / pixel
         size = self.scale_to_px or (self.box_px or particles.box)
         windows = each * frames * side**2
         compared = min(0.4 * windows * 8, COMPARED_BYTES)  # a half disc, complex numbers of eight bytes
         held = min(2 * frames * pixels, HELD_BYTES) + 60 * pixels
         reading = FRAME_PIXEL_S * frames * pixels
         image = size**2 * {"float16": 2, "float32": 4}[self.dtype]
+        reference = Stage("reference", cpu_s=REFERENCE_S * particles.box**3)
         follow = Stage(
             "tracks", movies, "movies", reading + WINDOW_PIXEL_S * windows + SEARCH_S * each * frames,
             parallel=True, task_bytes=int(held + 1.3 * compared + 16 * each * side**2),
@@ -183,11 +197,11 @@ class Polish(Job):
             "sums", movies, "movies", reading + WINDOW_PIXEL_S * windows, parallel=True,
             task_bytes=int(held + 40 * each * side**2), read_bytes=0.6 * frames * pixels, written_bytes=each * image,
         )  # fmt: skip
-        made = Size(particles.count, (int(size),) * 2, length / size if not self.box_px else 0.0, particles.remote)
+        made = Size(particles.count, (int(size),) * 2, side * pixel / size, particles.remote)
         notes = (f"{particles.count:,} particles in {movies:,} movies of {frames} frames, which are read twice",)
         stored = int(particles.count * (8 * frames + 300))
         base = 300 * MIB + 60 * particles.box**3 + int(2000 * particles.count)
-        return Work((follow, add), base, stored_bytes=stored, makes={"": made}, notes=notes)
+        return Work((reference, follow, add), base, stored_bytes=stored, makes={"": made}, notes=notes)
 
     def _frames(self) -> int:
         """Return the usual number of frames of a movie."""
