@@ -32,13 +32,13 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Complex64 = NDArray[np.complex64]
 
-REACH = 12.0
+REACH = 10.0
 """Å from where they are expected within which particles are looked for in each frame, in x and in y."""
 
 BLOCK_PIXELS = 2**18
 """Pixels of windows that are worked on at a time: they stay in the caches."""
 
-FINE = 4.0
+FINE = 3.0
 """Samples of a likelihood in the length of the finest wave that it holds."""
 
 
