@@ -35,6 +35,7 @@ from bars import (
     optics,
     picking,
     point_groups,
+    polishing,
     refinements,
     scaling,
     starts,
@@ -89,6 +90,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "expansion": focus.expansion,
     "subtraction": focus.subtraction,
     "hinge": focus.hinge,
+    "polishing": polishing.polishing,
 }
 
 
@@ -106,10 +108,11 @@ def options() -> argparse.Namespace:
         help="believe: folder of atomic models, see README.md (default: $CLOUDEM_MOLECULES)",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES], metavar="ROW",
+        "--rows", nargs="+", default=[], choices=[*believe.ROWS, *from_nothing.CASES, *mixtures.MIXES, *polishing.SETS],
+        metavar="ROW",
         help=(
             f"believe: {', '.join(believe.ROWS)}; abinitio: {', '.join(from_nothing.CASES)}; "
-            f"mixtures: {', '.join(mixtures.MIXES)}"
+            f"mixtures: {', '.join(mixtures.MIXES)}; polishing: {', '.join(polishing.SETS)}"
         ).replace("%", "%%"),
     )  # fmt: skip
     parser.add_argument("--relion-minutes", type=float, default=10.0, help="for each of the two subsets")

@@ -63,6 +63,7 @@ JOBS: dict[str, str] = {
     "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "refine_ctf": "cloudem.jobs.refine_ctf.job:RefineCtf",
+    "polish": "cloudem.jobs.polish.job:Polish",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
     "mask": "cloudem.jobs.mask:Mask",
     "compare_maps": "cloudem.jobs.compare_maps:CompareMaps",

@@ -91,7 +91,7 @@ def positions_of(
     sizes = np.asarray(micrographs["pixel_size"])
     if has_group(place, PICK_TABLE):
         picks = read_picks(place)
-        kept = _of_micrographs(picks["micrograph"], micrographs, place, warn)
+        kept = particles_in(picks["micrograph"], micrographs, place, warn)
         picks, rows = picks.take(kept.order), kept.rows
         coordinates = np.stack([picks["coordinate_x"], picks["coordinate_y"]], axis=1)
         scale = 1.0 if pixel_size is None else pixel_size / sizes[rows][:, None]
@@ -106,7 +106,7 @@ def positions_of(
     store = open_particles(place)
     table = store.particles
     require_coordinates(table)
-    kept = _of_micrographs(table["micrograph"], micrographs, place, warn)
+    kept = particles_in(table["micrograph"], micrographs, place, warn)
     table, rows = table.take(kept.order), kept.rows
     coordinates, size = coordinates_of(table), _pixel_sizes(table, pixel_size, sizes[rows], warn)
     names = next((names for names in SHIFTS if all(name in table for name in names)), None)
@@ -116,12 +116,24 @@ def positions_of(
     return Positions(rows, places, quality, table, cut_around(coordinates) * size[:, None])
 
 
-class _Kept(NamedTuple):
+class KeptParticles(NamedTuple):
+    """Particles that lie in micrographs of a table.
+
+    Attributes
+    ----------
+    order
+        Their numbers, in the order of the micrographs, (m,).
+    rows
+        Row of the micrograph of each in its table, ascending, (m,).
+    """
+
     order: NDArray[np.int64]
     rows: NDArray[np.int64]
 
 
-def _of_micrographs(names: NDArray[Any], micrographs: Micrographs, place: str, warn: Callable[[str], None]) -> _Kept:
+def particles_in(
+    names: NDArray[Any], micrographs: Micrographs, place: str, warn: Callable[[str], None]
+) -> KeptParticles:
     """Return which particles lie in micrographs of a table, in its order, and the row of the micrograph of each."""
     known: list[str] = micrographs["micrograph"].tolist()
     exact, stems = {name: row for row, name in enumerate(known)}, _unique_stems(known)
@@ -137,7 +149,7 @@ def _of_micrographs(names: NDArray[Any], micrographs: Micrographs, place: str, w
     if absent:
         warn(f"{absent:,} of {len(names):,} particles lie in micrographs that are not given; they are left out")
     order = np.argsort(rows, kind="stable")[absent:]
-    return _Kept(order, rows[order])
+    return KeptParticles(order, rows[order])
 
 
 def _stem(name: str) -> str:

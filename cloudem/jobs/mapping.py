@@ -20,6 +20,8 @@ from cloudem.jobs.provenance import is_of, job_record
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from cloudem.execution.executor import Shared
+
 PARTS = "parts"
 """Group whose groups hold what each part found, while the job is not finished."""
 
@@ -115,10 +117,37 @@ def _found(items: Items, context: Context) -> Found:
     """Return what was found of all items, doing those parts that are not there yet."""
     import numpy as np
 
+    parts = found_parts(items, context, check=_check)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def found_parts(
+    items: Items,
+    context: Context,
+    *,
+    name: str = "",
+    shared: Sequence[Shared[Any]] = (),
+    check: Callable[[Found, int], None] = lambda found, count: None,
+) -> list[Found]:
+    """Return what was found of each part, doing those that are not there yet.
+
+    Parameters
+    ----------
+    items
+        What is to be done.
+    context
+        Of the job.
+    name
+        Begins the names of the groups below `PARTS`, where a job does several things to its items.
+    shared
+        Values that all tasks read, given after the part.
+    check
+        Raises if what a task found is not what it should be.
+    """
     from cloudem.io.storage.groups import list_groups, read_group
 
     there = set(list_groups(context.url, PARTS))
-    names = [f"{number:06d}" for number in range(len(items.parts))]
+    names = [f"{name}{number:06d}" for number in range(len(items.parts))]
     left = [number for number, name in enumerate(names) if name not in there]
     with context.progress.stage(items.stage, sum(items.counts), items.unit) as stage:
         done = sum(items.counts) - sum(items.counts[number] for number in left)
@@ -126,15 +155,14 @@ def _found(items: Items, context: Context) -> Found:
             context.progress.message(f"going on after {done:,} {items.unit}")
             stage.advance(done)
         task = _Task(items.function, items.arguments)
-        results = context.executor.map(task, [items.parts[number] for number in left])
+        results = context.executor.map(task, [items.parts[number] for number in left], shared=lambda _: shared)
         for number, found in zip(left, results, strict=True):
-            _check(found, items.counts[number])
+            check(found, items.counts[number])
             context.write(f"{PARTS}/{names[number]}", dict(found), {})
             stage.advance(items.counts[number])
             if number != left[-1]:
                 context.stop_if_asked(f"{stage.done:,} of {stage.total:,} {items.unit}")
-    parts = [read_group(context.url, f"{PARTS}/{name}")[0] for name in names]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    return [read_group(context.url, f"{PARTS}/{each}")[0] for each in names]
 
 
 @dataclass(frozen=True)
@@ -144,8 +172,8 @@ class _Task:
     function: Callable[..., Found]
     arguments: tuple[Any, ...]
 
-    def __call__(self, part: Any) -> Found:
-        return self.function(part, *self.arguments)
+    def __call__(self, part: Any, *shared: Any) -> Found:
+        return self.function(part, *self.arguments, *shared)
 
 
 def _check(found: Found, count: int) -> None:

@@ -23,6 +23,7 @@ UNITS: dict[str, str] = {
     "px": "px",
     "s": "s",
     "GiB": "GiB",
+    "A_per_dose": "Å per e/Å²",
     "e_per_A2": "e/Å²",
     "e_per_A3": "e/Å³",
 }

@@ -175,9 +175,7 @@ def boxed_particles(image: Float32, corners: NDArray[np.int64], recipe: BoxRecip
     recipe
         How.
     """
-    limit = np.float32(np.finfo(np.float16).max)
     outside = background(recipe.box, recipe.diameter * recipe.box).astype(np.float64)
-    around = background(recipe.size, recipe.diameter * recipe.size).astype(np.float64)
     images = np.empty((len(corners), recipe.size, recipe.size), np.float32)
     found = np.empty(len(corners), np.uint8)
     step = max(1, BATCH_PIXELS // recipe.box**2)
@@ -187,18 +185,37 @@ def boxed_particles(image: Float32, corners: NDArray[np.int64], recipe: BoxRecip
         count = part.stop - first
         cut_boxes(image, corners[part], outside, boxes[:count])
         small = boxes[:count] if recipe.size == recipe.box else shrink_boxes(boxes[:count], recipe.size)
-        mean, std, sign = (
-            np.empty(count, np.float32),
-            np.empty(count, np.float32),
-            np.full(count, recipe.sign, np.float32),
-        )
-        measure_background(small, around, mean, std, found[part])
-        for number in np.flatnonzero(beyond(corners[part], recipe.box, image.shape)):
-            within = _within(corners[first + number], recipe, image.shape)
-            _measure_padded(small[number], around * within, int(number), mean, std, found[part])
-        scale_images(small, mean, std, sign, limit, found[part])
+        found[part] = scale_boxes(small, corners[part], image.shape, recipe)
         images[part] = small
     return Boxed(images, found)
+
+
+def scale_boxes(
+    images: Float32, corners: NDArray[np.int64], shape: tuple[int, ...], recipe: BoxRecipe
+) -> NDArray[np.uint8]:
+    """Scale images of boxes by their background, in place; return what was found of each, (b,).
+
+    Parameters
+    ----------
+    images
+        (b, size, size).
+    corners
+        First pixel of each box, (b, 2) as x, y: what lies beyond the micrograph has no say.
+    shape
+        Of the micrograph, (h, w).
+    recipe
+        How.
+    """
+    count, limit = len(images), np.float32(np.finfo(np.float16).max)
+    around = background(recipe.size, recipe.diameter * recipe.size).astype(np.float64)
+    mean, std = np.empty(count, np.float32), np.empty(count, np.float32)
+    sign, found = np.full(count, recipe.sign, np.float32), np.empty(count, np.uint8)
+    measure_background(images, around, mean, std, found)
+    for number in np.flatnonzero(beyond(corners, recipe.box, shape)):
+        within = _within(corners[number], recipe, shape)
+        _measure_padded(images[number], around * within, int(number), mean, std, found)
+    scale_images(images, mean, std, sign, limit, found)
+    return found
 
 
 def beyond(corners: NDArray[np.int64], box: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -1,0 +1,1 @@
+"""Polishing: particles followed through the frames of their movies."""
