@@ -1,9 +1,10 @@
 """One iteration of ``cloudem refine3d``: align all images, and solve their sums for maps, FSC and the next references.
 
 Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
-Half-sets meet in one place only: the FSC, whose values set the frequency limit and the filter of both. (When to stop
-also depends on two shares of all images: those that moved, and those that jumped to another maximum.) Their mean is
-shown to whoever looks on, by `show_preview`, from which nothing comes back.
+Half-sets meet in the FSC, whose values set the frequency limit and the filter of both, and, with ``--non-uniform``, in
+their local agreement, which is that filter from place to place. (When to stop also depends on two shares of all images:
+those that moved, and those that jumped to another maximum.) Their mean is shown to whoever looks on, by `show_preview`,
+from which nothing comes back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.junk import Judgement
+from cloudem.algorithms.local_filter import local_gains
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import (
     EVIDENCE_SAMPLE,
@@ -264,9 +266,12 @@ def solve_halves(
         maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], *shape))
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
         snr = reference_snr(curves.corrected, after.limit)
+        local = None
+        if run.job.non_uniform and beyond_start(after, s):  # what chance agrees on is not what noise is made of
+            local = executor.share(local_gains, *halves, *masks, snr, s.pixel_size)
         where = (run.url, state.iteration)
         written = [
-            executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius)
+            executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius, local)
             for i in (0, 1)
         ]
         references = [executor.fetch(name) for name in written]

@@ -88,6 +88,9 @@ class Refine3D(IterativeJob):
     poses: int = parameter(
         8, meaning="maximum number of poses per image to insert, weighted by probability", ge=1, le=64
     )
+    non_uniform: bool = parameter(
+        False, meaning="filter the references from place to place, by the local agreement of the half-maps beyond 10 Å"
+    )
     local: bool = parameter(False, meaning="refine the existing poses instead of searching for new ones")
     correct_scale: bool = parameter(True, meaning="fit the intensity of each micrograph and image")
     ignore_contrast: bool = parameter(
