@@ -52,8 +52,8 @@ class Membrane(NamedTuple):
 
 MEMBRANES = {
     "gpcr": Membrane("gpcr", -0.45, (48.0, 26.0), 165.0),
-    "unc18": Membrane("unc18", 0.4, (48.0, 26.0), 165.0),
-    "ace2": Membrane("ace2", -0.4, (48.0, 26.0), 165.0),
+    "unc18": Membrane("unc18", 0.4, (58.0, 28.0), 170.0),
+    "ace2": Membrane("ace2", -0.4, (58.0, 28.0), 170.0),
 }
 
 

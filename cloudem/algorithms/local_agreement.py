@@ -55,10 +55,13 @@ class BandAgreement(NamedTuple):
         Of the band.
     agreement
         Local correlation on a coarse grid whose first voxel is the map's, (c, c, c), -1 to 1.
+    power
+        What it is the share of: geometric mean of the half-maps' squares in the window, (c, c, c).
     """
 
     number: int
     agreement: Float32
+    power: Float32
 
 
 def bands_up_to(first: float, last: float, ratio: float = RATIO) -> list[Band]:
@@ -139,33 +142,44 @@ def agreements(
         # the transform of a Gaussian whose standard deviation is waves · n / k voxels of the map
         window = np.exp(-2 * (np.pi * waves / band.centre * np.arange(coarse // 2 + 1)) ** 2)
         moments = [windowed(values, window, coarse) for values in (one * other, one * one, other * other)]
-        power = float(np.sqrt(moments[1].mean(dtype=np.float64) * moments[2].mean(dtype=np.float64)))
-        yield BandAgreement(number, smoothed_correlation(*moments, LEAST_POWER * power))
+        power = np.sqrt(np.maximum(moments[1], 0) * np.maximum(moments[2], 0))
+        floor = LEAST_POWER * float(power.mean(dtype=np.float64))
+        yield BandAgreement(number, smoothed_correlation(*moments, floor), power)
 
 
-def recombined(spectrum: Complex64, bands: Sequence[Band], gains: Sequence[Float32 | float]) -> Float32:
-    """Return a map whose bands were each multiplied by a gain that varies from place to place.
+def add_weighted(total: Complex64, spectrum: Complex64, band: Band, gain: Float32) -> None:
+    """Add a band of a map, times a gain that varies from place to place, to a spectrum, in place.
 
     Parameters
     ----------
-    spectrum
-        Of the map (`transform_of`).
-    bands
-        As from `bands_up_to`.
-    gains
-        One for each band: on a coarse grid, (c, c, c), or a number.
+    total, spectrum
+        What is added to, and of the map (`transform_of`), (n, n, n // 2 + 1).
+    band
+        Shells.
+    gain
+        On a coarse grid whose first voxel is the map's, (c, c, c).
     """
     n = len(spectrum)
+    # a product reaches as much farther as the gain varies
+    size = min(fast_even(band_size(band, n) + len(gain) // 2), n)
+    part = band_map(spectrum, band, size)
+    for first in range(0, size, SLAB):
+        last = min(first + SLAB, size)
+        part[first:last] *= on_finer_grid(gain, first, last, size)
+    add_band(total, np.asarray(fft.rfftn(part), np.complex64), (n / size) ** 3)
+
+
+def map_from(spectrum: Complex64) -> Float32:
+    """Return the map of a spectrum, which is lost, (n, n, n)."""
+    return np.asarray(fft.irfftn(spectrum, s=(len(spectrum),) * 3, overwrite_x=True), np.float32)
+
+
+def recombined(spectrum: Complex64, bands: Sequence[Band], gains: Sequence[Float32 | None]) -> Float32:
+    """Return a map whose bands were each multiplied by a gain: as for `add_weighted`, or None for 1."""
     total = np.zeros_like(spectrum)
     for band, gain in zip(bands, gains, strict=True):
-        if isinstance(gain, float):
-            add_band(total, cut_band(spectrum, band, band_size(band, n)), gain)
-            continue
-        # a product reaches as much farther as the gain varies
-        size = min(fast_even(band_size(band, n) + len(gain) // 2), n)
-        part = band_map(spectrum, band, size)
-        for first in range(0, size, SLAB):
-            last = min(first + SLAB, size)
-            part[first:last] *= on_finer_grid(gain, first, last, size)
-        add_band(total, np.asarray(fft.rfftn(part), np.complex64), (n / size) ** 3)
-    return np.asarray(fft.irfftn(total, s=(n,) * 3, overwrite_x=True), np.float32)
+        if gain is None:
+            add_band(total, cut_band(spectrum, band, band_size(band, len(spectrum))), 1.0)
+        else:
+            add_weighted(total, spectrum, band, gain)
+    return map_from(total)
