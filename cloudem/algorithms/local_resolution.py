@@ -27,6 +27,7 @@ from cloudem.algorithms.resolution import randomise_phases
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.kernels.bands import lower_crossings, on_finer_grid
 from cloudem.kernels.shells import crossing, fourier_shell_correlation
+from cloudem.kernels.slices import fast_even
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -64,9 +65,7 @@ def coarsest_shell(box: int, pixel_size: float) -> float:
     return min(max(box * pixel_size / COARSEST_A, FEWEST_WAVES), box / 4)
 
 
-def local_resolution(
-    first: Float32, second: Float32, pixel_size: float, threshold: float = FSC_THRESHOLD
-) -> LocalMap:
+def local_resolution(first: Float32, second: Float32, pixel_size: float, threshold: float = FSC_THRESHOLD) -> LocalMap:
     """Return where the local agreement of two half-maps falls below a threshold, and their mean filtered by it.
 
     The curve of a voxel is interpolated in the logarithm of the frequency; where it never falls, the resolution is that
@@ -112,8 +111,8 @@ def spherical_resolution(
     """Return the local resolution by the FSC inside soft spheres, as RELION defines it, Å, (n, n, n).
 
     Spheres have a radius of half the distance of their centres and a soft edge of `EDGE_SHARE` times that. A voxel has
-    the mean of the spheres about it, weighted by these. Each sphere is looked at in a box of its own, so that the
-    frequencies at which its FSC is known are fewer than those of the map, with the same meaning.
+    the mean of the spheres about it, weighted by these. Each sphere is looked at in a box twice as large as itself, or
+    in that of the map where this is smaller: shells then lie no closer than half of what a sphere can tell apart.
 
     Parameters
     ----------
@@ -130,17 +129,20 @@ def spherical_resolution(
     step = max(step_A / pixel_size, 1.0)
     radius = step / 2
     edge = EDGE_SHARE * radius
-    half = min(int(np.ceil(radius + edge)) + 2, n // 2)
-    sphere = soft_sphere(2 * half, radius, edge)
+    half = min(fast_even(2 * int(np.ceil(radius + edge)) + 4), n) // 2
+    sphere, size = soft_sphere(2 * half, radius, edge), min(fast_even(4 * half), n)
+    corner = slice(0, 2 * half)
     from_shell = max(int(n * pixel_size / RANDOMISE_A), 1)
     random = [randomise_phases(volume, from_shell, seed + number) for number, volume in enumerate((first, second), 1)]
     line = np.unique(np.rint(n // 2 + step * np.arange(-int(n / 2 / step), int(n / 2 / step) + 1)).astype(np.int64) % n)
     total, weight = np.zeros((n, n, n), np.float32), np.zeros((n, n, n), np.float32)
-    shells, least = 2 * half * pixel_size, n * pixel_size / coarsest_shell(n, pixel_size)
+    shells, least = size * pixel_size, n * pixel_size / coarsest_shell(n, pixel_size)
+    padded = np.zeros((4, size, size, size), np.float32)
     for z, y, x in np.argwhere(mask[np.ix_(line, line, line)] > 0.5):
         where = np.ix_(*(np.arange(line[at] - half, line[at] + half) % n for at in (z, y, x)))
-        curve = fourier_shell_correlation(first[where] * sphere, second[where] * sphere)
-        chance = fourier_shell_correlation(random[0][where] * sphere, random[1][where] * sphere)
+        for place, volume in zip(padded, (first, second, *random), strict=True):
+            np.multiply(volume[where], sphere, out=place[corner, corner, corner])
+        curve, chance = (fourier_shell_correlation(*padded[pair]) for pair in (slice(2), slice(2, 4)))
         beyond = np.arange(len(curve)) > shells / RANDOMISE_A + 1
         corrected = np.where(beyond, (curve - chance) / np.maximum(1 - chance, 1e-6), curve)
         shell = crossing(corrected, threshold)

@@ -61,6 +61,7 @@ JOBS: dict[str, str] = {
     "classify3d": "cloudem.jobs.classify3d.job:Classify3D",
     "reconstruct": "cloudem.jobs.reconstruct.job:Reconstruct",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
+    "local_resolution": "cloudem.jobs.local_resolution:LocalResolution",
     "mask": "cloudem.jobs.mask:Mask",
     "compare_maps": "cloudem.jobs.compare_maps:CompareMaps",
     "align_map": "cloudem.jobs.align_map:AlignMap",
