@@ -39,6 +39,9 @@ Units
 FSC_THRESHOLD = 0.143
 """Gold-standard FSC criterion for the resolution (Rosenthal & Henderson 2003)."""
 
+RESOLUTION_COLOURS = ("#2c4ba0", "#3ba0c8", "#7bc87c", "#f2d34b", "#e8742c", "#b2182b")
+"""From fine to coarse, wherever a map is coloured by its local resolution."""
+
 FSC_HALF = 0.5
 """FSC criterion of a map against a known truth."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.conventions import RESOLUTION_COLOURS
 from cloudem.errors import FormatError, InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import NOWHERE
 from cloudem.io.formats.mrc_writer import write_stack, write_volume
@@ -43,7 +44,10 @@ AVERAGES, CLASS_MAP = "class_averages.mrcs", "class{:03d}.mrc"
 RECORD = "export.json"
 """How the files were made."""
 
-MAPS = ("half1", "half2", "map", "mask")
+COLOURED, SCRIPT = "local_resolution", "local_resolution.cxc"
+"""Array of a result by which its map is coloured, and the script for ChimeraX that does so."""
+
+MAPS = ("half1", "half2", "map", "mask", COLOURED)
 """Arrays of a result that become MRC files."""
 
 _BATCH_BYTES = 32 * 2**20
@@ -209,6 +213,32 @@ def fsc_block(arrays: Mapping[str, NDArray[Any]], box: int, pixel_size: float) -
     return block
 
 
+def coloured_surface(density: NDArray[np.float32], mask: NDArray[np.float32], values: NDArray[np.float32]) -> str:
+    """Return commands for ChimeraX that open a map and colour its surface by the local resolution beside it.
+
+    Parameters
+    ----------
+    density, mask, values
+        The map, its mask and the resolution in Å, (n, n, n). The surface encloses the densest third of what is inside
+        the mask.
+    """
+    inside = mask > 0.5
+    level = float(np.percentile(density[inside], 67)) if inside.any() else float(density.mean())
+    low, high = (float(v) for v in np.percentile(values[inside] if inside.any() else values, [2, 95]))
+    at = np.linspace(low, max(high, low + 0.1), len(RESOLUTION_COLOURS))
+    palette = ":".join(f"{value:.3g},{colour}" for value, colour in zip(at, RESOLUTION_COLOURS, strict=True))
+    key = " ".join(f"{colour}:{value:.3g}" for value, colour in zip(at, RESOLUTION_COLOURS, strict=True))
+    return (
+        "# ChimeraX: open this file where map.mrc and local_resolution.mrc lie\n"
+        "open map.mrc\nopen local_resolution.mrc\nhide #2 models\n"
+        f"volume #1 level {level:.6g} style surface step 1\n"
+        f"color sample #1 map #2 palette {palette}\n"
+        f"key {key} showTool false\n"
+        "2dlab text 'Local resolution (Å)' xpos 0.7 ypos 0.12 size 18\n"
+        "lighting soft\nset bgColor white\nview\n"
+    )
+
+
 def _export_particles(
     store: ParticleStore,
     particles: Particles,
@@ -254,6 +284,9 @@ def _export_result(
     for name, volume in maps.items():
         write_volume(join(folder, f"{name}.mrc"), volume, pixel_size, origin)
         written.append(f"{name}.mrc")
+    if {"map", "mask", COLOURED} <= maps.keys():
+        write_bytes(join(folder, SCRIPT), coloured_surface(maps["map"], maps["mask"], maps[COLOURED]).encode())
+        written.append(SCRIPT)
     if any(name.startswith("fsc_") for name in arrays):
         write_star(join(folder, "fsc.star"), {"fsc": fsc_block(arrays, box, pixel_size)})
         written.append("fsc.star")

@@ -65,6 +65,7 @@ JOBS: dict[str, str] = {
     "refine_ctf": "cloudem.jobs.refine_ctf.job:RefineCtf",
     "polish": "cloudem.jobs.polish.job:Polish",
     "postprocess": "cloudem.jobs.postprocess:Postprocess",
+    "local_resolution": "cloudem.jobs.local_resolution:LocalResolution",
     "mask": "cloudem.jobs.mask:Mask",
     "compare_maps": "cloudem.jobs.compare_maps:CompareMaps",
     "align_map": "cloudem.jobs.align_map:AlignMap",

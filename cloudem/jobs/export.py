@@ -34,11 +34,12 @@ class Export(Job):
         "particles.star": ("table",),
         "map.mrc": ("volume",),
         "mask.mrc": ("mask",),
+        "local_resolution.mrc": ("volume",),
         "half1.mrc": ("halves", "volume"),
         "half2.mrc": ("volume",),
     }
     leaves: ClassVar[tuple[str, ...]] = (
-        *makes, "export.json", "fsc.star", "class_averages.mrcs", "particles.mrcs", "micrographs_ctf.star",
+        *makes, "export.json", "fsc.star", "local_resolution.cxc", "class_averages.mrcs", "particles.mrcs", "micrographs_ctf.star",
         "micrographs.star", "micrographs",
     )  # fmt: skip
 

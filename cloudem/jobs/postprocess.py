@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import InconsistentDataError, MissingInputError
+from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.jobs.provenance import job_record
@@ -25,6 +25,9 @@ OPTION = "--pixel-size-A"
 VOXEL_S = 2.0e-6
 """A voxel of a map, its report included: CPU-seconds, one run."""
 
+LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 7.0e-7, 40
+"""The same of filtering and sharpening from place to place, and bytes beside the others."""
+
 
 class Postprocess(Job):
     """Declaration of ``cloudem postprocess``."""
@@ -33,6 +36,7 @@ class Postprocess(Job):
     summary: ClassVar[str] = "Measure the resolution of two half-maps and sharpen their mean."
     examples: ClassVar[tuple[str, ...]] = (
         "cloudem postprocess --halves refine --mask mask.mrc --out post",
+        "cloudem postprocess --halves refine --local --out post",
         "cloudem postprocess --halves run_half1_unfil.mrc --half2 run_half2_unfil.mrc --out post",
     )
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("volume", "mask", "curves")}
@@ -53,6 +57,10 @@ class Postprocess(Job):
     pixel_size_A: float | None = parameter(None, meaning="pixel size, overriding that in the files", gt=0)
     b_factor_A2: float | None = parameter(
         None, meaning="B-factor for sharpening, negative to sharpen; if none, fitted to the Guinier plot"
+    )
+    local: bool = parameter(
+        False,
+        meaning="filter and sharpen from place to place, by the local agreement of the half-maps and a local B-factor",
     )
     guinier_from_A: float = parameter(10.0, meaning="resolution at which the Guinier fit begins", gt=0)
     symmetry: str | None = parameter(
@@ -93,8 +101,9 @@ class Postprocess(Job):
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""
         size = sizes["halves"]
-        stage = Stage("postprocess", cpu_s=VOXEL_S * size.pixels, read_bytes=8.0 * size.pixels)
-        base = 250 * MIB + 70 * size.pixels
+        seconds = (VOXEL_S + LOCAL_VOXEL_S * self.local) * size.pixels
+        stage = Stage("postprocess", cpu_s=seconds, read_bytes=8.0 * size.pixels)
+        base = 250 * MIB + (70 + LOCAL_VOXEL_BYTES * self.local) * size.pixels
         stored = 8 * size.pixels
         return Work((stage,), base, stored_bytes=stored, result_bytes=4 * size.pixels, makes={"": size})
 
@@ -118,9 +127,12 @@ class Postprocess(Job):
                 b_factor_given=None if self.b_factor_A2 is None else -self.b_factor_A2,
                 low_resolution=self.guinier_from_A,
             )
+            shown, extra = done.map, {}
+            if self.local:
+                shown, extra = self._locally(one.data, two.data, mask, pixel_size, done, context)
             where = (len(mask) // 2 - 1, pixel_size, self._group())
             directional = directions_of((one.data, two.data), mask, done.fsc, *where, context.progress.warning)
-            context.progress.previews.make_result(done.map, {"mask": mask}, pixel_size, context.log)
+            context.progress.previews.make_result(shown, {"mask": mask}, pixel_size, context.log)
         self._say(done, context)
         if line := suspicious(done.fsc.corrected, len(mask) // 2 - 1, len(mask), pixel_size):
             context.progress.warning(line)
@@ -134,11 +146,42 @@ class Postprocess(Job):
             "b_factor_fitted_A2": -done.fit.b_factor,
             "randomise_from_shell": done.fsc.randomise_from,
             "directional": directional.attributes,
+            **extra,
             **run_attributes(context.progress, context.executor.traffic()),
         }
-        maps = {"map": done.map, "mask": mask}
+        maps = {"map": shown, "mask": mask}
         context.write("result", {**maps, **done.fsc.by_name(), **directional.arrays}, attributes)
         context.progress.message(f"report: {write_report(context.url)}")
+
+    def _locally(
+        self,
+        first: NDArray[np.float32],
+        second: NDArray[np.float32],
+        mask: NDArray[np.float32],
+        pixel_size: float,
+        done: Postprocessed,
+        context: Context,
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Return the map that is filtered and sharpened from place to place, and what is said of its B-factors."""
+        import numpy as np
+
+        from cloudem.algorithms.local_filter import at_voxels
+        from cloudem.algorithms.local_sharpening import sharpened_locally
+
+        if len(mask) % 2:
+            raise ParameterError(
+                f"a local filter needs an even box, not {len(mask)} voxels; pad the maps by one, or leave out --local"
+            )
+        found = sharpened_locally(
+            first, second, pixel_size, done.b_factor, self.guinier_from_A, fitted=self.b_factor_A2 is None
+        )
+        inside = at_voxels(mask, len(found.b_factor)) > 0.5
+        low, middle, high = (0.0 - float(v) for v in np.percentile(found.b_factor[inside], (95, 50, 5)))
+        if self.b_factor_A2 is None:
+            context.progress.message(
+                f"local B-factors {low:.0f} to {high:.0f} Å² (90 % of the mask), median {middle:.0f} Å²"
+            )
+        return found.map, {"local_b_factors_A2": [low, middle, high], "notes": [LOCAL_NOTE]}
 
     def _group(self) -> str:
         """Return the point group of the half-maps: what was given, or what the results say."""
@@ -192,6 +235,13 @@ class Postprocess(Job):
             context.progress.warning(
                 "the Guinier plot rises: the maps seem to be sharpened already, so they were not sharpened further"
             )
+
+
+LOCAL_NOTE = (
+    "The map was filtered and sharpened from place to place (--local): its grey values cannot be compared between "
+    "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as "
+    "they are."
+)
 
 
 def read_halves(halves: str, half2: str | None = None, pixel_size: float | None = None) -> tuple[Volume, Volume]:

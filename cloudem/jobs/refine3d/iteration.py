@@ -1,9 +1,10 @@
 """One iteration of ``cloudem refine3d``: align all images, and solve their sums for maps, FSC and the next references.
 
 Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
-Half-sets meet in one place only: the FSC, whose values set the frequency limit and the filter of both. (When to stop
-also depends on two shares of all images: those that moved, and those that jumped to another maximum.) Their mean is
-shown to whoever looks on, by `show_preview`, from which nothing comes back.
+Half-sets meet in the FSC, whose values set the frequency limit and the filter of both, and, with ``--non-uniform``, in
+their local agreement, which is that filter from place to place. (When to stop also depends on two shares of all images:
+those that moved, and those that jumped to another maximum.) Their mean is shown to whoever looks on, by `show_preview`,
+from which nothing comes back.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.focus import Focus
 from cloudem.algorithms.junk import Judgement
+from cloudem.algorithms.local_filter import local_gains
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import (
     EVIDENCE_SAMPLE,
@@ -51,6 +53,7 @@ from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_a
 from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
+    compare_core,
     half_map_mask,
     map_to_match,
     unfiltered,
@@ -249,7 +252,12 @@ def solve_halves(
     counts = np.maximum(before.keep[kept], 1e-6)  # images that show something else wander for ever
     curves = executor.fetch(comparison)
     show_preview(run, state, halves, curves)
-    voxels = independent_voxels(s.box, curves.fraction, len(run.group))
+    scored = curves  # what the limit follows
+    if run.job.non_uniform and beyond_start(state, s):
+        with labelled(step="fsc"):
+            core = executor.share(compare_core, *halves, *masks, curves, s.pixel_size, run.job.seed, k_max)
+        scored = executor.fetch(core)
+    voxels = independent_voxels(s.box, scored.fraction, len(run.group))
     maps = Maps(halves, masks)
 
     def ask() -> HeldOut:
@@ -257,10 +265,10 @@ def solve_halves(
         items = spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE)
         return ask_held_out(run.context, run.data, volumes, plan, items, found)
 
-    asks = asks_for_evidence(curves.corrected, voxels, plan.k_score)
+    asks = asks_for_evidence(scored.corrected, voxels, plan.k_score)
     held_out = ask() if asks else HeldOut.unasked(s.box)
     observed = IterationOutcome(
-        fsc=curves.corrected,
+        fsc=scored.corrected,
         voxels=voxels,
         evidence=held_out.evidence,
         moving=float(np.average(change.moving[kept], weights=counts)),
@@ -274,10 +282,13 @@ def solve_halves(
         shape = (s.box, k_max, symmetry, sum(slices))
         maps = replace(maps, whole=executor.share(unfiltered_whole, bricks[1], bricks[2], *shape))
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
-        snr = reference_snr(curves.corrected, after.limit)
+        snr, local = reference_snr(curves.corrected, after.limit), None
+        if run.job.non_uniform and beyond_start(after, s):
+            core_snr = reference_snr(scored.corrected, after.limit)
+            local = executor.share(local_gains, *halves, *masks, snr, core_snr, s.pixel_size)
         where = (run.url, state.iteration)
         written = [
-            executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius)
+            executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius, local)
             for i in (0, 1)
         ]
         references = [executor.fetch(name) for name in written]

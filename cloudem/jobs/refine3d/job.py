@@ -115,6 +115,9 @@ class Refine3D(IterativeJob):
     window_px: int = parameter(
         0, meaning="with --local, box about the pivot into which images are cut when they are read; 0: their own", ge=0
     )
+    non_uniform: bool = parameter(
+        False, meaning="filter the references from place to place, by the local agreement of the half-maps beyond 10 Å"
+    )
     correct_scale: bool = parameter(True, meaning="fit the intensity of each micrograph and image")
     ignore_contrast: bool = parameter(
         False, meaning="continue even if the images look like the negative of the starting map"

@@ -1,6 +1,7 @@
 """From a half-set's sums to its map, mask and next reference: the tasks that run where the sums are.
 
-Half-sets meet in one of them only: :func:`compare`, whose FSC sets the frequency limit and the filter of both.
+Half-sets meet in two of them only: :func:`compare`, whose FSC sets the frequency limit and the filter of both, and, if
+that filter is to be local, :func:`cloudem.algorithms.local_filter.local_gains`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick, merge_bricks, packed_sphere_of, unpack
+from cloudem.algorithms.local_filter import LocalGains, core_mask, filtered_locally
 from cloudem.algorithms.mask import circle_edge, estimate_mask, soft_circle, soft_sphere
-from cloudem.algorithms.reconstruct import Sums, levelled_shells, own_share, reference_volume, solve
+from cloudem.algorithms.reconstruct import (
+    Sums,
+    levelled_shells,
+    own_share,
+    reference_volume,
+    signal_to_noise,
+    solve,
+)
 from cloudem.algorithms.resolution import FscCurves, masked_fsc
 from cloudem.errors import ParameterError
 from cloudem.io.storage.groups import read_group, write_group
@@ -90,6 +99,24 @@ def compare(
     return within(masked_fsc(first, second, np.maximum(first_mask, second_mask), seed=seed), k_max)
 
 
+def compare_core(
+    first: Float32,
+    second: Float32,
+    first_mask: Float32,
+    second_mask: Float32,
+    whole: FscCurves,
+    pixel_size: float,
+    seed: int,
+    k_max: int,
+) -> FscCurves:
+    """Return the FSC of two half-maps where they agree best inside both masks; that of all of it, while that is coarse.
+
+    What is scored is decided by it where references are filtered from place to place; it is no claim.
+    """
+    core = core_mask(first, second, np.maximum(first_mask, second_mask), whole.corrected, pixel_size)
+    return whole if core is None else within(masked_fsc(first, second, core, seed=seed), k_max)
+
+
 def map_to_match(half: Float32, mask: Float32, k_max: int) -> NDArray[np.complex64]:
     """Return the padded half-volume of a half-map, to compare the other half-set's images with."""
     return reference_volume(half * mask, k_max)
@@ -105,14 +132,19 @@ def write_reference(
     k_max: int,
     slices: int,
     radius: float,
+    local: LocalGains | None = None,
 ) -> str:
     """Write a half-set's filtered and masked map for the next iteration; return the name of its group.
 
-    With it goes what an image owes to itself in it, masked by a circle of ``radius`` pixels.
+    It is filtered shell by shell by ``snr``, or, where there are ``local`` gains, by these. With it goes what an image
+    owes to itself in it, masked by a circle of ``radius`` pixels.
 
     The name is new each time: if a worker that was given up still writes, it is into a group that nothing refers to.
     """
-    density = solve(sums, mask.shape[0], snr, k_max, levelled_shells(slices))
+    density = solve(sums, mask.shape[0], snr if local is None else local.snr, k_max, levelled_shells(slices))
+    if local is not None:
+        density = filtered_locally(density, local)
+        snr = signal_to_noise(local.passed[half - 1])  # of a filter by shells that passes as much
     density *= mask
     circle = soft_circle(len(mask), radius, circle_edge(len(mask), radius))
     owned = own_share(sums, snr, mask, circle, k_max)

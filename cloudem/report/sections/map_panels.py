@@ -86,15 +86,20 @@ def picture(
     ]
     if outline:
         parts.append(f'<path d="{outline}" fill="none" stroke="#e69f00" stroke-width="{n / 260:.3f}"/>')
-    if pixel_size:
-        length = round_length(0.3 * n * pixel_size)
-        bar, unit = length / pixel_size, n / 100
-        parts.append(
-            f'<rect x="{4 * unit:.3f}" y="{94.4 * unit:.3f}" width="{bar:.3f}" height="{1.3 * unit:.3f}" fill="#fff"/>'
-            f'<text x="{4 * unit + bar / 2:.3f}" y="{92.6 * unit:.3f}" font-size="{4.4 * unit:.3f}" fill="#fff" '
-            f'text-anchor="middle" font-weight="600">{length:g} Å</text>'
-        )
-    return "".join(parts) + "</svg>"
+    return "".join([*parts, scale_bar(n, pixel_size)]) + "</svg>"
+
+
+def scale_bar(n: int, pixel_size: float | None) -> str:
+    """Return the SVG of a bar at the bottom of a picture of n pixels, with its length; "" without a pixel size."""
+    if not pixel_size:
+        return ""
+    length = round_length(0.3 * n * pixel_size)
+    bar, unit = length / pixel_size, n / 100
+    return (
+        f'<rect x="{4 * unit:.3f}" y="{94.4 * unit:.3f}" width="{bar:.3f}" height="{1.3 * unit:.3f}" fill="#fff"/>'
+        f'<text x="{4 * unit + bar / 2:.3f}" y="{92.6 * unit:.3f}" font-size="{4.4 * unit:.3f}" fill="#fff" '
+        f'text-anchor="middle" font-weight="600">{length:g} Å</text>'
+    )
 
 
 def round_length(longest: float) -> float:
