@@ -8,7 +8,7 @@ from cloudem.algorithms.ctf_refinement import (
     covariance,
     cubic_terms,
     group_step,
-    judge,
+    judge_aberrations,
     odd_terms_before,
     quartic_terms,
     refined_defocus,
@@ -88,7 +88,7 @@ def test_what_is_four_standard_errors_away_is_believed_and_what_is_two_is_not() 
     precision = np.diag(np.full(14, 4.0))  # standard errors of 1/2
     values = np.zeros(14)
     values[3], values[5] = 2.5, 1.0
-    found = judge(values, precision, np.arange(14) != 2, 4.0)
+    found = judge_aberrations(values, precision, np.arange(14) != 2, 4.0)
     assert found.believed[[3, 4]].all()
     assert found.believed.sum() == 2
     assert np.isnan(found.values[2])
