@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from cloudem.algorithms.aberrations import even_terms
-from cloudem.algorithms.joint_fit import Fitted, Microscope, Pictures, phases_of
+from cloudem.algorithms.joint_fit import Fitted, ImageOptics, Pictures, phases_of
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.aberrations import EVEN_ORDERS, beam_tilt_terms, magnified, odd_phase, zernike_terms
 from cloudem.kernels.ctf import ctf_terms, wavelength
@@ -75,7 +75,7 @@ def matrix_of(values: Float64) -> Float64:
     return np.array([[t + a, b], [b, t - a]])
 
 
-def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Microscope:
+def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> ImageOptics:
     """Return the model's optics of some particles.
 
     Parameters
@@ -105,7 +105,7 @@ def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Micr
     odd = np.array([odd_terms_before(g) + cubic_terms(c[3:7]) for g, c in zip(groups, change, strict=True)])
     matrices = np.array([g.magnification + matrix_of(c[:3]) for g, c in zip(groups, change, strict=True)])
     phase[:, :9] -= even[number]
-    return Microscope(matrices[number], phase, odd[number], np.pi * wavelength(by_group["voltage"]))
+    return ImageOptics(matrices[number], phase, odd[number], np.pi * wavelength(by_group["voltage"]))
 
 
 def odd_terms_before(group: OpticsGroup) -> Float64:
@@ -129,7 +129,7 @@ def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> t
     return step, float(gradient @ step) / 2
 
 
-def shortened(step: Float64, limit: float) -> Float64:
+def shortened_step(step: Float64, limit: float) -> Float64:
     """Return a step of a group's 14 parameters, short enough to be trusted; ``limit`` in 1/Å."""
     size = np.abs(step) * limit**DEGREES / np.where(DEGREES > 0, LONGEST_PHASE, LONGEST_MAGNIFICATION)
     return step / max(1.0, float(size.max()))
@@ -189,7 +189,7 @@ class Judged:
     covariance: Float64
 
 
-def judge(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
+def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
     """Judge the parameters of a group, those of a family together.
 
     Parameters
@@ -299,8 +299,8 @@ class PhaseSums(NamedTuple):
 def phase_sums(
     volume: NDArray[np.complex64],
     pictures: Pictures,
-    optics: Microscope,
-    known: Microscope,
+    optics: ImageOptics,
+    known: ImageOptics,
     fitted: Fitted,
     group: IntArray,
     groups: int,
@@ -350,14 +350,14 @@ def phase_sums(
     return PhaseSums(out_odd, out_even, shells, np.bincount(group, minlength=groups).astype(float))
 
 
-def _at_k(optics: Microscope, odd: bool) -> Float64:
+def _at_k(optics: ImageOptics, odd: bool) -> Float64:
     """Return the polynomials of optics as those of k."""
     if odd:
         return np.asarray(magnified(optics.odd, optics.magnification, (1, 3, 5)))
     return np.asarray(magnified(optics.phase[:, :9], optics.magnification, (0, 2, 4)))
 
 
-def _phases(optics: Microscope, fitted: Fitted, disc: HalfDisc, step: float) -> Float64:
+def _phases(optics: ImageOptics, fitted: Fitted, disc: HalfDisc, step: float) -> Float64:
     at_k = _at_k(optics._replace(phase=phases_of(optics, fitted)), False)
     x, y = disc.kx * step, disc.ky * step
     powers = [x ** (d - j) * y**j for d in (0, 2, 4) for j in range(d + 1)]

@@ -118,7 +118,7 @@ def join_fitted(parts: list[Fitted]) -> Fitted:
     return Fitted(*(np.concatenate([getattr(part, name) for part in parts]) for name in Fitted.__dataclass_fields__))
 
 
-class Microscope(NamedTuple):
+class ImageOptics(NamedTuple):
     """What the model needs of optics, for each image: M (b, 2, 2), phase (b, 12), odd (b, 12), and ``pi lambda``, (b,).
 
     As :func:`cloudem.kernels.model_fit.model_products` takes them, before what is fitted to images and micrographs.
@@ -129,9 +129,9 @@ class Microscope(NamedTuple):
     odd: Float64
     per_defocus: Float64
 
-    def take(self, rows: IntArray | slice) -> Microscope:
+    def take(self, rows: IntArray | slice) -> ImageOptics:
         """Return some of the images."""
-        return Microscope(*(part[rows] for part in self))
+        return ImageOptics(*(part[rows] for part in self))
 
 
 class Pictures(NamedTuple):
@@ -146,7 +146,7 @@ class Pictures(NamedTuple):
     padding: float
 
 
-def phases_of(optics: Microscope, fitted: Fitted) -> Float64:
+def phases_of(optics: ImageOptics, fitted: Fitted) -> Float64:
     """Return the phase polynomials (b, 12) with what was fitted to images and micrographs."""
     phase = optics.phase.copy()
     change = optics.per_defocus * fitted.defocus
@@ -157,11 +157,11 @@ def phases_of(optics: Microscope, fitted: Fitted) -> Float64:
     return phase
 
 
-def products(
+def image_products(
     volumes: list[NDArray[np.complex64]],
     half: NDArray[np.int8],
     pictures: Pictures,
-    optics: Microscope,
+    optics: ImageOptics,
     fitted: Fitted,
     rows: IntArray,
 ) -> Float64:
@@ -313,7 +313,7 @@ def eliminate(blocks: Blocks, micrograph: IntArray, damping: Float64 | float = 0
 
 
 def moved_images(fitted: Fitted, step: Float64, shared: Float64, freedom: Freedom) -> Fitted:
-    """Return images after a step (b, i) of their own and one of their micrographs (b, s); long steps are shortened."""
+    """Return images after a step (b, i) of their own and one of their micrographs (b, s); long ones are cut."""
     turn = np.linalg.norm(step[:, :3], axis=1)
     shift = np.linalg.norm(step[:, 3:5], axis=1)
     sizes = [turn, shift, np.abs(step[:, 5])]
@@ -362,7 +362,7 @@ def solve_images(
     half: NDArray[np.int8],
     micrograph: IntArray,
     pictures: Pictures,
-    optics: Microscope,
+    optics: ImageOptics,
     fitted: Fitted,
     weight: Float64,
     spread: float,
@@ -389,7 +389,7 @@ def solve_images(
         Most steps.
     """
     everything = np.arange(len(half))
-    found = products(volumes, half, pictures, optics, fitted, everything)
+    found = image_products(volumes, half, pictures, optics, fitted, everything)
     cost = found[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(fitted, micrograph, spread, freedom)
     damping = np.full(len(half), 1e-4)
     for number in range(steps):
@@ -403,7 +403,7 @@ def solve_images(
         rows = np.flatnonzero(moving)
         tried = fitted.put(moving, moved_images(fitted, done.step, done.shared[micrograph], freedom))
         there = found.copy()
-        there[rows] = products(volumes, half, pictures, optics, tried, rows)
+        there[rows] = image_products(volumes, half, pictures, optics, tried, rows)
         after = there[:, RESIDUAL, RESIDUAL] / 2 + prior_cost(tried, micrograph, spread, freedom)
         better = moving & ((after < cost) | (done.gain < UNSEEN))
         if freedom.astigmatism:

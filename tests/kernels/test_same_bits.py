@@ -20,7 +20,7 @@ from cloudem.kernels.motion import correlation_steps
 LOOPS = {"nsz"}
 """The sign of a zero is free, no rounding is. ``reassoc`` and ``contract`` let the vector loop round otherwise than the
 scalar loop that runs where short arrays are neighbours, and ``fastmath=True`` holds both."""
-READING = {"cloudem.kernels._numba.slices._reduce"}
+READING = {"cloudem.kernels._numba.slices._reduce", "cloudem.kernels._numba.model_fit._dot"}
 """Functions that may have any flags since they write to no array: their loops need no check of where arrays lie, so
 there is one path."""
 

@@ -19,12 +19,13 @@ from cloudem.algorithms.ctf_refinement import (
     FIRST,
     Judged,
     PhaseSums,
+    covariance,
     group_step,
-    judge,
+    judge_aberrations,
     phase_pictures,
     refined_defocus,
     refined_optics,
-    shortened,
+    shortened_step,
     without,
 )
 from cloudem.algorithms.joint_fit import Fitted, mean_defocus, start_fitted
@@ -125,7 +126,7 @@ class Fit:
 
 
 @dataclass
-class Maps:
+class FitMaps:
     """Half-maps (2, n, n, n), the map of all, the mask and its origin, FSC, and the last shell that is fitted."""
 
     halves: NDArray[np.float32]
@@ -137,7 +138,7 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class Run:
+class CtfRun:
     """What stays the same: particles that take part by their number in the store, half-sets, micrographs, weights."""
 
     job: RefineCtf
@@ -186,7 +187,7 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
     started = time.monotonic()
     run = opened(job, context)
     context.write("", {}, {"kind": "result", **job_record(job)})
-    fit, length, mask, before = start_fit(run), run.box * run.pixel_size, None, 0
+    fit, length, mask, limit = start_fit(run), run.box * run.pixel_size, None, 0
     sums: PhaseSums | None = None
     cycle, finished = 0, False
     while True:
@@ -199,29 +200,37 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
             context.progress.warning(
                 f"the half-maps agree to {resolution:.1f} Å only, where no aberration shows: nothing was fitted"
             )
+            finished = cycle > 0  # maps as they were
+            fit = start_fit(run)
+            if finished:
+                continue
             break
         cycle += 1
         last = fit.change.copy()
-        passes, gain = fit_all(run, fit, maps)
-        finished = cycle == job.cycles or (maps.limit <= before and moved_most(fit, last) < ENOUGH)
-        before = maps.limit
+        compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
+        passes, gain = fit_aberrations(run, fit, maps)
+        finished = cycle == job.cycles or (maps.limit <= limit and moved_most(fit, last) < ENOUGH)
+        limit = maps.limit
         if finished:
+            passes += believe(run, fit, maps, gain)
             sums = compared(run, fit, maps)
-        row = {"resolution_A": resolution, "limit_A": resolution, "passes": passes, "gain": gain}
-        context.progress.iteration(
-            {"iteration": cycle, **row, "spread_A": fit.spread, "seconds": time.monotonic() - began}
-        )
+        row = {"resolution_A": resolution, "limit_A": resolution, "passes": passes}
+        row |= {"gain": gain / max(run.weight.sum(), 1.0), "spread_A": fit.spread}
+        context.progress.iteration({"iteration": cycle, **row, "seconds": time.monotonic() - began})
         context.stop_if_asked(f"cycle {cycle}")
-    write(run, fit, maps, before, sums, time.monotonic() - started)
+    write_refined_ctf(run, fit, maps, limit, sums, time.monotonic() - started)
 
 
 def moved_most(fit: Fit, last: Float64) -> float:
     """Return by how many standard errors the aberrations moved at most."""
-    errors = np.array([judged.errors for judged in fit.judged])
-    return float(np.nanmax(np.abs(fit.change - last) / errors, initial=0.0))
+    moved = [
+        np.abs(change - before)[free] / np.sqrt(np.diag(covariance(precision, free)))[free]
+        for change, before, precision, free in zip(fit.change, last, fit.precision, fit.free, strict=True)
+    ]
+    return float(max(np.concatenate(moved), default=0.0))
 
 
-def opened(job: RefineCtf, context: Context) -> Run:
+def opened(job: RefineCtf, context: Context) -> CtfRun:
     """Open the particles."""
     dataset = open_dataset(job.particles)
     store = dataset.store
@@ -236,10 +245,10 @@ def opened(job: RefineCtf, context: Context) -> Run:
     with labelled(step="open"):
         data = context.executor.spread(open_for_tasks, job.particles, local=itself)
     symmetry = stated_symmetry(job.symmetry, job.particles)
-    return Run(job, context, dataset, data, table, kept, symmetry, micrograph.astype(np.int64), weight)
+    return CtfRun(job, context, dataset, data, table, kept, symmetry, micrograph.astype(np.int64), weight)
 
 
-def start_fit(run: Run) -> Fit:
+def start_fit(run: CtfRun) -> Fit:
     """Return where the fit begins: at what the table says."""
     table, groups, columns = run.table, len(run.table.optics), 14
     rotations = euler_to_matrix(*(table[name] for name in ("rot", "tilt", "psi")))
@@ -254,7 +263,7 @@ def start_fit(run: Run) -> Fit:
     return Fit(start_fitted(rotations, shifts), np.zeros(len(table)), np.zeros((groups, columns)), free, precision)
 
 
-def refined_table(run: Run, fit: Fit) -> Particles:
+def table_after(run: CtfRun, fit: Fit) -> Particles:
     """Return the table of particles with what was fitted."""
     table, fitted = run.table, fit.fitted
     rot, tilt, psi = matrix_to_euler(fitted.rotations)
@@ -275,10 +284,10 @@ def refined_table(run: Run, fit: Fit) -> Particles:
     return Particles(optics, refined.columns)
 
 
-def rebuilt(run: Run, fit: Fit, mask: Volume | None) -> Maps:
+def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
     """Insert all images as they were fitted, solve for both half-maps and the map, and make them ready to fit to."""
     job, executor, box = run.job, run.executor, run.box
-    table = refined_table(run, fit)
+    table = table_after(run, fit)
     write_particles_of(run.context, table, run.dataset.store)
     with labelled(step="open"):
         data = executor.spread(open_for_tasks, run.context.url, local=itself)
@@ -301,7 +310,7 @@ def rebuilt(run: Run, fit: Fit, mask: Volume | None) -> Maps:
         limit = min(int(significant_shell(curves.corrected, voxels)), k_max)
         if job.max_resolution_A:
             limit = min(limit, int(box * run.pixel_size / job.max_resolution_A))
-        maps = Maps(halves, whole, mask, curves, limit)
+        maps = FitMaps(halves, whole, mask, curves, limit)
         if limit >= LEAST_SHELL:
             snr = reference_snr(curves.corrected, limit)
             reach = shells_reached(limit)
@@ -321,7 +330,7 @@ def shells_reached(limit: int) -> int:
     return int(np.ceil((limit + 0.5) * (1 + 2 * MOST_MAGNIFICATION)))
 
 
-def mask_of(run: Run, whole: NDArray[np.float32]) -> Volume:
+def mask_of(run: CtfRun, whole: NDArray[np.float32]) -> Volume:
     """Return the mask: the user's, that of the results that hold the particles, or one found in the map."""
     job, place = run.job, run.job.mask
     if place is None and contents(job.particles) and "mask" in shapes_or_none(job.particles):
@@ -336,9 +345,9 @@ def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
     return dict(shapes_in(url, "result")) if read_attributes(url, "result") else {}
 
 
-def compared(run: Run, fit: Fit, maps: Maps, stride: int = 1) -> PhaseSums:
+def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums:
     """Compare all images, or some, with the maps; set their noise, and return what they say pixel by pixel."""
-    view = view_of(run, fit, maps)
+    view = pass_view(run, fit, maps)
     _, items = run.items(fit)
     with run.context.progress.stage("compare", len(run.kept)) as stage:
         sums, _ = run.executor.accumulate(
@@ -350,17 +359,17 @@ def compared(run: Run, fit: Fit, maps: Maps, stride: int = 1) -> PhaseSums:
     return found[0].plus(found[1])
 
 
-def view_of(run: Run, fit: Fit, maps: Maps) -> FitView:
+def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     """Return what stays the same in a pass."""
     return FitView(maps.limit, fit.sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
 
-def one_pass(run: Run, fit: Fit, maps: Maps) -> tuple[GroupRows, Fitted, Float64]:
+def one_pass(run: CtfRun, fit: Fit, maps: FitMaps) -> tuple[GroupRows, Fitted, Float64]:
     """Fit all images with aberrations as they are; return sums, parameters and variances of the defocus."""
     rows, items = run.items(fit)
     with run.context.progress.stage("fit", len(run.kept)) as stage:
         sums, notes = run.executor.accumulate(
-            fold_of_pass(view_of(run, fit, maps)), items, shared=lambda item: [run.data, *maps.volumes],
+            fold_of_pass(pass_view(run, fit, maps)), items, shared=lambda item: [run.data, *maps.volumes],
             on_done=lambda number: stage.advance(len(items[number].indices)),
         )  # fmt: skip
         found = run.executor.fetch(sums[0])
@@ -372,7 +381,7 @@ def one_pass(run: Run, fit: Fit, maps: Maps) -> tuple[GroupRows, Fitted, Float64
     return found, fitted, np.concatenate([note.variance for note in notes])[back]
 
 
-def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, float]:
+def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -> tuple[int, float]:
     """Fit until little is to be gained; return the number of passes, and what was gained, ``gained`` before it.
 
     Of each optics group on its own: a step of its aberrations that made its images fit worse is halved.
@@ -405,7 +414,7 @@ def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, flo
                     promised = max(promised, gain)
                     steps[g] = 0
                     steps[g][columns] = step
-                    steps[g] = shortened(steps[g], limit)
+                    steps[g] = shortened_step(steps[g], limit)
             fit.change[g] = good[g] + steps[g]
             fit.change[g, :3] = np.clip(fit.change[g, :3], -MOST_MAGNIFICATION / 2, MOST_MAGNIFICATION / 2)
         run.context.log.debug(
@@ -423,32 +432,26 @@ def climb(run: Run, fit: Fit, maps: Maps, gained: float = 0.0) -> tuple[int, flo
     return number, gained + float(np.sum(first - best))
 
 
-def fit_all(run: Run, fit: Fit, maps: Maps) -> tuple[int, float]:
-    """Fit all aberrations together, then once more those that are significant, with the others as the table has them.
+def believe(run: CtfRun, fit: Fit, maps: FitMaps, gain: float) -> int:
+    """Judge what was fitted, and fit once more what is significant, with the rest as the table has it.
 
-    Returns the number of passes, and the gain of an image.
+    Returns the number of passes. Only now, at the end: maps that were made without an aberration hold part of it, so
+    that a single cycle finds too little of what is faint.
     """
-    everything = fit.free.copy()
-    compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
-    passes, gain = climb(run, fit, maps)
     fit.judged = [
-        judge(change, precision, free, run.job.significance)
-        for change, precision, free in zip(fit.change, fit.precision, everything, strict=True)
+        judge_aberrations(change, precision, free, run.job.significance)
+        for change, precision, free in zip(fit.change, fit.precision, fit.free, strict=True)
     ]
     believed = np.array([judged.believed for judged in fit.judged])
-    if np.any(everything & ~believed):
-        fit.free = believed
-        fit.change = np.array(
-            [without(*each) for each in zip(fit.change, fit.precision, everything & ~believed, believed, strict=True)]
-        )
-        passes += climb(run, fit, maps, gain)[0]
-        fit.free = everything
-    for line in sentences(run.table.optics, fit.judged):
-        run.context.log.debug(line)
-    return passes, gain / max(run.weight.sum(), 1.0)
+    dropped = fit.free & ~believed
+    if not dropped.any():
+        return 0
+    fit.free = believed
+    fit.change = np.array([without(*each) for each in zip(fit.change, fit.precision, dropped, believed, strict=True)])
+    return fit_aberrations(run, fit, maps, gain)[0]
 
 
-def origin_of(run: Run, mask: Volume) -> Vector:
+def maps_origin(run: CtfRun, mask: Volume) -> Vector:
     """Return the origin of the maps: that of the results that hold the particles, or the mask's."""
     found = read_attributes(run.job.particles, "result") if contents(run.job.particles) else None
     stated = (found or {}).get("origin_A")
@@ -458,10 +461,10 @@ def origin_of(run: Run, mask: Volume) -> Vector:
     return float(x), float(y), float(z)
 
 
-def write(run: Run, fit: Fit, maps: Maps, limit: int, sums: PhaseSums | None, wall: float) -> None:
+def write_refined_ctf(run: CtfRun, fit: Fit, maps: FitMaps, limit: int, sums: PhaseSums | None, wall: float) -> None:
     """Write particles, maps, aberrations and the report."""
     job, context = run.job, run.context
-    table = refined_table(run, fit)
+    table = table_after(run, fit)
     more = {"defocus_change": fit.fitted.defocus, "defocus_error": np.sqrt(fit.variance)}
     if sums is not None:
         more |= aberration_arrays(run.table.optics, fit.judged, fit.change, limit / (run.box * run.pixel_size))
@@ -471,5 +474,5 @@ def write(run: Run, fit: Fit, maps: Maps, limit: int, sums: PhaseSums | None, wa
             context.progress.message(line)
     write_maps(
         context, maps.halves, maps.whole, maps.mask.data, run.box // 2 - 1, run.pixel_size, run.symmetry, job.seed,
-        wall, table, run.dataset.store, job.report, origin_of(run, maps.mask), more=more,
+        wall, table, run.dataset.store, job.report, maps_origin(run, maps.mask), more=more,
     )  # fmt: skip

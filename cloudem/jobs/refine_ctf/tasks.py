@@ -204,7 +204,7 @@ def fit_group(
     return Added({0: sums}, note)
 
 
-def compare_group(
+def match_group(
     item: FitItem, dataset: Dataset, first: Volume, second: Volume, view: FitView, stride: int
 ) -> Added[int, PhaseSums, None]:
     """Compare images of a task with their half-set's map, pixel by pixel; the ``add`` of a comparison.
@@ -245,7 +245,7 @@ def half_keys(item: FitItem) -> tuple[int, ...]:
     return tuple(int(half) for half in np.unique(item.half))
 
 
-def merge_rows(earlier: R, later: R) -> R:
+def add_group_rows(earlier: R, later: R) -> R:
     """Add arrays whose rows are optics groups."""
     return _made(earlier, [a + b for a, b in zip(earlier, later, strict=True)])
 
@@ -271,10 +271,10 @@ def _made(like: R, arrays: list[NDArray[Any]]) -> R:
 def fold_of_pass(view: FitView) -> Fold[FitItem, int, GroupRows, FitNote]:
     """Return the fold of a pass of the fit."""
     add: Callable[..., Added[int, GroupRows, FitNote]] = partial(fit_group, view=view)
-    return Fold(one_key, add, merge_rows, cut_rows, join_rows)
+    return Fold(one_key, add, add_group_rows, cut_rows, join_rows)
 
 
 def fold_of_comparison(view: FitView, stride: int) -> Fold[FitItem, int, PhaseSums, None]:
     """Return the fold of a comparison of some images with the maps."""
-    add: Callable[..., Added[int, PhaseSums, None]] = partial(compare_group, view=view, stride=stride)
-    return Fold(half_keys, add, merge_rows, cut_rows, join_rows)
+    add: Callable[..., Added[int, PhaseSums, None]] = partial(match_group, view=view, stride=stride)
+    return Fold(half_keys, add, add_group_rows, cut_rows, join_rows)

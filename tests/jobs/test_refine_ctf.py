@@ -1,0 +1,112 @@
+"""CTF refinements of small sets whose aberrations are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloudem.algorithms.ctf_refinement import refined_optics
+from cloudem.algorithms.simulate import Recording, Simulator, random_particles
+from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.execution.dask.executor import DaskExecutor
+from cloudem.io.particle_store import open_particles, write_particles
+from cloudem.io.storage.groups import read_group
+from cloudem.jobs.base import Inputs
+from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine_ctf.job import RefineCtf
+from cloudem.model.particles import Particles
+from tests.jobs.conftest import BOX, DIAMETER, PIXEL, assert_same_bits, molecule, run
+
+PUT_IN = np.array([0.02, -0.01, 0, -1500, 900, 400, 0, 40, 0, 0, 0, 0, 3000, 0], np.float64)
+"""Large aberrations: of images that end at 10 Å."""
+
+
+COUNT = 200
+
+
+def made(folder: Path, *, put_in: np.ndarray, snr: float = 3.0, groups: int = 1) -> tuple[str, Particles]:
+    """Write particles with true poses, plain optics and the mean defocus of their micrographs; return the truth."""
+    recording = Recording(snr=snr, per_micrograph=20, defocus_min=8e3, defocus_max=2e4)
+    truth = random_particles(COUNT, recording, 0)
+    plain = tuple(replace(truth.optics[0], name=f"group{number}") for number in range(groups))
+    group = np.where(np.arange(COUNT) < 40, groups - 1, 0)  # the first two micrographs are of the last group
+    truth = replace(truth, optics=tuple(refined_optics(one, put_in) for one in plain)).with_columns(optics_group=group)
+    mean = np.bincount(np.arange(COUNT) // 20, truth["defocus_u"]) / 20
+    height = truth["defocus_u"] - mean[np.arange(COUNT) // 20]
+    given = replace(truth, optics=plain).with_columns(
+        defocus_u=truth["defocus_u"] - height, defocus_v=truth["defocus_v"] - height
+    )
+    images = Simulator(molecule(), PIXEL, truth, recording, 0).images()
+    write_particles(str(folder / "particles.zarr"), given, images, box=BOX, pixel_size=PIXEL, dtype="float32")
+    return str(folder / "particles.zarr"), truth
+
+
+def job(particles: str, out: Path, **values: Any) -> RefineCtf:
+    given = {"particles": particles, "out": str(out), "symmetry": "C1", "diameter_A": DIAMETER, "group_size": 50}
+    return RefineCtf(**{**given, "cycles": 2, **values})
+
+
+@pytest.fixture(scope="module")
+def aberrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Particles]:
+    return made(tmp_path_factory.mktemp("aberrated"), put_in=PUT_IN)
+
+
+def test_aberrations_are_found_and_written_to_the_optics_group(aberrated, tmp_path):
+    particles, truth = aberrated
+    progress = run(job(particles, tmp_path / "ctf"))
+    result, attributes = read_group(str(tmp_path / "ctf"), "result")
+    table = open_particles(str(tmp_path / "ctf")).particles
+    optics, true = table.optics[0], truth.optics[0]
+    np.testing.assert_allclose(optics.beam_tilt, true.beam_tilt, atol=0.15 * max(map(abs, true.beam_tilt)))
+    np.testing.assert_allclose(optics.magnification, true.magnification, atol=0.003)
+    deviation = (result["aberration_values"][0] - PUT_IN) / np.sqrt(np.diag(result["aberration_covariance"][0]))
+    assert np.nanmax(np.abs(deviation)) < 6
+    assert set(result["aberration_verdict"]) == {"applied", "not significant"}
+    assert result["phases"].shape[:2] == (1, 4)
+    assert (tmp_path / "ctf" / "report.html").read_text().count("Phases of the microscope") == 1
+    away = [t["defocus_u"] - truth["defocus_u"] for t in (open_particles(particles).particles, table)]
+    assert away[1].std() < away[0].std()
+    assert np.all(table["defocus_error"] > 0)
+    assert progress.iterations()[0]["gain"] > 1
+    run(Reconstruct(particles=particles, symmetry="C1", diameter_A=DIAMETER, out=str(tmp_path / "before")))
+    assert attributes["resolution_A"] <= read_group(str(tmp_path / "before"), "result")[1]["resolution_A"]
+
+
+def test_dask_gives_the_same_bits(aberrated, tmp_path, no_report):
+    given = {"cycles": 1, "micrograph_astigmatism": True, "particle_scale": True, "particle_b_factor": True}
+    run(job(aberrated[0], tmp_path / "serial", **given))
+    run(job(aberrated[0], tmp_path / "dask", **given), lambda: DaskExecutor(threads=2))
+    assert_same_bits(tmp_path / "serial", tmp_path / "dask")
+    names = read_group(str(tmp_path / "serial"), "result")[0]["aberration_name"]
+    assert not [name for name in names if name.startswith("astigmatism")]
+
+
+def test_a_small_group_keeps_what_it_has_and_the_other_is_fitted(tmp_path, no_report):
+    particles, _ = made(tmp_path, put_in=PUT_IN, groups=2)
+    progress = run(job(particles, tmp_path / "ctf", cycles=1))
+    before, after = (open_particles(place).particles.optics for place in (particles, str(tmp_path / "ctf")))
+    assert before[1] == after[1]
+    assert before[0] != after[0]
+    assert any("group1 has 40 particles" in line for line in progress.warnings())
+
+
+def test_images_of_noise_alone_have_no_aberrations(tmp_path, no_report):
+    particles, _ = made(tmp_path, put_in=0 * PUT_IN, snr=0.0)
+    run(job(particles, tmp_path / "ctf", cycles=1))
+    assert open_particles(particles).particles.optics == open_particles(str(tmp_path / "ctf")).particles.optics
+
+
+def test_what_cannot_be_fitted_is_refused_before(aberrated, tmp_path):
+    particles, _ = aberrated
+    with pytest.raises(ParameterError, match="states no point group"):
+        job(particles, tmp_path / "ctf", symmetry="auto").preflight(Inputs())
+    with pytest.raises(ParameterError, match="coarser than 20"):
+        job(particles, tmp_path / "ctf", max_resolution_A=25).preflight(Inputs())
+    (tmp_path / "other").mkdir()
+    run(Reconstruct(particles=particles, diameter_A=DIAMETER, out=str(tmp_path / "other")))
+    with pytest.raises(OutputExistsError):
+        job(particles, tmp_path / "other").preflight(Inputs())
