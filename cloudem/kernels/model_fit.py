@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
 from cloudem.kernels.aberrations import EVEN_DEGREES, ODD_DEGREES
-from cloudem.kernels.slices import Complex, Float, Int32, _positions, _taps
+from cloudem.kernels.slices import Complex, Float, Int32, slice_positions, window_taps
 
 Float64 = NDArray[np.float64]
 
@@ -110,11 +110,11 @@ def model_products(
     the product of both diagonals.
     """
     magnified = np.concatenate([np.swapaxes(magnification, 1, 2) @ rotations[:, :2], rotations[:, 2:]], axis=1)
-    position, flipped = _positions(magnified, kx, ky, padding)
+    position, flipped = slice_positions(magnified, kx, ky, padding)
     flat = volume.ravel().astype(np.complex128)
     value = np.zeros(position.shape[:2], np.complex128)
     gradient = np.zeros(position.shape, np.complex128)
-    for index, tap, slope in _taps(position, volume.shape[2] - 2):
+    for index, tap, slope in window_taps(position, volume.shape[2] - 2):
         value += flat[index] * tap
         gradient += flat[index][..., None] * slope
     gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated

@@ -218,7 +218,7 @@ def turned_about_axes(sums: NDArray[np.float64], magnification: Float) -> None:
     sums[:, 7:] = (mix @ matrix @ np.swapaxes(mix, 1, 2))[:, rows, columns]
 
 
-def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:
+def slice_positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:
     """Return padded map frequencies (b, p, 3) as x, y, z with x >= 0, and where Friedel's law was used."""
     plane = np.stack([kx, ky], axis=-1).astype(np.float64) * padding
     position = plane @ rotations[:, :2, :]
@@ -260,7 +260,7 @@ def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: fl
     -------
     Shape (b, p), complex64. Tolerance against float64: 2e-6 of the largest voxel.
     """
-    position, flipped = _positions(rotations, kx, ky, padding)
+    position, flipped = slice_positions(rotations, kx, ky, padding)
     flat = volume.ravel()
     value = sum(flat[index] * weight for index, weight, _ in window_taps(position, volume.shape[2] - 2))
     return np.where(flipped, np.conj(value), value).astype(np.complex64)
@@ -300,7 +300,7 @@ def insert(
     -----
     :func:`complete_friedel` must be called once after the last insertion.
     """
-    position, flipped = _positions(rotations, kx, ky, padding)
+    position, flipped = slice_positions(rotations, kx, ky, padding)
     phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
     value = numerators[images] * phase * pose_weights[:, None]
     value = np.where(flipped, value.conj(), value)
@@ -344,7 +344,7 @@ def score_derivatives(
     largest entry of each column.
     """
     matrices = np.broadcast_to(np.eye(2), (len(images), 2, 2)) if magnification is None else magnification
-    position, flipped = _positions(magnified_axes(rotations, matrices), kx, ky, padding)
+    position, flipped = slice_positions(magnified_axes(rotations, matrices), kx, ky, padding)
     flat = volume.ravel().astype(np.complex128)
     value = np.zeros(position.shape[:2], np.complex128)
     gradient = np.zeros(position.shape, np.complex128)
