@@ -19,9 +19,11 @@ from cloudem.io.storage.groups import read_attributes
 
 COUNT = 1200
 """Of a group."""
-NOISE = 0.6
+NOISE = 0.1
 """Standard deviation of the noise in a pixel of 1 Å, in units of the projected potential, Å/Å²."""
-DIAMETER_A = 120.0
+DIAMETER_A = 75.0
+"""The molecule has 62 Å. At a defocus of at most 0.45 µm, no wave of 2.4 Å is displaced beyond the edge of the box: it
+would come in again at the other side, which no camera sees and no cropped image can hold."""
 SETS: dict[str, tuple[tuple[int, float], ...]] = {
     "one group": ((128, 1.2), (128, 1.2)),
     "two groups": ((128, 1.2), (144, 1.06)),
@@ -55,14 +57,14 @@ def grids(bench: Bench) -> None:
 
 
 def molecule(seed: int) -> Any:
-    return demo_molecule(DIAMETER_A - 15, seed=200 + seed)
+    return demo_molecule(62.0, seed=200 + seed)
 
 
 def write_set(bench: Bench, folder: Path, groups: tuple[tuple[int, float], ...], seed: int) -> Path:
     """Write a STAR file of optics groups whose images show one molecule at one dose on an area."""
     folder.mkdir()
     count = bench.few(COUNT, 100)
-    recording = Recording(snr=None, shift_sigma=3.0)
+    recording = Recording(snr=None, shift_sigma=2.0, defocus_min=2e3, defocus_max=4.5e3)
     blocks: list[dict[str, dict[str, NDArray[Any]]]] = []
     for number, (box, pixel_size) in enumerate(groups, 1):
         even = box + box % 2

@@ -129,6 +129,7 @@ class ImportParticles(Job):
 
         size = sizes["particles"]
         each = 4 if self.keep_greyscale else {"float16": 2, "float32": 4}[self.dtype]
+        ahead = PREFETCH_BYTES * max(1, len(set(self.source.group_sizes)))  # of each pixel and box size
         stage = Stage(
             "import",
             size.count,
@@ -139,7 +140,7 @@ class ImportParticles(Job):
         )
         return Work(
             (stage,),
-            base_bytes=_BASE_BYTES + _BATCH_BYTES + (PREFETCH_BYTES if size.remote else 0) + _ROW_BYTES * size.count,
+            base_bytes=_BASE_BYTES + _BATCH_BYTES + (ahead if size.remote else 0) + _ROW_BYTES * size.count,
             stored_bytes=300 * size.count,
             makes={"": replace(size, remote=is_remote(self.out))},
             notes=(f"{size.count} particles of {size.box} x {size.box} pixels in {len(self.source.stacks)} stacks",),
