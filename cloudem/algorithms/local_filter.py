@@ -30,7 +30,7 @@ FEWEST_SHELLS = 2
 """Beyond that, for a local filter to differ from that of the shells."""
 
 CHANCE = 0.05
-"""Standard deviation of the agreement of noise. Measured: 0.040 to 0.049 in bands of 12 waves and more along the box."""
+"""Standard deviation of the agreement of noise. Measured: 0.040 to 0.049 in bands from 10 waves along the box on."""
 
 BEST = 99.0
 """Percentile of the agreement inside the mask that counts as the best: the largest one may be noise."""
@@ -89,7 +89,7 @@ def local_gains(
         return None
     bands = bands_up_to(seam, last)
     gains: list[Float32 | None] = [None]
-    shells = np.arange(len(snr))
+    shells = np.arange(len(snr), dtype=np.float64)
     uniform = snr / (1 + snr)
     best = bands[0].weight(shells) * uniform
     passed = np.stack([best, best])
@@ -149,11 +149,11 @@ def at_voxels(volume: Float32, size: int) -> Float32:
 def believed(agreement: Float32) -> Float32:
     """Return by how much a band of the mean of two half-maps is to be shown, 0 to 1.
 
-    The expected correlation with the truth, ``sqrt(2 cc / (1 + cc))`` (`cloudem.algorithms.resolution.fsc_weight`), which
-    falls to zero between an agreement of 0.143 and what chance has: without, the square root would show noise.
+    The expected correlation with the truth, ``sqrt(2 cc / (1 + cc))`` (see `cloudem.algorithms.resolution.fsc_weight`).
+    It falls to zero between an agreement of 0.143 and what chance has: otherwise the square root would show noise.
     """
     seen = np.clip((agreement - CHANCE) / (FSC_THRESHOLD - CHANCE), 0, 1)
-    return np.asarray(fsc_weight(agreement) * seen, np.float32)
+    return np.asarray(fsc_weight(agreement.astype(np.float64)) * seen, np.float32)
 
 
 def filtered_locally(density: Float32, local: LocalGains) -> Float32:

@@ -80,7 +80,7 @@ class LocalResolution(MapResult):
         """Return stages and needs from the size of the half-maps."""
         size = sizes["halves"]
         stage = Stage("local resolution", cpu_s=VOXEL_S[self.definition] * size.pixels, read_bytes=8.0 * size.pixels)
-        base = 300 * MIB + 80 * size.pixels
+        base = 300 * MIB + 120 * size.pixels
         return Work((stage,), base, stored_bytes=16 * size.pixels, result_bytes=8 * size.pixels, makes={"": size})
 
     def made(self, context: Context) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -114,7 +114,7 @@ class LocalResolution(MapResult):
             progress.warning(
                 "part of the map is resolved to Nyquist: what it would reach with smaller pixels is not known"
             )
-        attributes = {
+        attributes: dict[str, Any] = {
             "pixel_size_A": pixel_size,
             "origin_A": one.origin,
             "resolution_A": whole,
@@ -122,7 +122,7 @@ class LocalResolution(MapResult):
             "local_threshold": self.threshold,
             "notes": [NOTE],
         }
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "map": found.filtered,
             "mask": mask,
             "local_resolution": resolution,
@@ -138,6 +138,8 @@ class LocalResolution(MapResult):
         origin: tuple[float, float, float],
         context: Context,
     ) -> NDArray[np.float32]:
+        import numpy as np
+
         from cloudem.algorithms.mask import estimate_mask
         from cloudem.errors import InconsistentDataError
         from cloudem.io.storage.groups import has_group, shapes_in
@@ -148,7 +150,7 @@ class LocalResolution(MapResult):
             place = self.halves
         if place is None:
             with context.progress.stage("mask"):
-                return estimate_mask((first + second) / 2, pixel_size)
+                return estimate_mask(np.float32(0.5) * (first + second), pixel_size)
         mask = read_mask(place, len(first), pixel_size, context.progress, origin=origin, whose="half-maps").data
         if not (mask > 0.5).any():
             raise InconsistentDataError(
@@ -158,7 +160,7 @@ class LocalResolution(MapResult):
 
 
 NOTE = (
-    "The map that is shown is the mean of the half-maps, each band filtered by their local agreement; it is not sharpened. "
-    "Outside the mask, values say little. Resolution below the size of a window is that of the window: an edge between a "
-    "rigid and a disordered part is as wide as about three waves."
+    "The map that is shown is the mean of the half-maps, each band filtered by their local agreement; it is not "
+    "sharpened. Outside the mask, values say little. A window is about three waves wide, and so is the edge between a "
+    "rigid and a disordered part."
 )

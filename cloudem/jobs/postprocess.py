@@ -25,7 +25,7 @@ OPTION = "--pixel-size-A"
 VOXEL_S = 2.0e-6
 """A voxel of a map, its report included: CPU-seconds, one run."""
 
-LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 7.0e-7, 40
+LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 7.0e-7, 80
 """The same of filtering and sharpening from place to place, and bytes beside the others."""
 
 
@@ -127,7 +127,8 @@ class Postprocess(Job):
                 b_factor_given=None if self.b_factor_A2 is None else -self.b_factor_A2,
                 low_resolution=self.guinier_from_A,
             )
-            shown, extra = done.map, {}
+            shown = done.map
+            extra: dict[str, Any] = {}
             if self.local:
                 shown, extra = self._locally(one.data, two.data, mask, pixel_size, done, context)
             where = (len(mask) // 2 - 1, pixel_size, self._group())
@@ -239,8 +240,8 @@ class Postprocess(Job):
 
 LOCAL_NOTE = (
     "The map was filtered and sharpened from place to place (--local): its grey values cannot be compared between "
-    "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as "
-    "they are."
+    "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as"
+    " they are."
 )
 
 

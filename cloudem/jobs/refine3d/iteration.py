@@ -203,17 +203,20 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         del sums, aligned
     elif not after.converged:
         onward = onward_state(state, run.settings, outcome.observed)
-    length = run.settings.box * run.settings.pixel_size
+    length, curves = run.settings.box * run.settings.pixel_size, outcome.curves
+    # stated is what the whole mask shows, also where the limit follows a part of it
+    voxels = independent_voxels(run.settings.box, curves.fraction, len(run.group))
+    stated = believed_shell(replace(outcome.observed, fsc=curves.corrected, voxels=voxels), state.limit)
     row: dict[str, Value] = {
         "iteration": state.iteration,
-        "resolution_A": max(length / max(believed_shell(outcome.observed, state.limit), 1.0), run.not_beyond(after)),
+        "resolution_A": max(length / max(stated, 1.0), run.not_beyond(after)),
         "limit_A": length / plan.k_score,
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
     }
     kept = {"references": list(outcome.references), "poses": len(outcome.checkpoint.pose_images)}
-    curves = {**outcome.curves.by_name(), HELD_OUT: outcome.held_out}
-    return IterationResult(after, row, outcome.checkpoint.arrays(), kept, curves, onward, outcome)
+    arrays = {**curves.by_name(), HELD_OUT: outcome.held_out}
+    return IterationResult(after, row, outcome.checkpoint.arrays(), kept, arrays, onward, outcome)
 
 
 def solve_halves(
