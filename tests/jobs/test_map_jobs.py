@@ -208,7 +208,7 @@ def test_local_resolution_of_a_map_that_is_sharp_on_one_side(tmp_path: Path) -> 
     write_volume(tmp_path / "mask.mrc", ball, pixel)
     given: dict[str, Any] = {"halves": str(tmp_path / "half1.mrc"), "mask": str(tmp_path / "mask.mrc")}
     job = LocalResolution(**given, out=str(tmp_path / "local"))
-    run(job)
+    assert not any("masked" in text for text in run(job).warnings())
     arrays, attributes = read_group(tmp_path / "local", "result")
     found, inside = arrays["local_resolution"], ball > 0.5
     assert found.shape == arrays["map"].shape == ball.shape
@@ -223,6 +223,10 @@ def test_local_resolution_of_a_map_that_is_sharp_on_one_side(tmp_path: Path) -> 
     write_volume(empty, 0.2 * ball, pixel)
     with pytest.raises(InconsistentDataError, match="nowhere above"):
         run(LocalResolution(halves=given["halves"], mask=str(empty), out=str(tmp_path / "none")))
+    for number in (1, 2):  # half-maps that share a mask
+        write_volume(tmp_path / f"cut_half{number}.mrc", read_volume(tmp_path / f"half{number}.mrc").data * ball, pixel)
+    cut = LocalResolution(halves=str(tmp_path / "cut_half1.mrc"), out=str(tmp_path / "cut"))
+    assert any("seem to have been masked" in text for text in run(cut).warnings())
     for name, local in (("global", False), ("locally", True)):
         run(Postprocess(**given, local=local, out=str(tmp_path / name)))
     shown = {name: read_group(tmp_path / name, "result")[0]["map"] for name in ("global", "locally")}
