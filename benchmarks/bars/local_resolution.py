@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,9 +114,12 @@ class Micelles(NamedTuple):
 
 
 MICELLES = {
-    "unc18": Micelles("unc18", 96, 1.9, Recipe(1500, 0.016, b_factor=60.0)),
-    "ace2": Micelles("ace2", 96, 1.9, Recipe(1500, 0.016, b_factor=60.0)),
+    name: Micelles(name, 96, 1.9, Recipe(1500, 0.016, b_factor=60.0, off_deg=1.95, off_shift=0.5, start_resolution=8.0))
+    for name in ("unc18", "ace2")
 }
+"""Poses 2° off about each axis, as a first refinement leaves them."""
+
+FROM_POSES = ("--local", "--initial-resolution-A", 8)
 
 
 def non_uniform_micelle(bench: Bench) -> None:
@@ -133,7 +137,7 @@ def non_uniform_micelle(bench: Bench) -> None:
 def micelle_rows(bench: Bench, name: str, case: Micelles, seed: int) -> None:
     """Add a row for each way to filter, and one for known poses."""
     membrane = MEMBRANES[case.membrane]
-    recipe = case.recipe if not bench.quick else Recipe(300, 0.1)
+    recipe = replace(case.recipe, count=bench.few(case.recipe.count, 300))
     particle = particle_of(bench, membrane, case.box, case.pixel_size, seed)
     folder = micelle_set(bench.work / f"micelle-{name}-{recipe.count}-{seed}", particle, recipe, seed)
     given = ("--particles", folder / "particles.zarr", "--reference", folder / "start.mrc")
@@ -141,7 +145,17 @@ def micelle_rows(bench: Bench, name: str, case: Micelles, seed: int) -> None:
     for way, options in (("by shells", ()), ("from place to place", ("--non-uniform",))):
         out = bench.fresh("micelle-out")
         cost = bench.cloudem(
-            "refine3d", *given, *options, *few, "--diameter-A", membrane.diameter, "--seed", seed, "--out", out
+            "refine3d",
+            *given,
+            *FROM_POSES,
+            *options,
+            *few,
+            "--diameter-A",
+            membrane.diameter,
+            "--seed",
+            seed,
+            "--out",
+            out,
         )
         arrays, attributes, particles = refined(out)
         row = {"set": name, "seed": seed, "references": way, **held_against(particle, arrays, attributes)}
