@@ -128,7 +128,7 @@ class Batch:
     images
         (b, n, n) float32.
     terms
-        Of the CTF's phase, (b, 6) (:func:`cloudem.kernels.ctf.ctf_terms`).
+        Of the CTF's phase, (b, 12) (:func:`cloudem.kernels.ctf.ctf_terms`).
     scale
         Factor on the CTF, (b,).
     optics_group

@@ -42,7 +42,7 @@ class Dataset:
     particles
         Table.
     terms
-        (N, 6), :func:`cloudem.kernels.ctf.ctf_terms`.
+        (N, 12), :func:`cloudem.kernels.ctf.ctf_terms`.
     ctf_scale
         Factor on the CTF from the table, (N,).
     optics_group

@@ -22,6 +22,10 @@ def wavelength(voltage: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts)))
 
 
+TERMS = 12
+"""Coefficients that describe the CTF of an image."""
+
+
 @kernel
 def ctf_values(
     kx: NDArray[Any], ky: NDArray[Any], terms: NDArray[np.float64], frequency_step: float
@@ -33,22 +37,20 @@ def ctf_values(
     kx, ky
         Shape (p,), cycles per box.
     terms
-        Shape (b, 6), float64: coefficients of the phase ``a kx² + 2 b kx ky + c ky² + d k⁴ + e`` with k in 1/Å, and
-        the envelope's B-factor in Å²: (a, b, c, d, e, B).
+        Shape (b, 12), float64: the phase's coefficients of 1, x², xy, y², x⁴, x³y, x²y², xy³, y⁴ with x and y in 1/Å,
+        then the envelope's of x², xy, y², in Å².
     frequency_step
         1 / (n · pixel_size) in 1/Å.
 
     Returns
     -------
-    Shape (b, p), float32: ``exp(-B k² / 4) sin(phase)``.
+    Shape (b, p), float32: ``exp(-envelope / 4) sin(phase)``.
     """
     x, y = kx * frequency_step, ky * frequency_step
-    xx, xy, yy = x * x, 2 * x * y, y * y
-    k2 = xx + yy
-    a, b, c, d, e, envelope = (terms[:, j, None] for j in range(6))
-    phase = a * xx + b * xy + c * yy + d * k2 * k2 + e
-    values = np.exp(-envelope / 4 * k2) * np.sin(phase)
-    return values.astype(np.float32)
+    xx, xy, yy = x * x, x * y, y * y
+    monomials = np.array([np.ones(len(xx)), xx, xy, yy, xx * xx, xx * xy, xx * yy, xy * yy, yy * yy])
+    values = np.exp(-(terms[:, 9:] @ np.array([xx, xy, yy])) / 4) * np.sin(terms[:, :9] @ monomials)
+    return np.asarray(values, np.float32)
 
 
 def ctf_terms(
@@ -62,7 +64,7 @@ def ctf_terms(
     phase_shift: ArrayLike = 0.0,
     b_factor: ArrayLike = 0.0,
 ) -> NDArray[np.float64]:
-    """Return the coefficients that :func:`ctf_values` reads, (b, 6).
+    """Return the coefficients that :func:`ctf_values` reads, (b, 12), without aberrations of higher order.
 
     Source: Rohou & Grigorieff 2015, 10.1016/j.jsb.2015.08.008, with the signs of :mod:`cloudem.conventions` (positive
     defocus is underfocus, bright protein, ``C(0) = sin(asin(w) + phase_shift)`` is positive).
@@ -78,18 +80,20 @@ def ctf_terms(
 
     Notes
     -----
-    Beam tilt and higher aberrations are left out: they are carried, not applied.
+    :func:`cloudem.kernels.aberrations.aberrated` adds even aberrations and magnification.
     """
     u, v, angle = (np.asarray(value, np.float64) for value in (defocus_u, defocus_v, defocus_angle))
     lam = wavelength(voltage)
     mean, difference = (u + v) / 2, (u - v) / 2
-    terms = np.empty((len(u), 6))
-    terms[:, 0] = np.pi * lam * (mean + difference * np.cos(2 * angle))
-    terms[:, 1] = np.pi * lam * difference * np.sin(2 * angle)
-    terms[:, 2] = np.pi * lam * (mean - difference * np.cos(2 * angle))
-    terms[:, 3] = -np.pi / 2 * np.asarray(spherical_aberration) * lam**3
-    terms[:, 4] = np.asarray(phase_shift) + np.arcsin(amplitude_contrast)
-    terms[:, 5] = b_factor
+    terms = np.zeros((len(u), TERMS))
+    terms[:, 0] = np.asarray(phase_shift) + np.arcsin(amplitude_contrast)
+    terms[:, 1] = np.pi * lam * (mean + difference * np.cos(2 * angle))
+    terms[:, 2] = 2 * np.pi * lam * difference * np.sin(2 * angle)
+    terms[:, 3] = np.pi * lam * (mean - difference * np.cos(2 * angle))
+    quartic = -np.pi / 2 * np.asarray(spherical_aberration) * lam**3
+    terms[:, 4] = terms[:, 8] = quartic
+    terms[:, 6] = 2 * quartic
+    terms[:, 9] = terms[:, 11] = b_factor
     return terms
 
 

@@ -22,13 +22,14 @@ def ctf_values(
 def _ctf_values(x: Any, y: Any, terms: Any, out: Any) -> None:
     turn = 1 / (2 * np.pi)
     for i in range(terms.shape[0]):
-        a, b, c, d, e, envelope = terms[i]
-        a, b, c, d, e = a * turn, b * turn, c * turn, d * turn, e * turn
+        one, a, b, c = terms[i, 0] * turn, terms[i, 1] * turn, terms[i, 2] * turn, terms[i, 3] * turn
+        d, e, f, g, h = (
+            terms[i, 4] * turn, terms[i, 5] * turn, terms[i, 6] * turn, terms[i, 7] * turn, terms[i, 8] * turn,
+        )  # fmt: skip
         for j in range(x.shape[0]):
-            xx, yy = x[j] * x[j], y[j] * y[j]
-            k2 = xx + yy
+            xx, xy, yy = x[j] * x[j], x[j] * y[j], y[j] * y[j]
             # whole turns are taken off in double precision: the phase reaches hundreds of radians
-            phase = a * xx + 2 * b * x[j] * y[j] + c * yy + d * k2 * k2 + e
+            phase = one + xx * (a + d * xx + e * xy + f * yy) + xy * (b + g * yy) + yy * (c + h * yy)
             phase -= np.rint(phase)
             # sin(2 pi p) for |p| <= 1/2: fold to |p| <= 1/4, then a polynomial that the compiler can vectorise
             if phase > 0.25:
@@ -46,6 +47,7 @@ def _ctf_values(x: Any, y: Any, terms: Any, out: Any) -> None:
                 )
             )
             out[i, j] = sine
-        if envelope != 0:
+        p, q, r = terms[i, 9] / 4, terms[i, 10] / 4, terms[i, 11] / 4
+        if p != 0 or q != 0 or r != 0:
             for j in range(x.shape[0]):
-                out[i, j] *= np.float32(np.exp(-envelope / 4 * (x[j] * x[j] + y[j] * y[j])))
+                out[i, j] *= np.float32(np.exp(-(p * x[j] * x[j] + q * x[j] * y[j] + r * y[j] * y[j])))
