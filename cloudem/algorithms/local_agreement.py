@@ -1,12 +1,13 @@
-"""How well two half-maps agree around each voxel, band by band: local resolution, filters and sharpening follow from it.
+"""How well two half-maps agree around each voxel, band by band; local resolution, filters and sharpening follow.
 
 A map is cut into soft bands of the logarithm of the frequency, which add up to it. The agreement of two half-maps in a
 band, around a voxel, is the correlation of the bands f and g in a window w,
 
 ``cc(x) = w∗(f g) / sqrt(w∗f² · w∗g²)``,
 
-which, with a window as large as the map, is their FSC in that band. The band is cut out before the window is laid on it,
-so that no stronger signal of other frequencies leaks into it, as it does where a map is first multiplied by a sphere.
+which, with a window as large as the map, is their FSC in that band. The band is cut out before the window is laid on
+it, so that no stronger signal of other frequencies leaks into it, as it does where a map is multiplied by a sphere
+first.
 """
 
 from __future__ import annotations
@@ -141,10 +142,11 @@ def agreements(
         one, other = (band_map(spectrum, band, size) for spectrum in spectra)
         # the transform of a Gaussian whose standard deviation is waves · n / k voxels of the map
         window = np.exp(-2 * (np.pi * waves / band.centre * np.arange(coarse // 2 + 1)) ** 2)
-        moments = [windowed(values, window, coarse) for values in (one * other, one * one, other * other)]
-        power = np.sqrt(np.maximum(moments[1], 0) * np.maximum(moments[2], 0))
+        squares = (one * one, other * other)
+        product, own, others = (windowed(values, window, coarse) for values in (one * other, *squares))
+        power = np.sqrt(np.maximum(own, 0) * np.maximum(others, 0))
         floor = LEAST_POWER * float(power.mean(dtype=np.float64))
-        yield BandAgreement(number, smoothed_correlation(*moments, floor), power)
+        yield BandAgreement(number, smoothed_correlation(product, own, others, floor), power)
 
 
 def add_weighted(total: Complex64, spectrum: Complex64, band: Band, gain: Float32) -> None:

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.local_agreement import RATIO, SLAB, agreements, bands_up_to, recombined, transform_of
+from cloudem.algorithms.local_agreement import agreements, bands_up_to, recombined, transform_of
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.resolution import fsc_weight
-from cloudem.algorithms.significance import resolution_shell
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import Band, on_finer_grid
+from cloudem.kernels.bands import Band
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -30,7 +29,7 @@ FEWEST_SHELLS = 2
 """Beyond that, for a local filter to differ from that of the shells."""
 
 CHANCE = 0.05
-"""Standard deviation of the agreement of noise. Measured: 0.040 to 0.049 in bands of 12 waves and more along the box."""
+"""Standard deviation of the agreement of noise. Measured: 0.040 to 0.049 in bands from 10 waves along the box on."""
 
 BEST = 99.0
 """Percentile of the agreement inside the mask that counts as the best: the largest one may be noise."""
@@ -63,7 +62,6 @@ def local_gains(
     first_mask: Float32,
     second_mask: Float32,
     snr: Float64,
-    core_snr: Float64,
     pixel_size: float,
 ) -> LocalGains | None:
     """Return the local filter of two half-sets' references; None where no shell is fine enough for one.
@@ -77,24 +75,22 @@ def local_gains(
     first_mask, second_mask
         By which they will be multiplied, 0 to 1.
     snr
-        Of the shells, (n // 2 + 1,), as the references would otherwise be filtered by.
-    core_snr
-        The same where the half-maps agree best (`core_mask`); where it is 0, nothing passes.
+        Of the shells, (n // 2 + 1,), as the references would otherwise be filtered by; where it is 0, nothing passes.
     pixel_size
         Å.
     """
     box = len(first)
-    last, seam = float(np.flatnonzero(core_snr)[-1]) if core_snr.any() else 0.0, box * pixel_size / LOCAL_FROM_A
+    last, seam = float(np.flatnonzero(snr)[-1]) if snr.any() else 0.0, box * pixel_size / LOCAL_FROM_A
     if last < seam + FEWEST_SHELLS:
         return None
     bands = bands_up_to(seam, last)
     gains: list[Float32 | None] = [None]
-    shells = np.arange(len(snr))
+    shells = np.arange(len(snr), dtype=np.float64)
     uniform = snr / (1 + snr)
     best = bands[0].weight(shells) * uniform
     passed = np.stack([best, best])
     for found in agreements((transform_of(first), transform_of(second)), bands, 1):
-        kept = np.maximum(found.agreement, 0)
+        kept = np.maximum((found.agreement - CHANCE) / (1 - CHANCE), 0)
         weights = [at_voxels(mask, len(kept)) for mask in (first_mask, second_mask)]
         inside = np.maximum(*weights) > 0.5
         most = float(np.percentile(kept[inside], BEST)) if inside.any() else 0.0
@@ -103,41 +99,8 @@ def local_gains(
         best = best + share * most
         for half, weight in enumerate(weights):
             passed[half] += share * float(np.average(np.minimum(kept, most), weights=weight + 1e-12))
-    passes = core_snr > 0
+    passes = snr > 0
     return LocalGains(bands, gains, np.where(passes, signal_to_noise(best), 0.0), passed * passes)
-
-
-def core_mask(first: Float32, second: Float32, mask: Float32, fsc: Float64, pixel_size: float) -> Float32 | None:
-    """Return the part of a mask in which two half-maps agree best; None while it would be no finer than the mask.
-
-    Best is taken from the band that ends at the resolution of the whole mask. Shells beyond have no part in it, so that
-    an FSC inside this mask is free of choice there.
-
-    Parameters
-    ----------
-    first, second
-        Unfiltered half-maps, (n, n, n).
-    mask
-        0 to 1.
-    fsc
-        Corrected, inside that mask, (n // 2 + 1,).
-    pixel_size
-        Å.
-    """
-    box = len(first)
-    end, seam = resolution_shell(fsc), box * pixel_size / LOCAL_FROM_A
-    if end < seam * RATIO + FEWEST_SHELLS:
-        return None
-    bands = [Band(end / RATIO**2, end / RATIO, end), Band(end / RATIO, end, np.inf)]
-    found = next(agreements((transform_of(first), transform_of(second)), bands)).agreement
-    inside = at_voxels(mask, len(found)) > 0.5
-    most = float(np.percentile(found[inside], BEST)) if inside.any() else 0.0
-    if most <= 0:
-        return None
-    share = np.clip(found / most, 0, 1).astype(np.float32)
-    return np.concatenate(
-        [on_finer_grid(share, z, min(z + SLAB, box), box) * mask[z : z + SLAB] for z in range(0, box, SLAB)]
-    )
 
 
 def at_voxels(volume: Float32, size: int) -> Float32:
@@ -149,11 +112,11 @@ def at_voxels(volume: Float32, size: int) -> Float32:
 def believed(agreement: Float32) -> Float32:
     """Return by how much a band of the mean of two half-maps is to be shown, 0 to 1.
 
-    The expected correlation with the truth, ``sqrt(2 cc / (1 + cc))`` (`cloudem.algorithms.resolution.fsc_weight`), which
-    falls to zero between an agreement of 0.143 and what chance has: without, the square root would show noise.
+    The expected correlation with the truth, ``sqrt(2 cc / (1 + cc))`` (see `cloudem.algorithms.resolution.fsc_weight`).
+    It falls to zero between an agreement of 0.143 and what chance has: otherwise the square root would show noise.
     """
     seen = np.clip((agreement - CHANCE) / (FSC_THRESHOLD - CHANCE), 0, 1)
-    return np.asarray(fsc_weight(agreement) * seen, np.float32)
+    return np.asarray(fsc_weight(agreement.astype(np.float64)) * seen, np.float32)
 
 
 def filtered_locally(density: Float32, local: LocalGains) -> Float32:

@@ -1,7 +1,7 @@
 """The resolution of a map around each voxel, from two half-maps.
 
-By bands: where the local agreement (`cloudem.algorithms.local_agreement`) falls below a threshold. By spheres: where the
-FSC inside a soft sphere around a point does, corrected by phase randomisation; this is what RELION means by local
+By bands: where the local agreement (`cloudem.algorithms.local_agreement`) falls below a threshold. By spheres: where
+the FSC inside a soft sphere around a point does, corrected by phase randomisation; this is what RELION means by local
 resolution (Kucukelbir et al. 2014, 10.1038/nmeth.2727, compare the definitions).
 """
 

@@ -1,8 +1,8 @@
 """A map filtered and sharpened from place to place: each band by what is to be believed of it, and by a local B-factor.
 
 The B-factor of a voxel is that of a line through the logarithm of the signal's amplitude in bands around it, against
-1/d² (a Guinier plot in the window of `cloudem.algorithms.local_agreement`). The signal's power in a band is the half-maps'
-mean product there, to which noise does not add.
+1/d² (a Guinier plot in the window of `cloudem.algorithms.local_agreement`). The signal's power in a band is the
+half-maps' mean product there, to which noise does not add.
 """
 
 from __future__ import annotations

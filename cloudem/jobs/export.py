@@ -39,8 +39,8 @@ class Export(Job):
         "half2.mrc": ("volume",),
     }
     leaves: ClassVar[tuple[str, ...]] = (
-        *makes, "export.json", "fsc.star", "local_resolution.cxc", "class_averages.mrcs", "particles.mrcs", "micrographs_ctf.star",
-        "micrographs.star", "micrographs",
+        *makes, "export.json", "fsc.star", "local_resolution.cxc", "class_averages.mrcs", "particles.mrcs",
+        "micrographs_ctf.star", "micrographs.star", "micrographs",
     )  # fmt: skip
 
     source: Place = parameter(

@@ -13,7 +13,6 @@ from cloudem.model.columns import Column
 from cloudem.report.declaration import COST, MAP, PARAMETERS, PROVENANCE, RESOLUTION, Section
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 VOXEL_S = {"bands": 9.0e-7, "spheres": 1.5e-6}
@@ -80,7 +79,7 @@ class LocalResolution(MapResult):
         """Return stages and needs from the size of the half-maps."""
         size = sizes["halves"]
         stage = Stage("local resolution", cpu_s=VOXEL_S[self.definition] * size.pixels, read_bytes=8.0 * size.pixels)
-        base = 300 * MIB + 80 * size.pixels
+        base = 300 * MIB + 120 * size.pixels
         return Work((stage,), base, stored_bytes=16 * size.pixels, result_bytes=8 * size.pixels, makes={"": size})
 
     def made(self, context: Context) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -89,13 +88,21 @@ class LocalResolution(MapResult):
 
         from cloudem.algorithms.local_resolution import local_resolution, spherical_resolution
         from cloudem.algorithms.resolution import masked_fsc, resolution_at
+        from cloudem.errors import InconsistentDataError
+        from cloudem.io.storage.groups import has_group, shapes_in
         from cloudem.jobs.map_result import even_box
-        from cloudem.jobs.postprocess import read_halves
+        from cloudem.jobs.postprocess import mask_of_halves, read_halves
+        from cloudem.jobs.results import suspicious
 
         progress = context.progress
         one, two = (even_box(half) for half in read_halves(self.halves, self.half2, self.pixel_size_A))
         pixel_size, box = one.pixel_size, len(one.data)
-        mask = self._mask(one.data, two.data, pixel_size, one.origin, context)
+        place = self.mask
+        if place is None and has_group(self.halves, "result") and "mask" in shapes_in(self.halves, "result"):
+            place = self.halves
+        mask = mask_of_halves(place, self.halves, self.pixel_size_A, one, two, context)
+        if not (mask > 0.5).any():
+            raise InconsistentDataError(f"{place} is nowhere above 0.5, so no voxel counts; give a mask from 0 to 1")
         with progress.stage("local resolution"):
             found = local_resolution(one.data, two.data, pixel_size, self.threshold)
             resolution = found.resolution
@@ -110,11 +117,18 @@ class LocalResolution(MapResult):
             f"local resolution {reached[1]:.2f} Å (median inside the mask; 5 % of it {reached[0]:.2f} Å and finer, 5 % "
             f"{reached[-1]:.2f} Å and coarser); FSC of the whole mask 0.143 at {whole:.2f} Å"
         )
+        if line := suspicious(curves.corrected, box // 2 - 1, box, pixel_size):
+            progress.warning(line)
+        if empty_share(one.data) > MOST_EMPTY or empty_share(two.data) > MOST_EMPTY:
+            progress.warning(
+                "the half-maps are exactly zero in places, so they seem to have been masked: maps that share a mask "
+                "agree at its edge, and what is found there is too fine; give them as they were before that"
+            )
         if abs(reached[0] - 2 * pixel_size) < 0.01 * pixel_size:
             progress.warning(
                 "part of the map is resolved to Nyquist: what it would reach with smaller pixels is not known"
             )
-        attributes = {
+        attributes: dict[str, Any] = {
             "pixel_size_A": pixel_size,
             "origin_A": one.origin,
             "resolution_A": whole,
@@ -122,7 +136,7 @@ class LocalResolution(MapResult):
             "local_threshold": self.threshold,
             "notes": [NOTE],
         }
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "map": found.filtered,
             "mask": mask,
             "local_resolution": resolution,
@@ -130,35 +144,19 @@ class LocalResolution(MapResult):
         }
         return arrays, attributes
 
-    def _mask(
-        self,
-        first: NDArray[np.float32],
-        second: NDArray[np.float32],
-        pixel_size: float,
-        origin: tuple[float, float, float],
-        context: Context,
-    ) -> NDArray[np.float32]:
-        from cloudem.algorithms.mask import estimate_mask
-        from cloudem.errors import InconsistentDataError
-        from cloudem.io.storage.groups import has_group, shapes_in
-        from cloudem.jobs.maps import read_mask
 
-        place = self.mask
-        if place is None and has_group(self.halves, "result") and "mask" in shapes_in(self.halves, "result"):
-            place = self.halves
-        if place is None:
-            with context.progress.stage("mask"):
-                return estimate_mask((first + second) / 2, pixel_size)
-        mask = read_mask(place, len(first), pixel_size, context.progress, origin=origin, whose="half-maps").data
-        if not (mask > 0.5).any():
-            raise InconsistentDataError(
-                f"{place} is nowhere above 0.5, so that no voxel counts; give a mask from 0 to 1"
-            )
-        return mask
+def empty_share(volume: NDArray[Any]) -> float:
+    """Return the share of exact zeros in a sphere of 0.4 box sides: corners may be empty in any map."""
+    from cloudem.algorithms.mask import soft_sphere
 
+    return float((volume[soft_sphere(len(volume), 0.4 * len(volume), 0.0) > 0.5] == 0).mean())
+
+
+MOST_EMPTY = 0.05
+"""Share of exact zeros above which half-maps are said to be masked."""
 
 NOTE = (
-    "The map that is shown is the mean of the half-maps, each band filtered by their local agreement; it is not sharpened. "
-    "Outside the mask, values say little. Resolution below the size of a window is that of the window: an edge between a "
-    "rigid and a disordered part is as wide as about three waves."
+    "The map that is shown is the mean of the half-maps, each band filtered by their local agreement; it is not "
+    "sharpened. Outside the mask, values say little. A window is about three waves wide, and so is the edge between a "
+    "rigid and a disordered part."
 )

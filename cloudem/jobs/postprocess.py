@@ -25,7 +25,7 @@ OPTION = "--pixel-size-A"
 VOXEL_S = 2.0e-6
 """A voxel of a map, its report included: CPU-seconds, one run."""
 
-LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 7.0e-7, 40
+LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 7.0e-7, 80
 """The same of filtering and sharpening from place to place, and bytes beside the others."""
 
 
@@ -116,7 +116,7 @@ class Postprocess(Job):
 
         one, two = read_halves(self.halves, self.half2, self.pixel_size_A)
         pixel_size = one.pixel_size
-        mask = self._read_mask(one, two, context)
+        mask = mask_of_halves(self.mask, self.halves, self.pixel_size_A, one, two, context)
         with context.progress.stage("postprocess"):
             done = postprocess(
                 one.data,
@@ -127,7 +127,8 @@ class Postprocess(Job):
                 b_factor_given=None if self.b_factor_A2 is None else -self.b_factor_A2,
                 low_resolution=self.guinier_from_A,
             )
-            shown, extra = done.map, {}
+            shown = done.map
+            extra: dict[str, Any] = {}
             if self.local:
                 shown, extra = self._locally(one.data, two.data, mask, pixel_size, done, context)
             where = (len(mask) // 2 - 1, pixel_size, self._group())
@@ -192,34 +193,6 @@ class Postprocess(Job):
             return self.symmetry or "C1"
         return str((read_attributes(self.halves, "result") or {}).get("symmetry") or "C1")
 
-    def _read_mask(self, one: Volume, two: Volume, context: Context) -> NDArray[np.float32]:
-        from cloudem.algorithms.mask import estimate_mask
-        from cloudem.jobs.maps import read_mask
-
-        box, pixel_size = len(one.data), one.pixel_size
-        if self.mask is None:
-            with context.progress.stage("mask"):
-                return estimate_mask(0.5 * (one.data + two.data), pixel_size)
-        stated = None
-        if self.pixel_size_A is not None and self._on_their_grid(self.mask, box):
-            stated = pixel_size
-        return read_mask(
-            self.mask, box, pixel_size, context.progress, origin=one.origin, whose="half-maps", stated=stated
-        ).data
-
-    def _on_their_grid(self, mask: str, box: int) -> bool:
-        """Return whether a mask has the half-maps' box and pixel size, as far as the files say."""
-        from cloudem.io.formats.mrc import EQUAL, read_header
-        from cloudem.io.storage.location import contents
-        from cloudem.jobs.maps import result_grid
-
-        if contents(mask):  # the results of a job
-            return False
-        header = read_header(mask)
-        halves = result_grid(self.halves).pixel_size if contents(self.halves) else read_header(self.halves).pixel_size
-        same = not header.pixel_size or abs(header.pixel_size - halves) < EQUAL * halves
-        return set(header.shape) == {box} and same
-
     def _say(self, done: Postprocessed, context: Context) -> None:
         shells = done.fit.shells
         fitted = f"{shells[1] - shells[0]} shells fitted" if shells[1] > shells[0] else "too few shells to fit"
@@ -239,8 +212,8 @@ class Postprocess(Job):
 
 LOCAL_NOTE = (
     "The map was filtered and sharpened from place to place (--local): its grey values cannot be compared between "
-    "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as "
-    "they are."
+    "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as"
+    " they are."
 )
 
 
@@ -307,6 +280,52 @@ def halves_grid(halves: str, half2: str | None = None, pixel_size: float | None 
             f" {two.origin[0]:g}, {two.origin[1]:g}, {two.origin[2]:g} Å; give the two half-maps of one reconstruction"
         )
     return one
+
+
+def mask_of_halves(
+    mask: str | None, halves: str, stated: float | None, one: Volume, two: Volume, context: Context
+) -> NDArray[np.float32]:
+    """Return the mask for two half-maps, on their grid; one estimated from their mean where none is given.
+
+    Parameters
+    ----------
+    mask
+        MRC file, or results of a job.
+    halves, stated
+        Where the half-maps came from, and the pixel size that was given for them, Å.
+    one, two
+        The half-maps.
+    context
+        Of the job.
+
+    Raises
+    ------
+    CloudemError
+        As `cloudem.jobs.maps.read_mask` and `cloudem.algorithms.mask.estimate_mask`.
+    """
+    from cloudem.algorithms.mask import estimate_mask
+    from cloudem.jobs.maps import read_mask
+
+    box, pixel_size = len(one.data), one.pixel_size
+    if mask is None:
+        with context.progress.stage("mask"):
+            return estimate_mask(0.5 * (one.data + two.data), pixel_size)
+    own = pixel_size if stated is not None and _on_grid_of(halves, mask, box) else None
+    return read_mask(mask, box, pixel_size, context.progress, origin=one.origin, whose="half-maps", stated=own).data
+
+
+def _on_grid_of(halves: str, mask: str, box: int) -> bool:
+    """Return whether a mask has the half-maps' box and pixel size, as far as the files say."""
+    from cloudem.io.formats.mrc import EQUAL, read_header
+    from cloudem.io.storage.location import contents
+    from cloudem.jobs.maps import result_grid
+
+    if contents(mask):  # the results of a job
+        return False
+    header = read_header(mask)
+    known = result_grid(halves).pixel_size if contents(halves) else read_header(halves).pixel_size
+    same = not header.pixel_size or abs(header.pixel_size - known) < EQUAL * known
+    return set(header.shape) == {box} and same
 
 
 def other_half(halves: str, half2: str | None) -> str:

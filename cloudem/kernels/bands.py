@@ -1,4 +1,4 @@
-"""Bands of frequencies of a map on grids of their own, and what those of two half-maps have in common around a voxel."""
+"""Bands of frequencies of a map, on grids of their own, and what those of two half-maps share around a voxel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Band(NamedTuple):
     def weight(self, radius: NDArray[np.floating]) -> Float64:
         """Return by how much frequencies at a radius in shells pass: half a cosine of the logarithm, squared.
 
-        ``cos²(pi / 2 · ln(k / centre) / ln(above / centre))``, and alike towards the band below: neighbours add up to 1.
+        ``cos²(pi / 2 · ln(k / centre) / ln(above / centre))``, and alike towards the band below: neighbours make 1.
         """
         k = np.maximum(np.asarray(radius, np.float64), 1e-9)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cloudem.algorithms.density import demo_molecule, density_of_atoms
 from cloudem.algorithms.placing import inverted, moved_map
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
-from cloudem.errors import MissingInputError, OutputExistsError, ParameterError
+from cloudem.errors import InconsistentDataError, MissingInputError, OutputExistsError, ParameterError
+from cloudem.io.exporting import export
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.particle_store import open_particles, write_particles
@@ -23,7 +25,9 @@ from cloudem.jobs.base import Inputs
 from cloudem.jobs.compare_maps import CompareMaps
 from cloudem.jobs.find_symmetry import FindSymmetry
 from cloudem.jobs.flip_hand import FlipHand
+from cloudem.jobs.local_resolution import LocalResolution
 from cloudem.jobs.maps import stated_symmetry
+from cloudem.jobs.postprocess import Postprocess
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.kernels.shells import fourier_shell_correlation
@@ -187,3 +191,50 @@ def test_wrong_inputs_are_refused_in_one_line(density: Float32, tmp_path: Path) 
     with pytest.raises(OutputExistsError, match="contains the results of refine3d"):
         run(FlipHand(map=place, out=out))
     assert (read_attributes(out, "") or {})["job"] == "refine3d"
+
+
+def test_local_resolution_of_a_map_that_is_sharp_on_one_side(tmp_path: Path) -> None:
+    """A map, a page and files; the sharp half is resolved further; and `postprocess --local` shows its detail."""
+    box, pixel = 48, 3.0
+    rng = np.random.default_rng(3)
+    signal = rng.standard_normal((box,) * 3).astype(np.float32)
+    blurred = ndimage.gaussian_filter(signal, 1.8)
+    x = np.arange(box) - box // 2
+    ball = (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2 < 16**2).astype(np.float32)
+    truth = ball * (1 + np.where(x < 0, signal, blurred))
+    for number in (1, 2):
+        noisy_half = truth + 0.5 * rng.standard_normal(truth.shape)
+        write_volume(tmp_path / f"half{number}.mrc", noisy_half.astype(np.float32), pixel)
+    write_volume(tmp_path / "mask.mrc", ball, pixel)
+    given: dict[str, Any] = {"halves": str(tmp_path / "half1.mrc"), "mask": str(tmp_path / "mask.mrc")}
+    job = LocalResolution(**given, out=str(tmp_path / "local"))
+    assert not any("masked" in text for text in run(job).warnings())
+    arrays, attributes = read_group(tmp_path / "local", "result")
+    found, inside = arrays["local_resolution"], ball > 0.5
+    assert found.shape == arrays["map"].shape == ball.shape
+    assert np.median(found[inside & (x < -4)]) < 0.9 * np.median(found[inside & (x > 4)])
+    assert attributes["local_median_A"] == pytest.approx(np.median(found[inside]))
+    assert "Local resolution" in (tmp_path / "local/report.html").read_text()
+    export(tmp_path / "local", tmp_path / "files")
+    np.testing.assert_array_equal(read_volume(tmp_path / "files/local_resolution.mrc").data, found)
+    script = (tmp_path / "files/local_resolution.cxc").read_text()
+    assert "color sample #1 map #2 palette" in script
+    empty = tmp_path / "empty.mrc"
+    write_volume(empty, 0.2 * ball, pixel)
+    with pytest.raises(InconsistentDataError, match="nowhere above"):
+        run(LocalResolution(halves=given["halves"], mask=str(empty), out=str(tmp_path / "none")))
+    for number in (1, 2):  # half-maps that share a mask
+        write_volume(tmp_path / f"cut_half{number}.mrc", read_volume(tmp_path / f"half{number}.mrc").data * ball, pixel)
+    cut = LocalResolution(halves=str(tmp_path / "cut_half1.mrc"), out=str(tmp_path / "cut"))
+    assert any("seem to have been masked" in text for text in run(cut).warnings())
+    for name, local in (("global", False), ("locally", True)):
+        run(Postprocess(**given, local=local, out=str(tmp_path / name)))
+    shown = {name: read_group(tmp_path / name, "result")[0]["map"] for name in ("global", "locally")}
+    side = inside & (x > 4)
+    assert correlated_there(shown["locally"], truth, side) > correlated_there(shown["global"], truth, side) + 0.02
+    said = read_group(tmp_path / "locally", "result")[1]
+    assert len(said["local_b_factors_A2"]) == 3
+
+
+def correlated_there(one: Float32, other: Float32, where: NDArray[np.bool_]) -> float:
+    return float(np.corrcoef(one[where], other[where])[0, 1])

@@ -102,6 +102,8 @@ class Alignment:
         Of the pilot.
     pixel_size
         Å.
+    non_uniform
+        References are filtered from place to place.
     """
 
     count: int
@@ -113,6 +115,7 @@ class Alignment:
     local: bool = False
     correction: Correction = Correction()
     pixel_size: float = 1.0
+    non_uniform: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def alignment_work(alignment: Alignment) -> Work:
     # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
     aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
     # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
-    solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3)
+    solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3) + cost.LOCAL_VOXEL_BYTES * alignment.non_uniform * box**3
     steps = passes(alignment, cost.EXPECTED)
     items = cost.items_of(count, alignment.group_size)
     images = float(IMAGE_BYTES * box**2)
@@ -165,7 +168,9 @@ def alignment_work(alignment: Alignment) -> Work:
         passes=len(steps),
         spread=alignment.correction.spread,
     )
-    solve = Stage("solve", 2, "maps", cpu_s=at_box(cost.SOLVE, box), passes=len(steps))
+    solve = Stage(
+        "solve", 2, "maps", cpu_s=at_box(cost.SOLVE, box) + local_filter_seconds(alignment) / 2, passes=len(steps)
+    )
     maps = 3 * 4 * box**3
     return Work(
         (align, solve),
@@ -254,7 +259,7 @@ def _together(factors: list[float]) -> float:
 def parts_of(work: Alignment, crew: FleetCapacity, course: Convergence) -> dict[str, float]:
     """Return the wall seconds of all iterations by part, and of the start and the end."""
     alone = crew.speed(1)
-    solved = solving_seconds(work.box, crew)
+    solved = solving_seconds(work.box, crew) + local_filter_seconds(work) / alone
     total: defaultdict[str, float] = defaultdict(float)
     items = cost.items_of(work.count, work.group_size)
     busy = min(items, crew.threads)
@@ -317,6 +322,11 @@ def solving_seconds(box: int, crew: FleetCapacity) -> float:
     others = (1 - cost.SOLVED_BY_ONE) / min(max(threads, 1.0), cost.MOST_SOLVING)
     both = 1 if crew.threads > 1 else 2  # one thread solves them one after the other
     return both * at_box(cost.SOLVE, box) * (cost.SOLVED_BY_ONE + others) / crew.speed(1)
+
+
+def local_filter_seconds(work: Alignment) -> float:
+    """Return the CPU-seconds in which an iteration filters both references from place to place, in one thread."""
+    return cost.LOCAL_VOXEL_S * work.box**3 if work.non_uniform else 0.0
 
 
 def exchanged(

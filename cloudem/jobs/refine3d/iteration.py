@@ -53,7 +53,6 @@ from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_a
 from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
-    compare_core,
     half_map_mask,
     map_to_match,
     unfiltered,
@@ -252,12 +251,7 @@ def solve_halves(
     counts = np.maximum(before.keep[kept], 1e-6)  # images that show something else wander for ever
     curves = executor.fetch(comparison)
     show_preview(run, state, halves, curves)
-    scored = curves  # what the limit follows
-    if run.job.non_uniform and beyond_start(state, s):
-        with labelled(step="fsc"):
-            core = executor.share(compare_core, *halves, *masks, curves, s.pixel_size, run.job.seed, k_max)
-        scored = executor.fetch(core)
-    voxels = independent_voxels(s.box, scored.fraction, len(run.group))
+    voxels = independent_voxels(s.box, curves.fraction, len(run.group))
     maps = Maps(halves, masks)
 
     def ask() -> HeldOut:
@@ -265,10 +259,10 @@ def solve_halves(
         items = spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE)
         return ask_held_out(run.context, run.data, volumes, plan, items, found)
 
-    asks = asks_for_evidence(scored.corrected, voxels, plan.k_score)
+    asks = asks_for_evidence(curves.corrected, voxels, plan.k_score)
     held_out = ask() if asks else HeldOut.unasked(s.box)
     observed = IterationOutcome(
-        fsc=scored.corrected,
+        fsc=curves.corrected,
         voxels=voxels,
         evidence=held_out.evidence,
         moving=float(np.average(change.moving[kept], weights=counts)),
@@ -284,8 +278,7 @@ def solve_halves(
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
         snr, local = reference_snr(curves.corrected, after.limit), None
         if run.job.non_uniform and beyond_start(after, s):
-            core_snr = reference_snr(scored.corrected, after.limit)
-            local = executor.share(local_gains, *halves, *masks, snr, core_snr, s.pixel_size)
+            local = executor.share(local_gains, *halves, *masks, snr, s.pixel_size)
         where = (run.url, state.iteration)
         written = [
             executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius, local)

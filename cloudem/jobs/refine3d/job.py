@@ -183,7 +183,7 @@ class Refine3D(IterativeJob):
         box = self.window_px or particles.box
         settings = self.settings(box, particles.pixel_size)
         where = (particles.count, box, self._planned_symmetry(), self.group_size, particles.remote)
-        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
+        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size, non_uniform=self.non_uniform)
 
     def _planned_symmetry(self) -> str:
         """Return the point group that is planned for: C1, which costs most, where a step before is to find it."""

@@ -107,7 +107,7 @@ def distribution(values: Array, low: float, high: float, whole: float | None) ->
         colours = COLOURS(np.clip((middles - low) / (high - low), 0, 1))
         axes.bar(edges[:-1], 100 * counts / values.size, np.diff(edges), align="edge", color=colours)
         median = float(np.median(values))
-        marks = [(median, f"median {median:.2f} Å", INK, "-", 15)]
+        marks: list[tuple[float, str, str, Any, int]] = [(median, f"median {median:.2f} Å", INK, "-", 15)]
         if whole is not None and np.isfinite(whole) and first <= whole <= last:
             marks.append((whole, f"whole mask {whole:.2f} Å", FAINT, (0, (4, 2)), 0))
         for at, text, colour, dash, higher in marks:

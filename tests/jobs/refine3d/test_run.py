@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from cloudem.algorithms import local_filter
 from cloudem.algorithms.axes import find_axes, turned
 from cloudem.algorithms.evidence import known_up_to
 from cloudem.algorithms.mask import soft_sphere
+from cloudem.algorithms.resolution import masked_fsc
 from cloudem.algorithms.significance import resolution_shell
 from cloudem.cli import main
 from cloudem.conventions import LEAST_EVIDENCE
@@ -20,14 +22,15 @@ from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import has_group, list_groups, read_attributes, read_group
 from cloudem.io.storage.tables import table_from_arrays
+from cloudem.jobs.refine3d import iteration
 from cloudem.jobs.refine3d.job import CIRCLE_LEAKAGE, Refine3D
 from cloudem.jobs.refine3d.run import how_it_ended
-from cloudem.jobs.results import HELD_OUT
+from cloudem.jobs.results import HELD_OUT, within
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
 from cloudem.model.poses import angle_between, euler_to_matrix
 from cloudem.model.symmetry import operators
-from tests.jobs.conftest import BOX, DIAMETER, PIXEL, Scene, make_scene, molecule, run
+from tests.jobs.conftest import BOX, DIAMETER, PIXEL, Scene, make_scene, molecule, needs, run
 
 
 def pose_errors(found: Particles, scene: Scene, symmetry: str) -> tuple[np.ndarray, np.ndarray]:
@@ -207,3 +210,29 @@ def test_a_starting_map_of_another_size_is_named(tmp_path, no_report, stated, sa
     sentences = [text for text in progress.warnings() if "than the starting map" in text]
     assert bool(sentences) == said
     assert not said or "smaller" in sentences[0]
+
+
+def test_references_are_filtered_from_place_to_place_and_claims_are_those_of_unfiltered_maps(
+    scene, tmp_path, monkeypatch, no_report
+):
+    monkeypatch.setattr(local_filter, "LOCAL_FROM_A", 22.0)  # pixels of 5 Å leave no band beyond 10 Å
+    made = []
+    find = iteration.local_gains
+    monkeypatch.setattr(iteration, "local_gains", lambda *given: made.append(find(*given)) or made[-1])
+    given = scene.refinement(tmp_path / "out", max_iterations=4, max_resolution_A=11)
+    job, uniform = Refine3D(**given, non_uniform=True), Refine3D(**given)
+    run(job)
+    gains = [local for local in made if local is not None]
+    assert gains
+    inside = soft_sphere(BOX, DIAMETER / 2 / PIXEL, 1.0) > 0.5
+    for gain in gains[-1].gains[1:]:
+        here = local_filter.at_voxels(inside.astype(np.float32), len(gain)) > 0.5
+        assert gain[here].mean() > 1.05 * gain[~here].mean()
+    arrays, attributes = read_group(job.out, "result")
+    end = fourier_shell_correlation(arrays["map_unfiltered"], scene.density)
+    assert np.all(end[1:12] > 0.7)
+    assert attributes["resolution_A"] < 14
+    curves = within(masked_fsc(arrays["half1"], arrays["half2"], arrays["mask"], job.seed), BOX // 2 - 1)
+    np.testing.assert_allclose(arrays["fsc_corrected"], curves.corrected, atol=1e-6)
+    assert needs(job).base_bytes > needs(uniform).base_bytes
+    assert needs(job).stages[1].cpu_s > needs(uniform).stages[1].cpu_s
