@@ -11,7 +11,7 @@ from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.jobs.table_result import MadeTable, TableResult
 from cloudem.model.columns import Column
-from cloudem.report.declaration import COST, MAP, PARAMETERS, PROVENANCE, Section, histogram_of
+from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, histogram_of
 
 if TYPE_CHECKING:
     from cloudem.io.particle_store import ParticleStore
@@ -35,7 +35,7 @@ class Subtract(TableResult):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles",)}
     columns: ClassVar[tuple[Column, ...]] = ()
     sections: ClassVar[tuple[Section, ...]] = (
-        MAP,
+        Section("maps:slices_and_projections", {"title": "What is subtracted", "mask": "the mask of what stays"}),
         histogram_of(
             "subtract_scale", Column("subtract_scale", "factor", form=".3f"), "Factor on what is subtracted",
             "Of each image: what fits the images of its optics group best, times its own intensity.",
