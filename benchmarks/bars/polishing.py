@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,7 @@ SETS = {
     "apoferritin": Set("apoferritin", 96, ParticleScene()),
     "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
     "large": Set("apoferritin", 192, ParticleScene(4096, 40, 1.1, dose=1.0, count=300, apart=170.0, ice=0.0), movies=1),
-    "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0), movies=12),
-    "ace2": Set("ace2", 96, ParticleScene(count=50), movies=12),
+    "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0)),
 }
 TRUE = ("moved", "rotations", "places", "defocus")
 POSE_ERROR, SHIFT_ERROR = np.deg2rad(0.4), 0.4
@@ -65,12 +65,13 @@ def measure(bench: Bench, name: str, seed: int) -> None:
     bench.add(row, {"program": "sums of frames", "track Å": micrograph}, found_map(bench, folder / "rec", one, folder))
     out = bench.fresh("polished")
     cost = bench.cloudem("polish", folder / "rec", "--motion", folder / "motion", "--out", out)
-    arrays = read_group(out, "result")[0]
+    arrays, said = read_group(out, "result")
+    stages = {"stages CPU-s": round(sum(stage["cpu_s"] for stage in json.loads(said["stages"])), 2)}
     ours = np.stack([arrays["track_x"], arrays["track_y"]], axis=-1)
     bench.cloudem("reconstruct", "--particles", out, "--symmetry", group, "--mask", folder / "mask.mrc",
                   "--out", bench.fresh("polished-rec"))  # fmt: skip
     bench.add(row, {"program": "cloudem", "track Å": track_error(ours, truth)},
-              found_map(bench, bench.work / "polished-rec", one, folder), cost.columns())  # fmt: skip
+              found_map(bench, bench.work / "polished-rec", one, folder), cost.columns(), stages)  # fmt: skip
     if bench.relion:
         theirs, place, spent = polished_by_relion(bench, folder, one, truth)
         out = bench.fresh("relion-rec")
