@@ -102,14 +102,15 @@ class Refine3D(IterativeJob):
     )
     prior_deg: float = parameter(
         0.0,
-        meaning="with --local, standard deviation about each axis by which poses may have turned from the existing "
-        "ones; 0: any turn",
+        meaning="with --local and a mask or pivot, standard deviation about each axis by which poses have turned from "
+        "the existing ones; 0: found as it goes",
         ge=0,
         le=180,
     )
     prior_A: float = parameter(
         0.0,
-        meaning="with --local, standard deviation along each axis by which they may have shifted; 0: found as it goes",
+        meaning="with --local and a mask or pivot, standard deviation along each axis by which they have shifted; 0: "
+        "found as it goes",
         ge=0,
     )
     window_px: int = parameter(
