@@ -145,7 +145,7 @@ def turned_by(found: Particles, truth: Particles) -> float:
 def noise_in_mask(bench: Bench, made: HingeSet, whole: Path, seed: int, molecule: str) -> None:
     """Refine what lies in a mask beside the molecule, and add the FSC there."""
     box, _, of_part = MOLECULES[molecule]
-    radius, edge = 0.14 * box, 4.0
+    radius, edge = 0.09 * box, 3.0
     ball = np.roll(soft_sphere(box, radius, edge), empty_place(made, box, radius + edge), (0, 1, 2))
     mask = bench.fresh("beside.mrc")
     write_volume(mask, ball, PIXEL_A)

@@ -77,10 +77,12 @@ class Reconstruct(Job):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
+        from cloudem.io.exporting import is_subtracted
         from cloudem.jobs.refine3d.duration import Alignment
 
         where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
-        return Alignment(*where, None, pixel_size=particles.pixel_size)
+        less = is_subtracted(self.particles)
+        return Alignment(*where, None, pixel_size=particles.pixel_size, subtracted=less)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and particles."""

@@ -176,12 +176,14 @@ class Refine3D(IterativeJob):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
+        from cloudem.io.exporting import is_subtracted
         from cloudem.jobs.refine3d.duration import Alignment
 
         box = self.window_px or particles.box
         settings = self.settings(box, particles.pixel_size)
         where = (particles.count, box, self._planned_symmetry(), self.group_size, particles.remote)
-        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size)
+        less = is_subtracted(self.particles)
+        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size, subtracted=less)
 
     def _planned_symmetry(self) -> str:
         """Return the point group that is planned for: C1, which costs most, where a step before is to find it."""
