@@ -27,7 +27,6 @@ MOLECULES = {"dimer": (80, 205.0, 130.0), "hinge": (64, 135.0, 100.0)}
 """Box, diameter of the molecule, and of the part that is refined, by its name in `bars.molecules`."""
 
 PIXEL_A, COUNT, SNR, FALL_OFF = 3.0, 2000, 0.08, 250.0
-PRIORS = ("--prior-deg", 5, "--prior-A", 3)
 GROUPS = ("D2", "O", "D7")
 
 
@@ -124,7 +123,7 @@ def refine_part(bench: Bench, molecule: str, seed: int, degrees: float) -> None:
     bench.cloudem("subtract", outs["whole"], "--mask", mask, "--out", outs["less"])
     bench.cloudem("reconstruct", "--particles", outs["less"], "--mask", mask, "--out", outs["before"])
     cost = bench.cloudem("refine3d", "--particles", outs["less"], "--reference", outs["whole"], "--local", "--mask",
-                         mask, "--diameter-A", of_part, *PRIORS, "--out", outs["part"])  # fmt: skip
+                         mask, "--diameter-A", of_part, "--out", outs["part"])  # fmt: skip
     row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": degrees}
     for name, words in (("known", "known poses"), ("before", "whole"), ("part", "part")):
         arrays, attributes, particles = refined(outs[name])
@@ -146,14 +145,14 @@ def turned_by(found: Particles, truth: Particles) -> float:
 def noise_in_mask(bench: Bench, made: HingeSet, whole: Path, seed: int, molecule: str) -> None:
     """Refine what lies in a mask beside the molecule, and add the FSC there."""
     box, _, of_part = MOLECULES[molecule]
-    radius, edge = 0.14 * box, 4.0
+    radius, edge = 0.09 * box, 3.0
     ball = np.roll(soft_sphere(box, radius, edge), empty_place(made, box, radius + edge), (0, 1, 2))
     mask = bench.fresh("beside.mrc")
     write_volume(mask, ball, PIXEL_A)
     less, out = bench.fresh("less-beside"), bench.fresh("beside")
     bench.cloudem("subtract", whole, "--mask", mask, "--out", less)
     bench.cloudem("refine3d", "--particles", less, "--reference", whole, "--local", "--mask", mask, "--diameter-A",
-                  of_part / 2, *PRIORS, "--out", out)  # fmt: skip
+                  of_part / 2, "--out", out)  # fmt: skip
     arrays, attributes, _ = refined(out)
     fsc = arrays["fsc_masked"]  # the corrected one is cut off at 0
     row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": "noise in the mask"}

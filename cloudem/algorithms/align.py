@@ -105,31 +105,30 @@ def best_of(images: IntArray) -> IntArray:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Poses that the images of a batch are believed to be near, with Gaussian priors about them.
-
-    Attributes
-    ----------
-    rotations, shifts
-        By row of the batch, (b, 3, 3), and (b, 2) in pixels.
-    turn_variance, shift_variance
-        For each axis, radians² and pixels²; infinite for none.
-    """
+    """Poses that the images of a batch are believed to be near: by row of it, (b, 3, 3), and (b, 2) in pixels."""
 
     rotations: Float64
     shifts: Float64
-    turn_variance: float
-    shift_variance: float
 
     def take(self, index: NDArray[Any]) -> Anchors:
         """Return those of some of the images."""
-        return replace(self, rotations=self.rotations[index], shifts=self.shifts[index])
+        return Anchors(self.rotations[index], self.shifts[index])
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian prior of the shift about zero: variance in pixels² (infinite for none); or of poses, about others."""
+    """Gaussian prior of the shift about zero, and of turn and shift where there are poses to be near.
+
+    Attributes
+    ----------
+    shift_variance, turn_variance
+        For each axis, pixels² and radians²; infinite for none.
+    anchors
+        The poses to be near; without them, all turns are alike.
+    """
 
     shift_variance: float
+    turn_variance: float = np.inf
     anchors: Anchors | None = None
 
     def log(self, shifts: Float64) -> Float64:
@@ -157,22 +156,18 @@ class Prior:
     @property
     def sharpness(self) -> Float64:
         """1 / variance of each of (ωx, ωy, ωz, tx, ty), (5,)."""
-        if self.anchors is None:
-            return np.array([0, 0, 0, 1, 1]) / self.shift_variance
-        shift = min(self.shift_variance, self.anchors.shift_variance)
-        return np.repeat([1 / self.anchors.turn_variance, 1 / shift], (3, 2))
+        turn = np.inf if self.anchors is None else self.turn_variance
+        return np.repeat([1 / turn, 1 / self.shift_variance], (3, 2))
 
     def log_volume(self, order: int) -> float:
         """Return the logarithm of the volume of poses among which one is, for a point group of that order.
 
         In rotation that is ``8 π² / order``, or that of the Gaussian if it is less; the shift's has ``2 π variance``.
         """
-        turn, shift = np.inf, self.shift_variance
-        if self.anchors is not None:
-            turn = self.anchors.turn_variance
-            shift = min(shift, self.anchors.shift_variance)
         turns = np.log(8 * np.pi**2 / order)
-        return float(min(turns, 1.5 * np.log(2 * np.pi * turn)) + np.log(2 * np.pi * shift))
+        if self.anchors is not None:
+            turns = min(turns, 1.5 * np.log(2 * np.pi * self.turn_variance))
+        return float(turns + np.log(2 * np.pi * self.shift_variance))
 
 
 def evaluate(

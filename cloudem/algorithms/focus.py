@@ -45,13 +45,14 @@ class Focus:
     box
         Side of the images and maps about the pivot, pixels.
     turn_variance, shift_variance
-        Of the Gaussian prior about the poses of the table, for each axis: radians² and pixels²; infinite for none.
+        Of the Gaussian prior about the poses of the table, for each axis: radians² and pixels²; 0 where it is to be
+        found.
     """
 
     pivot: tuple[int, int, int]
     box: int
-    turn_variance: float = np.inf
-    shift_variance: float = np.inf
+    turn_variance: float = 0.0
+    shift_variance: float = 0.0
 
     def about_pivot(self, axes: Float64, shifts: Float64) -> tuple[Float64, NDArray[np.int64]]:
         """Return `FocusedPoses.shifts` and ``corners`` of poses of the map.

@@ -95,7 +95,7 @@ class Dataset:
         if self.focus is None:
             return None
         rotations, shifts, _ = self.focused(indices, self.focus)
-        return Anchors(rotations, shifts, self.focus.turn_variance, self.focus.shift_variance)
+        return Anchors(rotations, shifts)
 
 
 def check_ctf(particles: Particles, url: str, box: int, pixel_size: float) -> list[str]:

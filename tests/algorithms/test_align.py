@@ -224,8 +224,8 @@ def test_neighbours_in_direction_follow_one_another() -> None:
 def test_a_prior_about_poses_has_the_gradient_of_its_logarithm() -> None:
     """By finite differences, also far from the anchor, where the rotation vector is no longer small."""
     rng, images = np.random.default_rng(5), np.array([1, 0, 1])
-    anchors = Anchors(random_rotations(2, rng), rng.normal(0, 2, (2, 2)), 0.3**2, 1.5**2)
-    prior = Prior(np.inf, anchors)
+    anchors = Anchors(random_rotations(2, rng), rng.normal(0, 2, (2, 2)))
+    prior = Prior(1.5**2, 0.3**2, anchors)
     turned = rotate(anchors.rotations[images], rng.normal(0, 0.8, (3, 3)))
     here = start_poses(images, turned, anchors.shifts[images] + rng.normal(0, 2, (3, 2)))
     gradient, step = -prior.offsets(here) * prior.sharpness, 1e-5
@@ -246,8 +246,9 @@ def test_a_prior_holds_poses_that_images_do_not() -> None:
     rng = np.random.default_rng(2)
     true = random_rotations(8, rng)
     off = rotate(true, rng.normal(0, 0.05, (8, 3)))
-    anchors, none = Anchors(off, np.zeros((8, 2)), 0.01**2, 0.5**2), np.zeros((8, 2))
+    anchors, none = Anchors(off, np.zeros((8, 2))), np.zeros((8, 2))
+    prior = Prior(0.5**2, 0.01**2, anchors)
     for noise, at in ((50.0, off), (0.05, true)):
-        found = refine(observe(true, none, noise, 3), start_poses(np.arange(8), off, none), Prior(np.inf, anchors))
+        found = refine(observe(true, none, noise, 3), start_poses(np.arange(8), off, none), prior)
         assert angle_between(found.rotations, at).max() < 0.02
     assert angle_between(off, true).mean() > 0.05

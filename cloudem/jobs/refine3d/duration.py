@@ -104,6 +104,8 @@ class Alignment:
         Å.
     non_uniform
         References are filtered from place to place.
+    subtracted
+        Whether a map is subtracted of images when they are read.
     """
 
     count: int
@@ -116,6 +118,7 @@ class Alignment:
     correction: Correction = Correction()
     pixel_size: float = 1.0
     non_uniform: bool = False
+    subtracted: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ def alignment_work(alignment: Alignment) -> Work:
         per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * box * box)
     # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
     aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
+    if alignment.subtracted:  # two maps, ready to be projected, and projections of a batch with their transforms
+        aligning += 2 * (8 * voxels + 4 * box**3)
+        per_task += BATCH * (20 * box * box + 16 * pixels)
     # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
     solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3) + cost.LOCAL_VOXEL_BYTES * alignment.non_uniform * box**3
     steps = passes(alignment, cost.EXPECTED)

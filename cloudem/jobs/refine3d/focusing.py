@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import Anchors, Poses, Prior
 from cloudem.algorithms.focus import Focus, centre_of_mass, keeps_pivot
 from cloudem.errors import ParameterError
 from cloudem.jobs.refine3d.job import Refine3D
@@ -90,6 +92,41 @@ def focus_of(job: Refine3D, mask: Float32 | None, box: int, pixel_size: float, s
             f"the pivot lies off the axes of {symmetry}, so the mates of what is refined are elsewhere; expand the "
             "particles first (cloudem expand_symmetry) and refine them in C1, or give --pivot-A 0,0,0"
         )
-    turn = math.radians(job.prior_deg) ** 2 if job.prior_deg else math.inf
-    shift = (job.prior_A / pixel_size) ** 2 if job.prior_A else math.inf
+    turn, shift = math.radians(job.prior_deg) ** 2, (job.prior_A / pixel_size) ** 2
     return Focus((x, y, z), job.window_px or box, turn, shift)
+
+
+FIRST_TURN, LEAST_TURN, LEAST_SHIFT = math.radians(10) ** 2, math.radians(0.1) ** 2, 0.05**2
+"""Variances of the priors, radians² and pixels²: of the turn in the first iteration, and the least that are found."""
+
+
+def spread_of(best: Poses, anchors: Anchors, before: Prior) -> tuple[float, float]:
+    """Return by how much poses differ from those that they are near, beyond what noise does: variances as in `Prior`.
+
+    One step of Fisher scoring for the width of a Gaussian prior (empirical Bayes: Efron & Morris 1973,
+    10.1080/01621459.1973.10481350). An image that alone would find its pose with the variance s² gives, with a prior of
+    variance σ², the offset ``K`` times as large, with ``K = σ² / (σ² + s²)``, and its posterior variance is
+    ``C = K s²``. So ``Σ (offset² - K C) / Σ K²`` is the variance of what is true.
+
+    Parameters
+    ----------
+    best
+        A pose of each image, scored with that prior.
+    anchors
+        By image, in the same order.
+    before
+        The prior.
+    """
+    count = len(best.images)
+    here = replace(best, images=np.arange(count, dtype=np.int32))
+    offset = np.square(replace(before, anchors=anchors).offsets(here))
+    floor = 1e-6 * np.einsum("caa->ca", best.precision).max(axis=1) + 1e-12
+    covariance = np.linalg.inv(best.precision + floor[:, None, None] * np.eye(5))
+    left = np.einsum("caa->ca", covariance)
+    found = []
+    for axes, variance in ((slice(0, 3), before.turn_variance), (slice(3, 5), before.shift_variance)):
+        posterior = np.clip(left[:, axes].mean(axis=1), 0, variance)
+        shrunk = 1 - posterior / variance
+        excess = float(np.sum(offset[:, axes].mean(axis=1) - shrunk * posterior))
+        found.append(excess / max(float(np.sum(shrunk**2)), 1e-9))
+    return float(np.clip(found[0], LEAST_TURN, FIRST_TURN)), max(found[1], LEAST_SHIFT)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import Anchors, Prior, best_of
 from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.expectation import IterationPlan
 from cloudem.algorithms.focus import Focus
@@ -46,6 +47,7 @@ from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, micrograph_numbers, open_for_tasks
 from cloudem.jobs.iterative import IterationResult
 from cloudem.jobs.preview import Preview, finest_spectrum, previews_of_halves
+from cloudem.jobs.refine3d.focusing import spread_of
 from cloudem.jobs.refine3d.held_out import HeldOut, ask_held_out
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.refine3d.judging import judged
@@ -64,6 +66,7 @@ from cloudem.jobs.refine3d.tasks import (
     REFERENCE_PIECES,
     Aligned,
     Checkpoint,
+    Found,
     Item,
     Placed,
     align_group,
@@ -122,11 +125,6 @@ class Run:
         """The particles, open on every worker."""
         with labelled(step="open"):
             return self.executor.spread(open_for_tasks, self.job.particles, self.focus, local=itself)
-
-    @property
-    def known_variance(self) -> float:
-        """Variance of the shifts along one axis that the user stated, pixels²; 0 where it is found as it goes."""
-        return self.focus.shift_variance if self.focus is not None and np.isfinite(self.focus.shift_variance) else 0.0
 
     def not_beyond(self, state: State) -> float:
         """Return the resolution in Å that none better than is claimed, 0 once signal beyond the start was shown."""
@@ -289,9 +287,11 @@ def solve_halves(
     scale = before.scale
     if run.job.correct_scale:
         scale = intensities(scale, micrograph_numbers(run.dataset.particles), found, judgement.keep)
+    shift_width, turn_width = prior_variances(run, state.iteration, before, found)
     checkpoint = Checkpoint(
         sigma2=np.array([noise_variance(part[:, :-1], part[:, -1], s.box) for part in noise]),
-        shift_variance=np.array([run.known_variance or shift_variance(part) for part in found]),
+        shift_variance=shift_width,
+        turn_variance=turn_width,
         half_set=before.half_set,
         scale=scale,
         settled=before.settled | (bool(plan.k_search) & ~change.jumped),
@@ -301,6 +301,34 @@ def solve_halves(
     )
     placed = [part.inserted for part in found]
     return Outcome(checkpoint, references, observed, after, maps, curves, held_out.by_shell, judgement, placed)
+
+
+def prior_variances(
+    run: Run, iteration: int, before: Checkpoint, found: Sequence[Found]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the variances of shift and turn in each half-set's prior for the next iteration, as in a `Checkpoint`.
+
+    They stay as they are in the first iteration, whose references may hold the images themselves without saying how
+    much, and then go half of the way, as logarithms: a prior that has become narrow holds images in the poses in which
+    they are in the reference, and would seem right.
+    """
+    focus = run.focus
+    if focus is None:
+        shifts = np.array([shift_variance(part) for part in found])
+        return shifts, before.turn_variance
+    turns, shifts = np.full((2, 2), (focus.turn_variance, focus.shift_variance)).T.copy()
+    for half, part in enumerate(found):
+        best = part.poses.take(best_of(part.poses.images))
+        at = run.dataset.focused(best.images, focus)
+        prior = Prior(float(before.shift_variance[half]), float(before.turn_variance[half]))
+        turn, shift = spread_of(best, Anchors(at.rotations, at.shifts), prior)
+        if iteration == 1:
+            turn, shift = prior.turn_variance, prior.shift_variance
+        turns[half] = focus.turn_variance or np.sqrt(turn * prior.turn_variance)
+        shifts[half] = focus.shift_variance or np.sqrt(shift * prior.shift_variance)
+    said = f"{np.degrees(np.sqrt(turns)).round(2)}°, {(run.settings.pixel_size * np.sqrt(shifts)).round(2)} Å"
+    run.context.log.debug("standard deviations of the priors of both half-sets: %s", said)
+    return shifts, turns
 
 
 def show_preview(run: Run, state: State, halves: Sequence[Shared[Float32]], curves: FscCurves) -> None:

@@ -102,14 +102,15 @@ class Refine3D(IterativeJob):
     )
     prior_deg: float = parameter(
         0.0,
-        meaning="with --local, standard deviation about each axis by which poses may have turned from the existing "
-        "ones; 0: any turn",
+        meaning="with --local and a mask or pivot, standard deviation about each axis by which poses have turned from "
+        "the existing ones; 0: found as it goes",
         ge=0,
         le=180,
     )
     prior_A: float = parameter(
         0.0,
-        meaning="with --local, standard deviation along each axis by which they may have shifted; 0: found as it goes",
+        meaning="with --local and a mask or pivot, standard deviation along each axis by which they have shifted; 0: "
+        "found as it goes",
         ge=0,
     )
     window_px: int = parameter(
@@ -178,12 +179,16 @@ class Refine3D(IterativeJob):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
+        from cloudem.io.exporting import is_subtracted
         from cloudem.jobs.refine3d.duration import Alignment
 
         box = self.window_px or particles.box
         settings = self.settings(box, particles.pixel_size)
         where = (particles.count, box, self._planned_symmetry(), self.group_size, particles.remote)
-        return Alignment(*where, settings, self.local, pixel_size=particles.pixel_size, non_uniform=self.non_uniform)
+        less = is_subtracted(self.particles)
+        return Alignment(
+            *where, settings, self.local, pixel_size=particles.pixel_size, non_uniform=self.non_uniform, subtracted=less
+        )
 
     def _planned_symmetry(self) -> str:
         """Return the point group that is planned for: C1, which costs most, where a step before is to find it."""

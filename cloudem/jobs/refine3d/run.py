@@ -195,7 +195,8 @@ def finish(run: Run, outcome: Outcome, iteration: int, ended: str, wall: float) 
     assert maps is not None and maps.whole is not None  # noqa: S101, PT018 - the last iteration has them
     halves = np.stack([fetch(half) for half in maps.halves])
     mask, whole = np.maximum(*(fetch(mask) for mask in maps.masks)), fetch(maps.whole)
-    if not start and (sentence := size_in_doubt(run, halves)):
+    # a part that moves changes its size as its motion is followed
+    if not start and run.focus is None and (sentence := size_in_doubt(run, halves)):
         run.context.progress.warning(sentence)
     held_out, last = last_answers(run.url, outcome.held_out, iteration), s.box // 2 - 1
     if run.focus is not None:  # the result lies where the reference did

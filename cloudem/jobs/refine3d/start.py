@@ -23,6 +23,7 @@ from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import clear, commit, drop_unnamed, source_of
 from cloudem.jobs.maps import fitted, read_start_map, result_map
 from cloudem.jobs.provenance import job_record
+from cloudem.jobs.refine3d.focusing import FIRST_TURN
 from cloudem.jobs.refine3d.iteration import Float32, Run, share
 from cloudem.jobs.refine3d.poses import no_poses, table_poses
 from cloudem.jobs.refine3d.solving import MASK
@@ -69,7 +70,8 @@ def begin(run: Run) -> State:
     state = replace(first_state(s), search=not job.local)
     start = Checkpoint(
         sigma2=sigma2,
-        shift_variance=np.full(2, run.known_variance or s.shift_range**2),
+        shift_variance=np.full(2, (run.focus and run.focus.shift_variance) or s.shift_range**2),
+        turn_variance=np.full(2, (run.focus and run.focus.turn_variance) or FIRST_TURN),
         half_set=halves,
         scale=np.ones(len(halves)),
         settled=np.zeros(len(halves), bool),

@@ -91,8 +91,8 @@ class Checkpoint:
     ----------
     sigma2
         (2, g, n // 2 + 1).
-    shift_variance
-        (2,), pixels².
+    shift_variance, turn_variance
+        (2,), pixels² and radians²; of the priors of both half-sets (`cloudem.algorithms.align.Prior`).
     half_set, scale, settled, keep
         (N,); see :class:`cloudem.algorithms.batch.Batch`.
     view_gradient
@@ -105,6 +105,7 @@ class Checkpoint:
 
     sigma2: NDArray[np.float64]
     shift_variance: NDArray[np.float64]
+    turn_variance: NDArray[np.float64]
     half_set: NDArray[np.int8]
     scale: NDArray[np.float64]
     settled: NDArray[np.bool_]
@@ -148,6 +149,7 @@ class Reference(NamedTuple):
     k_max: int
     sigma2: NDArray[np.float64]
     shift_variance: float
+    turn_variance: float
     own_share: NDArray[np.float64]
     view_gradient: NDArray[np.float16]
 
@@ -157,11 +159,12 @@ def read_reference(url: str, half: int, plan: IterationPlan) -> Reference:
     with purpose("reference"):
         names = (read_attributes(url, CHECKPOINT) or {})["references"]
         written = read_group(url, f"{REFERENCES}/{names[half - 1]}")[0]
-        rows = read_rows(url, CHECKPOINT, ["sigma2", "shift_variance", "view_gradient"], half - 1, half)
+        needed = ["sigma2", "shift_variance", "turn_variance", "view_gradient"]
+        rows = read_rows(url, CHECKPOINT, needed, half - 1, half)
     k_max = max(plan.k_score, plan.k_search + MARGIN)
     values = pack_reference(reference_volume(written["map"], k_max), k_max, padded_box(plan.box) / plan.box)
-    shift_variance = float(rows["shift_variance"][0])
-    return Reference(values, k_max, rows["sigma2"][0], shift_variance, written["own_share"], rows["view_gradient"][0])
+    variances = float(rows["shift_variance"][0]), float(rows["turn_variance"][0])
+    return Reference(values, k_max, rows["sigma2"][0], *variances, written["own_share"], rows["view_gradient"][0])
 
 
 def cut_reference(reference: Reference, number: int, count: int) -> Reference:
@@ -191,7 +194,7 @@ def model_of(reference: Reference, plan: IterationPlan, symmetry: str) -> Model:
         volume,
         grid,
         reference.sigma2,
-        Prior(reference.shift_variance),
+        Prior(reference.shift_variance, reference.turn_variance),
         group,
         reference.own_share,
         reference.view_gradient,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cloudem.algorithms.align import Anchors, Prior, start_poses
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.errors import ParameterError
 from cloudem.io.formats.mrc_writer import write_volume
 from cloudem.io.storage.groups import read_group
 from cloudem.io.storage.tables import table_from_arrays
 from cloudem.jobs.reconstruct.job import Reconstruct
+from cloudem.jobs.refine3d.focusing import spread_of
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.particles import Particles
@@ -116,3 +118,24 @@ def test_what_makes_no_sense_is_refused(aside: Aside, tmp_path: Path) -> None:
             aside.job(tmp_path / "out", **options).preflight()
     with pytest.raises(ParameterError, match="off the axes of C2"):
         run(aside.job(tmp_path / "out", symmetry="C2"))
+
+
+@pytest.mark.parametrize("true", [0.0, 1.0, 4.0])
+def test_how_far_poses_have_moved_is_found_beyond_their_noise(true: float) -> None:
+    """Of posterior modes with any prior: those shrink, and what is left of the noise in them is known."""
+    rng, count, radian = np.random.default_rng(1), 4000, np.radians(1.0)
+    noise = radian * rng.uniform(1, 3, count)  # images differ in what they know
+    for sigma in (2 * radian, 6 * radian):
+        shrink = sigma**2 / (sigma**2 + noise**2)
+        moved = true * radian * rng.standard_normal((count, 3)) + noise[:, None] * rng.standard_normal((count, 3))
+        turns, shifts = shrink[:, None] * moved, shrink[:, None] * moved[:, :2] / radian
+        precision = np.zeros((count, 5, 5))
+        for axis in range(5):
+            unit = 1.0 if axis < 3 else radian
+            precision[:, axis, axis] = (1 / noise**2 + 1 / sigma**2) * unit**2
+        start = np.tile(np.eye(3), (count, 1, 1))
+        best = replace(start_poses(np.arange(count), rotate(start, turns), shifts), precision=precision)
+        anchors = Anchors(start, np.zeros((count, 2)))
+        turn, shift = spread_of(best, anchors, Prior((sigma / radian) ** 2, sigma**2))
+        assert np.degrees(np.sqrt(turn)) == pytest.approx(max(true, 0.1), abs=0.3)
+        assert np.sqrt(shift) == pytest.approx(true, abs=0.4)
