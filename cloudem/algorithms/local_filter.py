@@ -17,7 +17,7 @@ from cloudem.algorithms.local_agreement import agreements, bands_up_to, recombin
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.resolution import fsc_weight
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import Band
+from cloudem.kernels.bands import SoftBand
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -50,7 +50,7 @@ class LocalGains(NamedTuple):
         Mean share of each shell that the filter leaves inside the mask of either half-map, (2, n // 2 + 1).
     """
 
-    bands: Sequence[Band]
+    bands: Sequence[SoftBand]
     gains: Sequence[Float32 | None]
     snr: Float64
     passed: Float64

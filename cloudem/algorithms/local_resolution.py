@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.local_agreement import (
     RATIO,
     SLAB,
-    add_weighted,
+    add_with_gain,
     agreements,
     bands_up_to,
     map_from,
@@ -92,7 +92,7 @@ def local_resolution(first: Float32, second: Float32, pixel_size: float, thresho
             part = slice(z, min(z + SLAB, n))
             values = on_finer_grid(agreement, z, part.stop, n)
             lower_crossings(values, before[part], (low, band.centre), threshold, crossed[part])
-        add_weighted(total, mean, band, believed(agreement))
+        add_with_gain(total, mean, band, believed(agreement))
         low = band.centre
     np.copyto(crossed, n / 2, where=crossed == 0)
     np.clip(crossed, bands[0].centre, n / 2, out=crossed)
