@@ -19,12 +19,11 @@ from cloudem.algorithms.local_agreement import (
     BandAgreement,
     add_with_gain,
     agreements,
-    bands_up_to,
     map_from,
     transform_of,
 )
 from cloudem.algorithms.local_filter import at_voxels, believed
-from cloudem.algorithms.local_resolution import coarsest_shell
+from cloudem.algorithms.local_resolution import bands_to_nyquist
 from cloudem.conventions import FSC_THRESHOLD
 from cloudem.kernels.bands import SoftBand, on_finer_grid
 
@@ -76,7 +75,7 @@ def sharpened_locally(
         Fit the B-factor from place to place; otherwise the given one counts everywhere.
     """
     n = len(first)
-    bands = bands_up_to(coarsest_shell(n, pixel_size), n / 2)
+    bands = bands_to_nyquist(n, pixel_size)
     spectra = transform_of(first), transform_of(second)
     found = list(agreements(spectra, bands))
     s2 = np.array([(band.centre / (n * pixel_size)) ** 2 for band in bands])
