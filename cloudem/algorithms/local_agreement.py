@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from cloudem.kernels.bands import Band, add_band, cut_band, on_finer_grid, smoothed_correlation
+from cloudem.kernels.bands import SoftBand, add_band, cut_band, on_finer_grid, smoothed_correlation
 from cloudem.kernels.pruned import frequencies
 from cloudem.kernels.slices import fast_even
 
@@ -65,7 +65,7 @@ class BandAgreement(NamedTuple):
     power: Float32
 
 
-def bands_up_to(first: float, last: float, ratio: float = RATIO) -> list[Band]:
+def bands_up_to(first: float, last: float, ratio: float = RATIO) -> list[SoftBand]:
     """Return bands whose centres go from a shell to another one, each `ratio` or one shell beyond the one before.
 
     Parameters
@@ -79,10 +79,10 @@ def bands_up_to(first: float, last: float, ratio: float = RATIO) -> list[Band]:
     while (following := max(centres[-1] * ratio, centres[-1] + 1)) <= last * ratio**0.5:
         centres.append(following)
     edges = [0.0, *centres, np.inf]
-    return [Band(*edges[i : i + 3]) for i in range(len(centres))]
+    return [SoftBand(*edges[i : i + 3]) for i in range(len(centres))]
 
 
-def band_size(band: Band, box: int) -> int:
+def band_size(band: SoftBand, box: int) -> int:
     """Return the edge of the grid that holds a band, voxels."""
     return min(fast_even(int(np.ceil(GRID * band.centre)) + 2), box) if np.isfinite(band.above) else box
 
@@ -92,7 +92,7 @@ def transform_of(volume: Float32) -> Complex64:
     return np.asarray(fft.rfftn(np.asarray(volume, np.float32)), np.complex64)
 
 
-def band_map(spectrum: Complex64, band: Band, size: int) -> Float32:
+def band_map(spectrum: Complex64, band: SoftBand, size: int) -> Float32:
     """Return a band of a map on a grid with that edge, (size, size, size)."""
     part = fft.irfftn(cut_band(spectrum, band, size), s=(size,) * 3, overwrite_x=True)
     part *= np.float32((size / len(spectrum)) ** 3)
@@ -119,7 +119,7 @@ def windowed(values: Float32, window: Float64, size: int) -> Float32:
 
 
 def agreements(
-    spectra: tuple[Complex64, Complex64], bands: Sequence[Band], first: int = 0, waves: float = WINDOW_WAVES
+    spectra: tuple[Complex64, Complex64], bands: Sequence[SoftBand], first: int = 0, waves: float = WINDOW_WAVES
 ) -> Iterator[BandAgreement]:
     """Yield how two half-maps agree, one band after the other.
 
@@ -149,7 +149,7 @@ def agreements(
         yield BandAgreement(number, smoothed_correlation(product, own, others, floor), power)
 
 
-def add_weighted(total: Complex64, spectrum: Complex64, band: Band, gain: Float32) -> None:
+def add_with_gain(total: Complex64, spectrum: Complex64, band: SoftBand, gain: Float32) -> None:
     """Add a band of a map, times a gain that varies from place to place, to a spectrum, in place.
 
     Parameters
@@ -176,12 +176,12 @@ def map_from(spectrum: Complex64) -> Float32:
     return np.asarray(fft.irfftn(spectrum, s=(len(spectrum),) * 3, overwrite_x=True), np.float32)
 
 
-def recombined(spectrum: Complex64, bands: Sequence[Band], gains: Sequence[Float32 | None]) -> Float32:
-    """Return a map whose bands were each multiplied by a gain: as for `add_weighted`, or None for 1."""
+def recombined(spectrum: Complex64, bands: Sequence[SoftBand], gains: Sequence[Float32 | None]) -> Float32:
+    """Return a map whose bands were each multiplied by a gain: as for `add_with_gain`, or None for 1."""
     total = np.zeros_like(spectrum)
     for band, gain in zip(bands, gains, strict=True):
         if gain is None:
             add_band(total, cut_band(spectrum, band, band_size(band, len(spectrum))), 1.0)
         else:
-            add_weighted(total, spectrum, band, gain)
+            add_with_gain(total, spectrum, band, gain)
     return map_from(total)

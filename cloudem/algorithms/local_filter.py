@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.local_agreement import agreements, bands_up_to, recombined, transform_of
+from cloudem.algorithms.local_agreement import RATIO, agreements, bands_up_to, recombined, transform_of
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.resolution import fsc_weight
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import Band
+from cloudem.kernels.bands import SoftBand
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -50,7 +50,7 @@ class LocalGains(NamedTuple):
         Mean share of each shell that the filter leaves inside the mask of either half-map, (2, n // 2 + 1).
     """
 
-    bands: Sequence[Band]
+    bands: Sequence[SoftBand]
     gains: Sequence[Float32 | None]
     snr: Float64
     passed: Float64
@@ -83,22 +83,26 @@ def local_gains(
     last, seam = float(np.flatnonzero(snr)[-1]) if snr.any() else 0.0, box * pixel_size / LOCAL_FROM_A
     if last < seam + FEWEST_SHELLS:
         return None
-    bands = bands_up_to(seam, last)
+    # one band more, which is not measured: in the last one all higher shells, of noise, would count
+    bands = bands_up_to(seam, last * RATIO)
     gains: list[Float32 | None] = [None]
     shells = np.arange(len(snr), dtype=np.float64)
     uniform = snr / (1 + snr)
     best = bands[0].weight(shells) * uniform
     passed = np.stack([best, best])
-    for found in agreements((transform_of(first), transform_of(second)), bands, 1):
+    means, most = [0.0, 0.0], 0.0
+    for found in agreements((transform_of(first), transform_of(second)), bands[:-1], 1):
         kept = np.maximum((found.agreement - CHANCE) / (1 - CHANCE), 0)
         weights = [at_voxels(mask, len(kept)) for mask in (first_mask, second_mask)]
         inside = np.maximum(*weights) > 0.5
         most = float(np.percentile(kept[inside], BEST)) if inside.any() else 0.0
         gains.append(np.asarray(np.minimum(kept / max(most, 1e-6), 1), np.float32))
+        means = [float(np.average(np.minimum(kept, most), weights=weight + 1e-12)) for weight in weights]
         share = bands[found.number].weight(shells)
-        best = best + share * most
-        for half, weight in enumerate(weights):
-            passed[half] += share * float(np.average(np.minimum(kept, most), weights=weight + 1e-12))
+        best, passed = best + share * most, passed + share * np.array(means)[:, None]
+    share = bands[-1].weight(shells)
+    best, passed = best + share * most, passed + share * np.array(means)[:, None]
+    gains.append(gains[-1])
     passes = snr > 0
     return LocalGains(bands, gains, np.where(passes, signal_to_noise(best), 0.0), passed * passes)
 

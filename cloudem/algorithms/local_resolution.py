@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.local_agreement import (
     RATIO,
     SLAB,
-    add_weighted,
+    add_with_gain,
     agreements,
     bands_up_to,
     map_from,
@@ -25,7 +25,7 @@ from cloudem.algorithms.local_filter import believed
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.resolution import randomise_phases
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import lower_crossings, on_finer_grid
+from cloudem.kernels.bands import SoftBand, lower_crossings, on_finer_grid
 from cloudem.kernels.shells import crossing, fourier_shell_correlation
 from cloudem.kernels.slices import fast_even
 
@@ -65,6 +65,11 @@ def coarsest_shell(box: int, pixel_size: float) -> float:
     return min(max(box * pixel_size / COARSEST_A, FEWEST_WAVES), box / 4)
 
 
+def bands_to_nyquist(box: int, pixel_size: float) -> list[SoftBand]:
+    """Return the bands of a map that are looked at; the corners beyond Nyquist belong to none."""
+    return bands_up_to(coarsest_shell(box, pixel_size), box / 2 * RATIO)[:-1]
+
+
 def local_resolution(first: Float32, second: Float32, pixel_size: float, threshold: float = FSC_THRESHOLD) -> LocalMap:
     """Return where the local agreement of two half-maps falls below a threshold, and their mean filtered by it.
 
@@ -81,7 +86,7 @@ def local_resolution(first: Float32, second: Float32, pixel_size: float, thresho
         Between 0 and 1.
     """
     n = len(first)
-    bands = bands_up_to(coarsest_shell(n, pixel_size), n / 2)
+    bands = bands_to_nyquist(n, pixel_size)
     spectra = transform_of(first), transform_of(second)
     crossed, before = np.zeros((n, n, n), np.float32), np.ones((n, n, n), np.float32)
     mean = (spectra[0] + spectra[1]) / np.float32(2)
@@ -92,7 +97,7 @@ def local_resolution(first: Float32, second: Float32, pixel_size: float, thresho
             part = slice(z, min(z + SLAB, n))
             values = on_finer_grid(agreement, z, part.stop, n)
             lower_crossings(values, before[part], (low, band.centre), threshold, crossed[part])
-        add_weighted(total, mean, band, believed(agreement))
+        add_with_gain(total, mean, band, believed(agreement))
         low = band.centre
     np.copyto(crossed, n / 2, where=crossed == 0)
     np.clip(crossed, bands[0].centre, n / 2, out=crossed)

@@ -17,16 +17,15 @@ from cloudem.algorithms.local_agreement import (
     RATIO,
     SLAB,
     BandAgreement,
-    add_weighted,
+    add_with_gain,
     agreements,
-    bands_up_to,
     map_from,
     transform_of,
 )
 from cloudem.algorithms.local_filter import at_voxels, believed
-from cloudem.algorithms.local_resolution import coarsest_shell
+from cloudem.algorithms.local_resolution import bands_to_nyquist
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import Band, on_finer_grid
+from cloudem.kernels.bands import SoftBand, on_finer_grid
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -76,7 +75,7 @@ def sharpened_locally(
         Fit the B-factor from place to place; otherwise the given one counts everywhere.
     """
     n = len(first)
-    bands = bands_up_to(coarsest_shell(n, pixel_size), n / 2)
+    bands = bands_to_nyquist(n, pixel_size)
     spectra = transform_of(first), transform_of(second)
     found = list(agreements(spectra, bands))
     s2 = np.array([(band.centre / (n * pixel_size)) ** 2 for band in bands])
@@ -88,12 +87,12 @@ def sharpened_locally(
     total = np.zeros_like(mean)
     for number, agreement, _ in found:
         boost = np.exp(np.minimum(at_voxels(local, len(agreement)) * np.float32(s2[number] / 4), 40))
-        add_weighted(total, mean, bands[number], believed(agreement) * boost)
+        add_with_gain(total, mean, bands[number], believed(agreement) * boost)
     return LocallySharpened(map_from(total), local)
 
 
 def local_b_factors(
-    found: Sequence[BandAgreement], bands: Sequence[Band], s2: Float64, start: int, b_factor: float
+    found: Sequence[BandAgreement], bands: Sequence[SoftBand], s2: Float64, start: int, b_factor: float
 ) -> Float32:
     """Return B-factors on the grid of the last band's agreement, Å², between 0 and `MOST_A2` above that of the whole.
 
@@ -129,7 +128,7 @@ def local_b_factors(
     return np.asarray(np.clip(b_factor - 4 * slope, 0, max(b_factor, 0) + MOST_A2), np.float32)
 
 
-def band_power(band: Band) -> float:
+def band_power(band: SoftBand) -> float:
     """Return the power that a band has of white noise: the sum of its squared weights over all frequencies."""
     last = band.above if np.isfinite(band.above) else band.centre * RATIO
     k = np.linspace(band.below, last, 200)

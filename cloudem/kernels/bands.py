@@ -15,7 +15,7 @@ Float64 = NDArray[np.float64]
 Complex64 = NDArray[np.complex64]
 
 
-class Band(NamedTuple):
+class SoftBand(NamedTuple):
     """A soft band of frequencies, in shells: it rises from the centre of the band below and falls to that above.
 
     Attributes
@@ -43,7 +43,7 @@ class Band(NamedTuple):
 
 
 @kernel
-def cut_band(spectrum: Complex64, band: Band, size: int) -> Complex64:
+def cut_band(spectrum: Complex64, band: SoftBand, size: int) -> Complex64:
     """Return the band of a map's transform, for a grid of fewer voxels along each edge.
 
     Parameters

@@ -19,7 +19,7 @@ from cloudem.algorithms.local_resolution import local_resolution, spherical_reso
 from cloudem.algorithms.local_sharpening import sharpened_locally
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.resolution import frequency_radius, masked_fsc
-from cloudem.kernels.bands import Band
+from cloudem.kernels.bands import SoftBand
 
 Float32 = NDArray[np.float32]
 BOX, PIXEL = 64, 2.0
@@ -47,7 +47,7 @@ def sharp_and_blurred(blur_A2: float, level: float) -> tuple[Float32, Float32, F
     return truth, truth + noise(2, level=level), truth + noise(3, level=level)
 
 
-def reference_agreement(first: Float32, second: Float32, band: Band, waves: float) -> NDArray[np.float64]:
+def reference_agreement(first: Float32, second: Float32, band: SoftBand, waves: float) -> NDArray[np.float64]:
     """Return the local agreement in float64, on the map's own grid, by SciPy's Gaussian filter."""
     weight = band.weight(frequency_radius(len(first)).astype(np.float64))
     one, other = (

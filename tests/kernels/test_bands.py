@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from cloudem.kernels.bands import (
-    Band,
+    SoftBand,
     add_band,
     cut_band,
     lower_crossings,
@@ -17,7 +17,7 @@ from cloudem.kernels.bands import (
 )
 from tests.conftest import Twin
 
-BANDS = [Band(0.0, 3.0, 4.0), Band(3.0, 4.0, 5.5), Band(4.0, 5.5, np.inf)]
+BANDS = [SoftBand(0.0, 3.0, 4.0), SoftBand(3.0, 4.0, 5.5), SoftBand(4.0, 5.5, np.inf)]
 
 
 def spectrum_of(n: int, seed: int = 0) -> NDArray[np.complex64]:
@@ -32,7 +32,7 @@ def test_weights_of_bands_make_one_everywhere() -> None:
 
 @pytest.mark.parametrize("band", BANDS)
 @pytest.mark.parametrize("size", [12, 16, 20])
-def test_a_band_is_that_of_the_whole_transform(twin: Twin, band: Band, size: int) -> None:
+def test_a_band_is_that_of_the_whole_transform(twin: Twin, band: SoftBand, size: int) -> None:
     """Against the map of the weighted transform in float64, at the voxels of the smaller grid: 1e-5."""
     n = 20
     spectrum = spectrum_of(n)

@@ -9,13 +9,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.kernels.bands import Band
+from cloudem.kernels.bands import SoftBand
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 Array = NDArray[Any]
 
 
-def cut_band(spectrum: Array, band: Band, size: int) -> Array:
+def cut_band(spectrum: Array, band: SoftBand, size: int) -> Array:
     """Twin of :func:`cloudem.kernels.bands.cut_band`."""
     cut = np.zeros((size, size, size // 2 + 1), np.complex64)
     _cut_band(np.ascontiguousarray(spectrum), *(float(shell) for shell in band), cut)
