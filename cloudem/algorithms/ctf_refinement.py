@@ -5,6 +5,7 @@ Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,6 +164,36 @@ def without(values: Float64, precision: Float64, dropped: NDArray[np.bool_], fre
 def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     """Return what keeps directions of which images know nothing from making a matrix singular."""
     return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
+
+
+MOST_AHEAD = 0.75
+"""Share of a move, at most, that is taken to be left of the one after it."""
+
+
+def looked_ahead(history: Sequence[Float64], precision: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return where three successive cycles lead to, (14,), if each family's moves go on to shrink as they did.
+
+    A map holds part of the aberrations with which it was made, so that each cycle finds the same share of what is left
+    (Aitken's extrapolation).
+
+    Parameters
+    ----------
+    history
+        Parameters of a group after three cycles up to the same frequency, (14,) each.
+    precision, free
+        As for :func:`judge_aberrations`.
+    """
+    first, second = history[1] - history[0], history[2] - history[1]
+    out = history[2].copy()
+    for _, places in FAMILIES:
+        here = [place for place in places if free[place]]
+        if here:
+            weight = precision[np.ix_(here, here)]
+            size = float(first[here] @ weight @ first[here])
+            left = float(second[here] @ weight @ first[here]) / size if size > 0 else 0.0
+            left = min(max(left, 0.0), MOST_AHEAD)
+            out[here] += left / (1 - left) * second[here]
+    return out
 
 
 @dataclass(frozen=True)

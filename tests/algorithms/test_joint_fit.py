@@ -9,6 +9,7 @@ from cloudem.algorithms.ctf_refinement import (
     cubic_terms,
     group_step,
     judge_aberrations,
+    looked_ahead,
     odd_terms_before,
     quartic_terms,
     refined_defocus,
@@ -82,6 +83,17 @@ def test_without_a_parameter_the_others_are_where_they_would_be_fitted() -> None
     dropped = np.arange(14) % 3 == 0
     wanted, _ = group_step(precision, gradient, ~dropped)
     np.testing.assert_allclose(without(values, precision, dropped, ~dropped), wanted, atol=1e-6)
+
+
+def test_moves_that_shrink_evenly_are_followed_to_their_end() -> None:
+    left = np.array([0.3, 0.3, 0.5, 0.6, 0.6, 0.1, 0.1, 0.7, 0.7, 0.4, 0.2, 0.2, 0.5, 0.5])
+    history = [VALUES * (1 - left**number) for number in (1, 2, 3)]
+    free = np.arange(14) != 2
+    found = looked_ahead(history, np.eye(14), free)
+    np.testing.assert_allclose(found[free], VALUES[free])
+    assert found[2] == history[2][2]
+    back = looked_ahead([VALUES, 0 * VALUES, VALUES], np.eye(14), free)  # moves that turn round
+    np.testing.assert_array_equal(back, VALUES)
 
 
 def test_what_is_four_standard_errors_away_is_believed_and_what_is_two_is_not() -> None:

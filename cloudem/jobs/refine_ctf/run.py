@@ -22,6 +22,7 @@ from cloudem.algorithms.ctf_refinement import (
     covariance,
     group_step,
     judge_aberrations,
+    looked_ahead,
     phase_pictures,
     refined_defocus,
     refined_optics,
@@ -84,6 +85,9 @@ jump by some thousandths where a window reaches the next voxels."""
 
 NOISE_STRIDE, MANY = 4, 1000
 """Every how many-th image the noise is measured on, where that leaves so many."""
+
+LOOKED_AT = 3
+"""Cycles up to the same limit after which their moves are extrapolated."""
 
 MOST_MAGNIFICATION = 0.06
 """By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
@@ -190,6 +194,7 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
     fit, length, mask, limit = start_fit(run), run.box * run.pixel_size, None, 0
     sums: PhaseSums | None = None
     cycle, finished = 0, False
+    history: list[Float64] = []  # of cycles up to the same limit
     while True:
         began = time.monotonic()
         maps = rebuilt(run, fit, mask)
@@ -210,7 +215,12 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
         compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
         passes, gain = fit_aberrations(run, fit, maps)
         finished = cycle == job.cycles or (maps.limit <= limit and moved_most(fit, last) < ENOUGH)
+        history = [*(history if maps.limit == limit else []), fit.change.copy()]
         limit = maps.limit
+        if len(history) == LOOKED_AT and not finished:
+            steps = zip(*history, strict=True)
+            fit.change = np.array([looked_ahead(*each) for each in zip(steps, fit.precision, fit.free, strict=True)])
+            history = []
         if finished:
             passes += believe(run, fit, maps, gain)
             sums = compared(run, fit, maps)
