@@ -98,9 +98,11 @@ def open_dataset(url: str) -> Dataset:
         phase_shift=particles.get("phase_shift", 0.0),
         b_factor=particles.get("ctf_b_factor", 0.0),
     )
-    terms = terms_with(terms, particles.optics, group)
+    seen = set(group.tolist())  # what a group without particles says is nobody's concern
+    optics = [one if number in seen else replace(one, extra={}) for number, one in enumerate(particles.optics)]
+    terms = terms_with(terms, optics, group)
     scale = particles.get("ctf_scale", 1.0).astype(np.float64)
-    return Dataset(store, particles, terms, scale, group, aberrations_of(particles.optics))
+    return Dataset(store, particles, terms, scale, group, aberrations_of(optics))
 
 
 def open_for_tasks(url: str) -> Dataset:

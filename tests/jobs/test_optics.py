@@ -40,11 +40,11 @@ def curve_of(particles: Path, out: Path) -> np.ndarray:
     return fourier_shell_correlation(read_group(str(out), "result")[0]["map_unfiltered"], molecule())[1 : BOX // 2 - 1]
 
 
-def without(particles: Path, out: Path, optics: OpticsGroup) -> Path:
-    """Return the same particles with another optics group."""
+def without(particles: Path, out: Path, *optics: OpticsGroup) -> Path:
+    """Return the same particles, all of the first of other optics groups."""
     store = open_particles(str(particles))
     images = store.read_images(np.arange(len(store)))
-    table = replace(store.particles, optics=(optics,))
+    table = replace(store.particles, optics=optics)
     write_particles(str(out), table, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
     return out
 
@@ -73,6 +73,14 @@ def test_what_cannot_be_applied_is_refused(
     store = without(simulated, tmp_path / "wrong.zarr", optics)
     with pytest.raises(CloudemError, match=message):
         open_dataset(str(store))
+
+
+def test_a_group_without_particles_says_nothing(simulated: Path, tmp_path: Path) -> None:
+    optics = open_particles(str(simulated)).particles.optics[0]
+    wrong = replace(optics, extra={"rlnMagMat00": "3"})
+    dataset = open_dataset(str(without(simulated, tmp_path / "unused.zarr", optics, wrong)))
+    assert dataset.aberrations.odd is not None
+    assert dataset.aberrations.of(np.array([1])).tolist() == [[[1, 0], [0, 1]]]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
