@@ -5,13 +5,12 @@ Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import linalg, ndimage, stats
 
 from cloudem.algorithms.aberrations import even_terms
 from cloudem.algorithms.joint_fit import Fitted, ImageOptics, Pictures, phases_of
@@ -166,33 +165,35 @@ def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
 
 
-MOST_AHEAD = 0.75
-"""Share of a move, at most, that is taken to be left of the one after it."""
+MOST_AHEAD = 4.0
+"""By how much a move is lengthened at most, in any direction."""
 
 
-def looked_ahead(history: Sequence[Float64], precision: Float64, free: NDArray[np.bool_]) -> Float64:
-    """Return where three successive cycles lead to, (14,), if each family's moves go on to shrink as they did.
+def looked_ahead(moved: Float64, precision: Float64, felt: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return how far a group's parameters have to move, (14,), of how far they moved against a map of the same images.
 
-    A map holds part of the aberrations with which it was made, so that each cycle finds the same share of what is left
-    (Aitken's extrapolation).
+    Each image has its part in the map, with the aberrations that it had when the map was made: in a shell of FSC f, a
+    share of 1 - f of what it is compared with agrees with it where it was. Against that map it moves by
+    ``H⁻¹ sum f H_k`` of what is left, shell by shell; the inverse is what this returns.
 
     Parameters
     ----------
-    history
-        Parameters of a group after three cycles up to the same frequency, (14,) each.
-    precision, free
-        As for :func:`judge_aberrations`.
+    moved
+        Of each of the 14 parameters.
+    precision, felt
+        Matrix of the profile likelihood, (14, 14), and the same with the shells weighted by their FSC.
+    free
+        Which parameters are fitted.
     """
-    first, second = history[1] - history[0], history[2] - history[1]
-    out = history[2].copy()
-    for _, places in FAMILIES:
-        here = [place for place in places if free[place]]
-        if here:
-            weight = precision[np.ix_(here, here)]
-            size = float(first[here] @ weight @ first[here])
-            left = float(second[here] @ weight @ first[here]) / size if size > 0 else 0.0
-            left = min(max(left, 0.0), MOST_AHEAD)
-            out[here] += left / (1 - left) * second[here]
+    out = moved.copy()
+    if free.any():
+        here = np.ix_(free, free)
+        root = 1 / np.sqrt(np.maximum(np.diag(precision)[free], 1e-30))
+        scaled = [part[here] * root[:, None] * root + 1e-9 * np.eye(len(root)) for part in (precision, felt)]
+        ratio, vectors = linalg.eigh(*scaled)  # scaled[0] v = ratio scaled[1] v
+        ratio = np.clip(ratio, 1.0, MOST_AHEAD)
+        along = vectors.T @ scaled[1] @ (moved[free] / root)
+        out[free] = vectors @ (ratio * along) * root
     return out
 
 

@@ -85,15 +85,15 @@ def test_without_a_parameter_the_others_are_where_they_would_be_fitted() -> None
     np.testing.assert_allclose(without(values, precision, dropped, ~dropped), wanted, atol=1e-6)
 
 
-def test_moves_that_shrink_evenly_are_followed_to_their_end() -> None:
-    left = np.array([0.3, 0.3, 0.5, 0.6, 0.6, 0.1, 0.1, 0.7, 0.7, 0.4, 0.2, 0.2, 0.5, 0.5])
-    history = [VALUES * (1 - left**number) for number in (1, 2, 3)]
-    free = np.arange(14) != 2
-    found = looked_ahead(history, np.eye(14), free)
-    np.testing.assert_allclose(found[free], VALUES[free])
-    assert found[2] == history[2][2]
-    back = looked_ahead([VALUES, 0 * VALUES, VALUES], np.eye(14), free)  # moves that turn round
-    np.testing.assert_array_equal(back, VALUES)
+def test_a_move_against_a_map_of_the_same_images_is_lengthened_by_what_they_have_in_it() -> None:
+    shells = [(root @ root.T, share) for root, share in zip(RNG.normal(size=(3, 14, 30)), (0.9, 0.6, 0.4), strict=True)]
+    precision, felt = sum(h for h, _ in shells), sum(f * h for h, f in shells)
+    moved = np.linalg.solve(precision, felt @ VALUES)
+    free = np.ones(14, bool)
+    np.testing.assert_allclose(looked_ahead(moved, precision, felt, free), VALUES, rtol=1e-5)
+    np.testing.assert_allclose(looked_ahead(moved, precision, precision, free), moved, rtol=1e-5)
+    free[:3] = False
+    np.testing.assert_array_equal(looked_ahead(moved, precision, felt, free)[:3], moved[:3])
 
 
 def test_what_is_four_standard_errors_away_is_believed_and_what_is_two_is_not() -> None:
