@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import linalg, ndimage, stats
 
 from cloudem.algorithms.aberrations import even_terms
 from cloudem.algorithms.joint_fit import Fitted, ImageOptics, Pictures, phases_of
@@ -163,6 +163,38 @@ def without(values: Float64, precision: Float64, dropped: NDArray[np.bool_], fre
 def _ridge(matrix: Float64, free: NDArray[np.bool_]) -> Float64:
     """Return what keeps directions of which images know nothing from making a matrix singular."""
     return np.asarray(np.diag(1e-9 * np.diag(matrix)[free] + 1e-30))
+
+
+MOST_AHEAD = 4.0
+"""By how much a move is lengthened at most, in any direction."""
+
+
+def looked_ahead(moved: Float64, precision: Float64, felt: Float64, free: NDArray[np.bool_]) -> Float64:
+    """Return how far a group's parameters have to move, (14,), of how far they moved against a map of the same images.
+
+    Each image has its part in the map, with the aberrations that it had when the map was made: in a shell of FSC f, a
+    share of 1 - f of what it is compared with agrees with it where it was. Against that map it moves by
+    ``H⁻¹ sum f H_k`` of what is left, shell by shell; the inverse is what this returns.
+
+    Parameters
+    ----------
+    moved
+        Of each of the 14 parameters.
+    precision, felt
+        Matrix of the profile likelihood, (14, 14), and the same with the shells weighted by their FSC.
+    free
+        Which parameters are fitted.
+    """
+    out = moved.copy()
+    if free.any():
+        here = np.ix_(free, free)
+        root = 1 / np.sqrt(np.maximum(np.diag(precision)[free], 1e-30))
+        scaled = [part[here] * root[:, None] * root + 1e-9 * np.eye(len(root)) for part in (precision, felt)]
+        ratio, vectors = linalg.eigh(*scaled)  # scaled[0] v = ratio scaled[1] v
+        ratio = np.clip(ratio, 1.0, MOST_AHEAD)
+        along = vectors.T @ scaled[1] @ (moved[free] / root)
+        out[free] = vectors @ (ratio * along) * root
+    return out
 
 
 @dataclass(frozen=True)

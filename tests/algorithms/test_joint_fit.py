@@ -9,6 +9,7 @@ from cloudem.algorithms.ctf_refinement import (
     cubic_terms,
     group_step,
     judge_aberrations,
+    looked_ahead,
     odd_terms_before,
     quartic_terms,
     refined_defocus,
@@ -82,6 +83,17 @@ def test_without_a_parameter_the_others_are_where_they_would_be_fitted() -> None
     dropped = np.arange(14) % 3 == 0
     wanted, _ = group_step(precision, gradient, ~dropped)
     np.testing.assert_allclose(without(values, precision, dropped, ~dropped), wanted, atol=1e-6)
+
+
+def test_a_move_against_a_map_of_the_same_images_is_lengthened_by_what_they_have_in_it() -> None:
+    shells = [(root @ root.T, share) for root, share in zip(RNG.normal(size=(3, 14, 30)), (0.9, 0.6, 0.4), strict=True)]
+    precision, felt = sum(h for h, _ in shells), sum(f * h for h, f in shells)
+    moved = np.linalg.solve(precision, felt @ VALUES)
+    free = np.ones(14, bool)
+    np.testing.assert_allclose(looked_ahead(moved, precision, felt, free), VALUES, rtol=1e-5)
+    np.testing.assert_allclose(looked_ahead(moved, precision, precision, free), moved, rtol=1e-5)
+    free[:3] = False
+    np.testing.assert_array_equal(looked_ahead(moved, precision, felt, free)[:3], moved[:3])
 
 
 def test_what_is_four_standard_errors_away_is_believed_and_what_is_two_is_not() -> None:

@@ -96,7 +96,7 @@ class RefineCtf(Job):
         reads=("mask",),
     )
     cycles: int = parameter(
-        5, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10
+        6, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution that is fitted; 0: where half-maps agree", ge=0)
     micrograph_astigmatism: bool = parameter(

@@ -7,7 +7,7 @@ share are the few parameters of micrographs and optics groups, to which images o
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from cloudem.algorithms.ctf_refinement import (
     covariance,
     group_step,
     judge_aberrations,
+    looked_ahead,
     phase_pictures,
     refined_defocus,
     refined_optics,
@@ -84,6 +85,9 @@ jump by some thousandths where a window reaches the next voxels."""
 
 NOISE_STRIDE, MANY = 4, 1000
 """Every how many-th image the noise is measured on, where that leaves so many."""
+
+LEAST_FSC = 0.1
+"""Least weight of a shell where moves are looked ahead."""
 
 MOST_MAGNIFICATION = 0.06
 """By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
@@ -209,8 +213,11 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
         last = fit.change.copy()
         compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
         passes, gain = fit_aberrations(run, fit, maps)
-        finished = cycle == job.cycles or (maps.limit <= limit and moved_most(fit, last) < ENOUGH)
+        ahead = look_ahead(run, fit, maps, last)
+        finished = cycle == job.cycles or (maps.limit <= limit and moved_most(fit, ahead) < ENOUGH)
         limit = maps.limit
+        if not finished:
+            fit.change = last + ahead
         if finished:
             passes += believe(run, fit, maps, gain)
             sums = compared(run, fit, maps)
@@ -221,13 +228,29 @@ def refine_ctf(job: RefineCtf, context: Context) -> None:
     write_refined_ctf(run, fit, maps, limit, sums, time.monotonic() - started)
 
 
-def moved_most(fit: Fit, last: Float64) -> float:
+def moved_most(fit: Fit, moved: Float64) -> float:
     """Return by how many standard errors the aberrations moved at most."""
-    moved = [
-        np.abs(change - before)[free] / np.sqrt(np.diag(covariance(precision, free)))[free]
-        for change, before, precision, free in zip(fit.change, last, fit.precision, fit.free, strict=True)
+    most = [
+        np.abs(move[free]) / np.sqrt(np.diag(covariance(precision, free)))[free]
+        for move, precision, free in zip(moved, fit.precision, fit.free, strict=True)
     ]
-    return float(max(np.concatenate(moved), default=0.0))
+    return float(max(np.concatenate(most), default=0.0))
+
+
+def look_ahead(run: CtfRun, fit: Fit, maps: FitMaps, last: Float64) -> Float64:
+    """Return how far aberrations have to move from where they were when the maps were made, (g, 14)."""
+    fsc = np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
+    assert fit.sigma2 is not None  # noqa: S101 - images have been compared
+    felt = replace(fit, sigma2=fit.sigma2 / fsc)
+    sums, _, _ = one_pass(run, felt, maps, steps=0)
+    columns = run.job.freedom.group - FIRST
+    out = np.zeros_like(fit.change)
+    for g in range(len(out)):
+        matrix = np.zeros_like(fit.precision[g])
+        matrix[np.ix_(columns, columns)] = sums.matrix[g]
+        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], matrix, fit.free[g])
+        out[g] = shortened_step(ahead, maps.limit / (run.box * run.pixel_size))
+    return out
 
 
 def opened(job: RefineCtf, context: Context) -> CtfRun:
@@ -364,12 +387,13 @@ def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     return FitView(maps.limit, fit.sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
 
-def one_pass(run: CtfRun, fit: Fit, maps: FitMaps) -> tuple[GroupRows, Fitted, Float64]:
+def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[GroupRows, Fitted, Float64]:
     """Fit all images with aberrations as they are; return sums, parameters and variances of the defocus."""
     rows, items = run.items(fit)
     with run.context.progress.stage("fit", len(run.kept)) as stage:
+        fold = fold_of_pass(pass_view(run, fit, maps)._replace(steps=steps))
         sums, notes = run.executor.accumulate(
-            fold_of_pass(pass_view(run, fit, maps)), items, shared=lambda item: [run.data, *maps.volumes],
+            fold, items, shared=lambda item: [run.data, *maps.volumes],
             on_done=lambda number: stage.advance(len(items[number].indices)),
         )  # fmt: skip
         found = run.executor.fetch(sums[0])
