@@ -28,6 +28,7 @@ from bars import (
     mixtures,
     motion,
     nothing,
+    optics,
     picking,
     point_groups,
     polishing,
@@ -75,6 +76,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "poses": refinements.poses,
     "picking": picking.picking,
     "polishing": polishing.polishing,
+    "optics": optics.optics,
+    "optics_refined": optics.optics_refined,
+    "optics_search": optics.optics_search,
 }
 
 

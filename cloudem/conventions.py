@@ -22,6 +22,10 @@ CTF
     ``C(k) = s exp(-B k^2 / 4) sin(pi lambda D(theta) k^2 - pi/2 Cs lambda^3 k^4 + phase_shift + asin(w))`` with k in
     1/Å, defocus D positive for underfocus, ``D(theta) = (U + V)/2 + (U - V)/2 cos 2(theta - defocus_angle)``,
     theta = atan2(ky, kx); w is the amplitude contrast. Protein is bright (positive) in images and maps.
+Aberrations
+    ``X(k) = exp(-2 pi i k.t) exp(+i odd(M k)) E(M k) sin(chi(M k) - even(M k)) V(A^T (M k, 0))``, k in 1/Å, with the
+    phase chi and the envelope E of the CTF. Zernike polynomials are not normalised, on the circle of radius 1/Å; a beam
+    tilt τ in mrad adds ``-2 pi 10^-3 Cs lambda^2 k^2 (k.τ)`` to the odd phase. All as in RELION 3.1.
 Noise
     ``sigma2`` is the variance of the real (and of the imaginary) part of a Fourier coefficient of the unnormalised
     transform: ``E|N(k)|^2 = 2 sigma2``.

@@ -16,7 +16,8 @@ from bars.measure import Bench
 from bars.sets import DIAMETER_A, imported, ribosome, true_poses, truth
 from cloudem.algorithms import search as searching
 from cloudem.algorithms.align import Poses, Prior, best_of, by_direction, start_poses
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, align, spectra
+from cloudem.algorithms.batch import Batch
+from cloudem.algorithms.expectation import IterationPlan, Model, align, spectra
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.refinement import Settings, State, iteration_plan
 from cloudem.algorithms.search import MARGIN, search_grid, shift_grid
@@ -94,7 +95,7 @@ def search(bench: Bench) -> None:
 
     none = np.zeros(count, bool)
     table = (dataset.terms[rows], np.ones(count), dataset.optics_group[rows], none)
-    batch = Batch(dataset.images(rows), *table, None)
+    batch = Batch(dataset.images(rows), *table, None, aberrations=dataset.aberrations)
 
     def run(batch: Batch, plan: IterationPlan) -> tuple[float, Poses]:
         align_few(batch, plan, model)

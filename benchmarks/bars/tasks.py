@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bars.measure import Bench
 from cloudem.algorithms.align import Prior, start_poses
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import (
     Brick,
     cut,
@@ -30,7 +31,7 @@ from cloudem.algorithms.bricks import (
     unpack,
     unpack_reference,
 )
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, expect
+from cloudem.algorithms.expectation import IterationPlan, Model, expect
 from cloudem.algorithms.mask import estimate_mask
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
 from cloudem.algorithms.resolution import masked_fsc

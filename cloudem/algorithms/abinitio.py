@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import pack, packed_sphere_of, unpack
 from cloudem.algorithms.classes import noise_ratio
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.marginal import (
     PolarView,
     References,

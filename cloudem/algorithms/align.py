@@ -31,11 +31,15 @@ _ROWS, _COLUMNS = np.triu_indices(5)
 
 
 class Weighted(NamedTuple):
-    """Images made ready for scoring: C X / σ² (b, p) complex64, C² / σ² (b, p) float32, and their half disc."""
+    """Images made ready for scoring: C X / σ² (b, p) complex64, C² / σ² (b, p) float32, and their half disc.
+
+    ``magnification`` is that of each image, (b, 2, 2), None for none.
+    """
 
     numerators: NDArray[np.complex64]
     denominators: NDArray[np.float32]
     disc: HalfDisc
+    magnification: Float64 | None = None
 
     def within(self, k_max: int) -> Weighted:
         """Return the pixels of shells up to ``k_max``."""
@@ -44,7 +48,8 @@ class Weighted(NamedTuple):
             return self
         disc = self.disc.take(keep)
         pixels = np.flatnonzero(keep)
-        return Weighted(np.take(self.numerators, pixels, axis=1), np.take(self.denominators, pixels, axis=1), disc)
+        numerators, denominators = np.take(self.numerators, pixels, axis=1), np.take(self.denominators, pixels, axis=1)
+        return Weighted(numerators, denominators, disc, self.magnification)
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,10 @@ def evaluate(
 ) -> tuple[Poses, Float64]:
     """Score poses; return them with score and precision, and the gradient (c, 5)."""
     disc = data.disc
+    magnification = None if data.magnification is None else data.magnification[poses.images]
     sums = score_derivatives(
         volume, poses.images, poses.rotations, poses.shifts, data.numerators, data.denominators,
-        disc.kx, disc.ky, padding, box,
+        disc.kx, disc.ky, padding, box, magnification,
     )  # fmt: skip
     gradient = sums[:, 2:7]
     gradient[:, 3:] -= poses.shifts / prior.shift_variance

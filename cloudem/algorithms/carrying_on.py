@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Prior
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import pack, packed_sphere_of, unpack
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, expect
+from cloudem.algorithms.expectation import IterationPlan, Model, expect
 from cloudem.algorithms.mask import circle_edge, soft_sphere
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume, solve
 from cloudem.algorithms.refinement import Settings, State, iteration_plan, next_limit, reference_snr

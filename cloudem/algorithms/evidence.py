@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.batch import Batch
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, padded_box
 
 Float64 = NDArray[np.float64]
@@ -57,13 +57,14 @@ def gains(
     """
     box, other = batch.images.shape[-1], np.roll(np.arange(len(rotations)), -(len(rotations) // 2))
     whole = half_disc(box, shells[1])
-    disc = whole.take(whole.shell >= shells[0])
-    weighted = sample_half_disc(fourier_images(batch.images), disc)
+    disc = whole.take((whole.shell >= shells[0]) & (batch.aberrations.reach(whole) <= shells[1]))
+    weighted = sample_half_disc(batch.transforms(box * pixel_size), disc)
     weighted *= ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size)) * inverse[:, disc.shell]
     weighted *= batch.scale.astype(np.float32)[:, None]
     angle = 2 * np.pi / box * (shifts[:, :1] * disc.kx + shifts[:, 1:] * disc.ky)
     weighted *= np.exp(1j * angle.astype(np.float32))
-    slices: Any = extract(volume, rotations, disc.kx, disc.ky, padded_box(box) / box)
+    axes = batch.aberrations.axes(rotations, batch.optics_group)
+    slices: Any = extract(volume, axes, disc.kx, disc.ky, padded_box(box) / box)
     weighted *= (slices - slices[other]).conj()
     from_first = disc.shell - shells[0]
     count = shells[1] - shells[0] + 1

@@ -13,7 +13,6 @@ from cloudem.algorithms.align import (
     Prior,
     Weighted,
     best_of,
-    by_direction,
     compete,
     evaluate,
     frequency_limits,
@@ -22,16 +21,16 @@ from cloudem.algorithms.align import (
     refine_poses,
     start_poses,
 )
+from cloudem.algorithms.batch import Batch, add_slices, mask_scored_to, weigh
 from cloudem.algorithms.junk import alike_shell, pose_matches
-from cloudem.algorithms.mask import circle_edge, soft_circle
 from cloudem.algorithms.reconstruct import Sums
-from cloudem.algorithms.search import MARGIN, Hits, SearchGrid, poses, search, shift_grid
+from cloudem.algorithms.search import Hits, SearchGrid, poses, search, shift_grid
 from cloudem.algorithms.view_density import drawn_in
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, low_passed, real_images, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, half_disc, sample_half_disc
 from cloudem.kernels.shells import shell_sums
-from cloudem.kernels.slices import extract, fast_even, insert, padded_box
+from cloudem.kernels.slices import extract, padded_box
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -39,9 +38,6 @@ Complex64 = NDArray[np.complex64]
 
 LEAST_WEIGHT = 1e-3
 """Poses less probable than this are not inserted."""
-
-MASK_SHELLS = 16
-"""By how much the circle may widen a spectrum before it folds back onto what is scored."""
 
 NOISE_STRIDE = 4
 """Every how many-th image the noise is measured on: a shell of radius k has pi k pixels in each, which is plenty."""
@@ -120,53 +116,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images of one half-set with what is known of each.
-
-    Attributes
-    ----------
-    images
-        (b, n, n) float32.
-    terms
-        Of the CTF's phase, (b, 12) (:func:`cloudem.kernels.ctf.ctf_terms`).
-    scale
-        Factor on the CTF, (b,).
-    optics_group
-        (b,).
-    settled
-        Which images need no search any more, (b,): their last two searches led to the same maximum.
-    poses
-        Poses so far, whose ``images`` count rows of this batch; None where nothing is known.
-    weights
-        Of these poses, (c,); None for 1.
-    keep
-        Weight of each image in the sums, (b,): the probability that it shows the molecule; None for 1.
-    """
-
-    images: Float32
-    terms: Float64
-    scale: Float64
-    optics_group: NDArray[np.int32]
-    settled: NDArray[np.bool_]
-    poses: Poses | None
-    weights: Float64 | None = None
-    keep: Float64 | None = None
-
-    def rows(self, index: NDArray[np.int64]) -> Batch:
-        """Return some of the images, with the poses of these."""
-        poses, weights = self.poses, self.weights
-        if poses is not None:
-            place = np.full(len(self.images), -1, np.int32)
-            place[index] = np.arange(len(index))
-            here = place[poses.images] >= 0
-            poses, weights = poses.take(here), None if weights is None else weights[here]
-            poses = replace(poses, images=place[poses.images])
-        table = (self.scale[index], self.optics_group[index], self.settled[index])
-        keep = None if self.keep is None else self.keep[index]
-        return Batch(self.images[index], self.terms[index], *table, poses, weights, keep)
-
-
-@dataclass(frozen=True)
 class Expected:
     """What a batch gives back, besides its slices.
 
@@ -191,28 +140,58 @@ class Expected:
 
 
 class Spectra(NamedTuple):
-    """A batch in Fourier space: masked and whole images on the full half disc, their zero frequency, and the CTF."""
+    """A batch in Fourier space, freed of odd aberrations.
+
+    Attributes
+    ----------
+    disc, reach
+        The full half disc, and the highest shell of the map that each of its pixels shows.
+    masked, whole, origin
+        Masked and whole images on it, (b, p), and the zero frequency of masked ones, (b,).
+    ctf
+        (b, p).
+    magnification
+        (b, 2, 2); None for none.
+    """
 
     disc: HalfDisc
+    reach: NDArray[np.int32]
     masked: Complex64
     whole: Complex64
     origin: Float32
     ctf: Float32
+    magnification: Float64 | None
 
     def rows(self, index: NDArray[np.int64]) -> Spectra:
         """Return some of the images."""
-        return Spectra(self.disc, self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
+        images = (self.masked[index], self.whole[index], self.origin[index], self.ctf[index])
+        magnification = None if self.magnification is None else self.magnification[index]
+        return Spectra(self.disc, self.reach, *images, magnification)
+
+    def scored_pixels(self, k_max: int) -> NDArray[np.int64]:
+        """Return the pixels that are scored up to a shell: those that lie within it in images and in the map."""
+        return np.flatnonzero(np.maximum(self.disc.shell, self.reach) <= k_max)
+
+    def scored(self, inverse: Float32, k_max: int) -> Weighted:
+        """Return masked images for scoring up to a shell; ``inverse`` is 1 / σ² by image and shell."""
+        return weigh(self.masked, self.ctf, inverse, self.disc, self.scored_pixels(k_max), self.magnification)
+
+    def inserted(self, inverse: Float32, k_max: int) -> Weighted:
+        """Return whole images for sums up to a shell of the map."""
+        pixels = np.flatnonzero(self.reach <= k_max)
+        return weigh(self.whole, self.ctf, inverse, self.disc, pixels, self.magnification)
 
 
 def spectra(batch: Batch, plan: IterationPlan) -> Spectra:
     """Transform a batch."""
     disc = half_disc(plan.box, plan.box // 2 - 1).beside(batch.images)
-    transforms = fourier_images(batch.images)
+    transforms = batch.transforms(plan.box * plan.pixel_size)
     whole = sample_half_disc(transforms, disc)
     masked, origin = mask_scored(transforms, disc, plan)
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (plan.box * plan.pixel_size))
     values *= array_namespace(whole).asarray(batch.scale, np.float32)[:, None]
-    return Spectra(disc, masked, whole, origin, values)
+    aberrations = batch.aberrations
+    return Spectra(disc, aberrations.reach(disc), masked, whole, origin, values, aberrations.of(batch.optics_group))
 
 
 def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> tuple[Complex64, Float32]:
@@ -227,39 +206,11 @@ def mask_scored(transforms: Complex64, disc: HalfDisc, plan: IterationPlan) -> t
     return mask_scored_to(transforms, disc, plan.box, plan.radius, plan.k_score)
 
 
-def mask_scored_to(
-    transforms: Complex64, disc: HalfDisc, whole_box: int, radius: float, k_score: int
-) -> tuple[Complex64, Float32]:
-    """Do what `mask_scored` does, for images of a box and particles of a radius in pixels, up to a shell."""
-    xp = array_namespace(transforms)
-    box = min(whole_box, fast_even(2 * k_score + MASK_SHELLS))
-    scale = box / whole_box
-    images = real_images(low_passed(transforms, k_score, box))
-    images *= xp.asarray(soft_circle(box, scale * radius, scale * circle_edge(whole_box, radius)))
-    low = fourier_images(images)
-    pixels = np.flatnonzero(disc.shell <= min(k_score + MARGIN, box // 2 - 1))  # the search interpolates
-    masked = xp.zeros((len(transforms), len(disc.kx)), transforms.dtype)
-    masked[:, pixels] = sample_half_disc(low, disc.take(pixels))
-    return masked, low[:, 0, 0].real.copy()
-
-
 def inverse_noise(batch: Batch, model: Model) -> Float32:
     """Return 1 / σ² by image and shell, (b, n // 2 + 1), where the images are."""
     inverse: Float32 = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
     placed: Float32 = array_namespace(batch.images).asarray(inverse)
     return placed
-
-
-def weigh(images: Complex64, ctf: Float32, inverse: Float32, disc: HalfDisc, k_max: int) -> Weighted:
-    """Return C X / σ² and C² / σ² up to a shell; ``inverse`` is 1 / σ² by image and shell, (b, n // 2 + 1)."""
-    pixels = np.flatnonzero(disc.shell <= k_max)
-    part = disc.take(pixels)
-    weighted = np.take(ctf, pixels, axis=1)
-    squared = weighted * weighted
-    precision = inverse[:, part.shell]
-    weighted *= precision
-    squared *= precision
-    return Weighted(np.take(images, pixels, axis=1) * weighted, squared, part)
 
 
 def find(batch: Batch, spectrum: Spectra, inverse: Float32, plan: IterationPlan, model: Model) -> tuple[Hits, Float64]:
@@ -317,7 +268,7 @@ def align(
     batch: Batch, spectrum: Spectra, inverse: Float32, plan: IterationPlan, model: Model
 ) -> tuple[Poses, Float64]:
     """Return the poses that remain for each image, and their weights."""
-    data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+    data = spectrum.scored(inverse, plan.k_score)
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
@@ -387,7 +338,7 @@ def expect(batch: Batch, plan: IterationPlan, model: Model, sums: Sums) -> Expec
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     found, weights = align(batch, spectrum, inverse, plan, model)
-    whole = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, plan.k_insert)
+    whole = spectrum.inserted(inverse, plan.k_insert)
     kept = weights if batch.keep is None else weights * batch.keep[found.images]
     inserted = found if model.view_gradient is None else drawn_in(found, model.view_gradient)
     add_slices(sums, whole, inserted, kept, plan.box)
@@ -402,19 +353,10 @@ def matches_of(
     """Return what the most probable pose of each image says of it, (b, 3)."""
     rows = best_of(found.images)
     shell = min(alike_shell(plan.box, plan.radius), plan.k_score)
-    low = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, shell)
+    low = spectrum.scored(inverse, shell)
     return pose_matches(
         model.volume, padded_box(plan.box) / plan.box, plan.box, low, plan.k_score, found.take(rows), weights[rows],
         model.prior, len(model.group),
-    )  # fmt: skip
-
-
-def add_slices(sums: Sums, data: Weighted, found: Poses, weights: Float64, box: int) -> None:
-    """Insert weighted images, neighbours in direction one after the other, which keeps the accumulator in the cache."""
-    order = by_direction(found.rotations)
-    insert(
-        sums.data, sums.weight, found.images[order], found.rotations[order], found.shifts[order], weights[order],
-        data.numerators, data.denominators, data.disc.kx, data.disc.ky, padded_box(box) / box, box,
     )  # fmt: skip
 
 
@@ -432,9 +374,10 @@ def residual_power(
     by_group = np.argsort(batch.optics_group[found.images[rows]], kind="stable")  # groups may alternate
     best = found.take(np.sort(rows[by_group][::NOISE_STRIDE]))
     disc = spectrum.disc
-    pixels = np.flatnonzero(disc.shell <= plan.k_score)
+    pixels = spectrum.scored_pixels(plan.k_score)
     kx, ky = disc.kx[pixels], disc.ky[pixels]
-    slices = extract(model.volume, best.rotations, kx, ky, padded_box(plan.box) / plan.box)
+    axes = batch.aberrations.axes(best.rotations, batch.optics_group[best.images])
+    slices = extract(model.volume, axes, kx, ky, padded_box(plan.box) / plan.box)
     xp = array_namespace(slices)
     shifts = xp.asarray(best.shifts)
     angle = (-2 * np.pi / plan.box * (shifts[:, :1] * kx + shifts[:, 1:] * ky)).astype(np.float32)
@@ -463,7 +406,7 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
     spectrum = spectra(batch, plan)
     inverse = inverse_noise(batch, model)
     if batch.poses is not None and not plan.k_search:
-        data = weigh(spectrum.masked, spectrum.ctf, inverse, spectrum.disc, plan.k_score)
+        data = spectrum.scored(inverse, plan.k_score)
         known, _ = evaluate(model.volume, padded_box(plan.box) / plan.box, plan.box, data, batch.poses, model.prior)
         ratio = [np.maximum(n, 0) ** 2 / np.maximum(2 * known.norm, 1e-30) for n in (known.numerator, -known.numerator)]
         return np.stack([*ratio, known.numerator, known.norm], axis=1)
@@ -479,19 +422,3 @@ def contrast(batch: Batch, plan: IterationPlan, model: Model) -> Float64:
         if images is spectrum:
             chosen = (hits.numerator.reshape(len(best), -1)[rows, best], hits.norm[rows, best % hits.norm.shape[1]])
     return np.stack([*columns, *chosen], axis=1).astype(np.float64)
-
-
-def insert_known(batch: Batch, pixel_size: float, k_max: int, sums: Sums) -> None:
-    """Insert a batch at the poses that it came with, each with weight 1 and noise of variance 1, in place."""
-    assert batch.poses is not None  # noqa: S101 - the job has checked the columns
-    insert_weighted(batch, batch.poses, np.ones(len(batch.poses.images)), pixel_size, k_max, sums)
-
-
-def insert_weighted(batch: Batch, poses: Poses, weights: Float64, pixel_size: float, k_max: int, sums: Sums) -> None:
-    """Insert a batch at poses with their weights, and noise of variance 1, in place."""
-    box = batch.images.shape[-1]
-    disc = half_disc(box, k_max)
-    values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
-    values *= batch.scale.astype(np.float32)[:, None]
-    images = sample_half_disc(fourier_images(batch.images), disc)
-    add_slices(sums, Weighted(images * values, values * values, disc), poses, weights, box)

@@ -19,8 +19,8 @@ from scipy import ndimage
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from cloudem.algorithms.align import Poses, Weighted
-from cloudem.kernels.fourier import fill_half_disc, half_disc, real_images
-from cloudem.kernels.slices import fast_even
+from cloudem.kernels.fourier import fill_half_disc, real_images
+from cloudem.kernels.slices import fast_even, magnified_axes
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -83,14 +83,15 @@ def lay_back(residual: Weighted, poses: Poses, points: Float64, white: Float64, 
     """
     disc, limit = residual.disc, int(residual.disc.shell.max())
     size = fast_even(FINER * limit)
-    own = half_disc(size, limit)
-    own = own.take(np.flatnonzero(own.shell >= 1))
     turned = 2j * np.pi / box * (poses.shifts[:, :1] * disc.kx + poses.shifts[:, 1:] * disc.ky)
     values = residual.numerators * white[disc.shell].astype(np.float32) * np.exp(turned.astype(np.complex64))
-    images = real_images(fill_half_disc(values, own, size))
+    images = real_images(fill_half_disc(values, disc, size))
     rows = np.zeros((len(images), len(points)), np.float32)
+    axes = poses.rotations
+    if residual.magnification is not None:
+        axes = magnified_axes(axes, residual.magnification)
     for mate in group:
-        for row, image, rotation in zip(rows, images, poses.rotations, strict=True):
+        for row, image, rotation in zip(rows, images, axes, strict=True):
             x, y = (points @ (rotation @ mate)[:2].T * (size / box) + size // 2).T
             row += ndimage.map_coordinates(image, (y, x), order=1, mode="nearest")
     return rows

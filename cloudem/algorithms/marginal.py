@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.expectation import Batch, mask_scored_to
+from cloudem.algorithms.batch import Batch, mask_scored_to
 from cloudem.algorithms.search import MARGIN, shift_grid
 from cloudem.backend.arrays import array_namespace
 from cloudem.kernels.ctf import ctf_values
@@ -93,14 +93,13 @@ def polar_view(box: int, pixel_size: float, radius: float, k_max: int) -> PolarV
     rng, power = np.random.default_rng(0), np.zeros(k_max)
     for _ in range(NOISE_BATCHES):
         noise = rng.standard_normal((NOISE_IMAGES, box, box)).astype(np.float32)
-        real, imaginary = on_polar(noise, view)
+        real, imaginary = on_polar(fourier_images(noise), view)
         power += np.mean((real**2 + imaginary**2).reshape(NOISE_IMAGES, k_max, -1), axis=(0, 2), dtype=np.float64)
     return replace(view, left=power / NOISE_BATCHES / box**2)
 
 
-def on_polar(images: Float32, view: PolarView) -> tuple[Float32, Float32]:
-    """Return masked images on the polar samples of a view, real and imaginary part, (b, s)."""
-    transforms = fourier_images(images)
+def on_polar(transforms: NDArray[np.complex64], view: PolarView) -> tuple[Float32, Float32]:
+    """Return images, from their transforms, masked on the polar samples of a view: real and imaginary part, (b, s)."""
     masked, origin = mask_scored_to(transforms, view.disc, view.box, view.radius, view.grid.k_max)
     return masked.real @ view.to_real + origin[:, None] * view.from_origin, masked.imag @ view.to_imaginary
 
@@ -137,7 +136,7 @@ def rings_of(batch: Batch, sigma2: Float64, view: PolarView) -> Rings:
         The rings.
     """
     grid, k_max = view.grid, view.grid.k_max
-    real, imaginary = on_polar(batch.images, view)
+    real, imaginary = on_polar(batch.transforms(view.box * view.pixel_size), view)
     inverse = (1 / sigma2).astype(np.float32)[batch.optics_group, 1 : k_max + 1]
     signal = np.mean((real**2 + imaginary**2).reshape(len(real), k_max, -1), axis=-1) * inverse
     weight = ctf_values(grid.kx, grid.ky, batch.terms, 1 / (view.box * view.pixel_size))

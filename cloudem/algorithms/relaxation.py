@@ -16,17 +16,17 @@ thinner and thicker ice, and wrong defoci differ by factors on shells, and would
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import complete
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume, solve
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, half_disc, sample_half_disc
 from cloudem.kernels.slices import extract, fast_even, insert, padded_box
 from cloudem.model.symmetry import multiplication
 
@@ -76,19 +76,23 @@ class Witnesses:
         Their Fourier pixels (p,), in the order of shells.
     numerators, denominators
         C X / σ², shifted to the centre, and C² / σ², (b, p).
-    rotations
-        (b, 3, 3).
+    axes
+        Poses with the magnification of the images, (b, 3, 3) (:func:`cloudem.kernels.slices.magnified_axes`).
+    k_max
+        Last shell of the maps.
     """
 
     box: int
     disc: HalfDisc
     numerators: Complex64
     denominators: NDArray[np.float32]
-    rotations: Float64
+    axes: Float64
+    k_max: int
 
     def take(self, rows: NDArray[Any] | slice) -> Witnesses:
         """Return some of the images."""
-        return Witnesses(self.box, self.disc, self.numerators[rows], self.denominators[rows], self.rotations[rows])
+        names = ("numerators", "denominators", "axes")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def witnesses(
@@ -111,21 +115,24 @@ def witnesses(
     """
     box = batch.images.shape[-1]
     disc = half_disc(box, k_max)
+    disc = disc.take(np.flatnonzero(batch.aberrations.reach(disc) <= k_max))
     disc = disc.take(np.argsort(disc.shell, kind="stable"))
     values = ctf_values(disc.kx, disc.ky, batch.terms, 1 / (box * pixel_size))
     values *= batch.scale.astype(np.float32)[:, None]
     weighted = values * inverse[:, disc.shell]
-    images = sample_half_disc(fourier_images(batch.images), disc) * weighted
+    images = sample_half_disc(batch.transforms(box * pixel_size), disc) * weighted
     angle = 2 * np.pi / box * (shifts[:, :1] * disc.kx + shifts[:, 1:] * disc.ky)
     images *= np.exp(1j * angle.astype(np.float32))
     small = min(box, fast_even(max(2 * k_max + BOX_MARGIN, SMALLEST_BOX)))
-    return Witnesses(small, disc, images, values * weighted, rotations)
+    axes = batch.aberrations.axes(rotations, batch.optics_group)
+    return Witnesses(small, disc, images, values * weighted, axes, k_max)
 
 
 def join_witnesses(*parts: Witnesses) -> Witnesses:
     """Return the images of all parts."""
-    names = ("numerators", "denominators", "rotations")
-    return Witnesses(parts[0].box, parts[0].disc, *(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+    names = ("numerators", "denominators", "axes")
+    images: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **images)
 
 
 class Matches(NamedTuple):
@@ -153,9 +160,9 @@ def matches(images: Witnesses, volume: Complex64, group: Float64) -> Iterator[tu
     def by_shell(values: NDArray[Any]) -> Float64:
         return np.asarray(np.add.reduceat(values, starts, axis=-1), np.float64)
 
-    for first in range(0, len(images.rotations), step):
+    for first in range(0, len(images.axes), step):
         rows = slice(first, first + step)
-        mates = np.einsum("bij,gjk->bgik", images.rotations[rows], group)
+        mates = np.einsum("bij,gjk->bgik", images.axes[rows], group)
         slices = extract(volume, mates.reshape(-1, 3, 3), disc.kx, disc.ky, padding)
         slices = slices.reshape(*mates.shape[:2], -1)
         numerators, denominators = images.numerators[rows], images.denominators[rows]
@@ -171,7 +178,7 @@ def matches(images: Witnesses, volume: Complex64, group: Float64) -> Iterator[tu
 
 def mate_weights(images: Witnesses, volume: Complex64, group: Float64) -> Float64:
     """Return the probability of each mate of each image, (b, g)."""
-    weights = np.empty((len(images.rotations), len(group)))
+    weights = np.empty((len(images.axes), len(group)))
     for rows, match in matches(images, volume, group):
         score = (match.product - match.norm / 2).sum(axis=2)
         share = np.exp(score - score.max(axis=1, keepdims=True))
@@ -181,12 +188,12 @@ def mate_weights(images: Witnesses, volume: Complex64, group: Float64) -> Float6
 
 def map_of_mates(images: Witnesses, weights: Float64, group: Float64, ssnr: Float64) -> Complex64:
     """Return the padded half-volume of a map without symmetry, from the mates with their weights (b, g)."""
-    k_max, box, disc = int(images.disc.shell[-1]), images.box, images.disc
+    k_max, box, disc = images.k_max, images.box, images.disc
     sums = empty_sums(box, k_max)
     image, mate = np.nonzero(weights > LEAST_SHARE)
-    rotations = np.einsum("cij,cjk->cik", images.rotations[image], group[mate])
+    axes = np.einsum("cij,cjk->cik", images.axes[image], group[mate])
     insert(
-        sums.data, sums.weight, image.astype(np.int32), rotations, np.zeros((len(image), 2)), weights[image, mate],
+        sums.data, sums.weight, image.astype(np.int32), axes, np.zeros((len(image), 2)), weights[image, mate],
         images.numerators, images.denominators, disc.kx, disc.ky, padded_box(box) / box, box,
     )  # fmt: skip
     whole = complete(sums, np.eye(3)[None])
@@ -207,10 +214,10 @@ def relaxed_map(images: Witnesses, group: Float64, ssnr: Float64, seed: int) -> 
     seed
         Of the mates in the beginning.
     """
-    share = np.arange(len(images.rotations)) % 2
+    share = np.arange(len(images.axes)) % 2
     shares = [images.take(share == i) for i in (0, 1)]
-    start = np.random.default_rng(seed).integers(len(group), size=len(shares[0].rotations))
-    weights = [np.eye(len(group))[start], np.zeros((len(shares[1].rotations), len(group)))]
+    start = np.random.default_rng(seed).integers(len(group), size=len(shares[0].axes))
+    weights = [np.eye(len(group))[start], np.zeros((len(shares[1].axes), len(group)))]
     for turn in range(ROUNDS):
         one, other = turn % 2, 1 - turn % 2
         volume = map_of_mates(shares[one], weights[one], group, ssnr / 2)
@@ -245,7 +252,7 @@ def preferences(images: Witnesses, volume: Complex64, group: Float64) -> Prefere
     They choose the mate on every other shell and are asked on the shells between, and the other way round.
     """
     table, shell = multiplication(group), np.unique(images.disc.shell)
-    gain = np.zeros((len(images.rotations), len(group)))
+    gain = np.zeros((len(images.axes), len(group)))
     common, norm = np.zeros(len(gain)), np.zeros(len(gain))
     for rows, match in matches(images, volume, group):
         for odd in (0, 1):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.aberrations import aberrations_of, terms_with
 from cloudem.errors import ParameterError
-from cloudem.kernels.ctf import ctf
+from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import fill_half_disc, fourier_images, fourier_volume, half_disc, real_images
 from cloudem.kernels.slices import correct_gridding, crop_volume, extract
 from cloudem.model.optics import OpticsGroup
@@ -17,6 +18,9 @@ from cloudem.model.particles import Particles
 from cloudem.model.poses import euler_to_matrix, matrix_to_euler, random_rotations
 
 POSE_COLUMNS = ("rot", "tilt", "psi", "shift_x", "shift_y")
+
+UNIT = (1.0, 0.0, 0.0, 1.0)
+"""No magnification."""
 
 SNR_SAMPLE = 200
 """Images from which the signal's variance is taken."""
@@ -47,6 +51,8 @@ class Recording:
         Of the signal's fall-off ``exp(-B s² / 4)``, Å²; particles' columns do not mention it.
     dose
         Exposure of dose-weighted images, e/Å²; attenuates the signal by :func:`dose_envelope`.
+    beam_tilt, odd_zernike, even_zernike, magnification
+        Aberrations, as :class:`cloudem.model.optics.OpticsGroup` has them; the matrix row by row.
     """
 
     shift_sigma: float = 4.0
@@ -62,6 +68,27 @@ class Recording:
     noise_length: float = 40.0
     b_factor: float = 0.0
     dose: float = 0.0
+    beam_tilt: tuple[float, float] = (0.0, 0.0)
+    odd_zernike: tuple[float, ...] = ()
+    even_zernike: tuple[float, ...] = ()
+    magnification: tuple[float, float, float, float] = UNIT
+
+    def optics(self) -> OpticsGroup:
+        """Return the optics group of the particles; aberrations that are zero are not mentioned."""
+        group = OpticsGroup("simulated", self.voltage, self.spherical_aberration, self.amplitude_contrast)
+        matrix = None if self.magnification == UNIT else np.reshape(self.magnification, (2, 2))
+        return group.with_aberrations(
+            beam_tilt=self.beam_tilt if any(self.beam_tilt) else None,
+            odd_zernike=self.odd_zernike or None,
+            even_zernike=self.even_zernike or None,
+            magnification=matrix,
+        )
+
+
+def stretched(share: float, angle: float) -> tuple[float, float, float, float]:
+    """Return the magnification matrix of images stretched along an angle (radians) by half a share, and less across."""
+    half, c, s = share / 2, float(np.cos(2 * angle)), float(np.sin(2 * angle))
+    return 1 + half * c, half * s, half * s, 1 - half * c
 
 
 def random_particles(count: int, recording: Recording, seed: int) -> Particles:
@@ -85,8 +112,7 @@ def random_particles(count: int, recording: Recording, seed: int) -> Particles:
     height = rng.normal(0, 100.0, count)
     rot, tilt, psi = matrix_to_euler(random_rotations(count, rng))
     shifts = rng.normal(0, recording.shift_sigma, (2, count))
-    optics = OpticsGroup("simulated", recording.voltage, recording.spherical_aberration, recording.amplitude_contrast)
-    return Particles((optics,), {}).with_columns(
+    return Particles((recording.optics(),), {}).with_columns(
         optics_group=np.zeros(count, np.int32),
         micrograph=[f"simulated_{number + 1:05d}.mrc" for number in micrograph],
         defocus_u=mean[micrograph] + difference[micrograph] / 2 + height,
@@ -180,7 +206,9 @@ class Simulator:
         self.padding = padding
         self._disc = half_disc(self.box, self.box // 2 - 1)
         corrected = correct_gridding(np.asarray(volume, np.float32), self.padding * self.box)
-        self._volume = crop_volume(fourier_volume(corrected, self.padding), self.box, self.box // 2 - 1)
+        self._aberrations = aberrations_of(particles.optics)
+        highest = int(self._aberrations.reach(self._disc).max())
+        self._volume = crop_volume(fourier_volume(corrected, self.padding), self.box, highest)
         self._total = float(volume.sum(dtype=np.float64))
         self._noise = noise_amplitude(self.box, pixel_size, recording.noise_ratio, recording.noise_length)
         self.scale = self._scale()
@@ -201,11 +229,13 @@ class Simulator:
         """Return the transforms of the noiseless images, (b, n, n // 2 + 1), density unscaled."""
         some, disc = self.particles.take(indices), self._disc
         rotations = euler_to_matrix(some["rot"], some["tilt"], some["psi"])
-        values = extract(self._volume, rotations, disc.kx, disc.ky, self.padding)
+        axes = self._aberrations.axes(rotations, some["optics_group"])
+        values = extract(self._volume, axes, disc.kx, disc.ky, self.padding)
         shifts = np.stack([some["shift_x"], some["shift_y"]], axis=1) / (self.pixel_size * self.box)
         values *= np.exp(-2j * np.pi * (shifts[:, :1] * disc.kx + shifts[:, 1:] * disc.ky)).astype(np.complex64)
         values *= self._contrast(some, disc.kx, disc.ky)
         transforms = fill_half_disc(values, disc, self.box)
+        self._aberrations.freed(transforms, some["optics_group"], self.box * self.pixel_size, put_in=True)
         origin = np.zeros(1, np.int32)
         transforms[:, 0, 0] = self._total * self._contrast(some, origin, origin)[:, 0]
         return transforms
@@ -215,11 +245,7 @@ class Simulator:
         group = some["optics_group"]
         optics = [some.optics[index] for index in group]
         frequency = np.hypot(kx, ky) / (self.box * self.pixel_size)
-        values = ctf(
-            kx,
-            ky,
-            self.pixel_size,
-            self.box,
+        terms = ctf_terms(
             voltage=np.array([one.voltage for one in optics]),
             spherical_aberration=np.array([one.spherical_aberration for one in optics]),
             amplitude_contrast=np.array([one.amplitude_contrast for one in optics]),
@@ -228,8 +254,9 @@ class Simulator:
             defocus_angle=some["defocus_angle"],
             phase_shift=some.get("phase_shift", 0.0),
             b_factor=some.get("ctf_b_factor", 0.0) + self.recording.b_factor,
-            scale=some.get("ctf_scale", 1.0),
         )
+        values = ctf_values(kx, ky, terms_with(terms, some.optics, group), 1 / (self.box * self.pixel_size))
+        values *= some.get("ctf_scale", 1.0).astype(np.float32)[:, None]
         voltages = {one.voltage for one in optics}
         envelopes = {v: dose_envelope(frequency, self.recording.dose, v).astype(np.float32) for v in voltages}
         return values * np.stack([envelopes[one.voltage] for one in optics])

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cloudem.algorithms.align import Poses, Prior, Weighted, by_direction, evaluate, evidence, newton_step, start_poses
-from cloudem.algorithms.expectation import Batch, add_slices, weigh
+from cloudem.algorithms.batch import Batch, add_slices, weigh
 from cloudem.algorithms.reconstruct import Sums, solve
 from cloudem.algorithms.resolution import multiply_shells
 from cloudem.kernels.ctf import ctf_values
-from cloudem.kernels.fourier import HalfDisc, fourier_images, half_disc, sample_half_disc
+from cloudem.kernels.fourier import HalfDisc, half_disc, sample_half_disc
 from cloudem.kernels.shells import fourier_shell_correlation
-from cloudem.kernels.slices import extract, fast_even, padded_box
+from cloudem.kernels.slices import extract, fast_even, magnified_axes, padded_box
 from cloudem.model.poses import rotate
 
 Float32 = NDArray[np.float32]
@@ -113,16 +113,21 @@ def grid_box(whole: int, limit: int) -> int:
 
 
 class SeenImages(NamedTuple):
-    """A batch in Fourier space up to a limit: coefficients and CTF (b, p), 1 / σ² by image and shell, half disc."""
+    """A batch in Fourier space up to a limit: coefficients and CTF (b, p), 1 / σ² by image and shell, half disc.
+
+    ``magnification`` is that of each image, (b, 2, 2), None for none.
+    """
 
     images: Complex64
     ctf: Float32
     inverse: Float32
     disc: HalfDisc
+    magnification: Float64 | None
 
     def weighted(self) -> Weighted:
         """Return C X / σ² and C² / σ²."""
-        return weigh(self.images, self.ctf, self.inverse, self.disc, int(self.disc.shell.max()))
+        pixels = np.arange(len(self.disc.shell))
+        return weigh(self.images, self.ctf, self.inverse, self.disc, pixels, self.magnification)
 
     def residual(self, slices: Complex64) -> SeenImages:
         """Return what the slices of a map, shifted as the images are, leave of the images."""
@@ -142,18 +147,24 @@ def see(batch: Batch, sigma2: Float64, settings: StateSettings, limit: int) -> S
         Of the classification, and the shell.
     """
     disc = half_disc(settings.whole_box, limit)
-    disc = disc.take(np.flatnonzero(disc.shell >= 1))  # the mean of an image says nothing
-    images = sample_half_disc(fourier_images(batch.images), disc)
+    # the mean of an image says nothing
+    disc = disc.take(np.flatnonzero((disc.shell >= 1) & (batch.aberrations.reach(disc) <= limit)))
+    images = sample_half_disc(batch.transforms(settings.length), disc)
     ctf = ctf_values(disc.kx, disc.ky, batch.terms, 1 / settings.length)
     ctf *= batch.scale.astype(np.float32)[:, None]
-    return SeenImages(images, ctf, (1 / sigma2).astype(np.float32)[batch.optics_group], disc)
+    inverse = (1 / sigma2).astype(np.float32)[batch.optics_group]
+    return SeenImages(images, ctf, inverse, disc, batch.aberrations.of(batch.optics_group))
 
 
-def shifted_slices(volume: Complex64, poses: Poses, disc: HalfDisc, settings: StateSettings) -> Complex64:
+def shifted_slices(
+    volume: Complex64, poses: Poses, disc: HalfDisc, settings: StateSettings, magnification: Float64 | None = None
+) -> Complex64:
     """Return the slices (b, p) of a padded half-volume at poses, shifted as the images are; one pose for each image."""
-    order = by_direction(poses.rotations)
+    order, axes = by_direction(poses.rotations), poses.rotations
+    if magnification is not None:
+        axes = magnified_axes(axes, magnification)
     slices = np.empty((len(order), len(disc.kx)), np.complex64)
-    slices[order] = extract(volume, poses.rotations[order], disc.kx, disc.ky, settings.padding)
+    slices[order] = extract(volume, axes[order], disc.kx, disc.ky, settings.padding)
     turn = (-2 * np.pi / settings.box * poses.shifts).astype(np.float32)
     angle = turn[:, :1] * disc.kx.astype(np.float32) + turn[:, 1:] * disc.ky.astype(np.float32)
     phase = np.empty_like(slices)
@@ -244,6 +255,8 @@ def add_residuals(
         return
     factor = (weights[some].astype(np.float32)[:, None], squares[some].astype(np.float32)[:, None])
     part = Weighted(residual.numerators[some] * factor[0], residual.denominators[some] * factor[1], residual.disc)
+    if residual.magnification is not None:
+        part = part._replace(magnification=residual.magnification[some])
     own = start_poses(np.arange(len(some)), poses.rotations[some], poses.shifts[some])
     add_slices(sums, part, own, np.ones(len(some)), settings.box)
 

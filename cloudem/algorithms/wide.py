@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, evidence
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, align, inverse_noise, spectra
+from cloudem.algorithms.batch import Batch
+from cloudem.algorithms.expectation import IterationPlan, Model, align, inverse_noise, spectra
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.algorithms.refinement import Settings, State, iteration_plan
 from cloudem.algorithms.search import MARGIN, search_grid

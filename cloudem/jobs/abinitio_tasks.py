@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.abinitio import MARGIN, Blind, from_nothing, rings_of_waves
+from cloudem.algorithms.batch import MASK_SHELLS, Batch
 from cloudem.algorithms.carrying_on import Carried, carried_on, carrying_settings
 from cloudem.algorithms.coarse import coarse_images
-from cloudem.algorithms.expectation import MASK_SHELLS, Batch
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.placing import map_on
 from cloudem.jobs.classify2d.tasks import NOISE_IMAGES, batch_for_classes, noise_of_group

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations, aberrations_of, terms_with
 from cloudem.errors import DamagedShardError, InconsistentDataError
 from cloudem.io.formats.plausible import doubts
 from cloudem.io.particle_store import ParticleStore, open_particles
@@ -42,11 +43,13 @@ class Dataset:
     particles
         Table.
     terms
-        (N, 12), :func:`cloudem.kernels.ctf.ctf_terms`.
+        (N, 12), :func:`cloudem.kernels.ctf.ctf_terms`, with even aberrations and magnification.
     ctf_scale
         Factor on the CTF from the table, (N,).
     optics_group
         (N,).
+    aberrations
+        Odd ones, and the magnification, of all optics groups.
     """
 
     store: ParticleStore
@@ -54,6 +57,7 @@ class Dataset:
     terms: NDArray[np.float64]
     ctf_scale: NDArray[np.float64]
     optics_group: NDArray[np.int32]
+    aberrations: Aberrations = NO_ABERRATIONS
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return images, (b, n, n) float32."""
@@ -94,7 +98,9 @@ def open_dataset(url: str) -> Dataset:
         phase_shift=particles.get("phase_shift", 0.0),
         b_factor=particles.get("ctf_b_factor", 0.0),
     )
-    return Dataset(store, particles, terms, particles.get("ctf_scale", 1.0).astype(np.float64), group)
+    terms = terms_with(terms, particles.optics, group)
+    scale = particles.get("ctf_scale", 1.0).astype(np.float64)
+    return Dataset(store, particles, terms, scale, group, aberrations_of(particles.optics))
 
 
 def open_for_tasks(url: str) -> Dataset:

@@ -16,6 +16,8 @@ UNITS: dict[str, str] = {
     "A": "Å",
     "A2": "Å²",
     "deg": "°",
+    "rad": "rad",
+    "mrad": "mrad",
     "mm": "mm",
     "kV": "kV",
     "px": "px",

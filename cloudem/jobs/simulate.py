@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import OutputExistsError, ParameterError
+from cloudem.errors import OutputExistsError, ParameterError, shown
 from cloudem.jobs.base import Context, Inputs, Job
-from cloudem.jobs.parameters import Kind, Place, parameter
+from cloudem.jobs.parameters import Kind, Place, option_of, parameter
 from cloudem.jobs.provenance import is_of, job_record
 
 if TYPE_CHECKING:
@@ -21,6 +22,24 @@ IMAGE_PIXEL_S, VOXEL_S = 1.0e-7, 1.0e-6
 """A pixel of an image, and a voxel of a density: CPU-seconds, one run."""
 
 DENSITY_FILE, START_FILE, PARTICLES = "density.mrc", "start.mrc", "particles.zarr"
+
+
+def coefficients(text: str, option: str) -> tuple[float, ...]:
+    """Return the numbers of a list such as ``[0.1,-0.2]``.
+
+    Raises
+    ------
+    ParameterError
+        Something in it is no finite number.
+    """
+    try:
+        words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+        values = tuple(map(float, words))
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise ParameterError(f"{option}: got {shown(text)}, needs finite numbers, such as [0.1,-0.2]")
+    return values
 
 
 class Simulate(Job):
@@ -69,6 +88,14 @@ class Simulate(Job):
     voltage_kV: float = parameter(300.0, meaning="acceleration voltage", gt=0)
     cs_mm: float = parameter(2.7, meaning="spherical aberration", ge=0)
     amplitude_contrast: float = parameter(0.1, meaning="fraction of amplitude contrast", ge=0, le=1)
+    beam_tilt_x_mrad: float = parameter(0.0, meaning="beam tilt along x, as rlnBeamTiltX")
+    beam_tilt_y_mrad: float = parameter(0.0, meaning="beam tilt along y, as rlnBeamTiltY")
+    odd_zernike_rad: str = parameter("", meaning="odd Zernike coefficients, as rlnOddZernike: [0,0,0.3,0,0,-0.2]")
+    even_zernike_rad: str = parameter("", meaning="even Zernike coefficients, as rlnEvenZernike")
+    anisotropy: float = parameter(
+        0.0, meaning="share by which images are stretched along one direction more than across", ge=0, le=0.2
+    )
+    anisotropy_angle_deg: float = parameter(0.0, meaning="angle of that direction from the x axis")
     snr: float = parameter(0.05, meaning="ratio of signal variance to noise variance in the box; 0: noise only", ge=0)
     noise: bool = parameter(True, meaning="add noise; without it, images are projections with the CTF applied")
     noise_ratio: float = parameter(
@@ -93,6 +120,8 @@ class Simulate(Job):
             raise ParameterError("simulate --density takes the box from the file; leave out --box-px")
         if self.defocus_min_A > self.defocus_max_A:
             raise ParameterError(f"--defocus-min-A {self.defocus_min_A:g} is above --defocus-max-A")
+        for name in ("odd_zernike_rad", "even_zernike_rad"):
+            coefficients(getattr(self, name), option_of(name))
 
     def check_out(self) -> None:
         """Check that ``OUT`` holds no results of another job, and no particles but those of this very job."""
@@ -102,7 +131,11 @@ class Simulate(Job):
         self._has_particles()
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check the model or the density's header."""
+        """Check the model or the density's header, and that the aberrations can be put in."""
+        from cloudem.algorithms.aberrations import aberrations_of, even_terms
+
+        aberrations_of([self.recording().optics()])
+        even_terms(self.recording().optics())
         if self.density is not None and not inputs.awaited(self.density):
             from cloudem.jobs.maps import check_map
 
@@ -240,9 +273,13 @@ class Simulate(Job):
 
     def recording(self) -> Recording:
         """Return the parameters in cloudem's own units."""
-        from cloudem.algorithms.simulate import Recording
+        from cloudem.algorithms.simulate import Recording, stretched
 
         return Recording(
+            beam_tilt=(self.beam_tilt_x_mrad, self.beam_tilt_y_mrad),
+            odd_zernike=coefficients(self.odd_zernike_rad, "--odd-zernike-rad"),
+            even_zernike=coefficients(self.even_zernike_rad, "--even-zernike-rad"),
+            magnification=stretched(self.anisotropy, math.radians(self.anisotropy_angle_deg)),
             shift_sigma=self.shift_sigma_A,
             defocus_min=self.defocus_min_A,
             defocus_max=self.defocus_max_A,

@@ -46,9 +46,15 @@ def half_disc(box: int, k_max: int) -> HalfDisc:
     """
     if not 0 < k_max < box // 2:
         raise ValueError(f"frequency limit {k_max} for a box of {box}: needs 1 to {box // 2 - 1}")
-    ky, kx = np.mgrid[-k_max : k_max + 1, 0 : k_max + 1].astype(np.int32)
+    square = half_square(k_max)
+    return square.take(square.shell <= k_max)
+
+
+def half_square(highest: int) -> HalfDisc:
+    """Return all pixels of one half with ``|kx|`` and ``|ky|`` up to a frequency, in the order of :func:`half_disc`."""
+    ky, kx = np.mgrid[-highest : highest + 1, 0 : highest + 1].astype(np.int32)
     shell = np.rint(np.hypot(kx, ky)).astype(np.int32)
-    keep = (shell <= k_max) & ((kx > 0) | (ky > 0))
+    keep = (kx > 0) | (ky > 0)
     return HalfDisc(kx[keep], ky[keep], shell[keep])
 
 

@@ -9,7 +9,9 @@ degree on each of its four unit intervals. At padding 1.5 slices are within 0.2 
 against 1 to 3 % for trilinear interpolation at padding 2, and the volume is 2.4 times smaller, so that a slice stays in
 the second-level cache: that, and whole rows of a window fitting one vector register, is where the speed comes from.
 
-A pose is the matrix A (map to image) and the shift t in pixels: ``X(k) = exp(-2 pi i k.t / n) C(k) V(A^T k)``.
+A pose is the matrix A (map to image) and the shift t in pixels: ``X(k) = exp(-2 pi i k.t / n) C(k) V(A^T k)``. With a
+magnification matrix M, an image shows ``V(A^T (M k, 0))``: :func:`magnified_axes` gives :func:`extract` and
+:func:`insert` the matrix that does this in place of A.
 """
 
 from __future__ import annotations
@@ -170,6 +172,52 @@ def fast_even(size: int) -> int:
     return size
 
 
+def magnified_axes(rotations: Float, magnification: Float) -> NDArray[np.float64]:
+    """Return poses with the first two rows ``M^T A[:2]``, (c, 3, 3), for :func:`extract` and :func:`insert`.
+
+    They take a point of the map to where images show it, too: ``(M^T A r)_xy``.
+
+    Parameters
+    ----------
+    rotations, magnification
+        A (c, 3, 3), and M (c, 2, 2).
+    """
+    axes = np.array(rotations, np.float64)
+    axes[:, :2] = np.swapaxes(magnification, 1, 2) @ axes[:, :2]
+    return axes
+
+
+def turning_axes(rotations: Float, magnification: Float) -> NDArray[np.float64]:
+    """Return the poses whose axes twins of :func:`score_derivatives` take gradients along, (c, 3, 3).
+
+    A turn about z moves the sample by ``(-κ_y, κ_x)`` with κ = M k, and the slice changes by ``κ_x h_y - κ_y h_x`` with
+    ``h = A ∇V``. That is ``k_x h'_y - k_y h'_x`` if h' is taken along ``adj(M) A[:2]``, so that loops need M k nowhere.
+    """
+    return magnified_axes(rotations, _cofactors(magnification))
+
+
+def _cofactors(magnification: Float) -> NDArray[np.float64]:
+    """Return the transposed adjugates of matrices (c, 2, 2)."""
+    cofactors = np.array(magnification[:, ::-1, ::-1], np.float64)
+    cofactors[:, [0, 1], [1, 0]] *= -1
+    return cofactors
+
+
+def turned_about_axes(sums: NDArray[np.float64], magnification: Float) -> None:
+    """Complete in place what twins of :func:`score_derivatives` summed with ``k`` for turns about x and y.
+
+    These change the slice by ``κ_y h_z`` and ``-κ_x h_z``, which M mixes of ``k_y h_z`` and ``-k_x h_z``.
+    """
+    mix = np.zeros((len(sums), 5, 5))
+    mix[:, [2, 3, 4], [2, 3, 4]] = 1
+    mix[:, :2, :2] = _cofactors(magnification)
+    rows, columns = np.triu_indices(5)
+    matrix = np.empty(mix.shape)
+    matrix[:, rows, columns] = matrix[:, columns, rows] = sums[:, 7:]
+    sums[:, 2:7] = (mix @ sums[:, 2:7, None])[:, :, 0]
+    sums[:, 7:] = (mix @ matrix @ np.swapaxes(mix, 1, 2))[:, rows, columns]
+
+
 def _positions(rotations: Float, kx: Int32, ky: Int32, padding: float) -> tuple[Float, NDArray[np.bool_]]:
     """Return padded map frequencies (b, p, 3) as x, y, z with x >= 0, and where Friedel's law was used."""
     plane = np.stack([kx, ky], axis=-1).astype(np.float64) * padding
@@ -274,6 +322,7 @@ def score_derivatives(
     ky: Int32,
     padding: float,
     box: int,
+    magnification: Float | None = None,
 ) -> NDArray[np.float64]:
     """Return the score of each pose with its gradient and Gauss-Newton matrix.
 
@@ -284,7 +333,9 @@ def score_derivatives(
     Parameters
     ----------
     volume, images, rotations, shifts, numerators, denominators, kx, ky, padding, box
-        As for :func:`insert` and :func:`extract`.
+        As for :func:`insert` and :func:`extract`; the rotations are those of the poses, without magnification.
+    magnification
+        Shape (c, 2, 2): of the image of each pose; None for none.
 
     Returns
     -------
@@ -292,7 +343,8 @@ def score_derivatives(
     ``sum Q Re(∂a M ∂b M*)``, row by row, where M is the shifted slice. Tolerance against float64: 1e-4 of the
     largest entry of each column.
     """
-    position, flipped = _positions(rotations, kx, ky, padding)
+    matrices = np.broadcast_to(np.eye(2), (len(images), 2, 2)) if magnification is None else magnification
+    position, flipped = _positions(magnified_axes(rotations, matrices), kx, ky, padding)
     flat = volume.ravel().astype(np.complex128)
     value = np.zeros(position.shape[:2], np.complex128)
     gradient = np.zeros(position.shape, np.complex128)
@@ -303,7 +355,8 @@ def score_derivatives(
     value = np.where(flipped, value.conj(), value)
     gradient = np.where(flipped[..., None], gradient.conj(), gradient)
     in_image = padding * np.einsum("cab,cpb->cpa", rotations, gradient)
-    by_omega = [ky * in_image[..., 2], -kx * in_image[..., 2], kx * in_image[..., 1] - ky * in_image[..., 0]]
+    mx, my = np.moveaxis(matrices @ np.stack([kx, ky]).astype(np.float64), 1, 0)  # M k, (c, p) each
+    by_omega = [my * in_image[..., 2], -mx * in_image[..., 2], mx * in_image[..., 1] - my * in_image[..., 0]]
     by_shift = [-2j * np.pi / box * kx * value, -2j * np.pi / box * ky * value]
     slopes = np.array([*by_omega, *by_shift])
     phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, best_of
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect
+from cloudem.algorithms.batch import Batch
+from cloudem.algorithms.expectation import IterationPlan, Model, contrast, expect
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.noise import noise_variance, power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
@@ -95,7 +96,7 @@ class _Scene:
         """Return images with what is known of them."""
         d = self.dataset
         table = (d.terms[rows], d.ctf_scale[rows], d.optics_group[rows], np.full(len(rows), poses is not None))
-        return Batch(d.images(rows), *table, poses)
+        return Batch(d.images(rows), *table, poses, aberrations=d.aberrations)
 
 
 def pilot_of(job: Job) -> Pilot | None:

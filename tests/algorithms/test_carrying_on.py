@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.carrying_on import Carried, carried_on, carrying_settings
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.resolution import low_pass
 from cloudem.kernels.shells import fourier_shell_correlation
 from cloudem.model.symmetry import operators

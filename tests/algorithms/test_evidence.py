@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import best_of
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.evidence import gains, known_up_to, luck
-from cloudem.algorithms.expectation import Batch, expect, inverse_noise
+from cloudem.algorithms.expectation import expect, inverse_noise
 from cloudem.algorithms.reconstruct import empty_sums
 from cloudem.algorithms.search import search_grid
 from cloudem.kernels.ctf import ctf_values

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 from cloudem.algorithms.align import Poses, Prior, start_poses
-from cloudem.algorithms.expectation import (
-    NOISE_STRIDE,
-    Batch,
-    IterationPlan,
-    Model,
-    best_shifts,
-    expect,
-    join_poses,
-    spectra,
-    weigh,
-)
+from cloudem.algorithms.batch import Batch, weigh
+from cloudem.algorithms.expectation import NOISE_STRIDE, IterationPlan, Model, best_shifts, expect, join_poses, spectra
 from cloudem.algorithms.mask import soft_circle
 from cloudem.algorithms.noise import noise_variance, power_spectrum
 from cloudem.algorithms.reconstruct import Sums, empty_sums, reference_volume
@@ -193,7 +184,7 @@ def test_weighing_is_single_precision_and_what_it_says(model: Model) -> None:
     batch, _, _ = simulate(3, 10)
     spectrum = spectra(replace(batch, scale=np.array([1.0, 0.5, 2.0])), PLAN)
     inverse = (1 / model.sigma2).astype(np.float32)[batch.optics_group]
-    data = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, 5)
+    data = weigh(spectrum.whole, spectrum.ctf, inverse, spectrum.disc, np.flatnonzero(spectrum.disc.shell <= 5))
     kept = spectrum.disc.shell <= 5
     q = inverse[:, spectrum.disc.shell[kept]]
     np.testing.assert_allclose(data.numerators, (spectrum.whole * spectrum.ctf)[:, kept] * q, rtol=1e-5)

@@ -101,7 +101,7 @@ def test_products_are_those_of_slices_without_their_common_part() -> None:
     ((rows, match),) = list(matches(images, volume, group))
     assert rows == slice(0, 512)
     padding, shell = padded_box(images.box) / images.box, images.disc.shell
-    for i, rotation in enumerate(images.rotations):
+    for i, rotation in enumerate(images.axes):
         slices = extract(volume, rotation @ group, images.disc.kx, images.disc.ky, padding).astype(np.complex128)
         mean, precision = slices.mean(axis=0), images.denominators[i].astype(float)
         for k in range(1, K_MAX + 1):
@@ -146,7 +146,7 @@ def test_images_choose_the_mate_that_they_are() -> None:
     mate = rng.integers(4, size=400)
     volume = map_of_mates(images.take(slice(0, 300)), np.eye(4)[np.zeros(300, int)], group, FLAT)
     # an image at R g is its own mate at the inverse of g
-    turned = replace(images, rotations=images.rotations @ group[mate]).take(slice(300, 400))
+    turned = replace(images, axes=images.axes @ group[mate]).take(slice(300, 400))
     chosen = mate_weights(turned, volume, group).argmax(axis=1)
     right = np.abs(group[mate[300:]] @ group[chosen] - np.eye(3)).max(axis=(1, 2)) < 1e-6
     assert np.mean(right) > 0.9

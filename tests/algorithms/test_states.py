@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Prior, start_poses
+from cloudem.algorithms.batch import Batch, add_slices
 from cloudem.algorithms.bricks import complete
-from cloudem.algorithms.expectation import Batch, add_slices
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.states import (
     FURTHEST,

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cloudem.algorithms.aberrations import NO_ABERRATIONS, Aberrations
 from cloudem.algorithms.align import Prior
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect
+from cloudem.algorithms.expectation import IterationPlan, Model, contrast, expect
 from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import search_grid
@@ -53,7 +55,11 @@ def prepare(scene, place):
     grid = search_grid(volume, padded_box(BOX) / BOX, BOX, PLAN.k_search, PLAN.radius, PLAN.step, group)
     model = Model(volume, grid, np.full((2, BOX // 2 + 1), sigma2), Prior(4.0), group)
     optics = np.arange(IMAGES, dtype=np.int32) % 2
-    return model, Batch(place(images), terms, np.ones(IMAGES), optics, np.zeros(IMAGES, bool), None)
+    odd = np.zeros((2, 12))
+    odd[1, 2:4] = 300.0, -200.0  # coma of one of two groups, and the magnification of both
+    aberrations = Aberrations(odd, np.array([np.eye(2), [[1.02, 0.01], [0.01, 0.99]]]))
+    table = (terms, np.ones(IMAGES), optics, np.zeros(IMAGES, bool))
+    return model, Batch(place(images), *table, None, aberrations=aberrations)
 
 
 def run(scene, place):
@@ -109,7 +115,7 @@ def aligned(scene, device, monkeypatch):
     monkeypatch.setattr(tasks, "read_known", lambda url, indices: known)
     monkeypatch.setattr(tasks, "image_batches", lambda dataset, indices: [(indices, images)])
     optics = everything.astype(np.int32) % 2
-    dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics)
+    dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics, aberrations=NO_ABERRATIONS)
     values = pack_reference(reference_volume(density, PLAN.k_score), PLAN.k_score, padded_box(BOX) / BOX)
     share, gradient = np.zeros(BOX // 2 + 1), density_gradient(np.zeros((0, 3)), np.eye(3)[None])
     reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0, share, gradient)

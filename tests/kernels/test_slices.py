@@ -18,6 +18,7 @@ from cloudem.kernels.slices import (
     gridding,
     half_width,
     insert,
+    magnified_axes,
     padded_box,
     place_volume,
     score_derivatives,
@@ -286,6 +287,75 @@ def test_derivative_twins_agree(twin: Twin) -> None:
     exact = score_derivatives.reference(VOLUME.astype(np.complex128), *one[:3], *pixels)
     assert got.shape == (5, 22)
     assert np.all(np.abs(got - exact).max(axis=0) < 1e-4 * np.abs(exact).max(axis=0))
+
+
+def magnifications(count: int) -> np.ndarray:
+    return np.eye(2) + rng_of(8).normal(0, 0.03, (count, 2, 2))
+
+
+def test_derivative_twins_agree_with_magnification(twin: Twin) -> None:
+    one, matrices = batch(rng_of(6), SMALL), magnifications(5)
+    pixels = (one.numerators, one.denominators, SMALL.kx, SMALL.ky, PADDING, BOX)
+    got = twin(score_derivatives)(VOLUME, *one[:3], *pixels, matrices)
+    exact = score_derivatives.reference(VOLUME.astype(np.complex128), *one[:3], *pixels, matrices)
+    assert np.all(np.abs(got - exact).max(axis=0) < 1e-4 * np.abs(exact).max(axis=0))
+    np.testing.assert_array_equal(
+        twin(score_derivatives)(VOLUME, *one[:3], *pixels),
+        twin(score_derivatives)(VOLUME, *one[:3], *pixels, np.tile(np.eye(2), (5, 1, 1))),
+    )
+
+
+def test_derivatives_with_magnification_are_those_of_finite_differences() -> None:
+    """Slices are sampled at M k directly, without the matrix that other kernels get in place of the pose."""
+    rng, step = rng_of(9), 1e-5
+    one, matrices = batch(rng, SMALL, poses=3), magnifications(3)
+    volume = VOLUME.astype(np.complex128)
+    pixels = (one.numerators, one.denominators, SMALL.kx, SMALL.ky, PADDING, BOX)
+
+    def score(omega: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        turned, moved = rotate(one.rotations, omega), one.shifts + shift
+        out = []
+        for i, m, a, t in zip(one.images, matrices, turned, moved, strict=True):
+            mx, my = m @ np.stack([SMALL.kx, SMALL.ky])
+            phase = np.exp(-2j * np.pi / BOX * (t[0] * SMALL.kx + t[1] * SMALL.ky))
+            position = PADDING * (np.stack([mx, my, 0 * mx], axis=1) @ a)
+            flip = position[:, 0] < 0
+            value = _window_sum(volume, np.where(flip[:, None], -position, position))
+            s = np.where(flip, value.conj(), value) * phase
+            out.append(np.sum((one.numerators[i] * s.conj()).real) - np.sum(one.denominators[i] * np.abs(s) ** 2) / 2)
+        return np.array(out)
+
+    found = score_derivatives.reference(volume, *one[:3], *pixels, matrices)
+    np.testing.assert_allclose(found[:, 0] - found[:, 1] / 2, score(np.zeros((3, 3)), np.zeros((3, 2))), rtol=1e-6)
+    for axis in range(5):
+        move = np.zeros((3, 5))
+        move[:, axis] = step
+        slope = (score(move[:, :3], move[:, 3:]) - score(-move[:, :3], -move[:, 3:])) / (2 * step)
+        np.testing.assert_allclose(found[:, 2 + axis], slope, rtol=1e-4, atol=1e-4 * np.abs(slope).max())
+
+
+def _window_sum(volume: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return what the window reads of a volume at positions (p, 3), x >= 0, voxel by voxel."""
+    m = volume.shape[2] - 2
+    base = np.floor(position).astype(int)
+    weights, _ = window(position - base)
+    total = np.zeros(len(position), complex)
+    for i, j, k in np.ndindex(WINDOW, WINDOW, WINDOW):
+        voxel = volume[base[:, 2] + k - 1 + m, base[:, 1] + j - 1 + m, base[:, 0] + i]
+        total += weights[i, :, 0] * weights[j, :, 1] * weights[k, :, 2] * voxel
+    return total
+
+
+def test_insert_is_the_adjoint_of_extract_with_magnification() -> None:
+    rng = rng_of(10)
+    volume, one = hermitian_volume(rng, 7), batch(rng, SMALL)
+    axes = magnified_axes(one.rotations, magnifications(5))
+    slices = extract(volume, axes, SMALL.kx, SMALL.ky, PADDING)
+    phase = np.exp(-2j * np.pi / BOX * (one.shifts[:, :1] * SMALL.kx + one.shifts[:, 1:] * SMALL.ky))
+    left = np.sum(one.pose_weights[:, None] * one.numerators[one.images] * (slices * phase).conj()).real
+    sums, _ = inserted(insert, one._replace(rotations=axes), SMALL, 7)
+    right = np.sum(sums * volume.conj()).real
+    assert abs(left - right) < 1e-4 * np.linalg.norm(one.numerators) * np.linalg.norm(slices)
 
 
 def test_derivatives_are_those_of_finite_differences(twin: Twin) -> None:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.classes import ClassSettings, class_references, on_rings
 from cloudem.algorithms.coarse import coarse_images
-from cloudem.algorithms.expectation import Batch
 from cloudem.algorithms.junk import alike_shell
 from cloudem.algorithms.marginal import (
     ROUGH_STEP,
@@ -131,7 +131,7 @@ def view_of(settings: ClassSettings, limit: int) -> PolarView:
 def batch_for_classes(dataset: Dataset, indices: NDArray[np.int64], images: NDArray[np.float32]) -> Batch:
     """Put images together with what the table says of them."""
     table = (dataset.terms[indices], dataset.ctf_scale[indices], dataset.optics_group[indices])
-    return Batch(images, *table, np.zeros(len(indices), bool), None)
+    return Batch(images, *table, np.zeros(len(indices), bool), None, aberrations=dataset.aberrations)
 
 
 class Sorted(NamedTuple):

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, Weighted, start_poses
+from cloudem.algorithms.batch import Batch, add_slices, insert_weighted
 from cloudem.algorithms.bricks import Brick, cut, join_bricks, merge_bricks, pack, packed_sphere_of
-from cloudem.algorithms.expectation import Batch, Model, add_slices, insert_weighted
+from cloudem.algorithms.expectation import Model
 from cloudem.algorithms.leading import (
     LinearModel,
     inside_points,
@@ -162,8 +163,8 @@ def read_state_model(
 def batch_of_states(dataset: Dataset, indices: NDArray[np.int64], images: Float32) -> Batch:
     """Put images together with what the table says of them: CTF, and how strong they are."""
     scale = dataset.ctf_scale[indices] * dataset.particles.get("intensity_scale", 1.0)[indices]
-    settled = np.ones(len(indices), bool)
-    return Batch(images, dataset.terms[indices], scale, dataset.optics_group[indices], settled, None)
+    table = (dataset.terms[indices], scale, dataset.optics_group[indices], np.ones(len(indices), bool))
+    return Batch(images, *table, None, aberrations=dataset.aberrations)
 
 
 def keep_of(dataset: Dataset, indices: NDArray[np.int64]) -> Float64:
@@ -224,7 +225,7 @@ def residual_group(
     groups, shells = sigma2.shape
     total = np.zeros((groups, shells + 1))
     for indices, here, seen in seen_batches(item, dataset, sigma2, settings, limit):
-        left = seen.residual(shifted_slices(volume, item.poses(here), seen.disc, settings)).images
+        left = seen.residual(shifted_slices(volume, item.poses(here), seen.disc, settings, seen.magnification)).images
         power, group = left.real**2 + left.imag**2, dataset.optics_group[indices]
         by_pixel = np.stack([power[group == g].sum(axis=0, dtype=np.float64) for g in range(groups)])
         total[:, :-1] += shell_sums(by_pixel, seen.disc.shell, shells)
@@ -234,7 +235,7 @@ def residual_group(
 
 def residual_of(seen: SeenImages, poses: Poses, model: StateModel, settings: StateSettings) -> Weighted:
     """Return the weighted residuals of images against the consensus."""
-    return seen.residual(shifted_slices(model.consensus, poses, seen.disc, settings)).weighted()
+    return seen.residual(shifted_slices(model.consensus, poses, seen.disc, settings, seen.magnification)).weighted()
 
 
 def leading_of(
@@ -300,7 +301,7 @@ def coordinate_group(
     for _, here, seen in seen_batches(item, dataset, model.sigma2, settings, limit):
         poses = item.poses(here)
         residual = residual_of(seen, poses, model, settings)
-        slices = [shifted_slices(volume, poses, seen.disc, settings) for volume in model.volumes]
+        slices = [shifted_slices(v, poses, seen.disc, settings, seen.magnification) for v in model.volumes]
         linear.append(np.stack([np.sum((residual.numerators * s.conj()).real, axis=1) for s in slices], axis=1))
         products = [[np.sum(residual.denominators * (s * t.conj()).real, axis=1) for s in slices] for t in slices]
         quadratic.append(np.array(products).transpose(2, 0, 1))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import best_of
-from cloudem.algorithms.expectation import Batch
+from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.relaxation import (
     MOST_BROKEN,
@@ -78,7 +78,8 @@ def witnesses_of_group(item: ScaledItem, dataset: Dataset, sigma2: NDArray[np.fl
     for indices, images in image_batches(dataset, posed.indices):
         here = np.searchsorted(posed.indices, indices)
         group, scale = dataset.optics_group[indices], item.scale[here] * dataset.ctf_scale[indices]
-        batch = Batch(images, dataset.terms[indices], scale, group, np.ones(len(indices), bool), None)
+        table = (dataset.terms[indices], scale, group, np.ones(len(indices), bool))
+        batch = Batch(images, *table, None, aberrations=dataset.aberrations)
         pose = (posed.rotations[here], posed.shifts[here])
         parts.append(witnesses(batch, *pose, inverse[group], k_max, dataset.store.pixel_size))
     return parts
@@ -105,7 +106,7 @@ def verdict_of(run: Run, outcome: Outcome, believed: float) -> Verdict:
     ratio = signal_to_noise(np.nan_to_num(outcome.curves.corrected))
     counts = [np.count_nonzero(checkpoint.half_set == half) for half in (1, 2)]
     maps = [
-        run.executor.share(relaxed_map, images, run.group, ratio * len(images.rotations) / count / order, run.job.seed)
+        run.executor.share(relaxed_map, images, run.group, ratio * len(images.axes) / count / order, run.job.seed)
         for images, count in zip(asked, counts, strict=True)
     ]
     said = [run.executor.share(preferences, asked[h], maps[1 - h], run.group) for h in (0, 1)]

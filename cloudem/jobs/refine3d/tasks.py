@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import Poses, Prior, best_of, start_poses
+from cloudem.algorithms.batch import Batch, insert_known
 from cloudem.algorithms.bricks import (
     Brick,
     cut,
@@ -25,7 +26,7 @@ from cloudem.algorithms.bricks import (
     unpack_reference,
 )
 from cloudem.algorithms.evidence import gains
-from cloudem.algorithms.expectation import Batch, IterationPlan, Model, contrast, expect, insert_known
+from cloudem.algorithms.expectation import IterationPlan, Model, contrast, expect
 from cloudem.algorithms.noise import power_spectrum
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume
 from cloudem.algorithms.search import MARGIN, search_grid
@@ -92,7 +93,7 @@ class Checkpoint:
     shift_variance
         (2,), pixels².
     half_set, scale, settled, keep
-        (N,); see :class:`cloudem.algorithms.expectation.Batch`.
+        (N,); see :class:`cloudem.algorithms.batch.Batch`.
     view_gradient
         Of the density of each half-set's views (:func:`cloudem.algorithms.view_density.density_gradient`), (2, d, 3).
     pose_images, pose_rotations, pose_shifts, pose_weights
@@ -235,7 +236,7 @@ def batch_of(
     scale = known.scale[here] * dataset.ctf_scale[indices]
     table = (dataset.terms[indices], scale, dataset.optics_group[indices], known.settled[here])
     keep = None if known.keep is None else known.keep[here]
-    return Batch(to_device(images, device), *table, poses, weights, keep)
+    return Batch(to_device(images, device), *table, poses, weights, keep, dataset.aberrations)
 
 
 class Placed(NamedTuple):
@@ -354,6 +355,6 @@ def insert_group(item: Item, dataset: Dataset, k_max: int, symmetry: str) -> Add
         scale = table.get("intensity_scale", 1.0)[indices] * dataset.ctf_scale[indices]
         settled = np.ones(len(indices), bool)
         table_rows = (dataset.terms[indices], scale, dataset.optics_group[indices], settled)
-        batch = Batch(images, *table_rows, poses)
+        batch = Batch(images, *table_rows, poses, aberrations=dataset.aberrations)
         insert_known(batch, pixel_size, k_max, sums)
     return Added({item.half: pack(sums, packed_sphere_of(dataset.store.box, k_max, operators(symmetry)))}, None)

@@ -32,19 +32,21 @@ extern "C" __global__ void insert(float2 *sums, float *sum_weights, int m, const
 }
 
 // One block to a pose: each thread sums its pixels, warps sum by shuffles, and the block's sums leave as double.
+// turning are the axes along which gradients are taken (turning_axes of the reference); axes without magnification.
 extern "C" __global__ void __launch_bounds__(BLOCK)
     score_derivatives(const float2 *__restrict__ volume, int m, const int *__restrict__ images,
-                      const double *__restrict__ axes, const float2 *__restrict__ shifts,
-                      const float2 *__restrict__ numerators, const float *__restrict__ denominators,
-                      const double *__restrict__ kx, const double *__restrict__ ky, int count, float beta,
+                      const double *__restrict__ axes, const double *__restrict__ turning,
+                      const float2 *__restrict__ shifts, const float2 *__restrict__ numerators,
+                      const float *__restrict__ denominators, const double *__restrict__ kx,
+                      const double *__restrict__ ky, int count, float beta,
                       double *__restrict__ out)
 {
     const size_t i = blockIdx.x, image = (size_t)images[i] * count;
-    const double *rotation = axes + 9 * i;
+    const double *rotation = axes + 9 * i, *along = turning + 9 * i;
     const float2 shift = shifts[i];
     float rows[9], sums[TERMS];
 #pragma unroll
-    for (int a = 0; a < 9; a++) rows[a] = float(rotation[a]);
+    for (int a = 0; a < 9; a++) rows[a] = float(along[a]);
 #pragma unroll
     for (int a = 0; a < TERMS; a++) sums[a] = 0.0f;
     for (int j = threadIdx.x; j < count; j += BLOCK) {

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.kernels._cupy.launch import blocks, device, in_place, launch
+from cloudem.kernels.slices import magnified_axes, turned_about_axes, turning_axes
 
 Array = Any
 """A CuPy array, or a NumPy one that will be brought to the device."""
@@ -62,17 +63,25 @@ def score_derivatives(
     ky: Array,
     padding: float,
     box: int,
+    magnification: Array | None = None,
 ) -> NDArray[np.float64]:
     """Twin of :func:`cloudem.kernels.slices.score_derivatives`; its few numbers come back to the host."""
     out = cupy.empty((len(images), TERMS), np.float64)
     volume = device(volume, np.complex64)
+    axes = turning = rotations
+    if magnification is not None:
+        axes, turning = (f(cupy.asnumpy(rotations), magnification) for f in (magnified_axes, turning_axes))
+    rows, axes, in_boxes = _poses(images, axes, shifts, padding, box)
     launch(
         "slices", "score_derivatives", (len(images), 1), volume, _half(volume),
-        *_poses(images, rotations, shifts, padding, box),
+        rows, axes, device(turning, np.float64) * padding, in_boxes,
         device(numerators, np.complex64), device(denominators, np.float32), *_plane(kx, ky), len(kx),
         2 * float(np.pi) / box, out,
     )  # fmt: skip
-    return np.asarray(cupy.asnumpy(out))
+    sums = np.asarray(cupy.asnumpy(out))
+    if magnification is not None:
+        turned_about_axes(sums, magnification)
+    return sums
 
 
 def _half(volume: Array) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.kernels._numba.window import gather, scatter
+from cloudem.kernels.slices import magnified_axes, turned_about_axes, turning_axes
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
 any_order = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
@@ -57,12 +58,18 @@ def score_derivatives(
     ky: Array,
     padding: float,
     box: int,
+    magnification: Array | None = None,
 ) -> NDArray[np.float64]:
     """Twin of :func:`cloudem.kernels.slices.score_derivatives`."""
     out = np.empty((len(images), 22))
     pixels = (numerators.view(np.float32), denominators, kx, ky, float(padding), 2 * np.pi / box)
-    poses = (images.astype(np.int64), _doubles(rotations), _doubles(shifts))
+    axes = turning = _doubles(rotations)
+    if magnification is not None:
+        axes, turning = magnified_axes(rotations, magnification), turning_axes(rotations, magnification)
+    poses = (images.astype(np.int64), axes, turning, _doubles(shifts))
     _score_derivatives(_floats(volume), volume.shape[2] - 2, *poses, *pixels, out)
+    if magnification is not None:
+        turned_about_axes(out, magnification)
     return out
 
 
@@ -181,7 +188,8 @@ def _score_derivatives(
     volume: Any,
     m: int,
     images: Any,
-    rotations: Any,
+    axes: Any,
+    turning: Any,
     shifts: Any,
     numerators: Any,
     denominators: Any,
@@ -200,8 +208,8 @@ def _score_derivatives(
     out[:] = 0
     for i in range(images.shape[0]):
         image = images[i]
-        a = rotations[i] * padding
-        a32 = a.astype(np.float32)
+        a = axes[i] * padding
+        a32 = (turning[i] * padding).astype(np.float32)
         _phases(shifts[i, 0], beta, reach, cos_x, sin_x)
         _phases(shifts[i, 1], beta, reach, cos_y, sin_y)
         for first in range(0, kx.shape[0], BLOCK):
