@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ def measure(bench: Bench, name: str, seed: int) -> None:
     out = bench.fresh("polished")
     cost = bench.cloudem("polish", folder / "rec", "--motion", folder / "motion", "--out", out)
     arrays, said = read_group(out, "result")
-    stages = {"stages CPU-s": round(sum(stage["cpu_s"] for stage in json.loads(said["stages"])), 2)}
+    stages = {"stages CPU-s": round(sum(stage["cpu_s"] for stage in said["stages"]), 2)}
     ours = np.stack([arrays["track_x"], arrays["track_y"]], axis=-1)
     bench.cloudem("reconstruct", "--particles", out, "--symmetry", group, "--mask", folder / "mask.mrc",
                   "--out", bench.fresh("polished-rec"))  # fmt: skip
