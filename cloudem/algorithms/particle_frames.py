@@ -21,6 +21,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from cloudem.kernels.aberrations import odd_phase
 from cloudem.kernels.boxes import cut_boxes
 from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, fill_half_disc, half_disc, real_images
@@ -49,21 +50,24 @@ class Molecules(NamedTuple):
     ----------
     half
         Half-set of each, 1 or 2, ``(n,)``.
-    rotations
-        ``(n, 3, 3)``.
+    axes
+        Along which slices are taken, ``(n, 3, 3)``: rotations, with the magnification of the optics.
     shifts
         Of the particles from the origins of their windows, Å, ``(n, 2)``.
     terms
         Of the CTF, ``(n, 12)``, `cloudem.kernels.ctf.ctf_terms`.
     scale
         Factor on the CTF, ``(n,)``.
+    odd
+        Odd phases of the optics, ``(n, 12)``, `cloudem.algorithms.aberrations.odd_terms`; None for none.
     """
 
     half: NDArray[np.int8]
-    rotations: Float64
+    axes: Float64
     shifts: Float64
     terms: Float64
     scale: Float64
+    odd: Float64 | None = None
 
 
 class HalfMap(NamedTuple):
@@ -151,16 +155,18 @@ class ComparedFrames(NamedTuple):
 
 
 def expected_views(molecules: Molecules, maps: tuple[HalfMap, HalfMap], plan: WindowPlan) -> Complex64:
-    """Return M of each particle, its own half-set's map as frames show it through its CTF, ``(n, p)``."""
+    """Return M of each particle, its own half-set's map as frames show it through its optics, ``(n, p)``."""
     disc = plan.disc
     views = np.empty((len(molecules.half), len(disc.kx)), np.complex64)
     for half, known in zip((1, 2), maps, strict=True):
         mine = np.flatnonzero(molecules.half == half)
         # waves are counted in the window's box; the map's may be another
-        turned = molecules.rotations[mine] * (known.length / plan.length)
+        turned = molecules.axes[mine] * (known.length / plan.length)
         views[mine] = extract(known.volume, turned, disc.kx, disc.ky, known.padding)
     views *= ctf_values(disc.kx, disc.ky, molecules.terms, 1 / plan.length)
     views *= np.float32(plan.sign) * molecules.scale.astype(np.float32)[:, None]
+    if molecules.odd is not None:
+        views *= np.exp(1j * odd_phase(disc.kx, disc.ky, molecules.odd, 1 / plan.length)).astype(np.complex64)
     return _moved(views, disc, molecules.shifts / plan.length, -1.0)
 
 

@@ -98,6 +98,15 @@ def test_each_half_set_sees_its_own_map_alone(movie: ParticleMovie, density: np.
     assert signal.shared[0].sum() > 0
 
 
+def test_odd_phases_of_the_optics_are_put_into_views(movie: ParticleMovie, density: np.ndarray) -> None:
+    given, maps = molecules(movie), (half_map(density),) * 2
+    odd = np.zeros((len(movie.places), 12))
+    odd[:, 2:4] = 900.0, -400.0
+    plain, tilted = expected_views(given, maps, PLAN), expected_views(given._replace(odd=odd), maps, PLAN)
+    x, y = PLAN.disc.kx / PLAN.length, PLAN.disc.ky / PLAN.length
+    np.testing.assert_allclose(tilted, plain * np.exp(1j * (900 * x**3 - 400 * x**2 * y)), atol=1e-5 * abs(plain).max())
+
+
 def test_sums_along_tracks_are_sharper_than_along_none(movie: ParticleMovie, density: np.ndarray) -> None:
     given = molecules(movie)
     views = expected_views(given, (half_map(density),) * 2, PLAN)

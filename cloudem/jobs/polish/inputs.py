@@ -123,6 +123,8 @@ class PolishedParticles(NamedTuple):
         fields = corrected.found["coefficients"].reshape(-1, 2, 6, 3)
         turned = euler_to_matrix(*(table[name] for name in POSES))
         shifts = np.stack([table.get(name, 0.0) for name in ("shift_x", "shift_y")], axis=1).astype(np.float64)
+        group, aberrations = self.dataset.optics_group[self.order], self.dataset.aberrations
+        axes = aberrations.axes(turned, group)
         terms, scale = self.dataset.terms[self.order], self.dataset.ctf_scale[self.order]
         found: list[MovieParticles] = []
         for row in np.unique(self.rows).tolist():
@@ -130,7 +132,12 @@ class PolishedParticles(NamedTuple):
             frames = slice(ends[row] - counts[row], ends[row])
             track = np.column_stack([corrected.found["each_x"][frames], corrected.found["each_y"][frames]])
             molecules = Molecules(
-                table["half_set"][mine].astype(np.int8), turned[mine], shifts[mine], terms[mine], scale[mine]
+                table["half_set"][mine].astype(np.int8),
+                axes[mine],
+                shifts[mine],
+                terms[mine],
+                scale[mine],
+                None if aberrations.odd is None else aberrations.odd[group[mine]],
             )
             problem = str(corrected.table["problem"][row])
             if not problem and counts[row] < 2:

@@ -69,9 +69,10 @@ def polish(job: Polish, context: Context) -> None:
         attributes={"date": (read_attributes(context.url, "") or {}).get("date", "")}, guard=context.check,
     )  # fmt: skip
     counts = [len(entry.places) for entry in entries]
-    maps = context.executor.spread(
-        half_map_volumes, references, int(np.ceil(options.shells * references.length / geometry.length)), local=itself
-    )
+    # with magnification, images show shells of the map that lie further out
+    reach = int(given.dataset.aberrations.reach(half_disc(geometry.side, options.shells)).max())
+    last = int(np.ceil(reach * references.length / geometry.length))
+    maps = context.executor.spread(half_map_volumes, references, last, local=itself)
     follow = Items(entries, counts, follow_particles, (options,), "tracks", "particles")
     followed = found_parts(follow, context, name=FOLLOWED, shared=(maps,))
     weighted = weights_of_frames(entries, followed, options, geometry)

@@ -285,7 +285,7 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
     except CloudemError as error:
         return {"problem": np.array([recorded_reason(error)], TEXT), "rows": rows}
     layout = StackLayout.growing(options.recipe.size, options.dtype)
-    said = hashlib.sha256(part.places.tobytes() + part.molecules.rotations.tobytes()).hexdigest()[:32]
+    said = hashlib.sha256(part.places.tobytes() + part.molecules.axes.tobytes()).hexdigest()[:32]
     rows[good] = growing_rows(f"{part.name} {said}", int(good.sum()), layout)
     write_copies(options.store, rows[good], images[good], layout)
     return {"problem": np.array([""], TEXT), "rows": rows}
