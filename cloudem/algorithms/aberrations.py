@@ -29,13 +29,10 @@ from cloudem.kernels.aberrations import (
 )
 from cloudem.kernels.fourier import HalfDisc, half_disc, half_square
 from cloudem.kernels.slices import magnified_axes
-from cloudem.model.optics import EVEN, MATRIX, ODD, OpticsGroup
+from cloudem.model.optics import EVEN, ODD, OpticsGroup
 
 Float64 = NDArray[np.float64]
 Complex64 = NDArray[np.complex64]
-
-LEAST_STRETCH, MOST_STRETCH = 0.8, 1.25
-"""Of a magnification matrix, along any direction; what lies beyond is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ def aberrations_of(optics: Sequence[OpticsGroup]) -> Aberrations:
         A value cannot be read or applied, or a magnification is none.
     """
     odd = np.array([odd_terms(group) for group in optics]).reshape(-1, sum(d + 1 for d in ODD_DEGREES))
-    matrices = np.array([_plausible(group) for group in optics]).reshape(-1, 2, 2)
+    matrices = np.array([group.magnification for group in optics]).reshape(-1, 2, 2)
     return Aberrations(odd if odd.any() else None, None if np.array_equal(matrices, _unit(matrices)) else matrices)
 
 
@@ -141,20 +138,6 @@ def terms_with(terms: Float64, optics: Sequence[OpticsGroup], group: NDArray[np.
 
 def _unit(matrices: Float64) -> Float64:
     return np.broadcast_to(np.eye(2), matrices.shape)
-
-
-def _plausible(optics: OpticsGroup) -> Float64:
-    """Return the magnification of a group, if it is one."""
-    matrix = optics.magnification
-    stretch = np.linalg.svd(matrix, compute_uv=False)
-    if np.linalg.det(matrix) <= 0 or stretch[0] > MOST_STRETCH or stretch[1] < LEAST_STRETCH:
-        numbers = ", ".join(f"{value:g}" for value in matrix.ravel())
-        raise InconsistentDataError(
-            f"{MATRIX[0]} to {MATRIX[-1]} of optics group {optics.name} are {numbers}, a magnification by "
-            f"{stretch[1]:.3g} to {stretch[0]:.3g}; needed are {LEAST_STRETCH} to {MOST_STRETCH}, without a mirror: "
-            "correct the table and import again"
-        )
-    return matrix
 
 
 @lru_cache(maxsize=32)

@@ -13,6 +13,9 @@ TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
 ODD, EVEN = "rlnOddZernike", "rlnEvenZernike"
 MATRIX = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 
+FAR_STRETCH = 0.2
+"""Share by which a magnification matrix may stretch or shrink; what lies beyond is a mistake."""
+
 _LIST = re.compile(r"\[?([^\[\]]*)\]?")
 
 
@@ -62,7 +65,16 @@ class OpticsGroup:
     def magnification(self) -> NDArray[np.float64]:
         """The matrix M, (2, 2): an image shows at the frequency k what the map has at ``M k``."""
         unit = (1.0, 0.0, 0.0, 1.0)
-        return np.array([self._number(label, one) for label, one in zip(MATRIX, unit, strict=True)]).reshape(2, 2)
+        numbers = [self._number(label, one) for label, one in zip(MATRIX, unit, strict=True)]
+        matrix = np.array(numbers).reshape(2, 2)
+        far = abs(np.linalg.svd(matrix, compute_uv=False) - 1).max()
+        if far > FAR_STRETCH or np.linalg.det(matrix) <= 0:
+            shown = " ".join(f"{value:.4g}" for value in numbers)
+            raise InconsistentDataError(
+                f"{MATRIX[0]} to {MATRIX[3][-2:]} of optics group {self.name} are {shown}, which is not near the unit "
+                "matrix 1 0 0 1 (cryoSPARC writes the difference from it); correct them"
+            )
+        return matrix
 
     def with_aberrations(
         self,

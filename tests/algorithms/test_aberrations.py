@@ -241,5 +241,5 @@ def test_groups_without_aberrations_have_none() -> None:
 
 @pytest.mark.parametrize("matrix", [[[1.3, 0], [0, 1]], [[1, 0], [0, -1]], [[0.01, 0], [0, 0.01]], [[0, 0], [0, 0]]])
 def test_a_matrix_that_is_no_magnification_is_refused(matrix: list[list[float]]) -> None:
-    with pytest.raises(InconsistentDataError, match=r"rlnMagMat00 to rlnMagMat11 .* one are .*; needed are"):
+    with pytest.raises(InconsistentDataError, match=r"rlnMagMat00 to 11 .* one are .*, which is not near the unit"):
         aberrations_of([group(magnification=np.array(matrix, float))])
