@@ -107,6 +107,7 @@ def make(url: str) -> Place:
     checkpoint = Checkpoint(
         sigma2=rng.random((2, 1, 5)),
         shift_variance=np.ones(2),
+        turn_variance=np.ones(2),
         half_set=columns["half_set"],
         scale=np.ones(COUNT),
         settled=np.zeros(COUNT, bool),
