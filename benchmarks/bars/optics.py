@@ -48,7 +48,7 @@ OF_SEED = ("hinge", "gpcr", "ace2")
 """Molecules of the seeds, in turn."""
 
 LAST = 0.95
-"""Share of Nyquist up to which curves are compared: at Nyquist itself, RELION leaves out what lies beyond."""
+"""Share of Nyquist up to which curves are compared: in the last shell, RELION's map is the worse one."""
 
 
 def molecule(bench: Bench, seed: int) -> tuple[str, float, tuple[Any, ...]]:
