@@ -20,7 +20,7 @@ from cloudem.algorithms.expectation import Model, align, spectra
 from cloudem.algorithms.reconstruct import reference_volume
 from cloudem.algorithms.refinement import Settings, State, iteration_plan
 from cloudem.algorithms.search import MARGIN, search_grid
-from cloudem.algorithms.simulate import UNIT, Recording, Simulator, random_particles, stretched
+from cloudem.algorithms.simulate import UNIT, Recording, Simulator, anisotropic, random_particles
 from cloudem.execution.threads import one_thread_per_task
 from cloudem.io.formats.mrc import read_volume
 from cloudem.io.formats.star import read_star, write_star
@@ -127,9 +127,9 @@ def optics_refined(bench: Bench) -> None:
 
 MATRICES = {
     "none": UNIT,
-    "1 % anisotropic": stretched(0.01, 0.5),
-    "3 % anisotropic": stretched(0.03, 0.5),
-    "6 % anisotropic": stretched(0.06, 0.5),
+    "1 % anisotropic": anisotropic(0.01, 0.5),
+    "3 % anisotropic": anisotropic(0.03, 0.5),
+    "6 % anisotropic": anisotropic(0.06, 0.5),
     "3 % all round": (1.03, 0.0, 0.0, 1.03),
     "6 % all round": (1.06, 0.0, 0.0, 1.06),
 }

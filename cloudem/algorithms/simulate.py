@@ -85,7 +85,7 @@ class Recording:
         )
 
 
-def stretched(share: float, angle: float) -> tuple[float, float, float, float]:
+def anisotropic(share: float, angle: float) -> tuple[float, float, float, float]:
     """Return the magnification matrix of images stretched along an angle (radians) by half a share, and less across."""
     half, c, s = share / 2, float(np.cos(2 * angle)), float(np.sin(2 * angle))
     return 1 + half * c, half * s, half * s, 1 - half * c

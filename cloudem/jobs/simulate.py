@@ -273,13 +273,13 @@ class Simulate(Job):
 
     def recording(self) -> Recording:
         """Return the parameters in cloudem's own units."""
-        from cloudem.algorithms.simulate import Recording, stretched
+        from cloudem.algorithms.simulate import Recording, anisotropic
 
         return Recording(
             beam_tilt=(self.beam_tilt_x_mrad, self.beam_tilt_y_mrad),
             odd_zernike=coefficients(self.odd_zernike_rad, "--odd-zernike-rad"),
             even_zernike=coefficients(self.even_zernike_rad, "--even-zernike-rad"),
-            magnification=stretched(self.anisotropy, math.radians(self.anisotropy_angle_deg)),
+            magnification=anisotropic(self.anisotropy, math.radians(self.anisotropy_angle_deg)),
             shift_sigma=self.shift_sigma_A,
             defocus_min=self.defocus_min_A,
             defocus_max=self.defocus_max_A,

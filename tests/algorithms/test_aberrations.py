@@ -18,7 +18,7 @@ from cloudem.algorithms.leading import lay_back
 from cloudem.algorithms.marginal import rings_of
 from cloudem.algorithms.reconstruct import empty_sums, reference_volume, solve
 from cloudem.algorithms.relaxation import witnesses
-from cloudem.algorithms.simulate import Recording, Simulator, random_particles, stretched
+from cloudem.algorithms.simulate import Recording, Simulator, anisotropic, random_particles
 from cloudem.algorithms.states import StateSettings, see, shifted_slices
 from cloudem.errors import InconsistentDataError
 from cloudem.kernels.aberrations import EVEN_ORDERS, ODD_ORDERS
@@ -36,7 +36,7 @@ LENGTH = BOX * PIXEL
 TILT, ODD, EVEN = (30.0, -18.0), (0.4, 0.0, 900.0, 0.0, 0.0, -600.0), (0.1, 9.0, 0.0, -5.0, 2e4, 0.0, 0.0, 0.0, 1e4)
 """Large enough for a phase of a radian at the few Å of these boxes."""
 
-MATRIX = stretched(0.06, 0.5)
+MATRIX = anisotropic(0.06, 0.5)
 NOISELESS = Recording(snr=None, beam_tilt=TILT, odd_zernike=ODD, even_zernike=EVEN, magnification=MATRIX)
 SETTINGS = StateSettings(
     whole_box=BOX, box=BOX, length=LENGTH, radius=12.0, last_limit=11, start_limit=11, classes=2, most_iterations=1
@@ -137,7 +137,7 @@ def blind_to(batch: Batch) -> Batch:
 
 
 def test_magnified_images_make_the_map() -> None:
-    batch, rotations, shifts = magnified_batch(800, stretched(0.3, 0.5))
+    batch, rotations, shifts = magnified_batch(800, anisotropic(0.3, 0.5))
     batch, rotations, shifts = batch.rows(np.arange(1, 800, 2)), rotations[1::2], shifts[1::2]
     poses, truth, curves = start_poses(np.arange(400), rotations, shifts), PHANTOM.density(BOX), []
     for each in (batch, blind_to(batch)):
