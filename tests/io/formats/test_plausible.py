@@ -171,7 +171,10 @@ def test_aberrations_of_optics_groups_are_applied_and_need_no_word(labels):
         ({"rlnOddZernike": "[[0,1]]"}, "finite numbers"),
         ({"rlnOddZernike": "[0,1"}, r"rlnOddZernike is '\[0,1', a list that is cut off"),
         ({"rlnEvenZernike": "[0,0,0,0,0,0,0,0,0,0,0,0,1e-3,0,0,0]"}, "16 entries, of which the first 9 can be applied"),
-        ({"rlnMagMat00": "0", "rlnMagMat11": "0"}, "rlnMagMat00 to 11 of optics group g are 0 0 0 0, which is not near"),
+        (
+            {"rlnMagMat00": "0", "rlnMagMat11": "0"},
+            "rlnMagMat00 to 11 of optics group g are 0 0 0 0, which is not near",
+        ),
         ({"rlnMagMat00": "0.01", "rlnMagMat11": "-0.01"}, "cryoSPARC writes the difference"),
         ({"rlnMagMat00": "-1"}, "not near the unit matrix"),
         ({"rlnMagMat00": "0", "rlnMagMat11": "0", "rlnMagMat01": "1", "rlnMagMat10": "1"}, "not near"),  # a mirror
