@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from cloudem.errors import CloudemError, printable
+from cloudem.io.storage.groups import shapes_in
 from cloudem.io.storage.location import absolute, is_remote, join, read_end, read_start
 from cloudem.jobs.logs import LOG_FILE
 from cloudem.jobs.preview import Preview, PreviewInfo, read_preview, read_preview_info
@@ -71,6 +72,7 @@ DOWNLOADS = {
     "half1": "half-map 1",
     "half2": "half-map 2",
     "mask": "mask",
+    "local_resolution": "local resolution",
 }
 """Arrays of a result that can be had as MRC files, and what they are called."""
 
@@ -418,7 +420,11 @@ class Pages:
     def _downloads(self, job: JobState) -> list[tuple[str, str]]:
         if not self._has_maps(job):
             return []
-        files = [(f"{name}.mrc", f"{label} (.mrc)") for name, label in DOWNLOADS.items()]
+        try:
+            there = shapes_in(self._of(job), "result")
+        except CloudemError:  # it is damaged
+            return []
+        files = [(f"{name}.mrc", f"{label} (.mrc)") for name, label in DOWNLOADS.items() if name in there]
         return [*files, ("map.cxc", "open in ChimeraX (.cxc)")]
 
     def _part(self, template: str, at: str, **values: Any) -> str:

@@ -140,6 +140,11 @@ def test_commands_of_pods_are_understood(name: str, pod: Any) -> None:
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("file", sorted(path.name for path in (DEPLOY / "examples").glob("*.toml")))
+def test_each_example_is_a_workflow(file: str) -> None:
+    assert read_workflow(str(DEPLOY / "examples" / file)).steps
+
+
 @pytest.mark.parametrize(
     ("file", "jobs"),
     [
