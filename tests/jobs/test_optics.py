@@ -60,9 +60,9 @@ def test_a_reconstruction_is_free_of_the_aberrations_that_the_table_states(simul
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"rlnMagMat00": "3"}, "rlnMagMat00 to rlnMagMat11 of optics group simulated are 3, 0, 0, 1, a magnification"),
-        ({"rlnOddZernike": "[" + "0," * 12 + "0.1]"}, "rlnOddZernike of optics group simulated has 13 entries"),
-        ({"rlnEvenZernike": "[" + "0," * 9 + "0.1]"}, "rlnEvenZernike of optics group simulated has 10 entries"),
+        ({"rlnMagMat00": "3"}, "rlnMagMat00 to 11 of optics group simulated are 3 0 0 1, which is not near"),
+        ({"rlnOddZernike": "[" + "0," * 12 + "0.1]"}, "rlnOddZernike has 13 entries"),
+        ({"rlnEvenZernike": "[" + "0," * 9 + "0.1]"}, "rlnEvenZernike has 10 entries"),
         ({"rlnBeamTiltX": "much"}, "rlnBeamTiltX of optics group simulated is 'much'"),
     ],
 )
