@@ -107,7 +107,7 @@ def size_at(place: str, kinds: tuple[Kind, ...]) -> Size:
         from cloudem.io.particle_store import open_particles
 
         store = open_particles(place)
-        return Size(len(store), (store.box, store.box), store.pixel_size, store.remote)
+        return Size(len(store), (store.box, store.box), store.pixel_size, store.remote, store.model is not None)
     if "movies" in kinds:
         from cloudem.io.movies.store import read_movies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -98,7 +99,7 @@ class Subtract(TableResult):
             (maps, scale),
             base_bytes=400 * MIB + 120 * voxels + 1200 * size.count,
             stored_bytes=16 * voxels + 200 * size.count,
-            makes={"": size},
+            makes={"": replace(size, subtracted=True)},
         )
 
     def made(self, context: Context) -> MadeTable:

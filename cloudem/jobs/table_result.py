@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
@@ -95,5 +96,5 @@ class TableResult(Job):
 def table_work(name: str, size: Size, rows: int) -> Work:
     """Return the work of a job that writes a table of so many rows, and that reads no images."""
     stage = Stage(name, rows, "rows", cpu_s=4e-6)
-    makes = {"": Size(rows, size.shape, size.pixel_size, size.remote)}
+    makes = {"": replace(size, count=rows)}
     return Work((stage,), base_bytes=300 * MIB + 1000 * (size.count + rows), stored_bytes=120 * rows, makes=makes)

@@ -116,9 +116,10 @@ def aligned(scene, device, monkeypatch):
     monkeypatch.setattr(tasks, "image_batches", lambda dataset, indices: [(indices, images)])
     optics = everything.astype(np.int32) % 2
     dataset = SimpleNamespace(terms=terms, ctf_scale=np.ones(IMAGES), optics_group=optics, aberrations=NO_ABERRATIONS)
+    dataset.anchors = lambda indices: None
     values = pack_reference(reference_volume(density, PLAN.k_score), PLAN.k_score, padded_box(BOX) / BOX)
     share, gradient = np.zeros(BOX // 2 + 1), density_gradient(np.zeros((0, 3)), np.eye(3)[None])
-    reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0, share, gradient)
+    reference = Reference(values, PLAN.k_score, np.full((2, BOX // 2 + 1), sigma2), 4.0, 1.0, share, gradient)
     model = model_of(reference, plan, "C1")
     return model, align_group(Item(1, everything), dataset, model, "", plan)
 

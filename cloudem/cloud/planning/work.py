@@ -35,12 +35,15 @@ class Size:
         Å; 0 where it is not known.
     remote
         Whether it lies in object storage.
+    subtracted
+        Whether a map is subtracted of its images when they are read.
     """
 
     count: int = 0
     shape: tuple[int, ...] = ()
     pixel_size: float = 0.0
     remote: bool = False
+    subtracted: bool = False
 
     @property
     def box(self) -> int:

@@ -89,14 +89,14 @@ class Reconstruct(Job):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
-        from cloudem.io.exporting import is_subtracted
         from cloudem.jobs.refine3d.duration import Alignment, Correction
 
         where = (particles.count, particles.box, self.symmetry, self.group_size, particles.remote)
         # each image is inserted twice
         cost = Correction(local=2.0) if self.ewald_sphere else Correction()
-        less = is_subtracted(self.particles)
-        return Alignment(*where, None, correction=cost, pixel_size=particles.pixel_size, subtracted=less)
+        return Alignment(
+            *where, None, correction=cost, pixel_size=particles.pixel_size, subtracted=particles.subtracted
+        )
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from box and particles."""

@@ -186,7 +186,7 @@ def alignment_work(alignment: Alignment) -> Work:
         gpu_bytes=gpu_needs(box) if alignment.settings else 0,
         stored_bytes=40 * box**3 + 600 * count,
         result_bytes=maps + 200 * count,
-        makes={"": Size(count, (box, box), alignment.pixel_size, alignment.remote)},
+        makes={"": Size(count, (box, box), alignment.pixel_size, alignment.remote, alignment.subtracted)},
         notes=(f"{count:,} particles of {box} px, about {groups} tasks per pass",),
         model=AlignmentModel(alignment),
         puts=PUT_S * len(steps) if alignment.remote else 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
@@ -179,15 +180,18 @@ class Refine3D(IterativeJob):
 
     def alignment(self, particles: Size) -> Alignment:
         """Return what is done with particles of that size."""
-        from cloudem.io.exporting import is_subtracted
         from cloudem.jobs.refine3d.duration import Alignment
 
         box = self.window_px or particles.box
         settings = self.settings(box, particles.pixel_size)
         where = (particles.count, box, self._planned_symmetry(), self.group_size, particles.remote)
-        less = is_subtracted(self.particles)
         return Alignment(
-            *where, settings, self.local, pixel_size=particles.pixel_size, non_uniform=self.non_uniform, subtracted=less
+            *where,
+            settings,
+            self.local,
+            pixel_size=particles.pixel_size,
+            non_uniform=self.non_uniform,
+            subtracted=particles.subtracted,
         )
 
     def _planned_symmetry(self) -> str:
@@ -203,7 +207,9 @@ class Refine3D(IterativeJob):
         """Return stages and needs from box and particles."""
         from cloudem.jobs.refine3d.duration import alignment_work
 
-        return alignment_work(self.alignment(sizes["particles"]))
+        # what is made is that of whole boxes, also where images are cut to a window
+        size = sizes["particles"]
+        return replace(alignment_work(self.alignment(size)), makes={"": size})
 
     def iterations(self, context: Context, *, resumes: bool) -> Iterations[State]:
         """Open the particles."""

@@ -183,7 +183,7 @@ class RefineCtf(Job):
             base_bytes=400 * MIB + 4 * 20 * voxels + 2000 * count,
             client_bytes=400 * MIB + 2000 * count + 40 * box**3,
             stored_bytes=40 * box**3 + 600 * count,
-            makes={"": Size(count, (box, box), size.pixel_size, size.remote)},
+            makes={"": size},
             notes=(f"{count:,} particles of {box} px",),
         )
 
