@@ -229,7 +229,8 @@ def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool
     values, free
         Change of each of the 14 parameters, and which are fitted.
     precision
-        Matrix of the profile likelihood, (14, 14).
+        What is known of them, (14, 14): the matrix of the profile likelihood, its shells weighted by their FSC. A map
+        that is made of the same images takes up a share of 1 - FSC of what an aberration changes.
     significance
         Standard deviations from which on a family is believed.
 
@@ -250,11 +251,16 @@ def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool
     return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), believed, known)
 
 
+LEAST_CS = 1e6
+"""Å: spherical aberration from which on coma is written as beam tilt."""
+
+
 def refined_optics(group: OpticsGroup, change: Float64) -> OpticsGroup:
     """Return an optics group with what was fitted, in RELION's terms.
 
     Z(±1, 3) hold -2 rho, Z(0, 4) holds -6 rho² and Z(±2, 4) hold -3 rho²: lower orders take these back. What is k² kx
-    and k² ky becomes beam tilt, as RELION has it, or Zernike terms where there is no spherical aberration.
+    and k² ky becomes beam tilt, as RELION has it, or Zernike terms where the spherical aberration is so small (below
+    0.1 mm, a corrected microscope) that a beam tilt would have to be absurd.
 
     Parameters
     ----------
@@ -270,7 +276,7 @@ def refined_optics(group: OpticsGroup, change: Float64) -> OpticsGroup:
     even[: len(group.even_zernike)] = group.even_zernike[: len(even)]
     tilt = np.array(group.beam_tilt)
     per_mrad = -2e-3 * np.pi * group.spherical_aberration * float(wavelength(group.voltage)) ** 2
-    if group.spherical_aberration > 0:
+    if group.spherical_aberration >= LEAST_CS:
         tilt = tilt + change[3:5] / per_mrad
     else:  # k² kx = (Z(1, 3) + 2 Z(1, 1)) / 3
         odd[[4, 3]] += change[3:5] / 3

@@ -1,5 +1,7 @@
 """A map filtered and sharpened from place to place: each band by what is to be believed of it, and by a local B-factor.
 
+Beyond the first band in which a voxel is not resolved, nothing of it passes, whatever agrees there by chance.
+
 The B-factor of a voxel is that of a line through the logarithm of the signal's amplitude in bands around it, against
 1/d² (a Guinier plot in the window of `cloudem.algorithms.local_agreement`). The signal's power in a band is the
 half-maps' mean product there, to which noise does not add.
@@ -85,9 +87,15 @@ def sharpened_locally(
         local = local_b_factors(found, bands, s2, max(int(start), 0), b_factor)
     mean = (spectra[0] + spectra[1]) / np.float32(2)
     total = np.zeros_like(mean)
+    least = np.ones_like(found[0].agreement)
     for number, agreement, _ in found:
+        if s2[number] > low_resolution**-2:
+            least = np.minimum(at_voxels(least, len(agreement)), agreement)
+        # a B-factor of 300 Å² makes a band at 3 Å 4,000 times as strong: what agrees there by chance must not pass
+        resolved = np.clip((least - FSC_THRESHOLD) / FSC_THRESHOLD, 0, 1)
         boost = np.exp(np.minimum(at_voxels(local, len(agreement)) * np.float32(s2[number] / 4), 40))
-        add_with_gain(total, mean, bands[number], believed(agreement) * boost)
+        gain = believed(agreement) * at_voxels(resolved, len(agreement)) * boost
+        add_with_gain(total, mean, bands[number], gain)
     return LocallySharpened(map_from(total), local)
 
 

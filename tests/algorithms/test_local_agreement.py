@@ -149,3 +149,15 @@ def test_local_b_factors_are_larger_where_the_map_is_blurred() -> None:
     assert 85 < blurred < 140
     given = sharpened_locally(first, second, PIXEL, 60.0, fitted=False)
     np.testing.assert_array_equal(given.b_factor, 60.0)
+
+
+def test_what_agrees_by_chance_is_not_sharpened() -> None:
+    truth, *_ = sharp_and_blurred(0.0, 0.0)
+    b_factor = 400.0
+    faded = np.exp(-b_factor / 4 * (frequency_radius(BOX) / (BOX * PIXEL)) ** 2)
+    signal = fft.irfftn(fft.rfftn(truth) * faded, s=truth.shape)
+    first, second = (np.asarray(signal + noise(seed, level=0.02), np.float32) for seed in (4, 5))
+    found = sharpened_locally(first, second, PIXEL, b_factor).map
+    outside = soft_sphere(BOX, 0.45 * BOX, 1.0) == 0
+    inside = np.logical_or(*left_and_right())
+    assert found[outside].std() < 0.1 * found[inside].std()

@@ -141,17 +141,18 @@ def moved_most(fit: Fit, moved: Float64) -> float:
 
 
 def look_ahead(run: CtfRun, fit: Fit, maps: FitMaps, last: Float64) -> Float64:
-    """Return how far aberrations have to move from where they were when the maps were made, (g, 14)."""
+    """Return how far aberrations have to move from where they were when the maps were made, (g, 14).
+
+    Keeps what is known of them, once the map is as unknown as they are.
+    """
     fsc = np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
     assert fit.sigma2 is not None  # noqa: S101 - images have been compared
-    felt = replace(fit, sigma2=fit.sigma2 / fsc)
-    sums, _, _ = one_pass(run, felt, maps, steps=0)
+    sums, _, _ = one_pass(run, replace(fit, sigma2=fit.sigma2 / fsc), maps, steps=0)
     columns = run.job.freedom.group - FIRST
-    out = np.zeros_like(fit.change)
+    out, fit.felt = np.zeros_like(fit.change), np.zeros_like(fit.precision)
     for g in range(len(out)):
-        matrix = np.zeros_like(fit.precision[g])
-        matrix[np.ix_(columns, columns)] = sums.matrix[g]
-        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], matrix, fit.free[g])
+        fit.felt[g][np.ix_(columns, columns)] = sums.matrix[g]
+        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], fit.felt[g], fit.free[g])
         out[g] = shortened_step(ahead, maps.limit / (run.box * run.pixel_size))
     return out
 
@@ -311,16 +312,17 @@ def believe(run: CtfRun, fit: Fit, maps: FitMaps, gain: float) -> int:
     Returns the number of passes. Only now, at the end: maps that were made without an aberration hold part of it, so
     that a single cycle finds too little of what is faint.
     """
+    assert fit.felt is not None  # noqa: S101 - a cycle looks ahead before it judges
     fit.judged = [
-        judge_aberrations(change, precision, free, run.job.significance)
-        for change, precision, free in zip(fit.change, fit.precision, fit.free, strict=True)
+        judge_aberrations(change, felt, free, run.job.significance)
+        for change, felt, free in zip(fit.change, fit.felt, fit.free, strict=True)
     ]
     believed = np.array([judged.believed for judged in fit.judged])
     dropped = fit.free & ~believed
     if not dropped.any():
         return 0
     fit.free = believed
-    fit.change = np.array([without(*each) for each in zip(fit.change, fit.precision, dropped, believed, strict=True)])
+    fit.change = np.array([without(*each) for each in zip(fit.change, fit.felt, dropped, believed, strict=True)])
     return fit_aberrations(run, fit, maps, gain)[0]
 
 
