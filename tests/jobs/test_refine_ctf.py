@@ -47,7 +47,7 @@ def made(folder: Path, *, put_in: np.ndarray, snr: float = 3.0, groups: int = 1)
 
 def job(particles: str, out: Path, **values: Any) -> RefineCtf:
     given = {"particles": particles, "out": str(out), "symmetry": "C1", "diameter_A": DIAMETER, "group_size": 50}
-    return RefineCtf(**{**given, "cycles": 2, **values})
+    return RefineCtf(**{**given, "max_iterations": 2, **values})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_aberrations_are_found_and_written_to_the_optics_group(aberrated, tmp_pa
 
 
 def test_dask_gives_the_same_bits(aberrated, tmp_path, no_report):
-    given = {"cycles": 1, "micrograph_astigmatism": True, "particle_scale": True, "particle_b_factor": True}
+    given = {"max_iterations": 1, "micrograph_astigmatism": True, "particle_scale": True, "particle_b_factor": True}
     run(job(aberrated[0], tmp_path / "serial", **given))
     run(job(aberrated[0], tmp_path / "dask", **given), lambda: DaskExecutor(threads=2))
     assert_same_bits(tmp_path / "serial", tmp_path / "dask")
@@ -85,9 +85,20 @@ def test_dask_gives_the_same_bits(aberrated, tmp_path, no_report):
     assert not [name for name in names if name.startswith("astigmatism")]
 
 
+def test_a_run_that_goes_on_is_one_that_never_stopped(aberrated, tmp_path, no_report):
+    particles, _ = aberrated
+    run(job(particles, tmp_path / "whole", max_iterations=2))
+    run(job(particles, tmp_path / "parts", max_iterations=1))
+    with pytest.raises(OutputExistsError, match="seed"):
+        job(particles, tmp_path / "parts", max_iterations=2, seed=1).preflight(Inputs())
+    progress = run(job(particles, tmp_path / "parts", max_iterations=2))
+    assert [row["iteration"] for row in progress.iterations()] == [1, 2]
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_small_group_keeps_what_it_has_and_the_other_is_fitted(tmp_path, no_report):
     particles, _ = made(tmp_path, put_in=PUT_IN, groups=2)
-    progress = run(job(particles, tmp_path / "ctf", cycles=1))
+    progress = run(job(particles, tmp_path / "ctf", max_iterations=1))
     before, after = (open_particles(place).particles.optics for place in (particles, str(tmp_path / "ctf")))
     assert before[1] == after[1]
     assert before[0] != after[0]
@@ -96,7 +107,7 @@ def test_a_small_group_keeps_what_it_has_and_the_other_is_fitted(tmp_path, no_re
 
 def test_images_of_noise_alone_have_no_aberrations(tmp_path, no_report):
     particles, _ = made(tmp_path, put_in=0 * PUT_IN, snr=0.0)
-    run(job(particles, tmp_path / "ctf", cycles=1))
+    run(job(particles, tmp_path / "ctf", max_iterations=1))
     assert open_particles(particles).particles.optics == open_particles(str(tmp_path / "ctf")).particles.optics
 
 

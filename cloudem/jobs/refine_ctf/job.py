@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.jobs.base import Context, Inputs, Job
+from cloudem.jobs.base import Context, Inputs
+from cloudem.jobs.iterative import Iterations, IterativeJob
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.model.columns import ITERATION, SECONDS, Column
 from cloudem.report.declaration import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cloudem.algorithms.joint_fit import Freedom
 
 PASSES = 3
-"""Passes of a cycle that are planned for."""
+"""Passes of an iteration that are planned for."""
 
 PASS_PIXEL_S, INSERT_PIXEL_S = 2.6e-7, 1.0e-7
 """CPU-seconds of a pixel of an image: in a pass of the fit, and to be inserted and compared with the map once."""
@@ -53,7 +54,7 @@ DEFOCUS_ERROR = histogram_of(
 )
 
 
-class RefineCtf(Job):
+class RefineCtf(IterativeJob):
     """Declaration of ``cloudem refine_ctf``."""
 
     name: ClassVar[str] = "refine_ctf"
@@ -66,10 +67,10 @@ class RefineCtf(Job):
     makes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"": ("particles", "halves", "volume", "mask", "curves")}
     columns: ClassVar[tuple[Column, ...]] = (
         ITERATION,
-        Column("resolution_A", "resolution", "Å", ".2f", meaning="of the maps that the fit of this cycle begins with"),
+        Column("resolution_A", "resolution", "Å", ".2f", meaning="of the maps that this fit begins with"),
         Column("limit_A", "limit", "Å", ".2f", meaning="the finest resolution that is fitted"),
         Column("passes", "passes", form="d", meaning="through all images, until nothing was to be gained"),
-        Column("gain", "gain", form=".1f", meaning="log-likelihood of an image that the fit of this cycle gained"),
+        Column("gain", "gain", form=".1f", meaning="log-likelihood of an image that the fit gained"),
         Column("spread_A", "spread", "Å", ".0f", meaning="of the defocus about that of its micrograph"),
         SECONDS,
     )
@@ -95,8 +96,8 @@ class RefineCtf(Job):
         "or else estimated",
         reads=("mask",),
     )
-    cycles: int = parameter(
-        6, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=10
+    max_iterations: int = parameter(
+        6, meaning="fits at most, each after the maps were rebuilt with the one before", ge=1, le=20
     )
     max_resolution_A: float = parameter(0.0, meaning="finest resolution that is fitted; 0: where half-maps agree", ge=0)
     micrograph_astigmatism: bool = parameter(
@@ -130,25 +131,6 @@ class RefineCtf(Job):
 
         return Freedom(self.particle_scale, self.particle_b_factor, self.micrograph_astigmatism, self.pixel_size)
 
-    def kept_record(self) -> Mapping[str, Any] | None:
-        """Return what the results say of themselves, once there is a result."""
-        from cloudem.jobs.report import finished_record
-
-        return finished_record(self.out)
-
-    def check_out(self) -> None:
-        """Check that there are no results in ``OUT``; what an interrupted run left is written over."""
-        from cloudem.jobs.checks import refuse_results_of_others
-
-        refuse_results_of_others(self.out, self.name)
-
-    def tidy(self, context: Context) -> None:
-        """Write the report, if that is missing."""
-        from cloudem.jobs.report import complete_report
-
-        if self.report:
-            complete_report(context.url)
-
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check table, shards and headers."""
         from cloudem.jobs.refine_ctf.check import check_ctf_refinement
@@ -171,12 +153,12 @@ class RefineCtf(Job):
                 read_bytes=2.0 * box**2,
             )  # fmt: skip
 
-        cycles = self.cycles + 1
+        rebuilt = self.max_iterations + 1
         stages = (
-            stage("insert", INSERT_PIXEL_S, cycles),
-            Stage("solve", 2, "maps", cpu_s=at_box(SOLVE, box), passes=cycles),
+            stage("insert", INSERT_PIXEL_S, rebuilt),
+            Stage("solve", 2, "maps", cpu_s=at_box(SOLVE, box), passes=rebuilt),
             stage("compare", INSERT_PIXEL_S, 2),
-            stage("fit", PASS_PIXEL_S, PASSES * self.cycles),
+            stage("fit", PASS_PIXEL_S, PASSES * self.max_iterations),
         )
         return Work(
             stages,
@@ -187,8 +169,8 @@ class RefineCtf(Job):
             notes=(f"{count:,} particles of {box} px",),
         )
 
-    def run(self, context: Context) -> None:
-        """Fit, and rebuild the maps."""
-        from cloudem.jobs.refine_ctf.run import refine_ctf
+    def iterations(self, context: Context, *, resumes: bool) -> Iterations[Any]:
+        """Open the particles."""
+        from cloudem.jobs.refine_ctf.run import CtfRefinement
 
-        refine_ctf(self, context)
+        return CtfRefinement(self, context)

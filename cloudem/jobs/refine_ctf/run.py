@@ -6,9 +6,10 @@ share are the few parameters of micrographs and optics groups, to which images o
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from cloudem.io.storage.groups import read_attributes, shapes_in
 from cloudem.io.storage.location import contents
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import open_for_tasks
+from cloudem.jobs.iterative import IterationResult, Iterations, PlainState, clear, source_of
 from cloudem.jobs.maps import read_mask
 from cloudem.jobs.provenance import job_record
 from cloudem.jobs.reconstruct.run import solvent_mask
@@ -45,7 +47,7 @@ from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_su
 from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks
 from cloudem.jobs.refine_ctf.job import RefineCtf
 from cloudem.jobs.refine_ctf.output import aberration_arrays, sentences
-from cloudem.jobs.refine_ctf.state import CtfRun, Fit, FitMaps, opened, start_fit, table_after
+from cloudem.jobs.refine_ctf.state import CtfRun, Fit, FitMaps, fit_of, fit_record, opened, start_fit, table_after
 from cloudem.jobs.refine_ctf.tasks import (
     FitView,
     GroupRows,
@@ -64,11 +66,11 @@ LEAST_SHELL = 6
 """Where half-maps agree on fewer shells, no aberration shows, and nothing is fitted."""
 
 MOST_PASSES, STEPS = 8, 3
-"""Passes of a cycle, and steps of each image in one."""
+"""Passes of an iteration, and steps of each image in one."""
 
 CONVERGED, SHARE = 0.05, 0.01
 """A pass is the last where the next step of each optics group promises no more log-likelihood than this, or than this
-share of what its cycle gained: the former would move aberrations by a third of their standard errors at most."""
+share of what its iteration gained: the former would move aberrations by a third of their standard errors at most."""
 
 JITTER = 0.3
 """By how much minus the log-likelihood of n images may rise, times the root of n, before a step is taken back: slices
@@ -84,51 +86,78 @@ MOST_MAGNIFICATION = 0.06
 """By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
 
 ENOUGH = 0.3
-"""Where the limit no longer rises, a cycle is the last if it moved no aberration by more standard errors than this."""
+"""Where the limit no longer rises, an iteration is the last that moves no aberration by more standard errors."""
 
 LEAST_SPREAD, MOST_SPREAD = 10.0, 1000.0
 """Å: what the spread of the defocus about its micrograph's mean is kept between."""
 
 
-def refine_ctf(job: RefineCtf, context: Context) -> None:
-    """Fit and rebuild, and write the result."""
-    started = time.monotonic()
-    run = opened(job, context)
-    context.write("", {}, {"kind": "result", **job_record(job)})
-    fit, length, mask, limit = start_fit(run), run.box * run.pixel_size, None, 0
-    sums: PhaseSums | None = None
-    cycle, finished = 0, False
-    while True:
-        began = time.monotonic()
+class CtfRefinement(Iterations[PlainState]):
+    """A CTF refinement in the words of the engine: each iteration rebuilds the maps and fits to them."""
+
+    def __init__(self, job: RefineCtf, context: Context) -> None:
+        super().__init__(context)
+        self.run = opened(job, context)
+
+    def begin(self) -> PlainState:
+        """Commit what the table says."""
+        job, state = self.run.job, PlainState(values={"limit": 0})
+        fit = start_fit(self.run)
+        clear(self.context, job)
+        self.context.write("", {}, {"kind": "result", "source": source_of(job.particles), **job_record(job)})
+        self.commit(state, *fit_record(fit, None))
+        return state
+
+    def state(self, record: Mapping[str, Any]) -> PlainState:
+        """Return the state that was recorded."""
+        state = PlainState(**record)
+        return replace(state, finished=state.converged or state.iteration > self.run.job.max_iterations)
+
+    def iterate(self, state: PlainState) -> IterationResult[PlainState]:
+        """Rebuild the maps, and fit to them; judge aberrations if that was the last time."""
+        run, most = self.run, self.run.job.max_iterations
+        fit, mask = fit_of(*self.checkpoint(), run.pixel_size)
         maps = rebuilt(run, fit, mask)
-        if finished:
-            break
-        mask, resolution = maps.mask, length / max(maps.limit, 1)
+        resolution = run.box * run.pixel_size / max(maps.limit, 1)
+        row = {"iteration": state.iteration, "resolution_A": resolution, "limit_A": resolution}
         if maps.limit < LEAST_SHELL:
-            context.progress.warning(
+            self.context.progress.warning(
                 f"the half-maps agree to {resolution:.1f} Å only, where no aberration shows: nothing was fitted"
             )
-            finished = cycle > 0  # maps as they were
             fit = start_fit(run)
-            if finished:
-                continue
-            break
-        cycle += 1
+            row |= {"passes": 0, "gain": 0.0, "spread_A": fit.spread}
+            after = state.following(converged=True, most=most)
+            return IterationResult(after, row, {}, result=Fitting(fit, maps.mask, 0, None))
         last = fit.change.copy()
         compared(run, fit, maps, NOISE_STRIDE if len(run.kept) >= NOISE_STRIDE * MANY else 1)
         passes, gain = fit_aberrations(run, fit, maps)
         ahead = look_ahead(run, fit, maps, last)
-        finished = cycle == job.cycles or (maps.limit <= limit and moved_most(fit, ahead) < ENOUGH)
-        limit = maps.limit
-        if not finished:
-            fit.change = last + ahead
-        if finished:
+        converged = maps.limit <= int(state.values["limit"]) and moved_most(fit, ahead) < ENOUGH
+        values = {"limit": maps.limit}
+        after = state.following(converged=converged, most=most, values=values)
+        arrays, attributes = fit_record(replace(fit, change=last + ahead), maps.mask)
+        onward = None if converged else replace(state, iteration=state.iteration + 1, values=values)
+        result = None
+        if after.finished:
             passes += believe(run, fit, maps, gain)
-            sums = compared(run, fit, maps)
-        row = {"resolution_A": resolution, "limit_A": resolution, "passes": passes}
-        row |= {"gain": gain / max(run.weight.sum(), 1.0), "spread_A": fit.spread}
-        context.progress.iteration({"iteration": cycle, **row, "seconds": time.monotonic() - began})
-    write_refined_ctf(run, fit, maps, limit, sums, time.monotonic() - started)
+            result = Fitting(fit, maps.mask, maps.limit, compared(run, fit, maps))
+        row |= {"passes": passes, "gain": gain / max(run.weight.sum(), 1.0), "spread_A": fit.spread}
+        return IterationResult(after, row, arrays, attributes, onward=onward, result=result)
+
+    def finish(self, last: IterationResult[PlainState], wall_s: float) -> None:
+        """Rebuild the maps once more, and write the result."""
+        fitting: Fitting = last.result
+        maps = rebuilt(self.run, fitting.fit, fitting.mask)
+        write_refined_ctf(self.run, fitting.fit, maps, fitting.limit, fitting.sums, wall_s)
+
+
+class Fitting(NamedTuple):
+    """What the last iteration found: parameters, the mask, the limit, and what images say pixel by pixel."""
+
+    fit: Fit
+    mask: Volume
+    limit: int
+    sums: PhaseSums | None
 
 
 def moved_most(fit: Fit, moved: Float64) -> float:
@@ -310,9 +339,9 @@ def believe(run: CtfRun, fit: Fit, maps: FitMaps, gain: float) -> int:
     """Judge what was fitted, and fit once more what is significant, with the rest as the table has it.
 
     Returns the number of passes. Only now, at the end: maps that were made without an aberration hold part of it, so
-    that a single cycle finds too little of what is faint.
+    that a single iteration finds too little of what is faint.
     """
-    assert fit.felt is not None  # noqa: S101 - a cycle looks ahead before it judges
+    assert fit.felt is not None  # noqa: S101 - an iteration looks ahead before it judges
     fit.judged = [
         judge_aberrations(change, felt, free, run.job.significance)
         for change, felt, free in zip(fit.change, fit.felt, fit.free, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from cloudem.algorithms.ctf_refinement import (
 )
 from cloudem.algorithms.joint_fit import Fitted, start_fitted
 from cloudem.algorithms.resolution import FscCurves
+from cloudem.errors import FormatError
 from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.execution.task_names import labelled
 from cloudem.io.formats.mrc import Volume
@@ -181,3 +183,35 @@ def table_after(run: CtfRun, fit: Fit) -> Particles:
         defocus_u=u, defocus_v=v, defocus_angle=angle, defocus_error=np.sqrt(fit.variance), **more,
     )  # fmt: skip
     return Particles(optics, refined.columns)
+
+
+def fit_record(fit: Fit, mask: Volume | None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and attributes of a checkpoint: what the next iteration needs of a fit, and the mask."""
+    arrays = {**vars(fit.fitted), "variance": fit.variance, "change": fit.change, "free": fit.free}
+    arrays["precision"] = fit.precision
+    if mask is not None:
+        arrays["mask"] = mask.data
+    copied = {name: np.array(values) for name, values in arrays.items()}
+    return copied, {"spread": fit.spread, "mask_origin": None if mask is None else list(mask.origin)}
+
+
+def fit_of(arrays: dict[str, NDArray[Any]], attributes: dict[str, Any], pixel_size: float) -> tuple[Fit, Volume | None]:
+    """Return the fit and the mask of a checkpoint.
+
+    Raises
+    ------
+    FormatError
+        Another version of cloudem left it.
+    """
+    try:
+        fitted = Fitted(*(arrays[name] for name in Fitted.__dataclass_fields__))
+        variance, change, free, precision = (arrays[name] for name in ("variance", "change", "free", "precision"))
+        fit = Fit(fitted, variance, change, free, precision, float(attributes["spread"]))
+        if "mask" not in arrays:
+            return fit, None
+        x, y, z = attributes["mask_origin"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            "the checkpoint was left by another version of cloudem; run it again with --restart"
+        ) from error
+    return fit, Volume(arrays["mask"], pixel_size, (float(x), float(y), float(z)))
