@@ -89,13 +89,13 @@ def sharpened_locally(
     total = np.zeros_like(mean)
     least = np.ones_like(found[0].agreement)
     for number, agreement, _ in found:
+        least = at_voxels(least, len(agreement))
         if s2[number] > low_resolution**-2:
-            least = np.minimum(at_voxels(least, len(agreement)), agreement)
+            least = np.minimum(least, agreement)
         # a B-factor of 300 Å² makes a band at 3 Å 4,000 times as strong: what agrees there by chance must not pass
         resolved = np.clip((least - FSC_THRESHOLD) / FSC_THRESHOLD, 0, 1)
         boost = np.exp(np.minimum(at_voxels(local, len(agreement)) * np.float32(s2[number] / 4), 40))
-        gain = believed(agreement) * at_voxels(resolved, len(agreement)) * boost
-        add_with_gain(total, mean, bands[number], gain)
+        add_with_gain(total, mean, bands[number], believed(agreement) * resolved * boost)
     return LocallySharpened(map_from(total), local)
 
 

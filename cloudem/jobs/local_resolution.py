@@ -67,13 +67,9 @@ class LocalResolution(MapResult):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check half-maps and mask by their headers."""
-        from cloudem.jobs.maps import check_map
-        from cloudem.jobs.postprocess import halves_grid
+        from cloudem.jobs.postprocess import check_halves
 
-        if not inputs.awaited(self.halves):
-            halves_grid(self.halves, self.half2, self.pixel_size_A)
-        if self.mask is not None and not inputs.awaited(self.mask):
-            check_map(self.mask, self.pixel_size_A, held="mask")
+        check_halves(inputs, self.halves, self.half2, self.mask, self.pixel_size_A)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""

@@ -89,14 +89,10 @@ class Postprocess(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check half-maps and mask by their headers."""
-        from cloudem.jobs.maps import check_map
         from cloudem.model.symmetry import operators
 
         operators(self.symmetry or "C1")
-        if not inputs.awaited(self.halves):
-            halves_grid(self.halves, self.half2, self.pixel_size_A)
-        if self.mask is not None and not inputs.awaited(self.mask):
-            check_map(self.mask, self.pixel_size_A, held="mask")
+        check_halves(inputs, self.halves, self.half2, self.mask, self.pixel_size_A)
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""
@@ -215,6 +211,16 @@ LOCAL_NOTE = (
     "places of different resolution, and an FSC of it says nothing. Resolution and curves are those of the half-maps as"
     " they are."
 )
+
+
+def check_halves(inputs: Inputs, halves: str, half2: str | None, mask: str | None, pixel_size: float | None) -> None:
+    """Check two half-maps and their mask, those that are there already, by their headers; raises as `halves_grid`."""
+    from cloudem.jobs.maps import check_map
+
+    if not inputs.awaited(halves):
+        halves_grid(halves, half2, pixel_size)
+    if mask is not None and not inputs.awaited(mask):
+        check_map(mask, pixel_size, held="mask")
 
 
 def read_halves(halves: str, half2: str | None = None, pixel_size: float | None = None) -> tuple[Volume, Volume]:

@@ -46,11 +46,18 @@ def ctf_values(
     -------
     Shape (b, p), float32: ``exp(-envelope / 4) sin(phase)``.
     """
+    phase, envelope = phase_and_envelope(kx, ky, terms, frequency_step)
+    return np.asarray(envelope * np.sin(phase), np.float32)
+
+
+def phase_and_envelope(
+    kx: NDArray[Any], ky: NDArray[Any], terms: NDArray[np.float64], frequency_step: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the CTF's phase in radians and its envelope, (b, p) each; parameters are those of :func:`ctf_values`."""
     x, y = kx * frequency_step, ky * frequency_step
     xx, xy, yy = x * x, x * y, y * y
     monomials = np.array([np.ones(len(xx)), xx, xy, yy, xx * xx, xx * xy, xx * yy, xy * yy, yy * yy])
-    values = np.exp(-(terms[:, 9:] @ np.array([xx, xy, yy])) / 4) * np.sin(terms[:, :9] @ monomials)
-    return np.asarray(values, np.float32)
+    return terms[:, :9] @ monomials, np.exp(-(terms[:, 9:] @ np.array([xx, xy, yy])) / 4)
 
 
 def ctf_terms(

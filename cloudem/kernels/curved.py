@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cloudem.backend.kernel import kernel
-from cloudem.kernels.ctf import wavelength
-from cloudem.kernels.slices import window_taps
+from cloudem.kernels.ctf import phase_and_envelope, wavelength
+from cloudem.kernels.slices import add_at, read_at
 
 Float = NDArray[np.floating[Any]]
 Int32 = NDArray[np.int32]
@@ -62,11 +62,8 @@ def sidebands(
     kx, ky, terms, frequency_step
         As for :func:`cloudem.kernels.ctf.ctf_values`.
     """
-    x, y = kx * frequency_step, ky * frequency_step
-    xx, xy, yy = x * x, x * y, y * y
-    monomials = np.array([np.ones(len(xx)), xx, xy, yy, xx * xx, xx * xy, xx * yy, xy * yy, yy * yy])
-    phase = np.mod(terms[:, :9] @ monomials, 2 * np.pi).astype(np.float32)
-    values = np.exp(-(terms[:, 9:] @ np.array([xx, xy, yy])) / 4).astype(np.float32)
+    turned, envelope = phase_and_envelope(kx, ky, terms, frequency_step)
+    phase, values = np.mod(turned, 2 * np.pi).astype(np.float32), envelope.astype(np.float32)
     out = np.empty(phase.shape, np.complex64)
     out.real, out.imag = values * np.cos(phase), values * np.sin(phase)
     return out
@@ -116,10 +113,7 @@ def extract_curved(
     -------
     Shape (b, p), complex64. Tolerance against float64: 2e-6 of the largest voxel.
     """
-    position, flipped = _curved_positions(rotations, kx, ky, curvature, padding)
-    flat = volume.ravel()
-    value = sum(flat[index] * weight for index, weight, _ in window_taps(position, volume.shape[2] - 2))
-    return np.where(flipped, np.conj(value), value).astype(np.complex64)
+    return read_at(volume, *_curved_positions(rotations, kx, ky, curvature, padding))
 
 
 @kernel
@@ -147,11 +141,7 @@ def insert_curved(
     curvature
         Coefficients of ``k_z`` of each image, (b, 3).
     """
-    position, flipped = _curved_positions(rotations, kx, ky, curvature[images], padding)
     phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
     value = numerators[images] * phase * pose_weights[:, None]
-    value = np.where(flipped, value.conj(), value)
     weight = denominators[images] * pose_weights[:, None]
-    for index, tap, _ in window_taps(position, sums.shape[2] - 2):
-        np.add.at(sums.reshape(-1), index, (tap * value).astype(np.complex64))
-        np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
+    add_at(sums, weights, *_curved_positions(rotations, kx, ky, curvature[images], padding), value, weight)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cloudem.backend.kernel import kernel
 from cloudem.kernels.aberrations import EVEN_DEGREES, ODD_DEGREES
-from cloudem.kernels.slices import Complex, Float, Int32, slice_positions, window_taps
+from cloudem.kernels.slices import Complex, Float, Int32, magnified_axes, read_with_gradient, slice_positions
 
 Float64 = NDArray[np.float64]
 
@@ -109,17 +109,8 @@ def model_products(
     in the order of the columns above, and the residual, data less model. Tolerance against float64: 1e-4 of the root of
     the product of both diagonals.
     """
-    magnified = np.concatenate([np.swapaxes(magnification, 1, 2) @ rotations[:, :2], rotations[:, 2:]], axis=1)
-    position, flipped = slice_positions(magnified, kx, ky, padding)
-    flat = volume.ravel().astype(np.complex128)
-    value = np.zeros(position.shape[:2], np.complex128)
-    gradient = np.zeros(position.shape, np.complex128)
-    for index, tap, slope in window_taps(position, volume.shape[2] - 2):
-        value += flat[index] * tap
-        gradient += flat[index][..., None] * slope
-    gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated
-    value = np.where(flipped, value.conj(), value)
-    gradient = np.where(flipped[..., None], gradient.conj(), gradient)
+    position = slice_positions(magnified_axes(rotations, magnification), kx, ky, padding)
+    value, gradient = read_with_gradient(volume, *position)
     h = np.moveaxis(padding * np.einsum("cab,cpb->cpa", rotations, gradient), -1, 0)
     u, v = (magnification[:, row, :1] * kx + magnification[:, row, 1:] * ky for row in (0, 1))
     x, y = u * frequency_step, v * frequency_step

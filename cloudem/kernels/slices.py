@@ -241,6 +241,42 @@ def window_taps(position: Float, m: int) -> list[tuple[NDArray[np.int64], Float,
     return taps
 
 
+def read_at(volume: Complex, position: Float, flipped: NDArray[np.bool_]) -> NDArray[np.complex64]:
+    """Return a volume's values at positions (b, p, 3), conjugated where Friedel's law was used, (b, p)."""
+    flat = volume.ravel()
+    value = sum(flat[index] * weight for index, weight, _ in window_taps(position, volume.shape[2] - 2))
+    return np.where(flipped, np.conj(value), value).astype(np.complex64)
+
+
+def read_with_gradient(
+    volume: Complex, position: Float, flipped: NDArray[np.bool_]
+) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+    """Return a volume's values (b, p) as :func:`read_at` does, and their gradient by x, y, z in voxels (b, p, 3)."""
+    flat = volume.ravel().astype(np.complex128)
+    value = np.zeros(position.shape[:2], np.complex128)
+    gradient = np.zeros(position.shape, np.complex128)
+    for index, tap, slope in window_taps(position, volume.shape[2] - 2):
+        value += flat[index] * tap
+        gradient += flat[index][..., None] * slope
+    gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated
+    return np.where(flipped, value.conj(), value), np.where(flipped[..., None], gradient.conj(), gradient)
+
+
+def add_at(
+    sums: NDArray[np.complex64],
+    weights: NDArray[np.float32],
+    position: Float,
+    flipped: NDArray[np.bool_],
+    value: Complex,
+    weight: Float,
+) -> None:
+    """Add values and weights (c, p) at positions to an accumulator, in place: the adjoint of :func:`read_at`."""
+    value = np.where(flipped, value.conj(), value)
+    for index, tap, _ in window_taps(position, sums.shape[2] - 2):
+        np.add.at(sums.reshape(-1), index, (tap * value).astype(np.complex64))
+        np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
+
+
 @kernel
 def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: float) -> NDArray[np.complex64]:
     """Extract Fourier slices.
@@ -260,10 +296,7 @@ def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: fl
     -------
     Shape (b, p), complex64. Tolerance against float64: 2e-6 of the largest voxel.
     """
-    position, flipped = slice_positions(rotations, kx, ky, padding)
-    flat = volume.ravel()
-    value = sum(flat[index] * weight for index, weight, _ in window_taps(position, volume.shape[2] - 2))
-    return np.where(flipped, np.conj(value), value).astype(np.complex64)
+    return read_at(volume, *slice_positions(rotations, kx, ky, padding))
 
 
 @kernel
@@ -300,14 +333,10 @@ def insert(
     -----
     :func:`complete_friedel` must be called once after the last insertion.
     """
-    position, flipped = slice_positions(rotations, kx, ky, padding)
     phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
     value = numerators[images] * phase * pose_weights[:, None]
-    value = np.where(flipped, value.conj(), value)
     weight = denominators[images] * pose_weights[:, None]
-    for index, tap, _ in window_taps(position, sums.shape[2] - 2):
-        np.add.at(sums.reshape(-1), index, (tap * value).astype(np.complex64))
-        np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
+    add_at(sums, weights, *slice_positions(rotations, kx, ky, padding), value, weight)
 
 
 @kernel
@@ -345,15 +374,7 @@ def score_derivatives(
     """
     matrices = np.broadcast_to(np.eye(2), (len(images), 2, 2)) if magnification is None else magnification
     position, flipped = slice_positions(magnified_axes(rotations, matrices), kx, ky, padding)
-    flat = volume.ravel().astype(np.complex128)
-    value = np.zeros(position.shape[:2], np.complex128)
-    gradient = np.zeros(position.shape, np.complex128)
-    for index, tap, slope in window_taps(position, volume.shape[2] - 2):
-        value += flat[index] * tap
-        gradient += flat[index][..., None] * slope
-    gradient *= np.where(flipped, -1.0, 1.0)[..., None]  # the position was negated
-    value = np.where(flipped, value.conj(), value)
-    gradient = np.where(flipped[..., None], gradient.conj(), gradient)
+    value, gradient = read_with_gradient(volume, position, flipped)
     in_image = padding * np.einsum("cab,cpb->cpa", rotations, gradient)
     mx, my = np.moveaxis(matrices @ np.stack([kx, ky]).astype(np.float64), 1, 0)  # M k, (c, p) each
     by_omega = [my * in_image[..., 2], -mx * in_image[..., 2], mx * in_image[..., 1] - my * in_image[..., 0]]
