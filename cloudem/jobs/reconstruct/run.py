@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.align import by_direction
+from cloudem.algorithms.bricks import Brick
 from cloudem.algorithms.ewald import Curvature
 from cloudem.algorithms.mask import estimate_mask, soft_sphere
+from cloudem.algorithms.reconstruct import Sums
 from cloudem.errors import ParameterError
-from cloudem.execution.executor import itself
+from cloudem.execution.executor import Executor, Shared, itself
 from cloudem.execution.task_names import labelled
 from cloudem.io.formats.mrc import Volume
 from cloudem.jobs.base import Context
@@ -54,20 +58,51 @@ def reconstruct(job: Reconstruct, context: Context) -> None:
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=job.symmetry, curvature=curvature))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with context.progress.stage("solve"):
-        shape = (box, k_max, job.symmetry)
-        wholes = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
-        order = len(operators(job.symmetry))
-        slices = [order * int(np.count_nonzero(halves == h)) for h in (1, 2)]
-        solved = [executor.share(unfiltered, wholes[i], box, k_max, slices[i]) for i in (0, 1)]
-        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape, sum(slices))
-        maps = np.stack([executor.fetch(half) for half in solved])
-        whole = executor.fetch(both)
+        solved = solve_halves_and_whole(executor, bricks, halves, box, k_max, job.symmetry)
+        maps, whole = solved.halves, solved.whole
         mask = given or solvent_mask(job, context, whole, pixel_size)
     context.write("", {}, {"kind": "result", **job_record(job)})
     particles = kept_rows(dataset.particles.with_columns(half_set=halves), halves)
     wall = time.monotonic() - started
     where = (k_max, pixel_size, job.symmetry, job.seed)
     write_maps(context, maps, whole, mask.data, *where, wall, particles, dataset.store, job.report, mask.origin)
+
+
+class HalvesAndWhole(NamedTuple):
+    """Unfiltered half-maps (2, n, n, n) and map of all; sums of each half-set, and how many slices they hold."""
+
+    halves: NDArray[np.float32]
+    whole: NDArray[np.float32]
+    sums: list[Shared[Sums]]
+    slices: list[int]
+
+
+def solve_halves_and_whole(
+    executor: Executor,
+    bricks: Mapping[int, Shared[Brick]],
+    half_set: NDArray[np.int8],
+    box: int,
+    k_max: int,
+    symmetry: str,
+) -> HalvesAndWhole:
+    """Solve for the maps of two half-sets and of all particles, without filter, where their sums are.
+
+    Parameters
+    ----------
+    executor, bricks
+        With the sums of each half-set, 1 and 2.
+    half_set
+        Of each particle, (N,); 0 where it has no part.
+    box, k_max, symmetry
+        Pixels, the last shell, point group.
+    """
+    shape = (box, k_max, symmetry)
+    sums = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
+    order = len(operators(symmetry))
+    slices = [order * int(np.count_nonzero(half_set == h)) for h in (1, 2)]
+    solved = [executor.share(unfiltered, sums[i], box, k_max, slices[i]) for i in (0, 1)]
+    both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape, sum(slices))
+    return HalvesAndWhole(np.stack([executor.fetch(half) for half in solved]), executor.fetch(both), sums, slices)
 
 
 def solvent_mask(job: Reconstruct, context: Context, whole: NDArray[np.float32], pixel_size: float) -> Volume:

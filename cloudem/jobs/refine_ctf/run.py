@@ -42,8 +42,7 @@ from cloudem.jobs.dataset import open_for_tasks
 from cloudem.jobs.iterative import IterationResult, Iterations, PlainState, clear, source_of
 from cloudem.jobs.maps import read_mask
 from cloudem.jobs.provenance import job_record
-from cloudem.jobs.reconstruct.run import solvent_mask
-from cloudem.jobs.refine3d.solving import unfiltered, unfiltered_whole, whole_sums
+from cloudem.jobs.reconstruct.run import solve_halves_and_whole, solvent_mask
 from cloudem.jobs.refine3d.tasks import counter, fold_of, insert_group, tasks
 from cloudem.jobs.refine_ctf.job import RefineCtf
 from cloudem.jobs.refine_ctf.output import aberration_arrays, sentences
@@ -199,16 +198,10 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
         fold = fold_of(partial(insert_group, k_max=k_max, symmetry=run.symmetry))
         bricks, _ = executor.accumulate(fold, items, shared=lambda item: [data], on_done=counter(stage, items))
     with run.context.progress.stage("solve"):
-        shape = (box, k_max, run.symmetry)
-        sums = [executor.share(whole_sums, bricks[h], *shape) for h in (1, 2)]
-        order = len(operators(run.symmetry))
-        slices = [order * int(np.count_nonzero(run.half == h)) for h in (1, 2)]
-        solved = [executor.share(unfiltered, sums[i], box, k_max, slices[i]) for i in (0, 1)]
-        both = executor.share(unfiltered_whole, bricks[1], bricks[2], *shape, sum(slices))
-        halves, whole = np.stack([executor.fetch(half) for half in solved]), executor.fetch(both)
+        halves, whole, sums, slices = solve_halves_and_whole(executor, bricks, run.half, box, k_max, run.symmetry)
         mask = mask or mask_of(run, whole)
         curves = within(masked_fsc(halves[0], halves[1], mask.data, job.seed), k_max)
-        voxels = independent_voxels(box, curves.fraction, order)
+        voxels = independent_voxels(box, curves.fraction, len(operators(run.symmetry)))
         limit = min(int(significant_shell(curves.corrected, voxels)), k_max)
         if job.max_resolution_A:
             limit = min(limit, int(box * run.pixel_size / job.max_resolution_A))
