@@ -140,8 +140,11 @@ def amplitudes_of(job: Subtracting, context: Context, dataset: Dataset, wholes: 
     items = tasks(half_set, job.group_size)
     with context.progress.stage("scale", len(half_set)) as stage:
         some = tasks(half_set, job.group_size, NOISE_SAMPLE)
-        power = np.sum(list(executor.map(power_of_group, some, shared=lambda _: [data])), axis=0)
-        sigma2 = noise_variance(power[:, :-1], power[:, -1], dataset.store.box)
+        powers = executor.map(power_of_group, some, shared=lambda _: [data])
+        total = np.zeros((2, len(dataset.particles.optics), dataset.store.box // 2 + 2))
+        for item, power in zip(some, powers, strict=True):
+            total[item.half - 1] += power
+        sigma2 = np.array([noise_variance(part[:, :-1], part[:, -1], dataset.store.box) for part in total])
         projected: list[Shared[ProjectedMap]] = [executor.share(ProjectedMap.of, whole) for whole in wholes]
         task = partial(amplitudes_of_group, inverse=(1 / sigma2).astype(np.float32))
         found = executor.map(
@@ -154,8 +157,8 @@ def amplitudes_of(job: Subtracting, context: Context, dataset: Dataset, wholes: 
 
 
 def amplitudes_of_group(item: Item, dataset: Dataset, projected: ProjectedMap, inverse: Float32) -> Float64:
-    """Return `amplitude_terms` of the images of an item; ``inverse`` is 1 / σ² by optics group and shell."""
-    pixel_size, parts = dataset.store.pixel_size, []
+    """Return `amplitude_terms` of the images of an item; ``inverse`` is 1 / σ² by half-set, optics group and shell."""
+    pixel_size, parts, inverse = dataset.store.pixel_size, [], inverse[item.half - 1]
     for indices, images in image_batches(dataset, item.indices):
         table, group = dataset.particles.take(indices), dataset.optics_group[indices]
         poses = start_poses(

@@ -85,6 +85,20 @@ def test_little_is_left_of_what_is_subtracted(halved: Halved) -> None:
     assert "Factor on what is subtracted" in (Path(halved.less) / "report.html").read_text()
 
 
+def test_factors_owe_nothing_to_images_of_the_other_half_set(halved: Halved, tmp_path: Path) -> None:
+    whole = str(halved.folder / "whole")
+    table = open_particles(whole).particles
+    images = open_dataset(whole).images(np.arange(COUNT))
+    noise = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
+    images[table["half_set"] == 2] += 3 * images.std() * noise[table["half_set"] == 2]
+    write_particles(tmp_path / "noisy", table, [images], box=BOX, pixel_size=PIXEL, dtype="float32")
+    less = str(tmp_path / "less")
+    run(Subtract(particles=str(tmp_path / "noisy"), halves=whole, mask=halved.mask, out=less))
+    before, after = (open_particles(url).particles["subtract_scale"] for url in (halved.less, less))
+    np.testing.assert_array_equal(before[table["half_set"] == 1], after[table["half_set"] == 1])
+    assert not np.array_equal(before, after)
+
+
 def test_tables_made_of_it_are_subtracted_as_it_is(halved: Halved, tmp_path: Path) -> None:
     """Whatever becomes of poses and rows: the pose in which it was subtracted stays."""
     some, mates = str(tmp_path / "some"), str(tmp_path / "mates")
