@@ -87,8 +87,9 @@ def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Imag
     change
         Parameters of each optics group, (g, 14), beyond what the table says.
     """
-    groups = particles.optics
     number = particles.get("optics_group", 0).astype(np.int64)[rows]
+    present, number = np.unique(number, return_inverse=True)  # what a group without images says is nobody's concern
+    groups, change = [particles.optics[group] for group in present], change[present]
     by_group = {
         name: np.array([getattr(group, name) for group in groups])[number]
         for name in ("voltage", "spherical_aberration", "amplitude_contrast")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloudem.algorithms.ctf_refinement import refined_optics
+from cloudem.algorithms.aberrations import Aberrations
+from cloudem.algorithms.ctf_refinement import matrix_of, refined_optics
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.dask.executor import DaskExecutor
@@ -18,6 +19,9 @@ from cloudem.io.storage.groups import read_group
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine_ctf.job import RefineCtf
+from cloudem.jobs.refine_ctf.run import MOST_MAGNIFICATION, shells_reached
+from cloudem.kernels.fourier import half_disc
+from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
 from tests.jobs.conftest import BOX, DIAMETER, PIXEL, assert_same_bits, molecule, run
 
@@ -26,6 +30,9 @@ PUT_IN = np.array([0.02, -0.01, 0, -1500, 900, 400, 0, 40, 0, 0, 0, 0, 3000, 0],
 
 
 COUNT = 200
+
+UNSEEN = {"rlnEvenZernike": "[" + ",".join(["1"] * 16) + "]", "rlnMagMat00": "0"}
+"""What cannot be applied, of optics groups without particles."""
 
 
 def made(folder: Path, *, put_in: np.ndarray, snr: float = 3.0, groups: int = 1) -> tuple[str, Particles]:
@@ -37,7 +44,8 @@ def made(folder: Path, *, put_in: np.ndarray, snr: float = 3.0, groups: int = 1)
     truth = replace(truth, optics=tuple(refined_optics(one, put_in) for one in plain)).with_columns(optics_group=group)
     mean = np.bincount(np.arange(COUNT) // 20, truth["defocus_u"]) / 20
     height = truth["defocus_u"] - mean[np.arange(COUNT) // 20]
-    given = replace(truth, optics=plain).with_columns(
+    stated = tuple(replace(one, extra=UNSEEN if 0 < number < groups - 1 else {}) for number, one in enumerate(plain))
+    given = replace(truth, optics=stated).with_columns(
         defocus_u=truth["defocus_u"] - height, defocus_v=truth["defocus_v"] - height
     )
     images = Simulator(molecule(), PIXEL, truth, recording, 0).images()
@@ -97,12 +105,24 @@ def test_a_run_that_goes_on_is_one_that_never_stopped(aberrated, tmp_path, no_re
 
 
 def test_a_small_group_keeps_what_it_has_and_the_other_is_fitted(tmp_path, no_report):
-    particles, _ = made(tmp_path, put_in=PUT_IN, groups=2)
+    particles, _ = made(tmp_path, put_in=PUT_IN, groups=3)
     progress = run(job(particles, tmp_path / "ctf", max_iterations=1))
     before, after = (open_particles(place).particles.optics for place in (particles, str(tmp_path / "ctf")))
-    assert before[1] == after[1]
+    assert before[1:] == after[1:]
     assert before[0] != after[0]
-    assert any("group1 has 40 particles" in line for line in progress.warnings())
+    assert any("group2 has 40 particles" in line for line in progress.warnings())
+
+
+def test_maps_reach_as_far_as_images_of_any_magnification():
+    """What the table says, and what may be added to it: beyond, slices would read what is no map."""
+    matrix = np.array([[1.15, 0.03], [0.02, 0.9]])
+    optics = [OpticsGroup("plain", 300, 2.7e7, 0.1), OpticsGroup("wide", 300, 2.7e7, 0.1)]
+    optics[1] = optics[1].with_aberrations(magnification=matrix)
+    added = matrix_of(np.full(3, MOST_MAGNIFICATION / 2))
+    for limit in (8, 60):
+        shown = Aberrations(magnification=np.array([matrix + added])).reach(half_disc(128, limit))
+        assert shown.max() <= shells_reached(limit, optics)
+        assert shells_reached(limit, optics[:1]) < shells_reached(limit, optics)
 
 
 def test_images_of_noise_alone_have_no_aberrations(tmp_path, no_report):

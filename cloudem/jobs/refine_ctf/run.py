@@ -6,7 +6,7 @@ share are the few parameters of micrographs and optics groups, to which images o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ from cloudem.jobs.refine_ctf.tasks import (
 from cloudem.jobs.results import within, write_maps, write_particles_of
 from cloudem.kernels.fourier import half_disc
 from cloudem.kernels.slices import padded_box
+from cloudem.model.optics import OpticsGroup
 from cloudem.model.symmetry import operators
 
 Float64 = NDArray[np.float64]
@@ -82,7 +83,8 @@ LEAST_FSC = 0.1
 """Least weight of a shell where moves are looked ahead."""
 
 MOST_MAGNIFICATION = 0.06
-"""By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
+"""By how much M may come to differ from what the table says: the maps are made ready for slices that reach further by
+twice that."""
 
 ENOUGH = 0.3
 """Where the limit no longer rises, an iteration is the last that moves no aberration by more standard errors."""
@@ -208,7 +210,7 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
         maps = FitMaps(halves, whole, mask, curves, limit)
         if limit >= LEAST_SHELL:
             snr = reference_snr(curves.corrected, limit)
-            reach = shells_reached(limit)
+            reach = shells_reached(limit, [run.table.optics[number] for number in np.unique(run.group)])
             unpack = partial(unpack_reference, k_max=reach, padding=padded_box(box) / box)
             maps.volumes = [
                 executor.spread(
@@ -220,9 +222,10 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
     return maps
 
 
-def shells_reached(limit: int) -> int:
-    """Return the last shell of the map that images up to a shell may show, whatever M they have."""
-    return int(np.ceil((limit + 0.5) * (1 + 2 * MOST_MAGNIFICATION)))
+def shells_reached(limit: int, optics: Sequence[OpticsGroup]) -> int:
+    """Return the last shell of the map that images up to a shell may show, whatever is added to the M of their group."""
+    stretch = max(float(np.linalg.norm(group.magnification, 2)) for group in optics)
+    return int(np.ceil((limit + 0.5) * (max(stretch, 1.0) + 2 * MOST_MAGNIFICATION)))
 
 
 def mask_of(run: CtfRun, whole: NDArray[np.float32]) -> Volume:
