@@ -50,6 +50,10 @@ OF_SEED = ("hinge", "gpcr", "ace2")
 LAST = 0.95
 """Share of Nyquist up to which curves are compared: in the last shell, RELION's map is the worse one."""
 
+ENDS = 8
+"""Pixels from half the box at which the second sphere of measurement ends: five of its soft edge, and three in which
+cloudem's maps end; RELION's end beyond half the box, and hold noise there."""
+
 
 def molecule(bench: Bench, seed: int) -> tuple[str, float, tuple[Any, ...]]:
     """Return the name and the diameter of a seed's molecule, and the options that simulate it."""
@@ -76,18 +80,22 @@ def optics(bench: Bench) -> None:
         for which, left_out in LEFT_OUT.items():
             kept = {label: column for label, column in blocks["optics"].items() if label not in left_out}
             write_star(files / "some.star", {**blocks, "optics": kept})
-            curves = both(bench, files, truth.data, truth.pixel_size, diameter)
+            maps = both(bench, files, diameter)
+            ours, theirs = (sphere_fsc(found, truth.data, 1.2, diameter / 2) for found in maps)
             shell, last = round(128 * 1.2 / 3.0), int(LAST * 64)
-            apart = np.abs(curves[0] - curves[1])[1 : last + 1]
+            apart = np.abs(ours - theirs)[1 : last + 1]
+            inside = [sphere_fsc(found, truth.data, 1.2, min(diameter / 2, 1.2 * (64 - ENDS))) for found in maps]
+            within = np.abs(inside[0] - inside[1])[1:]
             bench.add({
-                "molecule": name, "seed": seed, "table": which, "FSC at 3.0 Å": round(float(curves[0][shell]), 3),
-                "RELION's": round(float(curves[1][shell]), 3), "furthest apart": round(float(apart.max()), 4),
-                "in shell": 1 + int(apart.argmax()),
+                "molecule": name, "seed": seed, "table": which, "FSC at 3.0 Å": round(float(ours[shell]), 3),
+                "RELION's": round(float(theirs[shell]), 3), "furthest apart": round(float(apart.max()), 4),
+                "in shell": 1 + int(apart.argmax()), "inside the box": round(float(within[:last].max()), 4),
+                "in the shells beyond": round(float(within[last:63].max()), 4),
             })  # fmt: skip
 
 
-def both(bench: Bench, files: Path, truth: Any, pixel_size: float, diameter: float) -> list[Any]:
-    """Return the FSC with the truth of cloudem's map and of RELION's, from ``some.star``."""
+def both(bench: Bench, files: Path, diameter: float) -> tuple[Any, Any]:
+    """Return cloudem's map and RELION's, from ``some.star``."""
     store, out = bench.fresh("optics.zarr"), bench.fresh("optics-map")
     bench.cloudem("import", files / "some.star", "--keep-greyscale", "--out", store, cwd=files)
     bench.cloudem("reconstruct", "--particles", store, "--diameter-A", diameter, "--no-report", "--out", out)
@@ -95,8 +103,7 @@ def both(bench: Bench, files: Path, truth: Any, pixel_size: float, diameter: flo
     bench.measured(
         [bench.program("relion_reconstruct"), "--i", "some.star", "--ctf", "--o", str(relion)], cwd=files
     )  # fmt: skip
-    maps = (refined(out)[0]["map_unfiltered"], read_volume(relion).data)
-    return [sphere_fsc(found, truth, pixel_size, diameter / 2) for found in maps]
+    return refined(out)[0]["map_unfiltered"], read_volume(relion).data
 
 
 def optics_refined(bench: Bench) -> None:

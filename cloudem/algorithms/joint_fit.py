@@ -298,7 +298,9 @@ def eliminate(blocks: Blocks, micrograph: IntArray, damping: Float64 | float = 0
     np.add.at(tilted, micrograph, slope)
     summed[:, 0, 0] += 1 / MEAN_SPREAD**2
     tilted[:, 0] -= blocks.mean / MEAN_SPREAD**2
-    shared = summed[:, :s, :s] + 1e-12 * np.einsum("caa->ca", summed[:, :s, :s])[:, :, None] * np.eye(s)
+    # images that do not count say nothing of their micrograph's astigmatism
+    floor = 1e-12 * np.einsum("caa->ca", summed[:, :s, :s]) + 1e-30
+    shared = summed[:, :s, :s] + floor[:, :, None] * np.eye(s)
     back = np.linalg.solve(shared, np.concatenate([tilted[:, :s, None], summed[:, :s, s:]], axis=2))
     crossed = np.swapaxes(summed[:, :s, s:], 1, 2)
     matrix = summed[:, s:, s:] - crossed @ back[:, :, 1:]

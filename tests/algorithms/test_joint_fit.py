@@ -68,6 +68,15 @@ def test_steps_of_images_are_those_at_fixed_aberrations() -> None:
     np.testing.assert_allclose(done.variance, np.diag(inverse)[5 : IMAGES * IMAGE : IMAGE], rtol=1e-6)
 
 
+def test_a_micrograph_whose_images_do_not_count_says_nothing() -> None:
+    given, weight = blocks(), np.where(MICROGRAPH == 1, 0.0, 1.0)
+    weighed = given._replace(matrix=given.matrix * weight[:, None, None], gradient=given.gradient * weight[:, None])
+    done = eliminate(weighed, MICROGRAPH)
+    np.testing.assert_array_equal(done.matrix[1], 0)
+    np.testing.assert_array_equal(done.gradient[1], 0)
+    np.testing.assert_array_equal(done.matrix[0], eliminate(given, MICROGRAPH).matrix[0])
+
+
 def test_the_mean_defocus_is_the_most_probable_one() -> None:
     defocus, spread = RNG.normal(40, 60, IMAGES), 80.0
     found = mean_defocus(defocus, MICROGRAPH, spread)
@@ -90,7 +99,7 @@ def test_a_move_against_a_map_of_the_same_images_is_lengthened_by_what_they_have
     precision, felt = sum(h for h, _ in shells), sum(f * h for h, f in shells)
     moved = np.linalg.solve(precision, felt @ VALUES)
     free = np.ones(14, bool)
-    np.testing.assert_allclose(looked_ahead(moved, precision, felt, free), VALUES, rtol=1e-5)
+    np.testing.assert_allclose(looked_ahead(moved, precision, felt, free), VALUES, rtol=1e-4)
     np.testing.assert_allclose(looked_ahead(moved, precision, precision, free), moved, rtol=1e-5)
     free[:3] = False
     np.testing.assert_array_equal(looked_ahead(moved, precision, felt, free)[:3], moved[:3])
