@@ -16,11 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.backend.arrays import array_namespace
-from cloudem.errors import InconsistentDataError
 from cloudem.kernels.aberrations import (
-    EVEN_ORDERS,
     ODD_DEGREES,
-    ODD_ORDERS,
     aberrated,
     beam_tilt_terms,
     magnified,
@@ -29,7 +26,7 @@ from cloudem.kernels.aberrations import (
 )
 from cloudem.kernels.fourier import HalfDisc, half_disc, half_square
 from cloudem.kernels.slices import magnified_axes
-from cloudem.model.optics import EVEN, ODD, OpticsGroup
+from cloudem.model.optics import OpticsGroup
 
 Float64 = NDArray[np.float64]
 Complex64 = NDArray[np.complex64]
@@ -112,13 +109,7 @@ NO_ABERRATIONS = Aberrations()
 
 
 def aberrations_of(optics: Sequence[OpticsGroup]) -> Aberrations:
-    """Return the aberrations of optics groups.
-
-    Raises
-    ------
-    InconsistentDataError
-        A value cannot be read or applied, or a magnification is none.
-    """
+    """Return the aberrations of optics groups; raises as their properties do."""
     odd = np.array([odd_terms(group) for group in optics]).reshape(-1, sum(d + 1 for d in ODD_DEGREES))
     matrices = np.array([group.magnification for group in optics]).reshape(-1, 2, 2)
     return Aberrations(odd if odd.any() else None, None if np.array_equal(matrices, _unit(matrices)) else matrices)
@@ -152,30 +143,19 @@ def _freeing(terms: tuple[float, ...], box: int, length: float) -> Complex64:
 
 
 def even_terms(optics: OpticsGroup) -> Float64:
-    """Return the even phase of a group at ``M k``, (9,): see :func:`cloudem.kernels.aberrations.aberrated`.
-
-    Raises
-    ------
-    InconsistentDataError
-        A coefficient of a higher order than is applied is not zero.
-    """
-    return zernike_terms(_known(optics, EVEN, optics.even_zernike, len(EVEN_ORDERS)), odd=False)
+    """Return the even phase of a group at ``M k``, (9,): see :func:`cloudem.kernels.aberrations.aberrated`."""
+    return zernike_terms(optics.even_zernike, odd=False)
 
 
 def odd_terms(optics: OpticsGroup) -> Float64:
     """Return the odd phase of a group at k, magnification included, (12,).
 
-    For :func:`cloudem.kernels.aberrations.odd_phase`; raises as :func:`even_terms`.
+    For :func:`cloudem.kernels.aberrations.odd_phase`.
     """
-    terms = zernike_terms(_known(optics, ODD, optics.odd_zernike, len(ODD_ORDERS)), odd=True)
-    terms += beam_tilt_terms(optics.beam_tilt, optics.spherical_aberration, optics.voltage)
-    return np.asarray(magnified(terms[None], optics.magnification[None], ODD_DEGREES)[0])
+    return np.asarray(magnified(odd_terms_before(optics)[None], optics.magnification[None], ODD_DEGREES)[0])
 
 
-def _known(optics: OpticsGroup, label: str, values: tuple[float, ...], count: int) -> tuple[float, ...]:
-    if any(values[count:]):
-        raise InconsistentDataError(
-            f"{label} of optics group {optics.name} has {len(values)} entries; the first {count} can be applied, and "
-            "the others are not zero: estimate aberrations of lower order"
-        )
-    return values[:count]
+def odd_terms_before(optics: OpticsGroup) -> Float64:
+    """Return the odd phase of a group as a polynomial of ``M k``, (12,)."""
+    tilt = beam_tilt_terms(optics.beam_tilt, optics.spherical_aberration, optics.voltage)
+    return zernike_terms(optics.odd_zernike, odd=True) + tilt

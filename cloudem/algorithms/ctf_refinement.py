@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, ndimage, stats
 
-from cloudem.algorithms.aberrations import even_terms
+from cloudem.algorithms.aberrations import even_terms, odd_terms_before
 from cloudem.algorithms.joint_fit import Fitted, ImageOptics, Pictures, phases_of
 from cloudem.backend.arrays import array_namespace
-from cloudem.kernels.aberrations import EVEN_ORDERS, beam_tilt_terms, magnified, odd_phase, zernike_terms
+from cloudem.kernels.aberrations import EVEN_ORDERS, magnified, odd_phase
 from cloudem.kernels.ctf import ctf_terms, wavelength
 from cloudem.kernels.fourier import HalfDisc, fill_half_disc
 from cloudem.kernels.model_fit import EVEN, MAGNIFICATION
@@ -107,12 +107,6 @@ def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Imag
     matrices = np.array([g.magnification + matrix_of(c[:3]) for g, c in zip(groups, change, strict=True)])
     phase[:, :9] -= even[number]
     return ImageOptics(matrices[number], phase, odd[number], np.pi * wavelength(by_group["voltage"]))
-
-
-def odd_terms_before(group: OpticsGroup) -> Float64:
-    """Return the odd phase of an optics group as a polynomial of ``M k``, (12,)."""
-    tilt = beam_tilt_terms(group.beam_tilt, group.spherical_aberration, group.voltage)
-    return np.asarray(zernike_terms(group.odd_zernike, odd=True) + tilt)
 
 
 def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> tuple[Float64, float]:

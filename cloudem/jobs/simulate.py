@@ -132,10 +132,15 @@ class Simulate(Job):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check the model or the density's header, and that the aberrations can be put in."""
-        from cloudem.algorithms.aberrations import aberrations_of, even_terms
+        from cloudem.algorithms.aberrations import aberrations_of
+        from cloudem.kernels.aberrations import EVEN_ORDERS, ODD_ORDERS
 
+        for name, orders in (("odd_zernike_rad", ODD_ORDERS), ("even_zernike_rad", EVEN_ORDERS)):
+            if any(coefficients(getattr(self, name), option_of(name))[len(orders) :]):
+                raise ParameterError(
+                    f"{option_of(name)}: the first {len(orders)} coefficients can be put in, and others are not zero"
+                )
         aberrations_of([self.recording().optics()])
-        even_terms(self.recording().optics())
         if self.density is not None and not inputs.awaited(self.density):
             from cloudem.jobs.maps import check_map
 

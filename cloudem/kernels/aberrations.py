@@ -67,7 +67,7 @@ def zernike_terms(coefficients: Sequence[float], *, odd: bool) -> Float64:
     Parameters
     ----------
     coefficients
-        Radians, in the order of :data:`ODD_ORDERS` or :data:`EVEN_ORDERS`; the list may be shorter.
+        Radians, in the order of :data:`ODD_ORDERS` or :data:`EVEN_ORDERS`; the list may be shorter, or end with zeros.
     odd
         Which of the two.
 
@@ -76,8 +76,8 @@ def zernike_terms(coefficients: Sequence[float], *, odd: bool) -> Float64:
     Shape (12,) or (9,): the coefficients of degree 1, 3, 5, or of degree 0, 2, 4.
     """
     orders, degrees = (ODD_ORDERS, ODD_DEGREES) if odd else (EVEN_ORDERS, EVEN_DEGREES)
-    if len(coefficients) > len(orders):
-        raise ValueError(f"{len(coefficients)} Zernike coefficients, at most {len(orders)} are known")
+    if any(coefficients[len(orders) :]):
+        raise ValueError(f"{len(coefficients)} Zernike coefficients, of which at most {len(orders)} can be applied")
     by_degree = {d: np.zeros(d + 1) for d in degrees}
     for value, (m, n) in zip(coefficients, orders, strict=False):
         for degree, polynomial in zernike(m, n).items():
@@ -95,8 +95,10 @@ def beam_tilt_terms(tilt: Sequence[float], spherical_aberration: float, voltage:
     spherical_aberration, voltage
         Å, kV.
     """
-    factor = -2e-3 * np.pi * spherical_aberration * float(wavelength(voltage)) ** 2
     out = np.zeros(ODD_TERMS)
+    if not any(tilt):  # whatever else is known of the microscope, or not
+        return out
+    factor = -2e-3 * np.pi * spherical_aberration * float(wavelength(voltage)) ** 2
     out[2:6] = factor * np.convolve([tilt[0], tilt[1]], [1, 0, 1])
     return out
 

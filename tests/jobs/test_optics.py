@@ -88,9 +88,10 @@ def test_a_group_without_particles_says_nothing(simulated: Path, tmp_path: Path)
     [
         ({"odd_zernike_rad": "[0.1,nan]"}, r"--odd-zernike-rad: got .*, needs finite numbers"),
         ({"even_zernike_rad": "trefoil"}, r"--even-zernike-rad: got .*, needs finite numbers"),
+        ({"even_zernike_rad": "[0,0,0,0,0,0,0,0,0,1]"}, "--even-zernike-rad: the first 9 coefficients"),
         ({"anisotropy": 0.5}, "--anisotropy: got 0.5"),
     ],
 )
 def test_simulate_refuses_aberrations_that_are_none(tmp_path: Path, values: dict[str, object], message: str) -> None:
     with pytest.raises(CloudemError, match=message):
-        Simulate(demo=True, out=str(tmp_path / "out"), **values)
+        Simulate(demo=True, out=str(tmp_path / "out"), **values).preflight()

@@ -60,6 +60,11 @@ def test_a_short_list_is_one_with_zeros_and_a_long_one_is_refused() -> None:
     np.testing.assert_array_equal(zernike_terms([0.1], odd=True), zernike_terms([0.1, 0, 0], odd=True))
     with pytest.raises(ValueError, match="at most 9"):
         zernike_terms([0.1] * 10, odd=False)
+    np.testing.assert_array_equal(zernike_terms([0.1] * 9 + [0], odd=False), zernike_terms([0.1] * 9, odd=False))
+
+
+def test_no_beam_tilt_is_no_phase_whatever_the_voltage() -> None:
+    np.testing.assert_array_equal(beam_tilt_terms((0.0, 0.0), 2.7e7, 0.0), np.zeros(12))
 
 
 def test_beam_tilt() -> None:
