@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cloudem.backend.kernel import kernel
 from cloudem.kernels.ctf import phase_and_envelope, wavelength
-from cloudem.kernels.slices import add_at, read_at
+from cloudem.kernels.slices import add_at, read_at, weighted_at_poses
 
 Float = NDArray[np.floating[Any]]
 Int32 = NDArray[np.int32]
@@ -141,7 +141,5 @@ def insert_curved(
     curvature
         Coefficients of ``k_z`` of each image, (b, 3).
     """
-    phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
-    value = numerators[images] * phase * pose_weights[:, None]
-    weight = denominators[images] * pose_weights[:, None]
-    add_at(sums, weights, *_curved_positions(rotations, kx, ky, curvature[images], padding), value, weight)
+    values = weighted_at_poses(images, shifts, pose_weights, numerators, denominators, kx, ky, box)
+    add_at(sums, weights, *_curved_positions(rotations, kx, ky, curvature[images], padding), *values)

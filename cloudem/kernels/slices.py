@@ -277,6 +277,21 @@ def add_at(
         np.add.at(weights.reshape(-1), index, (tap * weight).astype(np.float32))
 
 
+def weighted_at_poses(
+    images: NDArray[np.int32],
+    shifts: Float,
+    pose_weights: Float,
+    numerators: Complex,
+    denominators: Float,
+    kx: Int32,
+    ky: Int32,
+    box: int,
+) -> tuple[Complex, Float]:
+    """Return what each pose adds to an accumulator and to its weights, (c, p) both; parameters as :func:`insert`."""
+    phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
+    return numerators[images] * phase * pose_weights[:, None], denominators[images] * pose_weights[:, None]
+
+
 @kernel
 def extract(volume: Complex, rotations: Float, kx: Int32, ky: Int32, padding: float) -> NDArray[np.complex64]:
     """Extract Fourier slices.
@@ -333,10 +348,8 @@ def insert(
     -----
     :func:`complete_friedel` must be called once after the last insertion.
     """
-    phase = np.exp(2j * np.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
-    value = numerators[images] * phase * pose_weights[:, None]
-    weight = denominators[images] * pose_weights[:, None]
-    add_at(sums, weights, *slice_positions(rotations, kx, ky, padding), value, weight)
+    values = weighted_at_poses(images, shifts, pose_weights, numerators, denominators, kx, ky, box)
+    add_at(sums, weights, *slice_positions(rotations, kx, ky, padding), *values)
 
 
 @kernel

@@ -223,7 +223,7 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
 
 
 def shells_reached(limit: int, optics: Sequence[OpticsGroup]) -> int:
-    """Return the last shell of the map that images up to a shell may show, whatever is added to the M of their group."""
+    """Return the last shell of the map that images up to a shell may show, whatever is added to their M."""
     stretch = max(float(np.linalg.norm(group.magnification, 2)) for group in optics)
     return int(np.ceil((limit + 0.5) * (max(stretch, 1.0) + 2 * MOST_MAGNIFICATION)))
 

@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.kernels._numba.slices import BLOCK, jit, shift_coefficients, tabulate_phases
-from cloudem.kernels._numba.window import gather, scatter
+from cloudem.kernels._numba.slices import (
+    BLOCK,
+    gather_windows,
+    jit,
+    scatter_windows,
+    shift_coefficients,
+    tabulate_phases,
+)
 
 Array = NDArray[Any]
 
@@ -74,10 +80,7 @@ def _extract_curved(
     place, sign, start = np.empty((3, count), np.float32), np.empty(count, np.float32), np.empty(count, np.int64)
     for i in range(rotations.shape[0]):
         _locate_curved(rotations[i] * padding, m, 2, kx, ky, curvature[i], place, start, sign)
-        for j in range(count):
-            v = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
-            out[i, 2 * j] = v[0]
-            out[i, 2 * j + 1] = sign[j] * v[1]
+        gather_windows(volume, row, plane, place, start, sign, out[i])
 
 
 @jit
@@ -112,17 +115,5 @@ def _insert_curved(
             u, v = kx[first:last], ky[first:last]
             _locate_curved(a, m, 1, u, v, curvature[image], place, start, sign)
             shift_coefficients(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
-            for j in range(last - first):
-                scatter(
-                    sums,
-                    weights,
-                    start[j],
-                    row,
-                    plane,
-                    place[0, j],
-                    place[1, j],
-                    place[2, j],
-                    gamma * re[j],
-                    gamma * sign[j] * im[j],
-                    gamma * denominators[image, first + j],
-                )
+            others = denominators[image, first:last]
+            scatter_windows(sums, weights, row, plane, place, start, sign, gamma, re, im, others)

@@ -124,16 +124,35 @@ def shift_coefficients(
 
 
 @jit
+def gather_windows(volume: Any, row: int, plane: int, place: Any, start: Any, sign: Any, out: Any) -> None:
+    """Read the windows that ``_locate`` found: real and imaginary part of each pixel, one after the other."""
+    for j in range(start.shape[0]):
+        v = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
+        out[2 * j] = v[0]
+        out[2 * j + 1] = sign[j] * v[1]
+
+
+@jit
+def scatter_windows(
+    sums: Any, weights: Any, row: int, plane: int, place: Any, start: Any, sign: Any, gamma: Any, re: Any, im: Any,
+    denominators: Any,
+) -> None:  # fmt: skip
+    """Add coefficients and denominators (p,), times a pose's weight, to the windows that ``_locate`` found."""
+    for j in range(denominators.shape[0]):
+        scatter(
+            sums, weights, start[j], row, plane, place[0, j], place[1, j], place[2, j],
+            gamma * re[j], gamma * sign[j] * im[j], gamma * denominators[j],
+        )  # fmt: skip
+
+
+@jit
 def _extract(volume: Any, m: int, rotations: Any, kx: Any, ky: Any, padding: float, out: Any) -> None:
     row, plane = 2 * (m + 2), 2 * (m + 2) * (2 * m + 1)
     count = kx.shape[0]
     place, sign, start = np.empty((3, count), np.float32), np.empty(count, np.float32), np.empty(count, np.int64)
     for i in range(rotations.shape[0]):
         _locate(rotations[i] * padding, m, 2, kx, ky, place, start, sign)
-        for j in range(count):
-            v = gather(volume, start[j], row, plane, place[0, j], place[1, j], place[2, j])
-            out[i, 2 * j] = v[0]
-            out[i, 2 * j + 1] = sign[j] * v[1]
+        gather_windows(volume, row, plane, place, start, sign, out[i])
 
 
 @jit
@@ -167,20 +186,8 @@ def _insert(
             u, v = kx[first:last], ky[first:last]
             _locate(a, m, 1, u, v, place, start, sign)
             shift_coefficients(numerators[image, 2 * first : 2 * last], u, v, cos_x, sin_x, cos_y, sin_y, re, im)
-            for j in range(last - first):
-                scatter(
-                    sums,
-                    weights,
-                    start[j],
-                    row,
-                    plane,
-                    place[0, j],
-                    place[1, j],
-                    place[2, j],
-                    gamma * re[j],
-                    gamma * sign[j] * im[j],
-                    gamma * denominators[image, first + j],
-                )
+            others = denominators[image, first:last]
+            scatter_windows(sums, weights, row, plane, place, start, sign, gamma, re, im, others)
 
 
 @jit
