@@ -14,6 +14,7 @@ from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.noise import noise_variance
 from cloudem.algorithms.refinement import contrasts
 from cloudem.algorithms.subtraction import ProjectedMap, amplitude_terms, part_of_half
+from cloudem.conventions import FSC_THRESHOLD
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import Shared, itself
 from cloudem.io.particle_store import MODEL, RESULT_TABLE, ModelSource, ParticleStore, open_particles
@@ -30,6 +31,9 @@ Float64 = NDArray[np.float64]
 
 NOISE_SAMPLE = 1000
 """Images of each half-set whose power says how shells are weighted."""
+
+FEWEST_SHELLS = 3
+"""Where half-maps agree on fewer, they may do so by chance."""
 
 NOTE = (
     "The map shown is what is subtracted, the mean of both half-sets; the mask is what stays. Each image loses "
@@ -87,6 +91,7 @@ def subtracted_table(job: Subtracting, context: Context) -> MadeTable:
         others = read_rows(job.maps, "result", ("fsc_corrected",), 0, store.box)
         solvent = _solvent(job.maps, store.box)
         keep = read_mask(job.mask, store.box, store.pixel_size, context.progress).data
+        _refuse_noise(others["fsc_corrected"], job.maps, store.box * store.pixel_size)
         halves = [np.asarray(held[name], np.float32) for name in ("half1", "half2")]
         wholes = [part_of_half(half, solvent, others["fsc_corrected"]) for half in halves]
         parts = [(whole * (1 - keep)).astype(np.float32) for whole in wholes]
@@ -117,6 +122,15 @@ def subtracted_table(job: Subtracting, context: Context) -> MadeTable:
     arrays = {"map": (parts[0] + parts[1]) / np.float32(2), "mask": keep, "subtract_scale": scale}
     groups = {MODEL: ({"half1": parts[0], "half2": parts[1]}, {"fingerprint": fingerprint, "halves": job.maps})}
     return MadeTable(made, store, arrays, {"subtracted_share": float(np.mean(amount)), "notes": [NOTE]}, groups)
+
+
+def _refuse_noise(fsc: Float64, maps: str, length: float) -> None:
+    below = np.flatnonzero(fsc < FSC_THRESHOLD)
+    if len(below) and below[0] < FEWEST_SHELLS:
+        raise ParameterError(
+            f"the half-maps of {maps} agree to {length / max(below[0], 1):.0f} Å only, so nothing is known of what is to "
+            "be subtracted; refine them first"
+        )
 
 
 def _solvent(maps: str, box: int) -> Float32:

@@ -99,6 +99,15 @@ def test_factors_owe_nothing_to_images_of_the_other_half_set(halved: Halved, tmp
     assert not np.array_equal(before, after)
 
 
+def test_half_maps_of_noise_are_refused(halved: Halved, tmp_path: Path) -> None:
+    table = open_particles(halved.folder / "particles").particles
+    noise = np.random.default_rng(0).standard_normal((COUNT, BOX, BOX)).astype(np.float32)
+    write_particles(tmp_path / "noise", table, [noise], box=BOX, pixel_size=PIXEL, dtype="float32")
+    run(Reconstruct(particles=str(tmp_path / "noise"), diameter_A=DIAMETER, out=str(tmp_path / "whole"), report=False))
+    with pytest.raises(ParameterError, match="agree to 160 Å only"):
+        run(Subtract(particles=str(tmp_path / "whole"), mask=halved.mask, out=str(tmp_path / "less")))
+
+
 def test_tables_made_of_it_are_subtracted_as_it_is(halved: Halved, tmp_path: Path) -> None:
     """Whatever becomes of poses and rows: the pose in which it was subtracted stays."""
     some, mates = str(tmp_path / "some"), str(tmp_path / "mates")
