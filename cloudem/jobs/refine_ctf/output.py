@@ -86,5 +86,5 @@ def sentences(optics: Sequence[OpticsGroup], judged: Sequence[Judged]) -> list[s
             continue
         applied = ", ".join(kinds[True]) or "no aberration is significant"
         left = f"; not significant, left as they were: {', '.join(kinds[False])}" if kinds[False] else ""
-        out.append(f"{group.name}, with standard deviations: {applied}{left}")
+        out.append(f"optics group {group.name}, standard deviations from no change: {applied}{left}")
     return out
