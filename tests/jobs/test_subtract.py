@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +163,16 @@ def test_what_cannot_be_subtracted_is_refused(halved: Halved, tmp_path: Path) ->
     write_volume(tmp_path / "ones.mrc", np.ones((BOX,) * 3, np.float32), PIXEL)
     with pytest.raises(ParameterError, match="nothing is left to subtract"):
         run(Subtract(particles=whole, mask=str(tmp_path / "ones.mrc"), out=out))
+
+
+def test_a_mask_of_hardly_anything_is_told_of(halved: Halved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    speck = np.zeros((BOX,) * 3, np.float32)
+    speck[BOX // 2, BOX // 2, BOX // 2] = 1
+    write_volume(tmp_path / "speck.mrc", speck, PIXEL)
+    with caplog.at_level(logging.WARNING):
+        run(
+            Subtract(
+                particles=str(halved.folder / "whole"), mask=str(tmp_path / "speck.mrc"), out=str(tmp_path / "out")
+            )
+        )
+    assert "almost all of the molecule: the mask is that of what stays" in caplog.text
