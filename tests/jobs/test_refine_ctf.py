@@ -18,6 +18,7 @@ from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.base import Inputs
+from cloudem.jobs.expand_symmetry import ExpandSymmetry
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine_ctf.job import RefineCtf
 from cloudem.jobs.refine_ctf.run import fit_aberrations
@@ -120,6 +121,10 @@ def test_what_cannot_be_fitted_is_refused_before(aberrated, tmp_path):
         job(particles, tmp_path / "ctf", symmetry="auto").preflight(Inputs())
     with pytest.raises(ParameterError, match="coarser than 20"):
         job(particles, tmp_path / "ctf", max_resolution_A=25).preflight(Inputs())
+    expanded = str(tmp_path / "expanded")
+    run(ExpandSymmetry(particles=particles, symmetry="C2", out=expanded))
+    with pytest.raises(ParameterError, match="would count many times"):
+        job(expanded, tmp_path / "ctf").preflight(Inputs())
     (tmp_path / "other").mkdir()
     run(Reconstruct(particles=particles, diameter_A=DIAMETER, out=str(tmp_path / "other")))
     with pytest.raises(OutputExistsError):

@@ -52,8 +52,10 @@ class Refine3D(IterativeJob):
             100,
             "images whose pose changed by more than a quarter of its standard error",
         ),
-        Column("prior_deg", "prior", "°", ".2f", meaning="how far poses may turn about each axis (standard deviation)"),
-        Column("prior_A", "prior", "Å", ".2f", meaning="how far they may shift along each axis"),
+        Column(
+            "prior_deg", "prior turn", "°", ".2f", meaning="how far poses may turn about each axis (standard deviation)"
+        ),
+        Column("prior_A", "prior shift", "Å", ".2f", meaning="how far they may shift along each axis"),
         Column("images_per_s", "images/s", form=",.0f"),
         SECONDS,
         RECEIVED,
