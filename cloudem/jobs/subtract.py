@@ -17,7 +17,7 @@ from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, hi
 if TYPE_CHECKING:
     from cloudem.io.particle_store import ParticleStore
 
-IMAGE_PIXEL_S, VOXEL_S = 60e-9, 6e-6
+IMAGE_PIXEL_S, VOXEL_S = 110e-9, 2e-7
 """A pixel of an image, and a voxel of the maps: CPU-seconds, measured."""
 
 

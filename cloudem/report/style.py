@@ -171,7 +171,7 @@ footer { margin-top: 40px; padding-top: 12px; border-top: 1px solid #d8dee5; }
 @media screen and (max-width: 1100px) {
   main { width: auto; margin: 0; padding: 28px 20px; border: 0; }
   .tiles, .row { flex-wrap: wrap; } .tile { flex: 1 1 118px; }
-  section > table { display: block; overflow-x: auto; } td { overflow-wrap: break-word; } td.bar { min-width: 120px; }
+  section { overflow-x: auto; } td { overflow-wrap: break-word; } td.bar { min-width: 120px; }
 }
 @media screen and (max-width: 620px) { .panels { grid-template-columns: 1fr 1fr; } }
 @page { size: A4; margin: 12mm; }

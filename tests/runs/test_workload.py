@@ -109,6 +109,7 @@ def test_images_that_are_cut_to_a_window_are_read_and_projected_whole() -> None:
     assert cut.stages[0].read_bytes == whole.stages[0].read_bytes
     assert less.stages[0].cpu_s - cut.stages[0].cpu_s == pytest.approx(subtracting_seconds(less.makes[""]), rel=1e-6)
     assert less.makes[""].shape == (128, 128)
+    assert cut.stored_bytes == whole.stored_bytes
     assert whole.memory(1) > less.memory(1) > cut.memory(1)
 
 

@@ -188,14 +188,14 @@ def alignment_work(alignment: Alignment) -> Work:
     solve = Stage(
         "solve", 2, "maps", cpu_s=at_box(cost.SOLVE, box) + local_filter_seconds(alignment) / 2, passes=len(steps)
     )
-    maps = 3 * 4 * box**3
+    maps = 3 * 4 * side**3  # of the whole, also where images are cut
     return Work(
         (align, solve),
         # the client: several poses for each particle
         base_bytes=400_000_000 + max(aligning, solving) + 4000 * count,
-        client_bytes=int(0.6e9) + 4000 * count + 40 * box**3,
+        client_bytes=int(0.6e9) + 4000 * count + 40 * side**3,
         gpu_bytes=gpu_needs(box) if alignment.settings else 0,
-        stored_bytes=40 * box**3 + 600 * count,
+        stored_bytes=40 * side**3 + 600 * count,
         result_bytes=maps + 200 * count,
         makes={"": alignment.stored},  # what is made is that of whole images
         notes=(f"{count:,} particles of {box} px, about {groups} tasks per pass",),
