@@ -52,9 +52,7 @@ class Refine3D(IterativeJob):
             100,
             "images whose pose changed by more than a quarter of its standard error",
         ),
-        Column(
-            "prior_deg", "prior turn", "°", ".2f", meaning="standard deviation of turns about each axis"
-        ),
+        Column("prior_deg", "prior turn", "°", ".2f", meaning="standard deviation of turns about each axis"),
         Column("prior_A", "prior shift", "Å", ".2f", meaning="standard deviation of shifts along each axis"),
         Column("images_per_s", "images/s", form=",.0f"),
         SECONDS,
