@@ -234,7 +234,7 @@ def coloured_surface(density: NDArray[np.float32], mask: NDArray[np.float32], va
         f"volume #1 level {level:.6g} style surface step 1\n"
         f"color sample #1 map #2 palette {palette}\n"
         f"key {key} showTool false\n"
-        "2dlab text 'Local resolution (Å)' xpos 0.7 ypos 0.12 size 18\n"
+        "2dlabels text 'Local resolution (Å)' xpos 0.7 ypos 0.12 size 18\n"
         "lighting soft\nset bgColor white\nview\n"
     )
 

@@ -67,7 +67,7 @@ class Export(Job):
         """Return stages and needs: of a result's images only if they are asked for."""
         size = sizes.get("source", Size())
         voxels = size.box**3
-        images = size.count if self.stack or self._computes() else 0
+        images = size.count if self.stack or size.subtracted or self._computes() else 0
         stages = (
             Stage("maps", cpu_s=VOXEL_S * voxels, written_bytes=16.0 * voxels),
             Stage("images", images, "images", cpu_s=PIXEL_S * size.pixels, written_bytes=4.0 * size.pixels),

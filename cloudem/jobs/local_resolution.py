@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 VOXEL_S = {"bands": 9.0e-7, "spheres": 1.5e-6}
 """A voxel of a map, the report included: CPU-seconds."""
 
+LEAST_STEP = 6
+"""Voxels: least distance of spheres, so that one is that wide and has a shell or two."""
+
 LOCAL = Section("local:slices_and_histogram")
 
 
@@ -66,10 +69,19 @@ class LocalResolution(MapResult):
     seed: int = parameter(0, meaning="random seed for phase randomisation", ge=0)
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
-        """Check half-maps and mask by their headers."""
-        from cloudem.jobs.postprocess import check_halves
+        """Check half-maps and mask by their headers, and that spheres hold something and fit in."""
+        from cloudem.errors import ParameterError
+        from cloudem.jobs.postprocess import check_halves, halves_grid
 
         check_halves(inputs, self.halves, self.half2, self.mask, self.pixel_size_A)
+        if self.definition == "spheres" and not inputs.awaited(self.halves):
+            grid = halves_grid(self.halves, self.half2, self.pixel_size_A)
+            least, most = LEAST_STEP * grid.pixel_size, grid.box * grid.pixel_size / 2
+            if not least <= self.sphere_step_A <= most:
+                raise ParameterError(
+                    f"--sphere-step-A {self.sphere_step_A:g}: spheres of these maps need {least:.3g} to {most:.4g} Å, "
+                    f"{LEAST_STEP} voxels to half of the box; 25 is RELION's"
+                )
 
     def work(self, sizes: Mapping[str, Size]) -> Work:
         """Return stages and needs from the size of the half-maps."""

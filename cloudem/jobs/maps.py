@@ -328,8 +328,8 @@ def stated_symmetry(symmetry: str, reference: str) -> str:
     stated = (read_attributes(reference, "result") or {}).get("symmetry") if contents(reference) else None
     if not stated:
         raise ParameterError(
-            f"--symmetry is auto, but {reference} states no point group; name the group, or give the results of "
-            "find_symmetry as the reference"
+            f"--symmetry is auto, but {reference} states no point group; name the group with --symmetry, or give "
+            "results that state it, of refine3d or find_symmetry"
         )
     operators(str(stated))
     return str(stated)

@@ -174,11 +174,12 @@ class Postprocess(Job):
         )
         inside = at_voxels(mask, len(found.b_factor)) > 0.5
         low, middle, high = (0.0 - float(v) for v in np.percentile(found.b_factor[inside], (95, 50, 5)))
+        notes = [LOCAL_NOTE]
         if self.b_factor_A2 is None:
-            context.progress.message(
-                f"local B-factors {low:.0f} to {high:.0f} Å² (90 % of the mask), median {middle:.0f} Å²"
-            )
-        return found.map, {"local_b_factors_A2": [low, middle, high], "notes": [LOCAL_NOTE]}
+            said = f"local B-factors {low:.0f} to {high:.0f} Å² (90 % of the mask), median {middle:.0f} Å²"
+            context.progress.message(said)
+            notes = [f"{LOCAL_NOTE} It was sharpened with {said}."]
+        return found.map, {"local_b_factors_A2": [low, middle, high], "notes": notes}
 
     def _group(self) -> str:
         """Return the point group of the half-maps: what was given, or what the results say."""
@@ -238,8 +239,10 @@ def read_halves(halves: str, half2: str | None = None, pixel_size: float | None 
     Raises
     ------
     MissingInputError, FormatError, InconsistentDataError
-        There are no half-maps; they differ in box, pixel size or origin; as `cloudem.jobs.maps.read_map`.
+        There are no half-maps, or one twice; they differ in box, pixel size or origin; as `cloudem.jobs.maps.read_map`.
     """
+    import numpy as np
+
     from cloudem.io.formats.mrc import Volume
     from cloudem.io.storage.groups import read_group
     from cloudem.io.storage.location import contents
@@ -249,8 +252,11 @@ def read_halves(halves: str, half2: str | None = None, pixel_size: float | None 
     if contents(halves):
         arrays, _ = read_group(halves, "result")
         one, two = (Volume(arrays[name], grid.pixel_size, grid.origin) for name in ("half1", "half2"))
-        return one, two
-    return read_map(halves, pixel_size, OPTION), read_map(other_half(halves, half2), pixel_size, OPTION)
+    else:
+        one, two = (read_map(place, pixel_size, OPTION) for place in (halves, other_half(halves, half2)))
+    if np.array_equal(one.data, two.data):
+        raise InconsistentDataError(f"both half-maps of {halves} are one map; give the two that were made apart")
+    return one, two
 
 
 def halves_grid(halves: str, half2: str | None = None, pixel_size: float | None = None) -> Grid:

@@ -88,8 +88,8 @@ class Simulate(Job):
     voltage_kV: float = parameter(300.0, meaning="acceleration voltage", gt=0)
     cs_mm: float = parameter(2.7, meaning="spherical aberration", ge=0)
     amplitude_contrast: float = parameter(0.1, meaning="fraction of amplitude contrast", ge=0, le=1)
-    beam_tilt_x_mrad: float = parameter(0.0, meaning="beam tilt along x, as rlnBeamTiltX")
-    beam_tilt_y_mrad: float = parameter(0.0, meaning="beam tilt along y, as rlnBeamTiltY")
+    beam_tilt_x_mrad: float = parameter(0.0, meaning="beam tilt along x, as rlnBeamTiltX", ge=-100, le=100)
+    beam_tilt_y_mrad: float = parameter(0.0, meaning="beam tilt along y, as rlnBeamTiltY", ge=-100, le=100)
     odd_zernike_rad: str = parameter("", meaning="odd Zernike coefficients, as rlnOddZernike: [0,0,0.3,0,0,-0.2]")
     even_zernike_rad: str = parameter("", meaning="even Zernike coefficients, as rlnEvenZernike")
     anisotropy: float = parameter(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import ParameterError
+from cloudem.errors import MissingInputError, ParameterError
 from cloudem.jobs.base import Context, Inputs
 from cloudem.jobs.parameters import Kind, Place, parameter
 from cloudem.jobs.table_result import MadeTable, TableResult
@@ -17,7 +17,7 @@ from cloudem.report.declaration import COST, PARAMETERS, PROVENANCE, Section, hi
 if TYPE_CHECKING:
     from cloudem.io.particle_store import ParticleStore
 
-IMAGE_PIXEL_S, VOXEL_S = 60e-9, 6e-6
+IMAGE_PIXEL_S, VOXEL_S = 110e-9, 2e-7
 """A pixel of an image, and a voxel of the maps: CPU-seconds, measured."""
 
 
@@ -69,6 +69,10 @@ class Subtract(TableResult):
         from cloudem.jobs.postprocess import halves_grid
         from cloudem.jobs.subtract_tasks import check_same_halves
 
+        if self.halves is None and not inputs.awaited(self.particles) and not holds_halves(self.particles):
+            raise MissingInputError(
+                f"{self.particles} contains no half-maps; name the results that its particles come from with --halves"
+            )
         grid = None if inputs.awaited(self.maps) else halves_grid(self.maps)
         check_mask(self.mask, inputs)
         store = check_images(self.particles, inputs, warn, skip_damaged=False)
@@ -107,6 +111,14 @@ class Subtract(TableResult):
         from cloudem.jobs.subtract_tasks import Subtracting, subtracted_table
 
         return subtracted_table(Subtracting(self.particles, self.maps, self.mask, self.group_size), context)
+
+
+def holds_halves(place: str) -> bool:
+    """Return whether there are half-maps in results; True where there is nothing that could be looked at."""
+    from cloudem.io.storage.groups import has_group, shapes_in
+    from cloudem.io.storage.location import contents
+
+    return not contents(place) or (has_group(place, "result") and "half1" in shapes_in(place, "result"))
 
 
 def require_whole(store: ParticleStore) -> None:

@@ -35,6 +35,9 @@ NOISE_SAMPLE = 1000
 FEWEST_SHELLS = 3
 """Where half-maps agree on fewer, they may do so by chance."""
 
+LITTLE = 0.01
+"""Share of the map's power that is hardly worth to be subtracted, or to be kept."""
+
 NOTE = (
     "The map shown is what is subtracted, the mean of both half-sets; the mask is what stays. Each image loses "
     "the part of its own half-set's map when it is read: that map, a pose and a factor for each image are all that is "
@@ -119,6 +122,11 @@ def subtracted_table(job: Subtracting, context: Context) -> MadeTable:
         f"{100 * np.mean(amount):.0f} % of the power of the map lies outside of the mask, and is subtracted of "
         f"{len(made):,} images when they are read"
     )
+    if not LITTLE < np.mean(amount) < 1 - LITTLE:
+        context.progress.warning(
+            f"that is almost {'all' if np.mean(amount) > LITTLE else 'nothing'} of the molecule: the mask is that of "
+            "what stays, and must lie where it is in the map"
+        )
     arrays = {"map": (parts[0] + parts[1]) / np.float32(2), "mask": keep, "subtract_scale": scale}
     groups = {MODEL: ({"half1": parts[0], "half2": parts[1]}, {"fingerprint": fingerprint, "halves": job.maps})}
     return MadeTable(made, store, arrays, {"subtracted_share": float(np.mean(amount)), "notes": [NOTE]}, groups)

@@ -17,6 +17,7 @@ from cloudem.algorithms.aberrations import Aberrations
 from cloudem.algorithms.align import start_poses
 from cloudem.algorithms.batch import Batch
 from cloudem.algorithms.subtraction import ProjectedMap, images_of_map
+from cloudem.cloud.planning.work import Size
 from cloudem.errors import InconsistentDataError
 from cloudem.io.particle_store import MODEL, ModelSource
 from cloudem.io.storage.groups import read_group
@@ -28,6 +29,14 @@ SUBTRACTED = (
     "subtract_half", "subtract_rot", "subtract_tilt", "subtract_psi", "subtract_x", "subtract_y", "subtract_scale",
 )  # fmt: skip
 """Columns that say how it is done."""
+
+READ_PIXEL_S = 47e-9
+"""A pixel of an image whose projection is subtracted when it is read: CPU-seconds, measured from 48 to 256 px."""
+
+
+def subtracting_seconds(size: Size) -> float:
+    """Return the CPU-seconds in which the projection that is subtracted of an image is made; 0 where none is."""
+    return READ_PIXEL_S * size.pixels if size.subtracted else 0.0
 
 
 class Subtraction:

@@ -56,7 +56,8 @@ class Column:
         if self.form == "bytes":
             return text.size(int(value))
         scaled = value if self.factor == 1 else value * self.factor
-        return format(int(scaled) if self.form.endswith("d") else scaled, self.form)
+        # "z": what rounds to nothing has no sign
+        return format(int(scaled), self.form) if self.form.endswith("d") else format(scaled, f"z{self.form}")
 
     def text(self, value: Value | None) -> str:
         """Return a value with its unit: ``7.98 Å``, ``3.2%``."""
@@ -69,6 +70,12 @@ class Column:
 ITERATION = Column("iteration", "iteration", form="d")
 SECONDS = Column("seconds", "time", "s", ".1f")
 RECEIVED = Column("received_bytes", "network", form="bytes")
+
+
+def meanings_of(columns: Sequence[Column]) -> str:
+    """Return what columns mean, in words to stand below their table; empty where none needs it."""
+    said = [f"{column.heading}: {column.meaning}" for column in columns if column.meaning]
+    return f"{'; '.join(said)}." if said else ""
 
 
 def described(columns: Sequence[Column], name: str, value: Value = 0.0) -> Column:

@@ -101,10 +101,11 @@ p { margin: 6px 0; max-width: 800px; }
 .quiet { color: #6b7785; font-size: 13.5px; } .wide { max-width: none; }
 .row + table { margin-top: 14px; } table + .row { margin-top: 18px; }
 .tiles { display: flex; margin: 24px 0 4px; border: 1px solid #d8dee5; border-radius: 6px; }
-.tile { flex: 1 1 0; padding: 14px 16px 12px; border-left: 1px solid #d8dee5; min-width: 0; }
+.tile { flex: 1 1 0; padding: 14px 12px 12px 14px; border-left: 1px solid #d8dee5; min-width: 0; }
 .tile:first-child { border-left: 0; flex-grow: 1.25; background: #eef5fa; border-radius: 6px 0 0 6px; }
 .tile b { display: block; font-size: 24px; font-weight: 600; line-height: 1.25; white-space: nowrap; }
 .tile:first-child b { color: #005a8d; font-size: 28px; line-height: 1.1; }
+.tiles:has(.tile:nth-child(7)) .tile:not(:first-child) b { font-size: 19px; line-height: 1.6; }
 .tile span { display: block; font-size: 12.5px; line-height: 1.35; color: #52606d; margin-top: 3px; }
 .warnings { margin: 20px 0 0; padding: 12px 18px; background: #fff4e5; border-left: 5px solid #d55e00;
   border-radius: 3px; }
@@ -167,6 +168,12 @@ table.events { margin-top: 10px; } td.event { font-weight: 600; width: 26px; }
 td.when { white-space: nowrap; width: 90px; }
 .facts td:first-child { width: 190px; color: #52606d; } a { color: #005a8d; }
 footer { margin-top: 40px; padding-top: 12px; border-top: 1px solid #d8dee5; }
+@media screen and (max-width: 1100px) {
+  main { width: auto; margin: 0; padding: 28px 20px; border: 0; }
+  .tiles, .row { flex-wrap: wrap; } .tile { flex: 1 1 118px; }
+  section { overflow-x: auto; } td { overflow-wrap: break-word; } td.bar { min-width: 120px; }
+}
+@media screen and (max-width: 620px) { .panels { grid-template-columns: 1fr 1fr; } }
 @page { size: A4; margin: 12mm; }
 @media print {
   body { background: #fff; } main { margin: 0; padding: 0; border: 0; width: 1000px; zoom: 0.7; }

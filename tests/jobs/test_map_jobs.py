@@ -223,6 +223,12 @@ def test_local_resolution_of_a_map_that_is_sharp_on_one_side(tmp_path: Path) -> 
     write_volume(empty, 0.2 * ball, pixel)
     with pytest.raises(InconsistentDataError, match="nowhere above"):
         run(LocalResolution(halves=given["halves"], mask=str(empty), out=str(tmp_path / "none")))
+    with pytest.raises(InconsistentDataError, match="are one map"):
+        run(LocalResolution(halves=given["halves"], half2=given["halves"], out=str(tmp_path / "none")))
+    for step in (0.5, 500.0):
+        wrong = LocalResolution(**given, definition="spheres", sphere_step_A=step, out=str(tmp_path / "none"))
+        with pytest.raises(ParameterError, match="spheres of these maps need 18 to 72 Å"):
+            wrong.preflight()
     for number in (1, 2):  # half-maps that share a mask
         write_volume(tmp_path / f"cut_half{number}.mrc", read_volume(tmp_path / f"half{number}.mrc").data * ball, pixel)
     cut = LocalResolution(halves=str(tmp_path / "cut_half1.mrc"), out=str(tmp_path / "cut"))
@@ -234,6 +240,7 @@ def test_local_resolution_of_a_map_that_is_sharp_on_one_side(tmp_path: Path) -> 
     assert correlated_there(shown["locally"], truth, side) > correlated_there(shown["global"], truth, side) + 0.02
     said = read_group(tmp_path / "locally", "result")[1]
     assert len(said["local_b_factors_A2"]) == 3
+    assert "sharpened with local B-factors" in (tmp_path / "locally/report.html").read_text()
 
 
 def correlated_there(one: Float32, other: Float32, where: NDArray[np.bool_]) -> float:

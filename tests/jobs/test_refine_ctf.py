@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cloudem.algorithms.aberrations import Aberrations
-from cloudem.algorithms.ctf_refinement import matrix_of, refined_optics
+from cloudem.algorithms.ctf_refinement import FIRST, NAMES, matrix_of, refined_optics
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
 from cloudem.errors import OutputExistsError, ParameterError
 from cloudem.execution.dask.executor import DaskExecutor
 from cloudem.io.particle_store import open_particles, write_particles
 from cloudem.io.storage.groups import read_group
 from cloudem.jobs.base import Inputs
+from cloudem.jobs.expand_symmetry import ExpandSymmetry
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.jobs.refine_ctf.job import RefineCtf
-from cloudem.jobs.refine_ctf.run import MOST_MAGNIFICATION, shells_reached
+from cloudem.jobs.refine_ctf.run import MOST_MAGNIFICATION, fit_aberrations, shells_reached
 from cloudem.kernels.fourier import half_disc
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -137,7 +140,39 @@ def test_what_cannot_be_fitted_is_refused_before(aberrated, tmp_path):
         job(particles, tmp_path / "ctf", symmetry="auto").preflight(Inputs())
     with pytest.raises(ParameterError, match="coarser than 20"):
         job(particles, tmp_path / "ctf", max_resolution_A=25).preflight(Inputs())
+    expanded = str(tmp_path / "expanded")
+    run(ExpandSymmetry(particles=particles, symmetry="C2", out=expanded))
+    with pytest.raises(ParameterError, match="would count many times"):
+        job(expanded, tmp_path / "ctf").preflight(Inputs())
     (tmp_path / "other").mkdir()
     run(Reconstruct(particles=particles, diameter_A=DIAMETER, out=str(tmp_path / "other")))
     with pytest.raises(OutputExistsError):
         job(particles, tmp_path / "other").preflight(Inputs())
+
+
+def test_steps_that_go_too_far_are_made_shorter(monkeypatch):
+    """Images that follow aberrations less than all the way make the Schur complement too small: steps were 2.4 times
+    too long for faint even terms at 6 Å, went to and fro ever further, and never ended."""
+    true, curvature, term = 1.0, 14.0, NAMES.index("fourth order, k⁴ cos 2φ")
+
+    def one_pass(run, fit, maps):
+        off = true - fit.change[0, term]
+        matrix, gradient = np.zeros((1, 14, 14)), np.zeros((1, 14))
+        matrix[0, term, term], gradient[0, term] = curvature / 2.4, curvature * off
+        sums = SimpleNamespace(cost=np.array([curvature * off**2 / 2]), weight=np.array([1500.0]), matrix=matrix,
+                               gradient=gradient)  # fmt: skip
+        return sums, fit.fitted, fit.variance
+
+    monkeypatch.setattr("cloudem.jobs.refine_ctf.run.one_pass", one_pass)
+    free = np.zeros((1, 14), bool)
+    free[0, term] = True
+    fitted = SimpleNamespace(defocus=np.full(1, 1e4), put=lambda accepted, parameters: parameters)
+    fit = SimpleNamespace(change=np.zeros((1, 14)), fitted=fitted, variance=np.zeros(1), free=free, spread=100.0,
+                          precision=np.zeros((1, 14, 14)))  # fmt: skip
+    zero = np.zeros(1, np.int64)
+    run = SimpleNamespace(job=SimpleNamespace(freedom=SimpleNamespace(group=np.arange(14) + FIRST)), group=zero, box=96,
+                          pixel_size=2.0, micrograph=zero, weight=np.ones(1), context=SimpleNamespace(
+                              log=logging.getLogger("test")))  # fmt: skip
+    passes, _ = fit_aberrations(run, fit, SimpleNamespace(limit=30))
+    assert passes < 6
+    assert fit.change[0, term] == pytest.approx(true, abs=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cloudem.algorithms.aberrations import aberrations_of
 from cloudem.algorithms.mask import soft_sphere
 from cloudem.algorithms.simulate import Recording, Simulator, random_particles
+from cloudem.cloud.planning.work import Size
 from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import map_stack
 from cloudem.io.formats.mrc_writer import write_volume
@@ -172,11 +174,18 @@ def test_damage_and_changes_are_noticed(moved: Path) -> None:
         open_particles(some)
 
 
+def test_planned_export_writes_images_of_which_something_will_be_subtracted(tmp_path: Path) -> None:
+    job = Export(source=str(tmp_path / "coming"), out=str(tmp_path / "out"))
+    for subtracted, images in ((True, 100), (False, 0)):
+        stages = job.work({"source": Size(100, (64, 64), 1.0, subtracted=subtracted)}).stages
+        assert [stage.items for stage in stages if stage.name == "images"] == [images]
+
+
 def test_what_cannot_be_subtracted_is_refused(halved: Halved, tmp_path: Path) -> None:
     out, whole = str(tmp_path / "out"), str(halved.folder / "whole")
     with pytest.raises(ParameterError, match="subtracted already"):
         Subtract(particles=halved.less, halves=whole, mask=halved.mask, out=out).preflight()
-    with pytest.raises(MissingInputError, match="contains no half-maps"):
+    with pytest.raises(MissingInputError, match=r"contains no half-maps; name the results .* with --halves"):
         Subtract(particles=halved.less, mask=halved.mask, out=out).preflight()
     other = tmp_path / "other"
     run(Reconstruct(particles=whole, new_halves=True, seed=5, diameter_A=DIAMETER, out=str(other), report=False))
@@ -185,3 +194,16 @@ def test_what_cannot_be_subtracted_is_refused(halved: Halved, tmp_path: Path) ->
     write_volume(tmp_path / "ones.mrc", np.ones((BOX,) * 3, np.float32), PIXEL)
     with pytest.raises(ParameterError, match="nothing is left to subtract"):
         run(Subtract(particles=whole, mask=str(tmp_path / "ones.mrc"), out=out))
+
+
+def test_a_mask_of_hardly_anything_is_told_of(halved: Halved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    speck = np.zeros((BOX,) * 3, np.float32)
+    speck[BOX // 2, BOX // 2, BOX // 2] = 1
+    write_volume(tmp_path / "speck.mrc", speck, PIXEL)
+    with caplog.at_level(logging.WARNING):
+        run(
+            Subtract(
+                particles=str(halved.folder / "whole"), mask=str(tmp_path / "speck.mrc"), out=str(tmp_path / "out")
+            )
+        )
+    assert "almost all of the molecule: the mask is that of what stays" in caplog.text

@@ -20,7 +20,7 @@ from cloudem.cloud.planning.calibration import SpeedRow, keep, speeds
 from cloudem.cloud.planning.capacity import HOST_BYTES, FleetCapacity, fleet_capacity
 from cloudem.cloud.planning.estimate import Duration, Fleet, Refusal
 from cloudem.cloud.planning.plan import Plan
-from cloudem.cloud.planning.work import Size
+from cloudem.cloud.planning.work import Size, Work
 from cloudem.errors import MissingInputError, ParameterError
 from cloudem.execution.executor import SerialExecutor
 from cloudem.io.formats.mrc_writer import write_stack
@@ -30,6 +30,7 @@ from cloudem.jobs.progress import SilentProgress
 from cloudem.jobs.refine3d.duration import Alignment, Correction, alignment_work, estimate, packing_seconds
 from cloudem.jobs.refine3d.job import Refine3D
 from cloudem.jobs.simulate import Simulate
+from cloudem.jobs.subtracted import subtracting_seconds
 from cloudem.model.particles import TEXT
 from cloudem.runs.pilot import pilot_of
 from cloudem.runs.preflight import preflight
@@ -94,6 +95,22 @@ def test_the_late_iteration_of_a_million_particles_costs_what_the_documented_mod
     plan, _ = cost.iterations_of(work(1_000_000, 512).settings, cost.Convergence(9, 0.7, ()), local=True)[-1]  # type: ignore[arg-type]
     assert plan.k_insert == 255
     assert 1e6 * cost.local_seconds(plan) == pytest.approx(84_000, rel=0.02)
+
+
+def test_images_that_are_cut_to_a_window_are_read_and_projected_whole() -> None:
+    """Aligning becomes cheaper; reading, and making the projection that is subtracted, do not."""
+
+    def planned(window: int, subtracted: bool) -> Work:
+        job = Refine3D(particles="/p", reference="/r", out="/o", diameter_A=60.0, local=True, window_px=window)
+        return job.work({"particles": Size(10_000, (128, 128), 1.0, True, subtracted)})
+
+    whole, cut, less = planned(0, False), planned(64, False), planned(64, True)
+    assert cut.stages[0].cpu_s < whole.stages[0].cpu_s / 2
+    assert cut.stages[0].read_bytes == whole.stages[0].read_bytes
+    assert less.stages[0].cpu_s - cut.stages[0].cpu_s == pytest.approx(subtracting_seconds(less.makes[""]), rel=1e-6)
+    assert less.makes[""].shape == (128, 128)
+    assert cut.stored_bytes == whole.stored_bytes
+    assert whole.memory(1) > less.memory(1) > cut.memory(1)
 
 
 @given(st.integers(1000, 10**6), st.sampled_from([64, 128, 256]), st.sampled_from([1, 2, 4, 16, 64]))
@@ -413,6 +430,22 @@ def test_a_pilot_finds_what_the_model_expects_within_a_factor_of_a_few(simulated
     assert "200 particles" in found.describe()
     assert pilot_of(job.model_copy(update={"particles": str(tmp_path / "none.zarr")})) is None
     assert pilot_of(read_workflow(lone(simulated, tmp_path)).steps[1].job) is None
+
+
+@pytest.mark.usefixtures("own_speed")
+def test_a_pilot_of_a_local_refinement_looks_where_that_does(tmp_path) -> None:
+    data = Simulate(demo=True, box_px=48, pixel_size_A=5.0, count=100, out=str(tmp_path / "data"))
+    data.run(Context(SerialExecutor(), SilentProgress(), logging.getLogger("test"), data.out))
+    job = Refine3D(
+        particles=f"{data.out}/particles.zarr", reference=f"{data.out}/start.mrc", diameter_A=100.0, out="/o",
+        local=True, pivot_A="-20,20,0", window_px=32,
+    )  # fmt: skip
+    found = pilot_of(job)
+    assert found is not None
+    assert found.search_s == 0
+    assert found.correction.search == 1
+    assert 0.2 < found.correction.local < 5  # of the model of 32 px; images of 48 px take more than twice as long
+    assert "searching" not in found.describe()
 
 
 @pytest.mark.usefixtures("own_speed")

@@ -126,12 +126,14 @@ class Classify2D(IterativeJob):
         """Return stages and needs from box, particles and classes."""
         from cloudem.algorithms.classes import BATCHES, MOST_PASSES
         from cloudem.algorithms.marginal import ROUGH_STEP, SHIFT_STEP
+        from cloudem.jobs.subtracted import subtracting_seconds
 
         size = sizes["particles"]
         s = self.settings(size.count, size.box, size.pixel_size)
         shifts = max(1.0, 2 * math.pi / math.sqrt(3) * (s.shift_range / (SHIFT_STEP * s.box / s.last_limit)) ** 2)
         angles = 4 * math.pi * s.last_limit * s.radius / s.box
-        image_s = IMAGE_PIXEL_S * s.box**2 + POSE_S * s.classes * shifts * angles * 2 * s.last_limit
+        read_s = IMAGE_PIXEL_S * s.box**2 + subtracting_seconds(size)
+        image_s = read_s + POSE_S * s.classes * shifts * angles * 2 * s.last_limit
         image_bytes = 2.0 * s.box**2
         sums = 8 * 2 * s.classes * s.last_limit * angles / 2 * 10
         task = round(4 * 128 * s.box**2 * 6 + 16 * 64 * angles * s.classes * 8 + 3 * sums / 10)
@@ -143,7 +145,7 @@ class Classify2D(IterativeJob):
             "classify", round(seen), "images", image_s, parallel=True, task_items=self.group_size, task_bytes=task,
             read_bytes=image_bytes, spread=2.5,
         )  # fmt: skip
-        noise = replace(sorting, name="noise", items=min(size.count, 1000), cpu_s=IMAGE_PIXEL_S * s.box**2)
+        noise = replace(sorting, name="noise", items=min(size.count, 1000), cpu_s=read_s)
         return Work(
             (noise, sorting),
             base_bytes=400 * MIB + round(4 * sums),

@@ -161,11 +161,13 @@ class Classify3D(IterativeJob):
         """Return stages and needs from box, particles and classes."""
         from cloudem.algorithms.states import PARTS
         from cloudem.jobs.classify3d.state import PASSES
+        from cloudem.jobs.subtracted import subtracting_seconds
 
         size = sizes["particles"]
         s, classes = self.settings(size.count, size.box, size.pixel_size), self.classes or 3
         pixels = math.pi / 2 * s.last_limit**2
-        image_s = IMAGE_PIXEL_S * size.box**2 + pixels * (SCORE_S * classes + INSERT_S * (1 + classes / 2))
+        read_s = IMAGE_PIXEL_S * size.box**2 + subtracting_seconds(size)
+        image_s = read_s + pixels * (SCORE_S * classes + INSERT_S * (1 + classes / 2))
         if self.search:
             image_s += SEARCH_S * classes * SEARCHES / (PASSES + 2)
         voxels, padded = s.box**3, (1.5 * s.box) ** 3 / 2
@@ -176,7 +178,7 @@ class Classify3D(IterativeJob):
             read_bytes=2.0 * size.box**2, passes=passes, spread=2.5,
         )  # fmt: skip
         solving = Stage("solve", round(passes) + 1, "times", SOLVE_S * voxels * classes * (PARTS + 3))
-        whole = IMAGE_PIXEL_S * size.box**2 + INSERT_S * size.box**2 / 2
+        whole = read_s + INSERT_S * size.box**2 / 2
         padded_whole = (3 * size.box // 2) ** 3 // 2
         final = replace(sorting, name="average", cpu_s=whole, passes=1.2, task_bytes=task + 18 * padded_whole)
         start = min(size.count, 10_000) * 8_000 * 4

@@ -28,6 +28,7 @@ from cloudem.execution.reduction_tree import Tasks, first_node, runs, task_count
 from cloudem.jobs.dataset import AHEAD, AHEAD_BYTES, BATCH, groups_of
 from cloudem.jobs.refine3d import cost
 from cloudem.jobs.refine3d.cost import Convergence, at_box
+from cloudem.jobs.subtracted import subtracting_seconds
 from cloudem.kernels.slices import half_width, padded_box
 
 IMAGE_BYTES = 2
@@ -106,6 +107,8 @@ class Alignment:
         References are filtered from place to place.
     subtracted
         Whether a map is subtracted of images when they are read.
+    image_box
+        Of the images as they are stored, where they are cut to ``box`` when they are read; 0 for the same.
     """
 
     count: int
@@ -119,6 +122,13 @@ class Alignment:
     pixel_size: float = 1.0
     non_uniform: bool = False
     subtracted: bool = False
+    image_box: int = 0
+
+    @property
+    def stored(self) -> Size:
+        """Images as they are stored."""
+        side = self.image_box or self.box
+        return Size(self.count, (side, side), self.pixel_size, self.remote, self.subtracted)
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def alignment_work(alignment: Alignment) -> Work:
     Measured with two threads, up to Nyquist: 500 particles of 64 px 445 MiB of 508 projected, 250 of 128 px
     1,046 MiB of 1,158.
     """
-    count, box = alignment.count, alignment.box
+    count, box, side = alignment.count, alignment.box, alignment.stored.box
     voxels = voxels_of(box, box // 2 - 1)
     kept = 6 * voxels  # of an accumulator once it is packed; 12 bytes for each voxel before
     pixels = int(0.4 * box * box)
@@ -150,18 +160,19 @@ def alignment_work(alignment: Alignment) -> Work:
     # a task: images with their transforms, five complex arrays of half discs, its accumulator, and that packed; a
     # packed one that waits to be merged
     per_task = BATCH * (24 * box * box + 44 * pixels) + 12 * voxels + 2 * kept
+    per_task += BATCH * 4 * (side * side - box * box)  # whole images, while they are cut
     if alignment.remote:  # a block in use, and those that are read meanwhile
-        per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * box * box)
+        per_task += (AHEAD + 1) * max(AHEAD_BYTES, 4 * BATCH * side * side)
     # a worker that aligns: references, one of them being made, and packed sums, one for each level of their tree
     aligning = (2 * 8 + 30) * voxels + groups.bit_length() * kept
     if alignment.subtracted:  # two maps, ready to be projected, and projections of a batch with their transforms
-        aligning += 2 * (8 * voxels + 4 * box**3)
-        per_task += BATCH * (20 * box * box + 16 * pixels)
+        aligning += 2 * (8 * voxels_of(side, side // 2 - 1) + 4 * side**3)
+        per_task += BATCH * 26 * side * side
     # one that solves, as far as that is more: of both halves packed and whole sums, what solving takes, and maps
     solving = 2 * (kept + (12 + 8) * voxels + 2 * 4 * box**3) + cost.LOCAL_VOXEL_BYTES * alignment.non_uniform * box**3
     steps = passes(alignment, cost.EXPECTED)
     items = cost.items_of(count, alignment.group_size)
-    images = float(IMAGE_BYTES * box**2)
+    images = float(IMAGE_BYTES * side**2)
     align = Stage(
         "align" if alignment.settings else "insert",
         count,
@@ -177,16 +188,16 @@ def alignment_work(alignment: Alignment) -> Work:
     solve = Stage(
         "solve", 2, "maps", cpu_s=at_box(cost.SOLVE, box) + local_filter_seconds(alignment) / 2, passes=len(steps)
     )
-    maps = 3 * 4 * box**3
+    maps = 3 * 4 * side**3  # of the whole, also where images are cut
     return Work(
         (align, solve),
         # the client: several poses for each particle
         base_bytes=400_000_000 + max(aligning, solving) + 4000 * count,
-        client_bytes=int(0.6e9) + 4000 * count + 40 * box**3,
+        client_bytes=int(0.6e9) + 4000 * count + 40 * side**3,
         gpu_bytes=gpu_needs(box) if alignment.settings else 0,
-        stored_bytes=40 * box**3 + 600 * count,
+        stored_bytes=40 * side**3 + 600 * count,
         result_bytes=maps + 200 * count,
-        makes={"": Size(count, (box, box), alignment.pixel_size, alignment.remote, alignment.subtracted)},
+        makes={"": alignment.stored},  # what is made is that of whole images
         notes=(f"{count:,} particles of {box} px, about {groups} tasks per pass",),
         model=AlignmentModel(alignment),
         puts=PUT_S * len(steps) if alignment.remote else 0.0,
@@ -213,13 +224,13 @@ def voxels_of(box: int, k_max: int) -> int:
 @cache
 def passes(work: Alignment, course: Convergence) -> tuple[tuple[float, int, int], ...]:
     """Return of each iteration the CPU-seconds of a particle, and the last shells inserted and of the reference."""
-    factor = work.correction
+    factor, reading = work.correction, subtracting_seconds(work.stored)
     if work.settings is None:
-        return ((factor.local * at_box(cost.INSERT_S, work.box), work.box // 2 - 1, 0),)
+        return ((reading + factor.local * at_box(cost.INSERT_S, work.box), work.box // 2 - 1, 0),)
     found = []
     for plan, unsettled in cost.iterations_of(work.settings, course, local=work.local):
         searching = unsettled * cost.search_seconds(plan, work.symmetry) if unsettled else 0.0
-        particle = factor.local * cost.local_seconds(plan) + factor.search * searching
+        particle = reading + factor.local * cost.local_seconds(plan) + factor.search * searching
         found.append((particle, plan.k_insert, plan.k_score))
     return tuple(found)
 
@@ -272,7 +283,7 @@ def parts_of(work: Alignment, crew: FleetCapacity, course: Convergence) -> dict[
     crowd = CONTENTION if crew.tasks * crew.share < 16 else CROWDED
     waves = math.ceil(items / crew.threads)
     crossing = crew.on_gpu(0.0, GIVEN_BYTES * work.box**2)  # of an image
-    reading = IMAGE_BYTES * work.box**2 * work.count / crew.machines / crew.reading if work.remote else 0.0
+    reading = IMAGE_BYTES * work.stored.pixels * work.count / crew.machines / crew.reading if work.remote else 0.0
     kept = reading * crew.reading * crew.share <= CACHED_BYTES
     for number, (particle, k_insert, k_reference) in enumerate(passes(work, course)):
         aligning = particle / crew.aligning(busy) + crossing
@@ -295,7 +306,8 @@ def parts_of(work: Alignment, crew: FleetCapacity, course: Convergence) -> dict[
         if work.settings is not None:
             written = 2 * MAP_BYTES * work.box**3 + (150 + 4 * cost.POSE_BYTES) * work.count
             total["storage"] += COMMIT_S[work.remote] + written / WRITE_BYTES
-    first = cost.PASS_S * (work.box / 128) ** 2 / crew.aligning(busy) + crossing if work.settings else 0.0
+    looking = cost.PASS_S * (work.box / 128) ** 2 + subtracting_seconds(work.stored)
+    first = looking / crew.aligning(busy) + crossing if work.settings else 0.0
     total["start and end"] = first * work.count / busy + (START_S + cost.FINISH_S * work.box**3) / alone
     return dict(total)
 

@@ -219,6 +219,10 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
     }
+    if run.focus is not None:
+        widths = (outcome.checkpoint.turn_variance, outcome.checkpoint.shift_variance)
+        turn, shift = (float(np.sqrt(each).mean()) for each in widths)
+        row |= {"prior_deg": float(np.degrees(turn)), "prior_A": shift * run.settings.pixel_size}
     kept = {"references": list(outcome.references), "poses": len(outcome.checkpoint.pose_images)}
     curves = {**outcome.curves.by_name(), HELD_OUT: outcome.held_out}
     return IterationResult(after, row, outcome.checkpoint.arrays(), kept, curves, onward, outcome)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cloudem.cloud.planning.work import Size, Work
@@ -53,6 +52,8 @@ class Refine3D(IterativeJob):
             100,
             "images whose pose changed by more than a quarter of its standard error",
         ),
+        Column("prior_deg", "prior turn", "°", ".2f", meaning="standard deviation of turns about each axis"),
+        Column("prior_A", "prior shift", "Å", ".2f", meaning="standard deviation of shifts along each axis"),
         Column("images_per_s", "images/s", form=",.0f"),
         SECONDS,
         RECEIVED,
@@ -192,6 +193,7 @@ class Refine3D(IterativeJob):
             pixel_size=particles.pixel_size,
             non_uniform=self.non_uniform,
             subtracted=particles.subtracted,
+            image_box=particles.box,
         )
 
     def _planned_symmetry(self) -> str:
@@ -207,9 +209,7 @@ class Refine3D(IterativeJob):
         """Return stages and needs from box and particles."""
         from cloudem.jobs.refine3d.duration import alignment_work
 
-        # what is made is that of whole boxes, also where images are cut to a window
-        size = sizes["particles"]
-        return replace(alignment_work(self.alignment(size)), makes={"": size})
+        return alignment_work(self.alignment(sizes["particles"]))
 
     def iterations(self, context: Context, *, resumes: bool) -> Iterations[State]:
         """Open the particles."""

@@ -7,6 +7,7 @@ import numpy as np
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
+from cloudem.jobs.halves import repeated
 from cloudem.jobs.maps import AUTO, stated_symmetry
 from cloudem.jobs.refine_ctf.job import RefineCtf
 from cloudem.model.symmetry import operators
@@ -28,8 +29,13 @@ def check_ctf_refinement(job: RefineCtf, inputs: Inputs, warn: Warn) -> None:
     store = check_particles(job, inputs, warn, poses=True)  # type: ignore[arg-type]  # both are class variables
     if store is None:
         return
-    stated_symmetry(job.symmetry, job.particles)
     table = store.particles
+    if repeated(table):
+        raise ParameterError(
+            f"{job.particles} holds many particles of one image each (expand_symmetry): what an image says would count "
+            "many times; give the particles from before, and their point group"
+        )
+    stated_symmetry(job.symmetry, job.particles)
     count = np.bincount(table.get("optics_group", 0), minlength=len(table.optics))
     for group, particles in zip(table.optics, count, strict=True):
         if particles < job.least_particles:

@@ -41,8 +41,13 @@ ABERRATIONS = table_of(
     Column("aberration_value", "change", form=".4g"),
     Column("aberration_error", "standard error", form=".2g"),
     Column("aberration_unit", "unit"),
-    Column("aberration_phase_deg", "at the limit", "°", ".0f"),
-    Column("aberration_deviations", "deviations", form=".1f"),
+    Column("aberration_phase_deg", "at the limit", "°", ".0f", meaning="phase at the finest frequency fitted"),
+    Column(
+        "aberration_deviations",
+        "deviations",
+        form=".1f",
+        meaning="standard deviations of a kind, all of its components together, from no change",
+    ),
     Column("aberration_verdict", "verdict"),
     rows=200,
 )
@@ -141,6 +146,7 @@ class RefineCtf(IterativeJob):
         """Return stages and needs from box and particles."""
         from cloudem.jobs.refine3d.cost import SOLVE, at_box
         from cloudem.jobs.refine3d.duration import voxels_of
+        from cloudem.jobs.subtracted import subtracting_seconds
 
         size = sizes["particles"]
         box, count = size.box, size.count
@@ -149,8 +155,8 @@ class RefineCtf(IterativeJob):
 
         def stage(name: str, seconds: float, passes: int) -> Stage:
             return Stage(
-                name, count, "images", cpu_s=seconds * box**2, parallel=True, passes=passes, task_bytes=per_task,
-                read_bytes=2.0 * box**2,
+                name, count, "images", cpu_s=seconds * box**2 + subtracting_seconds(size), parallel=True, passes=passes,
+                task_bytes=per_task, read_bytes=2.0 * box**2,
             )  # fmt: skip
 
         rebuilt = self.max_iterations + 1

@@ -82,9 +82,7 @@ def sentences(optics: Sequence[OpticsGroup], judged: Sequence[Judged]) -> list[s
             here = [place for place in places if verdict.fitted[place]]
             if here:
                 kinds[bool(verdict.believed[here[0]])].append(f"{name} ({verdict.deviations[here[0]]:.1f})")
-        if not kinds[True] and not kinds[False]:
-            continue
-        applied = ", ".join(kinds[True]) or "no aberration is significant"
-        left = f"; not significant, left as they were: {', '.join(kinds[False])}" if kinds[False] else ""
-        out.append(f"{group.name}, with standard deviations: {applied}{left}")
+        words = ((True, "applied"), (False, "not significant, left as it was"))
+        if said := [f"{word}: {', '.join(kinds[believed])}" for believed, word in words if kinds[believed]]:
+            out.append(f"optics group {group.name}, standard deviations from no change: {'; '.join(said)}")
     return out

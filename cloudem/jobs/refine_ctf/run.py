@@ -283,7 +283,8 @@ def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[
 def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -> tuple[int, float]:
     """Fit until little is to be gained; return the number of passes, and what was gained, ``gained`` before it.
 
-    Of each optics group on its own: a step of its aberrations that made its images fit worse is halved.
+    Of each optics group on its own: a step of its aberrations that made its images fit worse is halved, and so are all
+    that follow; these are halved, too, where a step promises more than the one before, since that one went too far.
     """
     limit = maps.limit / (run.box * run.pixel_size)
     columns = run.job.freedom.group - FIRST
@@ -291,6 +292,7 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
     best, first = np.full(groups, np.inf), np.zeros(groups)
     good = fit.change.copy()
     steps = np.zeros_like(fit.change)
+    trust, promises = np.ones(groups), np.full(groups, np.inf)
     number = 0
     for number in range(1, MOST_PASSES + 1):
         sums, parameters, variance = one_pass(run, fit, maps)
@@ -304,6 +306,7 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
         for g in range(groups):
             if worse[g]:
                 steps[g] /= 2
+                trust[g] /= 2
             else:
                 good[g], best[g] = fit.change[g], sums.cost[g]
                 fit.precision[g] = 0
@@ -311,8 +314,11 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
                 if fit.free[g].any():
                     step, gain = group_step(sums.matrix[g], sums.gradient[g], fit.free[g][columns])
                     promised = max(promised, gain)
+                    if gain > promises[g]:
+                        trust[g] /= 2
+                    promises[g] = gain
                     steps[g] = 0
-                    steps[g][columns] = step
+                    steps[g][columns] = trust[g] * step
                     steps[g] = shortened_step(steps[g], limit)
             fit.change[g] = good[g] + steps[g]
             fit.change[g, :3] = np.clip(fit.change[g, :3], -MOST_MAGNIFICATION / 2, MOST_MAGNIFICATION / 2)

@@ -233,7 +233,9 @@ def _draw_resolution(axes: Axes, number: Array, frequencies: Array) -> None:
         pad = 0.08 * (high - low) or 0.1 * high
         axes.set_ylim(max(low - pad, 0.3 * low), high + pad)
         bottom, top = axes.get_ylim()
-        ticks = _resolution_ticks(bottom, top, 0.07 * (top - bottom)) or [round(1 / high, 2)]
+        ticks = _resolution_ticks(bottom, top, 0.07 * (top - bottom))
+        if len(ticks) < 2:  # so narrow that hardly a round number lies inside
+            ticks = sorted({round(1 / low, 2), round(1 / high, 2)})
         axes.set_yticks([1 / tick for tick in ticks], [f"{tick:g}" for tick in ticks])
 
 

@@ -47,7 +47,7 @@ def slices_and_histogram(content: ReportContent) -> Drawn | None:
         panels.append((svg, where, f"({right} right, {up} up)"))
     words = (
         "Brightness is the density, filtered by what the half-maps agree on around each voxel; colour is the local "
-        "resolution, inside the mask."
+        "resolution, inside the mask; the bars below have the same colours."
     )
     drawn = Figure(600, distribution(inside, low, high, content.resolution))
     rows = [Row(numbers((f"{part} %", f"{value:.2f} Å"))) for part, value in zip(SHARES, reached(inside), strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloudem.model.columns import described
+from cloudem.model.columns import described, meanings_of
 from cloudem.report.blocks import Block, Cell, Drawn, Remarks, Row, Table, Words, numbers
 from cloudem.report.content import ParameterRow, ReportContent
 
@@ -19,8 +19,8 @@ def iterations(content: ReportContent) -> Drawn | None:
         for row in content.iterations
     ]
     blocks: list[Block] = [Table([Cell(first.title), *numbers(column.title for column in others)], rows)]
-    if meanings := [f"{column.heading}: {column.meaning}" for column in columns if column.meaning]:
-        blocks.append(Words(f"{'; '.join(meanings)}."))
+    if meanings := meanings_of(columns):
+        blocks.append(Words(meanings))
     return Drawn("Iterations", blocks)
 
 

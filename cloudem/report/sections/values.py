@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cloudem.model.columns import Column
+from cloudem.model.columns import Column, meanings_of
 from cloudem.report.blocks import Block, Cell, Drawn, Figure, Figures, Row, Table, Words, facts
 from cloudem.report.content import ReportContent
 from cloudem.report.sections.curves import histogram
@@ -45,6 +45,8 @@ def array_table(content: ReportContent, title: str, columns: Sequence[Column], m
     blocks: list[Block] = [Table(head, rows)]
     if length > most:
         blocks.append(Words(f"The first {most:,} of {length:,} rows."))
+    if meanings := meanings_of([column for column, _ in known]):
+        blocks.append(Words(meanings))
     return Drawn(title, blocks)
 
 

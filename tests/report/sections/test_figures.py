@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloudem.report.sections.curves import resolution_crossing
+from cloudem.model.columns import Column
+from cloudem.report.sections.curves import iterations_figure, resolution_crossing
 from cloudem.report.sections.map_panels import map_panels
 from cloudem.report.sections.view_directions import _mollweide, sphere_raster, view_density, view_directions
 
@@ -130,3 +131,14 @@ def test_mask_is_outlined_on_slices_only():
     mask[8:16, 8:16, 8:16] = 1
     assert drawn_panels(volume, 2.0, mask).count("<path") == 3
     assert drawn_panels(volume, 2.0, np.ones_like(volume)).count("<path") == 0
+
+
+def test_iterations_that_hardly_differ_have_an_axis_all_the_same():
+    rows = [{"iteration": number, "resolution_A": value} for number, value in enumerate((6.62, 6.19, 6.4), start=1)]
+    drawn = iterations_figure(rows)
+    assert ">6.62<" in drawn
+    assert ">6.19<" in drawn
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [Column("gain", "gain", form=".1f").cell(value) for value in (-0.04, -0.06)] == ["0.0", "-0.1"]
