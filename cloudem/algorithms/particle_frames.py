@@ -381,7 +381,7 @@ class WeightedSums:
 
     def add(self, number: int, frame: Float32, at: Float64) -> None:
         """Add a frame, in which particles lie at these places, pixels, ``(n, 2)``."""
-        weights = self._weights[:, number, self._disc.shell].astype(np.float32)
+        weights = np.ascontiguousarray(self._weights[:, number, self._disc.shell], np.float32)
         groups = self._half.astype(np.int64) - 1
         for some in _blocks(len(at), self._plan):
             spectra, shifts, usable = windows_of(frame, at[some], self._plan, self._size // 2 - 1)

@@ -102,23 +102,30 @@ def _solved(m: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
     return a / whole, b / whole, c / whole
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_row(
-    source: Float32, weights: NDArray[np.float64], v: float, column: NDArray[np.float64], sloped: NDArray[np.float64]
-) -> None:
+@numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+def _row_sums(source: Float32, weights: Float32, across: Float32) -> Any:
+    """Return the sums of a row times its weights, and of these products times x."""
+    plain, sloped = np.float32(0), np.float32(0)
     for x in range(len(source)):
         value = weights[x] * source[x]
-        column[x] += value
-        sloped[x] += v * value
+        plain += value
+        sloped += value * across[x]
+    return plain, sloped
+
+
+@numba.njit(nogil=True, cache=True)
+def _take_off(source: Float32, level: Any, slope: Float32, out: Float32) -> None:
+    for x in range(len(out)):
+        out[x] = source[x] - (level + slope[x])
 
 
 @numba.njit(nogil=True, cache=True)
 def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.float64], out: Float32) -> None:
     """Twin of :func:`cloudem.kernels.boxes.cut_boxes`."""
-    # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
+    # The sums of a row are single precision, of its least bits only the order of the loop depends; those of rows double.
     n, (h, w) = len(outside), image.shape
     whole = _moments(outside, 0, n, 0, n)
-    column, sloped = np.empty(n), np.empty(n)
+    weights, across = outside.astype(np.float32), np.arange(n).astype(np.float32) - np.float32(n // 2)
     for i in range(len(corners)):
         box, x0, y0 = out[i], corners[i, 0], corners[i, 1]
         left, right, top, bottom = max(0, -x0), min(n, w - x0), max(0, -y0), min(n, h - y0)
@@ -129,21 +136,15 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
         if min(right - left, bottom - top) < LEAST_SIDE * n or m[0] < LEAST_BACKGROUND * whole[0]:
             box[:] = np.nan
             continue
-        column[:] = 0
-        sloped[:] = 0
-        for y in range(top, bottom):
-            _add_row(
-                image[y0 + y, x0 + left : x0 + right], outside[y, left:right], float(y - n // 2),
-                column[left:right], sloped[left:right],
-            )  # fmt: skip
         right_hand = np.zeros(3)
-        for x in range(left, right):
-            right_hand[0] += column[x]
-            right_hand[1] += column[x] * (x - n // 2)
-            right_hand[2] += sloped[x]
-        a, b, c = _solved(m, right_hand)
         for y in range(top, bottom):
-            source, target = image[y0 + y, x0 + left : x0 + right], box[y, left:right]
-            level = a + b * (left - n // 2) + c * (y - n // 2)
-            for x in range(len(target)):
-                target[x] = np.float32(source[x] - (level + b * x))
+            plain, sloped = _row_sums(image[y0 + y, x0 + left : x0 + right], weights[y, left:right], across[left:right])
+            right_hand[0] += plain
+            right_hand[1] += sloped
+            right_hand[2] += plain * float(y - n // 2)
+        a, b, c = _solved(m, right_hand)
+        slope = np.float32(b) * across[left:right]
+        for y in range(top, bottom):
+            _take_off(
+                image[y0 + y, x0 + left : x0 + right], np.float32(a + c * (y - n // 2)), slope, box[y, left:right]
+            )
