@@ -22,7 +22,9 @@ LOOPS = {"nsz"}
 scalar loop that runs where short arrays are neighbours, and ``fastmath=True`` holds both."""
 READING = {
     f"cloudem.kernels._numba.{name}"
-    for name in ("slices._reduce", "model_fit._dot", "boxes._row_sums", "motion._row_moments")
+    for name in (
+        "slices._reduce", "model_fit._dot", "boxes._row_sums", "boxes._row_moments", "motion._row_moments",
+    )  # fmt: skip
 }
 """Functions that may have any flags since they write to no array: their loops need no check of where arrays lie, so
 there is one path."""
@@ -56,7 +58,7 @@ def writes(function: Callable[..., Any]) -> bool:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     stored = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return bool(stored) or not called <= {"range", "len", "np.float32", "a.ravel"}
+    return bool(stored) or not called <= {"range", "len", "np.float32", "np.float64", "a.ravel"}
 
 
 @pytest.mark.parametrize("frames", [7, 8, 9, 10])

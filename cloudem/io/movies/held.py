@@ -62,14 +62,17 @@ class HeldFrames:
         """
         for first in range(0, self.movie.frames, AT_ONCE):
             last = min(first + AT_ONCE, self.movie.frames)
-            for number, frame in zip(range(first, last), self.movie.read(first, last), strict=True):
-                self._hold(number, _smallest(frame))
+            frames = [_smallest(frame) for frame in self.movie.read(first, last)]
+            # parts of one array: where not all are kept, one that is would keep the others
+            apart = self._bytes + sum(frame.nbytes for frame in frames) > self._most
+            for number, frame in zip(range(first, last), frames, strict=True):
+                self._hold(number, frame.copy() if apart and frame.base is not None else frame)
         damaged = {} if self.movie.format == "EER" else self.movie.damaged
         return [number for number in range(self.movie.frames) if number not in damaged]
 
     def _hold(self, number: int, frame: NDArray[Any]) -> None:
         if self._bytes + frame.nbytes <= self._most:
-            self._held[number] = frame.copy() if frame.base is not None else frame
+            self._held[number] = frame
             self._bytes += frame.nbytes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,7 +261,9 @@ def _followed(part: MovieParticles, options: PolishOptions, maps: tuple[HalfMap,
     }  # fmt: skip
 
 
-def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64) -> dict[str, NDArray[Any]]:
+def sum_particles(
+    part: MovieParticles, options: PolishOptions, weights: Sequence[Float64], exposure: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
     """Sum the frames of a movie along its particles' tracks, and write the images.
 
     Parameters
@@ -269,7 +271,9 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
     part, options
         As `follow_particles`, whose part in the results is read.
     weights
-        Of frames by half-set and number in the movie, at the window's shells, ``(2, frames, m)``.
+        Of frames by half-set and number in the movie, at the window's shells, ``(2, frames, m)``, of each exposure.
+    exposure
+        Of each movie, by its number, ``(movies,)``.
 
     Returns
     -------
@@ -281,7 +285,7 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
     if followed["problem"][0]:
         return {"problem": followed["problem"], "rows": rows}
     try:
-        images, good = _summed(part, options, followed, weights)
+        images, good = _summed(part, options, followed, weights[exposure[part.number]])
     except CloudemError as error:
         return {"problem": np.array([recorded_reason(error)], TEXT), "rows": rows}
     layout = StackLayout.growing(options.recipe.size, options.dtype)

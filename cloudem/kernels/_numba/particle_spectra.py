@@ -41,10 +41,17 @@ def _pairs(values: Array) -> Array:
     return values.view(np.float32).reshape(*values.shape, 2)
 
 
-def _rows(kx: Array, ky: Array) -> Array:
+@jit
+def _rows(kx: Any, ky: Any) -> Any:
     """Return ky of each row of the half disc, its first kx, and where it begins and ends: ``(rows, 4)``."""
-    first = np.flatnonzero(np.diff(ky, prepend=ky[0] - 1))
-    return np.stack([ky[first], kx[first], first, np.append(first[1:], len(ky))], axis=1).astype(np.int64)
+    rows = np.empty((ky[-1] - ky[0] + 1, 4), np.int64)
+    count = 0
+    for p in range(len(ky)):
+        if p == 0 or ky[p] != ky[p - 1]:
+            rows[count, 0], rows[count, 1], rows[count, 2] = ky[p], kx[p], p
+            count += 1
+        rows[count - 1, 3] = p + 1
+    return rows[:count]
 
 
 @jit
