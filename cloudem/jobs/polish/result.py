@@ -106,7 +106,7 @@ def write_polished(
     number = np.repeat(np.arange(len(entries)), [len(entry.places) for entry in entries])[good]
     most = max(len(halves[0].weights) for halves in weighted)
     found = {**_tracks(entries, followed, good, most), **_weights(weighted[0], geometry)}
-    found |= {**_of_movies(entries, followed, summed), **_picture(given, entries, number)}
+    found |= {**_of_movies(entries, followed, summed), **_picture(given, entries, number), **_signal(followed, geometry)}
     images = example_images(open_particles(context.url))
     found |= {"example_images": images, "example_pixel_size_A": np.array([geometry.length / images.shape[1]])}
     said = {
@@ -169,6 +169,15 @@ def _weights(weighted: Sequence[FrameWeights], geometry: ImageGeometry) -> dict[
         "frame_noise": np.stack([each.signals.noise for each in weighted]),
         "shown_frequency": weighted[0].signals.frequency,
     }
+
+
+def _signal(followed: Sequence[Found], geometry: ImageGeometry) -> dict[str, NDArray[Any]]:
+    """Return what all frames of all movies show of the reference, by shell, before and along the tracks."""
+    good = [found for found in followed if not found["problem"][0]]
+    before = np.sum([found["signal_before"] for found in good], axis=0)
+    along = np.sum([found["shared"].sum(axis=(0, 1)) for found in good], axis=0)
+    frequency = np.arange(len(before)) / geometry.length
+    return {"signal_before": before, "signal_along": along, "signal_frequency": frequency}
 
 
 def _picture(

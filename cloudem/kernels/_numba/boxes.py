@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cloudem.kernels.boxes import LEAST_BACKGROUND, LEAST_SIDE
 
 Float32 = NDArray[np.float32]
+reading = numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 
 
 @numba.njit(nogil=True, cache=True)
@@ -73,7 +74,7 @@ def replace_hot_pixels(image: Float32, limit: float) -> Any:
     return len(ys)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+@reading
 def _row_moments(weights: Float32, across: Float32) -> Any:
     """Return the sums of a row of weights, and of these times x and x²: whole numbers, where weights are 0 or 1."""
     plain, sloped, squared = np.float64(0), np.float64(0), np.float64(0)
@@ -113,7 +114,7 @@ def _solved(m: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
     return a / whole, b / whole, c / whole
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+@reading
 def _row_sums(source: Float32, weights: Float32, across: Float32) -> Any:
     """Return the sums of a row times its weights, and of these products times x."""
     plain, sloped = np.float32(0), np.float32(0)

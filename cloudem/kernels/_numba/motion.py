@@ -12,6 +12,7 @@ from cloudem.kernels.motion import AXIS
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
+reading = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "reassoc", "contract"})
 Array = NDArray[Any]
 
 LANES = 4
@@ -121,7 +122,7 @@ def _add_row(raw: Any, factor: Any, total: Any) -> None:
             total[x] += np.float32(raw[x]) * factor[x]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "reassoc", "contract"})
+@reading
 def _row_moments(raw: Any, factor: Any) -> Any:
     """Return the sums of a row times its factor, and of their squares."""
     first, second = np.float32(0), np.float32(0)
