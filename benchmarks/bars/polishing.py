@@ -42,6 +42,7 @@ SETS = {
     "faster damage": Set("apoferritin", 96, ParticleScene(drift=14.0, damage=1.5)),
     "large": Set("apoferritin", 192, ParticleScene(4096, 40, 1.1, dose=1.0, count=300, apart=170.0, ice=0.0), movies=1),
     "gpcr": Set("gpcr", 112, ParticleScene(count=40, apart=170.0)),
+    "usual": Set("apoferritin", 160, ParticleScene(2048, 24, 1.1, count=100, apart=160.0), movies=4),
 }
 TRUE = ("moved", "rotations", "places", "defocus")
 POSE_ERROR, SHIFT_ERROR = np.deg2rad(0.4), 0.4

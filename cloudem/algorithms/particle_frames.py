@@ -197,7 +197,8 @@ def windows_of(
     Returns
     -------
     spectra
-        ``(n, side, last + 1)``, origin at the first pixel; 0 where there is next to nothing of a window.
+        ``(n, side, side // 2 + 1)``, origin at the first pixel; 0 where there is next to nothing of a window. Columns
+        beyond the last shell hold nothing of use.
     shifts
         Where the places lie from there, in boxes, ``(n, 2)``.
     usable
@@ -208,8 +209,12 @@ def windows_of(
     cut_boxes(frame, centres - plan.side // 2, plan.outside, boxes)
     usable = np.isfinite(boxes[:, 0, 0])
     boxes[~usable] = 0
-    lines = scipy.fft.rfft(boxes, axis=2)[:, :, : last + 1]  # columns that nobody asks for need no second transform
-    return np.asarray(scipy.fft.fft(lines, axis=1)), (at - centres) / plan.side + 0.5, usable
+    spectra = scipy.fft.rfft(boxes, axis=2)
+    some = spectra[:, :, : last + 1]  # columns that nobody asks for need no second transform
+    done = scipy.fft.fft(some, axis=1, overwrite_x=True)
+    if not np.may_share_memory(done, spectra):
+        some[:] = done
+    return np.asarray(spectra), (at - centres) / plan.side + 0.5, usable
 
 
 def no_frames(views: Complex64, frames: int, plan: WindowPlan) -> ComparedFrames:
@@ -278,7 +283,7 @@ def visible_amplitudes(
     noise = compared.powers.sum(axis=(0, 1)) / np.maximum(waves * count * frames, 1)
     noise[0] = noise[1]
     model = np.clip(fsc, 0, 1) * damage / np.sqrt(np.maximum((damage**2).sum(axis=0), 1e-12))
-    shared = shell_sums(compared.products.real.sum(axis=1, dtype=np.float64), disc.shell, size)
+    shared = expected_signal(compared, plan)
     square = shell_sums(compared.squares.sum(axis=0, dtype=np.float64)[None], disc.shell, size)[0]
     weight = 2 / np.maximum(noise, 1e-30)
     found = float((model * shared * weight).sum())
@@ -286,6 +291,11 @@ def visible_amplitudes(
     if certain <= 0:
         return 0 * model, noise, 0.0
     return found / certain * model, noise, found / np.sqrt(certain)
+
+
+def expected_signal(compared: ComparedFrames, plan: WindowPlan) -> Float64:
+    """Return ``Re X conj(M)`` of all particles where they were expected, ``(frames, shells + 1)``."""
+    return shell_sums(compared.products.real.sum(axis=1, dtype=np.float64), plan.disc.shell, plan.shells + 1)
 
 
 def likelihood_patches(
@@ -381,7 +391,7 @@ class WeightedSums:
 
     def add(self, number: int, frame: Float32, at: Float64) -> None:
         """Add a frame, in which particles lie at these places, pixels, ``(n, 2)``."""
-        weights = self._weights[:, number, self._disc.shell].astype(np.float32)
+        weights = np.ascontiguousarray(self._weights[:, number, self._disc.shell], np.float32)
         groups = self._half.astype(np.int64) - 1
         for some in _blocks(len(at), self._plan):
             spectra, shifts, usable = windows_of(frame, at[some], self._plan, self._size // 2 - 1)

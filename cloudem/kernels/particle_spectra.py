@@ -33,15 +33,14 @@ def compare_spectra(
     groups
         Of each window, ``(n,)``, from 0.
     kx, ky, shell
-        The half disc, ``(p,)``.
+        The half disc, ``(p,)``, row by row, as `cloudem.kernels.fourier.half_disc` returns it.
     products
         Written, ``(n, p)``.
     powers
         Added to, ``(groups, shells)``.
     """
     values = sample_half_disc(transforms, HalfDisc(kx, ky, shell))
-    phase = np.exp(2j * np.pi * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
-    products[:] = values * views.conj() * phase
+    products[:] = values * views.conj() * _phases(shifts, kx, ky)
     power = values.real.astype(np.float64) ** 2 + values.imag.astype(np.float64) ** 2
     np.add.at(powers, groups, shell_sums(power, shell, powers.shape[1]))
 
@@ -63,5 +62,9 @@ def add_spectra(
         Added to, ``(n, p)``.
     """
     values = sample_half_disc(transforms, HalfDisc(kx, ky, kx))
-    phase = np.exp(2j * np.pi * (shifts[:, :1] * kx + shifts[:, 1:] * ky))
-    sums += (values * phase * weights[groups]).astype(np.complex64)
+    sums += (values * _phases(shifts, kx, ky) * weights[groups]).astype(np.complex64)
+
+
+def _phases(shifts: Float64, kx: Int32, ky: Int32) -> NDArray[np.complex128]:
+    """Return ``exp(2πi k·s)``, ``(n, p)``."""
+    return np.asarray(np.exp(2j * np.pi * (shifts[:, :1] * kx + shifts[:, 1:] * ky)))

@@ -120,8 +120,9 @@ def test_tracks_are_found_and_the_table_goes_on(project: Project, polished: Path
     assert 0.3 < np.median(alike) < 0.999
     assert said["particle_count"] == 2 * COUNT
     assert arrays["frame_weights"].shape == (2, FRAMES, BOX // 2 + 1)
+    assert arrays["signal_along"][3:].sum() > 1.05 * arrays["signal_before"][3:].sum() > 0
     page = (polished / "report.html").read_text()
-    for words in ("Tracks", "Weights of frames", "Motion of particles", "Particles"):
+    for words in ("Tracks", "undo a blur", "Weights of frames", "Motion of particles", "Particles"):
         assert words in page
     assert not list_groups(polished, PARTS)
 

@@ -67,11 +67,15 @@ def start_cluster(
         _, threads = layout(processes=False, threads=threads)
         common |= {"processes": False, "protocol": "inproc", "n_workers": 1, "threads_per_worker": threads}
         common["memory_limit"] = MEMORY_LIMIT
+        if not dashboard:
+            common["worker_class"] = _without_pages(False)
         with dask.config.set(IN_THIS_PROCESS):
             return LocalCluster(**common), f"Dask, {threads} threads of this process"
     workers, threads = layout(processes=True, workers=workers, threads=threads)
     common |= _among_themselves() | {"n_workers": workers, "threads_per_worker": threads}
     common["memory_limit"] = MEMORY_LIMIT // workers
+    if not dashboard:
+        common["worker_class"] = _without_pages(True)
     try:
         return LocalCluster(**common), f"Dask, {workers} processes of {threads} threads"
     except RuntimeError as error:  # one was killed before it had begun
@@ -84,6 +88,23 @@ def _among_themselves() -> dict[str, Any]:
     """Return what makes worker processes that nobody else on this machine can use."""
     addresses = {"host": "127.0.0.1", "protocol": "tls", "security": temporary_security()}
     return {**addresses, "processes": True, "env": CHILD_ENVIRONMENT}
+
+
+def _without_pages(processes: bool) -> Any:
+    """Return the class of workers that have no pages.
+
+    An address, which keeps a worker from listening on every interface, makes Dask give it pages of its own too, and to
+    import Bokeh for them takes a second of each command.
+    """
+    from distributed import Nanny, Worker
+
+    kind: Any = Nanny if processes else Worker
+
+    class WithoutPages(kind):  # type: ignore[misc]  # here, since importing distributed takes long
+        def __init__(self, *args: Any, dashboard: bool = False, **options: Any) -> None:
+            super().__init__(*args, dashboard=False, **options)
+
+    return WithoutPages
 
 
 def _quiet_children() -> Any:

@@ -148,6 +148,9 @@ class Polish(Job):
             warn(line)
         if not len(given.order):
             raise ParameterError(f"no particle of {self.particles} lies in these movies")
+        from cloudem.jobs.polish.run import geometry_of
+
+        geometry_of(self, given)
 
     @cached_property
     def given(self) -> PolishedParticles:

@@ -55,7 +55,7 @@ def write_polished(
     given: PolishedParticles,
     entries: Sequence[MovieParticles],
     parts: tuple[Sequence[Found], Sequence[Found]],
-    weighted: Sequence[FrameWeights],
+    weighted: Sequence[Sequence[FrameWeights]],
     geometry: ImageGeometry,
     options: PolishOptions,
 ) -> None:
@@ -70,7 +70,7 @@ def write_polished(
     parts
         What was found of each movie: tracks, and images.
     weighted
-        Frames, by half-set.
+        Frames, by exposure and by half-set; those of the first exposure are written.
     geometry, options
         Of the images.
 
@@ -92,12 +92,21 @@ def write_polished(
     context.write(RESULT_TABLE, arrays, {**attributes, "images": source._asdict()})
     lines = _problems(entries, summed)
     if len(good) < len(rows):
-        lines.append(f"{len(rows) - len(good):,} of {len(rows):,} particles have no polished image and are left out")
+        lines.append(
+            f"{len(rows) - len(good):,} of {len(rows):,} particles have no polished image and are left out: their movie"
+            " is of no use, or too little of their window lies in its frames"
+        )
+    if len(weighted) > 1:
+        lines.append(
+            f"movies had {len(weighted)} different exposures, each with weights of its own; shown are those of the"
+            " exposure of the most particles"
+        )
     for line in lines:
         context.progress.warning(line)
     number = np.repeat(np.arange(len(entries)), [len(entry.places) for entry in entries])[good]
-    found = {**_tracks(entries, followed, good, len(weighted[0].weights)), **_weights(weighted, geometry)}
-    found |= {**_of_movies(entries, followed, summed), **_picture(given, entries, number)}
+    most = max(len(halves[0].weights) for halves in weighted)
+    found = {**_tracks(entries, followed, good, most), **_weights(weighted[0], geometry)}
+    found |= {**_of_movies(entries, followed, summed), **_picture(given, entries, number), **_signal(followed, geometry)}
     images = example_images(open_particles(context.url))
     found |= {"example_images": images, "example_pixel_size_A": np.array([geometry.length / images.shape[1]])}
     said = {
@@ -160,6 +169,15 @@ def _weights(weighted: Sequence[FrameWeights], geometry: ImageGeometry) -> dict[
         "frame_noise": np.stack([each.signals.noise for each in weighted]),
         "shown_frequency": weighted[0].signals.frequency,
     }
+
+
+def _signal(followed: Sequence[Found], geometry: ImageGeometry) -> dict[str, NDArray[Any]]:
+    """Return what all frames of all movies show of the reference, by shell, before and along the tracks."""
+    good = [found for found in followed if not found["problem"][0]]
+    before = np.sum([found["signal_before"] for found in good], axis=0)
+    along = np.sum([found["shared"].sum(axis=(0, 1)) for found in good], axis=0)
+    frequency = np.arange(len(before)) / geometry.length
+    return {"signal_before": before, "signal_along": along, "signal_frequency": frequency}
 
 
 def _picture(

@@ -43,6 +43,10 @@ from cloudem.kernels.shells import crossing
 
 Float64 = NDArray[np.float64]
 
+ALIKE = 0.05
+"""Share by which doses may differ at the end of the first and of the last frame of movies whose weights are found
+together."""
+
 FEWEST_SHELLS = 4
 """Shells of agreement below which there is nothing to follow particles by."""
 
@@ -50,8 +54,6 @@ FEWEST_SHELLS = 4
 def polish(job: Polish, context: Context) -> None:
     """Follow all particles, weight all frames, sum, and write the result."""
     job.check_out()
-    if read_attributes(context.url, "") is None:
-        context.write("", {}, {"kind": "result", **job_record(job)})
     progress = context.progress
     given = job.given
     entries = given.entries()
@@ -60,6 +62,8 @@ def polish(job: Polish, context: Context) -> None:
     geometry = geometry_of(job, given)
     largest = max(len(entry.places) * len(entry.frames) for entry in entries)
     options = polish_options(job, context.url, references, geometry, largest)
+    if read_attributes(context.url, "") is None:  # what is refused until here leaves nothing
+        context.write("", {}, {"kind": "result", **job_record(job)})
     progress.facts({
         "particles": f"{len(given.order):,} in {len(entries):,} movies",
         "compared up to": f"{geometry.length / options.shells:.1f} Å",
@@ -75,9 +79,13 @@ def polish(job: Polish, context: Context) -> None:
     maps = context.executor.spread(half_map_volumes, references, last, local=itself)
     follow = Items(entries, counts, follow_particles, (options,), "tracks", "particles")
     followed = found_parts(follow, context, name=FOLLOWED, shared=(maps,))
-    weighted = weights_of_frames(entries, followed, options, geometry)
-    table = np.stack([each.weights for each in weighted])
-    summing = Items(entries, counts, sum_particles, (options, table), "sums", "particles")
+    exposure = exposures_of(entries, followed)
+    weighted = [
+        weights_of_frames(*_of_exposure(entries, followed, exposure, kind), options, geometry)
+        for kind in range(1 + int(exposure.max()))
+    ]
+    table = [np.stack([each.weights for each in halves]) for halves in weighted]
+    summing = Items(entries, counts, sum_particles, (options, table, exposure), "sums", "particles")
     summed = found_parts(summing, context, name=SUMMED)
     write_polished(context, given, entries, (followed, summed), weighted, geometry, options)
     tidy_parts(context)
@@ -91,15 +99,22 @@ def geometry_of(job: Polish, given: PolishedParticles) -> ImageGeometry:
     InconsistentDataError
         Images would have more pixels than the windows that they are made of.
     """
-    store, row = given.dataset.store, int(given.rows[0])
-    corrected = given.corrected
-    upsampling = job.upsampling(corrected.parameters, str(corrected.movies["format"][row]))
-    pixel = float(corrected.movies["pixel_size"][row]) / upsampling
+    store, corrected = given.dataset.store, given.corrected
+    movies = corrected.movies.take(np.unique(given.rows))
+    upsampling = [job.upsampling(corrected.parameters, kind) for kind in movies["format"].tolist()]
+    pixels = movies["pixel_size"] / upsampling
+    pixel, coarsest = float(pixels[0]), int(pixels.argmax())
     side = job.box_px or next_window(store.box * store.pixel_size / pixel)
     size = job.scale_to_px or (store.box if job.box_px is None else side)
+    least = next_window(side * pixel / float(pixels[coarsest]))
     if size > side:
         raise InconsistentDataError(
             f"images of {size} px are asked for of windows of {side} pixels of the movies; give a smaller --scale-to-px"
+        )
+    if size > least:
+        raise InconsistentDataError(
+            f"images of {size} px are asked for of windows of {side * pixel:g} Å, and the pixels of {pixels[coarsest]:g} Å"
+            f" of {movies['micrograph'][coarsest]} are {least} there; give --scale-to-px {least}"
         )
     return ImageGeometry(side, size, side * pixel / size, side * pixel)
 
@@ -145,28 +160,59 @@ def polish_options(
     )  # fmt: skip
 
 
-def weights_of_frames(
-    entries: Sequence[MovieParticles], followed: Sequence[Found], options: PolishOptions, geometry: ImageGeometry
-) -> list[FrameWeights]:
-    """Return the weights of frames of each half-set, from what all movies say; each half-set has its own.
+def exposures_of(entries: Sequence[MovieParticles], followed: Sequence[Found]) -> NDArray[np.int64]:
+    """Return which exposure each movie had, from 0, that of the most particles first; -1 for movies of no use.
+
+    Frames of one number get one weight, so that movies whose frames received other doses have weights of their own.
 
     Raises
     ------
     InconsistentDataError
         No movie could be used.
     """
-    good = [number for number, found in enumerate(followed) if not found["problem"][0]]
-    if not good:
+    kinds: list[tuple[float, Float64 | None]] = []
+    found = np.full(len(entries), -1, np.int64)
+    for number, entry in enumerate(entries):
+        if followed[number]["problem"][0]:
+            continue
+        doses = doses_of(entry.movie, entry.frames[[0, -1]])
+        mine = entry.movie.optics[int(entry.movie["optics_group"][0])].voltage, doses
+        known = [kind for kind, other in enumerate(kinds) if _alike(mine, other)]
+        found[number] = known[0] if known else len(kinds)
+        kinds += [] if known else [mine]
+    if not kinds:
         raise InconsistentDataError(f"no movie can be used; the first: {followed[0]['problem'][0]}")
-    most = 1 + max(int(entries[number].frames.max()) for number in good)
-    parts = [SharedSignal(*(followed[number][name] for name in SharedSignal._fields)) for number in good]
-    total = added_signals(parts, [entries[number].frames for number in good], most)
+    particles = np.bincount(found[found >= 0], [len(entries[number].places) for number in np.flatnonzero(found >= 0)])
+    place = np.argsort(np.argsort(-particles, kind="stable"))
+    return np.where(found >= 0, place[found], -1)
+
+
+def _alike(one: tuple[float, Float64 | None], other: tuple[float, Float64 | None]) -> bool:
+    if one[0] != other[0] or (one[1] is None) != (other[1] is None):
+        return False
+    return one[1] is None or other[1] is None or bool(np.all(abs(one[1] - other[1]) <= ALIKE * other[1]))
+
+
+def _of_exposure(
+    entries: Sequence[MovieParticles], followed: Sequence[Found], exposure: NDArray[np.int64], kind: int
+) -> tuple[list[MovieParticles], list[Found]]:
+    mine = np.flatnonzero(exposure == kind).tolist()
+    return [entries[number] for number in mine], [followed[number] for number in mine]
+
+
+def weights_of_frames(
+    entries: Sequence[MovieParticles], followed: Sequence[Found], options: PolishOptions, geometry: ImageGeometry
+) -> list[FrameWeights]:
+    """Return the weights of frames of each half-set, from what movies of one exposure say; each half-set has its own."""
+    most = 1 + max(int(entry.frames.max()) for entry in entries)
+    parts = [SharedSignal(*(found[name] for name in SharedSignal._fields)) for found in followed]
+    total = added_signals(parts, [entry.frames for entry in entries], most)
     counts = np.zeros((2, most))
-    for number in good:
-        counts[:, entries[number].frames] += followed[number]["counts"][:, None]
+    for entry, found in zip(entries, followed, strict=True):
+        counts[:, entry.frames] += found["counts"][:, None]
     disc = half_disc(geometry.side, options.shells)
     waves = np.bincount(disc.shell, minlength=options.shells + 1).astype(np.float64)
-    movie = entries[good[0]].movie
+    movie = entries[0].movie
     doses = doses_of(movie, np.arange(most))
     voltage = movie.optics[int(movie["optics_group"][0])].voltage
     frequency = np.arange(geometry.side // 2 + 1) / geometry.length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from cloudem.algorithms.particle_frames import (
     WeightedSums,
     WindowPlan,
     compare_frame,
+    expected_signal,
     expected_views,
     likelihood_patches,
     next_window,
@@ -130,12 +131,14 @@ class _Opened(NamedTuple):
     expected: Float64
     plan: WindowPlan
     survey: Survey
-    cleaned: Callable[[int], NDArray[np.float32]]
+    raw: Iterator[NDArray[Any]]
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the frames that are used, each for a moment."""
-        for place in range(self.expected.shape[1]):
-            yield place, self.cleaned(place)
+        """Yield the frames that are used, once, each for a moment."""
+        (rows, columns), whole = self.shape, np.empty(self.survey.total.shape, np.float32)
+        for place, raw in enumerate(self.raw):
+            clean_frame(raw, self.survey, place, whole)
+            yield place, np.ascontiguousarray(whole[:rows, :columns])
 
 
 def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = None) -> _Opened:
@@ -146,22 +149,21 @@ def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = 
     upsampling = options.eer_upsampling if str(entry["format"][0]) == "EER" else 1
     movie = open_movie(url, upsampling=upsampling, group=int(entry["group"][0]))
     held = HeldFrames(movie)
-    lost = sorted(set(part.frames.tolist()) - set(held.whole_frames()))
-    if lost:
-        raise InconsistentDataError(f"frame {lost[0] + 1} cannot be read any more; correct the motion again")
+    if part.frames[-1] >= movie.frames:
+        raise InconsistentDataError(f"frame {part.frames[-1] + 1} is not there any more; correct the motion again")
     correction = movie_correction(entry, 0, upsampling)
-    survey = survey_of(held, part.frames, correction) if known is None else _survey_again(part, known, held, correction)
+    if known is None:
+        lost = sorted(set(part.frames.tolist()) - set(held.whole_frames()))
+        if lost:
+            raise InconsistentDataError(f"frame {lost[0] + 1} cannot be read any more; correct the motion again")
+        survey, raw = survey_of(held, part.frames, correction), map(held, part.frames.tolist())
+    else:
+        survey, raw = _survey_again(part, known, movie.shape, correction), held.in_turn(part.frames)
     if len(survey.used) != len(part.frames):
         raise InconsistentDataError("other frames are blank than when its motion was found; correct the motion again")
     rows, columns = (side - side % 2 for side in movie.shape)
     size = float(entry["pixel_size"][0]) / upsampling
     places = part.places * (columns / part.width)
-    whole = np.empty(movie.shape, np.float32)
-
-    def cleaned(place: int) -> NDArray[np.float32]:
-        clean_frame(held(int(survey.used[place])), survey, place, whole)
-        return np.ascontiguousarray(whole[:rows, :columns])
-
     side = next_window(options.length / size)
     if abs(side * size / options.length - 1) > SAME_LENGTH:
         raise InconsistentDataError(
@@ -169,16 +171,17 @@ def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = 
         )
     outside = background(side, options.recipe.diameter * side).astype(np.float64)
     plan = WindowPlan(side, options.length / side, options.shells, outside, options.recipe.sign)
-    return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, survey, cleaned)
+    return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, survey, raw)
 
 
-def _survey_again(part: MovieParticles, known: Found, held: HeldFrames, correction: FrameCorrection) -> Survey:
+def _survey_again(
+    part: MovieParticles, known: Found, shape: tuple[int, int], correction: FrameCorrection
+) -> Survey:
     """Return what a first look has told of a movie, which need not be looked through again."""
-    shape = held.movie.shape
     holes = np.zeros(shape[0] * shape[1], bool)
     holes[known["holes"]] = True
     filled = correction_of(shape, defects=holes.reshape(shape))._replace(factor=correction.factor)
-    nothing = np.zeros((0, 0), np.float32)
+    nothing = np.broadcast_to(np.float32(0), shape)
     return Survey(part.frames, known["means"], known["variances"], filled, 0, nothing)
 
 
@@ -207,8 +210,9 @@ def follow_particles(
     found
         ``problem``; ``moved`` ``(n, f, 2)`` and ``begun``, Å: displacements since the first frame, found, and those of
         the micrograph; ``usable`` ``(n,)``; ``shared``, ``squares``, ``powers`` and ``counts`` of
-        `cloudem.algorithms.polishing_weights`; ``deviations`` and ``gain``; and what a look at all frames has told,
-        ``holes``, ``means`` and ``variances``.
+        `cloudem.algorithms.polishing_weights`; ``signal_before``, what all frames show of the reference before
+        particles are followed, by shell; ``deviations`` and ``gain``; and what a look at all frames has told, ``holes``,
+        ``means`` and ``variances``.
     """
     try:
         if part.problem:
@@ -221,7 +225,7 @@ def follow_particles(
             "moved": np.zeros((count, frames, 2), np.float32), "begun": np.zeros((count, frames, 2), np.float32),
             "shared": np.zeros((2, frames, size)), "squares": np.zeros((2, size)),
             "powers": np.zeros((2, frames, size)), "counts": np.zeros(2, np.int64), "deviations": np.zeros(1),
-            "gain": np.zeros(1),
+            "gain": np.zeros(1), "signal_before": np.zeros(size),
         }  # fmt: skip
 
 
@@ -256,12 +260,14 @@ def _followed(part: MovieParticles, options: PolishOptions, maps: tuple[HalfMap,
         "problem": np.array([""], TEXT), "usable": compared.usable,
         "moved": (opened.expected + moved).astype(np.float32), "begun": opened.expected.astype(np.float32),
         **signal._asdict(), "counts": np.bincount(half, minlength=3)[1:], "deviations": np.array([deviations]),
-        "gain": np.array([gain]), "holes": opened.survey.correction.defects, "means": opened.survey.means,
+        "gain": np.array([gain]), "signal_before": expected_signal(compared, plan).sum(axis=0), "holes": opened.survey.correction.defects, "means": opened.survey.means,
         "variances": opened.survey.variances,
     }  # fmt: skip
 
 
-def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64) -> dict[str, NDArray[Any]]:
+def sum_particles(
+    part: MovieParticles, options: PolishOptions, weights: Sequence[Float64], exposure: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
     """Sum the frames of a movie along its particles' tracks, and write the images.
 
     Parameters
@@ -269,7 +275,9 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
     part, options
         As `follow_particles`, whose part in the results is read.
     weights
-        Of frames by half-set and number in the movie, at the window's shells, ``(2, frames, m)``.
+        Of frames by half-set and number in the movie, at the window's shells, ``(2, frames, m)``, of each exposure.
+    exposure
+        Of each movie, by its number, ``(movies,)``.
 
     Returns
     -------
@@ -281,7 +289,7 @@ def sum_particles(part: MovieParticles, options: PolishOptions, weights: Float64
     if followed["problem"][0]:
         return {"problem": followed["problem"], "rows": rows}
     try:
-        images, good = _summed(part, options, followed, weights)
+        images, good = _summed(part, options, followed, weights[exposure[part.number]])
     except CloudemError as error:
         return {"problem": np.array([recorded_reason(error)], TEXT), "rows": rows}
     layout = StackLayout.growing(options.recipe.size, options.dtype)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cloudem.kernels.boxes import LEAST_BACKGROUND, LEAST_SIDE
 
 Float32 = NDArray[np.float32]
+reading = numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 
 
 @numba.njit(nogil=True, cache=True)
@@ -73,20 +74,31 @@ def replace_hot_pixels(image: Float32, limit: float) -> Any:
     return len(ys)
 
 
+@reading
+def _row_moments(weights: Float32, across: Float32) -> Any:
+    """Return the sums of a row of weights, and of these times x and x²: whole numbers, where weights are 0 or 1."""
+    plain, sloped, squared = np.float64(0), np.float64(0), np.float64(0)
+    for x in range(len(weights)):
+        value = np.float64(weights[x] * across[x])
+        plain += weights[x]
+        sloped += value
+        squared += value * across[x]
+    return plain, sloped, squared
+
+
 @numba.njit(nogil=True, cache=True)
-def _moments(outside: NDArray[np.float64], top: int, bottom: int, left: int, right: int) -> Any:
+def _moments(weights: Float32, across: Float32, top: int, bottom: int, left: int, right: int) -> Any:
     """Return the sums of 1, x, y, x², xy, y² over the background in some rows and columns."""
-    n = len(outside)
     sums = np.zeros(6)
     for y in range(top, bottom):
-        for x in range(left, right):
-            weight, u, v = outside[y, x], float(x - n // 2), float(y - n // 2)
-            sums[0] += weight
-            sums[1] += weight * u
-            sums[2] += weight * v
-            sums[3] += weight * u * u
-            sums[4] += weight * u * v
-            sums[5] += weight * v * v
+        plain, sloped, squared = _row_moments(weights[y, left:right], across[left:right])
+        v = float(across[y])
+        sums[0] += plain
+        sums[1] += sloped
+        sums[2] += plain * v
+        sums[3] += squared
+        sums[4] += sloped * v
+        sums[5] += plain * v * v
     return sums
 
 
@@ -102,48 +114,49 @@ def _solved(m: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
     return a / whole, b / whole, c / whole
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_row(
-    source: Float32, weights: NDArray[np.float64], v: float, column: NDArray[np.float64], sloped: NDArray[np.float64]
-) -> None:
+@reading
+def _row_sums(source: Float32, weights: Float32, across: Float32) -> Any:
+    """Return the sums of a row times its weights, and of these products times x."""
+    plain, sloped = np.float32(0), np.float32(0)
     for x in range(len(source)):
         value = weights[x] * source[x]
-        column[x] += value
-        sloped[x] += v * value
+        plain += value
+        sloped += value * across[x]
+    return plain, sloped
+
+
+@numba.njit(nogil=True, cache=True)
+def _take_off(source: Float32, level: Any, slope: Float32, out: Float32) -> None:
+    for x in range(len(out)):
+        out[x] = source[x] - (level + slope[x])
 
 
 @numba.njit(nogil=True, cache=True)
 def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.float64], out: Float32) -> None:
     """Twin of :func:`cloudem.kernels.boxes.cut_boxes`."""
-    # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
+    # The sums of a row are single precision, of its least bits only the order of the loop depends; those of rows double.
     n, (h, w) = len(outside), image.shape
-    whole = _moments(outside, 0, n, 0, n)
-    column, sloped = np.empty(n), np.empty(n)
+    weights, across = outside.astype(np.float32), np.arange(n).astype(np.float32) - np.float32(n // 2)
+    whole = _moments(weights, across, 0, n, 0, n)
     for i in range(len(corners)):
         box, x0, y0 = out[i], corners[i, 0], corners[i, 1]
         left, right, top, bottom = max(0, -x0), min(n, w - x0), max(0, -y0), min(n, h - y0)
         inside = left == 0 and top == 0 and right == n and bottom == n
         if not inside:
             box[:] = 0
-        m = whole if inside else _moments(outside, top, bottom, left, right)
+        m = whole if inside else _moments(weights, across, top, bottom, left, right)
         if min(right - left, bottom - top) < LEAST_SIDE * n or m[0] < LEAST_BACKGROUND * whole[0]:
             box[:] = np.nan
             continue
-        column[:] = 0
-        sloped[:] = 0
-        for y in range(top, bottom):
-            _add_row(
-                image[y0 + y, x0 + left : x0 + right], outside[y, left:right], float(y - n // 2),
-                column[left:right], sloped[left:right],
-            )  # fmt: skip
         right_hand = np.zeros(3)
-        for x in range(left, right):
-            right_hand[0] += column[x]
-            right_hand[1] += column[x] * (x - n // 2)
-            right_hand[2] += sloped[x]
-        a, b, c = _solved(m, right_hand)
         for y in range(top, bottom):
-            source, target = image[y0 + y, x0 + left : x0 + right], box[y, left:right]
-            level = a + b * (left - n // 2) + c * (y - n // 2)
-            for x in range(len(target)):
-                target[x] = np.float32(source[x] - (level + b * x))
+            plain, sloped = _row_sums(image[y0 + y, x0 + left : x0 + right], weights[y, left:right], across[left:right])
+            right_hand[0] += plain
+            right_hand[1] += sloped
+            right_hand[2] += plain * float(y - n // 2)
+        a, b, c = _solved(m, right_hand)
+        slope = np.float32(b) * across[left:right]
+        for y in range(top, bottom):
+            _take_off(
+                image[y0 + y, x0 + left : x0 + right], np.float32(a + c * (y - n // 2)), slope, box[y, left:right]
+            )

@@ -12,6 +12,7 @@ from cloudem.kernels.motion import AXIS
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 fast = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz"})
+reading = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "reassoc", "contract"})
 Array = NDArray[Any]
 
 LANES = 4
@@ -103,17 +104,39 @@ def _corrected(raw: Any, factor: Any, limit: Any, instead: Any, out: Any) -> int
 
 @fast
 def _frame_moments(raw: Any, factor: Any, total: Any, moments: Any) -> None:
-    rows, columns = raw.shape
-    each = factor.size > 1
-    for y in range(rows):
-        first, second = np.float32(0), np.float32(0)
-        for x in range(columns):
-            value = np.float32(raw[y, x]) * (factor[y, x] if each else factor[0, 0])
-            total[y, x] += value
-            first += value
-            second += value * value
+    for y in range(len(raw)):
+        row = factor[y] if factor.size > 1 else factor[0]
+        _add_row(raw[y], row, total[y])
+        first, second = _row_moments(raw[y], row)
         moments[0] += first
         moments[1] += second
+
+
+@fast
+def _add_row(raw: Any, factor: Any, total: Any) -> None:
+    if len(factor) == 1:
+        for x in range(len(raw)):
+            total[x] += np.float32(raw[x]) * factor[0]
+    else:
+        for x in range(len(raw)):
+            total[x] += np.float32(raw[x]) * factor[x]
+
+
+@reading
+def _row_moments(raw: Any, factor: Any) -> Any:
+    """Return the sums of a row times its factor, and of their squares."""
+    first, second = np.float32(0), np.float32(0)
+    if len(factor) == 1:
+        for x in range(len(raw)):
+            value = np.float32(raw[x]) * factor[0]
+            first += value
+            second += value * value
+    else:
+        for x in range(len(raw)):
+            value = np.float32(raw[x]) * factor[x]
+            first += value
+            second += value * value
+    return first, second
 
 
 @fast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,20 @@ OVER = (
     " particle is in the first frame (dots)."
 )
 BESIDE = "The same tracks less their mean over the particles, to scale: what particles do beside the micrograph."
-SHARES = "Share of each frame in the sum of all weights, at some resolutions; mean of both half-sets."
+BROUGHT = (
+    "What the sum of all frames shows of the reference along the tracks, over what it shows where the motion of the"
+    " micrographs puts particles (points), and the B-factor that fits it (line), to which a shell counts as much as it"
+    " shows. Points fall below the line where a half-map holds the noise of the images that it was made of: that agrees"
+    " best where they were cut."
+)
+BLURRED = (
+    "The tracks undo a blur of about B = {:.0f} Å². The search has made this as great as it can; what it is worth, the"
+    " FSC of a refinement of the polished particles says."
+)
+SHARES = (
+    "Share of each frame in the sum of all weights, at some resolutions; mean of both half-sets. Beyond {:.3g} Å, to"
+    " where particles are compared, weights follow from the B-factors."
+)
 SHOWN = (
     "How much of the reference each frame shows, in bands of resolution (points, mean of both half-sets), and the"
     " weights there (lines), each over its mean."
@@ -42,6 +56,12 @@ FITTED = (
 
 BANDS = ((30.0, 12.0), (12.0, 7.0), (7.0, 3.0))
 """Å, within which what frames show is averaged."""
+
+RESOLUTIONS = (40, 20, 12, 9, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2)
+"""Å, named along the axis of a figure."""
+
+LEAST_SHARE = 1e-3
+"""Of the greatest signal of a shell, below which the signal of another is not compared."""
 
 TRACK_LENGTH = 0.1
 """Share of the picture's width that a long track has, as it is drawn."""
@@ -69,7 +89,39 @@ def particle_tracks(content: ReportContent) -> Drawn | None:
         Figure(520, left, OVER.format(name, factor)),
         Figure(340, _beside(tracks), BESIDE),
     ]
-    return Drawn("Tracks", [Figures(figures)])
+    return Drawn("Tracks", [Figures(figures), *_gain(arrays)])
+
+
+def _gain(arrays: Mapping[str, NDArray[Any]]) -> list[Figures | Words]:
+    """Return what following particles brings, where the frames show anything."""
+    before, along = arrays.get("signal_before"), arrays.get("signal_along")
+    if before is None or along is None:
+        return []
+    frequency = arrays["signal_frequency"]
+    # the first shells hold what windows and backgrounds do, and a share of little is noise
+    kept = (before > 0) & (along > 0) & (np.arange(len(before)) > 2) & (before > LEAST_SHARE * before[3:].max())
+    if kept.sum() < 3:
+        return []
+    ratio, squared = along[kept] / before[kept], frequency[kept] ** 2
+    slope, level = np.polyfit(squared, np.log(ratio), 1, w=before[kept])
+    drawn = _brought(frequency[kept], ratio, np.exp(level + slope * squared))
+    found: list[Figures | Words] = [Figures([Figure(430, drawn, BROUGHT)])]
+    return [*found, Words(BLURRED.format(4 * slope))] if slope > 0 else found
+
+
+def _brought(frequency: NDArray[Any], ratio: NDArray[Any], line: NDArray[Any]) -> str:
+    def draw(figure: Drawing) -> None:
+        axes = figure.add_axes((0.13, 0.16, 0.84, 0.81))
+        axes.axhline(1, color=INK, lw=0.8)
+        axes.plot(frequency, ratio, "o", color=BLUE, ms=3.5)
+        axes.plot(frequency, line, "-", color=BLUE, lw=1.4)
+        axes.set_ylim(0, 1.08 * float(max(ratio.max(), 1.0)))
+        shown = [tick for tick in RESOLUTIONS if frequency[0] <= 1 / tick <= frequency[-1] * 1.01]
+        axes.set_xticks([1 / tick for tick in shown], [f"{tick:g}" for tick in shown])
+        axes.grid(color=GRID, lw=0.8)
+        label_axes(axes, "resolution (Å)", "signal along the tracks, over before")
+
+    return draw_svg(430, 300, draw, "Signal along the tracks over the signal before")
 
 
 def _round_down(value: float) -> float:
@@ -124,7 +176,8 @@ def frame_weights(content: ReportContent) -> Drawn | None:
     if "frame_weights" not in arrays:
         return None
     weights, frequency = arrays["frame_weights"].astype(np.float64), arrays["weight_frequency"]
-    figures = [Figure(430, _weights(weights.mean(axis=0), frequency), SHARES)]
+    finest = 1 / float(arrays["shown_frequency"][-1])
+    figures = [Figure(430, _weights(weights.mean(axis=0), frequency), SHARES.format(finest))]
     shown = _shown(arrays["shown"], arrays["shown_error"], arrays["shown_frequency"], weights, frequency)
     if shown:
         figures.append(Figure(430, shown, SHOWN))
@@ -173,7 +226,7 @@ def _shown(
             ) / weight.sum(axis=1)
             line = weights.mean(axis=0)[:, there]
             line = (line / line.mean(axis=0)).mean(axis=1)
-            bands.append((f"{coarse:g} to {fine:g} Å", ratio / ratio.mean(), line))
+            bands.append((f"{coarse:g} to {max(fine, 1 / shown_at[here][-1]):.2g} Å", ratio / ratio.mean(), line))
     if not bands:
         return ""
     frames = np.arange(1, len(total) + 1)
@@ -196,7 +249,7 @@ def _b_factors(b_factors: NDArray[Any], factors: NDArray[Any]) -> str:
     frames = np.arange(1, b_factors.shape[1] + 1)
 
     def draw(figure: Drawing) -> None:
-        axes = figure.add_axes((0.14, 0.16, 0.73, 0.81))
+        axes = figure.add_axes((0.14, 0.16, 0.67, 0.81))
         beside = axes.twinx()
         for half in (0, 1):
             axes.plot(frames, b_factors[half], "-", color=HALF_COLOURS[half], lw=1.8, label=f"half-set {half + 1}")
