@@ -27,6 +27,7 @@ from bars import (
     focus,
     from_nothing,
     grids,
+    hinge_bounds,
     hot_loops,
     junk,
     local_resolution,
@@ -94,6 +95,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "expansion": focus.expansion,
     "subtraction": focus.subtraction,
     "hinge": focus.hinge,
+    "hinge_bound": hinge_bounds.hinge_bound,
     "polishing": polishing.polishing,
 }
 

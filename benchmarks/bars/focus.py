@@ -27,6 +27,8 @@ MOLECULES = {"dimer": (80, 205.0, 130.0), "hinge": (64, 135.0, 100.0)}
 """Box, diameter of the molecule, and of the part that is refined, by its name in `bars.molecules`."""
 
 PIXEL_A, COUNT, SNR, FALL_OFF = 3.0, 2000, 0.08, 250.0
+DOSES = {1: (SNR, FALL_OFF), 2: (2 * SNR, 350.0)}
+"""SNR, and B-factor in Å²: twice the dose, and steeper, so that known poses do not reach Nyquist."""
 GROUPS = ("D2", "O", "D7")
 
 
@@ -104,27 +106,30 @@ def hinge(bench: Bench) -> None:
     bench.warm()
     for seed in bench.seeds:
         for molecule in tuple(MOLECULES)[1:] if bench.quick else MOLECULES:
-            for degrees in (5.0, 0.0):
-                refine_part(bench, molecule, seed, degrees)
+            for degrees, dose in ((5.0, 1), (0.0, 1), (5.0, 2)):
+                refine_part(bench, molecule, seed, degrees, dose)
 
 
-def refine_part(bench: Bench, molecule: str, seed: int, degrees: float) -> None:
+def turned_set(bench: Bench, molecule: str, seed: int, degrees: float, dose: int) -> HingeSet:
+    """Return the set of a molecule whose half turns."""
+    box, _, _ = MOLECULES[molecule]
+    snr, fall_off = DOSES[dose]
+    recipe = HingeRecipe(molecule, box, PIXEL_A, bench.few(COUNT, 400), snr, degrees, 0.5, fall_off)
+    return hinge_set(bench, recipe, seed, f"hinge-{molecule}-{degrees:g}-{dose}")
+
+
+def refine_part(bench: Bench, molecule: str, seed: int, degrees: float, dose: int) -> None:
     """Refine a molecule as a whole and then part B of it, and add a row of what is true of B."""
     box, diameter, of_part = MOLECULES[molecule]
-    recipe = HingeRecipe(molecule, box, PIXEL_A, bench.few(COUNT, 400), SNR, degrees, 0.5, FALL_OFF)
-    made = hinge_set(bench, recipe, seed, f"hinge-{molecule}-{degrees:g}")
+    made = turned_set(bench, molecule, seed, degrees, dose)
     folder, mask = made.folder, made.folder / "mask_b.mrc"
-    outs = {name: bench.work / f"{folder.name}-{name}" for name in ("known", "whole", "less", "part", "before")}
-    for name in outs:
-        bench.fresh(outs[name].name)
+    outs = {name: bench.fresh(f"{folder.name}-{name}") for name in ("known", "part", "before")}
     bench.cloudem("reconstruct", "--particles", folder / "known.zarr", "--mask", mask, "--out", outs["known"])
-    bench.cloudem("refine3d", "--particles", folder / "particles.zarr", "--reference", folder / "whole.mrc", "--local",
-                  "--diameter-A", diameter, "--out", outs["whole"])  # fmt: skip
-    bench.cloudem("subtract", outs["whole"], "--mask", mask, "--out", outs["less"])
+    outs["whole"], outs["less"] = consensus(bench, made, diameter)
     bench.cloudem("reconstruct", "--particles", outs["less"], "--mask", mask, "--out", outs["before"])
     cost = bench.cloudem("refine3d", "--particles", outs["less"], "--reference", outs["whole"], "--local", "--mask",
                          mask, "--diameter-A", of_part, "--out", outs["part"])  # fmt: skip
-    row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": degrees}
+    row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": degrees, "dose": dose}
     for name, words in (("known", "known poses"), ("before", "whole"), ("part", "part")):
         arrays, attributes, particles = refined(outs[name])
         curve = fourier_shell_correlation(arrays["map_unfiltered"] * made.mask_b, made.b * made.mask_b)
@@ -133,8 +138,17 @@ def refine_part(bench: Bench, molecule: str, seed: int, degrees: float) -> None:
         row[f"{words}: stated"] = round(length / attributes["resolution_A"], 1)
         row[f"{words}: pose error °"] = round(turned_by(particles, made.poses_b), 2)
     bench.add(row, {"CPU-s": round(cost.cpu, 1)})
-    if degrees:
+    if degrees and dose == 1:
         noise_in_mask(bench, made, outs["whole"], seed, molecule)
+
+
+def consensus(bench: Bench, made: HingeSet, diameter: float) -> tuple[Path, Path]:
+    """Refine the whole molecule, subtract all but part B, and return both results."""
+    whole, less = (bench.fresh(f"{made.folder.name}-{name}") for name in ("whole", "less"))
+    bench.cloudem("refine3d", "--particles", made.folder / "particles.zarr", "--reference", made.folder / "whole.mrc",
+                  "--local", "--diameter-A", diameter, "--out", whole)  # fmt: skip
+    bench.cloudem("subtract", whole, "--mask", made.folder / "mask_b.mrc", "--out", less)
+    return whole, less
 
 
 def turned_by(found: Particles, truth: Particles) -> float:

@@ -175,7 +175,12 @@ def randomise_phases(volume: NDArray[np.float32], first_shell: int, seed: int) -
 
 
 def masked_fsc(
-    half1: NDArray[np.float32], half2: NDArray[np.float32], mask: NDArray[np.float32] | None, seed: int = 0
+    half1: NDArray[np.float32],
+    half2: NDArray[np.float32],
+    mask: NDArray[np.float32] | None,
+    seed: int = 0,
+    *,
+    for_good: bool = False,
 ) -> FscCurves:
     """Compute the FSC of two half-maps without mask, with mask, and with the mask's own contribution taken out.
 
@@ -191,6 +196,10 @@ def masked_fsc(
         (n, n, n) float32 in 0..1, or None: masked and corrected curve are then the unmasked one.
     seed
         Seed of the random phases; the two half-maps draw different ones.
+    for_good
+        Phases are randomised from where the unmasked FSC falls below `RANDOMISE_BELOW` to stay there, instead of from
+        the first shell below. That is for a map and an atomic model: where the transform of a hollow or round molecule
+        is nearly zero, solvent and disorder, which a model lacks, lower a shell or two, in which no noise begins.
 
     Raises
     ------
@@ -209,13 +218,13 @@ def masked_fsc(
     if mask is None:
         unmasked = correlation(*products(mixed_of(half1), mixed_of(half2)))
         nothing = np.zeros_like(unmasked)
-        return FscCurves(unmasked, unmasked.copy(), nothing, unmasked.copy(), _randomise_from(unmasked))
+        return FscCurves(unmasked, unmasked.copy(), nothing, unmasked.copy(), _randomise_from(unmasked, for_good))
     extent = extent_of(mask)
     plane = extent.first_plane
     masked = correlation(*products(mixed_of(half1, mask, extent), mixed_of(half2, mask, extent), plane))
     one, other = mixed_of(half1), mixed_of(half2)
     unmasked = correlation(*products(one, other, keep=True))
-    first = _randomise_from(unmasked)
+    first = _randomise_from(unmasked, for_good)
     for spectrum, own in zip((one, other), np.random.SeedSequence(seed).generate_state(2), strict=True):
         randomise(spectrum, first, int(own))
     randomised = correlation(*products(multiply(one, mask, extent), multiply(other, mask, extent), plane))
@@ -223,7 +232,10 @@ def masked_fsc(
     return FscCurves(unmasked, masked, randomised, corrected, first, mask_fraction(mask))
 
 
-def _randomise_from(unmasked: NDArray[np.float64]) -> int:
+def _randomise_from(unmasked: NDArray[np.float64], for_good: bool) -> int:
+    if for_good:
+        high = np.flatnonzero(unmasked >= RANDOMISE_BELOW)
+        return max(int(high[-1]) + 1, 1) if high.size else 1
     low = np.flatnonzero(unmasked[1:] < RANDOMISE_BELOW)
     return int(low[0]) + 1 if low.size else unmasked.size
 

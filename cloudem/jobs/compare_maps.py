@@ -123,7 +123,7 @@ class CompareMaps(MapResult):
             moved = found.moved(second.data, second.pixel_size, box, pixel_size)
         with progress.stage("correlate"):
             mask = self._mask(first, found.radius, context)
-            curves = masked_fsc(first.data, moved, mask)
+            curves = masked_fsc(first.data, moved, mask, for_good=True)
         finest = max(pixel_size, second.pixel_size)
         half, low = (resolution_at(curves.corrected, box, pixel_size, t) for t in (FSC_HALF, 0.143))
         names, means = band_means(curves.corrected, box * pixel_size, 2 * finest)

@@ -51,6 +51,22 @@ def test_correction_takes_out_what_a_tight_mask_brings_in(blob):
     assert abs(curves.unmasked[beyond]).max() < 0.143
 
 
+def test_a_dip_does_not_begin_the_correction_of_a_map_against_a_model():
+    """Shell 5 alone is lost, and all from shell 11 on: the FSC recovers from the first, and not from the second."""
+    shell = np.rint(res.frequency_radius(BOX))
+    lost = (shell == 5) | (shell >= 11)
+    model, other = (np.fft.rfftn(white(seed)) for seed in (1, 2))
+    volumes = [np.fft.irfftn(t, s=(BOX,) * 3, axes=(0, 1, 2)).astype(np.float32)
+               for t in (model, np.where(lost, other, model))]  # fmt: skip
+    mask = soft_sphere(BOX, 15, 4)
+    assert res.masked_fsc(*volumes, mask).randomise_from == 5
+    curves = res.masked_fsc(*volumes, mask, for_good=True)
+    assert curves.randomise_from == 11
+    np.testing.assert_array_equal(curves.corrected[:13], curves.masked[:13])
+    same, nothing = (res.masked_fsc(volumes[0], v, mask, for_good=True) for v in (volumes[0], 0 * volumes[0]))
+    assert (same.randomise_from, nothing.randomise_from) == (BOX // 2 + 1, 1)
+
+
 @pytest.mark.parametrize("resolution", [4.0, 12.0])
 def test_noise_alone_has_no_resolution(resolution):
     """Independent noise, white or filtered as a refinement leaves it, with the mask that is found in its mean."""
