@@ -2,9 +2,9 @@
 
 Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
 Half-sets meet in the FSC, whose values set the frequency limit and the filter of both, and, with ``--non-uniform``, in
-their local agreement, which is that filter from place to place. (When to stop also depends on two shares of all images:
-those that moved, and those that jumped to another maximum.) Their mean is shown to whoever looks on, by `show_preview`,
-from which nothing comes back.
+their local agreement, which is that filter from place to place, and says where the limit is taken from. (When to stop
+also depends on two shares of all images: those that moved, and those that jumped to another maximum.) Their mean is
+shown to whoever looks on, by `show_preview`, from which nothing comes back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a half-set's sums to its map, mask and next reference: the tasks that run where the sums are.
 
-Half-sets meet in two of them only: :func:`compare`, whose FSC sets the frequency limit and the filter of both, and, if
-that filter is to be local, :func:`cloudem.algorithms.local_filter.local_gains`.
+Half-sets meet in :func:`compare` alone, whose FSC sets the frequency limit and the filter of both; if that filter is to
+be local, in :func:`compare_core` and :func:`cloudem.algorithms.local_filter.local_gains`, which do the same.
 """
 
 from __future__ import annotations
