@@ -116,6 +116,9 @@ class Micelles(NamedTuple):
 MICELLES = {
     name: Micelles(name, 96, 1.9, Recipe(1500, 0.016, b_factor=60.0, off_deg=1.95, off_shift=0.5, start_resolution=8.0))
     for name in ("unc18", "ace2")
+} | {
+    name: Micelles(name, 96, 1.9, Recipe(2500, 0.01, b_factor=60.0, off_deg=1.95, off_shift=0.5, start_resolution=8.0))
+    for name in ("unc18-large", "ace2-large")
 }
 """Poses 2° off about each axis, as a first refinement leaves them."""
 

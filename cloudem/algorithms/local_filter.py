@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.local_agreement import RATIO, agreements, bands_up_to, recombined, transform_of
+from cloudem.algorithms.local_agreement import RATIO, SLAB, agreements, bands_up_to, recombined, transform_of
 from cloudem.algorithms.reconstruct import signal_to_noise
 from cloudem.algorithms.resolution import fsc_weight
+from cloudem.algorithms.significance import resolution_shell
 from cloudem.conventions import FSC_THRESHOLD
-from cloudem.kernels.bands import SoftBand
+from cloudem.kernels.bands import SoftBand, on_finer_grid
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -33,6 +34,10 @@ CHANCE = 0.05
 
 BEST = 99.0
 """Percentile of the agreement inside the mask that counts as the best: the largest one may be noise."""
+
+
+CORE = (0.25, 0.75)
+"""Shares of the best agreement between which the core of a map begins."""
 
 
 class LocalGains(NamedTuple):
@@ -62,6 +67,7 @@ def local_gains(
     first_mask: Float32,
     second_mask: Float32,
     snr: Float64,
+    core_snr: Float64,
     pixel_size: float,
 ) -> LocalGains | None:
     """Return the local filter of two half-sets' references; None where no shell is fine enough for one.
@@ -75,12 +81,14 @@ def local_gains(
     first_mask, second_mask
         By which they will be multiplied, 0 to 1.
     snr
-        Of the shells, (n // 2 + 1,), as the references would otherwise be filtered by; where it is 0, nothing passes.
+        Of the shells, (n // 2 + 1,), as the references would otherwise be filtered by.
+    core_snr
+        The same where the half-maps agree best (`core_mask`); where it is 0, nothing passes.
     pixel_size
         Å.
     """
     box = len(first)
-    last, seam = float(np.flatnonzero(snr)[-1]) if snr.any() else 0.0, box * pixel_size / LOCAL_FROM_A
+    last, seam = float(np.flatnonzero(core_snr)[-1]) if core_snr.any() else 0.0, box * pixel_size / LOCAL_FROM_A
     if last < seam + FEWEST_SHELLS:
         return None
     # one band more, which is not measured: in the last one all higher shells, of noise, would count
@@ -103,8 +111,41 @@ def local_gains(
     share = bands[-1].weight(shells)
     best, passed = best + share * most, passed + share * np.array(means)[:, None]
     gains.append(gains[-1])
-    passes = snr > 0
+    passes = core_snr > 0
     return LocalGains(bands, gains, np.where(passes, signal_to_noise(best), 0.0), passed * passes)
+
+
+def core_mask(first: Float32, second: Float32, mask: Float32, fsc: Float64, pixel_size: float) -> Float32 | None:
+    """Return the part of a mask in which two half-maps agree best; None while that would be no finer than the mask.
+
+    Best is taken from the band that ends at the resolution of the whole mask. Shells beyond have no part in it, so that
+    their FSC inside this mask is not better for having been chosen.
+
+    Parameters
+    ----------
+    first, second
+        Unfiltered half-maps, (n, n, n).
+    mask
+        0 to 1.
+    fsc
+        Corrected, inside that mask, (n // 2 + 1,).
+    pixel_size
+        Å.
+    """
+    box = len(first)
+    end, seam = resolution_shell(fsc), box * pixel_size / LOCAL_FROM_A
+    if end < seam * RATIO + FEWEST_SHELLS:
+        return None
+    bands = [SoftBand(end / RATIO**2, end / RATIO, end), SoftBand(end / RATIO, end, np.inf)]
+    found = next(agreements((transform_of(first), transform_of(second)), bands)).agreement
+    inside = at_voxels(mask, len(found)) > 0.5
+    most = float(np.percentile(found[inside], BEST)) if inside.any() else 0.0
+    if most <= FSC_THRESHOLD:
+        return None
+    begins, whole = CORE
+    share = np.clip((found / most - begins) / (whole - begins), 0, 1).astype(np.float32)
+    slabs = range(0, box, SLAB)
+    return np.concatenate([on_finer_grid(share, z, min(z + SLAB, box), box) * mask[z : z + SLAB] for z in slabs])
 
 
 def at_voxels(volume: Float32, size: int) -> Float32:

@@ -12,6 +12,7 @@ from cloudem.algorithms.local_filter import (
     CHANCE,
     at_voxels,
     believed,
+    core_mask,
     filtered_locally,
     local_gains,
 )
@@ -117,7 +118,7 @@ def test_references_are_filtered_as_if_each_place_were_a_map_of_its_own() -> Non
     mask = soft_sphere(BOX, 0.38 * BOX, 4.0)
     curve = np.clip(masked_fsc(first, second, mask).masked, 0, 0.999)
     snr = curve / (1 - curve)
-    local = local_gains(first, second, mask, mask, snr, PIXEL)
+    local = local_gains(first, second, mask, mask, snr, snr, PIXEL)
     assert local is not None
     assert all(gain is None or 0 <= gain.min() <= gain.max() <= 1 for gain in local.gains)
     whole = transform_of(first)
@@ -137,7 +138,20 @@ def test_references_are_filtered_as_if_each_place_were_a_map_of_its_own() -> Non
 def test_coarse_maps_have_no_local_filter() -> None:
     snr = np.where(np.arange(BOX // 2 + 1) < BOX * PIXEL / 12, 5.0, 0.0)
     mask = soft_sphere(BOX, 20.0, 4.0)
-    assert local_gains(noise(1), noise(2), mask, mask, snr, PIXEL) is None
+    assert local_gains(noise(1), noise(2), mask, mask, snr, snr, PIXEL) is None
+    assert core_mask(noise(1), noise(2), mask, snr / (1 + snr), PIXEL) is None
+
+
+def test_the_core_is_where_half_maps_agree_and_noise_has_none() -> None:
+    _, first, second = sharp_and_blurred(800.0, 1.0)
+    mask = soft_sphere(BOX, 0.38 * BOX, 4.0)
+    curve = masked_fsc(first, second, mask).corrected
+    core = core_mask(first, second, mask, curve, PIXEL)
+    assert core is not None
+    left, right = left_and_right()
+    assert core[left].mean() > 3 * core[right].mean()
+    assert np.all((core >= 0) & (core <= mask + 1e-6))
+    assert core_mask(noise(1), noise(2), mask, curve, PIXEL) is None
 
 
 def test_local_b_factors_are_larger_where_the_map_is_blurred() -> None:

@@ -37,8 +37,9 @@ SOLVED_BY_ONE, MOST_SOLVING = 0.3, 4.0
 """Share of it that one thread does, and how many threads make the rest faster at most. Supposed: two made the largest
 part 1.8 times faster, more were not measured."""
 
-LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 9.0e-7, 80
-"""Filtering both references from place to place, by voxel of the box: CPU-seconds, bytes beside the rest. Measured."""
+LOCAL_VOXEL_S, LOCAL_VOXEL_BYTES = 1.0e-6, 80
+"""Filtering both references from place to place, and the FSC of their core, by voxel of the box: CPU-seconds, bytes
+beside the rest. Measured."""
 
 UNPACK = {64: 0.0042, 96: 0.0149, 128: 0.0353, 192: 0.139, 256: 0.266, 384: 1.57, 512: 3.9}
 """Unpacking a reference, all shells: CPU-seconds."""

@@ -2,9 +2,9 @@
 
 Only poses, curves and decisions pass through here: sums, maps and references stay on the workers and in the store.
 Half-sets meet in the FSC, whose values set the frequency limit and the filter of both, and, with ``--non-uniform``, in
-their local agreement, which is that filter from place to place. (When to stop also depends on two shares of all images:
-those that moved, and those that jumped to another maximum.) Their mean is shown to whoever looks on, by `show_preview`,
-from which nothing comes back.
+their local agreement, which is that filter from place to place, and says where the limit is taken from. (When to stop
+also depends on two shares of all images: those that moved, and those that jumped to another maximum.) Their mean is
+shown to whoever looks on, by `show_preview`, from which nothing comes back.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from cloudem.jobs.refine3d.poses import best_views, changes, intensities, pose_a
 from cloudem.jobs.refine3d.solving import (
     Masking,
     compare,
+    compare_core,
     half_map_mask,
     map_to_match,
     unfiltered,
@@ -211,10 +212,13 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         del sums, aligned
     elif not after.converged:
         onward = onward_state(state, run.settings, outcome.observed)
-    length = run.settings.box * run.settings.pixel_size
+    length, curves = run.settings.box * run.settings.pixel_size, outcome.curves
+    # stated is what the whole mask shows, also where the limit follows a part of it
+    voxels = independent_voxels(run.settings.box, curves.fraction, len(run.group))
+    stated = believed_shell(replace(outcome.observed, fsc=curves.corrected, voxels=voxels), state.limit)
     row: dict[str, Value] = {
         "iteration": state.iteration,
-        "resolution_A": max(length / max(believed_shell(outcome.observed, state.limit), 1.0), run.not_beyond(after)),
+        "resolution_A": max(length / max(stated, 1.0), run.not_beyond(after)),
         "limit_A": length / plan.k_score,
         "images_per_s": count / seconds,
         "moving": outcome.observed.moving,
@@ -224,8 +228,8 @@ def iterate(run: Run, state: State) -> IterationResult[State]:
         turn, shift = (float(np.sqrt(each).mean()) for each in widths)
         row |= {"prior_deg": float(np.degrees(turn)), "prior_A": shift * run.settings.pixel_size}
     kept = {"references": list(outcome.references), "poses": len(outcome.checkpoint.pose_images)}
-    curves = {**outcome.curves.by_name(), HELD_OUT: outcome.held_out}
-    return IterationResult(after, row, outcome.checkpoint.arrays(), kept, curves, onward, outcome)
+    arrays = {**curves.by_name(), HELD_OUT: outcome.held_out}
+    return IterationResult(after, row, outcome.checkpoint.arrays(), kept, arrays, onward, outcome)
 
 
 def solve_halves(
@@ -253,7 +257,12 @@ def solve_halves(
     counts = np.maximum(before.keep[kept], 1e-6)  # images that show something else wander for ever
     curves = executor.fetch(comparison)
     show_preview(run, state, halves, curves)
-    voxels = independent_voxels(s.box, curves.fraction, len(run.group))
+    scored = curves  # what the limit follows
+    if run.job.non_uniform and beyond_start(state, s):
+        with labelled(step="fsc"):
+            core = executor.share(compare_core, *halves, *masks, curves, s.pixel_size, run.job.seed, k_max)
+        scored = executor.fetch(core)
+    voxels = independent_voxels(s.box, scored.fraction, len(run.group))
     maps = Maps(halves, masks)
 
     def ask() -> HeldOut:
@@ -261,10 +270,10 @@ def solve_halves(
         items = spread_groups(tasks(before.half_set, run.job.group_size), EVIDENCE_SAMPLE)
         return ask_held_out(run.context, run.data, volumes, plan, items, found)
 
-    asks = asks_for_evidence(curves.corrected, voxels, plan.k_score)
+    asks = asks_for_evidence(scored.corrected, voxels, plan.k_score)
     held_out = ask() if asks else HeldOut.unasked(s.box)
     observed = IterationOutcome(
-        fsc=curves.corrected,
+        fsc=scored.corrected,
         voxels=voxels,
         evidence=held_out.evidence,
         moving=float(np.average(change.moving[kept], weights=counts)),
@@ -280,7 +289,8 @@ def solve_halves(
     if not (after.finished and after.converged):  # there is a next iteration, or will be if more are allowed
         snr, local = reference_snr(curves.corrected, after.limit), None
         if run.job.non_uniform and beyond_start(after, s):
-            local = executor.share(local_gains, *halves, *masks, snr, s.pixel_size)
+            core_snr = reference_snr(scored.corrected, after.limit)
+            local = executor.share(local_gains, *halves, *masks, snr, core_snr, s.pixel_size)
         where = (run.url, state.iteration)
         written = [
             executor.share(write_reference, sums[i], masks[i], *where, i + 1, snr, k_max, slices[i], s.radius, local)

@@ -1,7 +1,7 @@
 """From a half-set's sums to its map, mask and next reference: the tasks that run where the sums are.
 
-Half-sets meet in two of them only: :func:`compare`, whose FSC sets the frequency limit and the filter of both, and, if
-that filter is to be local, :func:`cloudem.algorithms.local_filter.local_gains`.
+Half-sets meet in :func:`compare` alone, whose FSC sets the frequency limit and the filter of both; if that filter is to
+be local, in :func:`compare_core` and :func:`cloudem.algorithms.local_filter.local_gains`, which do the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import Brick, merge_bricks, packed_sphere_of, unpack
-from cloudem.algorithms.local_filter import LocalGains, filtered_locally
+from cloudem.algorithms.local_filter import LocalGains, core_mask, filtered_locally
 from cloudem.algorithms.mask import circle_edge, estimate_mask, soft_circle, soft_sphere
 from cloudem.algorithms.reconstruct import (
     Sums,
@@ -97,6 +97,24 @@ def compare(
 ) -> FscCurves:
     """Return the FSC of two half-maps inside both masks."""
     return within(masked_fsc(first, second, np.maximum(first_mask, second_mask), seed=seed), k_max)
+
+
+def compare_core(
+    first: Float32,
+    second: Float32,
+    first_mask: Float32,
+    second_mask: Float32,
+    whole: FscCurves,
+    pixel_size: float,
+    seed: int,
+    k_max: int,
+) -> FscCurves:
+    """Return the FSC of two half-maps where they agree best inside both masks; that of all of it, while it is coarse.
+
+    What is scored is decided by it where references are filtered from place to place; it is no claim.
+    """
+    core = core_mask(first, second, np.maximum(first_mask, second_mask), whole.corrected, pixel_size)
+    return whole if core is None else within(masked_fsc(first, second, core, seed=seed), k_max)
 
 
 def map_to_match(half: Float32, mask: Float32, k_max: int) -> NDArray[np.complex64]:

@@ -219,11 +219,21 @@ def test_references_are_filtered_from_place_to_place_and_claims_are_those_of_unf
     made = []
     find = iteration.local_gains
     monkeypatch.setattr(iteration, "local_gains", lambda *given: made.append(find(*given)) or made[-1])
+    shares = []
+    in_core = iteration.compare_core
+
+    def noted(*rest):
+        core = in_core(*rest)
+        shares.append((core.fraction, rest[4].fraction))
+        return core
+
+    monkeypatch.setattr(iteration, "compare_core", noted)
     given = scene.refinement(tmp_path / "out", max_iterations=4, max_resolution_A=11)
     job, uniform = Refine3D(**given, non_uniform=True), Refine3D(**given)
     run(job)
     gains = [local for local in made if local is not None]
     assert gains
+    assert any(core < whole for core, whole in shares)  # what the limit follows, and nothing else
     inside = soft_sphere(BOX, DIAMETER / 2 / PIXEL, 1.0) > 0.5
     for gain in gains[-1].gains[1:]:
         here = local_filter.at_voxels(inside.astype(np.float32), len(gain)) > 0.5
