@@ -136,8 +136,8 @@ def _refuse_noise(fsc: Float64, maps: str, length: float) -> None:
     below = np.flatnonzero(fsc < FSC_THRESHOLD)
     if len(below) and below[0] < FEWEST_SHELLS:
         raise ParameterError(
-            f"the half-maps of {maps} agree to {length / max(below[0], 1):.0f} Å only, so nothing is known of what is to "
-            "be subtracted; refine them first"
+            f"the half-maps of {maps} agree to {length / max(below[0], 1):.0f} Å only, so nothing is known of what is "
+            "to be subtracted; refine them first"
         )
 
 

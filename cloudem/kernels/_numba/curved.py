@@ -101,7 +101,7 @@ def _insert_curved(
     beta: float,
 ) -> None:
     row, plane = m + 2, (m + 2) * (2 * m + 1)
-    reach = np.max(np.abs(ky)) + 1
+    reach = max(np.max(np.abs(kx)), np.max(np.abs(ky))) + 1
     cos_x, sin_x, cos_y, sin_y = np.empty((4, 2 * reach + 1), np.float32)
     place, start = np.empty((3, BLOCK), np.float32), np.empty(BLOCK, np.int64)
     sign, re, im = np.empty((3, BLOCK), np.float32)
