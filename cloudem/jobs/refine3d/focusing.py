@@ -54,6 +54,11 @@ def check_focus(job: Refine3D, box: int = 0, pixel_size: float = 0.0) -> None:
         return
     if job.window_px > box:
         raise ParameterError(f"--window-px {job.window_px} is larger than the images, {box} px; leave it out")
+    if 0 < job.window_px * pixel_size < job.diameter_A:
+        raise ParameterError(
+            f"--window-px {job.window_px} is {job.window_px * pixel_size:.4g} Å, into which --diameter-A "
+            f"{job.diameter_A:g} does not fit; give a larger window"
+        )
     if np.abs(pivot).max() > box * pixel_size / 2:
         raise ParameterError(
             f"--pivot-A {job.pivot_A} lies outside of the box, {box * pixel_size / 2:.4g} Å to each side of its middle"

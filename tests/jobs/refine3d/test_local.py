@@ -113,6 +113,7 @@ def test_what_makes_no_sense_is_refused(aside: Aside, tmp_path: Path) -> None:
         ({"pivot_A": "500,0,0"}, "lies outside of the box"),
         ({"window_px": 31}, "is odd"),
         ({"window_px": 64}, "larger than the images"),
+        ({"window_px": 10}, "into which --diameter-A 100 does not fit"),
     ):
         with pytest.raises(ParameterError, match=words):
             aside.job(tmp_path / "out", **options).preflight()
