@@ -35,9 +35,8 @@ CHANCE = 0.05
 BEST = 99.0
 """Percentile of the agreement inside the mask that counts as the best: the largest one may be noise."""
 
-
 CORE = (0.25, 0.75)
-"""Shares of the best agreement between which the core of a map begins."""
+"""Shares of the best agreement between which the core of a map rises from 0 to 1."""
 
 
 class LocalGains(NamedTuple):
