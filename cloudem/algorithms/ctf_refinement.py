@@ -48,6 +48,14 @@ FAMILIES = (
 )
 """What is kept or left out together, with its places among the parameters of a group."""
 
+SPHERICAL = NAMES.index("spherical aberration, k⁴")
+"""Its place among the parameters of a group. It is always applied: were it left out, the mean defocus would make up for
+it, and be wrong."""
+
+CS_SPREAD = 1e7
+"""Å: by how much a table's spherical aberration is expected to be wrong, a standard deviation. Microscopes have 0, 1.2,
+2.0 or 2.7 mm; a table may say another's. It holds k⁴ where images end so early that they know nothing of it."""
+
 LONGEST_PHASE, LONGEST_MAGNIFICATION = 1.5, 0.02
 """No single step changes a phase at the frequency limit by more radians, or an entry of M by more."""
 
@@ -87,8 +95,8 @@ def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Imag
     change
         Parameters of each optics group, (g, 14), beyond what the table says.
     """
-    groups = particles.optics
-    number = particles.get("optics_group", 0).astype(np.int64)[rows]
+    present, number = np.unique(particles.get("optics_group", 0).astype(np.int64)[rows], return_inverse=True)
+    groups, change = [particles.optics[at] for at in present], change[present]
     by_group = {
         name: np.array([getattr(group, name) for group in groups])[number]
         for name in ("voltage", "spherical_aberration", "amplitude_contrast")
@@ -112,6 +120,13 @@ def odd_terms_before(group: OpticsGroup) -> Float64:
     """Return the odd phase of an optics group as a polynomial of ``M k``, (12,)."""
     tilt = beam_tilt_terms(group.beam_tilt, group.spherical_aberration, group.voltage)
     return np.asarray(zernike_terms(group.odd_zernike, odd=True) + tilt)
+
+
+def prior_precision(group: OpticsGroup) -> Float64:
+    """Return what is known of a group's 14 parameters before the fit, 1 / variance: 0 but for k⁴."""
+    out = np.zeros(LAST - FIRST)
+    out[SPHERICAL] = (np.pi / 2 * wavelength(group.voltage) ** 3 * CS_SPREAD) ** -2.0
+    return out
 
 
 def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> tuple[Float64, float]:
@@ -207,8 +222,8 @@ class Judged:
         Change of each of the 14 parameters, and its standard error; NaN where it was not fitted.
     deviations
         By how many standard deviations a parameter's family differs from 0, (14,).
-    fitted, believed
-        Which were fitted, and which are significant, (14,).
+    fitted, significant, believed
+        Which were fitted, which are significant, and which are applied: these and k⁴, (14,).
     covariance
         (14, 14).
     """
@@ -217,12 +232,13 @@ class Judged:
     errors: Float64
     deviations: Float64
     fitted: NDArray[np.bool_]
+    significant: NDArray[np.bool_]
     believed: NDArray[np.bool_]
     covariance: Float64
 
 
 def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
-    """Judge the parameters of a group, those of a family together.
+    """Judge the parameters of a group, those of a family together; k⁴ is believed, whatever its significance.
 
     Parameters
     ----------
@@ -246,9 +262,11 @@ def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool
             chi2 = float(values[here] @ np.linalg.solve(known[np.ix_(here, here)], values[here]))
             tail = float(stats.chi2.sf(chi2, len(here)))
             deviations[here] = -stats.norm.ppf(tail / 2) if tail > 1e-100 else chi2**0.5
-    believed = free & (np.nan_to_num(deviations) >= significance)
+    significant = free & (np.nan_to_num(deviations) >= significance)
+    believed = significant.copy()
+    believed[SPHERICAL] = free[SPHERICAL]
     errors = np.where(free, np.sqrt(np.diag(known)), np.nan)
-    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), believed, known)
+    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), significant, believed, known)
 
 
 LEAST_CS = 1e6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloudem.algorithms.aberrations import even_terms, odd_terms
 from cloudem.errors import ParameterError
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.checks import Warn, check_mask, check_particles
@@ -33,8 +32,6 @@ def check_ctf_refinement(job: RefineCtf, inputs: Inputs, warn: Warn) -> None:
     table = store.particles
     count = np.bincount(table.get("optics_group", 0), minlength=len(table.optics))
     for group, particles in zip(table.optics, count, strict=True):
-        even_terms(group)
-        odd_terms(group)
         if particles < job.least_particles:
             warn(few(group.name, int(particles), job.least_particles))
     if "micrograph" not in table:

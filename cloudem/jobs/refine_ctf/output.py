@@ -17,6 +17,13 @@ Float64 = NDArray[np.float64]
 PER_CENT = np.array([2.0, 2.0, 1.0]) * 100
 """Factors on the parameters of M: M00 - M11 and M01 + M10 are twice theirs."""
 
+SAID = {
+    (True, True): "applied",
+    (False, True): "not significant, applied with the defocus",
+    (False, False): "not significant",
+}
+"""Verdicts, by whether a parameter is significant, and whether it is applied."""
+
 
 def units_of(group: OpticsGroup) -> tuple[Float64, list[str]]:
     """Return the factor and the unit with which people read each of the 14 parameters."""
@@ -50,7 +57,7 @@ def aberration_arrays(
         for place in np.flatnonzero(verdict.fitted):
             value = applied[place] if verdict.believed[place] else verdict.values[place]
             phase = np.rad2deg(value * limit ** DEGREES[place]) if DEGREES[place] else np.nan
-            said = "applied" if verdict.believed[place] else "not significant"
+            said = SAID[bool(verdict.significant[place]), bool(verdict.believed[place])]
             error = verdict.errors[place] * abs(factor[place])
             rows.append(
                 (
@@ -77,14 +84,18 @@ def sentences(optics: Sequence[OpticsGroup], judged: Sequence[Judged]) -> list[s
     """Return what was found of each optics group, a sentence each."""
     out = []
     for group, verdict in zip(optics, judged, strict=True):
-        kinds = {True: [], False: []}  # type: dict[bool, list[str]]
+        kinds: dict[str, list[str]] = {said: [] for said in SAID.values()}
         for name, places in FAMILIES:
             here = [place for place in places if verdict.fitted[place]]
             if here:
-                kinds[bool(verdict.believed[here[0]])].append(f"{name} ({verdict.deviations[here[0]]:.1f})")
-        if not kinds[True] and not kinds[False]:
+                said = SAID[bool(verdict.significant[here[0]]), bool(verdict.believed[here[0]])]
+                kinds[said].append(f"{name} ({verdict.deviations[here[0]]:.1f})")
+        if not any(kinds.values()):
             continue
-        applied = ", ".join(kinds[True]) or "no aberration is significant"
-        left = f"; not significant, left as they were: {', '.join(kinds[False])}" if kinds[False] else ""
-        out.append(f"{group.name}, with standard deviations: {applied}{left}")
+        applied, with_defocus, left = (", ".join(names) for names in kinds.values())
+        line = f"{group.name}, with standard deviations: {applied or 'no aberration is significant'}"
+        line += (
+            f"; not significant, but applied, since the defocus depends on it: {with_defocus}" if with_defocus else ""
+        )
+        out.append(line + (f"; not significant, left as they were: {left}" if left else ""))
     return out

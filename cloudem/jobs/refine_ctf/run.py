@@ -24,12 +24,12 @@ from cloudem.algorithms.ctf_refinement import (
     judge_aberrations,
     looked_ahead,
     phase_pictures,
+    prior_precision,
     shortened_step,
     without,
 )
 from cloudem.algorithms.joint_fit import Fitted, mean_defocus
 from cloudem.algorithms.noise import noise_variance
-from cloudem.algorithms.refinement import reference_snr
 from cloudem.algorithms.resolution import masked_fsc
 from cloudem.algorithms.significance import independent_voxels, significant_shell
 from cloudem.execution.executor import itself
@@ -173,15 +173,17 @@ def look_ahead(run: CtfRun, fit: Fit, maps: FitMaps, last: Float64) -> Float64:
 
     Keeps what is known of them, once the map is as unknown as they are.
     """
-    fsc = np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
     assert fit.sigma2 is not None  # noqa: S101 - images have been compared
-    sums, _, _ = one_pass(run, replace(fit, sigma2=fit.sigma2 / fsc), maps, steps=0)
+    sums, _, fit.variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / shell_weights(maps)), maps, steps=0)
     columns = run.job.freedom.group - FIRST
     out, fit.felt = np.zeros_like(fit.change), np.zeros_like(fit.precision)
     for g in range(len(out)):
         fit.felt[g][np.ix_(columns, columns)] = sums.matrix[g]
         ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], fit.felt[g], fit.free[g])
         out[g] = shortened_step(ahead, maps.limit / (run.box * run.pixel_size))
+    away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
+    spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
+    fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
     return out
 
 
@@ -207,13 +209,11 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
             limit = min(limit, int(box * run.pixel_size / job.max_resolution_A))
         maps = FitMaps(halves, whole, mask, curves, limit)
         if limit >= LEAST_SHELL:
-            snr = reference_snr(curves.corrected, limit)
             reach = shells_reached(limit)
             unpack = partial(unpack_reference, k_max=reach, padding=padded_box(box) / box)
             maps.volumes = [
                 executor.spread(
-                    reference_to_fit, sums[i], mask.data, snr, reach, k_max, slices[i], local=unpack,
-                    purpose="reference",
+                    reference_to_fit, sums[i], mask.data, reach, limit, slices[i], local=unpack, purpose="reference"
                 )
                 for i in (0, 1)
             ]  # fmt: skip
@@ -254,9 +254,15 @@ def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums
     return found[0].plus(found[1])
 
 
+def shell_weights(maps: FitMaps) -> Float64:
+    """Return the weight of each shell, its FSC; see `cloudem.algorithms.ctf_refinement.looked_ahead`."""
+    return np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
+
+
 def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     """Return what stays the same in a pass."""
-    return FitView(maps.limit, fit.sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
+    sigma2 = None if fit.sigma2 is None else fit.sigma2 / shell_weights(maps)
+    return FitView(maps.limit, sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
 
 def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[GroupRows, Fitted, Float64]:
@@ -268,13 +274,25 @@ def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[
             fold, items, shared=lambda item: [run.data, *maps.volumes],
             on_done=lambda number: stage.advance(len(items[number].indices)),
         )  # fmt: skip
-        found = run.executor.fetch(sums[0])
+        found = with_prior(run, fit, run.executor.fetch(sums[0]))
     back = np.argsort(np.concatenate(rows))
     parts = [note.fitted for note in notes]
     fitted = Fitted(
         *(np.concatenate([getattr(part, name) for part in parts])[back] for name in Fitted.__dataclass_fields__)
     )
     return found, fitted, np.concatenate([note.variance for note in notes])[back]
+
+
+def with_prior(run: CtfRun, fit: Fit, sums: GroupRows) -> GroupRows:
+    """Return the sums of a pass with what is known of aberrations without images."""
+    columns = run.job.freedom.group - FIRST
+    prior = np.array([prior_precision(group)[columns] for group in run.table.optics])
+    change = fit.change[:, columns]
+    return sums._replace(
+        matrix=sums.matrix + prior[:, :, None] * np.eye(len(columns)),
+        gradient=sums.gradient - prior * change,
+        cost=sums.cost + np.sum(prior * change**2, axis=1) / 2,
+    )
 
 
 def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -> tuple[int, float]:
@@ -290,13 +308,12 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
     steps = np.zeros_like(fit.change)
     number = 0
     for number in range(1, MOST_PASSES + 1):
-        sums, parameters, variance = one_pass(run, fit, maps)
+        sums, parameters, _ = one_pass(run, fit, maps)
         if number == 1:
             first = sums.cost
         worse = sums.cost > best + JITTER * np.sqrt(sums.weight)
         accepted = ~worse[run.group]
         fit.fitted = fit.fitted.put(accepted, parameters)
-        fit.variance = np.where(accepted, variance, fit.variance)
         promised = 0.0
         for g in range(groups):
             if worse[g]:
@@ -322,9 +339,6 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
     else:
         fit.change = good
     run.context.log.debug("aberrations %s", np.array2string(good, precision=4))
-    away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
-    spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
-    fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
     return number, gained + float(np.sum(first - best))
 
 

@@ -134,11 +134,14 @@ def fit_items(
     return out
 
 
-def reference_to_fit(
-    sums: Sums, mask: NDArray[np.float32], snr: Float64, k_max: int, k_insert: int, slices: int
-) -> Volume:
-    """Return a half-set's filtered and masked map as slices up to ``k_max`` read it, packed to travel."""
-    density = solve(sums, len(mask), snr, k_insert, levelled_shells(slices))
+def reference_to_fit(sums: Sums, mask: NDArray[np.float32], k_max: int, limit: int, slices: int) -> Volume:
+    """Return a half-set's masked map up to shell ``limit`` as slices up to ``k_max`` read it, packed to travel.
+
+    It is not filtered; shells count by their FSC instead. What an image has put into the map by its noise is larger
+    the larger its CTF is, and draws the CTF there; of a map of least squares, ``|m|²`` draws it back by as much. A
+    filter would leave the former where it takes of the latter, and k⁴ and defocus would be wrong.
+    """
+    density = solve(sums, len(mask), None, limit, levelled_shells(slices))
     density *= mask
     padding = padded_box(len(mask)) / len(mask)
     return pack_reference(reference_volume(density, k_max), k_max, padding)
