@@ -18,18 +18,17 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.bricks import unpack_reference
 from cloudem.algorithms.ctf_refinement import (
     FIRST,
-    PhaseSums,
     covariance,
     group_step,
     judge_aberrations,
     looked_ahead,
-    phase_pictures,
     prior_precision,
     shortened_step,
     without,
 )
 from cloudem.algorithms.joint_fit import Fitted, mean_defocus
 from cloudem.algorithms.noise import noise_variance
+from cloudem.algorithms.phase_sums import PhaseSums, model_gain, phase_pictures
 from cloudem.algorithms.resolution import masked_fsc
 from cloudem.algorithms.significance import independent_voxels, significant_shell
 from cloudem.execution.executor import itself
@@ -241,8 +240,8 @@ def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
 
 
 def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums:
-    """Compare all images, or some, with the maps; set their noise, and return what they say pixel by pixel."""
-    view = pass_view(run, fit, maps)
+    """Compare all images, or some, with the maps; set noise and gain, and return what they say pixel by pixel."""
+    view = pass_view(run, replace(fit, gain=None), maps)
     _, items = run.items(fit)
     with run.context.progress.stage("compare", len(run.kept)) as stage:
         sums, _ = run.executor.accumulate(
@@ -251,6 +250,8 @@ def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums
         )  # fmt: skip
         found = [run.executor.fetch(sums[h]) for h in (1, 2)]
     fit.sigma2 = np.array([noise_variance(part.residual, part.images, run.box) for part in found])
+    fit.gain = np.array([model_gain(part.match) for part in found])
+    run.context.log.debug("gain %s", np.array2string(fit.gain[:, : maps.limit + 1], precision=3))
     return found[0].plus(found[1])
 
 
@@ -262,7 +263,8 @@ def shell_weights(maps: FitMaps) -> Float64:
 def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     """Return what stays the same in a pass."""
     sigma2 = None if fit.sigma2 is None else fit.sigma2 / shell_weights(maps)
-    return FitView(maps.limit, sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
+    gain = np.ones((2, run.box // 2 + 1)) if fit.gain is None else fit.gain
+    return FitView(maps.limit, sigma2, gain, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
 
 def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[GroupRows, Fitted, Float64]:

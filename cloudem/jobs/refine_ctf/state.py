@@ -57,8 +57,8 @@ class Fit:
         map is unknown, too.
     spread
         Of the defocus about its micrograph's mean, Å.
-    sigma2
-        Noise by half-set, optics group and shell.
+    sigma2, gain
+        Noise by half-set, optics group and shell, and the factor on the map by half-set and shell.
     judged
         What is believed of the aberrations of each optics group, once they were fitted.
     """
@@ -70,6 +70,7 @@ class Fit:
     precision: Float64
     spread: float = FIRST_SPREAD
     sigma2: Float64 | None = None
+    gain: Float64 | None = None
     felt: Float64 | None = None
     judged: list[Judged] = field(default_factory=list)
 
