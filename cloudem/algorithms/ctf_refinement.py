@@ -241,8 +241,8 @@ def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool
     values, free
         Change of each of the 14 parameters, and which are fitted.
     precision
-        What is known of them, (14, 14): the matrix of the profile likelihood, its shells weighted by their FSC. A map
-        that is made of the same images takes up a share of 1 - FSC of what an aberration changes.
+        What is known of them, (14, 14): the matrix of the profile likelihood, its shells weighted for a map that is
+        made of the same images.
     significance
         Standard deviations from which on a family is believed.
 

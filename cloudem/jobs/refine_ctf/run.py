@@ -170,20 +170,31 @@ def moved_most(fit: Fit, moved: Float64) -> float:
 def look_ahead(run: CtfRun, fit: Fit, maps: FitMaps, last: Float64) -> Float64:
     """Return how far aberrations have to move from where they were when the maps were made, (g, 14).
 
-    Keeps what is known of them, once the map is as unknown as they are.
+    Keeps what is known of each defocus, and how they spread, once the map is as unknown as they are.
     """
-    assert fit.sigma2 is not None  # noqa: S101 - images have been compared
-    sums, _, fit.variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / shell_weights(maps)), maps, steps=0)
-    columns = run.job.freedom.group - FIRST
-    out, fit.felt = np.zeros_like(fit.change), np.zeros_like(fit.precision)
+    felt, fit.variance = weighed(run, fit, maps, 1)
+    out = np.zeros_like(fit.change)
     for g in range(len(out)):
-        fit.felt[g][np.ix_(columns, columns)] = sums.matrix[g]
-        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], fit.felt[g], fit.free[g])
+        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], felt[g], fit.free[g])
         out[g] = shortened_step(ahead, maps.limit / (run.box * run.pixel_size))
     away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
     spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
     fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
     return out
+
+
+def weighed(run: CtfRun, fit: Fit, maps: FitMaps, times: int) -> tuple[Float64, Float64]:
+    """Return matrices of aberrations (g, 14, 14) and variances of the defocus, shells weighted by their FSC again.
+
+    Once is by how much a fit follows what is not in the map yet. Twice is what is known of aberrations: the noise of
+    all images is in the map, and aberrations fit it to that of each.
+    """
+    assert fit.sigma2 is not None  # noqa: S101 - images have been compared
+    sums, _, variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / shell_weights(maps) ** times), maps, steps=0)
+    columns = run.job.freedom.group - FIRST
+    out = np.zeros_like(fit.precision)
+    out[:, columns[:, None], columns] = sums.matrix
+    return out, variance
 
 
 def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
@@ -350,17 +361,17 @@ def believe(run: CtfRun, fit: Fit, maps: FitMaps, gain: float) -> int:
     Returns the number of passes. Only now, at the end: maps that were made without an aberration hold part of it, so
     that a single iteration finds too little of what is faint.
     """
-    assert fit.felt is not None  # noqa: S101 - an iteration looks ahead before it judges
+    known, _ = weighed(run, fit, maps, 2)
     fit.judged = [
-        judge_aberrations(change, felt, free, run.job.significance)
-        for change, felt, free in zip(fit.change, fit.felt, fit.free, strict=True)
+        judge_aberrations(change, matrix, free, run.job.significance)
+        for change, matrix, free in zip(fit.change, known, fit.free, strict=True)
     ]
     believed = np.array([judged.believed for judged in fit.judged])
     dropped = fit.free & ~believed
     if not dropped.any():
         return 0
     fit.free = believed
-    fit.change = np.array([without(*each) for each in zip(fit.change, fit.felt, dropped, believed, strict=True)])
+    fit.change = np.array([without(*each) for each in zip(fit.change, known, dropped, believed, strict=True)])
     return fit_aberrations(run, fit, maps, gain)[0]
 
 
