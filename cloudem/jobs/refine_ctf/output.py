@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.ctf_refinement import DEGREES, FAMILIES, NAMES, Judged
+from cloudem.algorithms.ctf_refinement import DEGREES, FAMILIES, LEAST_CS, NAMES, Judged
 from cloudem.kernels.aberrations import beam_tilt_terms
 from cloudem.model.optics import OpticsGroup
 
@@ -30,9 +30,8 @@ def units_of(group: OpticsGroup) -> tuple[Float64, list[str]]:
     factor = np.ones(len(NAMES))
     unit = ["%"] * 3 + ["rad\u00a0Å³"] * 4 + ["rad\u00a0Å²"] * 2 + ["rad\u00a0Å⁴"] * 5
     factor[:3] = PER_CENT
-    per_mrad = beam_tilt_terms((1.0, 0.0), group.spherical_aberration, group.voltage)[2]
-    if per_mrad:
-        factor[3:5] = 1 / per_mrad
+    if group.spherical_aberration >= LEAST_CS:  # else it is not written as a beam tilt
+        factor[3:5] = 1 / beam_tilt_terms((1.0, 0.0), group.spherical_aberration, group.voltage)[2]
         unit[3:5] = ["mrad"] * 2
     return factor, unit
 
