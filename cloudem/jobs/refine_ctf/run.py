@@ -190,7 +190,7 @@ def weighed(run: CtfRun, fit: Fit, maps: FitMaps, times: int) -> tuple[Float64, 
     all images is in the map, and aberrations fit it to that of each.
     """
     assert fit.sigma2 is not None  # noqa: S101 - images have been compared
-    sums, _, variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / shell_weights(maps) ** times), maps, steps=0)
+    sums, _, variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / weights_of_shells(maps) ** times), maps, steps=0)
     columns = run.job.freedom.group - FIRST
     out = np.zeros_like(fit.precision)
     out[:, columns[:, None], columns] = sums.matrix
@@ -266,14 +266,14 @@ def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums
     return found[0].plus(found[1])
 
 
-def shell_weights(maps: FitMaps) -> Float64:
+def weights_of_shells(maps: FitMaps) -> Float64:
     """Return the weight of each shell, its FSC; see `cloudem.algorithms.ctf_refinement.looked_ahead`."""
     return np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
 
 
 def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     """Return what stays the same in a pass."""
-    sigma2 = None if fit.sigma2 is None else fit.sigma2 / shell_weights(maps)
+    sigma2 = None if fit.sigma2 is None else fit.sigma2 / weights_of_shells(maps)
     gain = np.ones((2, run.box // 2 + 1)) if fit.gain is None else fit.gain
     return FitView(maps.limit, sigma2, gain, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
