@@ -50,6 +50,7 @@ class PhaseSums(NamedTuple):
 
 
 LEAST_GAIN, MOST_GAIN = 0.3, 3.0
+"""What the factor is kept between; where it would be beyond, the shell shows nothing."""
 
 
 def model_gain(match: Float64) -> Float64:

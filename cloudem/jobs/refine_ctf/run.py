@@ -78,7 +78,7 @@ NOISE_STRIDE, MANY = 4, 1000
 """Every how many-th image the noise is measured on, where that leaves so many."""
 
 LEAST_FSC = 0.1
-"""Least weight of a shell where moves are looked ahead."""
+"""Least weight of a shell that is fitted."""
 
 MOST_MAGNIFICATION = 0.06
 """By how much M may differ from 1: the maps are made ready for slices that reach so much further."""
