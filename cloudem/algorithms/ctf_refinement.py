@@ -6,20 +6,16 @@ Parameters are those columns of :mod:`cloudem.kernels.model_fit` that an optics 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, ndimage, stats
+from scipy import linalg, stats
 
 from cloudem.algorithms.aberrations import even_terms, odd_terms_before
-from cloudem.algorithms.joint_fit import Fitted, ImageOptics, Pictures, phases_of
-from cloudem.backend.arrays import array_namespace
-from cloudem.kernels.aberrations import EVEN_ORDERS, magnified, odd_phase
+from cloudem.algorithms.joint_fit import Fitted, ImageOptics
+from cloudem.kernels.aberrations import EVEN_ORDERS
 from cloudem.kernels.ctf import ctf_terms, wavelength
-from cloudem.kernels.fourier import HalfDisc, fill_half_disc
 from cloudem.kernels.model_fit import EVEN, MAGNIFICATION
-from cloudem.kernels.slices import extract
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
 
@@ -47,6 +43,14 @@ FAMILIES = (
     ("tetrafoil", (12, 13)),
 )
 """What is kept or left out together, with its places among the parameters of a group."""
+
+SPHERICAL = NAMES.index("spherical aberration, k⁴")
+"""Its place among the parameters of a group. It is always applied: were it left out, the mean defocus would make up for
+it, and be wrong."""
+
+CS_SPREAD = 1e7
+"""Å: by how much a table's spherical aberration is expected to be wrong, a standard deviation. Microscopes have 0, 1.2,
+2.0 or 2.7 mm; a table may say another's. It holds k⁴ where images end so early that they know nothing of it."""
 
 LONGEST_PHASE, LONGEST_MAGNIFICATION = 1.5, 0.02
 """No single step changes a phase at the frequency limit by more radians, or an entry of M by more."""
@@ -107,6 +111,13 @@ def microscope_of(particles: Particles, rows: IntArray, change: Float64) -> Imag
     matrices = np.array([g.magnification + matrix_of(c[:3]) for g, c in zip(groups, change, strict=True)])
     phase[:, :9] -= even[number]
     return ImageOptics(matrices[number], phase, odd[number], np.pi * wavelength(by_group["voltage"]))
+
+
+def prior_precision(group: OpticsGroup) -> Float64:
+    """Return what is known of a group's 14 parameters before the fit, 1 / variance: 0 but for k⁴."""
+    out = np.zeros(LAST - FIRST)
+    out[SPHERICAL] = (np.pi / 2 * wavelength(group.voltage) ** 3 * CS_SPREAD) ** -2.0
+    return out
 
 
 def group_step(matrix: Float64, gradient: Float64, free: NDArray[np.bool_]) -> tuple[Float64, float]:
@@ -202,8 +213,8 @@ class Judged:
         Change of each of the 14 parameters, and its standard error; NaN where it was not fitted.
     deviations
         By how many standard deviations a parameter's family differs from 0, (14,).
-    fitted, believed
-        Which were fitted, and which are significant, (14,).
+    fitted, significant, believed
+        Which were fitted, which are significant, and which are applied: these and k⁴, (14,).
     covariance
         (14, 14).
     """
@@ -212,20 +223,21 @@ class Judged:
     errors: Float64
     deviations: Float64
     fitted: NDArray[np.bool_]
+    significant: NDArray[np.bool_]
     believed: NDArray[np.bool_]
     covariance: Float64
 
 
 def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool_], significance: float) -> Judged:
-    """Judge the parameters of a group, those of a family together.
+    """Judge the parameters of a group, those of a family together; k⁴ is believed, whatever its significance.
 
     Parameters
     ----------
     values, free
         Change of each of the 14 parameters, and which are fitted.
     precision
-        What is known of them, (14, 14): the matrix of the profile likelihood, its shells weighted by their FSC. A map
-        that is made of the same images takes up a share of 1 - FSC of what an aberration changes.
+        What is known of them, (14, 14): the matrix of the profile likelihood, its shells weighted for a map that is
+        made of the same images.
     significance
         Standard deviations from which on a family is believed.
 
@@ -241,9 +253,11 @@ def judge_aberrations(values: Float64, precision: Float64, free: NDArray[np.bool
             chi2 = float(values[here] @ np.linalg.solve(known[np.ix_(here, here)], values[here]))
             tail = float(stats.chi2.sf(chi2, len(here)))
             deviations[here] = -stats.norm.ppf(tail / 2) if tail > 1e-100 else chi2**0.5
-    believed = free & (np.nan_to_num(deviations) >= significance)
+    significant = free & (np.nan_to_num(deviations) >= significance)
+    believed = significant.copy()
+    believed[SPHERICAL] = free[SPHERICAL]
     errors = np.where(free, np.sqrt(np.diag(known)), np.nan)
-    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), believed, known)
+    return Judged(np.where(free, values, np.nan), errors, deviations, free.copy(), significant, believed, known)
 
 
 LEAST_CS = 1e6
@@ -301,157 +315,3 @@ def refined_defocus(
     sine = half * np.sin(2 * angle) - fitted.astigmatism[:, 1] / per_defocus
     half = np.hypot(cosine, sine)
     return mean + half, mean - half, np.arctan2(sine, cosine) / 2 % np.pi
-
-
-class PhaseSums(NamedTuple):
-    """What images say of a group's residual phase, pixel by pixel of the half disc, and what they leave unexplained.
-
-    Attributes
-    ----------
-    odd
-        ``sum C X S* / σ²`` with X freed of its shift and known odd phase, (g, p) complex128: its phase is the odd one.
-    even
-        Sums for the even phase, (g, 5, p): of ``|S|² / σ²`` times sin², sin cos, cos² of the CTF's phase, and of
-        ``Re(X S*) / σ²`` times sin and cos.
-    residual, images
-        ``sum |X - m|²`` by shell (g, n // 2 + 1), and images (g,), for :func:`cloudem.algorithms.noise.noise_variance`.
-    """
-
-    odd: NDArray[np.complex128]
-    even: Float64
-    residual: Float64
-    images: Float64
-
-    def plus(self, other: PhaseSums) -> PhaseSums:
-        """Return the sums of both."""
-        return PhaseSums(
-            self.odd + other.odd, self.even + other.even, self.residual + other.residual, self.images + other.images
-        )
-
-
-def phase_sums(
-    volume: NDArray[np.complex64],
-    pictures: Pictures,
-    optics: ImageOptics,
-    known: ImageOptics,
-    fitted: Fitted,
-    group: IntArray,
-    groups: int,
-) -> PhaseSums:
-    """Return what images of one half-set say, pixel by pixel.
-
-    Parameters
-    ----------
-    volume
-        Padded half-volume of its map.
-    pictures, fitted, group
-        Images, their parameters and optics groups.
-    optics
-        The whole model.
-    known
-        The same without the aberrations that were fitted: the phases shown are those beyond it.
-    groups
-        Number of optics groups.
-    """
-    disc, box = pictures.disc, pictures.box
-    step = 1 / (box * pictures.pixel_size)
-    rotations = fitted.rotations.copy()
-    rotations[:, :2] = np.swapaxes(optics.magnification, 1, 2) @ rotations[:, :2]
-    slices = extract(volume, rotations, disc.kx, disc.ky, pictures.padding)
-    scale = (pictures.scale * np.exp(fitted.log_scale))[:, None]
-    ramp = 2 * np.pi / box * (fitted.shifts[:, :1] * disc.kx + fitted.shifts[:, 1:] * disc.ky)
-    centred = pictures.transforms * np.exp(1j * ramp).astype(np.complex64)
-    odd, old_odd = (odd_phase(disc.kx, disc.ky, _at_k(each, True), step) for each in (optics, known))
-    chi, old_chi = (_phases(each, fitted, disc, step) for each in (optics, known))
-    value = slices * scale.astype(np.float32)
-    whole = centred * np.exp(-1j * odd)
-    residual = whole - value * np.sin(chi)
-    xp = array_namespace(residual)
-    weight = pictures.precision
-    seen = centred * np.exp(-1j * old_odd) * value.conj() * weight
-    match, power = (whole * value.conj()).real * weight, np.abs(value) ** 2 * weight
-    sine, cosine = np.sin(old_chi), np.cos(old_chi)
-    parts = (power * sine**2, power * sine * cosine, power * cosine**2, match * sine, match * cosine)
-    shells = np.zeros((groups, box // 2 + 1))
-    out_odd, out_even = np.zeros((groups, len(disc.kx)), np.complex128), np.zeros((groups, 5, len(disc.kx)))
-    left = xp.abs(residual) ** 2
-    for number in np.unique(group):
-        rows = group == number
-        out_odd[number] = (np.sin(chi) * seen)[rows].sum(axis=0)
-        out_even[number] = [part[rows].sum(axis=0) for part in parts]
-        shells[number] = np.bincount(disc.shell, left[rows].sum(axis=0), minlength=box // 2 + 1)
-    return PhaseSums(out_odd, out_even, shells, np.bincount(group, minlength=groups).astype(float))
-
-
-def _at_k(optics: ImageOptics, odd: bool) -> Float64:
-    """Return the polynomials of optics as those of k."""
-    if odd:
-        return np.asarray(magnified(optics.odd, optics.magnification, (1, 3, 5)))
-    return np.asarray(magnified(optics.phase[:, :9], optics.magnification, (0, 2, 4)))
-
-
-def _phases(optics: ImageOptics, fitted: Fitted, disc: HalfDisc, step: float) -> Float64:
-    at_k = _at_k(optics._replace(phase=phases_of(optics, fitted)), False)
-    x, y = disc.kx * step, disc.ky * step
-    powers = [x ** (d - j) * y**j for d in (0, 2, 4) for j in range(d + 1)]
-    return np.asarray(at_k @ np.array(powers))
-
-
-PICTURE_BLUR = 1.2
-"""Width in Fourier pixels of the Gaussian by which sums are smoothed before their phase is taken."""
-
-
-def phase_pictures(
-    sums: PhaseSums, change: Float64, disc: HalfDisc, box: int, pixel_size: float
-) -> NDArray[np.float32]:
-    """Return pictures of the phases beyond what the table says: what images show, and what was fitted.
-
-    Parameters
-    ----------
-    sums
-        Over images.
-    change
-        Parameters of each optics group, (g, 14).
-    disc
-        Of the sums.
-    box, pixel_size
-        Pixels, Å.
-
-    Returns
-    -------
-    Shape (g, 4, m, m), radians, kx to the right and ky upwards, the origin in the middle: odd data and fit, even data
-    and fit. NaN beyond the disc.
-    """
-    last = int(disc.shell.max())
-    span = np.arange(-last, last + 1)
-    step = 1 / (box * pixel_size)
-    x, y = span * step, span[:, None] * step
-    outside = np.hypot(span, span[:, None]) > last + 0.5
-
-    def whole(values: NDArray[np.complexfloating]) -> NDArray[np.complex128]:
-        half = fill_half_disc(values[None].astype(np.complex128), disc, box)[0]
-        right = half[span % box][:, : last + 1]
-        picture = np.concatenate([right[::-1, :0:-1].conj(), right], axis=1)
-        return np.asarray(
-            ndimage.gaussian_filter(picture.real, PICTURE_BLUR)
-            + 1j * ndimage.gaussian_filter(picture.imag, PICTURE_BLUR)
-        )
-
-    out = []
-    for odd, even, values in zip(sums.odd, sums.even, change, strict=True):
-        ss, sc, cc, rs, rc = (whole(part).real for part in even)
-        # sin(chi - phi) = sin chi cos phi - cos chi sin phi: least squares for cos phi and sin phi
-        cosine, sine = cc * rs - sc * rc, sc * rs - ss * rc
-        shown = [
-            np.angle(whole(odd)),
-            _evaluated(cubic_terms(values[3:7]), (1, 3, 5), x, y),
-            np.arctan2(sine, cosine),
-            _evaluated(quartic_terms(values[7:]), (0, 2, 4), x, y),
-        ]
-        out.append([np.where(outside, np.nan, part) for part in shown])
-    return np.array(out, np.float32)
-
-
-def _evaluated(terms: Float64, degrees: tuple[int, ...], x: NDArray[Any], y: NDArray[Any]) -> Float64:
-    powers = [(d - j, j) for d in degrees for j in range(d + 1)]
-    return np.asarray(sum(c * x**i * y**j for c, (i, j) in zip(terms, powers, strict=True)) + 0 * (x + y))

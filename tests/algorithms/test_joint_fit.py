@@ -5,12 +5,14 @@ import pytest
 
 from cloudem.algorithms.aberrations import even_terms
 from cloudem.algorithms.ctf_refinement import (
+    CS_SPREAD,
     covariance,
     cubic_terms,
     group_step,
     judge_aberrations,
     looked_ahead,
     odd_terms_before,
+    prior_precision,
     quartic_terms,
     refined_defocus,
     refined_optics,
@@ -18,6 +20,7 @@ from cloudem.algorithms.ctf_refinement import (
 )
 from cloudem.algorithms.joint_fit import MEAN_SPREAD, Blocks, eliminate, mean_defocus, start_fitted
 from cloudem.kernels.aberrations import zernike_terms
+from cloudem.kernels.ctf import ctf_terms
 from cloudem.model.optics import OpticsGroup
 
 RNG = np.random.default_rng(8)
@@ -110,11 +113,23 @@ def test_what_is_four_standard_errors_away_is_believed_and_what_is_two_is_not() 
     values = np.zeros(14)
     values[3], values[5] = 2.5, 1.0
     found = judge_aberrations(values, precision, np.arange(14) != 2, 4.0)
-    assert found.believed[[3, 4]].all()
-    assert found.believed.sum() == 2
+    np.testing.assert_array_equal(np.flatnonzero(found.significant), [3, 4])
+    np.testing.assert_array_equal(np.flatnonzero(found.believed), [3, 4, 9])  # k⁴ always, with the defocus
     assert np.isnan(found.values[2])
     assert found.deviations[9] == pytest.approx(0)
     assert 1.2 < found.deviations[5] < 2  # two parameters share it: less improbable than two deviations of one
+
+
+def test_a_spherical_aberration_that_is_wrong_by_its_spread_is_one_standard_deviation() -> None:
+    one = {"voltage": 200.0, "amplitude_contrast": 0.1, "defocus_angle": np.zeros(1)}
+    defocus = np.array([1e4])
+    right, wrong = (
+        ctf_terms(**one, spherical_aberration=cs, defocus_u=defocus, defocus_v=defocus)[0]
+        for cs in (2.7e7, 2.7e7 + CS_SPREAD)
+    )
+    prior = prior_precision(OpticsGroup("g", 200.0, 2.7e7, 0.1))
+    np.testing.assert_allclose(np.abs(wrong - right)[4], prior[9] ** -0.5)
+    assert np.count_nonzero(prior) == 1
 
 
 @pytest.mark.parametrize("aberration", [2.7e7, 1e5, 0.0])

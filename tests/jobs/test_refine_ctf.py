@@ -76,7 +76,9 @@ def test_aberrations_are_found_and_written_to_the_optics_group(aberrated, tmp_pa
     np.testing.assert_allclose(optics.magnification, true.magnification, atol=0.003)
     deviation = (result["aberration_values"][0] - PUT_IN) / np.sqrt(np.diag(result["aberration_covariance"][0]))
     assert np.nanmax(np.abs(deviation)) < 6
-    assert set(result["aberration_verdict"]) == {"applied", "not significant"}
+    with_defocus = "not significant, applied with the defocus"
+    assert set(result["aberration_verdict"]) == {"applied", "not significant", with_defocus}
+    assert result["aberration_name"][result["aberration_verdict"] == with_defocus] == ["spherical aberration, k⁴"]
     assert result["phases"].shape[:2] == (1, 4)
     assert (tmp_path / "ctf" / "report.html").read_text().count("Phases of the microscope") == 1
     away = [t["defocus_u"] - truth["defocus_u"] for t in (open_particles(particles).particles, table)]

@@ -118,7 +118,10 @@ class RefineCtf(IterativeJob):
         False, meaning="fit the magnification itself, too; only against a map whose pixel size is right"
     )
     significance: float = parameter(
-        4.0, meaning="standard deviations from which on an aberration is applied; 0: all are", ge=0
+        4.0,
+        meaning="standard deviations from which on an aberration is applied; 0: all are; spherical aberration always "
+        "is, since the defocus would make up for it",
+        ge=0,
     )
     least_particles: int = parameter(
         100, meaning="optics groups with fewer particles keep the aberrations that they have", ge=1

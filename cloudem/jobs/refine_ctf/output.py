@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudem.algorithms.ctf_refinement import DEGREES, FAMILIES, NAMES, Judged
+from cloudem.algorithms.ctf_refinement import DEGREES, FAMILIES, LEAST_CS, NAMES, Judged
 from cloudem.kernels.aberrations import beam_tilt_terms
 from cloudem.model.optics import OpticsGroup
 
@@ -17,15 +17,21 @@ Float64 = NDArray[np.float64]
 PER_CENT = np.array([2.0, 2.0, 1.0]) * 100
 """Factors on the parameters of M: M00 - M11 and M01 + M10 are twice theirs."""
 
+SAID = {
+    (True, True): "applied",
+    (False, True): "not significant, applied with the defocus",
+    (False, False): "not significant",
+}
+"""Verdicts, by whether a parameter is significant, and whether it is applied."""
+
 
 def units_of(group: OpticsGroup) -> tuple[Float64, list[str]]:
     """Return the factor and the unit with which people read each of the 14 parameters."""
     factor = np.ones(len(NAMES))
     unit = ["%"] * 3 + ["rad\u00a0Å³"] * 4 + ["rad\u00a0Å²"] * 2 + ["rad\u00a0Å⁴"] * 5
     factor[:3] = PER_CENT
-    per_mrad = beam_tilt_terms((1.0, 0.0), group.spherical_aberration, group.voltage)[2]
-    if per_mrad:
-        factor[3:5] = 1 / per_mrad
+    if group.spherical_aberration >= LEAST_CS:  # else it is not written as a beam tilt
+        factor[3:5] = 1 / beam_tilt_terms((1.0, 0.0), group.spherical_aberration, group.voltage)[2]
         unit[3:5] = ["mrad"] * 2
     return factor, unit
 
@@ -50,7 +56,7 @@ def aberration_arrays(
         for place in np.flatnonzero(verdict.fitted):
             value = applied[place] if verdict.believed[place] else verdict.values[place]
             phase = np.rad2deg(value * limit ** DEGREES[place]) if DEGREES[place] else np.nan
-            said = "applied" if verdict.believed[place] else "not significant"
+            said = SAID[bool(verdict.significant[place]), bool(verdict.believed[place])]
             error = verdict.errors[place] * abs(factor[place])
             rows.append(
                 (
@@ -77,12 +83,12 @@ def sentences(optics: Sequence[OpticsGroup], judged: Sequence[Judged]) -> list[s
     """Return what was found of each optics group, a sentence each."""
     out = []
     for group, verdict in zip(optics, judged, strict=True):
-        kinds = {True: [], False: []}  # type: dict[bool, list[str]]
+        kinds: dict[str, list[str]] = {said: [] for said in SAID.values()}
         for name, places in FAMILIES:
             here = [place for place in places if verdict.fitted[place]]
             if here:
-                kinds[bool(verdict.believed[here[0]])].append(f"{name} ({verdict.deviations[here[0]]:.1f})")
-        words = ((True, "applied"), (False, "not significant, left as it was"))
-        if said := [f"{word}: {', '.join(kinds[believed])}" for believed, word in words if kinds[believed]]:
-            out.append(f"optics group {group.name}, standard deviations from no change: {'; '.join(said)}")
+                said = SAID[bool(verdict.significant[here[0]]), bool(verdict.believed[here[0]])]
+                kinds[said].append(f"{name} ({verdict.deviations[here[0]]:.1f})")
+        if said_of := [f"{word}: {', '.join(names)}" for word, names in kinds.items() if names]:
+            out.append(f"optics group {group.name}, standard deviations from no change: {'; '.join(said_of)}")
     return out

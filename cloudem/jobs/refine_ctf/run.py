@@ -18,18 +18,17 @@ from cloudem.algorithms.align import by_direction
 from cloudem.algorithms.bricks import unpack_reference
 from cloudem.algorithms.ctf_refinement import (
     FIRST,
-    PhaseSums,
     covariance,
     group_step,
     judge_aberrations,
     looked_ahead,
-    phase_pictures,
+    prior_precision,
     shortened_step,
     without,
 )
 from cloudem.algorithms.joint_fit import Fitted, mean_defocus
 from cloudem.algorithms.noise import noise_variance
-from cloudem.algorithms.refinement import reference_snr
+from cloudem.algorithms.phase_sums import PhaseSums, model_gain, phase_pictures
 from cloudem.algorithms.resolution import masked_fsc
 from cloudem.algorithms.significance import independent_voxels, significant_shell
 from cloudem.execution.executor import itself
@@ -80,7 +79,7 @@ NOISE_STRIDE, MANY = 4, 1000
 """Every how many-th image the noise is measured on, where that leaves so many."""
 
 LEAST_FSC = 0.1
-"""Least weight of a shell where moves are looked ahead."""
+"""Least weight of a shell that is fitted."""
 
 MOST_MAGNIFICATION = 0.06
 """By how much M may come to differ from what the table says: the maps are made ready for slices that reach further by
@@ -173,18 +172,31 @@ def moved_most(fit: Fit, moved: Float64) -> float:
 def look_ahead(run: CtfRun, fit: Fit, maps: FitMaps, last: Float64) -> Float64:
     """Return how far aberrations have to move from where they were when the maps were made, (g, 14).
 
-    Keeps what is known of them, once the map is as unknown as they are.
+    Keeps what is known of each defocus, and how they spread, once the map is as unknown as they are.
     """
-    fsc = np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
-    assert fit.sigma2 is not None  # noqa: S101 - images have been compared
-    sums, _, _ = one_pass(run, replace(fit, sigma2=fit.sigma2 / fsc), maps, steps=0)
-    columns = run.job.freedom.group - FIRST
-    out, fit.felt = np.zeros_like(fit.change), np.zeros_like(fit.precision)
+    felt, fit.variance = weighed(run, fit, maps, 1)
+    out = np.zeros_like(fit.change)
     for g in range(len(out)):
-        fit.felt[g][np.ix_(columns, columns)] = sums.matrix[g]
-        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], fit.felt[g], fit.free[g])
+        ahead = looked_ahead(fit.change[g] - last[g], fit.precision[g], felt[g], fit.free[g])
         out[g] = shortened_step(ahead, maps.limit / (run.box * run.pixel_size))
+    away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
+    spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
+    fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
     return out
+
+
+def weighed(run: CtfRun, fit: Fit, maps: FitMaps, times: int) -> tuple[Float64, Float64]:
+    """Return matrices of aberrations (g, 14, 14) and variances of the defocus, shells weighted by their FSC again.
+
+    Once is by how much a fit follows what is not in the map yet. Twice is what is known of aberrations: the noise of
+    all images is in the map, and aberrations fit it to that of each.
+    """
+    assert fit.sigma2 is not None  # noqa: S101 - images have been compared
+    sums, _, variance = one_pass(run, replace(fit, sigma2=fit.sigma2 / weights_of_shells(maps) ** times), maps, steps=0)
+    columns = run.job.freedom.group - FIRST
+    out = np.zeros_like(fit.precision)
+    out[:, columns[:, None], columns] = sums.matrix
+    return out, variance
 
 
 def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
@@ -209,13 +221,11 @@ def rebuilt(run: CtfRun, fit: Fit, mask: Volume | None) -> FitMaps:
             limit = min(limit, int(box * run.pixel_size / job.max_resolution_A))
         maps = FitMaps(halves, whole, mask, curves, limit)
         if limit >= LEAST_SHELL:
-            snr = reference_snr(curves.corrected, limit)
             reach = shells_reached(limit, [run.table.optics[number] for number in np.unique(run.group)])
             unpack = partial(unpack_reference, k_max=reach, padding=padded_box(box) / box)
             maps.volumes = [
                 executor.spread(
-                    reference_to_fit, sums[i], mask.data, snr, reach, k_max, slices[i], local=unpack,
-                    purpose="reference",
+                    reference_to_fit, sums[i], mask.data, reach, limit, slices[i], local=unpack, purpose="reference"
                 )
                 for i in (0, 1)
             ]  # fmt: skip
@@ -244,8 +254,8 @@ def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
 
 
 def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums:
-    """Compare all images, or some, with the maps; set their noise, and return what they say pixel by pixel."""
-    view = pass_view(run, fit, maps)
+    """Compare all images, or some, with the maps; set noise and gain, and return what they say pixel by pixel."""
+    view = pass_view(run, replace(fit, gain=None), maps)
     _, items = run.items(fit)
     with run.context.progress.stage("compare", len(run.kept)) as stage:
         sums, _ = run.executor.accumulate(
@@ -254,12 +264,21 @@ def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums
         )  # fmt: skip
         found = [run.executor.fetch(sums[h]) for h in (1, 2)]
     fit.sigma2 = np.array([noise_variance(part.residual, part.images, run.box) for part in found])
+    fit.gain = np.array([model_gain(part.match) for part in found])
+    run.context.log.debug("gain %s", np.array2string(fit.gain[:, : maps.limit + 1], precision=3))
     return found[0].plus(found[1])
+
+
+def weights_of_shells(maps: FitMaps) -> Float64:
+    """Return the weight of each shell, its FSC; see `cloudem.algorithms.ctf_refinement.looked_ahead`."""
+    return np.clip(np.nan_to_num(maps.curves.corrected), LEAST_FSC, 1.0)
 
 
 def pass_view(run: CtfRun, fit: Fit, maps: FitMaps) -> FitView:
     """Return what stays the same in a pass."""
-    return FitView(maps.limit, fit.sigma2, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
+    sigma2 = None if fit.sigma2 is None else fit.sigma2 / weights_of_shells(maps)
+    gain = np.ones((2, run.box // 2 + 1)) if fit.gain is None else fit.gain
+    return FitView(maps.limit, sigma2, gain, fit.change.copy(), fit.spread, run.job.freedom, STEPS)
 
 
 def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[GroupRows, Fitted, Float64]:
@@ -271,13 +290,25 @@ def one_pass(run: CtfRun, fit: Fit, maps: FitMaps, steps: int = STEPS) -> tuple[
             fold, items, shared=lambda item: [run.data, *maps.volumes],
             on_done=lambda number: stage.advance(len(items[number].indices)),
         )  # fmt: skip
-        found = run.executor.fetch(sums[0])
+        found = with_prior(run, fit, run.executor.fetch(sums[0]))
     back = np.argsort(np.concatenate(rows))
     parts = [note.fitted for note in notes]
     fitted = Fitted(
         *(np.concatenate([getattr(part, name) for part in parts])[back] for name in Fitted.__dataclass_fields__)
     )
     return found, fitted, np.concatenate([note.variance for note in notes])[back]
+
+
+def with_prior(run: CtfRun, fit: Fit, sums: GroupRows) -> GroupRows:
+    """Return the sums of a pass with what is known of aberrations without images."""
+    columns = run.job.freedom.group - FIRST
+    prior = np.array([prior_precision(group)[columns] for group in run.table.optics])
+    change = fit.change[:, columns]
+    return sums._replace(
+        matrix=sums.matrix + prior[:, :, None] * np.eye(len(columns)),
+        gradient=sums.gradient - prior * change,
+        cost=sums.cost + np.sum(prior * change**2, axis=1) / 2,
+    )
 
 
 def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -> tuple[int, float]:
@@ -295,13 +326,12 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
     trust, promises = np.ones(groups), np.full(groups, np.inf)
     number = 0
     for number in range(1, MOST_PASSES + 1):
-        sums, parameters, variance = one_pass(run, fit, maps)
+        sums, parameters, _ = one_pass(run, fit, maps)
         if number == 1:
             first = sums.cost
         worse = sums.cost > best + JITTER * np.sqrt(sums.weight)
         accepted = ~worse[run.group]
         fit.fitted = fit.fitted.put(accepted, parameters)
-        fit.variance = np.where(accepted, variance, fit.variance)
         promised = 0.0
         for g in range(groups):
             if worse[g]:
@@ -331,9 +361,6 @@ def fit_aberrations(run: CtfRun, fit: Fit, maps: FitMaps, gained: float = 0.0) -
     else:
         fit.change = good
     run.context.log.debug("aberrations %s", np.array2string(good, precision=4))
-    away = fit.fitted.defocus - mean_defocus(fit.fitted.defocus, run.micrograph, fit.spread)[run.micrograph]
-    spread = np.sqrt(np.average(away**2 + fit.variance, weights=np.maximum(run.weight, 1e-9)))
-    fit.spread = float(np.clip(spread, LEAST_SPREAD, MOST_SPREAD))
     return number, gained + float(np.sum(first - best))
 
 
@@ -343,17 +370,17 @@ def believe(run: CtfRun, fit: Fit, maps: FitMaps, gain: float) -> int:
     Returns the number of passes. Only now, at the end: maps that were made without an aberration hold part of it, so
     that a single iteration finds too little of what is faint.
     """
-    assert fit.felt is not None  # noqa: S101 - an iteration looks ahead before it judges
+    known, _ = weighed(run, fit, maps, 2)
     fit.judged = [
-        judge_aberrations(change, felt, free, run.job.significance)
-        for change, felt, free in zip(fit.change, fit.felt, fit.free, strict=True)
+        judge_aberrations(change, matrix, free, run.job.significance)
+        for change, matrix, free in zip(fit.change, known, fit.free, strict=True)
     ]
     believed = np.array([judged.believed for judged in fit.judged])
     dropped = fit.free & ~believed
     if not dropped.any():
         return 0
     fit.free = believed
-    fit.change = np.array([without(*each) for each in zip(fit.change, fit.felt, dropped, believed, strict=True)])
+    fit.change = np.array([without(*each) for each in zip(fit.change, known, dropped, believed, strict=True)])
     return fit_aberrations(run, fit, maps, gain)[0]
 
 

@@ -52,13 +52,10 @@ class Fit:
         Aberrations beyond those of the table (g, 14), and which are fitted.
     precision
         Matrices of the profile likelihood, (g, 14, 14).
-    felt
-        The same with the shells weighted by their FSC, from the last look ahead: what is known of aberrations where the
-        map is unknown, too.
     spread
         Of the defocus about its micrograph's mean, Å.
-    sigma2
-        Noise by half-set, optics group and shell.
+    sigma2, gain
+        Noise by half-set, optics group and shell, and the factor on the map by half-set and shell.
     judged
         What is believed of the aberrations of each optics group, once they were fitted.
     """
@@ -70,7 +67,7 @@ class Fit:
     precision: Float64
     spread: float = FIRST_SPREAD
     sigma2: Float64 | None = None
-    felt: Float64 | None = None
+    gain: Float64 | None = None
     judged: list[Judged] = field(default_factory=list)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudem.algorithms.bricks import pack_reference
-from cloudem.algorithms.ctf_refinement import PhaseSums, microscope_of, phase_sums
+from cloudem.algorithms.ctf_refinement import microscope_of
 from cloudem.algorithms.joint_fit import Fitted, Freedom, Pictures, join_fitted, solve_images
+from cloudem.algorithms.phase_sums import PhaseSums, phase_sums
 from cloudem.algorithms.reconstruct import Sums, levelled_shells, reference_volume, solve
 from cloudem.execution.executor import Added, Fold
 from cloudem.jobs.dataset import BATCH, Dataset, groups_of, image_batches
@@ -66,6 +67,8 @@ class FitView(NamedTuple):
         Last shell that is compared.
     sigma2
         Noise by half-set, optics group and shell, (2, g, n // 2 + 1); None where it is not known yet.
+    gain
+        Factor on the map, by half-set and shell, (2, n // 2 + 1).
     change
         Aberrations beyond those of the table, (g, 14).
     spread
@@ -78,6 +81,7 @@ class FitView(NamedTuple):
 
     k_max: int
     sigma2: Float64 | None
+    gain: Float64
     change: Float64
     spread: float
     freedom: Freedom
@@ -134,11 +138,14 @@ def fit_items(
     return out
 
 
-def reference_to_fit(
-    sums: Sums, mask: NDArray[np.float32], snr: Float64, k_max: int, k_insert: int, slices: int
-) -> Volume:
-    """Return a half-set's filtered and masked map as slices up to ``k_max`` read it, packed to travel."""
-    density = solve(sums, len(mask), snr, k_insert, levelled_shells(slices))
+def reference_to_fit(sums: Sums, mask: NDArray[np.float32], k_max: int, limit: int, slices: int) -> Volume:
+    """Return a half-set's masked map up to shell ``limit`` as slices up to ``k_max`` read it, packed to travel.
+
+    It is not filtered; shells count by their FSC instead. What an image has put into the map by its noise is larger
+    the larger its CTF is, and draws the CTF there; of a map of least squares, ``|m|²`` draws it back by as much. A
+    filter would leave the former where it takes of the latter, and k⁴ and defocus would be wrong.
+    """
+    density = solve(sums, len(mask), None, limit, levelled_shells(slices))
     density *= mask
     padding = padded_box(len(mask)) / len(mask)
     return pack_reference(reference_volume(density, k_max), k_max, padding)
@@ -162,18 +169,16 @@ def whole_micrographs(
             waiting, first = [together[stop - first :]], stop
 
 
-def pictures_of(
-    part: FitItem, transforms: Volume, dataset: Dataset, disc: HalfDisc, sigma2: Float64 | None
-) -> Pictures:
-    """Return images with their noise."""
+def pictures_of(part: FitItem, transforms: Volume, dataset: Dataset, disc: HalfDisc, view: FitView) -> Pictures:
+    """Return images with their noise, divided by the factor on the map."""
     table, box = dataset.particles, dataset.store.box
     group = dataset.optics_group[part.indices]
-    if sigma2 is None:
-        precision = np.ones(transforms.shape, np.float32)
-    else:
-        precision = (1 / sigma2).astype(np.float32)[part.half - 1, group][:, disc.shell]
+    gain = view.gain.astype(np.float32)[part.half - 1][:, disc.shell]
+    precision = gain**2
+    if view.sigma2 is not None:
+        precision /= view.sigma2.astype(np.float32)[part.half - 1, group][:, disc.shell]
     scale = table.get("intensity_scale", 1.0)[part.indices] * dataset.ctf_scale[part.indices]
-    return Pictures(transforms, precision, scale, disc, box, dataset.store.pixel_size, padded_box(box) / box)
+    return Pictures(transforms / gain, precision, scale, disc, box, dataset.store.pixel_size, padded_box(box) / box)
 
 
 def fit_group(
@@ -189,7 +194,7 @@ def fit_group(
     for part, transforms in whole_micrographs(item, dataset, disc):
         found = solve_images(
             [first, second], part.half, part.micrograph,
-            pictures_of(part, transforms, dataset, disc, view.sigma2),
+            pictures_of(part, transforms, dataset, disc, view),
             microscope_of(dataset.particles, part.indices, view.change),
             part.fitted, part.weight, view.spread, view.freedom, view.steps,
         )  # fmt: skip
@@ -224,7 +229,7 @@ def match_group(
             own = part.take(rows)
             found = phase_sums(
                 volume,
-                pictures_of(own, transforms[rows], dataset, disc, view.sigma2),
+                pictures_of(own, transforms[rows], dataset, disc, view),
                 microscope_of(table, own.indices, view.change),
                 microscope_of(table, own.indices, known),
                 own.fitted,
