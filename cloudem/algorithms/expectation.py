@@ -71,8 +71,8 @@ class IterationPlan:
     first
         The reference's scale is not to be trusted: the search fits a factor to each image and pose.
     fan
-        Without a search, each image's poses are tried as they are and turned by this about each axis, both ways, radians;
-        0 for none.
+        Without a search, poses are tried as they are, and turned by this about each axis, both ways, radians; 0 for
+        none.
     """
 
     box: int
