@@ -27,27 +27,32 @@ MOLECULES = {"dimer": (80, 205.0, 130.0), "hinge": (64, 135.0, 100.0)}
 """Box, diameter of the molecule, and of the part that is refined, by its name in `bars.molecules`."""
 
 PIXEL_A, COUNT, SNR, FALL_OFF = 3.0, 2000, 0.08, 250.0
-DOSES = {1: (SNR, FALL_OFF), 2: (2 * SNR, 350.0)}
-"""SNR, and B-factor in Å²: twice the dose, and steeper, so that known poses do not reach Nyquist."""
-GROUPS = ("D2", "O", "D7")
+TURNED = {"half": (SNR, FALL_OFF, 0.5), "half, 2 x dose": (2 * SNR, 350.0, 0.5), "two thirds": (SNR, FALL_OFF, 2 / 3)}
+"""SNR, B-factor in Å², and share of the molecule that turns. More dose is steeper, lest known poses reach Nyquist."""
+GROUPS = ("D2", "O", "D7", "C3", "C7", "I1")
 
 
 def expansion(bench: Bench) -> None:
     """Symmetry expansion: 1,500 × 64 px reconstructed in C1 from all mates, and in the group."""
     for seed in bench.seeds:
         for group in GROUPS[:1] if bench.quick else GROUPS:
-            folder, _ = simulated_in(bench, group, seed)
+            folder, truth = simulated_in(bench, group, seed)
             known = bench.fresh("with-poses")
             # `simulated_in` leaves the poses out of the table; the truth beside it has them
             with_truth(folder / "particles.zarr", known)
             mates, one, other = (bench.fresh(name) for name in ("mates", "in-the-group", "in-C1"))
             bench.cloudem("expand_symmetry", known, "--symmetry", group, "--out", mates)
-            bench.cloudem("reconstruct", "--particles", known, "--symmetry", group, "--out", one)
+            cost = bench.cloudem("reconstruct", "--particles", known, "--symmetry", group, "--out", one)
             drawn = ("--new-halves",) if seed % 2 else ()
-            bench.cloudem("reconstruct", "--particles", mates, *drawn, "--out", other)
+            inserted = bench.cloudem("reconstruct", "--particles", mates, *drawn, "--out", other)
             a, b = (refined(out)[0]["map_unfiltered"] for out in (one, other))
             row = {"seed": seed, "group": group, "difference, rms of the map": f"{rms(a - b) / rms(a):.1e}"}
             row |= {"lowest FSC": f"1 - {1 - fourier_shell_correlation(a, b)[1:31].min():.1e}"}
+            mask = soft_sphere(len(a), 0.4 * len(a), 4)
+            of_group, of_mates = (fourier_shell_correlation(each * mask, truth.data * mask)[1:31] for each in (a, b))
+            row |= {"FSC with the truth: mean gain": f"{np.mean(of_mates - of_group):.5f}"}
+            row |= {"greatest difference": f"{np.abs(of_mates - of_group).max():.5f}"}
+            row |= {"CPU-s": f"{cost.cpu:.1f}, {inserted.cpu:.1f}"}
             bench.add(row, {"mates in both half-sets": mates_apart(refined(other)[2])})
 
 
@@ -106,22 +111,30 @@ def hinge(bench: Bench) -> None:
     bench.warm()
     for seed in bench.seeds:
         for molecule in tuple(MOLECULES)[1:] if bench.quick else MOLECULES:
-            for degrees, dose in ((5.0, 1), (0.0, 1), (5.0, 2)):
-                refine_part(bench, molecule, seed, degrees, dose)
+            refine_part(bench, molecule, seed, 0.0, "half")
+            for what in TURNED:
+                refine_part(bench, molecule, seed, 5.0, what)
 
 
-def turned_set(bench: Bench, molecule: str, seed: int, degrees: float, dose: int) -> HingeSet:
-    """Return the set of a molecule whose half turns."""
-    box, _, _ = MOLECULES[molecule]
-    snr, fall_off = DOSES[dose]
-    recipe = HingeRecipe(molecule, box, PIXEL_A, bench.few(COUNT, 400), snr, degrees, 0.5, fall_off)
-    return hinge_set(bench, recipe, seed, f"hinge-{molecule}-{degrees:g}-{dose}")
+def turned_set(bench: Bench, molecule: str, seed: int, degrees: float, what: str) -> HingeSet:
+    """Return a set of `TURNED`."""
+    snr, fall_off, share = TURNED[what]
+    recipe = HingeRecipe(
+        molecule, MOLECULES[molecule][0], PIXEL_A, bench.few(COUNT, 400), snr, degrees, share, fall_off
+    )
+    return hinge_set(bench, recipe, seed, f"hinge-{molecule}-{degrees:g}-{list(TURNED).index(what)}")
 
 
-def refine_part(bench: Bench, molecule: str, seed: int, degrees: float, dose: int) -> None:
+def diameter_of_part(molecule: str, what: str) -> float:
+    """Return the diameter of part B, Å: that of `MOLECULES`, and more where it is more than a half."""
+    _, whole, half = MOLECULES[molecule]
+    return float(half + (TURNED[what][2] - 0.5) * 0.7 * whole)
+
+
+def refine_part(bench: Bench, molecule: str, seed: int, degrees: float, what: str) -> None:
     """Refine a molecule as a whole and then part B of it, and add a row of what is true of B."""
-    box, diameter, of_part = MOLECULES[molecule]
-    made = turned_set(bench, molecule, seed, degrees, dose)
+    box, diameter, _ = MOLECULES[molecule]
+    of_part, made = diameter_of_part(molecule, what), turned_set(bench, molecule, seed, degrees, what)
     folder, mask = made.folder, made.folder / "mask_b.mrc"
     outs = {name: bench.fresh(f"{folder.name}-{name}") for name in ("known", "part", "before")}
     bench.cloudem("reconstruct", "--particles", folder / "known.zarr", "--mask", mask, "--out", outs["known"])
@@ -129,7 +142,7 @@ def refine_part(bench: Bench, molecule: str, seed: int, degrees: float, dose: in
     bench.cloudem("reconstruct", "--particles", outs["less"], "--mask", mask, "--out", outs["before"])
     cost = bench.cloudem("refine3d", "--particles", outs["less"], "--reference", outs["whole"], "--local", "--mask",
                          mask, "--diameter-A", of_part, "--out", outs["part"])  # fmt: skip
-    row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": degrees, "dose": dose}
+    row: dict[str, Any] = {"seed": seed, "molecule": molecule, "turned by °": degrees, "part": what}
     for name, words in (("known", "known poses"), ("before", "whole"), ("part", "part")):
         arrays, attributes, particles = refined(outs[name])
         curve = fourier_shell_correlation(arrays["map_unfiltered"] * made.mask_b, made.b * made.mask_b)
@@ -138,7 +151,7 @@ def refine_part(bench: Bench, molecule: str, seed: int, degrees: float, dose: in
         row[f"{words}: stated"] = round(length / attributes["resolution_A"], 1)
         row[f"{words}: pose error °"] = round(turned_by(particles, made.poses_b), 2)
     bench.add(row, {"CPU-s": round(cost.cpu, 1)})
-    if degrees and dose == 1:
+    if degrees and what == "half":
         noise_in_mask(bench, made, outs["whole"], seed, molecule)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bars.focus import DOSES, MOLECULES, PIXEL_A, consensus, turned_set
+from bars.focus import MOLECULES, PIXEL_A, TURNED, consensus, diameter_of_part, turned_set
 from bars.hinges import HingeSet
 from bars.measure import Bench
 from cloudem.algorithms.align import Anchors, Poses, Prior, Weighted, evaluate, refine_poses, start_poses
@@ -105,14 +105,14 @@ def hinge_bound(bench: Bench) -> None:
     bench.warm()
     for seed in bench.seeds:
         for molecule in tuple(MOLECULES)[1:] if bench.quick else MOLECULES:
-            for dose in (1,) if bench.quick else (1, 2):
-                bounds(bench, molecule, seed, dose)
+            for what in tuple(TURNED)[:1] if bench.quick else TURNED:
+                bounds(bench, molecule, seed, what)
 
 
-def bounds(bench: Bench, molecule: str, seed: int, dose: int) -> None:
-    made = turned_set(bench, molecule, seed, 5.0, dose)
+def bounds(bench: Bench, molecule: str, seed: int, what: str) -> None:
+    made = turned_set(bench, molecule, seed, 5.0, what)
     _, less = consensus(bench, made, MOLECULES[molecule][1])
-    part = part_of(made, less, MOLECULES[molecule][2])
+    part = part_of(made, less, diameter_of_part(molecule, what))
     n, rows, rng = part.box, np.arange(len(part.dataset.particles)), np.random.default_rng(seed)
     noisy, clean, clean_b = (open_particles(made.folder / f"{name}.zarr").read_images(rows)
                              for name in ("particles", "clean", "clean_b"))  # fmt: skip
@@ -120,7 +120,7 @@ def bounds(bench: Bench, molecule: str, seed: int, dose: int) -> None:
     exact = part.focus.cut(noisy - (clean - clean_b), corners)
     k_max = n // 2 - 1
     # the table does not know of the signal's fall-off, which refined maps have
-    fall_off = np.exp(-DOSES[dose][1] / 4 * (np.arange(n // 2 + 1) / (n * PIXEL_A)) ** 2)
+    fall_off = np.exp(-TURNED[what][1] / 4 * (np.arange(n // 2 + 1) / (n * PIXEL_A)) ** 2)
     seen = multiply_shells(made.b * np.float32(made.scale), fall_off) * made.mask_b
     volume = reference_volume(part.focus.map_about_pivot(seen), k_max)
     padding, prior = padded_box(n) / n, part.prior
@@ -134,7 +134,7 @@ def bounds(bench: Bench, molecule: str, seed: int, dose: int) -> None:
         data = scored(part, images, k_max)
         found = refine_poses(volume, padding, n, data, part.start, prior, steps=20, longest_turn=longest)
         results[words] = (images, [exchanged(part.truth, found, rng.permutation(len(rows))) for _ in range(EXCHANGES)])
-    row: dict[str, object] = {"seed": seed, "molecule": molecule, "dose": dose}
+    row: dict[str, object] = {"seed": seed, "molecule": molecule, "part": what}
     for words, (images, poses) in results.items():
         error = np.degrees(np.median(angle_between(poses[0].rotations, part.truth.rotations)))
         row |= {words: round(true_shell(part, images, poses), 1), f"{words} °": round(float(error), 2)}

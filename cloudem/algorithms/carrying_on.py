@@ -124,7 +124,8 @@ def carried_on(
     references: list[Any] = [volume * halves.sphere] * 2
     limit, best = settings.first_limit, 0.0
     for number in range(1, MOST_PASSES + 1):
-        state = State(iteration=number, limit=limit, search=number in SEARCHES)
+        done = sum(each < number for each in SEARCHES)
+        state = State(iteration=number, limit=limit, searches=done, search=number in SEARCHES)
         plan = iteration_plan(state, settings)
         sums = halves.passed(references, plan)
         fsc = fourier_shell_correlation(*halves.maps(sums, None, plan.k_insert))

@@ -32,6 +32,7 @@ from cloudem.kernels.ctf import ctf_values
 from cloudem.kernels.fourier import HalfDisc, half_disc, sample_half_disc
 from cloudem.kernels.shells import shell_sums
 from cloudem.kernels.slices import extract, padded_box
+from cloudem.model.poses import rotate
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -69,6 +70,9 @@ class IterationPlan:
         Most poses of each image that are inserted.
     first
         The reference's scale is not to be trusted: the search fits a factor to each image and pose.
+    fan
+        Without a search, poses are tried as they are, and turned by this about each axis, both ways, radians; 0 for
+        none.
     """
 
     box: int
@@ -83,6 +87,7 @@ class IterationPlan:
     candidates: int
     poses: int
     first: bool
+    fan: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -277,9 +282,17 @@ def align(
     current = explore(batch, spectrum, inverse, data, plan, model) if plan.k_search else batch.poses
     if current is None:
         raise ValueError("an iteration without a search needs poses")
+    if plan.fan:
+        current = fanned_out(current, plan.fan)
     current = without_own(batch, data, climb(data, current, plan, model, plan.k_score, steps=10), plan, model)
     apart = 0.25 * plan.box / (plan.k_score * 2 * np.pi * plan.radius)
     return compete(current, apart=apart, keep=plan.poses, least=LEAST_WEIGHT, group=model.group)
+
+
+def fanned_out(current: Poses, angle: float) -> Poses:
+    """Return poses and, after them, what they are turned by an angle about each axis, both ways."""
+    turns = angle * np.concatenate([np.eye(3), -np.eye(3)])
+    return join_poses(current, *(replace(current, rotations=rotate(current.rotations, turn)) for turn in turns))
 
 
 def explore(

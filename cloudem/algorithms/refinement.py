@@ -189,6 +189,8 @@ def iteration_plan(state: State, settings: Settings) -> IterationPlan:
         # half a step moves the rim by half the finest wavelength that such a grid can use
         k_search = max(4, min(state.limit, int(settings.box / (settings.radius * settings.search_step))))
     shift_step = 0.3 * settings.box / max(k_search, 1)
+    # the first with more detail than the start has, of a refinement that never searches
+    fans_out = state.iteration == 2 and not state.search and not state.searches
     return IterationPlan(
         box=settings.box,
         pixel_size=settings.pixel_size,
@@ -202,6 +204,7 @@ def iteration_plan(state: State, settings: Settings) -> IterationPlan:
         candidates=settings.candidates,
         poses=settings.poses,
         first=state.iteration == 1,
+        fan=step if fans_out else 0.0,
     )
 
 

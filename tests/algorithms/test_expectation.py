@@ -13,7 +13,7 @@ from cloudem.algorithms.search import search_grid
 from cloudem.kernels.ctf import ctf_terms, ctf_values
 from cloudem.kernels.fourier import fill_half_disc, fourier_images, half_disc, real_images
 from cloudem.kernels.slices import padded_box
-from cloudem.model.poses import angle_between, random_rotations
+from cloudem.model.poses import angle_between, random_rotations, rotate
 from cloudem.model.symmetry import operators
 from tests.phantom import blobs
 
@@ -94,6 +94,21 @@ def test_known_poses_are_kept_and_improved_without_a_search(model: Model) -> Non
     assert len(best.images) == 30
     with pytest.raises(ValueError, match="needs poses"):
         expect(batch, plan, model, empty_sums(BOX, K_SCORE))
+
+
+def test_poses_that_are_fanned_out_leave_a_wrong_maximum_and_compete(model: Model) -> None:
+    """Known poses that are 26° wrong: climbing alone leaves most of them on other maxima."""
+    batch, rotations, shifts = simulate(40, 3, noise=0.5)
+    given = replace(batch, poses=start_poses(np.arange(40), rotate(rotations, np.array([0.45, 0, 0])), shifts))
+    right = []
+    for fan in (0.0, 0.45):
+        plan = replace(PLAN, k_search=0, step=0.0, fan=fan)
+        found = expect(given, plan, replace(model, grid=None), empty_sums(BOX, K_SCORE))
+        np.testing.assert_array_equal(np.unique(found.poses.images), np.arange(40))
+        np.testing.assert_allclose(np.bincount(found.poses.images, found.weights), 1)
+        assert (len(found.poses.images) > 40) == bool(fan)
+        right.append(np.mean(angle_between(most_probable(found.poses).rotations, rotations) < np.radians(8)))
+    assert right[1] > right[0] + 0.2
 
 
 def test_splitting_a_batch_changes_nothing_but_rounding(model: Model) -> None:

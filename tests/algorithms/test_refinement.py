@@ -84,6 +84,15 @@ def play(fixed: Settings, seen: list[IterationOutcome]) -> list[State]:
 
 
 @given(histories())
+def test_what_never_searches_fans_out_once(history: tuple[Settings, list[IterationOutcome]]) -> None:
+    fixed, _ = history
+    for number in (1, 2, 3):
+        plan = iteration_plan(State(iteration=number, limit=fixed.first_limit, search=False), fixed)
+        assert plan.fan == (plan.step if number == 2 else 0)
+        assert not iteration_plan(State(number, fixed.first_limit, searches=1, search=False), fixed).fan
+
+
+@given(histories())
 def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, list[IterationOutcome]]) -> None:
     fixed, seen = history
     *states, end = play(fixed, seen)
@@ -96,6 +105,7 @@ def test_whatever_it_sees_it_ends_and_keeps_its_bounds(history: tuple[Settings, 
         assert fixed.first_limit <= plan.k_score == state.limit <= fixed.last_limit
         assert plan.k_score <= plan.k_insert <= fixed.box // 2 - 1
         assert bool(plan.k_search) == state.search
+        assert not plan.fan
         assert fixed.search_step <= plan.step <= 2 * fixed.search_step or plan.step == pytest.approx(fixed.search_step)
         if state.search:
             assert 4 <= plan.k_search <= max(4, state.limit)

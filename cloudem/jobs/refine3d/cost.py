@@ -152,7 +152,8 @@ def search_seconds(plan: IterationPlan, symmetry: str) -> float:
 def local_seconds(plan: IterationPlan) -> float:
     """Return CPU-seconds of refining a particle's poses and inserting them."""
     half = plan.box / 2
-    scoring = (1 - ALWAYS - INSERTING) * (plan.k_score / (SCORED * half)) ** 2
+    tried = 7 if plan.fan else 1
+    scoring = (1 - ALWAYS - INSERTING) * tried * (plan.k_score / (SCORED * half)) ** 2
     inserting = INSERTING * (plan.k_insert / half) ** 2
     return at_box(ALIGN, plan.box) * (ALWAYS + scoring + inserting)
 
