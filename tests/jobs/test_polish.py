@@ -32,6 +32,7 @@ from cloudem.jobs.extract import Extract
 from cloudem.jobs.import_movies import ImportMovies
 from cloudem.jobs.mapping import PARTS
 from cloudem.jobs.polish.job import Polish
+from cloudem.jobs.polish.run import exposures_of
 from cloudem.jobs.reconstruct.job import Reconstruct
 from cloudem.model.optics import OpticsGroup
 from cloudem.model.particles import Particles
@@ -169,6 +170,35 @@ def test_windows_of_another_size_and_a_movie_that_is_lost(project: Project, tmp_
     arrays = read_group(tmp_path / "out", "result")[0]
     assert arrays["left_out_micrograph"].tolist() == ["b"]
     assert "does not exist" in arrays["left_out_reason"][0]
+
+
+def test_movies_of_other_doses_have_weights_of_their_own(project: Project, tmp_path: Path) -> None:
+    """Those that differ by rounding have not, and the exposure of the most particles is the first."""
+    one, two = project.job(tmp_path / "out").given.entries()
+    rounded = one._replace(movie=one.movie.with_columns(dose_per_frame=np.array([2.05])))
+    other = two._replace(movie=two.movie.with_columns(dose_per_frame=np.array([1.0])), places=two.places[:-1])
+    good, bad = {"problem": np.array([""])}, {"problem": np.array(["is lost"])}
+    assert exposures_of([one, rounded], [good, good]).tolist() == [0, 0]
+    assert exposures_of([other, one, two, rounded], [good, bad, good, good]).tolist() == [1, -1, 0, 0]
+    before = two._replace(movie=two.movie.with_columns(pre_exposure=np.array([10.0])))
+    unknown = two._replace(movie=two.movie.without_columns(["dose_per_frame"]))
+    assert exposures_of([one, before, unknown, unknown], [good] * 4).tolist() == [1, 2, 0, 0]
+    with pytest.raises(InconsistentDataError, match="no movie can be used; the first: is lost"):
+        exposures_of([one], [bad])
+
+
+def test_a_movie_of_coarser_pixels_than_the_images_is_refused_before_anything_is_written(
+    project: Project, tmp_path: Path
+) -> None:
+    movies = read_movies(project.folder / "movies").with_columns(pixel_size=np.array([PIXEL, 1.25 * PIXEL]))
+    write_group(tmp_path / "movies", "", {}, {"kind": "result", "job": "import_movies"})
+    write_group(tmp_path / "movies", MOVIE_TABLE, *table_to_arrays(movies))
+    job = project.job(tmp_path / "out", movies=str(tmp_path / "movies"), box_px=40)
+    with pytest.raises(InconsistentDataError, match=r"pixels of 5 Å of b are 32 there; give --scale-to-px 32"):
+        job.check(Inputs(), print)
+    assert not (tmp_path / "out").exists()
+    job = project.job(tmp_path / "out", movies=str(tmp_path / "movies"), box_px=40, scale_to_px=32)
+    job.check(Inputs(), print)
 
 
 def test_what_cannot_be_polished_is_refused(project: Project, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REFERENCE_S = 1.0e-6
 """CPU-seconds of a voxel of the half-maps, which are masked and compared."""
 
-FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 3.0e-9, 1.0e-8, 6.0e-5
+FRAME_PIXEL_S, WINDOW_PIXEL_S, SEARCH_S = 3.0e-9, 6.0e-9, 6.0e-5
 """CPU-seconds of a pixel of a frame that is read and cleaned, of a pixel of a window that is cut, transformed and
 compared or added, and of a particle's frame in the search for its track. Measured."""
 
@@ -27,7 +27,7 @@ COMPARED_BYTES = 1_000_000_000
 """Most bytes that a movie's particles are compared by; of more particles, fewer shells are compared."""
 
 HELD_BYTES = 1_400_000_000
-"""Most bytes of a movie's frames that are kept (`cloudem.io.movies.held`)."""
+"""Most bytes of a movie's frames that are kept for tracks (`cloudem.io.movies.held`); for sums none are."""
 
 
 class Polish(Job):
@@ -198,7 +198,8 @@ class Polish(Job):
         )  # fmt: skip
         add = Stage(
             "sums", movies, "movies", reading + WINDOW_PIXEL_S * windows, parallel=True,
-            task_bytes=int(held + 40 * each * side**2), read_bytes=0.6 * frames * pixels, written_bytes=each * image,
+            task_bytes=int(68 * pixels + 40 * each * side**2), read_bytes=0.6 * frames * pixels,
+            written_bytes=each * image,
         )  # fmt: skip
         made = Size(particles.count, (int(size),) * 2, side * pixel / size, particles.remote)
         notes = (f"{particles.count:,} particles in {movies:,} movies of {frames} frames, which are read twice",)

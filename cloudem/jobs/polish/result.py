@@ -106,7 +106,11 @@ def write_polished(
     number = np.repeat(np.arange(len(entries)), [len(entry.places) for entry in entries])[good]
     most = max(len(halves[0].weights) for halves in weighted)
     found = {**_tracks(entries, followed, good, most), **_weights(weighted[0], geometry)}
-    found |= {**_of_movies(entries, followed, summed), **_picture(given, entries, number), **_signal(followed, geometry)}
+    found |= {
+        **_of_movies(entries, followed, summed),
+        **_picture(given, entries, number),
+        **_signal(followed, geometry),
+    }
     images = example_images(open_particles(context.url))
     found |= {"example_images": images, "example_pixel_size_A": np.array([geometry.length / images.shape[1]])}
     said = {

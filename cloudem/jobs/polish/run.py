@@ -113,8 +113,8 @@ def geometry_of(job: Polish, given: PolishedParticles) -> ImageGeometry:
         )
     if size > least:
         raise InconsistentDataError(
-            f"images of {size} px are asked for of windows of {side * pixel:g} Å, and the pixels of {pixels[coarsest]:g} Å"
-            f" of {movies['micrograph'][coarsest]} are {least} there; give --scale-to-px {least}"
+            f"images of {size} px are asked for of windows of {side * pixel:g} Å, and the pixels of"
+            f" {pixels[coarsest]:g} Å of {movies['micrograph'][coarsest]} are {least} there; give --scale-to-px {least}"
         )
     return ImageGeometry(side, size, side * pixel / size, side * pixel)
 
@@ -182,7 +182,8 @@ def exposures_of(entries: Sequence[MovieParticles], followed: Sequence[Found]) -
         kinds += [] if known else [mine]
     if not kinds:
         raise InconsistentDataError(f"no movie can be used; the first: {followed[0]['problem'][0]}")
-    particles = np.bincount(found[found >= 0], [len(entries[number].places) for number in np.flatnonzero(found >= 0)])
+    sizes = np.array([len(entry.places) for entry in entries])
+    particles = np.bincount(found[found >= 0], sizes[found >= 0])
     place = np.argsort(np.argsort(-particles, kind="stable"))
     return np.where(found >= 0, place[found], -1)
 
@@ -203,7 +204,7 @@ def _of_exposure(
 def weights_of_frames(
     entries: Sequence[MovieParticles], followed: Sequence[Found], options: PolishOptions, geometry: ImageGeometry
 ) -> list[FrameWeights]:
-    """Return the weights of frames of each half-set, from what movies of one exposure say; each half-set has its own."""
+    """Return the weights of frames of each half-set by itself, from what movies of one exposure say."""
     most = 1 + max(int(entry.frames.max()) for entry in entries)
     parts = [SharedSignal(*(found[name] for name in SharedSignal._fields)) for found in followed]
     total = added_signals(parts, [entry.frames for entry in entries], most)

@@ -156,7 +156,8 @@ def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = 
         lost = sorted(set(part.frames.tolist()) - set(held.whole_frames()))
         if lost:
             raise InconsistentDataError(f"frame {lost[0] + 1} cannot be read any more; correct the motion again")
-        survey, raw = survey_of(held, part.frames, correction), map(held, part.frames.tolist())
+        survey = survey_of(held, part.frames, correction)
+        raw: Iterator[NDArray[Any]] = map(held, part.frames.tolist())
     else:
         survey, raw = _survey_again(part, known, movie.shape, correction), held.in_turn(part.frames)
     if len(survey.used) != len(part.frames):
@@ -174,9 +175,7 @@ def _opened(part: MovieParticles, options: PolishOptions, known: Found | None = 
     return _Opened((rows, columns), size, places, _expected(part, places, (rows, columns), size), plan, survey, raw)
 
 
-def _survey_again(
-    part: MovieParticles, known: Found, shape: tuple[int, int], correction: FrameCorrection
-) -> Survey:
+def _survey_again(part: MovieParticles, known: Found, shape: tuple[int, int], correction: FrameCorrection) -> Survey:
     """Return what a first look has told of a movie, which need not be looked through again."""
     holes = np.zeros(shape[0] * shape[1], bool)
     holes[known["holes"]] = True
@@ -211,8 +210,8 @@ def follow_particles(
         ``problem``; ``moved`` ``(n, f, 2)`` and ``begun``, Å: displacements since the first frame, found, and those of
         the micrograph; ``usable`` ``(n,)``; ``shared``, ``squares``, ``powers`` and ``counts`` of
         `cloudem.algorithms.polishing_weights`; ``signal_before``, what all frames show of the reference before
-        particles are followed, by shell; ``deviations`` and ``gain``; and what a look at all frames has told, ``holes``,
-        ``means`` and ``variances``.
+        particles are followed, by shell; ``deviations`` and ``gain``; and what a look at all frames has told,
+        ``holes``, ``means`` and ``variances``.
     """
     try:
         if part.problem:
@@ -260,7 +259,8 @@ def _followed(part: MovieParticles, options: PolishOptions, maps: tuple[HalfMap,
         "problem": np.array([""], TEXT), "usable": compared.usable,
         "moved": (opened.expected + moved).astype(np.float32), "begun": opened.expected.astype(np.float32),
         **signal._asdict(), "counts": np.bincount(half, minlength=3)[1:], "deviations": np.array([deviations]),
-        "gain": np.array([gain]), "signal_before": expected_signal(compared, plan).sum(axis=0), "holes": opened.survey.correction.defects, "means": opened.survey.means,
+        "gain": np.array([gain]), "signal_before": expected_signal(compared, plan).sum(axis=0),
+        "holes": opened.survey.correction.defects, "means": opened.survey.means,
         "variances": opened.survey.variances,
     }  # fmt: skip
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from cloudem.kernels.boxes import LEAST_BACKGROUND, LEAST_SIDE
 
 Float32 = NDArray[np.float32]
-reading = numba.njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 
 
 @numba.njit(nogil=True, cache=True)
@@ -74,31 +73,25 @@ def replace_hot_pixels(image: Float32, limit: float) -> Any:
     return len(ys)
 
 
-@reading
-def _row_moments(weights: Float32, across: Float32) -> Any:
-    """Return the sums of a row of weights, and of these times x and x²: whole numbers, where weights are 0 or 1."""
-    plain, sloped, squared = np.float64(0), np.float64(0), np.float64(0)
-    for x in range(len(weights)):
-        value = np.float64(weights[x] * across[x])
-        plain += weights[x]
-        sloped += value
-        squared += value * across[x]
-    return plain, sloped, squared
-
-
 @numba.njit(nogil=True, cache=True)
 def _moments(weights: Float32, across: Float32, top: int, bottom: int, left: int, right: int) -> Any:
     """Return the sums of 1, x, y, x², xy, y² over the background in some rows and columns."""
-    sums = np.zeros(6)
+    column, sloped, squared = np.zeros(len(across)), np.zeros(len(across)), np.zeros(len(across))
     for y in range(top, bottom):
-        plain, sloped, squared = _row_moments(weights[y, left:right], across[left:right])
         v = float(across[y])
-        sums[0] += plain
-        sums[1] += sloped
-        sums[2] += plain * v
-        sums[3] += squared
-        sums[4] += sloped * v
-        sums[5] += plain * v * v
+        for x in range(left, right):
+            column[x] += weights[y, x]
+            sloped[x] += weights[y, x] * v
+            squared[x] += weights[y, x] * v * v
+    sums = np.zeros(6)
+    for x in range(left, right):
+        u = float(across[x])
+        sums[0] += column[x]
+        sums[1] += column[x] * u
+        sums[2] += sloped[x]
+        sums[3] += column[x] * u * u
+        sums[4] += sloped[x] * u
+        sums[5] += squared[x]
     return sums
 
 
@@ -114,15 +107,12 @@ def _solved(m: NDArray[np.float64], r: NDArray[np.float64]) -> Any:
     return a / whole, b / whole, c / whole
 
 
-@reading
-def _row_sums(source: Float32, weights: Float32, across: Float32) -> Any:
-    """Return the sums of a row times its weights, and of these products times x."""
-    plain, sloped = np.float32(0), np.float32(0)
+@numba.njit(nogil=True, cache=True)
+def _add_row(source: Float32, weights: Float32, v: Any, column: Float32, sloped: Float32) -> None:
     for x in range(len(source)):
         value = weights[x] * source[x]
-        plain += value
-        sloped += value * across[x]
-    return plain, sloped
+        column[x] += value
+        sloped[x] += v * value
 
 
 @numba.njit(nogil=True, cache=True)
@@ -134,10 +124,11 @@ def _take_off(source: Float32, level: Any, slope: Float32, out: Float32) -> None
 @numba.njit(nogil=True, cache=True)
 def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.float64], out: Float32) -> None:
     """Twin of :func:`cloudem.kernels.boxes.cut_boxes`."""
-    # The sums of a row are single precision, of its least bits only the order of the loop depends; those of rows double.
+    # Sums are kept by column: the compiler can do many at a time, and their order is the same on every machine.
     n, (h, w) = len(outside), image.shape
     weights, across = outside.astype(np.float32), np.arange(n).astype(np.float32) - np.float32(n // 2)
     whole = _moments(weights, across, 0, n, 0, n)
+    column, sloped = np.empty(n), np.empty(n)
     for i in range(len(corners)):
         box, x0, y0 = out[i], corners[i, 0], corners[i, 1]
         left, right, top, bottom = max(0, -x0), min(n, w - x0), max(0, -y0), min(n, h - y0)
@@ -148,12 +139,17 @@ def cut_boxes(image: Float32, corners: NDArray[np.int64], outside: NDArray[np.fl
         if min(right - left, bottom - top) < LEAST_SIDE * n or m[0] < LEAST_BACKGROUND * whole[0]:
             box[:] = np.nan
             continue
-        right_hand = np.zeros(3)
+        column[:], sloped[:] = 0, 0
         for y in range(top, bottom):
-            plain, sloped = _row_sums(image[y0 + y, x0 + left : x0 + right], weights[y, left:right], across[left:right])
-            right_hand[0] += plain
-            right_hand[1] += sloped
-            right_hand[2] += plain * float(y - n // 2)
+            _add_row(
+                image[y0 + y, x0 + left : x0 + right], weights[y, left:right], across[y], column[left:right],
+                sloped[left:right],
+            )  # fmt: skip
+        right_hand = np.zeros(3)
+        for x in range(left, right):
+            right_hand[0] += column[x]
+            right_hand[1] += column[x] * across[x]
+            right_hand[2] += sloped[x]
         a, b, c = _solved(m, right_hand)
         slope = np.float32(b) * across[left:right]
         for y in range(top, bottom):
