@@ -35,8 +35,8 @@ PASS_PIXEL_S, INSERT_PIXEL_S = 2.6e-7, 1.0e-7
 """CPU-seconds of a pixel of an image: in a pass of the fit, and to be inserted and compared with the map once."""
 
 BASE_VOXEL_BYTES = 170
-"""Of a voxel of a padded half-volume, beside tasks: two references ready to fit to, packed sums, maps. With two threads,
-1,500 particles of 96 px took 638 MiB of 764 planned, 3,000 of 128 px 1,188 of 1,307."""
+"""Of a voxel of a padded half-volume, beside tasks: two references ready to fit to, packed sums, maps. With two
+threads, 1,500 particles of 96 px took 638 MiB of 764 planned, 3,000 of 128 px 1,188 of 1,307."""
 
 ABERRATIONS = table_of(
     "Aberrations",
