@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
 WAITING := tests/cloud tests/deploy tests/runs tests/serve tests/conformance/test_providers.py tests/test_example_notebook.py \
 	tests/execution/dask/test_node_cluster.py tests/execution/dask/test_pages.py tests/relion tests/report \
-	tests/jobs/test_abinitio.py tests/jobs/test_classify2d.py
+	tests/jobs/test_abinitio.py tests/jobs/test_classify2d.py tests/jobs/test_classify3d.py tests/jobs/test_map_jobs.py \
+	tests/jobs/test_traffic.py
 
 ALL_VERSIONS := 3.11 3.12 3.13
 

@@ -102,8 +102,9 @@ class ExpandSymmetry(TableResult):
         with context.progress.stage("expand", len(group) * len(store)) as stage:
             table = expanded(store.particles, group)
             stage.advance(len(table))
-        context.progress.message(f"{len(store):,} particles in {len(group)} poses of {symmetry}: {len(table):,} rows")
-        return MadeTable(table, store, {}, {"expanded_by": symmetry, "notes": [NOTE]})
+        said = f"{len(store):,} particles in {len(group)} poses of {symmetry}: {len(table):,} rows"
+        context.progress.message(said)
+        return MadeTable(table, store, {}, {"expanded_by": symmetry, "notes": [f"{said}. {NOTE}"]})
 
 
 def require_mates(symmetry: str, order: int) -> None:

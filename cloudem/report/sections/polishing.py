@@ -26,8 +26,8 @@ BESIDE = "The same tracks less their mean over the particles, to scale: what par
 BROUGHT = (
     "What the sum of all frames shows of the reference along the tracks, over what it shows where the motion of the"
     " micrographs puts particles (points), and the B-factor that fits it (line), to which a shell counts as much as it"
-    " shows. Points fall below the line where a half-map holds the noise of the images that it was made of: that agrees"
-    " best where they were cut."
+    " shows. In fine shells points may fall below the line: a half-map holds the noise of the images that it was made"
+    " of, and that agrees best where they were cut."
 )
 BLURRED = (
     "The tracks undo a blur of about B = {:.0f} Å². The search has made this as great as it can; what it is worth, the"
