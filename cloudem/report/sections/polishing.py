@@ -199,13 +199,17 @@ def _weights(weights: NDArray[Any], frequency: NDArray[Any]) -> str:
             at = int(np.argmin(np.abs(frequency - 1 / resolution)))
             share = weights[:, at] / max(float(weights[:, at].sum()), 1e-12)
             axes.plot(frames, 100 * share, "-", color=BLUE, alpha=float(shade), lw=1.8, label=f"{resolution:g} Å")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color=GRID, lw=0.8)
-        axes.legend(frameon=False, fontsize=9)
-        label_axes(axes, "frame", "share (%)")
+        _by_frame(axes, "share (%)")
 
     return draw_svg(430, 300, draw, "Weights of frames")
+
+
+def _by_frame(axes: Any, what: str) -> None:
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color=GRID, lw=0.8)
+    axes.legend(frameon=False, fontsize=9)
+    label_axes(axes, "frame", what)
 
 
 def _shown(
@@ -236,11 +240,7 @@ def _shown(
         for (name, points, line), colour in zip(bands, (GREEN, BLUE, VERMILION), strict=False):
             axes.plot(frames, points, "o", color=colour, ms=3.5, label=name)
             axes.plot(frames, line, "-", color=colour, lw=1.4)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color=GRID, lw=0.8)
-        axes.legend(frameon=False, fontsize=9)
-        label_axes(axes, "frame", "over the mean")
+        _by_frame(axes, "over the mean")
 
     return draw_svg(430, 300, draw, "What frames show of the reference")
 
