@@ -10,7 +10,7 @@ import numpy as np
 from cloudem.errors import CloudemError, OutputExistsError, ParameterError
 from cloudem.io.formats.unapplied import unapplied
 from cloudem.io.particle_store import ParticleStore, open_particles
-from cloudem.io.storage.groups import read_attributes
+from cloudem.io.storage.groups import has_group, read_attributes
 from cloudem.jobs.base import Inputs
 from cloudem.jobs.dataset import check_ctf, left_out, require_finite
 from cloudem.jobs.halves import By, Drawing, half_sets
@@ -125,6 +125,13 @@ def refuse_results_of_others(out: str, name: str) -> None:
     other = (read_attributes(out, "") or {}).get("job", name)
     if other != name:
         raise OutputExistsError(f"{out} contains the results of {other}; choose another --out")
+
+
+def refuse_any_results(out: str, name: str) -> None:
+    """Refuse a folder of results of another job, and of this job where it has finished."""
+    refuse_results_of_others(out, name)
+    if has_group(out, "result"):
+        raise OutputExistsError(f"{out} already contains results; choose another --out")
 
 
 def warn_of_table(particles: Particles, path: str, box: int, pixel_size: float, warn: Warn) -> None:

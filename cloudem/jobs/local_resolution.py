@@ -97,7 +97,7 @@ class LocalResolution(MapResult):
         from cloudem.algorithms.local_resolution import local_resolution, spherical_resolution
         from cloudem.algorithms.resolution import masked_fsc, resolution_at
         from cloudem.errors import InconsistentDataError
-        from cloudem.io.storage.groups import has_group, shapes_in
+        from cloudem.io.storage.groups import holds_arrays
         from cloudem.jobs.map_result import even_box
         from cloudem.jobs.postprocess import mask_of_halves, read_halves
         from cloudem.jobs.results import suspicious
@@ -106,7 +106,7 @@ class LocalResolution(MapResult):
         one, two = (even_box(half) for half in read_halves(self.halves, self.half2, self.pixel_size_A))
         pixel_size, box = one.pixel_size, len(one.data)
         place = self.mask
-        if place is None and has_group(self.halves, "result") and "mask" in shapes_in(self.halves, "result"):
+        if place is None and holds_arrays(self.halves, "result", "mask"):
             place = self.halves
         mask = mask_of_halves(place, self.halves, self.pixel_size_A, one, two, context)
         if not (mask > 0.5).any():

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from cloudem.errors import InconsistentDataError, MissingInputError, ParameterError, StorageError
 from cloudem.io.formats.mrc import EQUAL, NOWHERE, MrcHeader, Vector, Volume, read_volume, read_volume_header
-from cloudem.io.storage.groups import has_group, read_attributes, read_rows, shapes_in
+from cloudem.io.storage.groups import has_group, holds_arrays, read_attributes, read_rows
 from cloudem.io.storage.location import contents
 from cloudem.jobs.progress import Progress
 from cloudem.model.symmetry import operators
@@ -139,7 +139,7 @@ def result_map(url: str, name: str = "map") -> Volume:
     MissingInputError
         There is none.
     """
-    if not has_group(url, "result") or name not in shapes_in(url, "result"):
+    if not holds_arrays(url, "result", name):
         raise MissingInputError(f"{url} holds no {name} yet; see cloudem status {url}")
     return _whole(url, name, result_grid(url, names=(name,)))
 

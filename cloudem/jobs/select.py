@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import InconsistentDataError, MissingColumnError, OutputExistsError, ParameterError
+from cloudem.errors import InconsistentDataError, MissingColumnError, ParameterError
 from cloudem.jobs.base import Context, Inputs, Job
 from cloudem.jobs.good_classes import DETAIL, IN_CLASS, automatic, class_arrays, of_classes
 from cloudem.jobs.page_choices import PageChoice
@@ -193,12 +193,9 @@ class Select(Job):
 
     def check_out(self) -> None:
         """Check that there are no results in ``OUT``."""
-        from cloudem.io.storage.groups import has_group
-        from cloudem.jobs.checks import refuse_results_of_others
+        from cloudem.jobs.checks import refuse_any_results
 
-        refuse_results_of_others(self.out, self.name)
-        if has_group(self.out, "result"):
-            raise OutputExistsError(f"{self.out} already contains results; choose another --out")
+        refuse_any_results(self.out, self.name)
 
     def tidy(self, context: Context) -> None:
         """Write the report, if that is missing."""

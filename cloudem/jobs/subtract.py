@@ -64,12 +64,15 @@ class Subtract(TableResult):
 
     def check(self, inputs: Inputs, warn: Callable[[str], None]) -> None:
         """Check poses, half-sets, half-maps and mask against each other."""
+        from cloudem.io.storage.groups import holds_arrays
+        from cloudem.io.storage.location import contents
         from cloudem.jobs.checks import check_images, check_mask
         from cloudem.jobs.dataset import require_finite
         from cloudem.jobs.postprocess import halves_grid
         from cloudem.jobs.subtract_tasks import check_same_halves
 
-        if self.halves is None and not inputs.awaited(self.particles) and not holds_halves(self.particles):
+        own = self.halves is None and not inputs.awaited(self.particles) and contents(self.particles)
+        if own and not holds_arrays(self.particles, "result", "half1"):
             raise MissingInputError(
                 f"{self.particles} contains no half-maps; name the results that its particles come from with --halves"
             )
@@ -111,14 +114,6 @@ class Subtract(TableResult):
         from cloudem.jobs.subtract_tasks import Subtracting, subtracted_table
 
         return subtracted_table(Subtracting(self.particles, self.maps, self.mask, self.group_size), context)
-
-
-def holds_halves(place: str) -> bool:
-    """Return whether there are half-maps in results; True where there is nothing that could be looked at."""
-    from cloudem.io.storage.groups import has_group, shapes_in
-    from cloudem.io.storage.location import contents
-
-    return not contents(place) or (has_group(place, "result") and "half1" in shapes_in(place, "result"))
 
 
 def require_whole(store: ParticleStore) -> None:

@@ -18,7 +18,7 @@ from cloudem.conventions import FSC_THRESHOLD
 from cloudem.errors import ParameterError
 from cloudem.execution.executor import Shared, itself
 from cloudem.io.particle_store import MODEL, RESULT_TABLE, ModelSource, ParticleStore, open_particles
-from cloudem.io.storage.groups import has_group, read_rows
+from cloudem.io.storage.groups import has_group, holds_arrays, read_rows
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import Dataset, image_batches, open_dataset, open_for_tasks
 from cloudem.jobs.maps import read_mask
@@ -143,9 +143,7 @@ def _refuse_noise(fsc: Float64, maps: str, length: float) -> None:
 
 def _solvent(maps: str, box: int) -> Float32:
     """Return the solvent mask of results: nothing but noise lies outside of it; 1 everywhere where they have none."""
-    from cloudem.io.storage.groups import shapes_in
-
-    if "mask" not in shapes_in(maps, "result"):
+    if not holds_arrays(maps, "result", "mask"):
         return np.ones((box,) * 3, np.float32)
     mask: Float32 = read_rows(maps, "result", ("mask",), 0, box)["mask"]
     return mask

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudem.cloud.planning.work import MIB, Size, Stage, Work
-from cloudem.errors import OutputExistsError
 from cloudem.jobs.base import Context, Job
 from cloudem.jobs.provenance import job_record
 
@@ -53,12 +52,9 @@ class TableResult(Job):
 
     def check_out(self) -> None:
         """Check that there are no results in ``OUT``."""
-        from cloudem.io.storage.groups import has_group
-        from cloudem.jobs.checks import refuse_results_of_others
+        from cloudem.jobs.checks import refuse_any_results
 
-        refuse_results_of_others(self.out, self.name)
-        if has_group(self.out, "result"):
-            raise OutputExistsError(f"{self.out} already contains results; choose another --out")
+        refuse_any_results(self.out, self.name)
 
     def tidy(self, context: Context) -> None:
         """Write the report, if that is missing."""

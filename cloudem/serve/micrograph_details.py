@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cloudem.errors import CloudemError
 from cloudem.io.micrographs.images import name_as_group
 from cloudem.io.micrographs.tables import PICK_TABLE, read_picks
-from cloudem.io.storage.groups import has_group, read_attributes, read_group, read_rows, shapes_in
+from cloudem.io.storage.groups import has_group, holds_arrays, read_attributes, read_group, read_rows, shapes_in
 from cloudem.io.storage.location import version_of
 from cloudem.model.columns import Column
 from cloudem.report.micrograph_columns import LISTED, micrograph_values
@@ -158,7 +158,7 @@ def spectrum_of(places: Sequence[str], name: str) -> NDArray[np.uint8] | None:
     for place in places:
         with suppress(CloudemError):
             group = spectrum_group(name)
-            if has_group(place, group) and "picture" in shapes_in(place, group):
+            if holds_arrays(place, group, "picture"):
                 found: NDArray[np.uint8] = read_group(place, group)[0]["picture"]
                 return found
     return None

@@ -216,17 +216,19 @@ def read_attributes(url: str | os.PathLike[str], path: str) -> dict[str, Any] | 
     FormatError
         Its document is damaged, or of another version.
     """
-    store = _store_if_any(url)
-    if store is None:
-        return None
-    with storage_errors(url):
-        found = _read_document(store, url, path)
+    found = _finished_if_any(url, path)
     return None if found is None else found[0]
 
 
 def has_group(url: str | os.PathLike[str], path: str) -> bool:
     """Say whether a finished group is there."""
     return read_attributes(url, path) is not None
+
+
+def holds_arrays(url: str | os.PathLike[str], path: str, *names: str) -> bool:
+    """Say whether a finished group is there that holds arrays of all these names; raises as `read_attributes`."""
+    found = _finished_if_any(url, path)
+    return found is not None and set(names) <= found[1].arrays.keys()
 
 
 def list_groups(url: str | os.PathLike[str], path: str) -> list[str]:
@@ -340,6 +342,15 @@ def _finished(store: Store, url: str | os.PathLike[str], path: str) -> tuple[dic
     if found is None:
         raise StorageError(f"{join(url, path)} holds no finished result; run the job that makes it, or check the path")
     return found
+
+
+def _finished_if_any(url: str | os.PathLike[str], path: str) -> tuple[dict[str, Any], Marker] | None:
+    """Return the same, or None where there is no such group, or nothing at all."""
+    store = _store_if_any(url)
+    if store is None:
+        return None
+    with storage_errors(url):
+        return _read_document(store, url, path)
 
 
 def _store_if_any(url: str | os.PathLike[str]) -> Store | None:

@@ -17,7 +17,7 @@ from cloudem.errors import FormatError, InconsistentDataError, MissingColumnErro
 from cloudem.io.formats.mrc import Volume
 from cloudem.io.micrographs.tables import read_micrograph_table
 from cloudem.io.movies.store import read_movies
-from cloudem.io.storage.groups import has_group, read_attributes, read_group, shapes_in
+from cloudem.io.storage.groups import holds_arrays, read_attributes, read_group
 from cloudem.jobs.coordinates import coordinates_of, require_coordinates, sizes_of_pixels
 from cloudem.jobs.dataset import Dataset, open_dataset, require_finite
 from cloudem.jobs.extract_tables import SAME, particles_in
@@ -222,7 +222,7 @@ def half_references(halves: str, mask: str | None, progress: Progress, seed: int
         own = [shared, shared]
     else:
         own = [_outline(volume) for volume in (one, two)]
-        held = has_group(halves, "result") and "mask" in shapes_in(halves, "result")
+        held = holds_arrays(halves, "result", "mask")
         shared = read_group(halves, "result")[0]["mask"] if held else _sphere(box)
     curves = masked_fsc(one.data, two.data, shared, seed)
     masked = one.data * own[0], two.data * own[1]

@@ -18,7 +18,7 @@ from cloudem.algorithms.resolution import low_pass
 from cloudem.algorithms.view_density import grid
 from cloudem.errors import InconsistentDataError
 from cloudem.io.formats.mrc import Vector
-from cloudem.io.storage.groups import has_group, read_group, shapes_in
+from cloudem.io.storage.groups import has_group, holds_arrays, read_group
 from cloudem.jobs.halves import Drawing, half_sets
 from cloudem.jobs.iterative import clear, commit, drop_unnamed, source_of
 from cloudem.jobs.maps import fitted, read_start_map, result_map
@@ -108,11 +108,10 @@ def own_starts(run: Run, whole: Float32) -> list[Float32]:
     """
     job, s = run.job, run.settings
     where = (run.dataset.store.box, s.pixel_size, run.context.progress)
-    if job.new_halves or job.reference_pixel_size_A is not None or not has_group(job.reference, "result"):
+    names = "half1", "half2"
+    if job.new_halves or job.reference_pixel_size_A is not None or not holds_arrays(job.reference, "result", *names):
         return [whole, whole]
-    if not {"half1", "half2"} <= shapes_in(job.reference, "result").keys():
-        return [whole, whole]
-    return [fitted(result_map(job.reference, name), "reference", *where) for name in ("half1", "half2")]
+    return [fitted(result_map(job.reference, name), "reference", *where) for name in names]
 
 
 def low_passed_start(run: Run, density: Float32) -> Float32:

@@ -34,7 +34,7 @@ from cloudem.algorithms.significance import independent_voxels, significant_shel
 from cloudem.execution.executor import itself
 from cloudem.execution.task_names import labelled
 from cloudem.io.formats.mrc import Vector, Volume
-from cloudem.io.storage.groups import read_attributes, shapes_in
+from cloudem.io.storage.groups import holds_arrays, read_attributes
 from cloudem.io.storage.location import contents
 from cloudem.jobs.base import Context
 from cloudem.jobs.dataset import open_for_tasks
@@ -241,16 +241,11 @@ def shells_reached(limit: int, optics: Sequence[OpticsGroup]) -> int:
 def mask_of(run: CtfRun, whole: NDArray[np.float32]) -> Volume:
     """Return the mask: the user's, that of the results that hold the particles, or one found in the map."""
     job, place = run.job, run.job.mask
-    if place is None and contents(job.particles) and "mask" in shapes_or_none(job.particles):
+    if place is None and holds_arrays(job.particles, "result", "mask"):
         place = job.particles
     if place is None:
         return solvent_mask(job, run.context, whole, run.pixel_size)  # type: ignore[arg-type]  # it has a diameter, too
     return read_mask(place, run.box, run.pixel_size, run.context.progress)
-
-
-def shapes_or_none(url: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of a result; empty where there is none."""
-    return dict(shapes_in(url, "result")) if read_attributes(url, "result") else {}
 
 
 def compared(run: CtfRun, fit: Fit, maps: FitMaps, stride: int = 1) -> PhaseSums:

@@ -13,6 +13,7 @@ from cloudem.io.storage import groups
 from cloudem.io.storage.groups import (
     delete_group,
     has_group,
+    holds_arrays,
     list_groups,
     read_attributes,
     read_group,
@@ -95,6 +96,14 @@ def test_listing_and_deleting(url):
         read_group(url, "iterations/001")
     assert not has_group(join(url, "nowhere"), "")
     assert list_groups(join(url, "nowhere"), "") == []
+
+
+def test_arrays_of_a_group_are_looked_for_by_name(url):
+    assert not holds_arrays(url, "result", "map")
+    write_group(url, "result", {"map": np.zeros(3), "mask": np.ones(3)}, {})
+    assert holds_arrays(url, "result", "map", "mask")
+    assert not holds_arrays(url, "result", "map", "half1")
+    assert not holds_arrays(join(url, "nowhere"), "result", "map")
 
 
 def test_writing_the_root_leaves_groups_below_alone(url):
